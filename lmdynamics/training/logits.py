@@ -1,0 +1,70 @@
+"""Logits at chosen positions only: the vocabulary projection is where a small model spends its time."""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lmdynamics.errors import UserError
+
+
+def logits_at(
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch time"],
+    attention_mask: Int[Tensor, "batch time"] | None,
+    selected: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "selected vocab"]:
+    """The logits of `model` at the positions that `selected` marks, row by row, left to right.
+
+    Equal to `model(input_ids, attention_mask).logits[selected]`, gradients included, without the other positions'
+    share of the head. The hidden states are thinned out between the model's body and its head, so this works for any
+    `transformers` model whose head treats positions independently and reads its body's last hidden state. `model` may
+    be wrapped for several processes; under `torch.compile`, compile the body's `forward`, not the whole.
+
+    Raises
+    ------
+    UserError
+        If the model has no separate body, or its head gives logits of another shape.
+    """
+    body = _body(model)
+    index = selected.flatten().nonzero().squeeze(1)
+
+    def thin_out(module: nn.Module, arguments: tuple, output):
+        states = output.last_hidden_state
+        # index_select: its backward pass is a plain index_add, that of boolean indexing sorts first
+        output.last_hidden_state = states.flatten(0, 1).index_select(0, index.to(states.device)).unsqueeze(0)
+        return output
+
+    hook = body.register_forward_hook(thin_out)
+    try:
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
+    finally:
+        hook.remove()
+    if logits.dim() != 3 or logits.shape[:2] != (1, len(index)):
+        raise UserError(
+            f"{_name(model)} gave logits of shape {list(logits.shape)} for {len(index)} positions; "
+            "its head does not treat positions one by one: use a masked or causal language model"
+        )
+    return logits[0]
+
+
+def _body(model: nn.Module) -> nn.Module:
+    bare = _unwrap(model)
+    body = getattr(bare, "base_model", bare)
+    if body is bare:
+        raise UserError(
+            f"{_name(model)} has no language-model head of its own; load it as AutoModelForMaskedLM or AutoModelForCausalLM"
+        )
+    return body
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel (`module`) or `torch.compile` (`_orig_mod`)."""
+    while not hasattr(model, "base_model"):
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def _name(model: nn.Module) -> str:
+    return type(_unwrap(model)).__name__
