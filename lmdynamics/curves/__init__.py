@@ -1,0 +1,1 @@
+"""What a trajectory of numbers says: when something appeared, and how sure we are."""

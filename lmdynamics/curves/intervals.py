@@ -1,0 +1,112 @@
+"""Curves with intervals: traces of sentences and pairs, summed up per checkpoint.
+
+UAS is resampled over sentences, the same resample at every checkpoint, because arcs of one sentence stand or
+fall together. Accuracy on minimal pairs is a count, so that Wilson's interval is enough.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from lmdynamics.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One number per checkpoint and unit (sentence or pair), in the order of `steps`."""
+
+    steps: tuple[int, ...]
+    units: tuple[int, ...]
+    values: dict[str, Float[np.ndarray, "steps units"]]
+
+
+def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
+    """A tidy trace as arrays of shape (steps, units), refusing holes.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, a value is missing or NaN, or the units differ between checkpoints.
+    """
+    need_columns(frame, ["step", unit, *values], what)
+    if frame.is_empty():
+        return Grid((), (), {name: np.zeros((0, 0)) for name in values})
+    for name in values:
+        column = frame.get_column(name)
+        bad = column.is_null() | (column.is_nan() if column.dtype.is_float() else pl.Series([False]))
+        if bad.any():
+            steps = frame.filter(bad)["step"].unique().sort().to_list()
+            raise UserError(
+                f"{what}: {name!r} has no number at step {steps[0]} ({len(steps)} checkpoint(s) in all); "
+                "a diverged run can be read up to there: keep only the steps before it"
+            )
+    frame = frame.sort("step", unit)
+    steps, units = frame["step"].unique().sort(), frame[unit].unique().sort()
+    if len(frame) != len(steps) * len(units):
+        raise UserError(
+            f"{what}: {len(frame)} rows for {len(steps)} checkpoints × {len(units)} {unit}s, expected "
+            f"{len(steps) * len(units)}: every {unit} must be there once at every checkpoint; trace all steps alike"
+        )
+    shape = (len(steps), len(units))
+    arrays = {name: frame[name].cast(pl.Float64).to_numpy().reshape(shape) for name in values}
+    return Grid(tuple(steps), tuple(units), arrays)
+
+
+def need_columns(frame: pl.DataFrame, columns: list[str], what: str) -> None:
+    """Raise a UserError that names what is missing from `frame`."""
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise UserError(f"{what} needs the columns {', '.join(columns)}; {', '.join(missing)} not among them")
+
+
+def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, "resamples units"]:
+    """How often each unit is drawn in each bootstrap resample (rows sum to `units`)."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(units, size=(resamples, units)) + np.arange(resamples)[:, None] * units
+    return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float32)
+
+
+def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.DataFrame:
+    """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs."""
+    need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "UAS over steps")
+    parts = []
+    for (source,), rows in sorted(uas.group_by("source")):
+        table = grid(rows, "sentence", ["arcs", "correct"], f"UAS ({source})")
+        arcs, correct = table.values["arcs"], table.values["correct"]
+        counts = resample_counts(len(table.units), resamples, seed)
+        with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences
+            values = (counts @ correct.T) / (counts @ arcs.T)
+        low, high = np.nanpercentile(values, [2.5, 97.5], axis=0)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "step": table.steps,
+                    "source": source,
+                    "uas": correct.sum(1) / arcs.sum(1),
+                    "low": low,
+                    "high": high,
+                    "arcs": arcs.sum(1).astype(int),
+                },
+                schema_overrides={"step": pl.Int64},
+            )
+        )
+    if not parts:
+        raise UserError("UAS over steps: the trace has no rows; trace the run first")
+    return pl.concat(parts)
+
+
+def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs."""
+    need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
+    z = 1.959964
+    n, p = pl.col("pairs"), pl.col("accuracy")
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    reach = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)).sqrt()
+    return (
+        pairs.group_by("step", "paradigm")
+        .agg(pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"))
+        .with_columns((middle - reach).alias("low"), (middle + reach).alias("high"))
+        .select("step", "paradigm", "accuracy", "low", "high", "pairs")
+        .sort("paradigm", "step")
+    )

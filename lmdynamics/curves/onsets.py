@@ -1,0 +1,206 @@
+"""When syntactic attention structure appears, when grammatical capabilities follow, and whether we may say so.
+
+Chen et al. 2023 (arXiv 2309.07311) date both by eye; here each is a rule with an interval and a control:
+
+(b) the headline: the first checkpoint from which k consecutive ones exceed the control by more than a margin,
+    beyond whatever an untrained model (step 0) already exceeds it by;
+(a) beside it: the checkpoint with the largest acceleration of the value over log(step).
+
+The bootstrap resamples sentences (or pairs) once per resample, for all checkpoints and the control together.
+An onset is reported only if its 95 % interval is bounded, that is, if at least 97.5 % of the resamples have
+one; and it is refused if the control rises by the same rule.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float, Int
+
+from lmdynamics.curves.intervals import grid, need_columns, resample_counts
+from lmdynamics.curves.smoothing import local_curvature
+from lmdynamics.errors import UserError
+
+HALF_WIDTH = float(np.log(2))  # acceleration is read over a factor of two in steps, to either side
+BOUNDED = 0.975  # share of resamples that must have an onset for the interval to be bounded
+
+
+@dataclass(frozen=True)
+class Onset:
+    """One onset, or its absence. Steps are optimizer steps; intervals are 95 % bootstrap percentiles."""
+
+    name: str
+    step: int | None
+    low: int | None
+    high: int | None
+    acceleration_step: int | None
+    acceleration_low: int | None
+    acceleration_high: int | None
+    control_step: int | None  # where the control itself rises; then there is no onset
+    reason: str  # one sentence a person can read
+    share: float = 0.0  # of the resamples, those with an onset
+
+    def __str__(self) -> str:
+        if self.step is None:
+            return f"{self.name}: no onset ({self.reason})"
+        interval = "" if self.low is None else f" [{self.low:,}, {self.high:,}]"
+        return f"{self.name} onset at step {self.step:,}{interval}"
+
+
+def structure_onset(
+    uas: pl.DataFrame,
+    control: str = "shuffled",
+    source: str = "attention",
+    k: int = 3,
+    margin: float = 0.05,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Onset:
+    """The onset of syntactic attention structure, from a trace of `UAS` (rows: step × sentence × source).
+
+    `control` names the source to exceed: "shuffled" (the same heads-by-selection procedure on trees with
+    shuffled arcs: is this syntax at all?) or "offset" (the best fixed offset per relation: is it more than
+    position?). The second is passed much later, and by small models never.
+
+    Raises
+    ------
+    UserError
+        If columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
+    """
+    need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "structure onset")
+    for wanted in (source, control):
+        if wanted not in (known := uas["source"].unique().sort().to_list()):
+            raise UserError(
+                f"structure onset: no source {wanted!r} in the trace; it has {', '.join(known) or 'no rows'}"
+            )
+    tables = [
+        grid(uas.filter(pl.col("source") == name), "sentence", ["arcs", "correct"], f"structure onset ({name})")
+        for name in (source, control)
+    ]
+    if tables[0].steps != tables[1].steps or tables[0].units != tables[1].units:
+        raise UserError(
+            f"structure onset: {source!r} and {control!r} were measured at other steps or on other sentences; "
+            "trace both together"
+        )
+    steps, sentences = np.array(tables[0].steps), len(tables[0].units)
+    counts = np.concatenate([np.ones((1, sentences), np.float32), resample_counts(sentences, resamples, seed)])
+    with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences is no onset
+        value, against = ((counts @ t.values["correct"].T) / (counts @ t.values["arcs"].T) for t in tables)
+    return _onset("structure", steps, value, against, f"the {control} control", k, margin)
+
+
+def capabilities_onset(
+    pairs: pl.DataFrame,
+    chance: float = 0.5,
+    paradigms: list[str] | None = None,
+    k: int = 3,
+    margin: float = 0.05,
+    resamples: int = 500,
+    seed: int = 0,
+) -> Onset:
+    """The break in grammaticality that follows, from a trace of `PairAccuracy` (rows: step × pair).
+
+    The value is the mean over paradigms of the share of pairs judged right (BLiMP's average), resampled over
+    pairs within each paradigm; it must exceed `chance`. The control is the same pairs with good and bad
+    exchanged in half of them, drawn once by `seed`: whatever is not grammaticality leaves it at chance.
+
+    Raises
+    ------
+    UserError
+        If columns or paradigms are missing, values are NaN, or the pairs differ between checkpoints.
+    """
+    need_columns(pairs, ["step", "paradigm", "pair", "correct"], "capabilities onset")
+    for name in {"good", "bad"} & set(pairs.columns):
+        grid(pairs, "pair", [name], "capabilities onset")  # refuses NaN: a comparison with NaN is not a judgement
+    chosen = paradigms or pairs["paradigm"].unique().sort().to_list()
+    if unknown := sorted(set(chosen) - set(pairs["paradigm"].unique())):
+        raise UserError(f"capabilities onset: no pairs of the paradigm {unknown[0]!r} in the trace")
+    tables = [
+        grid(pairs.filter(pl.col("paradigm") == name), "pair", ["correct"], f"capabilities onset ({name})")
+        for name in chosen
+    ]
+    if not tables or len({table.steps for table in tables}) > 1:
+        raise UserError(
+            "capabilities onset: paradigms were measured at different steps, or not at all; trace all alike"
+        )
+    steps = np.array(tables[0].steps)
+    value, exchanged = (np.zeros((resamples + 1, len(steps))) for _ in range(2))
+    rng = np.random.default_rng(seed)
+    for index, table in enumerate(tables):
+        units, right = len(table.units), table.values["correct"].astype(np.float32)
+        counts = np.concatenate([np.ones((1, units), np.float32), resample_counts(units, resamples, seed + index)])
+        flipped = rng.permutation(units) < units // 2
+        value += counts @ right.T / units / len(tables)
+        exchanged += counts @ np.where(flipped, 1 - right, right).T / units / len(tables)
+    level = np.full_like(value, chance)
+    return _onset("capabilities", steps, value, level, "chance", k, margin, moving=exchanged)
+
+
+def _onset(
+    name: str,
+    steps: Int[np.ndarray, " steps"],
+    value: Float[np.ndarray, "resamples steps"],
+    level: Float[np.ndarray, "resamples steps"],
+    against: str,
+    k: int,
+    margin: float,
+    moving: Float[np.ndarray, "resamples steps"] | None = None,
+) -> Onset:
+    """Both rules on every row; row 0 is the data themselves, the others are resamples of them."""
+    if len(steps) < k + 1:
+        return _none(name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start")
+    gap = value - level
+    untrained = np.maximum(gap[:, :1], 0) if steps[0] == 0 else 0.0
+    crossed, first = first_run(gap - untrained > margin, k)
+    # the control may not rise above where it starts; one that has a known level (chance), not above that either
+    control, start = (level, level[:, :1]) if moving is None else (moving, np.maximum(moving[:, :1], level[:, :1]))
+    control_crossed, control_first = first_run(control - start > margin, k)
+    control_step = int(steps[control_first[0]]) if control_crossed[0] else None
+    share = float(crossed[1:].mean()) if len(crossed) > 1 else float(crossed[0])
+    rise = gap[0] - (untrained[0] if steps[0] == 0 else 0.0)
+    if not crossed[0]:
+        best = int(np.nanargmax(rise)) if np.isfinite(rise).any() else 0
+        reason = f"never {margin:g} above {against} at {k} checkpoints in a row; the most was {rise[best]:+.3f}"
+        return _none(name, f"{reason}, at step {steps[best]:,}", control_step, share)
+    if share < BOUNDED:
+        return _none(name, f"only {share:.0%} of the resamples rise {margin:g} above {against}", control_step, share)
+    if control_step is not None:
+        moved = against if moving is None else "the control with good and bad exchanged"
+        reason = f"{moved} rises by {margin:g} too, from step {control_step:,}, so the rise is not evidence of {name}"
+        return _none(name, reason, control_step, share)
+    low, high = _interval(steps, np.where(crossed, first, len(steps))[1:])
+    bend, bend_low, bend_high = _acceleration(steps, value)
+    step = int(steps[first[0]])
+    early = "at or before " if first[0] == 0 else ""
+    reason = f"more than {margin:g} above {against} from {early}step {step:,} on, for at least {k} checkpoints"
+    return Onset(name, step, low, high, bend, bend_low, bend_high, None, reason, share)
+
+
+def _none(name: str, reason: str, control_step: int | None = None, share: float = 0.0) -> Onset:
+    return Onset(name, None, None, None, None, None, None, control_step, reason, share)
+
+
+def first_run(above: Bool[np.ndarray, "rows steps"], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per row: is there a run of `k` consecutive True, and where the first one begins (0 where there is none)."""
+    runs = np.lib.stride_tricks.sliding_window_view(above, k, axis=1).all(-1)
+    return runs.any(1), runs.argmax(1)
+
+
+def _acceleration(steps: Int[np.ndarray, " steps"], value: Float[np.ndarray, "resamples steps"]):
+    """Step of the largest second derivative over log(step), with its interval; step 0 has no logarithm."""
+    positive = steps > 0
+    curvature = local_curvature(np.log(steps[positive]), HALF_WIDTH)
+    seen = np.isfinite(curvature).all(1)
+    if not seen.any():
+        return None, None, None
+    where = (np.nan_to_num(value[:, positive]) @ curvature[seen].T).argmax(1)
+    at = steps[positive][seen]
+    return int(at[where[0]]), *_interval(at, where[1:])
+
+
+def _interval(steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resamples"]) -> tuple[int | None, int | None]:
+    """95 % percentile interval of checkpoint indices, as steps; (None, None) without resamples."""
+    if not len(index):
+        return None, None
+    low, high = np.percentile(index, [2.5, 97.5], method="inverted_cdf").astype(int)
+    return int(steps[low]), int(steps[high]) if high < len(steps) else None

@@ -1,0 +1,64 @@
+"""Curves with intervals, and the curvature matrix."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lmdynamics.curves.intervals import accuracy_by_step, resample_counts, uas_by_step
+from lmdynamics.curves.smoothing import local_curvature
+from lmdynamics.errors import UserError
+from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
+
+
+def test_uas_is_the_share_of_arcs_not_the_mean_of_sentences():
+    trace = pl.DataFrame({"step": [5, 5], "sentence": [0, 1], "source": "attention", "arcs": [1, 9], "correct": [1, 0]})
+    assert uas_by_step(trace)["uas"].to_list() == [0.1]
+
+
+def test_the_uas_interval_covers_the_truth():
+    curve = uas_by_step(uas_trace({"attention": 0.4, "shuffled": 0.1}, steps=STEPS[:20]))
+    truth = pl.when(pl.col("source") == "attention").then(0.4).otherwise(0.1)
+    covered = curve.select(((pl.col("low") <= truth) & (truth <= pl.col("high"))).mean()).item()
+    assert covered >= 0.8
+    assert (curve["high"] - curve["low"]).max() < 0.06
+
+
+def test_wilson_interval_by_its_definition():
+    curve = accuracy_by_step(pairs_trace({"near": 0.8}, pairs=50, steps=[1]))
+    p, low, high = curve.select("accuracy", "low", "high").row(0)
+    for edge in (low, high):  # each edge is the proportion whose own standard error reaches p
+        assert abs(p - edge) == pytest.approx(1.959964 * np.sqrt(edge * (1 - edge) / 50))
+
+
+def test_intervals_stay_inside_zero_and_one():
+    curve = accuracy_by_step(pairs_trace({"all": 1.0, "none": 0.0}, pairs=10, steps=[1]))
+    assert curve["low"].min() >= -1e-12
+    assert curve["high"].max() <= 1 + 1e-12
+    assert curve.filter(pl.col("paradigm") == "all")["low"].item() < 1
+
+
+def test_resamples_draw_as_many_as_there_are():
+    counts = resample_counts(30, 200, seed=1)
+    assert (counts.sum(1) == 30).all()
+    assert counts.mean(0) == pytest.approx(np.ones(30), abs=0.3)
+    assert not np.array_equal(counts, resample_counts(30, 200, seed=2))
+
+
+def test_no_rows_is_refused():
+    with pytest.raises(UserError, match="no rows"):
+        uas_by_step(uas_trace({"attention": 0.5}, sentences=2).clear())
+
+
+def test_curvature_is_exact_on_a_parabola_with_uneven_steps():
+    x = np.log([1, 2, 4, 8, 10, 12, 15, 20, 40, 60, 75, 100])
+    curvature = local_curvature(x, np.log(2)) @ (3 * x**2 - x + 2)
+    assert np.isnan(curvature[[0, 1, -2, -1]]).all()
+    assert curvature[2:-2] == pytest.approx(np.full(len(x) - 4, 6.0))
+
+
+def test_curvature_of_a_line_is_zero_and_peaks_where_a_rise_begins():
+    x = np.log(STEPS[1:])
+    curvature = local_curvature(x, np.log(2))
+    assert curvature[2:-2] @ x == pytest.approx(np.zeros(len(x) - 4), abs=1e-9)
+    bend = np.nanargmax(curvature @ sigmoid(STEPS[1:], 0, 1, 300, sharpness=4))
+    assert 150 <= STEPS[1:][bend] <= 300
