@@ -1,0 +1,54 @@
+# Every command sets itself up: on a fresh machine with Python (3.11 or newer) and make, `make series` is enough.
+# PYTHON=python3.12 make series chooses the interpreter; PROFILE=smoke|default|full and OUT=folder choose the run.
+
+PYTHON ?= python3
+PROFILE ?= default
+OUT ?= out/series
+SERIES := notebooks/00_start_here.ipynb notebooks/02_sas_emergence.ipynb
+
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help setup series lab test bench lint format
+
+help:
+	@echo "make series   run the notebooks headless and write $(OUT)/index.html"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make test     run the tests"
+	@echo "make bench    run the benchmarks: each claim about speed, against the tool one would use instead"
+	@echo "make lint     check format, lint, import order and notebook outputs; make format repairs what it can"
+	@echo "make setup    only install, into .venv"
+
+setup: $(READY)
+
+# Made again whenever the lock or the package's metadata changes.
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "lmdynamics needs Python 3.11 or newer; '$(PYTHON)' was not found. Name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lmdynamics needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+series: $(READY)
+	$(BIN)/lmdynamics batch $(SERIES) --profile $(PROFILE) --out $(OUT)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench: $(READY)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout notebooks/*.ipynb
