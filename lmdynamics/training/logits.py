@@ -1,6 +1,6 @@
 """Logits at chosen positions only: the vocabulary projection is where a small model spends its time."""
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from lmdynamics.errors import UserError
@@ -9,7 +9,7 @@ from lmdynamics.errors import UserError
 def logits_at(
     model: nn.Module,
     input_ids: Int[Tensor, "batch time"],
-    attention_mask: Int[Tensor, "batch time"] | None,
+    attention_mask: Shaped[Tensor, "batch time"] | None,
     selected: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "selected vocab"]:
     """The logits of `model` at the positions that `selected` marks, row by row, left to right.

@@ -1,0 +1,28 @@
+"""Watch language models learn: runs, checkpoints, measurements along training, charts and notebooks."""
+
+from importlib import import_module
+
+# public names, imported when first used: `import lmdynamics` stays instant
+_PUBLIC = {
+    "open_run": "lmdynamics.runs.run",
+    "Run": "lmdynamics.runs.run",
+    "Checkpoint": "lmdynamics.runs.run",
+    "train": "lmdynamics.runs.build",
+    "trace": "lmdynamics.measurements.trace",
+    "trace_all": "lmdynamics.measurements.trace",
+    "open_treebank": "lmdynamics.corpora.treebank",
+    "open_pairs": "lmdynamics.corpora.minimal_pairs",
+    "Grammar": "lmdynamics.corpora.grammar",
+    "UserError": "lmdynamics.errors",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"lmdynamics has no {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

@@ -1,0 +1,61 @@
+"""Token sequences ready for a model: one ragged array, in memory or memory-mapped."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Rows of token ids, each with its special tokens, equally long (packed) or not (sentence by sentence).
+
+    `ids` holds all rows end to end, shape [tokens]; row `i` is `ids[offsets[i]:offsets[i + 1]]`.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray = field(repr=False)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "Blocks":
+        rows = [np.asarray(row, dtype=np.int32) for row in rows]
+        lengths = [len(row) for row in rows]
+        ids = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    def save(self, folder: Path) -> None:
+        """Write `ids.npy` and `offsets.npy`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "ids.npy", self.ids, allow_pickle=False)
+        np.save(folder / "offsets.npy", self.offsets, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Blocks":
+        """Memory-map what `save` wrote: nothing is read until a row is asked for."""
+        return cls(np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "offsets.npy", mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def take(self, rows: Sequence[int]) -> "Blocks":
+        return Blocks.from_rows([self[row] for row in rows])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash: part of the cache key of every measurement made on these rows."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.offsets, np.int64).tobytes())
+        digest.update(np.ascontiguousarray(self.ids, np.int32).tobytes())
+        return digest.hexdigest()[:16]

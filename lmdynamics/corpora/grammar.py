@@ -1,0 +1,313 @@
+"""A synthetic language with gold dependency trees, made so that syntax has something to do.
+
+Nouns and verbs inflect for number and agree; latent semantic classes give words preferences for each other along
+dependency arcs; recursion and attractors set subject and verb apart; auxiliaries take agreement away. Every word
+has a gold head and a Universal Dependencies relation.
+"""
+
+from bisect import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from random import Random
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.errors import UserError
+
+RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
+_ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, _UNK, CLS, SEP, _MASK = range(len(SPECIAL_TOKENS))
+
+# nouns, verbs, adjectives, adverbs, prepositions, semantic classes
+_SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
+_LONGEST = 30  # words
+# each: any number, singular only, plural only
+_DETERMINERS = (("the", "no"), ("a", "this", "every"), ("these", "many", "some"))
+_AUXILIARIES = ("can", "will", "must", "may", "should", "could")
+
+
+class _Words:
+    """One part of speech: lemmas of each semantic class, drawn by a Zipf law over their ranks."""
+
+    def __init__(self, lemmas: list[int], classes: list[int], n_classes: int, preference: float):
+        self.preference = preference
+        self.anywhere = self._zipf(lemmas)
+        self.of_class = [self._zipf([x for x, c in zip(lemmas, classes, strict=True) if c == k]) for k in range(n_classes)]
+
+    @staticmethod
+    def _zipf(lemmas: list[int]) -> tuple[list[int], list[float], float]:
+        cumulative = list(accumulate(1 / rank for rank in range(1, len(lemmas) + 1)))
+        return lemmas, cumulative, cumulative[-1]
+
+    def draw(self, wanted: int, random) -> int:
+        """A lemma, of the wanted class with probability `preference`, of any class otherwise."""
+        lemmas, cumulative, total = self.of_class[wanted] if random() < self.preference else self.anywhere
+        return lemmas[bisect(cumulative, random() * total)]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The built-in language. `small`: about 580 word forms, 8 classes; `large`: a long tail, 40 classes.
+
+    The lexicon depends on `size` alone; what is drawn from it depends on the seeds given to the methods.
+    """
+
+    size: Literal["small", "large"] = "small"
+    preference: float = 0.85
+
+    def __post_init__(self):
+        if self.size not in _SIZES:
+            raise UserError(f"there is no grammar of size {self.size!r}; choose one of {', '.join(_SIZES)}")
+
+    @cached_property
+    def _lexicon(self) -> "_Lexicon":
+        return _Lexicon(*_SIZES[self.size], self.preference)
+
+    @property
+    def forms(self) -> list[str]:
+        """Every word form; a form's token id is its place here."""
+        return self._lexicon.forms
+
+    def trees(self, n: int, seed: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        """`n` sentences as (form ids, heads, relation ids), words in order; the root's head is -1."""
+        random = Random(f"{self.size} trees {seed}").random
+        for _ in range(n):
+            yield self._lexicon.sentence(random)
+
+    def treebank(self, n: int, seed: int) -> Treebank:
+        """`n` sentences with their gold trees."""
+        forms = self.forms
+        sentences = (
+            Sentence(tuple(forms[w] for w in words), tuple(heads), tuple(RELATIONS[r] for r in relations))
+            for words, heads, relations in self.trees(n, seed)
+        )
+        return Treebank(f"grammar-{self.size}", tuple(sentences))
+
+    def blocks(self, n: int, seed: int) -> Blocks:
+        """`n` sentences as token ids, one row each: [CLS] words [SEP]."""
+        ids: list[int] = []
+        offsets = [0]
+        for words, _, _ in self.trees(n, seed):
+            ids += (CLS, *words, SEP)
+            offsets.append(len(ids))
+        return Blocks(np.array(ids, np.int32), np.array(offsets, np.int64))
+
+    def pairs(self, n: int, seed: int) -> MinimalPairs:
+        """`n` agreement pairs per paradigm: the verb agrees with its subject in `good`, not in `bad`.
+
+        `no_attractor`: subject and verb are neighbours. `pp_attractor`, `rc_attractor`: a prepositional phrase or
+        an object relative clause stands between, and its noun has the other number. Determiners never give the
+        number away.
+        """
+        random = Random(f"{self.size} pairs {seed}").random
+        rows = []
+        for paradigm in ("no_attractor", "pp_attractor", "rc_attractor"):
+            for _ in range(n):
+                good, verb, other = self._lexicon.agreement(paradigm, random)
+                bad = [*good[:verb], other, *good[verb + 1 :]]
+                rows.append(
+                    (f"agreement_{paradigm}", len(rows), *(" ".join(self.forms[w] for w in s) for s in (good, bad)))
+                )
+        frame = pl.DataFrame(rows, schema=["paradigm", "pair", "good", "bad"], orient="row")
+        return MinimalPairs(f"grammar-{self.size}", frame, split_into_words=True)
+
+    def tokenizer(self):
+        """A word-level Hugging Face fast tokenizer: one token a form, [CLS] and [SEP] around a sentence."""
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import PreTrainedTokenizerFast
+
+        inner = Tokenizer(models.WordLevel({form: i for i, form in enumerate(self.forms)}, unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        inner.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+        )
+        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=inner, model_max_length=_LONGEST + 2, **dict(zip(names, SPECIAL_TOKENS, strict=True))
+        )
+
+
+class _Lexicon:
+    """Word forms, their preferences, and the productions that put them in order."""
+
+    def __init__(
+        self, nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int, preference
+    ):
+        random = Random(f"lexicon {nouns} {verbs}")
+        stems = _stems(random)
+        self.forms = [*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in _DETERMINERS for d in kind)]
+        taken = set(self.forms)
+        self.stop, self.that = self.forms.index("."), self.forms.index("that")
+        self.auxiliaries = [self.forms.index(word) for word in _AUXILIARIES]
+        self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in _DETERMINERS)
+        self.determiners = [self.neutral + self.neutral + kind for kind in by_number]  # [singular, plural]
+
+        def part(n: int, endings: tuple[str, ...], spread: int):
+            lemmas = []
+            while len(lemmas) < n:
+                stem = next(stems)
+                forms = [stem + ending for ending in endings]
+                if taken.isdisjoint(forms):  # no two words look alike
+                    lemmas.append(len(self.forms))  # a lemma is the id of its first form; the others follow it
+                    self.forms += forms
+                    taken.update(forms)
+            classes = [i % spread for i in range(n)]
+            random.shuffle(classes)
+            return dict(zip(lemmas, classes, strict=True)), _Words(lemmas, classes, spread, preference)
+
+        self.noun_class, self.nouns = part(nouns, ("", "s"), n_classes)
+        self.verb_class, self.verbs = part(verbs, ("es", "en"), n_classes)  # grouped by the subject they prefer
+        _, self.adjectives = part(adjectives, ("y",), n_classes)
+        _, self.adverbs = part(adverbs, ("ly",), n_classes)
+        preps, _ = part(prepositions, ("a",), 1)
+        self.prepositions = _Words._zipf(list(preps))
+        self.object_class = {verb: random.randrange(n_classes) for verb in self.verb_class}
+        self.complement_class = {prep: random.randrange(n_classes) for prep in preps}
+        self.transitive = {verb: random.random() < 0.65 for verb in self.verb_class}
+        self.n_classes = n_classes
+
+    def sentence(self, random) -> tuple[list[int], list[int], list[int]]:
+        """One sentence of 4 to 30 words: form ids, heads, relation ids."""
+        while True:
+            words: list[int] = []
+            heads: list[int] = []
+            relations: list[int] = []
+            plural = random() < 0.5
+            noun = self.nouns.draw(int(random() * self.n_classes), random)
+            subject = self._noun_phrase(noun, plural, words, heads, relations, random, 0)
+            verb = self._verb_phrase(noun, plural, subject, words, heads, relations, random, 0)
+            heads[verb], relations[verb] = -1, _ROOT
+            words.append(self.stop)
+            heads.append(verb)
+            relations.append(_PUNCT)
+            if 4 <= len(words) <= _LONGEST:
+                return words, heads, relations
+
+    def _noun_phrase(self, noun, plural, words, heads, relations, random, depth) -> int:
+        """Determiner, adjectives, noun, and what modifies it; returns the noun's place."""
+        kind = self.noun_class[noun]
+        start = len(words)
+        choices = self.determiners[plural]
+        words.append(choices[int(random() * len(choices))])
+        relations.append(_DET)
+        while random() < 0.3:
+            words.append(self.adjectives.draw(kind, random))
+            relations.append(_AMOD)
+        here = len(words)
+        heads += [here] * (here - start)
+        words.append(noun + plural)
+        heads.append(-1)
+        relations.append(_NMOD)
+        if depth < 3:
+            choice = random() * (1 + 0.6 * depth)  # the deeper, the rarer
+            if choice < 0.25:
+                self._prepositional_phrase(here, words, heads, relations, random, depth + 1)
+            elif choice < 0.42:
+                self._relative_clause(here, noun, plural, words, heads, relations, random, depth + 1)
+        return here
+
+    def _prepositional_phrase(self, head, words, heads, relations, random, depth) -> None:
+        lemmas, cumulative, total = self.prepositions
+        preposition = lemmas[bisect(cumulative, random() * total)]
+        case = len(words)
+        words.append(preposition)
+        heads.append(-1)
+        relations.append(_CASE)
+        noun = self.nouns.draw(self.complement_class[preposition], random)
+        inner = self._noun_phrase(noun, random() < 0.5, words, heads, relations, random, depth)
+        heads[case] = inner
+        heads[inner], relations[inner] = head, _NMOD
+
+    def _relative_clause(self, head, noun, plural, words, heads, relations, random, depth) -> None:
+        mark = len(words)
+        words.append(self.that)
+        heads.append(-1)
+        relations.append(_MARK)
+        if random() < 0.5:  # subject relative: the noun does what the clause says
+            verb = self._verb_phrase(noun, plural, None, words, heads, relations, random, depth)
+        else:  # object relative: it is done to the noun
+            other = self.nouns.draw(int(random() * self.n_classes), random)
+            other_plural = random() < 0.5
+            subject = self._noun_phrase(other, other_plural, words, heads, relations, random, depth)
+            verb = self._verb_phrase(other, other_plural, subject, words, heads, relations, random, depth, gap=noun)
+        heads[mark] = verb
+        heads[verb], relations[verb] = head, _ACL
+
+    def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, gap=None) -> int:
+        """Auxiliary, adverb, verb, object; returns the verb's place. `gap`: the object stands elsewhere."""
+        verb = self.verbs.draw(self.noun_class[noun], random)
+        if gap is not None:
+            verb = self._verb_with_object(verb, noun, gap, random)
+        start = len(words)
+        auxiliary = random() < 0.25
+        if auxiliary:
+            words.append(self.auxiliaries[int(random() * len(self.auxiliaries))])
+            relations.append(_AUX)
+        if random() < 0.2:
+            words.append(self.adverbs.draw(self.verb_class[verb], random))
+            relations.append(_ADVMOD)
+        here = len(words)
+        heads += [here] * (here - start)
+        words.append(verb + (1 if auxiliary else plural))  # after an auxiliary: the plural form, whatever the subject
+        heads.append(-1)
+        relations.append(_ROOT)
+        if subject is not None:
+            heads[subject], relations[subject] = here, _NSUBJ
+        if gap is None and self.transitive[verb]:
+            noun = self.nouns.draw(self.object_class[verb], random)
+            inner = self._noun_phrase(noun, random() < 0.5, words, heads, relations, random, depth + 1)
+            heads[inner], relations[inner] = here, _OBJ
+        return here
+
+    def _verb_with_object(self, verb, subject_noun, object_noun, random) -> int:
+        """A verb that takes this object, as often as preferences are kept elsewhere."""
+        wanted = self.noun_class[object_noun]
+        for _ in range(8):
+            if self.transitive[verb] and (self.object_class[verb] == wanted or random() > self.nouns.preference):
+                break
+            verb = self.verbs.draw(self.noun_class[subject_noun], random)
+        return verb
+
+    def agreement(self, paradigm: str, random) -> tuple[list[int], int, int]:
+        """A sentence, the place of its main verb, and the verb form that does not agree."""
+        plural = int(random() * 2)
+        noun = self.nouns.draw(int(random() * self.n_classes), random)
+
+        def phrase(noun: int, plural: int) -> list[int]:
+            return [self.neutral[int(random() * len(self.neutral))], noun + plural]
+
+        words = phrase(noun, plural)
+        if paradigm == "pp_attractor":
+            lemmas, cumulative, total = self.prepositions
+            preposition = lemmas[bisect(cumulative, random() * total)]
+            complement = self.nouns.draw(self.complement_class[preposition], random)
+            words += [preposition, *phrase(complement, 1 - plural)]
+        elif paradigm == "rc_attractor":
+            other = self.nouns.draw(int(random() * self.n_classes), random)
+            inner = self._verb_with_object(self.verbs.draw(self.noun_class[other], random), other, noun, random)
+            words += [self.that, *phrase(other, 1 - plural), inner + 1 - plural]
+        verb = self.verbs.draw(self.noun_class[noun], random)
+        here = len(words)
+        words.append(verb + plural)
+        if self.transitive[verb]:
+            words += phrase(self.nouns.draw(self.object_class[verb], random), int(random() * 2))
+        return [*words, self.stop], here, verb + 1 - plural
+
+
+def _stems(random: Random) -> Iterator[str]:
+    """Different pronounceable stems, the short ones first."""
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    onsets = [*consonants, "bl", "br", "dr", "fl", "gr", "kl", "pr", "sk", "sp", "st", "tr"]
+    short = [a + v + b for a in onsets for v in vowels for b in consonants]
+    random.shuffle(short)
+    long = [a + v + b for a in short[:400] for v in vowels for b in consonants[:8]]
+    random.shuffle(long)
+    return iter(short + long)

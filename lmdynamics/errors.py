@@ -1,0 +1,18 @@
+"""The one error a person can cause, and the hint that goes with a misspelt name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something a person can put right. The message is one line: found, expected, what to do.
+
+    The command line prints it as `lmdynamics: MESSAGE` and exits with status 2, without a traceback.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'X'?` when a known name is close, otherwise the list of known names."""
+    known = sorted(known)
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

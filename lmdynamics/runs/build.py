@@ -1,0 +1,112 @@
+"""Make a run from a recipe, or go on with one that was stopped."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lmdynamics.errors import UserError
+from lmdynamics.paths import runs_dir
+from lmdynamics.runs import store
+from lmdynamics.runs.run import Run, open_run
+from lmdynamics.training.recipes import Recipe, load_recipe
+
+
+def train(
+    recipe: str,
+    profile: str = "default",
+    seed: int = 0,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    name: str | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """The run that a recipe describes: trained now, gone on with, or opened if it is already complete.
+
+    `name` is its folder under the runs folder; by default it tells profile, seed and overrides apart.
+    Raises UserError if the folder holds a run of another recipe.
+    """
+    overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
+    made = load_recipe(recipe, profile, seed, overrides)
+    return build(made, runs_dir() / (name or run_name(made, overrides)), device=device, progress=progress)
+
+
+def run_name(recipe: Recipe, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
+    """`grammar-mlm`, `grammar-mlm-smoke`, `grammar-mlm-seed1`, `grammar-mlm-lr=0.002`."""
+    given = overrides.items() if isinstance(overrides, Mapping) else (str(item).split("=", 1) for item in overrides)
+    parts = [
+        recipe.name,
+        *([recipe.profile] if recipe.profile != "default" else []),
+        *([f"seed{recipe.seed}"] if recipe.seed else []),
+        *(f"{key.strip()}={Path(str(value)).name.strip()}" for key, value in given if key.strip() != "seed"),
+    ]
+    return "-".join(parts)
+
+
+def build(recipe: Recipe, folder: Path, *, device: str | None = None, progress: bool | None = None) -> Run:
+    """Train `recipe` into `folder`; other processes that want the same folder wait."""
+    if is_complete(folder, recipe):
+        return open_run(folder)
+    from lmdynamics.training.loop import pretrain
+
+    with store.saving(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+    if _is_main_process():
+        with store.locked(folder, say=lambda line: print(f"lmdynamics: {line}", file=sys.stderr)):
+            if not is_complete(folder, recipe):
+                store.sweep(folder)
+                if not (folder / "run.json").exists():
+                    store.write_json(folder / "run.json", {"format": 1, "recipe": recipe.to_dict(), **_circumstances()})
+                pretrain(recipe, folder, device=device, progress=progress)
+    else:
+        pretrain(recipe, folder, device=device, progress=False)
+    return open_run(folder)
+
+
+def is_complete(folder: Path, recipe: Recipe) -> bool:
+    """Whether the last checkpoint is there. Raises UserError if the folder holds a run of another recipe."""
+    path = folder / "run.json"
+    if not path.exists():
+        return False
+    before, now = _flat(store.read_json(path, "a run")["recipe"]), _flat(recipe.to_dict())
+    before.pop("checkpoints.save_seconds", None), now.pop("checkpoints.save_seconds", None)
+    if before != now:
+        key = next(k for k in sorted({*before, *now}) if before.get(k) != now.get(k))
+        raise UserError(
+            f"{folder} was trained with {key}={before.get(key)!r}, now {now.get(key)!r} is asked for; "
+            "give this run another --name, or delete that folder"
+        )
+    return store.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_main_process() -> bool:
+    import os
+
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _circumstances() -> dict[str, Any]:
+    """What a reader needs to make this run again: versions, commit, device."""
+    import torch
+
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    packages = ("lmdynamics", "torch", "transformers", "tokenizers", "accelerate")
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "git_commit": commit or None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "parent": None,
+    }

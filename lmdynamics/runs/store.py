@@ -1,0 +1,194 @@
+"""The folder layout of a run: written so that a file is there whole or not at all, and checked when opened.
+
+    NAME/run.json  log.parquet  tokenizer/  held_out/  checkpoints/step-000512/  resume/step-000700/
+
+A checkpoint holds `model.safetensors`, `config.json`, perhaps `training_state.safetensors`, and `manifest.json`
+with the size and sha256 of each.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lmdynamics.errors import UserError
+
+MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+TRAINING_STATE = "training_state.safetensors"
+_STEP = re.compile(r"(?:step|checkpoint)[-_]?(\d+)")
+
+
+def step_folder(parent: Path, step: int) -> Path:
+    return parent / f"step-{step:06d}"
+
+
+def step_folders(parent: Path) -> dict[int, Path]:
+    """Complete checkpoints in a folder, by step: ours (`step-000512`) or others' (`checkpoint-500`, `step1000`)."""
+    if not parent.is_dir():
+        return {}
+    found = {}
+    for folder in parent.iterdir():
+        match = _STEP.fullmatch(folder.name)
+        if match and folder.is_dir():
+            found[int(match[1])] = folder
+    return dict(sorted(found.items()))
+
+
+@contextmanager
+def saving(what: str) -> Iterator[None]:
+    """Turn a full or read-only disk into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise UserError(
+            f"could not save {what}: {os.strerror(error.errno).lower()}. "
+            "What was saved before is whole; free some space and run the same command to go on from there."
+        ) from None
+    except Exception as error:  # safetensors wraps the operating system's error in its own
+        if "No space left" not in str(error):
+            raise
+        raise UserError(
+            f"could not save {what}: no space left on the disk. "
+            "What was saved before is whole; free some space and run the same command to go on from there."
+        ) from None
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside `target`; it takes the name when it is complete and on the disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush(file)
+        _flush(temporary)
+        temporary.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write to a temporary file beside `target`; it replaces `target` when it is complete and on the disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written. Only call with the run locked."""
+    for parent in (folder, folder / "checkpoints", folder / "resume"):
+        for left in parent.glob(".*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            elif left.suffix == ".tmp":
+                left.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, say=None) -> Iterator[None]:
+    """Hold a run's folder: a second process that builds the same run waits here."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if say:
+            say(f"another process is training in {folder}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(target: Path, content: Any) -> None:
+    with saving(str(target)), atomic_file(target) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, so {path.parent} is not {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
+        raise UserError(f"{path} is damaged ({broken}); restore it from a copy, or delete {path.parent}") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Record size and sha256 of every file in `folder`, beside `facts`."""
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(folder / MANIFEST, {**facts, "files": files})
+
+
+def check_sizes(folder: Path) -> dict[str, Any] | None:
+    """The manifest, after comparing every file's size with it; None where a foreign folder has none."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST, "a checkpoint")
+    for name, said in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; its manifest lists it. {_again(folder)}")
+        if (size := path.stat().st_size) != said["bytes"]:
+            raise UserError(
+                f"{path} is {size:,} bytes, its manifest says {said['bytes']:,}: the file was cut short or changed. "
+                f"{_again(folder)}"
+            )
+    return manifest
+
+
+def check_hashes(folder: Path) -> int:
+    """Compare every file's sha256 with the manifest; returns how many files were checked."""
+    manifest = check_sizes(folder)
+    if manifest is None:
+        raise UserError(f"{folder} has no {MANIFEST}, so there is nothing to verify it against")
+    for name, said in manifest["files"].items():
+        if sha256(folder / name) != said["sha256"]:
+            raise UserError(f"{folder / name} does not have the hash in its manifest: it was changed. {_again(folder)}")
+    return len(manifest["files"])
+
+
+def _again(folder: Path) -> str:
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    return f"Delete {run} and train it again, or copy that folder anew."

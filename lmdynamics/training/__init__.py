@@ -1,0 +1,1 @@
+"""From a recipe to a folder of checkpoints: masking, batches, the loop."""

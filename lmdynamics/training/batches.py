@@ -1,0 +1,145 @@
+"""From a recipe to the batch of any step: a pure function of seed and step, so resuming needs no saved position."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.fetch import locate
+from lmdynamics.corpora.grammar import Grammar
+from lmdynamics.corpora.text import build_text_corpus
+from lmdynamics.errors import UserError
+from lmdynamics.paths import cache_dir
+from lmdynamics.training.masking import Masker
+from lmdynamics.training.recipes import Recipe
+
+# sentences no run trains on: the same for every seed, so that runs can be compared
+HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a recipe trains on: the tokenizer, the rows to learn from, and rows kept apart."""
+
+    tokenizer: object
+    train: Blocks
+    held_out: Blocks
+
+
+def open_corpus(recipe: Recipe) -> Corpus:
+    """Generate or tokenise the corpus of a recipe (text corpora are cached)."""
+    options = dict(recipe.corpus)
+    if options.pop("kind") == "grammar":
+        grammar = Grammar(options["size"])
+        train = grammar.blocks(options["sentences"], recipe.seed)
+        corpus = Corpus(grammar.tokenizer(), train, grammar.blocks(options["held_out"], HELD_OUT_SEED))
+    else:
+        if not options["source"]:
+            raise UserError("this recipe needs a text: --set source=FOLDER, a file, or a name for `lmdynamics fetch`")
+        source = Path(options["source"])
+        where = source if source.exists() else locate(options["source"])
+        corpus = Corpus(
+            *build_text_corpus(
+                where,
+                cache_dir() / "corpora",
+                kind=options["tokenizer"],
+                vocab_size=options["vocab_size"],
+                lowercase=options["lowercase"],
+                block_size=options["block_size"],
+                held_out=options["held_out"],
+            )
+        )
+    if len(corpus.train) < recipe.training.batch_size:
+        raise UserError(
+            f"the corpus has {len(corpus.train):,} rows, fewer than one batch of {recipe.training.batch_size}; "
+            "use more text or --set batch_size=N"
+        )
+    return corpus
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads, which positions are predicted, and what should be predicted there."""
+
+    ids: Int[Tensor, "batch time"]
+    attention_mask: Bool[Tensor, "batch time"] | None  # None where nothing is padded
+    selected: Bool[Tensor, "batch time"]
+    targets: Int[Tensor, "batch time"]  # meaningful where selected
+    tokens: int  # without padding
+
+    def share(self, process: int, processes: int) -> "Batch":
+        """The rows of one of several processes."""
+        mask = None if self.attention_mask is None else self.attention_mask[process::processes]
+        mine = (x[process::processes] for x in (self.ids, self.selected, self.targets))
+        ids, selected, targets = mine
+        return Batch(ids, mask, selected, targets, self.tokens)
+
+
+@dataclass
+class Batches:
+    """`batches[step]` is the batch of that step.
+
+    Rows are shuffled anew each epoch. Rows of unequal length are sorted within groups of 64 batches and the
+    batches shuffled again, which saves the padding.
+    """
+
+    rows: Blocks
+    batch_size: int
+    seed: int
+    pad_id: int
+    masker: Masker | None  # None: a causal model, which predicts every next token
+    masking_rate: float = 0.15
+    _epochs: OrderedDict[int, np.ndarray] = field(default_factory=OrderedDict, repr=False)
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch, place = divmod(step, len(self.rows) // self.batch_size)
+        if epoch not in self._epochs:
+            self._epochs = OrderedDict({epoch: self._order(epoch)})
+        rows = [self.rows[i] for i in self._epochs[epoch][place]]
+        ids, padded = pad(rows, self.pad_id)
+        mask = None if padded is None else ~padded
+        tokens = sum(len(row) for row in rows)
+        if self.masker is None:
+            targets = ids.roll(-1, dims=1)
+            selected = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded.roll(-1, dims=1)
+            selected[:, -1] = False  # nothing follows the last token
+            return Batch(ids, mask, selected, targets, tokens)
+        generator = torch.Generator().manual_seed(mix(self.seed, step))
+        corrupted, selected = self.masker(ids, self.masking_rate, generator)
+        return Batch(corrupted, mask, selected, ids, tokens)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Row numbers of every batch of an epoch, shape [batches, batch_size]."""
+        random = np.random.default_rng([self.seed, epoch])
+        n = len(self.rows) // self.batch_size
+        order = random.permutation(len(self.rows))[: n * self.batch_size]
+        lengths = self.rows.lengths
+        if len(np.unique(lengths)) > 1:
+            group = 64 * self.batch_size
+            parts = [order[i : i + group] for i in range(0, len(order), group)]
+            order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+            batches = order.reshape(n, self.batch_size)
+            return np.concatenate([random.permutation(batches[i : i + 64]) for i in range(0, n, 64)])
+        return order.reshape(n, self.batch_size)
+
+
+def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:
+    """Rows side by side, padded on the right; and where the padding is (None if there is none)."""
+    lengths = np.array([len(row) for row in rows])
+    longest = int(lengths.max())
+    if (lengths == longest).all():
+        return torch.from_numpy(np.stack(rows).astype(np.int64)), None
+    filled = np.arange(longest) < lengths[:, None]
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    ids[filled] = np.concatenate(rows)
+    return torch.from_numpy(ids), torch.from_numpy(~filled)
+
+
+def mix(*numbers: int) -> int:
+    """One well-spread 63-bit seed from several small numbers."""
+    return int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)[0] >> 1)

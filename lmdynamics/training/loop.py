@@ -1,0 +1,169 @@
+"""Pretraining, on one page: masked or causal, on a CPU, a GPU, or several processes."""
+
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lmdynamics.errors import UserError
+from lmdynamics.progress import bar
+from lmdynamics.runs import store
+from lmdynamics.training.batches import Batches, Corpus, mix, open_corpus
+from lmdynamics.training.logits import logits_at
+from lmdynamics.training.masking import Masker
+from lmdynamics.training.recipes import Recipe, checkpoint_steps
+from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a person; the step named in the message is saved and will be gone on from."""
+
+
+class SummedLoss(nn.Module):
+    """Cross-entropy summed over the predicted positions (nats): one module, so that it can be distributed whole."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, attention_mask, selected, targets):
+        logits = logits_at(self.model, ids, attention_mask, selected)
+        return F.cross_entropy(logits.float(), targets[selected], reduction="sum")
+
+
+def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progress: bool | None = None) -> None:
+    """Train `recipe` into `folder`, or go on where it stopped; returns when the last checkpoint is there.
+
+    Raises UserError where the folder cannot be gone on from or the disk is full, Interrupted after Ctrl-C.
+    """
+    from accelerate import Accelerator
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # it would draw one for every checkpoint written
+    t, keep = recipe.training, recipe.checkpoints
+    accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=device == "cpu")
+    corpus = open_corpus(recipe)
+    causal = recipe.objective == "clm"
+    masker = None if causal else Masker.for_tokenizer(corpus.tokenizer)
+    batches = Batches(corpus.train, t.batch_size, recipe.seed, corpus.tokenizer.pad_token_id, masker, t.masking_rate)
+
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, corpus).to(accelerator.device).train()
+    optimizer = build_optimizer(recipe, model)
+    log = Log(folder / "log.parquet")
+    start, found = max(resumable(folder).items(), default=(0, None))
+    if found:
+        load_state(found, model, optimizer)
+        log.resume(start)
+    elif accelerator.is_main_process:
+        corpus.tokenizer.save_pretrained(folder / "tokenizer")
+        corpus.held_out.save(folder / "held_out")
+    if t.compile:
+        model.base_model.forward = torch.compile(model.base_model.forward, dynamic=True)
+    summed_loss, optimizer = accelerator.prepare(SummedLoss(model), optimizer)
+
+    keep_at = set(checkpoint_steps(t.steps, keep.per_doubling))
+    with_optimizer = {"all": keep_at, "none": set(), "doublings": {t.steps, *checkpoint_steps(t.steps, 1)}}
+    with_optimizer = with_optimizer[keep.optimizer_state]
+
+    def save(step: int) -> None:
+        log.write()
+        if step in keep_at:
+            at = store.step_folder(folder / "checkpoints", step)
+            save_state(at, model, optimizer, step, with_optimizer=step in with_optimizer)
+        if step not in keep_at & with_optimizer:
+            save_state(store.step_folder(folder / "resume", step), model, optimizer, step, with_optimizer=True)
+        forget_before(folder, step)
+
+    process, processes = accelerator.process_index, accelerator.num_processes
+    began = last_save = time.perf_counter() - log.seconds
+    shown = bar(t.steps, folder.name, progress if accelerator.is_main_process else False, unit="step", initial=start)
+    with shown, on_interrupt(accelerator.set_trigger):
+        for step in range(start, t.steps + 1):
+            now = time.perf_counter()
+            stopped = accelerator.check_trigger()
+            due = step in keep_at or stopped or now - last_save > keep.save_seconds
+            if due and accelerator.is_main_process and not (found and step == start):
+                save(step)
+                last_save = now
+            if step == t.steps:
+                break
+            if stopped:
+                raise Interrupted(
+                    f"stopped at step {step:,} of {t.steps:,}, which is saved; run the same command to go on"
+                )
+
+            batch = batches[step]
+            share = batch.share(process, processes)
+            torch.manual_seed(mix(recipe.seed, step, process))  # dropout, too, is a function of the step
+            for group in optimizer.param_groups:
+                group["lr"] = t.lr_at(step)
+            mask = share.attention_mask
+            predicted = int(batch.selected.sum())  # over all processes: the loss is the mean over these
+            loss = summed_loss(
+                share.ids.to(accelerator.device),
+                None if mask is None else mask.to(accelerator.device),
+                share.selected.to(accelerator.device),
+                share.targets.to(accelerator.device),
+            )
+            loss = loss * (processes / max(1, predicted))  # processes average their gradients
+            accelerator.backward(loss)
+            if t.clip:
+                accelerator.clip_grad_norm_(model.parameters(), t.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            loss = accelerator.reduce(loss.detach(), "mean")
+            log.add(step, loss, t.lr_at(step), t.masking_rate, batch.tokens, time.perf_counter() - began)
+            shown.update()
+            if step % 25 == 0:
+                shown.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+    accelerator.wait_for_everyone()
+
+
+def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
+    """A model with fresh weights for the recipe's configuration and the corpus's tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    tokenizer = corpus.tokenizer
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")}
+    special |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    config = recipe.config(vocab_size=len(tokenizer), **special)
+    longest = int(max(corpus.train.lengths.max(), corpus.held_out.lengths.max(initial=0)))
+    limit = getattr(config, "max_position_embeddings", longest)
+    if longest > limit:
+        raise UserError(
+            f"the corpus has a row of {longest} tokens, the model takes at most {limit}; "
+            f"--set model.max_position_embeddings={longest} or use shorter rows"
+        )
+    kind = AutoModelForCausalLM if recipe.objective == "clm" else AutoModelForMaskedLM
+    return kind.from_config(config, attn_implementation="sdpa")
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; biases and norms are not decayed."""
+    t = recipe.training
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": t.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=t.lr, betas=(t.beta1, t.beta2), fused=True)
+
+
+@contextmanager
+def on_interrupt(act):
+    """Let Ctrl-C ask for a stop between two steps instead of breaking into one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,235 @@
+"""A recipe is everything that determines a run: corpus, model, optimisation, checkpoints, seed.
+
+Recipes are TOML files in `data/recipes`, each with profiles `smoke`, `default` and `full` that change some of it.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.paths import shipped
+
+PROFILES = ("smoke", "default", "full")
+
+# what each kind of corpus can be told, with its defaults
+CORPORA: dict[str, dict[str, Any]] = {
+    "grammar": {"size": "small", "sentences": 160_000, "held_out": 2_000},
+    "text": {
+        "source": "",  # a name in data/sources.toml, a file or a folder
+        "tokenizer": "wordpiece",
+        "vocab_size": 4096,
+        "lowercase": True,
+        "block_size": 64,
+        "held_out": 0.01,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW over `steps` batches; the learning rate warms up linearly, then decays to zero at `decay_steps`."""
+
+    steps: int = 2_500
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    decay: str = "linear"  # linear, cosine or none
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip: float = 1.0  # largest gradient norm; 0 switches clipping off
+    masking_rate: float = 0.15
+    precision: str = "fp32"  # or bf16: autocast, weights stay in fp32
+    compile: bool = False
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the update that leads from `step` to `step + 1`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.decay == "none":
+            return self.lr
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Which steps become checkpoints, and which of these keep the optimizer's state."""
+
+    per_doubling: int = 4  # checkpoints between t and 2t, after step 64
+    optimizer_state: str = "all"  # all, none, or doublings (0, 1, 2, 4, ... and the last)
+    save_seconds: float = 60.0  # how much work a kill can cost
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that determines a run. `name` and `profile` say where it came from."""
+
+    name: str
+    profile: str = "default"
+    seed: int = 0
+    objective: str = "mlm"  # or clm
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # a Hugging Face config: `model_type` and its fields
+    training: Optimization = field(default_factory=Optimization)
+    checkpoints: Keeping = field(default_factory=Keeping)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def config(self, **special):
+        """The Hugging Face configuration of the model; `special` holds vocabulary size and special token ids."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**{**self.model, **special})
+
+
+def checkpoint_steps(total: int, per_doubling: int = 4) -> list[int]:
+    """0, 1, 2, 4, ... doubling, from 64 on with `per_doubling` steps to each doubling, and `total`.
+
+    Four to a doubling keep every gap below a factor of 1.25; every doubling is itself a checkpoint, which analyses
+    from t to 2t need.
+    """
+    doublings = [2**k for k in range(total.bit_length())]
+    between = (round(d * 2 ** (i / per_doubling)) for d in doublings if d >= 64 for i in range(1, per_doubling))
+    return sorted({0, total, *(d for d in (*doublings, *between) if d <= total)})
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in shipped("recipes").glob("*.toml"))
+
+
+def load_recipe(
+    name: str, profile: str = "default", seed: int = 0, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> Recipe:
+    """Read a recipe by name or from a TOML file, apply a profile, a seed, then `overrides`.
+
+    `overrides` is a mapping or `key=value` strings; a key is dotted (`training.lr`) or bare where only one section
+    has it (`lr`). Raises UserError for anything unknown or of the wrong type.
+    """
+    path = Path(name) if name.endswith(".toml") else shipped("recipes") / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise UserError(f"{path} is not a recipe: {broken}") from None
+    profiles = table.pop("profiles", {})
+    if profile not in {*PROFILES, *profiles}:
+        raise UserError(
+            f"recipe {path.stem!r} has no profile {profile!r}{did_you_mean(profile, {*PROFILES, *profiles})}"
+        )
+    table = _merge(table, profiles.get(profile, {}))
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_parse(item) for item in overrides)
+    return _build({"name": path.stem, "profile": profile, **table, "seed": seed}, overrides)
+
+
+def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
+    """The recipe that `Recipe.to_dict` described."""
+    return _build(dict(table), {})
+
+
+def _merge(below: Mapping, above: Mapping) -> dict:
+    both = {key: _merge(below[key], above[key]) for key in above if isinstance(below.get(key), Mapping)}
+    return {**below, **above, **both}
+
+
+def _parse(item: str) -> tuple[str, Any]:
+    key, equals, value = item.partition("=")
+    if not (equals and key.strip()):
+        raise UserError(f"{item!r} is not an override; write key=value, for example lr=0.002")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _build(table: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    table = {**table, "corpus": _corpus(table.get("corpus", {})), "model": _model(table.get("model", {}))}
+    for name, section in (("training", Optimization), ("checkpoints", Keeping)):
+        table[name] = {**asdict(section()), **_known(table.get(name, {}), [f.name for f in fields(section)], name)}
+    table = {"seed": 0, "objective": "mlm", **table}
+    _known(table, [f.name for f in fields(Recipe)], "a recipe")
+    for key, value in overrides.items():
+        section, leaf = _place(key, table)
+        section[leaf] = _same_type(key, section[leaf], value)
+    training, checkpoints = Optimization(**table["training"]), Keeping(**table["checkpoints"])
+    recipe = Recipe(**{**table, "training": training, "checkpoints": checkpoints})
+    _sensible(recipe)
+    return recipe
+
+
+def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
+    kind = given.get("kind", "grammar")
+    if kind not in CORPORA:
+        raise UserError(f"there is no corpus of kind {kind!r}{did_you_mean(str(kind), CORPORA)}")
+    return {"kind": kind, **CORPORA[kind], **_known(given, ["kind", *CORPORA[kind]], f"a {kind} corpus")}
+
+
+def _model(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model_type": "bert", **given}
+
+
+def _known(given: Mapping[str, Any], known: list[str], where: str) -> Mapping[str, Any]:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where} has no setting {key!r}{did_you_mean(key, known)}")
+    return given
+
+
+def _place(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The section that holds a dotted or bare key, and the key inside it."""
+    sections = {name: value for name, value in table.items() if isinstance(value, dict)}
+    section, _, leaf = key.rpartition(".")
+    if section and section not in sections:
+        raise UserError(f"there is no section {section!r} in a recipe{did_you_mean(section, sections)}")
+    candidates = [sections[section]] if section else [table, *sections.values()]
+    holders = [holder for holder in candidates if leaf in holder and not isinstance(holder[leaf], dict)]
+    if not holders and section in ("model", ""):
+        # any field of the model's configuration can be set, named in the recipe or not
+        from transformers import AutoConfig
+
+        config = AutoConfig.for_model(table["model"]["model_type"]).to_dict()
+        if leaf in config:
+            table["model"].setdefault(leaf, config[leaf])
+            return table["model"], leaf
+    if len(holders) != 1 or leaf in ("name", "profile"):
+        known = [f"{name}.{inner}" for name, value in sections.items() for inner in value]
+        several = f"{key!r} stands in several sections; write section.{leaf}" if len(holders) > 1 else ""
+        raise UserError(several or f"no setting {key!r} to override{did_you_mean(key, [*known, 'seed', 'objective'])}")
+    return holders[0], leaf
+
+
+def _same_type(key: str, before: Any, value: Any) -> Any:
+    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if before is not None and type(value) is not type(before):
+        raise UserError(f"{key} is {type(before).__name__}, like {before!r}; got {value!r}")
+    return value
+
+
+def _sensible(recipe: Recipe) -> None:
+    """Refuse values that no run can be made from."""
+    t = recipe.training
+    rules = (
+        (recipe.objective in ("mlm", "clm"), f"objective is {recipe.objective!r}; choose mlm or clm"),
+        (t.steps >= 1, f"training.steps is {t.steps}; at least 1 is needed"),
+        (t.batch_size >= 1, f"training.batch_size is {t.batch_size}; at least 1 is needed"),
+        (t.lr > 0, f"training.lr is {t.lr}; it must be positive"),
+        (0 < t.masking_rate < 1, f"training.masking_rate is {t.masking_rate}; it must lie between 0 and 1"),
+        (t.decay in ("linear", "cosine", "none"), f"training.decay is {t.decay!r}; choose linear, cosine or none"),
+        (t.precision in ("fp32", "bf16"), f"training.precision is {t.precision!r}; choose fp32 or bf16"),
+        (recipe.checkpoints.per_doubling >= 1, "checkpoints.per_doubling must be at least 1"),
+        (
+            recipe.checkpoints.optimizer_state in ("all", "none", "doublings"),
+            f"checkpoints.optimizer_state is {recipe.checkpoints.optimizer_state!r}; choose all, none or doublings",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)

@@ -1,0 +1,134 @@
+"""What a run needs to go on exactly where it was: model, optimizer, log; saved whole or not at all.
+
+Data order, masks and dropout are functions of seed and step, so the step number is the rest of the state.
+"""
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lmdynamics.errors import UserError
+from lmdynamics.runs import store
+
+LOG_SCHEMA = {
+    "step": pl.Int64,
+    "loss": pl.Float64,
+    "lr": pl.Float64,
+    "masking_rate": pl.Float64,
+    "tokens": pl.Int64,
+    "seconds": pl.Float64,
+}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `PARAMETER.exp_avg` and so on, copied to the CPU."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value.detach().to("cpu", copy=True).contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def save_state(folder: Path, model, optimizer, step: int, with_optimizer: bool) -> None:
+    """Write a checkpoint folder: weights, configuration, optimizer state if asked for, manifest."""
+    with store.saving(f"step {step} in {folder.parent.parent}"), store.atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        if with_optimizer:
+            tensors = optimizer_tensors(model, optimizer)
+            save_file(tensors, temporary / store.TRAINING_STATE, metadata={"step": str(step)})
+        store.write_manifest(temporary, step=step)
+
+
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and optimizer state of a checkpoint folder back, in place."""
+    store.check_sizes(folder)
+    with safe_open(folder / store.WEIGHTS, "pt") as weights:
+        saved = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
+    own = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, value in saved.items():
+            own[name].copy_(value)
+    with safe_open(folder / store.TRAINING_STATE, "pt") as state:
+        parameters = dict(model.named_parameters())
+        for key in state.keys():  # noqa: SIM118
+            name, _, slot = key.rpartition(".")
+            optimizer.state[parameters[name]][slot] = state.get_tensor(key).to(
+                "cpu" if slot == "step" and not torch.cuda.is_available() else parameters[name].device
+            )
+
+
+def resumable(folder: Path) -> dict[int, Path]:
+    """Folders in a run that training can go on from, by step."""
+    found = {**store.step_folders(folder / "checkpoints"), **store.step_folders(folder / "resume")}
+    return {step: at for step, at in sorted(found.items()) if (at / store.TRAINING_STATE).exists()}
+
+
+def forget_before(folder: Path, step: int) -> None:
+    """Remove resume points older than `step`."""
+    for old, at in store.step_folders(folder / "resume").items():
+        if old < step:
+            shutil.rmtree(at, ignore_errors=True)
+
+
+class Log:
+    """The rows of `log.parquet`, one per update: the loss of the batch, before the update, at that step's weights."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.frame = pl.DataFrame(schema=LOG_SCHEMA)
+        self._rows: list[tuple] = []
+        self._losses: list[Tensor] = []
+
+    def resume(self, step: int) -> None:
+        """Keep what was logged before `step`."""
+        if step:
+            self.frame = read_log(self.path).filter(pl.col("step") < step)
+            if len(self.frame) != step:
+                raise UserError(
+                    f"{self.path} has {len(self.frame)} of {step} rows; delete {self.path.parent} and train again"
+                )
+
+    @property
+    def tokens(self) -> int:
+        return self._last("tokens", 3, 0)
+
+    @property
+    def seconds(self) -> float:
+        return self._last("seconds", 4, 0.0)
+
+    def _last(self, column: str, place: int, nothing):
+        if self._rows:
+            return self._rows[-1][place]
+        return self.frame[column][-1] if len(self.frame) else nothing
+
+    def add(self, step: int, loss: Tensor, lr: float, masking_rate: float, tokens: int, seconds: float) -> None:
+        self._losses.append(loss)  # read from the device only when written: a GPU need not wait
+        self._rows.append((step, lr, masking_rate, self.tokens + tokens, seconds))
+
+    def write(self) -> None:
+        if self._rows:
+            losses = torch.stack(self._losses).double().tolist()
+            schema = {name: kind for name, kind in LOG_SCHEMA.items() if name != "loss"}
+            new = pl.DataFrame(self._rows, schema, orient="row").with_columns(loss=pl.Series(losses, dtype=pl.Float64))
+            self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))])
+            self._rows, self._losses = [], []
+        with store.saving(str(self.path)), store.atomic_file(self.path) as temporary:
+            self.frame.write_parquet(temporary)
+
+
+def read_log(path: Path) -> pl.DataFrame:
+    """A run's log; an empty frame with the same columns where there is none."""
+    if not path.exists():
+        return pl.DataFrame(schema=LOG_SCHEMA)
+    try:
+        return pl.read_parquet(path)
+    except pl.exceptions.ComputeError as broken:
+        raise UserError(
+            f"{path} is damaged ({broken}); restore it from a copy, or delete the run and train again"
+        ) from None
