@@ -1,0 +1,191 @@
+"""Plain text or Markdown, to a tokenizer, to packed blocks of token ids.
+
+Passages (paragraphs, see `passages`) are tokenised one by one and laid end to end.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from filelock import FileLock
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.passages import Passages, read_texts, text_files
+from lmdynamics.corpora.vocabulary import train_tokenizer
+from lmdynamics.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["build_text_corpus", "pack", "read_texts", "train_tokenizer"]
+
+BATCH = 1_000  # passages tokenised at a time
+ROWS = 10_000  # rows copied at a time
+CHUNK = 16  # held-out rows lie in runs of this many: whole passages, not single lines out of a training passage
+FORMAT = 1  # raise when what is written would change
+
+
+def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size: int) -> Blocks:
+    """Texts end to end, cut into rows of exactly `block_size`: [CLS], block_size - 2 tokens, [SEP].
+
+    What is left over at the end and does not fill a row is dropped.
+    """
+    stream = np.concatenate([np.zeros(0, np.int32), *_token_ids(texts, tokenizer)])
+    count = len(stream) // (block_size - 2)
+    ids = np.empty(count * block_size, np.int32)
+    _fill(ids.reshape(-1, block_size), stream, np.arange(count), tokenizer)
+    return Blocks(ids, np.arange(count + 1) * block_size)
+
+
+def build_text_corpus(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    kind: Literal["wordpiece", "bpe"] = "wordpiece",
+    vocab_size: int = 4096,
+    lowercase: bool = True,
+    block_size: int = 64,
+    held_out: float = 0.01,
+) -> tuple["PreTrainedTokenizerFast", Blocks, Blocks]:
+    """Tokenizer, training rows and held-out rows of the text at `path`, memory-mapped.
+
+    They are built once, in a folder below `folder` named by a hash of the texts and the options, and only opened
+    after that. It appears there whole or not at all; of two processes that want it at once, one waits. Token ids
+    go to disk as they are made, so the text may be larger than memory.
+
+    `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
+
+    Raises
+    ------
+    UserError
+        If the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense, or the
+        disk is full.
+    """
+    if block_size < 3 or not 0 < held_out < 1:
+        raise UserError(
+            f"block_size {block_size} and held_out {held_out} make no blocks; block_size must be at least 3 "
+            "and held_out between 0 and 1"
+        )
+    root, files = text_files(path)
+    vocabulary = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase}
+    options = {**vocabulary, "block_size": block_size, "held_out": held_out}
+    contents = [[file.relative_to(root).as_posix(), _sha256(file)] for file in files]
+    key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
+    place = Path(folder) / key
+    if (opened := _open(place)) is None:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(place.with_suffix(".lock")):
+                if (opened := _open(place)) is None:
+                    _build(Passages(files), place, {**options, "texts": contents})
+                    opened = _open(place)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
+    return opened
+
+
+def _build(passages: Passages, place: Path, description: dict) -> None:
+    """Write everything into a folder beside `place` and rename it: only the holder of the lock is here."""
+    building = place.with_suffix(".building")
+    shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been opened
+    building.mkdir()
+    try:
+        block_size = description["block_size"]
+        options = {name: description[name] for name in ("kind", "vocab_size", "lowercase")}
+        tokenizer = train_tokenizer(passages, **options, max_length=block_size)
+        tokenizer.save_pretrained(building / "tokenizer")
+        with (building / "stream").open("wb") as stream:
+            for ids in _token_ids(passages, tokenizer):
+                ids.tofile(stream)
+            tokens = stream.tell() // np.dtype(np.int32).itemsize
+        count = tokens // (block_size - 2)
+        if count < 2:
+            raise UserError(
+                f"the text has only {tokens} tokens; with blocks of {block_size}, training and held-out rows "
+                f"need at least {2 * (block_size - 2)}"
+            )
+        stream = np.memmap(building / "stream", np.int32, "r")
+        apart = _held_out_rows(count, description["held_out"])
+        for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
+            (building / name).mkdir()
+            shape = (len(rows), block_size)
+            ids = np.lib.format.open_memmap(building / name / "ids.npy", "w+", np.int32, (shape[0] * shape[1],))
+            _fill(ids.reshape(shape), stream, rows, tokenizer)
+            ids.flush()
+            np.save(building / name / "offsets.npy", np.arange(len(rows) + 1) * block_size)
+        del stream, ids
+        (building / "stream").unlink()
+        text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
+        (building / "corpus.json").write_text(text + "\n", encoding="utf-8")
+        for file in building.rglob("*"):
+            _fsync(file)
+        building.rename(place)
+        _fsync(place.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, Blocks, Blocks] | None":
+    """What lies at `place`; None if there is nothing, or it is damaged and must be built again."""
+    if not (place / "corpus.json").is_file():
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "tokenizer")
+        return tokenizer, Blocks.load(place / "train"), Blocks.load(place / "held_out")
+    except (OSError, ValueError):
+        return None
+
+
+def _held_out_rows(count: int, share: float) -> np.ndarray:
+    """Which of `count` rows are held out: runs of CHUNK in the middle of equal stretches, no randomness."""
+    wanted = min(count - 1, max(1, round(count * share)))
+    runs = -(-wanted // CHUNK)
+    apart = np.zeros(count, bool)
+    for run in range(runs):
+        length = wanted * (run + 1) // runs - wanted * run // runs
+        middle = (2 * run + 1) * count // (2 * runs)
+        apart[middle - length // 2 : middle - length // 2 + length] = True
+    return apart
+
+
+def _fill(rows: np.ndarray, stream: np.ndarray, chosen: np.ndarray, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Write the chosen rows of the stream, [CLS] before and [SEP] after, a slab at a time."""
+    body = rows.shape[1] - 2
+    whole = stream[: len(stream) // body * body].reshape(-1, body)
+    for start in range(0, len(chosen), ROWS):
+        slab = rows[start : start + ROWS]
+        slab[:, 0], slab[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+        slab[:, 1:-1] = whole[chosen[start : start + ROWS]]
+
+
+def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:
+    """Token ids of the texts in order, without special tokens, a batch of texts at a time."""
+    texts = iter(texts)
+    while batch := list(islice(texts, BATCH)):
+        encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        yield np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
