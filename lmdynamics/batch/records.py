@@ -1,0 +1,182 @@
+"""Recorded scalars: the headline figures of a notebook, kept where a program can read them.
+
+The last cell of a notebook calls `record` once per figure. Each call shows the figure in the notebook, as an output of
+type `application/vnd.lmdynamics.record+json`, so that an executed notebook carries its own results; in a batch run all
+of them also go to `records.json` beside the executed notebook.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lmdynamics.errors import UserError
+
+MIME_TYPE = "application/vnd.lmdynamics.record+json"
+FILE_NAME = "records.json"
+
+Scalar = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One headline figure.
+
+    `value` is a number, a truth value, a word, or None for "there is none" (no onset, say). `low` and `high` bound its
+    95 % interval, `tolerance` is how far another run's value may lie from it and still count as the same; all three
+    are in the unit of `value`.
+    """
+
+    name: str
+    value: Scalar
+    tolerance: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+    def __str__(self) -> str:
+        shown = "none" if self.value is None else _short(self.value)
+        parts = [f"{self.name}: {shown}", self.unit]
+        if self.low is not None or self.high is not None:
+            parts.append(f"[{_short(self.low)}, {_short(self.high)}]")
+        if self.tolerance is not None:
+            parts.append(f"± {_short(self.tolerance)}")
+        return " ".join(part for part in parts if part)
+
+
+class _Sink:
+    """Where this process's records go: the folder is set by `start_records`, once per notebook."""
+
+    folder: Path | None = None
+    records: dict[str, Record] = {}  # noqa: RUF012 -- one notebook per process, so one table per process
+
+
+def start_records(output_dir: str | Path) -> None:
+    """Begin a notebook's records: `records.json` in `output_dir`, or none if it is empty (a reader is at the page).
+
+    Raises
+    ------
+    UserError
+        If the folder cannot be made.
+    """
+    _Sink.records = {}
+    _Sink.folder = None
+    if not str(output_dir):
+        return
+    folder = Path(output_dir).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir {str(output_dir)!r} cannot be made: {error.strerror}; name another") from error
+    _Sink.folder = folder
+    _write(folder)
+
+
+def record(
+    name: str,
+    value: object,
+    *,
+    tolerance: float | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+) -> None:
+    """Keep one headline figure. A second record of the same name takes the first one's place.
+
+    Parameters
+    ----------
+    value
+        Number, truth value, word, or None; NumPy, torch and polars scalars become plain ones.
+    tolerance
+        How far another run's value may lie from this one and still count as the same, in the unit of `value`.
+    low, high
+        Ends of the 95 % interval, in the unit of `value`.
+
+    Raises
+    ------
+    UserError
+        If the value is not a scalar, is NaN or infinite, the interval is upside down, or the tolerance negative.
+    """
+    if not name or not isinstance(name, str):
+        raise UserError(f"a record needs a name, found {name!r}")
+    made = Record(
+        name,
+        _scalar(name, value),
+        *(_number(name, what, x) for what, x in (("tolerance", tolerance), ("low", low), ("high", high))),
+        unit,
+    )
+    if made.tolerance is not None and made.tolerance < 0:
+        raise UserError(f"record {name!r}: tolerance {made.tolerance} is negative; it is a distance")
+    if made.low is not None and made.high is not None and made.low > made.high:
+        raise UserError(f"record {name!r}: the interval [{made.low}, {made.high}] is upside down; swap low and high")
+    _Sink.records[name] = made
+    if _Sink.folder is not None:
+        _write(_Sink.folder)
+    _show(made)
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records in `folder/records.json`; an empty list if the notebook recorded nothing.
+
+    Raises
+    ------
+    UserError
+        If the file is not one that `record` wrote.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return []
+    try:
+        return [Record(**row) for row in json.loads(path.read_text("utf-8"))["records"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not hold records ({error}); run its notebook again") from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of either."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+    os.replace(temporary, path)
+
+
+def _write(folder: Path) -> None:
+    write_json(folder / FILE_NAME, {"format": 1, "records": [asdict(made) for made in _Sink.records.values()]})
+
+
+def _scalar(name: str, value: object) -> Scalar:
+    if hasattr(value, "item"):  # NumPy, torch, polars
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise UserError(f"record {name!r}: a single value is expected, found {type(value).__name__}") from error
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return _number(name, "value", value)
+
+
+def _number(name: str, what: str, value: object) -> float | int | None:
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"record {name!r}: {what} should be a number, found {type(value).__name__}")
+    if not math.isfinite(value):
+        raise UserError(f"record {name!r}: {what} is {value}; record None if there is no such figure")
+    return value
+
+
+def _short(value: Scalar) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _show(made: Record) -> None:
+    from IPython.core.getipython import get_ipython
+
+    if get_ipython() is None:
+        print(made)
+        return
+    from IPython.display import display
+
+    display({MIME_TYPE: asdict(made), "text/plain": str(made)}, raw=True)
