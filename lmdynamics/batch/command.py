@@ -46,18 +46,6 @@ def batch(
     return int(any(outcome.status != "finished" for outcome in outcomes))
 
 
-def join_parameters(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments with papermill's two-word `-p name value` as the one word `name=value`."""
-    joined: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        joined.append(word)
-        if word in ("-p", "--parameter") and (name := next(rest, None)) is not None:
-            value = None if "=" in name else next(rest, None)
-            joined.append(name if value is None else f"{name}={value}")
-    return joined
-
-
 def _run_with_progress(job: Job) -> Outcome:
     """Run one job under a progress bar in a terminal, or between two plain lines elsewhere."""
     from rich.console import Console

@@ -120,7 +120,7 @@ def _clear(job: Job) -> None:
 def _stop(child: subprocess.Popen) -> None:
     if child.poll() is not None:
         return
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         child.send_signal(number)
         try:
             child.wait(_GRACE)
