@@ -1,17 +1,60 @@
-"""Real corpora: where they come from, and bringing them here whole."""
+"""Real corpora: where they come from, and bringing them here whole.
 
+`data/sources.toml` names, for each source, its licence and every file with its sha256 at a pinned commit.
+"""
+
+import errno
+import hashlib
+import ipaddress
+import sys
+import time
 import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from os import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from filelock import FileLock
 
 from lmdynamics import paths
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.progress import bar
+
+if TYPE_CHECKING:
+    import httpx
+
+ATTEMPTS = 5  # a broken connection is taken up again where it broke
+FIRST_PAUSE = 0.5  # seconds before the second attempt, doubling after that
+TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus: what it is, under which licence, and its files as {path below `path` and `base`: sha256}."""
+
+    name: str
+    title: str
+    licence: str
+    homepage: str
+    path: str  # the folder it lies in here, below $LMDYNAMICS_DATA or among what was fetched
+    base: str  # URL that the files' paths follow
+    bytes: int  # of all files together
+    files: dict[str, str] = field(repr=False, hash=False)
+
+    def __post_init__(self):
+        for path in (self.path, *self.files):
+            if not _is_safe(path):
+                raise UserError(f"source {self.name} has the path {path!r}, which leads out of its folder; correct it")
 
 
 @cache
-def known_sources() -> dict[str, dict]:
-    """`data/sources.toml`: for each source its title, licence, homepage, path, base URL and files."""
-    return tomllib.loads(paths.shipped("sources.toml").read_text(encoding="utf-8"))
+def sources() -> dict[str, Source]:
+    """Every source in `data/sources.toml`, by name."""
+    tables = tomllib.loads(paths.shipped("sources.toml").read_text(encoding="utf-8"))
+    return {name: Source(name=name, **table) for name, table in tables.items()}
 
 
 def locate(name: str) -> Path:
@@ -22,10 +65,156 @@ def locate(name: str) -> Path:
     UserError
         If the name is unknown, or the source is in neither place.
     """
-    if name not in known_sources():
-        raise UserError(f"no source {name!r}{did_you_mean(name, known_sources())}")
-    path = known_sources()[name]["path"]
     for folder in paths.real_data_dirs():
-        if (folder / path).is_dir():
-            return folder / path
+        if (place := folder / _named(name).path).is_dir():
+            return place
     raise UserError(f"{name} is not on this machine; run `lmdynamics fetch {name}` or set LMDYNAMICS_DATA")
+
+
+def fetch(name: str, *, base: str | None = None, progress: bool | None = None) -> Path:
+    """Bring a source here and return its folder; at once if it is here whole.
+
+    Its title, licence and size are printed first, on standard error. `base` is a mirror to use instead of the
+    source's own URL: the sha256 of each file is checked all the same. See `download`.
+    """
+    source = _named(name)
+    print(f"{source.title}. Licence: {source.licence}. {source.homepage}", file=sys.stderr)
+    print(f"{len(source.files)} files, {source.bytes / 1e6:.1f} MB", file=sys.stderr)
+    return download(source, paths.home() / "fetched" / source.path, base=base, progress=progress)
+
+
+def download(source: Source, folder: Path, *, base: str | None = None, progress: bool | None = None) -> Path:
+    """Fill `folder` with the source's files, each checked against its sha256.
+
+    The folder appears whole or not at all: files gather in `FOLDER.part` beside it, where a later call, or the next
+    attempt after a broken connection, goes on from the byte where the last one stopped. Of two processes, one waits.
+    Plain http is refused, also after a redirect, except from this machine itself.
+
+    Raises
+    ------
+    UserError
+        If the server cannot be reached or refuses, a file is not the expected one, or the disk is full.
+    """
+    import httpx
+
+    base = (base or source.base).rstrip("/")
+    gathering = folder.with_name(folder.name + ".part")
+    # Compressed transfer would make the bytes of a partial file and the server's ranges two different things.
+    client = httpx.Client(
+        headers={"Accept-Encoding": "identity", "User-Agent": "lmdynamics"},
+        event_hooks={"request": [_refuse_plain_http]},
+        follow_redirects=True,
+        timeout=TIMEOUT,
+    )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            client,
+            FileLock(folder.with_name(folder.name + ".lock")),
+            bar(source.bytes, source.name, progress) as meter,
+        ):
+            meter.unit, meter.unit_scale = "B", True
+            if folder.is_dir() and all(_is_file(folder / path, sha256) for path, sha256 in source.files.items()):
+                return folder
+            if folder.is_dir() and not gathering.exists():
+                folder.rename(gathering)  # files that are as they should be need not come again
+            for path, sha256 in source.files.items():
+                target = gathering / path
+                if _is_file(target, sha256):
+                    meter.update(target.stat().st_size)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _download_file(client, f"{base}/{quote(path)}", target, sha256, source.bytes, meter.update)
+            gathering.rename(folder)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
+    return folder
+
+
+def _download_file(
+    client: "httpx.Client", url: str, target: Path, sha256: str, most: int, arrived: Callable[[int], object]
+) -> None:
+    """One file, attempt after attempt, to `target`; `most` bytes is more than it can be."""
+    import httpx
+
+    part = target.with_name(target.name + ".part")
+    for attempt in range(ATTEMPTS):
+        time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
+        resumed = part.exists()
+        try:
+            _receive(client, url, part, most, arrived)
+        except httpx.RequestError as error:
+            problem = str(error) or type(error).__name__
+            continue
+        except httpx.HTTPStatusError as error:
+            problem = f"the server answered {error.response.status_code} {error.response.reason_phrase}".strip()
+            if error.response.is_client_error:
+                raise UserError(f"{url}: {problem}; nothing was fetched for this file") from None
+            continue
+        if _is_file(part, sha256):
+            replace(part, target)
+            return
+        found = sha256_of(part)
+        part.unlink()
+        if not resumed:
+            raise UserError(
+                f"{url} has sha256 {found}, expected {sha256}; it was thrown away: the file there is another"
+            )
+        problem = "what was there from an earlier attempt does not belong to this file"
+    raise UserError(f"{url}: {problem}, {ATTEMPTS} times; what has arrived is kept, run the same again to go on")
+
+
+def _receive(client: "httpx.Client", url: str, part: Path, most: int, arrived: Callable[[int], object]) -> None:
+    """Append to `part` from where it ends, or write it anew if the server does not know ranges."""
+    have = part.stat().st_size if part.exists() else 0
+    with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
+        if response.status_code == 416:  # nothing beyond what is here: it is whole, or not this file's
+            return
+        response.raise_for_status()
+        goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if goes_on:
+            arrived(have)
+        size = have if goes_on else 0
+        with part.open("ab" if goes_on else "wb") as file:
+            for chunk in response.iter_bytes():
+                if (size := size + len(chunk)) > most:
+                    raise UserError(f"{url} is larger than {most:,} bytes, the whole source's size; it is another file")
+                file.write(chunk)
+                arrived(len(chunk))
+
+
+def _refuse_plain_http(request: "httpx.Request") -> None:
+    url = urlsplit(str(request.url))
+    if url.scheme != "https" and not (url.scheme == "http" and _is_this_machine(url.hostname or "")):
+        raise UserError(f"{request.url} is not https; nothing is fetched over an open connection")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _named(name: str) -> Source:
+    if name not in sources():
+        raise UserError(f"no source {name!r}{did_you_mean(name, sources())}")
+    return sources()[name]
+
+
+def _is_safe(path: str) -> bool:
+    """Whether a path stays below the folder it is joined to, on any system."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and not {"\\", "\0"} & set(path)
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

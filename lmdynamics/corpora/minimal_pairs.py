@@ -7,6 +7,7 @@ paradigms of 2,000 pairs over a child's vocabulary, words and punctuation parted
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ NAMES = ("blimp", "zorro")
 class MinimalPairs:
     """One row per pair: `paradigm`, `pair` (unique), `good`, `bad`, spelt as in the source.
 
+    BLiMP has a few pairs whose sentences are the same (7 of 67,000): no model can be right on those.
     `split_into_words`: the sentences are words joined by single spaces, to be tokenised word by word, as the trees
     of a treebank are; otherwise they are ordinary text.
     """
@@ -167,7 +169,7 @@ def _jsonl_files(path: Path) -> Iterator[tuple[str, list[str]]]:
                 raise UserError(f"{path} holds no *.jsonl files; it is not BLiMP's zip")
             for name in names:
                 yield f"{path}/{name}", _lines(archive.read(name), f"{path}/{name}")
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise UserError(f"{path} is not a whole zip file ({error}); fetch it again") from None
 
 

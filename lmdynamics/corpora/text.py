@@ -17,6 +17,7 @@ import numpy as np
 from filelock import FileLock
 
 from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.fetch import sha256_of
 from lmdynamics.corpora.passages import Passages, read_texts, text_files
 from lmdynamics.corpora.vocabulary import train_tokenizer
 from lmdynamics.errors import UserError
@@ -76,7 +77,7 @@ def build_text_corpus(
     root, files = text_files(path)
     vocabulary = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase}
     options = {**vocabulary, "block_size": block_size, "held_out": held_out}
-    contents = [[file.relative_to(root).as_posix(), _sha256(file)] for file in files]
+    contents = [[file.relative_to(root).as_posix(), sha256_of(file)] for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
     place = Path(folder) / key
     if (opened := _open(place)) is None:
@@ -176,11 +177,6 @@ def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> It
     while batch := list(islice(texts, BATCH)):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         yield np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
