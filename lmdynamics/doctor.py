@@ -1,0 +1,137 @@
+"""`lmdynamics doctor`: what this machine has, and whether everything the notebooks need will work on it."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from lmdynamics import paths
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "polars", "altair", "papermill", "jupyterlab")
+_WIDGETS = {  # what an explorer needs, and the JupyterLab extension that comes with it
+    "ipywidgets": "@jupyter-widgets/jupyterlab-manager",
+    "anywidget": "anywidget",
+    "vl-convert-python": None,
+}
+
+
+def report() -> int:
+    """Print one line per finding, `!` before what needs doing. Returns 1 if anything does, else 0."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    troubles = 0
+    for title, findings in (
+        ("versions", _versions()),
+        ("devices", _devices()),
+        ("data", _data()),
+        ("widgets", _widgets()),
+    ):
+        console.print(f"[bold]{title}[/]")
+        for fine, line in findings:
+            troubles += not fine
+            console.print(f"  {' ' if fine else '!'} {line}", markup=False, style=None if fine else "yellow")
+    return int(troubles > 0)
+
+
+def _versions() -> Iterator[tuple[bool, str]]:
+    fine = sys.version_info >= (3, 11)
+    yield fine, f"Python {platform.python_version()}" + ("" if fine else "; 3.11 or newer is needed")
+    yield True, f"{platform.system()} {platform.release()}, {platform.machine()}"
+    for name in ("lmdynamics", *_LIBRARIES):
+        version = _version(name)
+        yield version is not None, f"{name} {version}" if version else f"{name} is not installed; run `make setup`"
+
+
+def _devices() -> Iterator[tuple[bool, str]]:
+    try:
+        import torch
+    except ImportError as error:
+        yield False, f"torch does not load: {error}"
+        return
+    yield True, f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {_bf16_on_cpu()}"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        yield True, f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
+    if torch.backends.mps.is_available():
+        yield True, "mps: Apple GPU"
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        yield True, "no GPU: the smoke and default profiles are made for this, the full profile is not"
+
+
+def _bf16_on_cpu() -> str:
+    import torch
+
+    found = torch.cpu.get_capabilities()
+    fast = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16 in hardware" if fast else "bf16 works, but is slow here"
+
+
+def _data() -> Iterator[tuple[bool, str]]:
+    home = paths.home()
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    writable = os.access(existing, os.W_OK)
+    yield (
+        writable,
+        f"made here: {home}" + ("" if writable else " (not writable; set LMDYNAMICS_HOME to a folder that is)"),
+    )
+    runs = paths.runs_dir()
+    names = sorted(folder.name for folder in runs.glob("*") if (folder / "run.json").exists()) if runs.exists() else []
+    yield True, f"runs: {', '.join(names) if names else 'none yet; `lmdynamics train grammar-mlm` makes one'}"
+    yield True, f"cache: {_size(paths.cache_dir())} in {paths.cache_dir()}"
+    named = os.environ.get("LMDYNAMICS_DATA")
+    if named is None:
+        yield True, "LMDYNAMICS_DATA is not set: real corpora come from `lmdynamics fetch NAME`"
+    elif Path(named).expanduser().is_dir():
+        yield True, f"LMDYNAMICS_DATA: {Path(named).expanduser().absolute()}"
+    else:
+        yield False, f"LMDYNAMICS_DATA is {named}, and there is no such folder"
+    fetched = home / "fetched"
+    got = sorted(path.name for path in fetched.iterdir() if not path.name.startswith(".")) if fetched.is_dir() else []
+    yield True, f"fetched: {', '.join(got) if got else 'nothing'}"
+
+
+def _widgets() -> Iterator[tuple[bool, str]]:
+    extensions = _extensions()
+    for name, extension in _WIDGETS.items():
+        version = _version(name)
+        if version is None:
+            yield False, f"{name} is not installed; run `make setup`"
+        elif extension is not None and extension not in extensions:
+            yield False, f"{name} {version}, but JupyterLab does not find its extension {extension}; run `make setup`"
+        elif extension is not None and not extensions[extension]:
+            yield False, f"{name} {version}, but its extension is off: `jupyter labextension enable {extension}`"
+        else:
+            yield True, f"{name} {version}"
+    try:
+        import altair
+
+        altair.JupyterChart.enable_offline()
+        yield True, "live charts work without a network"
+    except Exception as error:  # whatever the reason, it is the finding
+        yield False, f"live charts will not show: {type(error).__name__}: {error}"
+
+
+def _extensions() -> dict[str, bool]:
+    """JupyterLab's installed extensions by name, each with whether it is enabled."""
+    from jupyter_core.paths import jupyter_path
+    from jupyterlab_server.config import get_federated_extensions, get_page_config
+
+    folders = jupyter_path("labextensions")
+    disabled = get_page_config(folders).get("disabledExtensions", [])
+    return {name: name not in disabled for name in get_federated_extensions(folders)}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _size(folder: Path) -> str:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    return f"{size / 2**20:.0f} MiB"
