@@ -1,0 +1,168 @@
+"""Gold arcs as arrays, the halves they are split into, and the controls: fixed offsets and shuffled arcs."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Int
+
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Arcs:
+    """Dependents of the chosen relations. Arrays have one entry per arc; `names[relation]` is its relation."""
+
+    column: Int[np.ndarray, " arcs"]  # the dependent, counted through all sentences
+    sentence: Int[np.ndarray, " arcs"]
+    word: Int[np.ndarray, " arcs"]  # the dependent, counted within its sentence
+    head: Int[np.ndarray, " arcs"]  # its gold head, counted within the sentence
+    relation: Int[np.ndarray, " arcs"]
+    names: tuple[str, ...]  # the most frequent first
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+
+@lru_cache(maxsize=8)
+def gold_arcs(treebank: Treebank, min_count: int, leave_out: tuple[str, ...] = ()) -> Arcs:
+    """All arcs of relations that have at least `min_count` in the treebank; roots have no head, so no arc.
+
+    Raises
+    ------
+    UserError
+        If no relation is that frequent.
+    """
+    sentence = np.repeat(np.arange(len(treebank)), [len(s) for s in treebank])
+    word = np.concatenate([np.arange(len(s)) for s in treebank]) if len(treebank) else np.zeros(0, int)
+    head = gold_heads(treebank)
+    labels = np.array([relation for s in treebank for relation in s.relations], dtype=str)
+    names, relation, counts = np.unique(labels[head >= 0], return_inverse=True, return_counts=True)
+    kept = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= min_count and names[i] not in leave_out]
+    if not kept:
+        most = max(((int(c), str(n)) for c, n in zip(counts, names, strict=True) if n not in leave_out), default=None)
+        found = f"the most frequent is {most[1]} with {most[0]}" if most else "there are none"
+        raise UserError(
+            f"{treebank.name}: no relation has {min_count} dependents ({found}); lower min_count or use more sentences"
+        )
+    new_number = np.full(len(names), -1)
+    new_number[kept] = np.arange(len(kept))
+    relation = new_number[relation]
+    column = np.flatnonzero(head >= 0)[relation >= 0]
+    return Arcs(
+        column,
+        sentence[column],
+        word[column],
+        head[column],
+        relation[relation >= 0],
+        tuple(str(names[i]) for i in kept),
+    )
+
+
+def gold_heads(treebank: Treebank) -> Int[np.ndarray, " words"]:
+    """Head of every word, counted within its sentence; -1 for a root."""
+    return np.array([head for sentence in treebank for head in sentence.heads], dtype=np.int64)
+
+
+def score_half(sentences: int, seed: int) -> Bool[np.ndarray, " sentences"]:
+    """True for the half of the sentences that heads are scored on; they are chosen on the other."""
+    return np.random.default_rng(seed).permutation(sentences) >= sentences // 2
+
+
+@lru_cache(maxsize=8)
+def shuffled_heads(treebank: Treebank, seed: int) -> Int[np.ndarray, " words"]:
+    """Heads of every word after the heads of each sentence were dealt anew to its dependents; -1 for a root.
+
+    What stays is how often each word is a head; what goes is whose. No word becomes its own head, except where
+    twenty deals gave none without (two words that are each other's only choice).
+    """
+    rng = np.random.default_rng(seed)
+    dealt = [np.array(sentence.heads) for sentence in treebank]
+    for heads in dealt:
+        dependents = np.flatnonzero(heads >= 0)
+        for _ in range(20):
+            heads[dependents] = rng.permutation(heads[dependents])
+            own = dependents[heads[dependents] == dependents]
+            for word in own:  # exchange with any dependent that leaves both with another word
+                fitting = dependents[(heads[dependents] != word) & (dependents != heads[word])]
+                if len(fitting):
+                    other = rng.choice(fitting)
+                    heads[word], heads[other] = heads[other], heads[word]
+            if not (heads[dependents] == dependents).any():
+                break
+    return np.concatenate(dealt).astype(np.int64) if dealt else np.zeros(0, np.int64)
+
+
+def best_candidate(
+    correct: Bool[np.ndarray, "candidates arcs"],
+    relation: Int[np.ndarray, " arcs"],
+    choosing: Bool[np.ndarray, " arcs"],
+    relations: int,
+) -> Int[np.ndarray, " relations"]:
+    """Per relation, the candidate most often right where `choosing` is true; of equals the first; -1 without arcs."""
+    group = relation[choosing]
+    hits = sum_by(correct[:, choosing], group, relations)
+    return np.where(np.bincount(group, minlength=relations) > 0, hits.argmax(0), -1)
+
+
+def sum_by(values: np.ndarray, group: Int[np.ndarray, " n"], groups: int) -> np.ndarray:
+    """Sums over the last axis of `values` within each group, in float64: shape [..., groups]."""
+    order = np.argsort(group, kind="stable")
+    present, starts = np.unique(group[order], return_index=True)
+    sums = np.zeros((*values.shape[:-1], groups))
+    if len(present):
+        sums[..., present] = np.add.reduceat(values[..., order], starts, axis=-1, dtype=np.float64)
+    return sums
+
+
+def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> pl.DataFrame:
+    """How far a fixed distance to the head gets: the best offset of each relation, without any model.
+
+    Rows: `relation`, `offset` (head minus dependent, in words), `split`, `count`, `accuracy`. For "select" and
+    "score" the offset is chosen on the select half; for "all", on all sentences.
+
+    Raises
+    ------
+    UserError
+        If no relation has `min_count` dependents.
+    """
+    arcs = gold_arcs(treebank, min_count)
+    score = score_half(len(treebank), seed)[arcs.sentence]
+    everywhere = np.ones_like(score)
+    offsets, correct = offset_candidates(arcs)
+    rows = []
+    for split, choosing, scoring in (
+        ("select", ~score, ~score),
+        ("score", ~score, score),
+        ("all", everywhere, everywhere),
+    ):
+        best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))
+        for number, name in enumerate(arcs.names):
+            scored = scoring & (arcs.relation == number)
+            known = best[number] >= 0 and scored.any()
+            rows.append(
+                {
+                    "relation": name,
+                    "offset": int(offsets[best[number]]) if best[number] >= 0 else None,
+                    "split": split,
+                    "count": int(scored.sum()),
+                    "accuracy": float(correct[best[number], scored].mean()) if known else None,
+                }
+            )
+    schema = {
+        "relation": pl.String,
+        "offset": pl.Int64,
+        "split": pl.String,
+        "count": pl.Int64,
+        "accuracy": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema=schema)
+
+
+def offset_candidates(arcs: Arcs) -> tuple[Int[np.ndarray, " candidates"], Bool[np.ndarray, "candidates arcs"]]:
+    """Every distance that occurs, and which arcs it is right about."""
+    distance = arcs.head - arcs.word
+    offsets = np.unique(distance)
+    return offsets, distance == offsets[:, None]

@@ -1,0 +1,191 @@
+"""How well attention heads follow dependency relations.
+
+Definitions: Clark et al. 2019; Chen et al. 2023 (arXiv 2309.07311). A head of a causal model sees only what stands
+to the left, so `dependent→head` can only find heads that precede, `head→dependent` only heads that follow.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.measurements.arcs import (
+    best_candidate,
+    gold_arcs,
+    gold_heads,
+    offset_candidates,
+    score_half,
+    shuffled_heads,
+    sum_by,
+)
+from lmdynamics.measurements.attention import (
+    DIRECTIONS,
+    Parents,
+    attentions,
+    check_length,
+    encode_treebank,
+    encode_words,
+    parents,
+    word_attention,
+)
+from lmdynamics.measurements.measurement import Measurement
+
+NOT_SYNTAX = ("root", "punct")  # left out of UAS, as in the literature
+
+
+@dataclass(frozen=True)
+class HeadScores(Measurement):
+    """How often each head is right about each relation, and how much weight it puts on the gold head.
+
+    Rows: `relation`, `layer` and `head` (0-based), `direction`, `split`, `count` (dependents with that relation),
+    `accuracy` (share of them for which the gold head has the largest weight), `weight` (mean weight on the gold
+    head). `split` is "select" or "score", halves of the sentences drawn by `seed`, or "all": a head chosen on the
+    sentences it is scored on looks better than it is. Relations with fewer than `min_count` dependents in the whole
+    treebank are left out; one that a half lacks has `count` 0 and no accuracy there.
+    """
+
+    treebank: Treebank
+    min_count: int = 100
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        arcs = gold_arcs(self.treebank, self.min_count)
+        predicted = predictions(checkpoint, self.treebank, device)
+        score = score_half(len(self.treebank), self.seed)[arcs.sentence]
+        group, groups = 2 * arcs.relation + score, 2 * len(arcs.names)  # the halves of each relation side by side
+        correct = predicted.parent[..., arcs.column] == arcs.head
+        by_group = (
+            sum_by(correct, group, groups),
+            sum_by(predicted.weight[..., arcs.column], group, groups),
+            np.bincount(group, minlength=groups),
+        )
+        # axes: split, (layer, direction, head,) relation
+        splits = [np.stack([s[..., 0::2], s[..., 1::2], s[..., 0::2] + s[..., 1::2]]) for s in by_group]
+        right, weight = (s.transpose(4, 1, 3, 2, 0) for s in splits[:2])
+        count = np.broadcast_to(splits[2].T[:, None, None, None, :], right.shape)
+        relation, layer, head, direction, split = (axis.ravel() for axis in np.indices(right.shape))
+        frame = pl.DataFrame(
+            {
+                "relation": pl.Series(arcs.names, dtype=pl.String).gather(relation),
+                "layer": layer,
+                "head": head,
+                "direction": pl.Series(DIRECTIONS).gather(direction),
+                "split": pl.Series(["select", "score", "all"]).gather(split),
+                "count": count.ravel(),
+                "accuracy": right.ravel(),
+                "weight": weight.ravel(),
+            }
+        )
+        n = pl.col("count")
+        return frame.with_columns(pl.when(n > 0).then(pl.col(x) / n).alias(x) for x in ("accuracy", "weight"))
+
+
+@dataclass(frozen=True)
+class UAS(Measurement):
+    """Unlabelled attachment by attention: every relation is followed by its own best head.
+
+    Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`; the UAS of a source is
+    sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the other),
+    "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the same
+    half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (choosing and scoring
+    heads on trees whose arcs are shuffled within each sentence). Relations with fewer than `min_count` dependents,
+    `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
+    """
+
+    treebank: Treebank
+    min_count: int = 100
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        arcs = gold_arcs(self.treebank, self.min_count, NOT_SYNTAX)
+        predicted = predictions(checkpoint, self.treebank, device)
+        score = score_half(len(self.treebank), self.seed)[arcs.sentence]
+        # candidates in the order layer, head, direction: of equals the first is chosen
+        parent = predicted.parent[..., arcs.column].swapaxes(1, 2).reshape(-1, len(arcs))
+        gold, shuffled = parent == arcs.head, parent == shuffled_heads(self.treebank, self.seed)[arcs.column]
+        everywhere = np.ones_like(score)
+        return pl.concat(
+            [
+                self._score("attention", "score", arcs, gold, ~score, score),
+                self._score("attention_same", "all", arcs, gold, everywhere, everywhere),
+                self._score("offset", "score", arcs, offset_candidates(arcs)[1], ~score, score),
+                self._score("shuffled", "score", arcs, shuffled, ~score, score),
+            ]
+        )
+
+    def _score(self, source, half, arcs, correct, choosing, scoring) -> pl.DataFrame:
+        best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
+        scoring = scoring & (best >= 0)
+        right = scoring & correct[best, np.arange(len(arcs))]
+        counts, hits = (np.bincount(arcs.sentence[which], minlength=len(self.treebank)) for which in (scoring, right))
+        there = np.flatnonzero(counts)
+        return pl.DataFrame({"sentence": there, "arcs": counts[there], "correct": hits[there]}).select(
+            "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), "arcs", "correct"
+        )
+
+
+@dataclass(frozen=True)
+class WordAttention(Measurement):
+    """Attention between the words of one sentence. Rows: `layer`, `head`, `query`, `key` (0-based), `weight`.
+
+    Weight 0 on the diagonal; the rest of a row sums to less than 1, by what falls on special tokens and the word
+    itself.
+    """
+
+    words: tuple[str, ...]
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        encoded = encode_words(checkpoint.tokenizer, [self.words], "the sentence")
+        model = checkpoint.model(attention="eager", device=device)
+        check_length(model, encoded)
+        batch = encoded.batches[0].to(device)
+        with torch.inference_mode():
+            weights = [word_attention(layer.float(), batch)[0] for layer in attentions(model, batch)]
+        weights = torch.stack(weights).double().cpu().numpy()
+        layer, head, query, key = (axis.ravel() for axis in np.indices(weights.shape))
+        return pl.DataFrame({"layer": layer, "head": head, "query": query, "key": key, "weight": weights.ravel()})
+
+
+def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
+    """The head that follows each relation best, per step if there are steps: chosen on one half, scored on the other.
+
+    Rows: (`step`,) `relation`, `layer`, `head`, `direction`, `accuracy` and `weight` on the score half, `count`
+    there. A relation that either half lacks is left out.
+    """
+    by = [name for name in ("step", "relation") if name in head_scores.columns]
+    which = [*by, "layer", "head", "direction"]
+    chosen = (
+        head_scores.filter(pl.col("split") == "select", pl.col("count") > 0)
+        .sort("accuracy", descending=True, maintain_order=True)
+        .unique(by, keep="first", maintain_order=True)
+        .select(which)
+    )
+    scored = head_scores.filter(pl.col("split") == "score", pl.col("count") > 0)
+    order = head_scores.select(by).unique(maintain_order=True)
+    found = chosen.join(scored, on=which)
+    return order.join(found, on=by, maintain_order="left").select(*which, "accuracy", "weight", "count")
+
+
+_RECENT: OrderedDict[tuple, Parents] = OrderedDict()
+
+
+def predictions(checkpoint, treebank: Treebank, device: str) -> Parents:
+    """What every head predicts on a treebank; the last two answers are kept, for measurements that share them."""
+    encoded = encode_treebank(checkpoint.tokenizer, treebank)
+    key = (checkpoint.content_hash, encoded, device)
+    found = _RECENT.get(key)
+    if found is None:
+        model = checkpoint.model(attention="eager", device=device)
+        found = _RECENT[key] = parents(model, encoded, gold_heads(treebank))
+        while len(_RECENT) > 2:
+            _RECENT.popitem(last=False)
+    return found

@@ -1,0 +1,137 @@
+"""One measurement at every checkpoint of a run, each computed once and kept.
+
+Results lie in `traces/CHECKPOINT/MEASUREMENT.parquet` under the cache folder, named by the checkpoint's content
+and the measurement's parameters. A file is there whole or not at all, so an interrupted trace goes on where it
+stopped, and two processes that trace the same run at once merely do some work twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.paths import cache_dir
+from lmdynamics.progress import bar
+from lmdynamics.runs import store
+
+if TYPE_CHECKING:
+    from lmdynamics.runs.run import Checkpoint, Run
+
+
+def trace(
+    run: Run,
+    measurement: Measurement,
+    *,
+    steps: Iterable[int] | None = None,
+    executor: Executor | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+    cache: bool = True,
+) -> pl.DataFrame:
+    """`measurement` at each of the run's `steps` (default: all): its rows, with `step` (Int64) as first column.
+
+    `executor`: anything with `submit(function, *arguments)` whose result has `.result()`: a `ProcessPoolExecutor`
+    (start method "spawn": torch does not survive a fork), `Client.get_executor()` of dask, `submitit.AutoExecutor`.
+    `progress`: whether to show a bar; None decides by where output goes. `cache=False` neither reads nor writes files.
+
+    Raises
+    ------
+    UserError
+        If the run lacks one of `steps`, or the measurement refuses a checkpoint.
+    """
+    named = {type(measurement).__name__: measurement}
+    return trace_all(
+        run, named, steps=steps, executor=executor, device=device, progress=progress, cache=cache
+    ).popitem()[1]
+
+
+def trace_all(
+    run: Run,
+    measurements: Mapping[str, Measurement],
+    *,
+    steps: Iterable[int] | None = None,
+    executor: Executor | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+    cache: bool = True,
+) -> dict[str, pl.DataFrame]:
+    """Several measurements of a run, checkpoint by checkpoint, so that what they share is computed once.
+
+    Arguments as for `trace`; returns one frame per name in `measurements`.
+    """
+    checkpoints = [run[step] for step in (sorted(set(steps)) if steps is not None else run.steps)]
+    keys = {name: measurement.key() for name, measurement in measurements.items()}
+    found: dict[tuple[int, str], pl.DataFrame] = {}
+    todo = []
+    for checkpoint in checkpoints:
+        missing = {}
+        for name, measurement in measurements.items():
+            kept = _read(_path(checkpoint, keys[name])) if cache else None
+            if kept is None:
+                missing[name] = measurement
+            else:
+                found[checkpoint.step, name] = kept
+        if missing:
+            todo.append((checkpoint, missing))
+
+    what = " ".join(measurements)
+    with bar(len(checkpoints), what, progress, unit="checkpoint", initial=len(checkpoints) - len(todo)) as shown:
+        pending = [
+            (checkpoint, executor.submit(measure, checkpoint, missing, device) if executor else None, missing)
+            for checkpoint, missing in todo
+        ]
+        try:
+            for checkpoint, future, missing in pending:
+                frames = future.result() if executor else measure(checkpoint, missing, device)
+                for name, frame in frames.items():
+                    if cache:
+                        _write(_path(checkpoint, keys[name]), frame)
+                    found[checkpoint.step, name] = frame
+                shown.update()
+        finally:  # after an error or Ctrl-C: what has not begun need not begin
+            for _, future, _ in pending:
+                if executor and hasattr(future, "cancel"):
+                    future.cancel()
+    return {name: _join([(c.step, found[c.step, name]) for c in checkpoints]) for name in measurements}
+
+
+def measure(checkpoint: Checkpoint, measurements: Mapping[str, Measurement], device: str) -> dict[str, pl.DataFrame]:
+    """What one worker does: several measurements of one checkpoint."""
+    return {name: measurement(checkpoint, device) for name, measurement in measurements.items()}
+
+
+def _path(checkpoint: Checkpoint, key: str) -> Path:
+    return cache_dir() / "traces" / checkpoint.content_hash / f"{key}.parquet"
+
+
+def _read(path: Path) -> pl.DataFrame | None:
+    """A kept result; None if there is none, or the file is damaged and must be made again."""
+    try:
+        frame, kept = pl.read_parquet(path, memory_map=False), pl.read_parquet_metadata(path)
+    except (pl.exceptions.PolarsError, OSError):
+        return None
+    # another version of polars may hash differently: then only Parquet's own checks remain
+    if kept.get("polars") == pl.__version__ and kept.get("checksum") != _checksum(frame):
+        return None
+    return frame
+
+
+def _write(path: Path, frame: pl.DataFrame) -> None:
+    with store.saving(f"a trace in {path.parent}"), store.atomic_file(path) as temporary:
+        frame.write_parquet(temporary, metadata={"polars": pl.__version__, "checksum": _checksum(frame)})
+
+
+def _checksum(frame: pl.DataFrame) -> str:
+    """Parquet notices a file cut short, but not a changed byte."""
+    return f"{frame.columns} {frame.hash_rows(0).sum()}"
+
+
+def _join(frames: list[tuple[int, pl.DataFrame]]) -> pl.DataFrame:
+    if not frames:
+        return pl.DataFrame(schema={"step": pl.Int64})
+    return pl.concat(frame.select(pl.lit(step, pl.Int64).alias("step"), pl.all()) for step, frame in frames)

@@ -1,0 +1,196 @@
+"""HeadScores and UAS against the naive loop; what is refused."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.errors import UserError
+from lmdynamics.measurements import attention
+from lmdynamics.measurements.arcs import score_half, shuffled_heads
+from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
+from tests.measurements.conftest import StandIn, random_treebank, wordpiece
+from tests.measurements.naive import head_scores, word_matrices
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
+def test_head_scores_equal_the_naive_loop(kind, special, treebank, monkeypatch):
+    monkeypatch.setattr(attention, "TOKENS", 100)  # several batches, with padding in them
+    checkpoint = StandIn(kind, special, tokenizer=wordpiece(special=special))
+    frame = HeadScores(treebank, min_count=5)(checkpoint)
+    expected = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, treebank, set(frame["relation"]))
+    rows = frame.filter(split="all")
+    assert len(rows) == len(expected) == 4 * 2 * 4 * 2
+    for row in rows.iter_rows(named=True):
+        count, right, weight = expected[row["relation"], row["layer"], row["head"], row["direction"]]
+        assert row["count"] == count
+        assert row["accuracy"] * count == pytest.approx(right, abs=1e-9)
+        assert row["weight"] == pytest.approx(weight / count, abs=1e-6)
+
+
+def test_halves_add_up_and_are_scored_apart(treebank):
+    checkpoint = StandIn()
+    frame = HeadScores(treebank, min_count=5, seed=3)(checkpoint)
+    score = score_half(len(treebank), 3)
+    half = Treebank("half", tuple(s for s, chosen in zip(treebank, score, strict=True) if chosen))
+    alone = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, half, set(frame["relation"]))
+    for row in frame.filter(split="score").iter_rows(named=True):
+        count, right, _ = alone[row["relation"], row["layer"], row["head"], row["direction"]]
+        assert (row["count"], round(row["accuracy"] * count)) == (count, right)
+    which = ["relation", "layer", "head", "direction"]
+    halves = frame.filter(pl.col("split") != "all").group_by(which).agg(pl.col("count").sum())
+    assert halves.sort(which).equals(frame.filter(split="all").sort(which).select(*which, "count"))
+
+
+def test_columns_and_types(treebank):
+    frame = HeadScores(treebank, min_count=5)(StandIn())
+    assert dict(frame.schema) == {
+        "relation": pl.String,
+        "layer": pl.Int64,
+        "head": pl.Int64,
+        "direction": pl.String,
+        "split": pl.String,
+        "count": pl.Int64,
+        "accuracy": pl.Float64,
+        "weight": pl.Float64,
+    }
+    assert len(frame) == 4 * 2 * 4 * 2 * 3
+    uas = UAS(treebank, min_count=5)(StandIn())
+    assert dict(uas.schema) == {
+        "sentence": pl.Int64,
+        "source": pl.String,
+        "half": pl.String,
+        "arcs": pl.Int64,
+        "correct": pl.Int64,
+    }
+
+
+def test_a_relation_that_one_half_lacks(treebank):
+    """Its rows are there, with count 0 and no accuracy; UAS does not count it, for no head could be chosen."""
+    select = np.flatnonzero(~score_half(len(treebank), 0))[0]
+    sentences = list(treebank.sentences)
+    sentences[select] = Sentence(("the", "dog"), (1, -1), ("rare", "root"))
+    altered = Treebank("altered", tuple(sentences))
+    frame = HeadScores(altered, min_count=1)(StandIn()).filter(relation="rare")
+    by_split = {split: rows for (split,), rows in frame.group_by("split")}
+    assert by_split["select"]["count"].unique().to_list() == [1]
+    assert by_split["score"]["count"].unique().to_list() == [0]
+    assert by_split["score"]["accuracy"].null_count() == len(by_split["score"])
+    assert "rare" not in best_heads(HeadScores(altered, min_count=1)(StandIn()))["relation"]
+    score = np.flatnonzero(score_half(len(treebank), 0))[0]
+    sentences[score] = Sentence(("the", "dog"), (1, -1), ("rarer", "root"))
+    uas = UAS(Treebank("altered", tuple(sentences)), min_count=1)(StandIn())
+    assert score not in uas.filter(source="attention")["sentence"]
+    assert score in uas.filter(source="attention_same")["sentence"]
+
+
+def test_uas_follows_from_head_scores(treebank):
+    checkpoint = StandIn()
+    scores = best_heads(HeadScores(treebank, min_count=5)(checkpoint)).filter(pl.col("relation") != "punct")
+    uas = UAS(treebank, min_count=5)(checkpoint).group_by("source").agg(pl.col("arcs", "correct").sum())
+    attention_row = uas.row(by_predicate=pl.col("source") == "attention", named=True)
+    assert attention_row["arcs"] == scores["count"].sum()
+    assert attention_row["correct"] == pytest.approx((scores["accuracy"] * scores["count"]).sum())
+    best = (
+        HeadScores(treebank, min_count=5)(checkpoint)
+        .filter(pl.col("split") == "all", pl.col("relation") != "punct")
+        .group_by("relation")
+        .agg((pl.col("accuracy") * pl.col("count")).max().alias("right"), pl.col("count").first())
+    )
+    same = uas.row(by_predicate=pl.col("source") == "attention_same", named=True)
+    assert same["arcs"] == best["count"].sum()
+    assert same["correct"] == pytest.approx(best["right"].sum())
+
+
+def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
+    heads = shuffled_heads(treebank, 0)
+    starts = np.cumsum([0, *map(len, treebank)])
+    shuffled = Treebank(
+        "shuffled",
+        tuple(
+            Sentence(s.words, tuple(heads[starts[i] : starts[i + 1]].tolist()), s.relations)
+            for i, s in enumerate(treebank)
+        ),
+    )
+    checkpoint = StandIn()
+    control = UAS(treebank, min_count=5)(checkpoint).filter(source="shuffled").drop("source")
+    assert control.equals(UAS(shuffled, min_count=5)(checkpoint).filter(source="attention").drop("source"))
+
+
+def test_one_prediction_pass_serves_both(treebank, monkeypatch):
+    calls = []
+    loaded = StandIn.model
+    monkeypatch.setattr(StandIn, "model", lambda self, *a, **k: calls.append(1) or loaded(self, *a, **k))
+    checkpoint = StandIn(seed=77)
+    HeadScores(treebank, min_count=5)(checkpoint)
+    UAS(treebank, min_count=5)(checkpoint)
+    assert len(calls) == 1
+
+
+def test_word_attention_of_one_sentence():
+    words = ("the", "unbelievable", "dog", "walked", "quickly")
+    checkpoint = StandIn()
+    frame = WordAttention(words)(checkpoint)
+    expected = word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words)
+    found = frame["weight"].to_numpy().reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert frame.row(7, named=True) == {"layer": 0, "head": 0, "query": 1, "key": 2, "weight": found[0, 0, 1, 2]}
+
+
+def test_the_first_of_equals_as_argmax_does():
+    """Uniform attention: every word ties, and the first other word wins."""
+    treebank = random_treebank(12, seed=4)
+    checkpoint = StandIn()
+    model = checkpoint.model("eager")
+    for layer in model.base_model.encoder.layer:
+        for part in (layer.attention.self.query, layer.attention.self.key):
+            torch.nn.init.zeros_(part.weight)
+            torch.nn.init.zeros_(part.bias)
+    encoded = attention.encode_treebank(checkpoint.tokenizer, treebank)
+    found = attention.parents(model, encoded, np.zeros(encoded.words, int)).parent
+    starts = np.cumsum([0, *map(len, treebank)])
+    for i, sentence in enumerate(treebank):
+        if any(word in ("unbelievable", "walking", "walked", "plays", "unbelievables") for word in sentence.words):
+            continue
+        expected = [1, *[0] * (len(sentence) - 1)] if len(sentence) > 1 else [-1]
+        assert (found[..., starts[i] : starts[i + 1]] == expected).all()
+
+
+def test_too_long_a_sentence_is_named():
+    long = Treebank(
+        "long", (Sentence(("dog",), (-1,), ("root",)), Sentence(("dog",) * 15, (-1, *[0] * 14), ("x",) * 15))
+    )
+    with pytest.raises(UserError, match="sentence 1 of long is 17 tokens long, the model takes at most 16"):
+        HeadScores(long, min_count=1)(StandIn(positions=16))
+    # RoBERTa's positions begin behind its padding index: 16 of them hold 15 tokens
+    with pytest.raises(UserError, match="17 tokens long, the model takes at most 15"):
+        HeadScores(long, min_count=1)(StandIn("roberta", positions=16))
+
+
+def test_other_attention_implementations_are_refused(treebank):
+    class Sdpa(StandIn):
+        def model(self, attention="sdpa", device="cpu"):
+            return super().model("sdpa", device)
+
+    with pytest.raises(UserError, match=r'gave attention for 0 of 2 layers; load it with attention="eager"'):
+        HeadScores(treebank, min_count=5)(Sdpa(seed=5))
+
+
+def test_a_diverged_model_is_refused(treebank):
+    class Diverged(StandIn):
+        def model(self, attention="sdpa", device="cpu"):
+            model = super().model(attention, device)
+            torch.nn.init.constant_(model.base_model.embeddings.word_embeddings.weight, float("nan"))
+            return model
+
+    with pytest.raises(UserError, match="sums to NaN: the model has diverged"):
+        HeadScores(treebank, min_count=5)(Diverged(seed=6))
+
+
+def test_relations_too_rare_are_refused(treebank):
+    with pytest.raises(
+        UserError, match=r"random: no relation has 1000 dependents \(the most frequent is \w+ with \d+\)"
+    ):
+        UAS(treebank, min_count=1000)(StandIn())
