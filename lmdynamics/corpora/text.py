@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,12 +38,18 @@ def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size:
     """Texts end to end, cut into rows of exactly `block_size`: [CLS], block_size - 2 tokens, [SEP].
 
     What is left over at the end and does not fill a row is dropped.
+
+    Raises
+    ------
+    ValueError
+        If `block_size` leaves no room for a token.
     """
+    if block_size < 3:
+        raise ValueError(f"a block of {block_size} has no room between [CLS] and [SEP]: block_size must be at least 3")
     stream = np.concatenate([np.zeros(0, np.int32), *_token_ids(texts, tokenizer)])
     count = len(stream) // (block_size - 2)
-    ids = np.empty(count * block_size, np.int32)
-    _fill(ids.reshape(-1, block_size), stream, np.arange(count), tokenizer)
-    return Blocks(ids, np.arange(count + 1) * block_size)
+    slabs = [np.zeros((0, block_size), np.int32), *_rows(stream, np.arange(count), block_size, tokenizer)]
+    return Blocks(np.concatenate(slabs).ravel(), np.arange(count + 1) * block_size)
 
 
 def build_text_corpus(
@@ -81,16 +88,12 @@ def build_text_corpus(
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
     place = Path(folder) / key
     if (opened := _open(place)) is None:
-        try:
+        with _disk_full_in_one_line(place.parent):
             place.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(place.with_suffix(".lock")):
                 if (opened := _open(place)) is None:
                     _build(Passages(files), place, {**options, "texts": contents})
                     opened = _open(place)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
     return opened
 
 
@@ -107,7 +110,7 @@ def _build(passages: Passages, place: Path, description: dict) -> None:
         tokenizer.save_pretrained(building / "tokenizer")
         with (building / "stream").open("wb") as stream:
             for ids in _token_ids(passages, tokenizer):
-                ids.tofile(stream)
+                stream.write(ids.data)
             tokens = stream.tell() // np.dtype(np.int32).itemsize
         count = tokens // (block_size - 2)
         if count < 2:
@@ -119,12 +122,9 @@ def _build(passages: Passages, place: Path, description: dict) -> None:
         apart = _held_out_rows(count, description["held_out"])
         for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
             (building / name).mkdir()
-            shape = (len(rows), block_size)
-            ids = np.lib.format.open_memmap(building / name / "ids.npy", "w+", np.int32, (shape[0] * shape[1],))
-            _fill(ids.reshape(shape), stream, rows, tokenizer)
-            ids.flush()
-            np.save(building / name / "offsets.npy", np.arange(len(rows) + 1) * block_size)
-        del stream, ids
+            _save(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
+            _save(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
+        del stream
         (building / "stream").unlink()
         text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
         (building / "corpus.json").write_text(text + "\n", encoding="utf-8")
@@ -161,14 +161,32 @@ def _held_out_rows(count: int, share: float) -> np.ndarray:
     return apart
 
 
-def _fill(rows: np.ndarray, stream: np.ndarray, chosen: np.ndarray, tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Write the chosen rows of the stream, [CLS] before and [SEP] after, a slab at a time."""
-    body = rows.shape[1] - 2
+def _rows(
+    stream: np.ndarray, chosen: np.ndarray, block_size: int, tokenizer: "PreTrainedTokenizerFast"
+) -> Iterator[np.ndarray]:
+    """The chosen rows of the stream, [CLS] before and [SEP] after, as slabs of shape [at most ROWS, block_size]."""
+    body = block_size - 2
     whole = stream[: len(stream) // body * body].reshape(-1, body)
     for start in range(0, len(chosen), ROWS):
-        slab = rows[start : start + ROWS]
-        slab[:, 0], slab[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
-        slab[:, 1:-1] = whole[chosen[start : start + ROWS]]
+        inside = whole[chosen[start : start + ROWS]]
+        ends = (
+            np.full((len(inside), 1), token, np.int32) for token in (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        )
+        yield np.hstack([next(ends), inside, next(ends)])
+
+
+def _save(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
+    """Write slabs end to end as one flat .npy array of `length` items.
+
+    By plain writes: on a full disk these raise an error, where a memory map kills the process.
+    """
+    slabs = iter(slabs)
+    first = next(slabs)
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for slab in chain([first], slabs):
+            file.write(np.ascontiguousarray(slab).data)
 
 
 def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:
@@ -177,6 +195,17 @@ def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> It
     while batch := list(islice(texts, BATCH)):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         yield np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32)
+
+
+@contextmanager
+def _disk_full_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # The tokenizer's own writer raises a bare Exception, with the system's words in it.
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
 
 
 def _fsync(path: Path) -> None:

@@ -42,6 +42,8 @@ def train_tokenizer(
     if vocab_size < SMALLEST[kind]:
         raise UserError(f"a {kind} vocabulary of {vocab_size} is too small; it needs at least {SMALLEST[kind]}")
     texts = list(texts) if isinstance(texts, Iterator) else texts
+    if not any(text.strip() for text in texts):
+        raise UserError("there is no text to learn a vocabulary from; give a text with words in it")
     tokenizer = (_wordpiece if kind == "wordpiece" else _byte_level_bpe)(texts, vocab_size, lowercase)
     cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
     template = processors.TemplateProcessing(
@@ -111,6 +113,4 @@ def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer", limit: int) -> list[
         for normal in tokenizer.normalizer.normalize_str(character):
             if not normal.isspace():
                 counts[normal] += count
-    if not counts:
-        raise UserError("there is no text to learn a vocabulary from; give a text with words in it")
     return sorted(sorted(counts, key=lambda c: (-counts[c], c))[:limit])
