@@ -85,12 +85,15 @@ def read_blimp(path: str | Path) -> MinimalPairs:
         for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-                pairs.append((row["UID"], row["sentence_good"], row["sentence_bad"]))
+                pair = (row["UID"], row["sentence_good"], row["sentence_bad"])
             except (ValueError, KeyError, TypeError):
+                pair = ()
+            if not pair or not all(isinstance(text, str) for text in pair):
                 raise UserError(
                     f"{name}, line {number} is not a BLiMP pair: expected a JSON object with UID, sentence_good "
                     "and sentence_bad"
-                ) from None
+                )
+            pairs.append(pair)
     return _pairs("blimp", path, pairs, split_into_words=False)
 
 
