@@ -99,14 +99,39 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
 def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
     """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs."""
     need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
-    z = 1.959964
-    n, p = pl.col("pairs"), pl.col("accuracy")
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    reach = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)).sqrt()
+    low, high = wilson(pl.col("accuracy"), pl.col("pairs"))
     return (
         pairs.group_by("step", "paradigm")
         .agg(pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"))
-        .with_columns((middle - reach).alias("low"), (middle + reach).alias("high"))
+        .with_columns(low=low, high=high)
         .select("step", "paradigm", "accuracy", "low", "high", "pairs")
         .sort("paradigm", "step")
+    )
+
+
+def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:
+    """Wilson's (1927) 95 % interval of a proportion seen `count` times, as two expressions."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    reach = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
+    return middle - reach, middle + reach
+
+
+def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:
+    """A training log in bins of equal width in log(step): step (mean), loss (mean), low, high (10 and 90 %).
+
+    Thousands of noisy steps become about `per_decade` rows per factor of ten, so that a figure stays small.
+    """
+    need_columns(log, ["step", "loss"], "a training log")
+    place = (pl.col("step").cast(pl.Float64).clip(0.5).log10() * per_decade).floor().cast(pl.Int64)
+    return (
+        log.filter(pl.col("loss").is_finite())
+        .group_by(place.alias("bin"))
+        .agg(
+            pl.col("step").mean().round().cast(pl.Int64),
+            pl.col("loss").mean(),
+            pl.col("loss").quantile(0.1).alias("low"),
+            pl.col("loss").quantile(0.9).alias("high"),
+        )
+        .sort("bin")
+        .drop("bin")
     )

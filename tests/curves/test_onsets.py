@@ -60,10 +60,18 @@ def test_an_untrained_model_has_no_onset(seed):
 
 
 def test_the_control_moving_too_is_refused():
-    onset = structure(RISE, shuffled=sigmoid(STEPS, 0.15, 0.4, 250))
+    onset = structure(RISE, shuffled=sigmoid(STEPS, 0.15, 0.55, 330))
     assert onset.step is None
     assert onset.control_step is not None
     assert "too" in onset.reason
+
+
+def test_what_value_and_control_share_is_no_onset():
+    """Heads soon find the words that head others, in shuffled trees too; syntax comes later and beyond it."""
+    shared = sigmoid(STEPS, 0, 0.12, 40)
+    onset = structure(RISE + shared, shuffled=0.15 + shared)
+    assert onset.low <= structure(RISE).step <= onset.high
+    assert structure(0.2 + shared, shuffled=0.15 + shared).step is None
 
 
 def test_shuffled_arcs_show_no_onset_of_their_own():

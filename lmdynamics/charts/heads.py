@@ -1,0 +1,146 @@
+"""Which head follows which dependency relation: at one checkpoint as a map, over training as a table in colour."""
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.theme import TEXT, VERMILION, WIDTH, accuracy_colour, figure, ink
+from lmdynamics.curves.intervals import need_columns, wilson
+from lmdynamics.errors import UserError
+
+PERCENT = ".0%"
+ROUND = "format(datum.value, datum.value < 1000 ? 'd' : '.2~s')"  # 1024 -> 1k
+
+
+def layer_head_map(
+    scores: pl.DataFrame,
+    relation: str,
+    step: int | None = None,
+    offset: float | None = None,
+    split: str = "all",
+    cursor: alt.Parameter | None = None,
+    chosen: tuple[int, int] | None = None,
+) -> alt.LayerChart:
+    """Accuracy of every head (column) of every layer (row) on one relation, the better of its two directions.
+
+    `scores`: a trace of `HeadScores`. With `cursor`, a parameter holding a step, the chart carries all steps and
+    shows the one that the parameter names; otherwise it shows `step` (default: the last). The best head is outlined,
+    `chosen` (layer, head) is marked with a dot. `offset`: accuracy of the best fixed offset, the baseline.
+    """
+    need_columns(scores, ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"], "head map")
+    rows = scores.filter(pl.col("relation") == relation, pl.col("split") == split, pl.col("count") > 0)
+    if rows.is_empty():
+        known = ", ".join(scores["relation"].unique().sort())
+        raise UserError(f"head map: no scores for the relation {relation!r}; measured: {known or 'none'}")
+    step = rows["step"].max() if step is None else step
+    if step not in rows["step"]:
+        raise UserError(f"head map: step {step} was not measured; measured: {_listed(rows['step'].unique().sort())}")
+    low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    cells = (
+        rows.sort("accuracy", descending=True)
+        .group_by("step", "layer", "head", maintain_order=True)
+        .first()
+        .with_columns(low=low, high=high, best=pl.int_range(pl.len()).over("step") == 0)
+        .select("step", "layer", "head", "direction", "accuracy", "low", "high", "count", "best")
+    )
+    if cursor is None:
+        cells = cells.filter(pl.col("step") == step)
+    layers, heads = cells["layer"].n_unique(), cells["head"].n_unique()
+    size, tall = (46, 40) if heads <= 8 else (34, 30)
+    base = alt.Chart(cells).encode(
+        alt.X("head:O", title="head").axis(labelAngle=0, domain=False, ticks=False),
+        alt.Y("layer:O", title="layer", sort="descending").axis(domain=False, ticks=False),
+        tooltip=[
+            "layer",
+            "head",
+            "direction",
+            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high")),
+            "count",
+        ],
+    )
+    if cursor is not None:
+        base = base.transform_filter(f"datum.step == {cursor.name}")
+    colour = accuracy_colour()
+    tile = base.mark_rect().encode(colour)
+    best = base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3)
+    number = base.mark_text(fontSize=11).encode(
+        alt.Text("accuracy:Q", format=PERCENT),
+        color=ink(),
+    )
+    parts = [tile, best, number]
+    if chosen is not None:
+        dot = base.transform_filter((alt.datum.layer == chosen[0]) & (alt.datum.head == chosen[1]))
+        parts.append(dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2))
+    chart = alt.layer(*parts).properties(width=size * heads, height=tall * layers)
+    if cursor is not None:
+        chart = chart.add_params(cursor)
+    top = cells.filter(pl.col("best") & (pl.col("step") == step)).row(0, named=True)
+    baseline = "" if offset is None else f"best fixed offset: {offset:.0%}"
+    where = "" if cursor is not None else f"step {step:,}; "
+    return figure(
+        chart,
+        f"Which heads follow {relation}",
+        [f"{where}outlined: the best head; {top['count']:,} arcs", baseline],
+        f"Accuracy of each attention head on the relation {relation} at step {step}. Best: layer {top['layer']}, head "
+        f"{top['head']} ({top['direction']}), {top['accuracy']:.0%} "
+        f"(95 % interval {top['low']:.0%} to {top['high']:.0%}). "
+        f"{baseline.capitalize()}.",
+    )
+
+
+def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
+    """Relation × checkpoint: accuracy of the best head, chosen on one half of the sentences, scored on the other.
+
+    `best`: step, relation, layer, head, direction, accuracy, count, offset. A dot marks checkpoints where even the
+    lower end of the 95 % interval lies above the offset baseline; the last column names the head.
+    """
+    need_columns(
+        best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "heads by relation"
+    )
+    if best.is_empty():
+        raise UserError("heads by relation: no relation was measured; lower min_count or give more sentences")
+    low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    name = pl.format("{}-{}", "layer", "head")
+    data = best.with_columns(low=low, high=high, name=name).with_columns(above=pl.col("low") > pl.col("offset"))
+    order = data.group_by("relation").agg(pl.col("count").max()).sort("count", "relation", descending=[True, False])
+    steps = data["step"].unique().sort().to_list()
+    labelled = steps[:: max(1, -(-len(steps) // 14))]
+    base = alt.Chart(data).encode(
+        alt.X("step:O", title="checkpoint (training step; log-spaced)").axis(
+            values=labelled, labelAngle=0, labelExpr=ROUND, domain=False, ticks=False
+        ),
+        alt.Y("relation:N", title=None, sort=order["relation"].to_list()).axis(domain=False, ticks=False),
+        tooltip=[
+            "relation", "step", alt.Tooltip("name", title="layer-head"), "direction",
+            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high", "offset")), "count",
+        ],
+    )  # fmt: skip
+    colour = accuracy_colour(offset=44)
+    tile = base.mark_rect().encode(colour)
+    dot = base.transform_filter("datum.above").mark_point(filled=True, size=12, opacity=1, shape="circle").encode(
+        color=ink()
+    )  # fmt: skip
+    width = max(10, min(22, WIDTH // len(steps)))
+    label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=steps[-1])).mark_text(
+        align="left", dx=width // 2 + 6, color=TEXT, fontSize=11
+    )
+    chart = alt.layer(tile, dot, label.encode(alt.Text("name:N"))).properties(
+        width=width * len(steps), height=22 * len(order)
+    )
+    last = data.filter(pl.col("step") == steps[-1]).sort("count", descending=True)
+    ends = "; ".join(
+        f"{r['relation']} {r['name']} {r['accuracy']:.0%} (offset {r['offset']:.0%})"
+        for r in last.iter_rows(named=True)
+    )
+    return figure(
+        chart,
+        "Which head follows which relation, and when",
+        [
+            "accuracy of the relation's best head (named at the right: layer-head) on unseen sentences;",
+            "dot: above the best fixed offset, interval included",
+        ],
+        f"Best head per relation over training; at step {steps[-1]}: {ends}.",
+    )  # fmt: skip
+
+
+def _listed(steps: pl.Series) -> str:
+    return ", ".join(map(str, steps.to_list()))

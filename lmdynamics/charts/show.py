@@ -1,0 +1,67 @@
+"""One figure, for whoever reads it: live in a notebook, a still picture and a file in a headless run."""
+
+import re
+from pathlib import Path
+from xml.sax.saxutils import quoteattr
+
+import altair as alt
+
+from lmdynamics.errors import UserError
+
+
+class Still:
+    """A rendered figure that any reader of notebooks shows, with its description as alternative text."""
+
+    def __init__(self, svg: str, description: str):
+        self.svg, self.description = svg, description
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"image/svg+xml": self.svg, "text/plain": self.description}
+
+
+def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive: bool = True):
+    """The last expression of a notebook cell: a figure to look at; without `interactive`, also NAME.svg in a folder.
+
+    Live figures need no network: their JavaScript comes with vl-convert. A still is an SVG picture, written to
+    `output_dir` if that is given.
+
+    Raises
+    ------
+    UserError
+        If `name` cannot be a file name, or the file cannot be written.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"a figure's name becomes a file name: {name!r} may hold letters, digits, _ - and . only")
+    if interactive:
+        alt.JupyterChart.enable_offline()
+        return alt.JupyterChart(chart, embed_options={"actions": False})
+    svg = to_svg(chart)
+    if output_dir:
+        path = Path(output_dir) / f"{name}.svg"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(svg, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the figure {path}: {error.strerror}; choose another output_dir") from error
+    return Still(svg, str(chart.to_dict().get("description", name)))
+
+
+def to_svg(chart: alt.TopLevelMixin) -> str:
+    """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers."""
+    import vl_convert
+
+    spec = chart.to_dict()
+    svg = vl_convert.vegalite_to_svg(spec, vl_version=_vegalite_version())
+    return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
+
+
+def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
+    """The chart as a PNG picture, for readers that show no SVG."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_png(chart.to_dict(), vl_version=_vegalite_version(), scale=scale)
+
+
+def _vegalite_version() -> str:
+    """Altair's schema version as vl-convert names it: v6.4.1 -> 6.4."""
+    return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])

@@ -1,0 +1,85 @@
+"""How every figure looks: one palette, one step axis, titles that say what is seen.
+
+Colours are Okabe & Ito's (2008), told apart with any of the common kinds of colour blindness. Backgrounds are
+transparent and text is mid-grey, so that a figure reads on a light page and on a dark one.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import altair as alt
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+GREY = "#8c8c8c"
+TEXT = "#7a7a7a"  # contrast 4.3 on white and on #111
+SEQUENTIAL = "viridis"
+WIDTH, HEIGHT = 560, 260
+
+SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, line width)
+    "attention": ("attention heads, scored on unseen sentences", BLUE, [1, 0], 2.5),
+    "attention_same": ("the same, scored where chosen (biased up)", SKY, [1, 0], 1.0),
+    "offset": ("best fixed offset (position alone)", GREY, [6, 4], 1.8),
+    "shuffled": ("control: trees with shuffled arcs", ORANGE, [2, 2], 1.8),
+}
+ONSETS = {"structure": VERMILION, "capabilities": PURPLE}
+
+BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
+
+
+def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
+    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them."""
+    steps = sorted(set(steps))
+    last = max(steps, default=1)
+    ticks = [float(m * 10**e) for e in range(12) for m in ((1,) if sparse else (1, 3)) if m * 10**e <= last * 1.001]
+    first = steps[1] if len(steps) > 1 and steps[0] == 0 else (steps[0] if steps else 0)
+    ticks = [tick for tick in ticks if tick >= first * 0.999]
+    return [BEFORE_ONE, *ticks] if 0 in steps else ticks
+
+
+def step_axis(steps: Iterable[int], title: str | None = "training step (log scale)", sparse: bool = False) -> alt.X:
+    """The logarithmic step axis over a field `x`: the step, or `BEFORE_ONE` for step 0."""
+    steps = sorted(set(steps)) or [0, 1]
+    low, high = max(steps[0], BEFORE_ONE), max(steps[-1], 1)
+    return (
+        alt.X("x:Q", title=title)
+        .scale(type="log", domain=[low * 0.9, high * 1.08], nice=False)
+        .axis(
+            values=step_ticks(steps, sparse),
+            labelExpr="datum.value < 1 ? '0' : format(datum.value, '~s')",
+            grid=False,
+        )
+    )
+
+
+def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "accuracy") -> alt.Color:
+    """Colour for a share between 0 and 1, the same scale in every figure; `offset`: pixels from chart to legend."""
+    scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, 1])
+    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format="%", gradientLength=100, offset=offset)
+
+
+def ink(field: str = "accuracy") -> alt.Color:
+    """Text on such a colour: dark on the light end, light on the dark end."""
+    return alt.condition(f"datum.{field} > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+
+
+def figure(chart: alt.TopLevelMixin, title: str, subtitle: str | Sequence[str], description: str):
+    """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme."""
+    lines = [subtitle] if isinstance(subtitle, str) else list(subtitle)
+    return (
+        chart.properties(
+            title=alt.TitleParams(title, subtitle=[line for line in lines if line], anchor="start"),
+            description=description,
+        )
+        .configure(background="transparent", font="sans-serif", autosize=alt.AutoSizeParams(type="pad"))
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelColor=TEXT, titleColor=TEXT, domainColor=TEXT, tickColor=TEXT, gridColor="#88888833",
+            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", labelFlush=False, labelLimit=260,
+        )
+        .configure_title(color=TEXT, subtitleColor=TEXT, fontSize=15, subtitleFontSize=12, offset=12, subtitlePadding=5)
+        .configure_legend(
+            labelColor=TEXT, titleColor=TEXT, labelFontSize=11, titleFontSize=11, titleFontWeight="normal",
+            labelLimit=320, symbolSize=250,
+        )
+        .configure_header(labelColor=TEXT, titleColor=TEXT, labelFontSize=12)
+        .configure_text(color=TEXT)
+    )  # fmt: skip

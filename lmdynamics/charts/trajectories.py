@@ -1,0 +1,263 @@
+"""Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.theme import (
+    BEFORE_ONE,
+    BLUE,
+    GREEN,
+    GREY,
+    HEIGHT,
+    ONSETS,
+    SOURCES,
+    VERMILION,
+    WIDTH,
+    figure,
+    step_axis,
+)
+from lmdynamics.curves.intervals import loss_by_bin, need_columns
+from lmdynamics.curves.onsets import Onset
+
+LOSS = "loss (nats per predicted token)"
+
+
+def loss_over_training(
+    log: pl.DataFrame, held_out: pl.DataFrame | None = None, onsets: Sequence[Onset] = ()
+) -> alt.LayerChart:
+    """Loss against step. `log`: step, loss of each training step; `held_out`: trace of `HeldOutLoss` (± 2 s.e.)."""
+    layers = []
+    frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
+    axis = step_axis(_steps(*frames))
+    y = alt.Y("loss:Q", title=LOSS).scale(zero=False)
+    colour = alt.Color("curve:N", title=None).scale(domain=["training batches", "held out"], range=[GREY, BLUE])
+    colour = colour.legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
+    if len(log):
+        data = _placed(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
+        base = alt.Chart(data).encode(axis)
+        layers += [
+            base.mark_area(opacity=0.25, color=GREY).encode(alt.Y("low:Q", title=LOSS), alt.Y2("high:Q")),
+            base.mark_line(strokeWidth=1.2).encode(y, colour, tooltip=["step", alt.Tooltip("loss", format=".3f")]),
+        ]
+    if held_out is not None and len(held_out):
+        need_columns(held_out, ["step", "loss", "stderr"], "held-out loss")
+        spread = 2 * pl.col("stderr")
+        data = _placed(held_out).with_columns(
+            low=pl.col("loss") - spread, high=pl.col("loss") + spread, curve=pl.lit("held out")
+        )
+        base = alt.Chart(data).encode(axis)
+        tips = ["step", alt.Tooltip("loss", format=".3f"), alt.Tooltip("stderr", format=".3f")]
+        layers += [
+            base.mark_area(opacity=0.3, color=BLUE).encode(alt.Y("low:Q", title=LOSS), alt.Y2("high:Q")),
+            base.mark_line(strokeWidth=2.5).encode(y, colour, tooltip=tips),
+            base.mark_point(size=16, filled=True, opacity=1).encode(y, colour, tooltip=tips),
+        ]
+    chart = alt.layer(*onset_bands(onsets, axis), *layers).properties(width=WIDTH, height=HEIGHT)
+    last = (held_out if held_out is not None and len(held_out) else log).sort("step")
+    said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
+    caption = [
+        "Held out: the same text and masks at every checkpoint (± 2 standard errors)",
+        "Batches: mean and middle 80 %",
+    ]
+    return figure(chart, "Loss over training", "; ".join(caption), f"{said} {_spoken(onsets)}")
+
+
+def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.LayerChart:
+    """UAS against step, one line per source with its 95 % band (frame of `curves.intervals.uas_by_step`)."""
+    need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
+    present = [source for source in SOURCES if source in curve["source"].unique()]
+    names = [SOURCES[source][0] for source in present]
+    data = _placed(curve.filter(pl.col("source").is_in(present))).with_columns(
+        curve=pl.col("source").replace_strict(present, names, return_dtype=pl.String)
+    )
+    axis = step_axis(_steps(curve))
+    colour = alt.Color("curve:N", title=None).scale(domain=names, range=[SOURCES[s][1] for s in present])
+    colour = colour.legend(orient="bottom", columns=2, symbolType="stroke", symbolStrokeWidth=3)
+    dash = alt.StrokeDash("curve:N", title=None).scale(domain=names, range=[SOURCES[s][2] for s in present])
+    width = alt.StrokeWidth("curve:N", legend=None).scale(domain=names, range=[SOURCES[s][3] for s in present])
+    share = alt.Axis(format="%")
+    top = max(0.5, float(data["high"].max()) * 1.1)
+    y_scale = alt.Scale(domain=[0, min(top, 1.0)])
+    base = alt.Chart(data).encode(axis)
+    y = alt.Y("uas:Q", title="UAS (share of arcs found)", axis=share, scale=y_scale)
+    bands = [
+        base.mark_area(opacity=0.2, color=SOURCES[source][1])
+        .transform_filter(alt.FieldEqualPredicate(field="source", equal=source))
+        .encode(alt.Y("low:Q", title="UAS (share of arcs found)", axis=share, scale=y_scale), alt.Y2("high:Q"))
+        for source in present
+        if source in ("attention", "shuffled")
+    ]
+    tips = [
+        "step",
+        alt.Tooltip("curve", title="source"),
+        *(alt.Tooltip(c, format=".1%") for c in ("uas", "low", "high")),
+    ]
+    line = base.mark_line().encode(y, colour, dash, width, tooltip=tips)
+    points = (
+        base.transform_filter("datum.source == 'attention'")
+        .mark_point(size=14, filled=True, opacity=1, color=BLUE)
+        .encode(y, tooltip=tips)
+    )
+    chart = alt.layer(*onset_bands([onset] if onset else [], axis), *bands, line, points)
+    chart = chart.properties(width=WIDTH, height=HEIGHT)
+    ends = "; ".join(
+        f"{name}: {rows['uas'][0]:.0%} to {rows['uas'][-1]:.0%}"
+        for name in names
+        for rows in [data.filter(pl.col("curve") == name).sort("step")]
+    )
+    return figure(
+        chart,
+        "Syntactic attention structure over training",
+        "Each relation is read off the one head that follows it best; bands: 95 % over sentences",
+        f"UAS over training. {ends}. {_spoken([onset] if onset else [])}",
+    )
+
+
+def pair_accuracy_over_training(
+    curve: pl.DataFrame, onset: Onset | None = None, chance: float = 0.5, columns: int = 3
+) -> alt.VConcatChart | alt.LayerChart | alt.FacetChart:
+    """Accuracy on minimal pairs against step, one panel per paradigm (frame of `accuracy_by_step`), chance dashed."""
+    need_columns(curve, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "accuracy over training")
+    paradigms = curve["paradigm"].unique().sort().to_list()
+    titles = [name.replace("_", " ").replace("-", ": ", 1) for name in paradigms]
+    data = _placed(curve).with_columns(
+        panel=pl.col("paradigm").replace_strict(paradigms, titles, return_dtype=pl.String), chance=pl.lit(chance)
+    )
+    columns = min(columns, len(paradigms))
+    axis = step_axis(_steps(curve), "training step (log)", sparse=len(paradigms) > 1)
+    low = min(0.4, float(data["low"].min()))
+    scale = alt.Scale(domain=[max(0.0, low), 1.0])
+    base = alt.Chart(data).encode(axis)
+    right = alt.Axis(format="%", tickCount=4)
+    tips = ["step", "paradigm", *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high")), "pairs"]
+    layers = [
+        base.mark_area(opacity=0.25, color=BLUE).encode(
+            alt.Y("low:Q", title="pairs judged right", axis=right, scale=scale), alt.Y2("high:Q")
+        ),
+        base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(alt.Y("chance:Q")),
+        base.mark_line(color=BLUE, strokeWidth=2.2).encode(alt.Y("accuracy:Q"), tooltip=tips),
+        base.mark_point(color=BLUE, size=12, filled=True, opacity=1).encode(alt.Y("accuracy:Q"), tooltip=tips),
+    ]
+    if onset is not None and onset.step is not None:
+        start = axis.copy()
+        start["shorthand"] = "from:Q"
+        band = base.mark_rect(color=ONSETS.get(onset.name, VERMILION), opacity=0.2).encode(
+            start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
+        )
+        once = alt.FieldEqualPredicate(field="step", equal=int(data["step"].min()))  # one band a panel, not one a row
+        place = {"from": str(_place(onset.low or onset.step)), "to": str(_place(onset.high or onset.step))}
+        band = band.transform_filter(once).transform_calculate(**place)
+        layers = [band, *layers]
+    width = max(110, (WIDTH - 40 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
+    panel = alt.layer(*layers).properties(width=width, height=140 if len(paradigms) > 1 else HEIGHT)
+    chart = panel.facet(alt.Facet("panel:N", title=None), columns=columns) if len(paradigms) > 1 else panel
+    last = curve.sort("step").group_by("paradigm", maintain_order=True).last().sort("paradigm")
+    ends = "; ".join(f"{row['paradigm']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
+    counts = sorted(set(curve["pairs"].to_list()))
+    many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
+    return figure(
+        chart,
+        "Grammaticality judgements over training",
+        [
+            f"Share of minimal pairs where the good sentence scores higher; {many} pairs a panel",
+            f"dashed: chance ({chance:.0%}); bands: 95 % (Wilson)" + (f"; {onset}" if onset and onset.step else ""),
+        ],
+        f"Accuracy on minimal pairs at the last checkpoint: {ends}. {_spoken([onset] if onset else [])}",
+    )
+
+
+def complexity_over_training(
+    dimension: pl.DataFrame | None = None,
+    norm: pl.DataFrame | None = None,
+    fisher: pl.DataFrame | None = None,
+    onsets: Sequence[Onset] = (),
+) -> alt.VConcatChart:
+    """Intrinsic dimension, squared weight norm and Fisher trace, one small panel each over the same steps."""
+    given = [
+        (dimension, "dimension", "intrinsic dimension", "TwoNN", GREEN, "linear"),
+        (norm, "norm2", "‖θ‖²", "squared weight norm", BLUE, "linear"),
+        (fisher, "trace", "trace of the Fisher (log)", "empirical Fisher", VERMILION, "log"),
+    ]
+    given = [entry for entry in given if entry[0] is not None and len(entry[0])]
+    steps = _steps(*(entry[0] for entry in given))
+    panels, ends = [], []
+    for index, (frame, column, title, what, colour, kind) in enumerate(given):
+        last = index == len(given) - 1
+        axis = step_axis(steps, "training step (log scale)" if last else None)
+        data = _placed(frame)
+        y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind).axis(tickCount=4, format="~s")
+        tips = ["step", alt.Tooltip(column, format=".4~g")]
+        base = alt.Chart(data).encode(axis)
+        layers = []
+        if "stderr" in data.columns:
+            floor = data[column].min() / 10 if kind == "log" else None
+            spread = data.with_columns(
+                low=(pl.col(column) - 2 * pl.col("stderr")).clip(floor), high=pl.col(column) + 2 * pl.col("stderr")
+            )
+            layers.append(
+                alt.Chart(spread).encode(axis).mark_area(opacity=0.25, color=colour)
+                .encode(alt.Y("low:Q", title=title), alt.Y2("high:Q"))
+            )  # fmt: skip
+        layers += [
+            base.mark_line(color=colour, strokeWidth=2).encode(y, tooltip=tips),
+            base.mark_point(color=colour, size=12, filled=True, opacity=1).encode(y, tooltip=tips),
+        ]
+        bands = onset_bands(onsets, axis, labels=index == 0)
+        panels.append(alt.layer(*bands, *layers).properties(width=WIDTH, height=110))
+        ordered = frame.sort("step")[column]
+        ends.append(f"{what} {_short(ordered[0])} → {_short(ordered[-1])}")
+    return figure(
+        alt.vconcat(*panels, spacing=14),
+        "Complexity over training",
+        "; ".join(ends),
+        f"Complexity of the model over training: {'; '.join(ends)}. {_spoken(onsets)}",
+    )
+
+
+def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> list[alt.Chart]:
+    """Behind a curve: an onset's interval as a band, its step as a line, its name on top. Without one, nothing."""
+    layers = []
+    present = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
+    for index, onset in enumerate(present):
+        colour = ONSETS.get(onset.name, VERMILION)
+        place = {
+            "x": _place(onset.step),
+            "from": _place(onset.low or onset.step),
+            "to": _place(onset.high or onset.step),
+        }
+        base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
+        start = axis.copy()
+        start["shorthand"] = "from:Q"
+        layers += [
+            base.mark_rect(color=colour, opacity=0.18).encode(
+                start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
+            ),
+            base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
+        ]
+        if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
+            outward = {"align": "right", "dx": 4} if index == 0 and len(present) > 1 else {"align": "left", "dx": -4}
+            text = base.mark_text(color=colour, baseline="bottom", dy=-3, fontWeight="bold", **outward)
+            layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
+    return layers
+
+
+def _steps(*frames: pl.DataFrame) -> list[int]:
+    return sorted({step for frame in frames if frame is not None for step in frame["step"].to_list()})
+
+
+def _place(step: int) -> float:
+    return max(float(step), BEFORE_ONE)
+
+
+def _placed(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
+
+
+def _spoken(onsets: Sequence[Onset]) -> str:
+    return " ".join(f"{str(onset).capitalize()}." for onset in onsets)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

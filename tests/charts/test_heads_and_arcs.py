@@ -1,0 +1,146 @@
+"""Head maps, relations over training, arcs of one sentence, predictions: as specifications and as pictures."""
+
+import altair as alt
+import polars as pl
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.charts.arcs import RIGHT, UNKNOWN, WRONG, arc_levels
+from lmdynamics.charts.heads import layer_head_map
+from lmdynamics.curves.heads import DIRECTIONS, head_history, predicted_heads
+from lmdynamics.errors import UserError
+from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
+from tests.curves.frames import STEPS
+
+
+def rows_of(spec, column):
+    return [row for dataset in spec["datasets"].values() for row in dataset if column in row]
+
+
+def test_a_map_has_one_cell_per_head_and_outlines_the_best():
+    spec = charts.layer_head_map(head_scores(), "nsubj", offset=0.4).to_dict()
+    cells = rows_of(spec, "accuracy")
+    assert len(cells) == 12
+    best = [cell for cell in cells if cell["best"]]
+    assert [(cell["layer"], cell["head"]) for cell in best] == [(1, 2)]
+    assert best[0]["low"] < best[0]["accuracy"] < best[0]["high"]
+    assert "best fixed offset: 40%" in spec["title"]["subtitle"][1]
+    assert {cell["step"] for cell in cells} == {STEPS[-1]}
+
+
+def test_a_cursor_carries_every_checkpoint_and_filters():
+    cursor = alt.param(name="cursor", value=64)
+    spec = charts.layer_head_map(head_scores(), "det", step=64, cursor=cursor, chosen=(0, 3)).to_dict()
+    assert {cell["step"] for cell in rows_of(spec, "accuracy")} == set(STEPS)
+    assert "datum.step == cursor" in str(spec)
+    assert spec["params"][0]["value"] == 64
+    assert "<svg" in charts.to_svg(charts.layer_head_map(head_scores(), "det", cursor=cursor))
+
+
+def test_a_map_of_what_was_not_measured_is_refused():
+    with pytest.raises(UserError, match="'iobj'; measured: det, nsubj"):
+        charts.layer_head_map(head_scores(), "iobj")
+    with pytest.raises(UserError, match="step 7 was not measured"):
+        charts.layer_head_map(head_scores(), "det", step=7)
+
+
+def test_a_base_sized_map_stays_under_altairs_limit():
+    big = head_scores(steps=[0, 1000], layers=12, heads=12)
+    assert len(rows_of(layer_head_map(big, "nsubj").to_dict(), "accuracy")) == 144
+
+
+def test_relations_are_ordered_by_frequency_and_dots_need_the_interval():
+    spec = charts.heads_by_relation(best_heads()).to_dict()
+    cells = rows_of(spec, "above")
+    assert len(cells) == 2 * len(STEPS)
+    assert all(cell["above"] == (cell["low"] > 0.4) for cell in cells)
+    assert "nsubj 1-2" in spec["description"]
+
+
+def test_head_history_says_since_when():
+    best = best_heads().with_columns(head=pl.when(pl.col("step") < 300).then(0).otherwise("head"))
+    history = head_history(best)
+    nsubj = history.row(by_predicate=pl.col("relation") == "nsubj", named=True)
+    assert (nsubj["head"], nsubj["since"]) == ("1-2", 305)
+    assert nsubj["low"] < nsubj["accuracy"] < nsubj["high"]
+    crossing = best.filter((pl.col("relation") == "nsubj") & (pl.col("accuracy") > 0.4))["step"].min()
+    assert nsubj["passes_offset"] == crossing
+    never = head_history(best.with_columns(offset=pl.lit(0.99)))
+    assert never["passes_offset"].to_list() == [None, None]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_predicted_heads_equal_a_loop(direction):
+    frame = attention(steps=[0, 512])
+    found = predicted_heads(frame, direction)
+    for step in (0, 512):
+        weight = {(r["query"], r["key"]): r["weight"] for r in frame.filter(pl.col("step") == step).to_dicts()}
+        for word in range(len(WORDS)):
+            others = [j for j in range(len(WORDS)) if j != word]
+            towards = [weight[(word, j) if direction == DIRECTIONS[0] else (j, word)] for j in others]
+            row = found.row(by_predicate=(pl.col("step") == step) & (pl.col("word") == word), named=True)
+            assert row["predicted"] == others[towards.index(max(towards))]
+            assert row["weight"] == max(towards)
+
+
+def test_arcs_are_told_apart_by_the_gold_tree():
+    predicted = predicted_heads(attention(steps=[512])).drop("step")
+    spec = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj").to_dict()
+    verdicts = {row["word"]: row["verdict"] for row in rows_of(spec, "verdict")}
+    assert verdicts == {word: RIGHT if head >= 0 else WRONG for word, head in enumerate(HEADS)}
+    assert "10 of 10 arcs" in spec["description"]
+    chosen = [row["name"] for row in rows_of(spec, "chosen") if row["chosen"]]
+    assert chosen
+    assert set(chosen) == {"nsubj"}
+
+
+def test_arcs_without_a_tree_claim_nothing():
+    spec = charts.sentence_arcs(WORDS, predicted_heads(attention(steps=[512])).drop("step")).to_dict()
+    assert {row["verdict"] for row in rows_of(spec, "verdict")} == {UNKNOWN}
+    assert "gold" not in spec["description"]
+
+
+def test_words_are_data_and_nothing_else():
+    words = ["<script>alert(1)</script>", "\" onload='x'", "datum.step"]
+    predicted = pl.DataFrame({"word": [0, 1, 2], "predicted": [1, 2, 0], "weight": [0.5, 0.5, 0.5]})
+    svg = charts.to_svg(charts.sentence_arcs(words, predicted, [1, -1, 1], ["<b>", "root", "x"]))
+    assert "<script" not in svg
+    assert "<b>" not in svg
+    assert "&lt;script&gt;" in svg
+
+
+def test_arcs_nest_without_meeting():
+    pairs = [(0, 2), (1, 2), (2, 10), (6, 2), (3, 6), (4, 6), (5, 6), (9, 6), (7, 9), (8, 9)]
+    levels = dict(zip(pairs, arc_levels(pairs), strict=True))
+    for a, high in levels.items():
+        for b, low in levels.items():
+            inside = min(a) <= min(b) and max(b) <= max(a) and a != b
+            assert not inside or high > low
+
+
+@pytest.mark.parametrize("words", [["alone"], ["two", "words"], ["word"] * 60])
+def test_sentences_of_any_length_draw(words):
+    count = len(words)
+    predicted = pl.DataFrame(
+        {"word": list(range(count)), "predicted": [(i + 1) % count if count > 1 else -1 for i in range(count)]}
+    ).with_columns(weight=pl.lit(0.3))
+    heads = [-1] + [0] * (count - 1)
+    assert "<svg" in charts.to_svg(charts.sentence_arcs(words, predicted, heads, ["x"] * count))
+
+
+def test_attention_of_another_sentence_is_refused():
+    predicted = predicted_heads(attention(steps=[512]))
+    with pytest.raises(UserError, match="no words"):
+        charts.sentence_arcs([], predicted)
+    with pytest.raises(UserError, match="one of each per word"):
+        charts.sentence_arcs(WORDS, predicted, HEADS[:-1], RELATIONS)
+    with pytest.raises(UserError, match="more words"):
+        charts.sentence_arcs(WORDS[:3], predicted)
+
+
+def test_predictions_outline_the_word_that_stood_there():
+    rows = [(step, rank, word, 0.5 / rank) for step in (0, 64, 512) for rank, word in ((1, "dog"), (2, "dogs"))]
+    frame = pl.DataFrame(rows, schema=["step", "rank", "word", "probability"], orient="row")
+    chart = charts.predictions_over_training(frame, "the ___ sleep", "dogs")
+    assert [row["right"] for row in rows_of(chart.to_dict(), "right")] == [False, True] * 3
+    assert "the ___ sleep" in charts.to_svg(chart)

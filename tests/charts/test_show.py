@@ -1,0 +1,51 @@
+"""One figure for whoever reads it: widget, picture, file."""
+
+import altair as alt
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.charts.theme import figure
+from lmdynamics.errors import UserError
+
+
+@pytest.fixture
+def chart():
+    bars = alt.Chart(alt.Data(values=[{"a": 1}, {"a": 3}])).mark_bar().encode(x="a:Q")
+    return figure(bars, "Bars", "one and three", "Two bars, of one and three.")
+
+
+def test_a_still_is_a_picture_and_a_file(chart, tmp_path):
+    shown = charts.show(chart, "bars", str(tmp_path / "figures"), interactive=False)
+    svg = (tmp_path / "figures" / "bars.svg").read_text(encoding="utf-8")
+    bundle = shown._repr_mimebundle_()
+    assert bundle["image/svg+xml"] == svg
+    assert "Two bars" in svg
+    assert bundle["text/plain"] == "Two bars, of one and three."
+
+
+def test_without_a_folder_nothing_is_written(chart, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    charts.show(chart, "bars", interactive=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_live_figures_are_widgets_that_need_no_network(chart):
+    live = charts.show(chart, "bars", interactive=True)
+    assert isinstance(live, alt.JupyterChart)
+    assert "esm.sh" not in live._esm
+
+
+@pytest.mark.parametrize("name", ["", "../bars", "a/b", "a b", ".hidden"])
+def test_a_name_that_is_no_file_name_is_refused(chart, tmp_path, name):
+    with pytest.raises(UserError, match="file name"):
+        charts.show(chart, name, str(tmp_path), interactive=False)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(chart, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write the figure"):
+        charts.show(chart, "bars", str(tmp_path / "file" / "deeper"), interactive=False)
+
+
+def test_png_for_readers_without_svg(chart):
+    assert charts.to_png(chart, scale=1).startswith(b"\x89PNG")

@@ -1,0 +1,148 @@
+"""Curves over training, tested as specifications: what is drawn, from which rows, and what is said about it."""
+
+import polars as pl
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ONSETS, ORANGE, SOURCES, TEXT, step_axis, step_ticks
+from lmdynamics.charts.trajectories import onset_bands
+from lmdynamics.curves.intervals import accuracy_by_step, loss_by_bin, uas_by_step
+from lmdynamics.curves.onsets import Onset, structure_onset
+from lmdynamics.errors import UserError
+from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
+
+STRUCTURE = Onset("structure", 300, 250, 400, 200, 150, 250, None, "because", 1.0)
+CAPABILITIES = Onset("capabilities", 900, 800, 1000, 700, 600, 800, None, "because", 1.0)
+NONE = Onset("structure", None, None, None, None, None, None, None, "never", 0.0)
+
+
+def log(steps=2000):
+    step = list(range(1, steps + 1))
+    return pl.DataFrame({"step": step, "loss": [6 - 3 * s / steps for s in step]})
+
+
+def held_out():
+    return pl.DataFrame({"step": STEPS, "loss": sigmoid(STEPS, 6, 2.3, 300), "stderr": 0.02, "tokens": 900})
+
+
+def every_chart():
+    uas = uas_by_step(uas_trace(dict.fromkeys(SOURCES, 0.3), sentences=30))
+    pairs = accuracy_by_step(pairs_trace({"near": 0.6, "far": 0.5}, pairs=30))
+    dimension = pl.DataFrame({"step": STEPS, "dimension": sigmoid(STEPS, 3, 12, 300), "points": 500})
+    fisher = pl.DataFrame({"step": STEPS, "trace": sigmoid(STEPS, 10, 900, 300), "stderr": 2.0, "examples": 50})
+    return {
+        "loss": charts.loss_over_training(log(), held_out(), [STRUCTURE, CAPABILITIES]),
+        "uas": charts.uas_over_training(uas, STRUCTURE),
+        "pairs": charts.pair_accuracy_over_training(pairs, CAPABILITIES),
+        "complexity": charts.complexity_over_training(dimension, None, fisher, [STRUCTURE]),
+    }
+
+
+@pytest.mark.parametrize("name", ["loss", "uas", "pairs", "complexity"])
+def test_every_figure_says_what_it_shows_and_draws(name):
+    chart = every_chart()[name]
+    spec = chart.to_dict()
+    assert spec["title"]["text"]
+    assert len(spec["description"]) > 40
+    assert spec["config"]["background"] == "transparent"
+    assert "log" in str(spec)
+    svg = charts.to_svg(chart)
+    assert spec["title"]["text"] in svg
+    assert "onset at step" in spec["description"]
+
+
+def rows_of(spec):
+    return [row for dataset in spec["datasets"].values() for row in dataset]
+
+
+def test_step_zero_stands_left_of_one_and_is_labelled_0():
+    spec = charts.loss_over_training(log(10), held_out()).to_dict()
+    zero = [row["x"] for row in rows_of(spec) if row["step"] == 0]
+    assert zero == [BEFORE_ONE]
+    axis = step_axis([0, 1, 10]).to_dict()
+    assert axis["axis"]["values"] == [0.5, 1, 3, 10]
+    assert "'0'" in axis["axis"]["labelExpr"]
+    assert axis["scale"]["domain"][0] < BEFORE_ONE
+
+
+@pytest.mark.parametrize(
+    ("steps", "ticks"), [([0], [0.5]), ([20_000, 2_000_000], [30_000, 100_000, 300_000, 1_000_000]), ([], [1, 3][:1])]
+)
+def test_ticks_fit_whatever_steps_there_are(steps, ticks):
+    assert step_ticks(steps) == ticks
+    assert step_axis(steps).to_dict()["scale"]["domain"][0] > 0
+
+
+def test_a_long_log_becomes_few_rows_that_keep_its_mean():
+    thin = loss_by_bin(log(50_000))
+    assert len(thin) < 250
+    assert thin["low"].max() <= 6
+    assert (thin["low"] <= thin["loss"]).all()
+    assert thin["loss"][-1] == pytest.approx(3, abs=0.1)
+
+
+def test_a_diverged_log_still_draws_what_was_finite():
+    broken = log(100).with_columns(pl.when(pl.col("step") < 50).then("loss").otherwise(float("nan")))
+    assert loss_by_bin(broken)["step"].max() < 50
+
+
+def test_an_onset_is_a_band_from_low_to_high_and_a_line():
+    rect, rule, text = (layer.to_dict() for layer in onset_bands([STRUCTURE], step_axis(STEPS)))
+    values = rect["data"]["values"][0]
+    assert (values["from"], values["x"], values["to"]) == (250, 300, 400)
+    assert rect["mark"]["type"] == "rect"
+    assert rule["mark"]["color"] == ONSETS["structure"]
+    assert text["data"]["values"][0]["label"] == "structure 300"
+
+
+def test_no_onset_draws_no_band():
+    assert onset_bands([NONE], step_axis(STEPS)) == []
+    assert "no onset" in charts.loss_over_training(log(), None, [NONE]).to_dict()["description"]
+
+
+def test_uas_shows_its_controls_and_the_biased_variant_thinner():
+    spec = every_chart()["uas"].to_dict()
+    line = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "line")
+    colours = dict(zip(*(line["encoding"]["color"]["scale"][k] for k in ("domain", "range")), strict=True))
+    assert colours[SOURCES["attention"][0]] == BLUE
+    assert colours[SOURCES["shuffled"][0]] == ORANGE
+    assert colours[SOURCES["offset"][0]] == GREY
+    widths = dict(zip(*(line["encoding"]["strokeWidth"]["scale"][k] for k in ("domain", "range")), strict=True))
+    assert widths[SOURCES["attention_same"][0]] < widths[SOURCES["attention"][0]]
+    dashes = dict(zip(*(line["encoding"]["strokeDash"]["scale"][k] for k in ("domain", "range")), strict=True))
+    assert dashes[SOURCES["offset"][0]] != [1, 0]
+    assert sum(layer["mark"]["type"] == "area" for layer in spec["layer"]) == 2
+
+
+def test_pairs_have_a_panel_each_and_chance_dashed():
+    spec = every_chart()["pairs"].to_dict()
+    assert spec["facet"]["field"] == "panel"
+    dashed = [layer for layer in spec["spec"]["layer"] if layer["mark"].get("strokeDash")]
+    assert dashed[0]["encoding"]["y"]["field"] == "chance"
+    one = charts.pair_accuracy_over_training(accuracy_by_step(pairs_trace({"only": 0.7}, pairs=20))).to_dict()
+    assert "facet" not in one
+
+
+def test_colours_read_on_white_and_on_black():
+    def luminance(colour):
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    on_white, on_dark = 1.05 / (luminance(TEXT) + 0.05), (luminance(TEXT) + 0.05) / (luminance("#111111") + 0.05)
+    assert min(on_white, on_dark) > 4
+    for colour in (BLUE, ORANGE, GREY, *ONSETS.values()):
+        assert min(1.05 / (luminance(colour) + 0.05), (luminance(colour) + 0.05) / 0.055) > 2
+
+
+def test_a_frame_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="needs the columns"):
+        charts.uas_over_training(log())
+    with pytest.raises(UserError, match="needs the columns"):
+        charts.pair_accuracy_over_training(held_out())
+
+
+def test_a_real_onset_reaches_the_figure():
+    trace = uas_trace({"attention": sigmoid(STEPS, 0.2, 0.7, 300), "shuffled": 0.15}, sentences=100)
+    onset = structure_onset(trace)
+    assert str(onset).capitalize() in charts.uas_over_training(uas_by_step(trace), onset).to_dict()["description"]
