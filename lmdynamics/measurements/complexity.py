@@ -1,0 +1,157 @@
+"""How complex a model is: dimension of its representations, size of its weights, sharpness of its likelihood.
+
+Chen et al. 2023 (arXiv 2309.07311) set these beside the onset of syntax. TwoNN: Facco et al. 2017.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.attention import check_length, encode_treebank
+from lmdynamics.measurements.losses import check_rows, prediction_batches
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.training.batches import pad
+from lmdynamics.training.logits import logits_at
+
+
+@dataclass(frozen=True)
+class IntrinsicDimension(Measurement):
+    """TwoNN dimension of the sentence states of the last layer. One row: `dimension`, `points` used.
+
+    A sentence's state is that of its first token ([CLS]); for a causal model, of its last, which alone has seen the
+    sentence. Null where the states coincide, as in a collapsed model. For the distance see `two_nn`.
+    """
+
+    text: Treebank | Blocks
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        model = checkpoint.model(device=device)
+        states = sentence_states(model, checkpoint, self.text)
+        dimension, points = two_nn(states.double().cpu().numpy())
+        return pl.DataFrame(
+            {"dimension": [dimension], "points": [points]}, schema={"dimension": pl.Float64, "points": pl.Int64}
+        )
+
+
+@dataclass(frozen=True)
+class WeightNorm(Measurement):
+    """Squared norm of all parameters, tied ones once. One row: `norm2`."""
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        parameters = checkpoint.model(device=device).parameters()
+        return pl.DataFrame({"norm2": [sum(float(p.detach().double().square().sum()) for p in parameters)]})
+
+
+@dataclass(frozen=True)
+class FisherTrace(Measurement):
+    """Trace of the empirical Fisher information. One row: `trace`, `stderr`, `examples`.
+
+    The mean over examples of the squared norm of the gradient of an example's loss, taken at the right tokens, not
+    at tokens drawn from the model. An example is one row of `blocks`, its loss the mean over its predicted tokens
+    (nats): so rows of other lengths give figures that can be compared, but the trace per token is larger. Masks are
+    fixed by `seed`, which also draws the rows.
+    """
+
+    blocks: Blocks
+    examples: int = 64
+    masking_rate: float = 0.15
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        model = checkpoint.model(device=device)
+        check_rows(model, self.blocks)
+        drawn = np.random.default_rng(self.seed).permutation(len(self.blocks))[: self.examples]
+        norms = [
+            squared_gradient(model, example, device)
+            for example in prediction_batches(
+                checkpoint, self.blocks.take(np.sort(drawn)), self.masking_rate, self.seed, 1
+            )
+            if len(example.gold)
+        ]
+        if len(norms) < 2:
+            raise UserError(
+                f"{len(norms)} of {len(drawn)} rows have a token to predict, at least 2 are needed; "
+                "give more or longer rows"
+            )
+        return pl.DataFrame(
+            {
+                "trace": [float(np.mean(norms))],
+                "stderr": [float(np.std(norms, ddof=1) / np.sqrt(len(norms)))],
+                "examples": [len(norms)],
+            }
+        )
+
+
+def squared_gradient(model: nn.Module, example, device: str = "cpu") -> float:
+    """‖∇θ mean loss‖² of one batch of predictions (nats²)."""
+    mask = None if example.attention_mask is None else example.attention_mask.to(device)
+    with torch.enable_grad():
+        logits = logits_at(model, example.ids.to(device), mask, example.selected.to(device))
+        loss = F.cross_entropy(logits.float(), example.gold.to(device))
+        wanted = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+    return float(sum(g.double().square().sum() for g in gradients if g is not None))
+
+
+@torch.inference_mode()
+def sentence_states(model: nn.Module, checkpoint, text: Treebank | Blocks) -> Float[Tensor, "sentences width"]:
+    """One state per sentence or row, from the last layer: of the first token, or of the last of a causal model."""
+    if isinstance(text, Treebank):
+        encoded = encode_treebank(checkpoint.tokenizer, text)
+        check_length(model, encoded)
+        inputs = [(batch.input_ids, batch.attention_mask.bool()) for batch in encoded.batches]
+    else:
+        check_rows(model, text)
+        padded = (
+            pad([text[i] for i in range(start, min(start + 64, len(text)))], checkpoint.tokenizer.pad_token_id or 0)
+            for start in range(0, len(text), 64)
+        )
+        inputs = [(ids, torch.ones_like(ids, dtype=torch.bool) if blank is None else ~blank) for ids, blank in padded]
+    device = next(model.parameters()).device
+    body = getattr(model, "base_model", model)
+    states = []
+    for ids, mask in inputs:
+        hidden = body(input_ids=ids.to(device), attention_mask=mask.to(device), return_dict=True).last_hidden_state
+        at = mask.sum(1) - 1 if checkpoint.objective == "clm" else torch.zeros(len(ids), dtype=torch.long)
+        states.append(hidden[torch.arange(len(ids)), at.to(device)])
+    return torch.cat(states)
+
+
+def two_nn(points: Float64[np.ndarray, "points width"], discard: float = 0.1) -> tuple[float | None, int]:
+    """Intrinsic dimension from the ratio μ = r2 / r1 of the distances to the two nearest neighbours; points used.
+
+    Slope through the origin of -log(1 - F) on log μ, F the empirical distribution of μ, without the largest
+    `discard` of the μ (Facco et al. 2017). Distances are cosine distances, as in Chen et al. 2023: half the squared
+    chord between directions, so that the estimate is *half* the dimension of the manifold of directions. Points in
+    the same direction as another count once. None if fewer than three directions or no spread is left.
+    """
+    directions = points / np.linalg.norm(points, axis=1, keepdims=True)
+    directions = np.unique(directions, axis=0)
+    n = len(directions)
+    nearest = np.empty((n, 2))
+    if n < 3:
+        return None, n
+    for start in range(0, n, 1024):
+        distance = 1 - directions[start : start + 1024] @ directions.T
+        distance[np.arange(len(distance)), np.arange(start, start + len(distance))] = np.inf
+        nearest[start : start + 1024] = np.partition(distance, 1, axis=1)[:, :2]
+    ratio = np.sort((nearest[:, 1] / nearest[:, 0])[nearest[:, 0] > 1e-14])  # closer than that is rounding
+    used = int(len(ratio) * (1 - discard))
+    x, y = np.log(ratio[:used]), -np.log1p(-np.arange(1, used + 1) / max(1, len(ratio)))
+    if used < 2 or not (x @ x) > 0:
+        return None, used
+    return float(x @ y / (x @ x)), used

@@ -1,0 +1,153 @@
+"""Does a model prefer the grammatical sentence of a minimal pair?
+
+Pseudo-log-likelihood (Salazar et al. 2020) for masked models: each token in turn is masked and its log-probability
+taken. Log-probability of the sentence for causal ones.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor, nn
+
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.attention import longest_input
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.training.logits import logits_at
+
+TOKENS = 4096  # per batch
+
+
+@dataclass(frozen=True)
+class PairAccuracy(Measurement):
+    """Scores of both sentences of each minimal pair. Rows: `paradigm`, `pair`, `good`, `bad`, `correct`.
+
+    `good` and `bad` are sums over the sentence's tokens, special ones left out, in nats: pseudo-log-likelihoods of a
+    masked model, log-probabilities of a causal one. A pair is correct if the good sentence scores higher. A causal
+    model whose tokenizer puts nothing in front cannot score a first token; the rest of the sentence then decides.
+    """
+
+    pairs: MinimalPairs
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        sentences = encode_pairs(checkpoint.tokenizer, self.pairs)
+        model = checkpoint.model(device=device)
+        _check_length(model, sentences)
+        if checkpoint.objective == "clm":
+            scores = log_probabilities(model, sentences)
+        elif checkpoint.tokenizer.mask_token_id is None:
+            raise UserError(
+                f"the tokenizer of {checkpoint.run_name} has no mask token, so no pseudo-log-likelihood can be taken; "
+                "use the tokenizer the model was trained with"
+            )
+        else:
+            scores = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
+        good, bad = scores[sentences.good], scores[sentences.bad]
+        return self.pairs.frame.select(
+            "paradigm",
+            "pair",
+            pl.Series("good", good),
+            pl.Series("bad", bad),
+            pl.Series("correct", good > bad),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PairSentences:
+    """The different sentences of some minimal pairs, as tokens; `good` and `bad` number them, one per pair."""
+
+    name: str
+    ids: tuple[np.ndarray, ...]  # each of shape [time]
+    special: tuple[np.ndarray, ...]  # true at tokens that no one wrote: [CLS], [SEP]
+    good: Int[np.ndarray, " pairs"]
+    bad: Int[np.ndarray, " pairs"]
+
+
+@lru_cache(maxsize=4)
+def encode_pairs(tokenizer, pairs: MinimalPairs) -> PairSentences:
+    """Tokenise each different sentence once: word by word if the pairs are split into words, otherwise as text."""
+    texts = list(dict.fromkeys([*pairs.frame["good"], *pairs.frame["bad"]]))
+    number = {text: i for i, text in enumerate(texts)}
+    encoded = tokenizer(
+        [text.split(" ") for text in texts] if pairs.split_into_words else texts,
+        is_split_into_words=pairs.split_into_words,
+        return_special_tokens_mask=True,
+    )
+    return PairSentences(
+        pairs.name,
+        tuple(np.array(ids) for ids in encoded["input_ids"]),
+        tuple(np.array(mask, dtype=bool) for mask in encoded["special_tokens_mask"]),
+        np.array([number[text] for text in pairs.frame["good"]]),
+        np.array([number[text] for text in pairs.frame["bad"]]),
+    )
+
+
+@torch.inference_mode()
+def pseudo_log_likelihoods(
+    model: nn.Module, sentences: PairSentences, mask_id: int
+) -> Float64[np.ndarray, " sentences"]:
+    """Sum over a sentence's tokens of the log-probability of each when it alone is masked (nats).
+
+    Masked copies of all sentences of one length go together: no padding, and the head runs on masked positions only.
+    """
+    device = next(model.parameters()).device
+    scores = np.zeros(len(sentences.ids))
+    for chosen in _same_length(sentences.ids):
+        ids = torch.from_numpy(np.stack([sentences.ids[i] for i in chosen]))
+        row, position = torch.from_numpy(~np.stack([sentences.special[i] for i in chosen])).nonzero(as_tuple=True)
+        of_row = torch.zeros(len(chosen), dtype=torch.float64)
+        for part in torch.arange(len(row)).split(max(1, TOKENS // ids.shape[1])):
+            copies, at = ids[row[part]], torch.arange(len(part))
+            selected = torch.zeros_like(copies, dtype=torch.bool)
+            selected[at, position[part]] = True
+            gold = copies[selected]
+            logits = logits_at(model, copies.masked_fill(selected, mask_id).to(device), None, selected.to(device))
+            of_row.index_add_(0, row[part], log_probability(logits, gold.to(device)).double().cpu())
+        scores[chosen] = of_row.numpy()
+    return scores
+
+
+@torch.inference_mode()
+def log_probabilities(model: nn.Module, sentences: PairSentences) -> Float64[np.ndarray, " sentences"]:
+    """Sum over a sentence's tokens of the log-probability of each given those before it (nats)."""
+    device = next(model.parameters()).device
+    scores = np.zeros(len(sentences.ids))
+    for chosen in _same_length(sentences.ids):
+        for part in np.array_split(chosen, -(-len(chosen) * len(sentences.ids[chosen[0]]) // TOKENS)):
+            ids = torch.from_numpy(np.stack([sentences.ids[i] for i in part]))
+            scored = torch.from_numpy(~np.stack([sentences.special[i] for i in part]))
+            scored[:, 0] = False
+            before = scored.roll(-1, dims=1)
+            logits = logits_at(model, ids.to(device), None, before.to(device))
+            of_token = log_probability(logits, ids[scored].to(device)).double().cpu()
+            rows = scored.nonzero()[:, 0]
+            scores[part] = torch.zeros(len(part), dtype=torch.float64).index_add_(0, rows, of_token).numpy()
+    return scores
+
+
+def log_probability(logits: Tensor, gold: Int[Tensor, " n"]) -> Tensor:
+    """log softmax of `logits` [n vocab] at `gold`, in float32 (nats)."""
+    logits = logits.float()
+    return logits.gather(1, gold[:, None]).squeeze(1) - logits.logsumexp(1)
+
+
+def _same_length(ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    lengths = np.array([len(row) for row in ids])
+    return (np.flatnonzero(lengths == length) for length in np.unique(lengths))
+
+
+def _check_length(model: nn.Module, sentences: PairSentences) -> None:
+    limit = longest_input(model)
+    longest = max((len(ids) for ids in sentences.ids), default=0)
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a sentence of {sentences.name} is {longest} tokens long, the model takes at most {limit}; "
+            "leave out sentences that long"
+        )

@@ -1,0 +1,99 @@
+"""Loss on text a run was not trained on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.attention import longest_input
+from lmdynamics.measurements.grammaticality import log_probability
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.training.batches import pad
+from lmdynamics.training.logits import logits_at
+from lmdynamics.training.masking import Masker
+
+ROWS = 64  # per batch; the masks depend on it
+
+
+@dataclass(frozen=True)
+class HeldOutLoss(Measurement):
+    """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (how many), `stderr`.
+
+    A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
+    run was trained at (Ankner et al. 2023); a causal one, every next token. `stderr` takes rows of text as the
+    independent units (ratio estimator).
+    """
+
+    blocks: Blocks
+    masking_rate: float = 0.15
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        model = checkpoint.model(device=device)
+        check_rows(model, self.blocks)
+        sums, counts = [], []
+        with torch.inference_mode():
+            for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):
+                mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+                logits = logits_at(model, batch.ids.to(device), mask, batch.selected.to(device))
+                losses = -log_probability(logits, batch.gold.to(device)).double().cpu()
+                rows = batch.selected.nonzero()[:, 0]
+                sums.append(torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, rows, losses))
+                counts.append(batch.selected.sum(1))
+        total, tokens = torch.cat(sums).numpy(), torch.cat(counts).numpy()
+        if not tokens.sum():
+            raise UserError(
+                f"{len(self.blocks)} held-out rows have no token to predict; give longer text or a higher masking rate"
+            )
+        loss = total.sum() / tokens.sum()
+        rows = len(total)
+        spread = ((total - loss * tokens) ** 2).sum() * rows / max(1, rows - 1)
+        return pl.DataFrame({"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [np.sqrt(spread) / tokens.sum()]})
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A batch with what is to be predicted: `gold` holds the right tokens of the `selected` positions, in order."""
+
+    ids: Int[Tensor, "batch time"]
+    attention_mask: Bool[Tensor, "batch time"] | None
+    selected: Bool[Tensor, "batch time"]
+    gold: Int[Tensor, " selected"]
+
+
+def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: int, rows: int) -> Iterator[Predictions]:
+    """`blocks` in order, `rows` at a time: with fixed masks for a masked model, next tokens for a causal one."""
+    tokenizer = checkpoint.tokenizer
+    masker = None if checkpoint.objective == "clm" else Masker.for_tokenizer(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, len(blocks), rows):
+        ids, padded = pad(
+            [blocks[i] for i in range(start, min(start + rows, len(blocks)))], tokenizer.pad_token_id or 0
+        )
+        mask = None if padded is None else ~padded
+        if masker is None:
+            selected = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.roll(-1, dims=1)
+            selected[:, -1] = False
+            yield Predictions(ids, mask, selected, ids.roll(-1, dims=1)[selected])
+        else:
+            corrupted, selected = masker(ids, masking_rate, generator)
+            yield Predictions(corrupted, mask, selected, ids[selected])
+
+
+def check_rows(model, blocks: Blocks) -> None:
+    """Raise a UserError if there are no rows, or one is longer than the model allows."""
+    if not len(blocks):
+        raise UserError("there are no held-out rows to measure on; give some text")
+    limit, longest = longest_input(model), int(blocks.lengths.max())
+    if limit is not None and longest > limit:
+        raise UserError(
+            f"a held-out row is {longest} tokens long, the model takes at most {limit}; cut the text shorter"
+        )
