@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lmdynamics.batch.plan import notebook_parameters, plan
+from lmdynamics.errors import UserError
+from tests.batch.notebooks import write_notebook
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    return write_notebook(tmp_path / "one.ipynb", "print(seed)")
+
+
+def values(notebook, *parameters, profile=None):
+    (job,) = plan([notebook], parameters, profile, notebook.parent / "out")
+    return job.parameters
+
+
+def test_a_batch_run_is_headless_and_knows_its_folder(notebook):
+    (job,) = plan([notebook], [], None, notebook.parent / "out")
+    assert job.folder == notebook.parent / "out" / "one"
+    assert job.executed == job.folder / "one.ipynb"
+    assert job.parameters == {"interactive": False, "output_dir": str(job.folder)}
+    assert not (notebook.parent / "out").exists()
+
+
+def test_what_a_notebook_does_not_have_is_not_passed(tmp_path):
+    bare = write_notebook(tmp_path / "bare.ipynb", "1", parameters=None)
+    assert values(bare, profile="smoke") == {}
+
+
+def test_relative_paths_become_absolute(notebook, monkeypatch):
+    monkeypatch.chdir(notebook.parent)
+    (job,) = plan([Path("one.ipynb")], [], None, Path("out"))
+    assert job.notebook == notebook
+    assert job.parameters["output_dir"] == str(notebook.parent / "out" / "one")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("run=other", "run", "other"),
+        ("run=7", "run", "7"),
+        ("run=", "run", ""),
+        ("run=a=b", "run", "a=b"),
+        ("seed=3", "seed", 3),
+        ("seed=-3", "seed", -3),
+        ("rate=0.3", "rate", 0.3),
+        ("rate=1e-3", "rate", 0.001),
+        ("rate=1", "rate", 1.0),
+        ("interactive=true", "interactive", True),
+        ("interactive=No", "interactive", False),
+        ("sizes=[3]", "sizes", [3]),
+        ("sizes=[]", "sizes", []),
+    ],
+)
+def test_values_take_the_type_of_the_parameter(notebook, text, name, value):
+    found = values(notebook, text)[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeed=1", r"one.ipynb has no parameter 'seeed'; did you mean 'seed'\?"),
+        ("zzz=1", "has no parameter 'zzz'; known: interactive, output_dir, "),
+        ("seed=x", r"seed=x is not a whole number \(its default is 0\)"),
+        ("seed=1.5", "is not a whole number"),
+        ("seed=True", "is not a whole number"),
+        ("seed=", "is not a whole number"),
+        ("rate=fast", "is not a number"),
+        ("interactive=maybe", "is not true or false"),
+        ("sizes=3", r"is not a list\[int\]"),
+        ("sizes=['a']", r"is not a list\[int\]"),
+        ("seed", "not of the form"),
+        ("=1", "not of the form"),
+        ("__import__('os')=1", "not of the form"),
+    ],
+)
+def test_a_wrong_parameter_is_refused(notebook, text, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        values(notebook, text)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_parameter_given_twice_is_refused(notebook):
+    with pytest.raises(UserError, match="given twice"):
+        values(notebook, "seed=1", "seed=2")
+
+
+def test_an_untyped_parameter_takes_the_type_of_its_default(tmp_path):
+    untyped = write_notebook(tmp_path / "untyped.ipynb", "1", parameters="n = 3\nname = 'x'\nf = None")
+    assert values(untyped, "n=4", "name=5", "f=6") == {"n": 4, "name": "5", "f": "6"}
+    with pytest.raises(UserError, match="n=many is not a whole number"):
+        values(untyped, "n=many")
+
+
+def test_the_named_value_wins_over_the_automatic_one(notebook):
+    assert values(notebook, "profile=full", "interactive=true", profile="smoke")["profile"] == "full"
+    assert values(notebook, "interactive=true")["interactive"] is True
+
+
+@pytest.mark.parametrize("line", ["a: str | None = None", 'a: str = "x=y"', "a, b = 1, 2\nc: x.Y = 3"])
+def test_a_parameter_that_papermill_would_miss_is_refused(tmp_path, line):
+    lost = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
+    with pytest.raises(UserError, match="papermill cannot see the parameter '[ac]'"):
+        notebook_parameters(lost)
+
+
+def test_a_parameters_cell_that_does_not_parse_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not parse"):
+        notebook_parameters(write_notebook(tmp_path / "broken.ipynb", parameters="seed: int = ("))
+
+
+def test_every_notebook_must_have_the_parameter(notebook, tmp_path):
+    other = write_notebook(tmp_path / "other.ipynb", "1", parameters="seed: int = 0  # s")
+    with pytest.raises(UserError, match=r"other\.ipynb has no parameter 'rate'"):
+        plan([notebook, other], ["rate=.1"], None, tmp_path / "out")
+
+
+def test_wrong_files_are_named(tmp_path, notebook):
+    text = tmp_path / "text.ipynb"
+    text.write_text("not JSON")
+    other = tmp_path / "x.json"
+    other.write_text("[1, 2]")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"no notebook .*onee\.ipynb; did you mean 'one\.ipynb'\?"):
+        plan([tmp_path / "onee.ipynb"], [], None, out)
+    with pytest.raises(UserError, match="there are no notebooks in"):
+        plan([tmp_path / "nowhere" / "one.ipynb"], [], None, out)
+    with pytest.raises(UserError, match="is not a Jupyter notebook"):
+        plan([text], [], None, out)
+    with pytest.raises(UserError, match="is not a Jupyter notebook"):
+        plan([other], [], None, out)
+    with pytest.raises(UserError, match="no notebook named"):
+        plan([], [], None, out)
+    with pytest.raises(UserError, match="is a file; --out takes a folder"):
+        plan([notebook], [], None, text)
+    with pytest.raises(UserError, match="no profile 'smok'; did you mean 'smoke'"):
+        plan([notebook], [], "smok", out)
+
+
+def test_two_notebooks_of_one_name_do_not_share_a_folder(notebook, tmp_path):
+    (tmp_path / "below").mkdir()
+    twin = write_notebook(tmp_path / "below" / "one.ipynb")
+    with pytest.raises(UserError, match="would both write to"):
+        plan([notebook, twin], [], None, tmp_path / "out")
+
+
+def test_an_executed_notebook_is_not_written_over_itself(tmp_path):
+    (tmp_path / "out" / "one").mkdir(parents=True)
+    executed = write_notebook(tmp_path / "out" / "one" / "one.ipynb")
+    with pytest.raises(UserError, match="name another folder with --out"):
+        plan([executed], [], None, tmp_path / "out")
+
+
+def test_a_notebook_of_a_later_format_is_refused_in_one_line(tmp_path):
+    later = tmp_path / "later.ipynb"
+    later.write_text('{"nbformat": 9, "nbformat_minor": 0, "cells": [], "metadata": {}}')
+    with pytest.raises(UserError) as refusal:
+        plan([later], [], None, tmp_path / "out")
+    assert "\n" not in str(refusal.value)
+    assert nbformat.current_nbformat == 4
