@@ -76,10 +76,10 @@ def build_text_corpus(
         If the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense, or the
         disk is full.
     """
-    if block_size < 3 or not 0 < held_out < 1:
+    if block_size < 3 or not 0 < held_out <= 0.5:
         raise UserError(
             f"block_size {block_size} and held_out {held_out} make no blocks; block_size must be at least 3 "
-            "and held_out between 0 and 1"
+            "and held_out above 0 and at most 0.5"
         )
     root, files = text_files(path)
     vocabulary = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase}
