@@ -4,7 +4,7 @@ Definitions (Clark et al. 2019): attention to a word is the sum over its pieces,
 its pieces; then the diagonal is zeroed and special tokens' rows and columns dropped, without renormalising.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
 
 TOKENS = 2048  # per batch, padding included
+PADDING = 64  # tokens of padding that cost about as much as another batch
 DIRECTIONS = ("dependent→head", "head→dependent")
 
 
@@ -219,18 +220,16 @@ def longest_input(model: nn.Module) -> int | None:
     return limit if limit is None or limit > 0 else None
 
 
-def _alike(order: list[int], tokens: list[int], split: list[bool]):
-    """Cut `order` into batches: at most TOKENS with padding, and little padding once they are worth a batch."""
+def _alike(order: list[int], tokens: list[int], split: list[bool]) -> Iterator[list[int]]:
+    """Cut `order` (by rising length) into batches of at most TOKENS, of which at most PADDING is padding."""
     batch: list[int] = []
     filled = 0
     for i in order:
-        padded = (len(batch) + 1) * tokens[i]
-        wasteful = filled > TOKENS // 4 and padded - filled - tokens[i] > padded // 8
-        if batch and (padded > TOKENS or wasteful or split[i] != split[batch[0]]):
+        padded, filled = (len(batch) + 1) * tokens[i], filled + tokens[i]
+        if batch and (padded > TOKENS or padded - filled > PADDING or split[i] != split[batch[0]]):
             yield batch
-            batch, filled = [], 0
+            batch, filled = [], tokens[i]
         batch.append(i)
-        filled += tokens[i]
     if batch:
         yield batch
 
