@@ -1,0 +1,159 @@
+"""A real JupyterLab on a loopback port, and a page in Chromium that opens notebooks in it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+_FLAGS = (  # no sandbox: Chromium refuses to start as root with one; the rest keeps it from calling home
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_SETTINGS = {  # no dialog over the page, and every cell rendered, also those out of view
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+}
+_RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+_MODEL = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON()"
+_READY = """path => {
+  const widget = window.jupyterapp?.shell.currentWidget;
+  return widget?.context?.path === path && widget.sessionContext?.session?.kernel?.status === 'idle' && widget.content.model !== null;
+}"""
+_DONE = """() => {
+  const widget = window.jupyterapp.shell.currentWidget;
+  const cells = widget.content.model.toJSON().cells.filter(cell => cell.cell_type === 'code' && cell.source.length);
+  const failed = cells.some(cell => cell.outputs.some(output => output.output_type === 'error'));
+  const idle = widget.sessionContext.session.kernel.status === 'idle';
+  return idle && (failed || cells.every(cell => cell.execution_count !== null));
+}"""
+
+
+@contextmanager
+def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[str]:
+    """JupyterLab serving `root`, with its settings under `scratch`; gives its address, with the token."""
+    settings = scratch / "settings"
+    for name, content in _SETTINGS.items():
+        file = settings / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+    runtime = scratch / "runtime"
+    own = {
+        "JUPYTER_CONFIG_DIR": str(scratch / "config"),
+        "JUPYTER_DATA_DIR": str(scratch / "data"),
+        "JUPYTER_RUNTIME_DIR": str(runtime),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "IPYTHONDIR": str(scratch / "ipython"),
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+    command += ["--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (scratch / "jupyter.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own | environment)
+        try:
+            yield _address(server, runtime, scratch / "jupyter.log")
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _address(server: subprocess.Popen, runtime: Path, log: Path) -> str:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and server.poll() is None:
+        for file in runtime.glob("jpserver-*.json"):
+            try:
+                facts = json.loads(file.read_text())
+            except ValueError:  # still being written
+                continue
+            return f"{facts['url']}lab/tree/{{}}?reset&token={facts['token']}"
+        time.sleep(0.1)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+
+
+@dataclass
+class Notebook:
+    """A notebook open in JupyterLab, and everything untoward that its page did."""
+
+    page: Page
+    console: list[str] = field(default_factory=list)  # errors and uncaught exceptions
+    outside: list[str] = field(default_factory=list)  # requests to anywhere but this machine
+
+    def watch(self) -> None:
+        self.page.on("console", lambda message: self.console.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.console.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url))
+
+    def _note(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
+            self.outside.append(url)
+
+    def open(self, address: str, path: str) -> None:
+        """Open the notebook at `path` under the server's root and wait for its kernel."""
+        self.page.goto(address.format(quote(path)))
+        self.page.wait_for_function(_READY, arg=path, timeout=120_000, polling=250)
+
+    def run_all(self) -> None:
+        """Run > Run All Cells, and wait until every cell has run, or one has failed, and widgets are drawn."""
+        self.page.evaluate(_RUN_ALL)
+        self.page.wait_for_function(_DONE, timeout=600_000, polling=250)
+        self.page.wait_for_timeout(1500)
+
+    def outputs(self) -> list[dict]:
+        """The outputs of all cells, as the notebook file would hold them."""
+        cells = self.page.evaluate(_MODEL)["cells"]
+        return [output for cell in cells for output in cell.get("outputs", [])]
+
+    def errors(self) -> list[str]:
+        """The errors among the outputs, one line each."""
+        return [f"{o['ename']}: {o['evalue']}" for o in self.outputs() if o["output_type"] == "error"]
+
+    def screenshots(self, folder: Path, name: str) -> list[Path]:
+        """Pictures of the notebook from its top to its end, one per screenful."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(f"{name}-*.png"):
+            old.unlink()
+        scroller = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer").first
+        height, seen = scroller.evaluate("node => [node.scrollHeight, node.clientHeight]")
+        taken = []
+        for part, top in enumerate(range(0, height, max(seen - 60, 1))):
+            scroller.evaluate("(node, top) => node.scrollTo(0, top)", top)
+            self.page.wait_for_timeout(400)
+            taken.append(folder / f"{name}-{part:02d}.png")
+            self.page.screenshot(path=taken[-1])
+            if top + seen >= height:
+                break
+        return taken
+
+
+@contextmanager
+def notebook_page(width: int = 1400, height: int = 1000) -> Iterator[Notebook]:
+    """A page in headless Chromium, watched from the start."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        try:
+            notebook = Notebook(browser.new_page(viewport={"width": width, "height": height}))
+            notebook.watch()
+            yield notebook
+        finally:
+            browser.close()

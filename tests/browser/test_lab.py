@@ -1,0 +1,95 @@
+"""The series as a reader meets it: JupyterLab, Run All Cells, live charts and widgets, no network."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.batch.notebooks import write_notebook
+from tests.browser.copies import copy_with_parameters
+from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+
+NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
+OUT = Path(__file__).parent / "out"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+LIVE = """\
+import altair as alt, ipywidgets as widgets, polars as pl
+alt.JupyterChart.enable_offline()
+chart = alt.JupyterChart(alt.Chart(pl.DataFrame({"x": [1, 2, 3], "y": [3, 1, 2]})).mark_point().encode(x="x", y="y"))
+slider = widgets.IntSlider(value=3, min=0, max=9, description="slider")
+label = widgets.Label("at 3")
+slider.observe(lambda change: setattr(label, "value", f"at {change['new']}"), "value")
+widgets.VBox([slider, label, chart])
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab whose runs and caches lie in a folder of its own; gives its root and address."""
+    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    with jupyter_lab(root, scratch, LMDYNAMICS_HOME=str(tmp_path_factory.mktemp("home"))) as address:
+        yield root, address
+
+
+def untoward(notebook) -> dict[str, list[str]]:
+    return {"errors": notebook.errors(), "console": notebook.console, "requests": notebook.outside}
+
+
+NOTHING = {"errors": [], "console": [], "requests": []}
+
+
+def test_live_charts_and_widgets_work_without_a_network(lab):
+    root, address = lab
+    write_notebook(root / "live.ipynb", LIVE, parameters=None)
+    with notebook_page() as notebook:
+        notebook.open(address, "live.ipynb")
+        notebook.run_all()
+        page = notebook.page
+        page.locator(".vega-embed svg, .vega-embed canvas").first.wait_for(timeout=30_000)
+        shown = page.locator(".widget-label")
+        shown.get_by_text("at 3", exact=True).wait_for(timeout=10_000)
+        page.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        shown.get_by_text("at 4", exact=True).wait_for(timeout=10_000)
+        assert untoward(notebook) == NOTHING
+
+
+def test_the_watch_notices_errors_and_requests(lab):
+    root, address = lab
+    source = "from IPython.display import HTML\nHTML(\"<img src='http://192.0.2.1/x.png'>\")"
+    write_notebook(root / "bad.ipynb", source, "1 / 0", parameters=None)
+    with notebook_page() as notebook:
+        notebook.page.route("http://192.0.2.1/**", lambda route: route.abort())
+        notebook.open(address, "bad.ipynb")
+        notebook.run_all()
+        assert notebook.errors() == ["ZeroDivisionError: division by zero"]
+        assert set(notebook.outside) == {"http://192.0.2.1/x.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_reader_runs_the_notebook(lab, path):
+    root, address = lab
+    copy = copy_with_parameters(path, root, {"profile": "smoke"})
+    with notebook_page() as notebook:
+        notebook.open(address, copy.name)
+        notebook.run_all()
+        pictures = notebook.screenshots(OUT, path.stem)
+        assert untoward(notebook) == NOTHING
+        assert notebook.page.locator(".jp-OutputArea-output:has-text('application/vnd')").count() == 0
+        assert pictures
+
+
+def test_the_server_answers_only_with_its_token(lab):
+    address = lab[1].format("").partition("/lab/")[0]
+    assert address.startswith("http://127.0.0.1:")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{address}/api/contents", timeout=10)
