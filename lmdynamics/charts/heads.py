@@ -18,13 +18,14 @@ def layer_head_map(
     offset: float | None = None,
     split: str = "all",
     cursor: alt.Parameter | None = None,
-    chosen: tuple[int, int] | None = None,
+    chosen: tuple[int, int] | tuple[alt.Parameter, alt.Parameter] | None = None,
 ) -> alt.LayerChart:
     """Accuracy of every head (column) of every layer (row) on one relation, the better of its two directions.
 
     `scores`: a trace of `HeadScores`. With `cursor`, a parameter holding a step, the chart carries all steps and
     shows the one that the parameter names; otherwise it shows `step` (default: the last). The best head is outlined,
-    `chosen` (layer, head) is marked with a dot. `offset`: accuracy of the best fixed offset, the baseline.
+    `chosen` (layer, head, as numbers or as parameters) is marked with a dot. `offset`: accuracy of the best fixed
+    offset, the baseline.
     """
     need_columns(scores, ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"], "head map")
     rows = scores.filter(pl.col("relation") == relation, pl.col("split") == split, pl.col("count") > 0)
@@ -68,11 +69,11 @@ def layer_head_map(
     )
     parts = [tile, best, number]
     if chosen is not None:
-        dot = base.transform_filter((alt.datum.layer == chosen[0]) & (alt.datum.head == chosen[1]))
+        layer, head = (part.name if isinstance(part, alt.Parameter) else part for part in chosen)
+        dot = base.transform_filter(f"datum.layer == {layer} && datum.head == {head}")
         parts.append(dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2))
     chart = alt.layer(*parts).properties(width=size * heads, height=tall * layers)
-    if cursor is not None:
-        chart = chart.add_params(cursor)
+    chart = chart.add_params(*(part for part in (cursor, *(chosen or ())) if isinstance(part, alt.Parameter)))
     top = cells.filter(pl.col("best") & (pl.col("step") == step)).row(0, named=True)
     baseline = "" if offset is None else f"best fixed offset: {offset:.0%}"
     where = "" if cursor is not None else f"step {step:,}; "

@@ -10,13 +10,19 @@ from lmdynamics.errors import UserError
 
 
 class Still:
-    """A rendered figure that any reader of notebooks shows, with its description as alternative text."""
+    """A rendered figure that any reader of notebooks shows, with its description as alternative text.
 
-    def __init__(self, svg: str, description: str):
-        self.svg, self.description = svg, description
+    It is a picture twice: SVG for files and for those who zoom in, and PNG because JupyterLab shows no SVG from a
+    notebook that it does not trust yet, such as one that came out of a batch run.
+    """
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        self.svg, self.png = to_svg(chart), to_png(chart)
+        self.description = str(chart.to_dict().get("description", "a figure"))
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return {"image/svg+xml": self.svg, "text/plain": self.description}
+        data = {"image/svg+xml": self.svg, "image/png": self.png, "text/plain": self.description}
+        return data, {"image/png": {"alt": self.description}, "image/svg+xml": {"alt": self.description}}
 
 
 def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive: bool = True):
@@ -35,15 +41,15 @@ def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive:
     if interactive:
         alt.JupyterChart.enable_offline()
         return alt.JupyterChart(chart, embed_options={"actions": False})
-    svg = to_svg(chart)
+    still = Still(chart)
     if output_dir:
         path = Path(output_dir) / f"{name}.svg"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(svg, encoding="utf-8")
+            path.write_text(still.svg, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write the figure {path}: {error.strerror}; choose another output_dir") from error
-    return Still(svg, str(chart.to_dict().get("description", name)))
+    return still
 
 
 def to_svg(chart: alt.TopLevelMixin) -> str:

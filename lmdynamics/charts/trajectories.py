@@ -20,6 +20,7 @@ from lmdynamics.charts.theme import (
 )
 from lmdynamics.curves.intervals import loss_by_bin, need_columns
 from lmdynamics.curves.onsets import Onset
+from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token)"
 
@@ -30,12 +31,12 @@ def loss_over_training(
     """Loss against step. `log`: step, loss of each training step; `held_out`: trace of `HeldOutLoss` (± 2 s.e.)."""
     layers = []
     frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
-    axis = step_axis(_steps(*frames))
+    axis = step_axis(steps_of(*frames))
     y = alt.Y("loss:Q", title=LOSS).scale(zero=False)
     colour = alt.Color("curve:N", title=None).scale(domain=["training batches", "held out"], range=[GREY, BLUE])
     colour = colour.legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
     if len(log):
-        data = _placed(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
+        data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
         base = alt.Chart(data).encode(axis)
         layers += [
             base.mark_area(opacity=0.25, color=GREY).encode(alt.Y("low:Q", title=LOSS), alt.Y2("high:Q")),
@@ -44,7 +45,7 @@ def loss_over_training(
     if held_out is not None and len(held_out):
         need_columns(held_out, ["step", "loss", "stderr"], "held-out loss")
         spread = 2 * pl.col("stderr")
-        data = _placed(held_out).with_columns(
+        data = on_step_axis(held_out).with_columns(
             low=pl.col("loss") - spread, high=pl.col("loss") + spread, curve=pl.lit("held out")
         )
         base = alt.Chart(data).encode(axis)
@@ -69,10 +70,10 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
     present = [source for source in SOURCES if source in curve["source"].unique()]
     names = [SOURCES[source][0] for source in present]
-    data = _placed(curve.filter(pl.col("source").is_in(present))).with_columns(
+    data = on_step_axis(curve.filter(pl.col("source").is_in(present))).with_columns(
         curve=pl.col("source").replace_strict(present, names, return_dtype=pl.String)
     )
-    axis = step_axis(_steps(curve))
+    axis = step_axis(steps_of(curve))
     colour = alt.Color("curve:N", title=None).scale(domain=names, range=[SOURCES[s][1] for s in present])
     colour = colour.legend(orient="bottom", columns=2, symbolType="stroke", symbolStrokeWidth=3)
     dash = alt.StrokeDash("curve:N", title=None).scale(domain=names, range=[SOURCES[s][2] for s in present])
@@ -122,11 +123,11 @@ def pair_accuracy_over_training(
     need_columns(curve, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "accuracy over training")
     paradigms = curve["paradigm"].unique().sort().to_list()
     titles = [name.replace("_", " ").replace("-", ": ", 1) for name in paradigms]
-    data = _placed(curve).with_columns(
+    data = on_step_axis(curve).with_columns(
         panel=pl.col("paradigm").replace_strict(paradigms, titles, return_dtype=pl.String), chance=pl.lit(chance)
     )
-    columns = min(columns, len(paradigms))
-    axis = step_axis(_steps(curve), "training step (log)", sparse=len(paradigms) > 1)
+    columns = min(columns if len(paradigms) <= 12 else 5, len(paradigms))  # Zorro has 23, BLiMP 67
+    axis = step_axis(steps_of(curve), "training step (log)", sparse=len(paradigms) > 1)
     low = min(0.4, float(data["low"].min()))
     scale = alt.Scale(domain=[max(0.0, low), 1.0])
     base = alt.Chart(data).encode(axis)
@@ -150,9 +151,12 @@ def pair_accuracy_over_training(
         place = {"from": str(_place(onset.low or onset.step)), "to": str(_place(onset.high or onset.step))}
         band = band.transform_filter(once).transform_calculate(**place)
         layers = [band, *layers]
-    width = max(110, (WIDTH - 40 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
-    panel = alt.layer(*layers).properties(width=width, height=140 if len(paradigms) > 1 else HEIGHT)
-    chart = panel.facet(alt.Facet("panel:N", title=None), columns=columns) if len(paradigms) > 1 else panel
+    width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
+    facet = alt.Facet("panel:N", title=None).header(labelFontSize=11, labelLimit=width + 20)
+    panel = alt.layer(*layers).properties(
+        width=width, height=HEIGHT if len(paradigms) == 1 else 140 if len(paradigms) <= 12 else 90
+    )
+    chart = panel.facet(facet, columns=columns) if len(paradigms) > 1 else panel
     last = curve.sort("step").group_by("paradigm", maintain_order=True).last().sort("paradigm")
     ends = "; ".join(f"{row['paradigm']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     counts = sorted(set(curve["pairs"].to_list()))
@@ -180,13 +184,17 @@ def complexity_over_training(
         (norm, "norm2", "‖θ‖²", "squared weight norm", BLUE, "linear"),
         (fisher, "trace", "trace of the Fisher (log)", "empirical Fisher", VERMILION, "log"),
     ]
-    given = [entry for entry in given if entry[0] is not None and len(entry[0])]
-    steps = _steps(*(entry[0] for entry in given))
+    # an untrained model may have no dimension to speak of
+    given = [(entry[0].drop_nulls(entry[1]), *entry[1:]) for entry in given if entry[0] is not None]
+    given = [entry for entry in given if len(entry[0])]
+    if not given:
+        raise UserError("complexity over training: no frame with rows; trace at least one of the three measurements")
+    steps = steps_of(*(entry[0] for entry in given))
     panels, ends = [], []
     for index, (frame, column, title, what, colour, kind) in enumerate(given):
         last = index == len(given) - 1
         axis = step_axis(steps, "training step (log scale)" if last else None)
-        data = _placed(frame)
+        data = on_step_axis(frame)
         y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind).axis(tickCount=4, format="~s")
         tips = ["step", alt.Tooltip(column, format=".4~g")]
         base = alt.Chart(data).encode(axis)
@@ -243,7 +251,8 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
     return layers
 
 
-def _steps(*frames: pl.DataFrame) -> list[int]:
+def steps_of(*frames: pl.DataFrame) -> list[int]:
+    """All steps that occur in the frames, in order."""
     return sorted({step for frame in frames if frame is not None for step in frame["step"].to_list()})
 
 
@@ -251,7 +260,8 @@ def _place(step: int) -> float:
     return max(float(step), BEFORE_ONE)
 
 
-def _placed(frame: pl.DataFrame) -> pl.DataFrame:
+def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame in order of steps, with `x`: where `step_axis` puts each step."""
     return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
 
 

@@ -1,0 +1,68 @@
+"""Loss and UAS over the same steps, with a line at one checkpoint: where in training are we?"""
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.theme import BLUE, GREY, ORANGE, TEXT, figure, step_axis
+from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
+from lmdynamics.curves.intervals import loss_by_bin, need_columns
+from lmdynamics.curves.onsets import Onset
+
+WIDTH = 420
+
+
+def loss_and_uas(
+    loss: pl.DataFrame,
+    curve: pl.DataFrame,
+    onset: Onset | None = None,
+    step: int | None = None,
+    cursor: alt.Parameter | None = None,
+) -> alt.VConcatChart:
+    """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
+
+    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`.
+    """
+    need_columns(loss, ["step", "loss"], "loss and UAS")
+    need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
+    loss = loss_by_bin(loss) if len(loss) > 200 else loss.select("step", "loss")
+    steps = steps_of(loss, curve)
+    last = steps[-1] if steps else 0
+    place = cursor.name if cursor is not None else str(last if step is None else step)
+    mark = alt.Chart(alt.Data(values=[{}])).transform_calculate(x=f"max({place}, 0.5)", step=place)
+    axes = [step_axis(steps, None), step_axis(steps)]
+    lines = [mark.mark_rule(color=TEXT, strokeWidth=2).encode(axis) for axis in axes]
+    number = mark.mark_text(color=TEXT, fontWeight="bold", baseline="bottom", dy=-3).encode(
+        axes[0], alt.Text("step:Q", format=",d"), y=alt.value(0)
+    )
+    falling = alt.Chart(on_step_axis(loss)).encode(axes[0]).mark_line(color=BLUE, strokeWidth=2)
+    upper = alt.layer(
+        *onset_bands([onset] if onset else [], axes[0], labels=False),
+        falling.encode(alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)),
+        lines[0],
+        number,
+    ).properties(width=WIDTH, height=110)
+    rising = alt.Chart(on_step_axis(curve)).encode(axes[1])
+    share = alt.Axis(format="%", tickCount=4)
+    shown = {"attention": BLUE, "shuffled": ORANGE, "offset": GREY}
+    layers = []
+    for source, colour in shown.items():
+        of_source = rising.transform_filter(alt.FieldEqualPredicate(field="source", equal=source))
+        y = alt.Y("uas:Q", title=["UAS (share of", "arcs found)"], axis=share)
+        if source != "offset":
+            band = of_source.mark_area(color=colour, opacity=0.2)
+            layers.append(band.encode(alt.Y("low:Q", title=y["title"], axis=share), alt.Y2("high:Q")))
+        dash = {"attention": [1, 0], "shuffled": [2, 2], "offset": [6, 4]}[source]
+        layers.append(of_source.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y))
+    bands = onset_bands([onset] if onset else [], axes[1], labels=False)
+    lower = alt.layer(*bands, *layers, lines[1]).properties(width=WIDTH, height=130)
+    chart = alt.vconcat(upper, lower, spacing=12)
+    if cursor is not None:
+        chart = chart.add_params(cursor)
+    said = "" if onset is None else f"{str(onset).capitalize()}."
+    band = "" if onset is None or onset.step is None else "; band: structure onset"
+    return figure(
+        chart,
+        "Where in training",
+        f"blue: attention heads; orange: shuffled trees; grey: best offset{band}",
+        f"Loss and UAS over training, with a line at one checkpoint. {said}",
+    )
