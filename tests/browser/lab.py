@@ -32,7 +32,8 @@ _RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 _MODEL = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON()"
 _READY = """path => {
   const widget = window.jupyterapp?.shell.currentWidget;
-  return widget?.context?.path === path && widget.sessionContext?.session?.kernel?.status === 'idle' && widget.content.model !== null;
+  const idle = widget?.sessionContext?.session?.kernel?.status === 'idle';
+  return idle && widget.context.path === path && widget.content.model !== null;
 }"""
 _DONE = """() => {
   const widget = window.jupyterapp.shell.currentWidget;
