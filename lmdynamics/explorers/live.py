@@ -14,15 +14,14 @@ class LiveChart:
         alt.JupyterChart.enable_offline()
         self.values = {name: float(value) for name, value in values.items()}
         self.widget = alt.JupyterChart(chart, embed_options={"actions": False})
-        self.widget.params.observe(lambda change: self._push(change["name"]), names=list(self.values))
-        for name in self.values:
-            self._push(name)
+        # `_params` is what travels between page and Python; `params`, its public face, cannot be set from an observer
+        self.widget.observe(lambda _: self._send(), names="_params")
+        self._send()
 
     def set(self, **values: float) -> None:
         """Give parameters new values; what is drawn follows."""
         self.values |= {name: float(value) for name, value in values.items()}
-        for name in values:
-            self._push(name)
+        self._send()
 
     def redraw(self, chart: alt.TopLevelMixin) -> None:
         """Put another chart with the same parameters in this one's place. Slower than `set`: for rare changes.
@@ -31,6 +30,7 @@ class LiveChart:
         """
         self.widget.spec = chart.to_dict(validate=False)
 
-    def _push(self, name: str) -> None:
-        if name in self.values and getattr(self.widget.params, name) != self.values[name]:
-            setattr(self.widget.params, name, self.values[name])
+    def _send(self) -> None:
+        wanted = {**self.widget._params, **self.values}
+        if wanted != self.widget._params:
+            self.widget._params = wanted

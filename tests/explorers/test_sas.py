@@ -1,0 +1,134 @@
+"""The explorer on a run of twelve steps: what it starts with, what a control changes, what it refuses."""
+
+import json
+
+import pytest
+
+from lmdynamics.errors import UserError
+from lmdynamics.explorers.sas import SasExplorer
+from lmdynamics.runs.build import build
+from lmdynamics.training.recipes import load_recipe
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained once: no test here changes it."""
+    return build(load_recipe("grammar-mlm", overrides=TINY), tmp_path_factory.mktemp("runs") / "tiny", progress=False)
+
+
+@pytest.fixture(scope="module")
+def treebank(run):
+    return run.treebank("grammar", 60)
+
+
+@pytest.fixture
+def explorer(run, treebank):
+    return SasExplorer(run, treebank, min_count=20, progress=False)
+
+
+def control(box, kind, description):
+    found = [box] if getattr(box, "description", None) == description and type(box).__name__ == kind else []
+    return found + [hit for child in getattr(box, "children", ()) for hit in control(child, kind, description)]
+
+
+def views(box):
+    found = [box] if type(box).__name__ == "JupyterChart" else []
+    return found + [hit for child in getattr(box, "children", ()) for hit in views(child)]
+
+
+def test_it_starts_at_the_last_checkpoint_with_the_best_head_of_the_most_frequent_relation(explorer, run):
+    state, seen = explorer.state, explorer.measured
+    assert state.step == run.steps[-1]
+    assert state.relation == seen.relations[0]
+    assert (state.layer, state.head, state.direction) == seen.best_head(state.relation)
+    assert state.relation in next(s for s in explorer.treebank if s.words == state.words).relations
+    assert "root" not in seen.relations[:3]
+
+
+def test_stills_are_three_pictures_and_files(explorer, tmp_path, capsys):
+    explorer.show(str(tmp_path), interactive=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "explorer_arcs.svg",
+        "explorer_curves.svg",
+        "explorer_heads.svg",
+    ]
+    assert explorer.state.words[0] in (tmp_path / "explorer_arcs.svg").read_text(encoding="utf-8")
+
+
+def test_moving_the_slider_moves_every_view_and_redraws_none(explorer):
+    box = explorer.show(interactive=True)
+    curves, heads, arcs = views(box)
+    specs = [view.spec for view in (curves, heads, arcs)]
+    control(box, "SelectionSlider", "checkpoint")[0].value = 4
+    assert [view.params.cursor for view in (curves, heads, arcs)] == [4.0, 4.0, 4.0]
+    assert all(view.spec is spec for view, spec in zip((curves, heads, arcs), specs, strict=True))
+
+
+def test_a_relation_brings_its_best_head_and_redraws_map_and_arcs(explorer):
+    box = explorer.show(interactive=True)
+    _, heads, arcs = views(box)
+    other = explorer.measured.relations[1]
+    control(box, "Dropdown", "relation")[0].value = other
+    best = explorer.measured.best_head(other)
+    assert (explorer.state.layer, explorer.state.head, explorer.state.direction) == best
+    assert control(box, "Dropdown", "head")[0].value == best[1]
+    assert (heads.params.chosen_layer, heads.params.chosen_head) == best[:2]
+    assert other in heads.spec["title"]["text"]
+    assert f"layer {best[0]}, head {best[1]}" in json.dumps(arcs.spec)
+
+
+def test_another_head_moves_the_mark_without_redrawing_the_map(explorer):
+    box = explorer.show(interactive=True)
+    _, heads, arcs = views(box)
+    before = heads.spec, arcs.spec
+    control(box, "Dropdown", "head")[0].value = 1 - explorer.state.head
+    assert heads.spec is before[0]
+    assert heads.params.chosen_head == explorer.state.head
+    assert arcs.spec is not before[1]
+
+
+def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer):
+    box = explorer.show(interactive=True)
+    text = control(box, "Text", "")[0]
+    text.value = "<img/src=x> the"
+    arcs = views(box)[2]
+    assert explorer.state.words == ("<img/src=x>", "the")
+    assert "gold" not in json.dumps(arcs.spec)
+    status = control(box, "HTML", "")[0]
+    assert status.value == "unknown to this model: &lt;img/src=x&gt;"
+
+
+def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explorer):
+    box = explorer.show(interactive=True)
+    before = explorer.state.words
+    control(box, "Text", "")[0].value = "the " * 100
+    assert explorer.state.words == before
+    assert "takes at most" in control(box, "HTML", "")[0].value
+
+
+def test_two_runs_can_be_picked_between(run, treebank):
+    explorer = SasExplorer([run, run], treebank, min_count=20, progress=False)
+    box = explorer.show(interactive=True)
+    control(box, "Dropdown", "run")[0].value = 1
+    assert explorer.state.run == 1
+    assert explorer.measured.run is run
+    assert control(box, "HTML", "")[0].value == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"relation": "iobj"}, "no scores for the relation 'iobj'"),
+        ({"step": 5}, "no checkpoint at step 5"),
+        ({"min_count": 10**6}, "relation"),
+    ],
+)
+def test_a_start_that_was_not_measured_is_refused(run, treebank, options, says):
+    with pytest.raises(UserError, match=says):
+        SasExplorer(run, treebank, **{"min_count": 20, "progress": False} | options)
+
+
+def test_no_run_is_refused(treebank):
+    with pytest.raises(UserError, match="at least one run"):
+        SasExplorer([], treebank)
