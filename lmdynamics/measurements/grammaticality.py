@@ -20,7 +20,7 @@ from lmdynamics.measurements.attention import longest_input
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.training.logits import logits_at
 
-TOKENS = 4096  # per batch
+TOKENS = 2048  # per batch
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import torch
 
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.measurements.arcs import (
+    Arcs,
     best_candidate,
     gold_arcs,
     gold_heads,
     offset_candidates,
     score_half,
-    shuffled_heads,
+    shuffled,
     sum_by,
 )
 from lmdynamics.measurements.attention import (
@@ -92,43 +93,47 @@ class UAS(Measurement):
     Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`; the UAS of a source is
     sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the other),
     "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the same
-    half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (choosing and scoring
-    heads on trees whose arcs are shuffled within each sentence). Relations with fewer than `min_count` dependents,
-    `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
+    half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (heads chosen and scored
+    likewise on trees whose words are dealt anew within each sentence). Relations with fewer than `min_count`
+    dependents, `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
     """
 
     treebank: Treebank
     min_count: int = 100
     seed: int = 0
 
-    version = 1
+    version = 2
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
-        arcs = gold_arcs(self.treebank, self.min_count, NOT_SYNTAX)
         predicted = predictions(checkpoint, self.treebank, device)
-        score = score_half(len(self.treebank), self.seed)[arcs.sentence]
-        # candidates in the order layer, head, direction: of equals the first is chosen
-        parent = predicted.parent[..., arcs.column].swapaxes(1, 2).reshape(-1, len(arcs))
-        gold, shuffled = parent == arcs.head, parent == shuffled_heads(self.treebank, self.seed)[arcs.column]
-        everywhere = np.ones_like(score)
+        trees = (self.treebank, shuffled(self.treebank, self.seed))
+        arcs, control = (gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees)
+        by_attention, by_chance = (_correct(predicted, a) for a in (arcs, control))
         return pl.concat(
             [
-                self._score("attention", "score", arcs, gold, ~score, score),
-                self._score("attention_same", "all", arcs, gold, everywhere, everywhere),
-                self._score("offset", "score", arcs, offset_candidates(arcs)[1], ~score, score),
-                self._score("shuffled", "score", arcs, shuffled, ~score, score),
+                self._score("attention", arcs, by_attention),
+                self._score("attention_same", arcs, by_attention, apart=False),
+                self._score("offset", arcs, offset_candidates(arcs)[1]),
+                self._score("shuffled", control, by_chance),
             ]
         )
 
-    def _score(self, source, half, arcs, correct, choosing, scoring) -> pl.DataFrame:
-        best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
-        scoring = scoring & (best >= 0)
+    def _score(self, source: str, arcs: Arcs, correct: np.ndarray, apart: bool = True) -> pl.DataFrame:
+        """Choose a candidate per relation and score it: on the other half, or (`apart=False`) on the same sentences."""
+        scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if apart else np.ones(len(arcs), bool)
+        best = best_candidate(correct, arcs.relation, ~scoring if apart else scoring, len(arcs.names))[arcs.relation]
+        scoring &= best >= 0
         right = scoring & correct[best, np.arange(len(arcs))]
         counts, hits = (np.bincount(arcs.sentence[which], minlength=len(self.treebank)) for which in (scoring, right))
-        there = np.flatnonzero(counts)
+        there, half = np.flatnonzero(counts), "score" if apart else "all"
         return pl.DataFrame({"sentence": there, "arcs": counts[there], "correct": hits[there]}).select(
             "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), "arcs", "correct"
         )
+
+
+def _correct(predicted: Parents, arcs: Arcs) -> np.ndarray:
+    """Which arcs each head finds, shape [candidates, arcs]; candidates by layer, head, direction."""
+    return (predicted.parent[..., arcs.column] == arcs.head).swapaxes(1, 2).reshape(-1, len(arcs))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.arcs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled_heads, sum_by
+from lmdynamics.measurements.arcs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
 from tests.measurements.conftest import random_treebank
 
 
@@ -20,17 +20,27 @@ def test_halves_are_halves_and_repeatable(n, seed):
 
 
 @given(st.integers(0, 20))
-def test_shuffling_keeps_how_often_each_word_is_a_head(seed):
+def test_shuffled_trees_keep_their_shape(seed):
     treebank = random_treebank(30, seed)
-    gold, shuffled = gold_heads(treebank), shuffled_heads(treebank, seed)
-    start = 0
-    for sentence in treebank:
-        at = slice(start, start := start + len(sentence))
-        assert sorted(gold[at]) == sorted(shuffled[at])
-        assert ((gold[at] < 0) == (shuffled[at] < 0)).all()
-        assert (shuffled[at] != np.arange(len(sentence))).all()
-    assert (shuffled == shuffled_heads(treebank, seed)).all()
-    assert (shuffled != gold).any()
+    control = shuffled(treebank, seed)
+    for before, after in zip(treebank, control, strict=True):
+        assert before.words == after.words
+        assert labelled_shape(before) == labelled_shape(after)
+    assert control == shuffled.__wrapped__(treebank, seed)
+    assert (gold_heads(control) != gold_heads(treebank)).any()
+
+
+def labelled_shape(sentence: Sentence, node: int = -1):
+    """A tree without its words: the relation of each node with the sorted shapes below it."""
+    children = [i for i, head in enumerate(sentence.heads) if head == node]
+    return sorted((sentence.relations[i], labelled_shape(sentence, i)) for i in children)
+
+
+def test_few_shuffled_arcs_are_gold():
+    """No more than chance: one of the other words, or so."""
+    sentence = Sentence(tuple("abcdefghij"), (-1, *[0] * 9), ("root", *["x"] * 9))
+    control = shuffled(Treebank("star", (sentence,) * 500), 0)
+    assert np.mean(gold_heads(control)[gold_heads(control) >= 0] == 0) == pytest.approx(0.1, abs=0.02)
 
 
 def test_offset_baseline_on_a_language_of_fixed_distances():
