@@ -81,7 +81,9 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
     if not sentences:
         raise UserError(f"{name} has no sentences; nothing can be measured on it")
     _check_word_boundaries(tokenizer)
-    encoded = tokenizer([list(words) for words in sentences], is_split_into_words=True, return_attention_mask=False)
+    encoded = tokenizer(
+        [list(words) for words in sentences], is_split_into_words=True, return_attention_mask=False, verbose=False
+    )
     pieces = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
     for words, of_word in zip(sentences, pieces, strict=True):
         if lost := sorted(set(range(len(words))) - set(of_word)):

@@ -79,6 +79,7 @@ def encode_pairs(tokenizer, pairs: MinimalPairs) -> PairSentences:
         [text.split(" ") for text in texts] if pairs.split_into_words else texts,
         is_split_into_words=pairs.split_into_words,
         return_special_tokens_mask=True,
+        verbose=False,  # too long a sentence is refused below, with its name
     )
     return PairSentences(
         pairs.name,
