@@ -37,7 +37,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # one thread in each of two processes
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
