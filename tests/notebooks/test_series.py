@@ -1,0 +1,154 @@
+"""The series, headless at profile smoke, through the same command that a person types."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+from papermill import inspect_notebook
+
+from lmdynamics.batch.records import MIME_TYPE, read_records
+from tests.batch.notebooks import write_notebook
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("series")]
+
+
+def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+    code = "from lmdynamics.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | {"LMDYNAMICS_HOME": str(home)}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """The whole series in one batch, in a fresh house; gives the command's result and its folder."""
+    out = tmp_path_factory.mktemp("series") / "out"
+    done = lmdynamics("batch", *NOTEBOOKS, "--profile", "smoke", "--out", out, home=tmp_path_factory.mktemp("home"))
+    return done, out
+
+
+def test_the_series_finishes(series):
+    done, out = series
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == f"results: {out / 'index.html'}"
+
+
+@EACH
+def test_headline_figures_are_recorded(series, path):
+    records = read_records(series[1] / path.stem)
+    assert records
+    for record in records:
+        assert record.name
+        assert record.value is None or isinstance(record.value, (bool, int, float, str))
+        if record.low is not None and record.high is not None and record.value is not None:
+            assert record.low <= record.high
+
+
+@EACH
+def test_the_executed_notebook_carries_its_records_and_no_errors(series, path):
+    folder = series[1] / path.stem
+    executed = nbformat.read(folder / path.name, as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output for output in outputs if output.output_type == "error"] == []
+    carried = [output.data[MIME_TYPE]["name"] for output in outputs if MIME_TYPE in output.get("data", {})]
+    assert carried == [record.name for record in read_records(folder)]
+
+
+@EACH
+def test_a_headless_notebook_has_no_widgets_and_no_warnings(series, path):
+    executed = nbformat.read(series[1] / path.stem / path.name, as_version=4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [kind for output in outputs for kind in output.get("data", {}) if "widget" in kind] == []
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+
+
+@EACH
+def test_figures_are_svg(series, path):
+    figures = sorted((series[1] / path.stem).glob("*.svg"))
+    assert figures
+    for figure in figures:
+        assert ElementTree.parse(figure).getroot().tag.endswith("svg")
+
+
+@EACH
+def test_the_index_shows_the_notebook(series, path):
+    page = (series[1] / "index.html").read_text("utf-8")
+    for record in read_records(series[1] / path.stem):
+        assert record.name in page
+    for figure in (series[1] / path.stem).glob("*.svg"):
+        assert f"{path.stem}/{figure.name}" in page
+    for link in re.findall(r'(?:href|src)="([^"#]+)"', page):
+        assert (series[1] / link).exists(), link
+
+
+@EACH
+def test_a_notebook_leaves_nothing_beside_itself(series, path):
+    assert {item.name for item in path.parent.iterdir()} - {".ipynb_checkpoints"} == {p.name for p in NOTEBOOKS}
+
+
+def test_an_unknown_parameter_stops_everything_before_it_starts(tmp_path):
+    done = lmdynamics("batch", *NOTEBOOKS, "-p", "sed", "1", "--out", tmp_path / "out", home=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"lmdynamics: \S+\.ipynb has no parameter 'sed'; did you mean 'seed'\?\n", done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_notebook_names_its_cell(tmp_path):
+    failing = write_notebook(tmp_path / "failing.ipynb", "seed", "open('/nowhere/at/all')")
+    done = lmdynamics("batch", failing, "-p", "seed", "3", "--out", tmp_path / "out", home=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
+    assert line == (
+        "failing: cell 4 (`open('/nowhere/at/all')`) failed: "
+        "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"
+    )
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "out" / "failing" / "outcome.json").read_text())["parameters"]["seed"] == 3
+
+
+def test_the_readme_example_runs(tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = block.replace('lmd.train("grammar-mlm")', 'lmd.train("grammar-mlm", profile="smoke", progress=False)')
+    assert code != block
+    environment = os.environ | {"LMDYNAMICS_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert "control" in done.stdout
+
+
+def test_the_commands_in_the_readme_exist():
+    documents = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+    named = {
+        word for text in documents for word in re.findall(r"`?lmdynamics (train|runs|batch|fetch|doctor|\w+)\b", text)
+    }
+    helped = lmdynamics("--help", home=ROOT).stdout
+    assert {"train", "runs", "batch", "fetch", "doctor"} <= named
+    assert [
+        word for word in named & set(re.findall(r"`lmdynamics (\w+)", "".join(documents))) if word not in helped
+    ] == []
+    targets = {
+        word for text in documents for word in re.findall(r"\bmake (series|test|lab|lint|format|setup|bench)\b", text)
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+@EACH
+def test_the_parameters_are_exactly_these(path):
+    assert list(inspect_notebook(str(path))) == PARAMETERS[path.stem]
+
+
+PARAMETERS: dict[str, list[str]] = {}
