@@ -23,7 +23,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.measurements.arcs import gold_heads
-from lmdynamics.measurements.attention import attentions, encode_treebank, parents
+from lmdynamics.measurements.attention import attentions, parents
+from lmdynamics.measurements.word_batches import encode_treebank
 
 
 def published_scores(attention, of_word, gold, relation, right):

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.attention import check_length, encode_treebank
 from lmdynamics.measurements.losses import check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.word_batches import check_length, encode_treebank
 from lmdynamics.training.batches import pad
 from lmdynamics.training.logits import logits_at
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.attention import longest_input
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.logits import logits_at
 
 TOKENS = 2048  # per batch

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.attention import longest_input
 from lmdynamics.measurements.grammaticality import log_probability
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.batches import pad
 from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker

@@ -26,13 +26,11 @@ from lmdynamics.measurements.attention import (
     DIRECTIONS,
     Parents,
     attentions,
-    check_length,
-    encode_treebank,
-    encode_words,
     parents,
     word_attention,
 )
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.word_batches import check_length, encode_treebank, encode_words
 
 NOT_SYNTAX = ("root", "punct")  # left out of UAS, as in the literature
 

@@ -7,7 +7,7 @@ import torch
 
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements import attention
+from lmdynamics.measurements import attention, word_batches
 from lmdynamics.measurements.arcs import score_half, shuffled
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
@@ -17,7 +17,7 @@ from tests.measurements.naive import head_scores, word_matrices
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_head_scores_equal_the_naive_loop(kind, special, treebank, monkeypatch):
-    monkeypatch.setattr(attention, "TOKENS", 100)  # several batches, with padding in them
+    monkeypatch.setattr(word_batches, "TOKENS", 100)  # several batches, with padding in them
     checkpoint = StandIn(kind, special, tokenizer=wordpiece(special=special))
     frame = HeadScores(treebank, min_count=5)(checkpoint)
     expected = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, treebank, set(frame["relation"]))
@@ -140,7 +140,7 @@ def test_the_first_of_equals_as_argmax_does():
         for part in (layer.attention.self.query, layer.attention.self.key):
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
-    encoded = attention.encode_treebank(checkpoint.tokenizer, treebank)
+    encoded = word_batches.encode_treebank(checkpoint.tokenizer, treebank)
     found = attention.parents(model, encoded, np.zeros(encoded.words, int)).parent
     starts = np.cumsum([0, *map(len, treebank)])
     for i, sentence in enumerate(treebank):

@@ -1,0 +1,156 @@
+"""Sentences given word by word as batches for a model, with the place of every word in them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
+
+TOKENS = 2048  # per batch, padding included
+PADDING = 64  # tokens of padding that cost about as much as another batch
+
+
+@dataclass(frozen=True, eq=False)
+class WordBatch:
+    """Some sentences as one input, and where their words are in it. T tokens, W words in the longest sentence."""
+
+    input_ids: Int[Tensor, "batch time"]
+    attention_mask: Int[Tensor, "batch time"]
+    start: int  # token of the first word, where no word is split
+    membership: Float[Tensor, "batch time words"] | None  # 1 where a token is a piece of a word; None: no word is split
+    between: Float[Tensor, "batch 1 words words"]  # 1 between two different words of the sentence, otherwise 0
+    cells: Int[Tensor, " n"]  # the words there are, as row * W + word
+    columns: Int[Tensor, " n"]  # the same words, counted through all sentences in their own order
+
+    def to(self, device: str) -> "WordBatch":
+        if device == "cpu":
+            return self
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return WordBatch(**moved)
+
+
+@dataclass(frozen=True, eq=False)
+class WordBatches:
+    """All sentences, the like-long together: their order is that of neither the text nor chance."""
+
+    name: str
+    batches: tuple[WordBatch, ...]
+    tokens: tuple[int, ...]  # of each sentence, special ones included
+    words: int
+
+
+@lru_cache(maxsize=4)
+def encode_treebank(tokenizer, treebank: Treebank) -> WordBatches:
+    """The sentences of `treebank` as batches for models that use `tokenizer`."""
+    return encode_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
+
+
+def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> WordBatches:
+    """Tokenise sentences word by word and batch those of like length.
+
+    Sentences none of whose words are split are batched apart: their word-level attention is a view, not a product.
+
+    Raises
+    ------
+    UserError
+        If there is no sentence, or the tokenizer drops a word, or does not treat words as it treats running text.
+    """
+    if not sentences:
+        raise UserError(f"{name} has no sentences; nothing can be measured on it")
+    _check_word_boundaries(tokenizer)
+    encoded = tokenizer(
+        [list(words) for words in sentences], is_split_into_words=True, return_attention_mask=False, verbose=False
+    )
+    pieces = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
+    for words, of_word in zip(sentences, pieces, strict=True):
+        if lost := sorted(set(range(len(words))) - set(of_word)):
+            raise UserError(
+                f"{name}: the tokenizer makes nothing of {words[lost[0]]!r} in {_quote(words)}; "
+                "leave the sentence out or use the tokenizer the model was trained with"
+            )
+    split = [len(of_word) - of_word.count(-1) > len(words) for words, of_word in zip(sentences, pieces, strict=True)]
+    tokens = [len(of_word) for of_word in pieces]
+    first = np.concatenate([[0], np.cumsum([len(words) for words in sentences])])
+    order = sorted(range(len(sentences)), key=lambda i: (split[i], tokens[i], i))
+    batches = []
+    for chosen in _alike(order, tokens, split):
+        ids = _side_by_side([encoded["input_ids"][i] for i in chosen], tokenizer.pad_token_id or 0)
+        of_word = _side_by_side([pieces[i] for i in chosen], -1)
+        there = torch.arange(max(len(sentences[i]) for i in chosen)) < torch.tensor(
+            [[len(sentences[i])] for i in chosen]
+        )
+        between = (there[:, :, None] & there[:, None, :]).float().tril(-1)
+        membership = of_word[:, :, None] == torch.arange(there.shape[1])
+        batches.append(
+            WordBatch(
+                input_ids=ids,
+                attention_mask=(torch.arange(ids.shape[1]) < torch.tensor([[tokens[i]] for i in chosen])).long(),
+                start=pieces[chosen[0]].index(0),
+                membership=membership.float() if split[chosen[0]] else None,
+                between=(between + between.mT)[:, None],
+                cells=there.flatten().nonzero().squeeze(1),
+                columns=torch.cat([torch.arange(first[i], first[i + 1]) for i in chosen]),
+            )
+        )
+    return WordBatches(name, tuple(batches), tuple(tokens), int(first[-1]))
+
+
+def _side_by_side(rows: list[list[int]], filler: int) -> Int[Tensor, "batch time"]:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+
+
+def check_length(model: nn.Module, encoded: WordBatches) -> None:
+    """Raise a UserError that names the longest sentence if the model has too few positions for it."""
+    limit = longest_input(model)
+    longest = int(np.argmax(encoded.tokens))
+    if limit is not None and encoded.tokens[longest] > limit:
+        raise UserError(
+            f"sentence {longest} of {encoded.name} is {encoded.tokens[longest]} tokens long, the model takes at most "
+            f"{limit}; leave out sentences that long"
+        )
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Tokens that the model has positions for; None if its configuration sets no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa counts positions from behind its padding index
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return limit - module.padding_idx - 1
+    return limit if limit is None or limit > 0 else None
+
+
+def _alike(order: list[int], tokens: list[int], split: list[bool]) -> Iterator[list[int]]:
+    """Cut `order` (by rising length) into batches of at most TOKENS, of which at most PADDING is padding."""
+    batch: list[int] = []
+    filled = 0
+    for i in order:
+        padded, filled = (len(batch) + 1) * tokens[i], filled + tokens[i]
+        if batch and (padded > TOKENS or padded - filled > PADDING or split[i] != split[batch[0]]):
+            yield batch
+            batch, filled = [], tokens[i]
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _check_word_boundaries(tokenizer) -> None:
+    words = ["the", "cat", "and", "the", "dog"]
+    apart = tokenizer(words, is_split_into_words=True)["input_ids"]
+    if apart != tokenizer(" ".join(words))["input_ids"]:
+        raise UserError(
+            "the tokenizer cuts words given one by one differently from running text; "
+            "a byte-level BPE must be built with add_prefix_space=True"
+        )
+
+
+def _quote(words: Sequence[str]) -> str:
+    text = " ".join(words)
+    return repr(text if len(text) <= 60 else text[:57] + "...")
