@@ -40,7 +40,9 @@ class _Words:
     def __init__(self, lemmas: list[int], classes: list[int], n_classes: int, preference: float):
         self.preference = preference
         self.anywhere = self._zipf(lemmas)
-        self.of_class = [self._zipf([x for x, c in zip(lemmas, classes, strict=True) if c == k]) for k in range(n_classes)]
+        self.of_class = [
+            self._zipf([x for x, c in zip(lemmas, classes, strict=True) if c == k]) for k in range(n_classes)
+        ]
 
     @staticmethod
     def _zipf(lemmas: list[int]) -> tuple[list[int], list[float], float]:
@@ -148,7 +150,7 @@ class _Lexicon:
         self.stop, self.that = self.forms.index("."), self.forms.index("that")
         self.auxiliaries = [self.forms.index(word) for word in _AUXILIARIES]
         self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in _DETERMINERS)
-        self.determiners = [self.neutral + self.neutral + kind for kind in by_number]  # [singular, plural]
+        self.determiners = [self.neutral + kind for kind in by_number]  # [singular, plural]
 
         def part(n: int, endings: tuple[str, ...], spread: int):
             lemmas = []
@@ -198,7 +200,7 @@ class _Lexicon:
         choices = self.determiners[plural]
         words.append(choices[int(random() * len(choices))])
         relations.append(_DET)
-        while random() < 0.3:
+        while random() < 0.35:
             words.append(self.adjectives.draw(kind, random))
             relations.append(_AMOD)
         here = len(words)

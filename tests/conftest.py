@@ -1,0 +1,53 @@
+"""What every test may use: real data if there is any, a house of its own, tiny models."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real corpora."""
+    where = os.environ.get("LMDYNAMICS_DATA")
+    if not where:
+        pytest.skip("needs real data: set LMDYNAMICS_DATA to its folder")
+    return Path(where)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch, request) -> Path:
+    """Runs and caches of a test go to a folder of its own, never to the person's."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("LMDYNAMICS_HOME", str(folder))
+    return folder
+
+
+TINY = {
+    "corpus.sentences": 400,
+    "corpus.held_out": 40,
+    "model.hidden_size": 16,
+    "model.num_hidden_layers": 2,
+    "model.num_attention_heads": 2,
+    "model.intermediate_size": 32,
+    "training.steps": 12,
+    "training.batch_size": 8,
+    "training.warmup_steps": 2,
+    "checkpoints.per_doubling": 1,
+}
+
+
+@pytest.fixture
+def tiny_run(home):
+    """A finished run of twelve steps of a two-layer model on the built-in language."""
+    from lmdynamics.runs.build import train
+
+    return train("grammar-mlm", overrides=TINY, name="tiny", progress=False)
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_run):
+    return tiny_run[12]

@@ -1,0 +1,208 @@
+"""Runs on disk: opened anywhere, checked when opened, refused in one line when something is wrong."""
+
+import json
+import shutil
+import subprocess
+
+import polars as pl
+import pytest
+import torch
+
+from lmdynamics.errors import UserError
+from lmdynamics.runs import store
+from lmdynamics.runs.build import run_name, train
+from lmdynamics.runs.run import open_run, run_names
+from lmdynamics.training.recipes import load_recipe
+from tests.conftest import TINY
+
+
+def one_line(error) -> bool:
+    return "\n" not in str(error.value)
+
+
+def test_a_copied_run_opens_elsewhere(tiny_run, tmp_path, monkeypatch):
+    shutil.copytree(tiny_run.folder, tmp_path / "elsewhere")
+    shutil.rmtree(tiny_run.folder)
+    copy = open_run(tmp_path / "elsewhere")
+    assert copy.steps == [0, 1, 2, 4, 8, 12]
+    assert copy.recipe.training.steps == 12
+    model = copy[12].model(attention="eager")
+    ids = torch.tensor([copy[12].tokenizer(["the", "that"], is_split_into_words=True)["input_ids"]])
+    assert len(model(ids, output_attentions=True).attentions) == 2
+    assert len(copy.held_out()) == 40
+    assert len(copy.treebank("grammar", 7)) == 7
+    assert len(copy.pairs("grammar", 5)) == 15
+    with pytest.raises(UserError, match="the nearest are 2, 4, 8"):
+        copy[5]
+
+
+def test_missing_unknown_and_empty_runs(tiny_run, home):
+    with pytest.raises(UserError, match=r"there is no run 'tinny'; did you mean 'tiny'\?"):
+        open_run("tinny")
+    (home / "runs" / "empty").mkdir()
+    with pytest.raises(UserError, match="has no checkpoints"):
+        open_run("empty")
+    assert run_names() == ["tiny"]
+
+
+def test_truncated_weights_are_refused(tiny_run):
+    path = tiny_run[8].folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"its manifest says .*: the file was cut short") as error:
+        tiny_run[8].model()
+    assert one_line(error)
+    assert tiny_run[12].model() is not None
+
+
+def test_a_changed_byte_is_found_by_verify(tiny_run):
+    path = tiny_run[8].folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert store.check_hashes(tiny_run[4].folder) == 3
+    with pytest.raises(UserError, match="does not have the hash in its manifest") as error:
+        store.check_hashes(tiny_run[8].folder)
+    assert one_line(error)
+
+
+def test_truncation_without_a_manifest_is_refused_too(tiny_run, tmp_path):
+    shutil.copytree(tiny_run[12].folder, tmp_path / "run" / "checkpoint-12")
+    (tmp_path / "run" / "checkpoint-12" / "manifest.json").unlink()
+    path = tmp_path / "run" / "checkpoint-12" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged") as error:
+        open_run(tmp_path / "run")[12].model()
+    assert one_line(error)
+
+
+@pytest.mark.parametrize(("name", "message"), [("config.json", "config.json"), ("model.safetensors", "is missing")])
+def test_a_checkpoint_without_a_file(tiny_run, name, message):
+    (tiny_run[8].folder / name).unlink()
+    with pytest.raises(UserError, match=message) as error:
+        tiny_run[8].model()
+    assert one_line(error)
+
+
+def test_a_damaged_run_json_or_log(tiny_run):
+    (tiny_run.folder / "log.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match="log.parquet is damaged"):
+        _ = tiny_run.log
+    (tiny_run.folder / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json is damaged"):
+        _ = open_run("tiny").recipe
+
+
+def test_a_plain_folder_of_checkpoints_trained_elsewhere(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    from lmdynamics.corpora.grammar import Grammar
+
+    tokenizer = Grammar().tokenizer()
+    for step, folder in ((500, "checkpoint-500"), (1000, "step1000"), (2000, "step_2000")):
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        BertForMaskedLM(config).save_pretrained(tmp_path / folder)
+        tokenizer.save_pretrained(tmp_path / folder)
+        (tmp_path / folder / "unrelated.txt").write_text(str(step))
+    run = open_run(tmp_path)
+    assert (run.steps, run.objective, run.recipe) == ([500, 1000, 2000], "mlm", None)
+    assert run.log.is_empty()
+    assert run[500].content_hash != run[1000].content_hash
+    assert run[500].tokenizer.mask_token == "[MASK]"
+    with pytest.raises(UserError, match="keeps no optimizer state at step 500"):
+        run[500].optimizer_state()
+    with pytest.raises(UserError, match="has no held-out rows"):
+        run.held_out()
+    with pytest.raises(UserError, match="did not learn the built-in language"):
+        run.treebank("grammar")
+
+
+def test_a_trainer_folder_opens(tmp_path):
+    """What the Hugging Face Trainer leaves behind."""
+    from torch.utils.data import Dataset
+    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+
+    from lmdynamics.corpora.grammar import Grammar
+
+    grammar = Grammar()
+    tokenizer = grammar.tokenizer()
+    rows = [{"input_ids": row.tolist()} for row in grammar.blocks(32, 0)]
+
+    class Rows(Dataset):
+        def __len__(self):
+            return len(rows)
+
+        def __getitem__(self, i):
+            return rows[i]
+
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=4,
+        save_steps=2,
+        per_device_train_batch_size=4,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    Trainer(
+        BertForMaskedLM(config),
+        arguments,
+        DataCollatorForLanguageModeling(tokenizer),
+        Rows(),
+        processing_class=tokenizer,
+    ).train()
+    run = open_run(tmp_path)
+    assert run.steps == [2, 4]
+    assert run[4].model().config.hidden_size == 16
+    assert len(run[4].tokenizer) == len(tokenizer)
+
+
+def test_names_tell_runs_apart():
+    assert run_name(load_recipe("grammar-mlm")) == "grammar-mlm"
+    assert run_name(load_recipe("grammar-mlm", "smoke", 2), ["lr=0.1"]) == "grammar-mlm-smoke-seed2-lr=0.1"
+
+
+@pytest.mark.parametrize("write", [store.atomic_folder, store.atomic_file])
+def test_interrupted_writes_leave_nothing(tmp_path, write):
+    def half() -> None:
+        with write(tmp_path / "step-000001") as temporary:
+            (temporary / "half" if temporary.is_dir() else temporary).write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(home):
+    """On a file system of 3 MB of its own."""
+    small = home / "runs"
+    small.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        with pytest.raises(UserError, match="free some space and run the same command") as error:
+            train("grammar-mlm", overrides={**TINY, "steps": 256, "per_doubling": 16}, name="full", progress=False)
+        assert one_line(error)
+        run = open_run("full")
+        assert all(store.check_hashes(checkpoint.folder) == 3 for checkpoint in run)
+        assert len(run) > 3
+        assert not list(run.folder.rglob(".*"))
+        assert isinstance(run.log, pl.DataFrame)
+        subprocess.run(["mount", "-o", "remount,size=60m", str(small)], check=True)
+        again = train("grammar-mlm", overrides={**TINY, "steps": 256, "per_doubling": 16}, name="full", progress=False)
+        assert again.steps[-1] == 256
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_run_json_says_how_it_was_made(tiny_run):
+    facts = json.loads((tiny_run.folder / "run.json").read_text())
+    assert facts["recipe"]["training"]["lr"] == 2e-3
+    assert facts["versions"]["torch"]
+    assert facts["parent"] is None

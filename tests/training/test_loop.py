@@ -1,0 +1,192 @@
+"""The loop: equal to a naive one, exact when resumed, the same on several processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lmdynamics.errors import UserError
+from lmdynamics.runs.build import train
+from lmdynamics.training.batches import Batches, open_corpus
+from lmdynamics.training.loop import build_model
+from lmdynamics.training.masking import Masker
+from lmdynamics.training.recipes import checkpoint_steps, load_recipe
+from tests.conftest import TINY
+
+
+def weights(run, step=None) -> dict[str, torch.Tensor]:
+    return load_file(run[step if step is not None else run.steps[-1]].folder / "model.safetensors")
+
+
+def same(run, other) -> bool:
+    a, b = weights(run), weights(other)
+    logs = [r.log.drop("seconds") for r in (run, other)]
+    return all(torch.equal(a[name], b[name]) for name in a) and logs[0].equals(logs[1])
+
+
+def test_equals_a_naive_loop():
+    """Full logits, plain cross-entropy, plain AdamW; the loop takes a shortcut in each."""
+    recipe = load_recipe("grammar-mlm", overrides=TINY)
+    run = train("grammar-mlm", overrides=TINY, name="fast", progress=False)
+    corpus = open_corpus(recipe)
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe, corpus).train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    batches = Batches(corpus.train, 8, 0, 0, Masker.for_tokenizer(corpus.tokenizer), 0.15)
+    losses = []
+    for step in range(12):
+        batch = batches[step]
+        mask = None if batch.attention_mask is None else batch.attention_mask.long()
+        logits = model(input_ids=batch.ids, attention_mask=mask).logits
+        labels = batch.targets.masked_fill(~batch.selected, -100)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.training.lr_at(step)
+        optimizer.step()
+        losses.append(loss.item())
+    assert run.log["loss"].to_list() == pytest.approx(losses, rel=1e-4)
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_has_what_it_promises(tiny_run):
+    assert tiny_run.steps == checkpoint_steps(12, 1)
+    log = tiny_run.log
+    assert log["step"].to_list() == list(range(12))
+    assert log["tokens"].is_sorted()
+    assert set(log["masking_rate"]) == {0.15}
+    assert log["lr"][:3].to_list() == pytest.approx([1e-3, 2e-3, 2e-3])
+    state = tiny_run[12].optimizer_state()
+    assert {key.rpartition(".")[2] for key in state} == {"exp_avg", "exp_avg_sq", "step"}
+    assert all(float(value) == 12 for key, value in state.items() if key.endswith(".step"))
+
+
+def test_a_finished_run_is_opened_not_trained_again(tiny_run):
+    before = (tiny_run.folder / "log.parquet").stat().st_mtime_ns
+    again = train("grammar-mlm", overrides=TINY, name="tiny", progress=False)
+    assert again.folder == tiny_run.folder
+    assert (tiny_run.folder / "log.parquet").stat().st_mtime_ns == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tiny_run):
+    with pytest.raises(UserError, match=r"was trained with training.lr=0.002, now 0.5 is asked for"):
+        train("grammar-mlm", overrides={**TINY, "lr": 0.5}, name="tiny", progress=False)
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_stopped_and_resumed_is_the_same_bit_for_bit(monkeypatch, objective, stop_at):
+    from accelerate import Accelerator
+
+    changes = {**TINY, "checkpoints.optimizer_state": "none", "hidden_dropout_prob": 0.2, "objective": objective}
+    whole = train("grammar-mlm", overrides=changes, name="whole", progress=False)
+    asked = iter([*[False] * stop_at, True])
+    with monkeypatch.context() as patched:
+        patched.setattr(Accelerator, "check_trigger", lambda self: next(asked))
+        with pytest.raises(KeyboardInterrupt, match=f"stopped at step {stop_at} of 12, which is saved"):
+            train("grammar-mlm", overrides=changes, name="parts", progress=False)
+    parts = train("grammar-mlm", overrides=changes, name="parts", progress=False)
+    assert same(whole, parts)
+    assert not list((parts.folder / "resume").iterdir()) or parts.steps[-1] == 12
+
+
+def test_a_causal_llama_learns(home):
+    model = {"model.model_type": "llama", "model.num_key_value_heads": 2}
+    changes = {**TINY, **model, "objective": "clm", "training.steps": 40, "lr": 0.01}
+    run = train("grammar-mlm", overrides=changes, name="llama", progress=False)
+    assert run.objective == "clm"
+    assert run.log["loss"][-5:].mean() < run.log["loss"][0] - 1
+    assert type(run[40].model()).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16"}, {"compile": True}])
+def test_faster_options_train_the_same_model(option):
+    run = train("grammar-mlm", overrides={**TINY, **option}, name="option", progress=False)
+    plain = train("grammar-mlm", overrides=TINY, name="plain", progress=False)
+    assert run.log["loss"].to_list() == pytest.approx(plain.log["loss"].to_list(), rel=0.02)
+
+
+def command(home, *arguments, launcher=("-m", "lmdynamics.cli")):
+    overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *launcher, "train", "grammar-mlm", *overrides, *arguments]
+    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_is_the_same_bit_for_bit(home, monkeypatch):
+    """Killed with SIGKILL three times at different moments (scripts kill it twenty times at random)."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    longer = ("--set", "steps=400", "--set", "save_seconds=0.05")
+    assert command(home, "--name", "whole", *longer).wait() == 0
+    for moment in ("step-000001", "step-000064", "step-000128"):
+        process = command(home, "--name", "killed", *longer)
+        while process.poll() is None and not (home / "runs/killed/checkpoints" / moment).exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert command(home, "--name", "killed", *longer).wait() == 0
+    from lmdynamics.runs.run import open_run
+
+    whole, killed = open_run("whole"), open_run("killed")
+    assert same(whole, killed)
+    assert whole.steps == killed.steps
+    assert not list(killed.folder.rglob(".step*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(home):
+    process = command(home, "--name", "stopped", "--set", "steps=100000", "--set", "sentences=400")
+    while not (home / "runs/stopped/checkpoints/step-000064").exists():
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to go on" in err
+    assert "Traceback" not in err
+    assert list((home / "runs/stopped/resume").glob("step-*/training_state.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(home):
+    both = [command(home, "--name", "shared", "--set", "steps=60") for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    from lmdynamics.runs import store
+    from lmdynamics.runs.run import open_run
+
+    run = open_run("shared")
+    assert run.steps == checkpoint_steps(60, 1)
+    assert sum(store.check_hashes(checkpoint.folder) for checkpoint in run) == 3 * len(run)
+
+
+@pytest.mark.slow
+def test_several_processes_train_the_same_model(home):
+    """Two processes with half of each batch: the same losses as one process, up to rounding."""
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lmdynamics.cli")
+    process = command(home, "--name", "two", launcher=launcher)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert command(home, "--name", "one").wait() == 0
+    from lmdynamics.runs.run import open_run
+
+    one, two = open_run("one"), open_run("two")
+    assert two.log["loss"].to_list() == pytest.approx(one.log["loss"].to_list(), rel=1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-4)
+    assert isinstance(two.log, pl.DataFrame)

@@ -1,0 +1,83 @@
+"""Recipes: every mistake is named, every run is determined."""
+
+from itertools import pairwise
+
+import pytest
+
+from lmdynamics.errors import UserError
+from lmdynamics.training.recipes import (
+    PROFILES,
+    Optimization,
+    checkpoint_steps,
+    load_recipe,
+    recipe_from_dict,
+    recipe_names,
+)
+
+
+def test_steps_double_and_leave_no_large_gap():
+    steps = checkpoint_steps(143_000)
+    assert steps[:8] == [0, 1, 2, 4, 8, 16, 32, 64]
+    assert steps[-1] == 143_000
+    late = [b / a for a, b in pairwise(steps) if a >= 64]
+    assert max(late) <= 1.25
+    assert {2**k for k in range(17)} <= set(steps)
+    assert checkpoint_steps(1) == [0, 1]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_recipe_loads_and_survives_the_disk(name, profile):
+    recipe = load_recipe(name, profile, seed=3)
+    assert (recipe.name, recipe.profile, recipe.seed) == (name, profile, 3)
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+    assert recipe.config(vocab_size=10).vocab_size == 10
+
+
+def test_overrides_by_dotted_and_bare_key_and_as_text():
+    recipe = load_recipe("grammar-mlm", overrides=["lr=0.5", "model.hidden_size=32", "layer_norm_eps=1e-3", "seed=7"])
+    assert (recipe.training.lr, recipe.model["hidden_size"], recipe.seed) == (0.5, 32, 7)
+    assert recipe.model["layer_norm_eps"] == 1e-3
+    assert load_recipe("grammar-mlm", overrides={"lr": 1}).training.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learning_rate=1"], "no setting 'learning_rate' to override"),
+        (["lrr=1"], "no setting 'lrr' to override"),
+        (["training.stepz=5"], "did you mean 'training.steps'"),
+        (["optim.lr=5"], "no section 'optim'"),
+        (["lr"], "is not an override; write key=value"),
+        (["lr=fast"], "lr is float"),
+        (["steps=0"], "training.steps is 0"),
+        (["masking_rate=1.0"], "must lie between 0 and 1"),
+        (["objective=gan"], "choose mlm or clm"),
+        (["name=x"], "no setting 'name'"),
+    ],
+)
+def test_bad_overrides_are_one_clear_line(overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe("grammar-mlm", overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_profile_and_broken_file(tmp_path):
+    with pytest.raises(UserError, match="did you mean 'grammar-mlm'"):
+        load_recipe("gramar-mlm")
+    with pytest.raises(UserError, match="has no profile 'tiny'"):
+        load_recipe("grammar-mlm", "tiny")
+    broken = tmp_path / "mine.toml"
+    broken.write_text("[training\nsteps=5")
+    with pytest.raises(UserError, match="is not a recipe"):
+        load_recipe(str(broken))
+    broken.write_text("[training]\nstep=5")
+    with pytest.raises(UserError, match="training has no setting 'step'; did you mean 'steps'"):
+        load_recipe(str(broken))
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    t = Optimization(steps=100, lr=1.0, warmup_steps=10)
+    assert [round(t.lr_at(s), 3) for s in (0, 9, 10, 55, 100)] == [0.1, 1.0, 1.0, 0.5, 0.0]
+    assert Optimization(steps=100, lr=1.0, warmup_steps=0, decay="cosine").lr_at(50) == pytest.approx(0.5)
+    assert Optimization(steps=100, lr=1.0, warmup_steps=0, decay="none").lr_at(99) == 1.0
