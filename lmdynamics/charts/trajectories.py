@@ -1,6 +1,6 @@
 """Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import polars as pl
@@ -13,6 +13,7 @@ from lmdynamics.charts.theme import (
     HEIGHT,
     ONSETS,
     SOURCES,
+    TEXT,
     VERMILION,
     WIDTH,
     figure,
@@ -26,9 +27,15 @@ LOSS = "loss (nats per predicted token)"
 
 
 def loss_over_training(
-    log: pl.DataFrame, held_out: pl.DataFrame | None = None, onsets: Sequence[Onset] = ()
+    log: pl.DataFrame,
+    held_out: pl.DataFrame | None = None,
+    onsets: Sequence[Onset] = (),
+    baselines: Mapping[str, float] | None = None,
 ) -> alt.LayerChart:
-    """Loss against step. `log`: step, loss of each training step; `held_out`: trace of `HeldOutLoss` (± 2 s.e.)."""
+    """Loss against step. `log`: step, loss of each training step; `held_out`: trace of `HeldOutLoss` (± 2 s.e.).
+
+    `baselines`: losses (nats) to compare with, by name, as dashed lines.
+    """
     layers = []
     frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
     axis = step_axis(steps_of(*frames))
@@ -55,9 +62,18 @@ def loss_over_training(
             base.mark_line(strokeWidth=2.5).encode(y, colour, tooltip=tips),
             base.mark_point(size=16, filled=True, opacity=1).encode(y, colour, tooltip=tips),
         ]
+    if baselines:
+        lines = alt.Chart(pl.DataFrame({"name": list(baselines), "loss": [float(b) for b in baselines.values()]}))
+        height = alt.Y("loss:Q", title=LOSS)
+        text = lines.mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)
+        layers += [
+            lines.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(height),
+            text.encode(height, alt.Text("name:N"), x=alt.value(0)),
+        ]
     chart = alt.layer(*onset_bands(onsets, axis), *layers).properties(width=WIDTH, height=HEIGHT)
     last = (held_out if held_out is not None and len(held_out) else log).sort("step")
     said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
+    said += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
     caption = [
         "Held out: the same text and masks at every checkpoint (± 2 standard errors)",
         "Batches: mean and middle 80 %",

@@ -52,6 +52,17 @@ class Onset:
         interval = "" if self.low is None else f" [{self.low:,}, {self.high:,}]"
         return f"{self.name} onset at step {self.step:,}{interval}"
 
+    def story(self) -> str:
+        """The onset, what it rests on, and where the curve bends most: two lines to print, or one if there is none."""
+        if self.step is None:
+            return str(self)
+        bend = ""
+        if self.acceleration_step is not None:
+            bend = f"; largest acceleration at step {self.acceleration_step:,}"
+            if self.acceleration_low is not None:
+                bend += f" [{self.acceleration_low:,}, {self.acceleration_high:,}]"
+        return f"{self}{bend}\n  {self.reason}"
+
 
 def structure_onset(
     uas: pl.DataFrame,
@@ -162,7 +173,7 @@ def _onset(
     if not crossed[0]:
         rise = np.nan_to_num((gap - untrained)[0], nan=-np.inf)
         best = int(rise.argmax())
-        reason = f"never {margin:g} above {against} at {k} checkpoints in a row; the most was {rise[best]:+.3f}"
+        reason = f"never more than {margin:g} above {against} {k} times running; the most was {rise[best]:+.3f}"
         return _none(name, f"{reason}, at step {steps[best]:,}", share=share)
     if share < BOUNDED:
         return _none(name, f"only {share:.0%} of the resamples rise {margin:g} above {against}", share=share)
@@ -212,3 +223,41 @@ def _interval(steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resampl
         return None, None
     low, high = np.percentile(index, [2.5, 97.5], method="inverted_cdf").astype(int)
     return int(steps[low]), int(steps[high]) if high < len(steps) else None
+
+
+def in_order(first: Onset, second: Onset) -> str:
+    """One sentence: does `first` come before `second`, as far as their intervals can say?"""
+    if first.step is None or second.step is None:
+        absent = " and ".join(f"no {onset.name} onset" for onset in (first, second) if onset.step is None)
+        return f"There is no order to speak of: {absent}."
+    if None in (first.low, first.high, second.low, second.high):
+        return (
+            f"{first.name} at step {first.step:,}, {second.name} at step {second.step:,}; without intervals, no more."
+        )
+    early, late = sorted((first, second), key=lambda onset: (onset.step, onset.low))
+    said = f"{early.name} [{early.low:,}, {early.high:,}], {late.name} [{late.low:,}, {late.high:,}]"
+    if early.high >= late.low and early.low <= late.high:
+        return f"The intervals overlap, so neither comes first: {said}."
+    return f"{early.name.capitalize()} comes first, and the intervals do not overlap: {said}."
+
+
+def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: float = 0.9) -> tuple[int, int] | None:
+    """Where a curve rises: from the last checkpoint below `low` of the way up to the first one after it above `high`.
+
+    The way goes from the first value to the largest. None if the curve never rises above its first value.
+
+    Raises
+    ------
+    UserError
+        If there are no values, or they are not numbers.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values) or not np.isfinite(values).all():
+        raise UserError("a rise needs numbers at every checkpoint; trace the run again, or keep the steps before NaN")
+    share = values - values[0]
+    if share.max() <= 0:
+        return None
+    share = share / share.max()
+    top = int(np.argmax(share >= high))
+    bottom = int(np.flatnonzero(share[:top] <= low)[-1])
+    return steps[bottom], steps[top]

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.curves.onsets import capabilities_onset, first_run, structure_onset
+from lmdynamics.curves.onsets import Onset, capabilities_onset, first_run, in_order, rise_window, structure_onset
 from lmdynamics.errors import UserError
 from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
@@ -184,3 +184,39 @@ def test_five_hundred_resamples_of_a_long_trace_take_under_a_second():
     started = time.process_time()
     structure_onset(trace)
     assert time.process_time() - started < 1.5  # CPU seconds, on a busy machine
+
+
+def onset(name, step, low, high):
+    return Onset(name, step, low, high, step, low, high, None, "because", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (onset("structure", 100, 90, 110), onset("capabilities", 300, 250, 350), "Structure comes first"),
+        (onset("structure", 400, 390, 410), onset("capabilities", 300, 250, 350), "Capabilities comes first"),
+        (onset("structure", 260, 240, 270), onset("capabilities", 300, 250, 350), "overlap, so neither"),
+        (onset("structure", 260, 240, 250), onset("capabilities", 300, 250, 350), "overlap, so neither"),
+        (onset("structure", None, None, None), onset("capabilities", 300, 250, 350), "no structure onset"),
+        (onset("structure", 100, None, None), onset("capabilities", 300, 250, 350), "without intervals"),
+    ],
+)
+def test_order_is_claimed_only_where_intervals_part(first, second, says):
+    assert says in in_order(first, second)
+
+
+def test_the_window_of_a_rise_is_its_steep_part():
+    steps = [0, 1, 2, 4, 8, 16, 32]
+    assert rise_window(steps, [0.2, 0.19, 0.2, 0.22, 0.35, 0.42, 0.43]) == (4, 16)
+    assert rise_window(steps, [0.2, 0.1, 0.2, 0.1, 0.1, 0.2, 0.1]) is None
+    assert rise_window([0, 5], [0.1, 0.9]) == (0, 5)
+    with pytest.raises(UserError, match="numbers"):
+        rise_window(steps, [float("nan")] * 7)
+
+
+def test_the_story_names_interval_reason_and_bend():
+    told = onset("structure", 1000, 900, 1100).story()
+    assert (
+        told == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
+    )
+    assert structure(0.2).story().startswith("structure: no onset (never more than 0.05 above the shuffled control")
