@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,8 @@ class Blocks:
     def save(self, folder: Path) -> None:
         """Write `ids.npy` and `offsets.npy`."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "ids.npy", self.ids, allow_pickle=False)
-        np.save(folder / "offsets.npy", self.offsets, allow_pickle=False)
+        write_array(folder / "ids.npy", [self.ids], len(self.ids))
+        write_array(folder / "offsets.npy", [self.offsets], len(self.offsets))
 
     @classmethod
     def load(cls, folder: Path) -> "Blocks":
@@ -59,3 +60,17 @@ class Blocks:
         digest = hashlib.sha256(np.ascontiguousarray(self.offsets, np.int64).tobytes())
         digest.update(np.ascontiguousarray(self.ids, np.int32).tobytes())
         return digest.hexdigest()[:16]
+
+
+def write_array(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
+    """Write slabs end to end as one flat .npy array of `length` items.
+
+    By plain writes: on a full disk these raise an error, where a memory map kills the process.
+    """
+    slabs = iter(slabs)
+    first = next(slabs)
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for slab in chain([first], slabs):
+            file.write(np.ascontiguousarray(slab).data)

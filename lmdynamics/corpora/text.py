@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from filelock import FileLock
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.blocks import Blocks, write_array
 from lmdynamics.corpora.fetch import sha256_of
 from lmdynamics.corpora.passages import Passages, read_texts, text_files
 from lmdynamics.corpora.vocabulary import train_tokenizer
@@ -122,8 +122,8 @@ def _build(passages: Passages, place: Path, description: dict) -> None:
         apart = _held_out_rows(count, description["held_out"])
         for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
             (building / name).mkdir()
-            _save(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
-            _save(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
+            write_array(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
+            write_array(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
         del stream
         (building / "stream").unlink()
         text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
@@ -173,20 +173,6 @@ def _rows(
             np.full((len(inside), 1), token, np.int32) for token in (tokenizer.cls_token_id, tokenizer.sep_token_id)
         )
         yield np.hstack([next(ends), inside, next(ends)])
-
-
-def _save(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
-    """Write slabs end to end as one flat .npy array of `length` items.
-
-    By plain writes: on a full disk these raise an error, where a memory map kills the process.
-    """
-    slabs = iter(slabs)
-    first = next(slabs)
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": (length,)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for slab in chain([first], slabs):
-            file.write(np.ascontiguousarray(slab).data)
 
 
 def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:

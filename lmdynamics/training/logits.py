@@ -51,7 +51,8 @@ def _body(model: nn.Module) -> nn.Module:
     body = getattr(bare, "base_model", bare)
     if body is bare:
         raise UserError(
-            f"{_name(model)} has no language-model head of its own; load it as AutoModelForMaskedLM or AutoModelForCausalLM"
+            f"{_name(model)} has no language-model head of its own; "
+            "load it as AutoModelForMaskedLM or AutoModelForCausalLM"
         )
     return body
 

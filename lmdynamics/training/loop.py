@@ -47,6 +47,7 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
     logging.disable_progress_bar()  # it would draw one for every checkpoint written
     t, keep = recipe.training, recipe.checkpoints
     accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=device == "cpu")
+    accelerator.wait_for_everyone()  # the main process may have waited for another training of this run
     corpus = open_corpus(recipe)
     causal = recipe.objective == "clm"
     masker = None if causal else Masker.for_tokenizer(corpus.tokenizer)
@@ -61,8 +62,9 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
         load_state(found, model, optimizer)
         log.resume(start)
     elif accelerator.is_main_process:
-        corpus.tokenizer.save_pretrained(folder / "tokenizer")
-        corpus.held_out.save(folder / "held_out")
+        with store.saving(str(folder)):
+            corpus.tokenizer.save_pretrained(folder / "tokenizer")
+            corpus.held_out.save(folder / "held_out")
     if t.compile:
         model.base_model.forward = torch.compile(model.base_model.forward, dynamic=True)
     summed_loss, optimizer = accelerator.prepare(SummedLoss(model), optimizer)
