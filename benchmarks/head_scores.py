@@ -19,8 +19,8 @@ import time
 import numpy as np
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from lmdynamics.corpora.text import train_tokenizer
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.measurements.arcs import gold_heads
 from lmdynamics.measurements.attention import attentions, parents
@@ -49,27 +49,6 @@ def published_scores(attention, of_word, gold, relation, right):
                 right[layer, head, direction] += hits.astype(int)
 
 
-def train_wordpiece(treebank, size: int) -> hf.PreTrainedTokenizerFast:
-    """A lower-cased WordPiece of the treebank's own words, in place of BERT's: about as many words are split."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator((" ".join(s.words) for s in treebank), trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
-
-
 def seconds(function) -> float:
     start = time.perf_counter()
     function()
@@ -86,7 +65,9 @@ def main() -> None:
     options = parser.parse_args()
 
     full = open_treebank(options.treebank)
-    tokenizer, treebank = train_wordpiece(full, options.vocabulary), full.take(options.sentences, seed=0)
+    # a WordPiece of the treebank's own words, in place of BERT's: about as many words are split
+    tokenizer = train_tokenizer((" ".join(s.words) for s in full), "wordpiece", options.vocabulary, True, 512)
+    treebank = full.take(options.sentences, seed=0)
     torch.manual_seed(0)
     config = hf.BertConfig(num_hidden_layers=options.layers)
     model = hf.BertForMaskedLM._from_config(config, attn_implementation="eager").eval()
