@@ -166,8 +166,9 @@ def test_the_wheel_carries_what_the_package_reads(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("recipes/grammar-mlm.toml", "recipes/english-mlm.toml", "published/zsl_bnsl_fits.csv", "sources.toml"):
-        assert f"lmdynamics/shipped/{name}" in names
+    shipped = [*(ROOT / "data" / "recipes").glob("*.toml"), *(ROOT / "data" / "published").iterdir()]
+    for path in (*shipped, ROOT / "data" / "sources.toml"):
+        assert f"lmdynamics/shipped/{path.relative_to(ROOT / 'data').as_posix()}" in names
     assert "lmdynamics/batch/index.html.jinja" in names
     assert {name.partition("/")[0] for name in names} == {"lmdynamics", f"lmdynamics-{PROJECT['version']}.dist-info"}
     assert sum(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 2_000_000

@@ -29,6 +29,14 @@ def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProces
     return subprocess.run(command, env=os.environ | {"LMDYNAMICS_HOME": str(home)}, capture_output=True, text=True)
 
 
+COMMON = ["profile", "seed", "device", "interactive", "output_dir"]
+MEASURED = ["sentences", "longest", "min_count", "pairs_per_paradigm", "margin", "relation"]
+PARAMETERS = {
+    "00_start_here": ["run", "treebank", "sentence", "hide", *COMMON],
+    "02_sas_emergence": ["run", "also", "treebank", "pairs", *COMMON, *MEASURED],
+}
+
+
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
     """The whole series in one batch, in a fresh house; gives the command's result and its folder."""
@@ -149,6 +157,3 @@ def test_the_commands_in_the_readme_exist():
 @EACH
 def test_the_parameters_are_exactly_these(path):
     assert list(inspect_notebook(str(path))) == PARAMETERS[path.stem]
-
-
-PARAMETERS: dict[str, list[str]] = {}
