@@ -137,7 +137,11 @@ class SasExplorer:
     def curves(self, cursor: alt.Parameter | None = None) -> alt.VConcatChart:
         """Loss and UAS with a line at the checkpoint."""
         seen = self.measured
-        log = seen.run.log if len(seen.run.log) else pl.DataFrame({"step": seen.run.steps, "loss": None})
+        log = (
+            seen.run.log
+            if len(seen.run.log)
+            else pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+        )
         return charts.loss_and_uas(log, seen.curve, seen.onset, self.state.step, cursor)
 
     def head_map(self, cursor: alt.Parameter | None = None, chosen=None) -> alt.LayerChart:
@@ -192,6 +196,7 @@ class _Page:
 
     def __init__(self, explorer: SasExplorer):
         self.explorer, self.state = explorer, explorer.state
+        self.switching = False  # between two runs, when controls and state do not yet agree
         state, seen = self.state, explorer.measured
         label = {"style": {"description_width": "70px"}, "layout": widgets.Layout(width="260px")}
         self.run = widgets.Dropdown(
@@ -247,17 +252,15 @@ class _Page:
             traitlets.link((getattr(self, name), "value"), (self.state, name))
         self.sentence.observe(lambda change: self._read(change["new"]), names="value")
         self.text.observe(lambda change: self._read(tuple(change["new"].split())), names="value")
-        self.state.observe(self._moved, names="step")
+        self.state.observe(lambda _: self.switching or self._send(), names="step")
         self.state.observe(lambda _: self._relation_changed(), names="relation")
         self.state.observe(lambda _: self._head_changed(), names=["layer", "head", "direction"])
-        self.state.observe(lambda _: self._run_changed(), names="run")
-
-    def _moved(self, change) -> None:
-        for view in (self.curves, self.map, self.arcs):
-            view.set(cursor=change["new"])
+        self.state.observe(self._run_changed, names="run")
 
     def _relation_changed(self) -> None:
         """Another relation brings its best head with it."""
+        if self.switching:
+            return
         layer, head, direction = self.explorer.measured.best_head(self.state.relation)
         with self.state.hold_trait_notifications():
             self.state.layer, self.state.head, self.state.direction = layer, head, direction
@@ -265,27 +268,43 @@ class _Page:
         self._draw_arcs()
 
     def _head_changed(self) -> None:
-        self.map.set(chosen_layer=self.state.layer, chosen_head=self.state.head)
-        self._draw_arcs()
+        if not self.switching:
+            self._send()
+            self._draw_arcs()
 
-    def _run_changed(self) -> None:
-        self.status.value = "measuring …"
+    def _run_changed(self, change) -> None:
+        """Another run: keep step and relation as far as it has them. One that cannot be measured is left again."""
+        if self.switching:
+            return
+        state, self.status.value = self.state, "measuring …"
+        self.switching = True
         try:
             seen = self.explorer.measured
+            self.explorer.attention()
         except UserError as error:
-            return self._say(error)
-        near = min(seen.run.steps, key=lambda step: abs(step - self.state.step))
-        self.relation.options, self.layer.options, self.head.options = (
-            seen.relations,
-            _numbers(seen, "layer"),
-            _numbers(seen, "head"),
-        )
-        self.step.options = _step_options(seen.run.steps)
-        self.play.max = len(seen.run.steps) - 1
-        self.state.step = near
-        self.curves.redraw(self.explorer.curves(self._cursor()))
-        self._relation_changed()
-        return self._say()
+            state.run = self.run.value = change["old"]  # the link between the two is busy with the change itself
+            self._say(error)
+        else:
+            relation = state.relation if state.relation in seen.relations else seen.relations[0]
+            near = min(seen.run.steps, key=lambda step: abs(step - state.step))
+            layer, head, direction = seen.best_head(relation)
+            self.relation.options, self.step.options = seen.relations, _step_options(seen.run.steps)
+            self.layer.options, self.head.options = _numbers(seen, "layer"), _numbers(seen, "head")
+            self.play.max = len(seen.run.steps) - 1
+            state.relation, state.step, state.layer, state.head, state.direction = (
+                relation,
+                near,
+                layer,
+                head,
+                direction,
+            )
+            self.curves.redraw(self.explorer.curves(self._cursor()))
+            self._draw_map()
+            self._draw_arcs()
+            self._send()
+            self._say()
+        finally:
+            self.switching = False
 
     def _read(self, words: tuple[str, ...]) -> None:
         """Look at another sentence; if the model cannot read it, say so and stay."""
@@ -298,8 +317,15 @@ class _Page:
             self.state.words = before
             self._say(error)
             return
+        self.sentence.options = self._sentences()
+        self.sentence.value = words
         self._draw_arcs()
         self._say()
+
+    def _send(self) -> None:
+        self.map.set(chosen_layer=self.state.layer, chosen_head=self.state.head)
+        for view in (self.curves, self.map, self.arcs):
+            view.set(cursor=self.state.step)
 
     def _draw_map(self) -> None:
         self.map.redraw(self.explorer.head_map(self._cursor(), self._chosen()))

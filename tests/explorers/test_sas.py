@@ -94,6 +94,7 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
     text.value = "<img/src=x> the"
     arcs = views(box)[2]
     assert explorer.state.words == ("<img/src=x>", "the")
+    assert control(box, "Dropdown", "sentence")[0].value == explorer.state.words
     assert "gold" not in json.dumps(arcs.spec)
     status = control(box, "HTML", "")[0]
     assert status.value == "unknown to this model: &lt;img/src=x&gt;"
@@ -107,13 +108,44 @@ def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explo
     assert "takes at most" in control(box, "HTML", "")[0].value
 
 
-def test_two_runs_can_be_picked_between(run, treebank):
-    explorer = SasExplorer([run, run], treebank, min_count=20, progress=False)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A run with more layers, fewer heads, and other steps."""
+    shape = {"model.num_hidden_layers": 3, "model.num_attention_heads": 1, "training.steps": 20}
+    recipe = load_recipe("grammar-mlm", overrides=TINY | shape)
+    return build(recipe, tmp_path_factory.mktemp("runs") / "other", progress=False)
+
+
+def test_another_run_keeps_what_it_can(run, other, treebank):
+    explorer = SasExplorer([run, other], treebank, min_count=20, step=12, progress=False)
     box = explorer.show(interactive=True)
+    curves, heads, arcs = views(box)
+    relation = explorer.state.relation
     control(box, "Dropdown", "run")[0].value = 1
-    assert explorer.state.run == 1
+    state = explorer.state
+    assert (state.relation, state.step) == (relation, 8)  # 12 is no checkpoint there; 8 and 16 are as near
+    assert (state.layer, state.head, state.direction) == explorer.measured.best_head(relation)
+    assert control(box, "Dropdown", "layer")[0].options == (0, 1, 2)
+    assert control(box, "SelectionSlider", "checkpoint")[0].value == 8
+    assert [view.params.cursor for view in (curves, heads, arcs)] == [8.0] * 3
+    assert heads.params.chosen_layer == state.layer
+    control(box, "Dropdown", "run")[0].value = 0
     assert explorer.measured.run is run
     assert control(box, "HTML", "")[0].value == ""
+
+
+def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monkeypatch):
+    explorer = SasExplorer([run, other], treebank, min_count=20, progress=False)
+    box = explorer.show(interactive=True)
+
+    def damaged(*_, **__):
+        raise UserError("step 8 is <damaged>; copy it anew")
+
+    monkeypatch.setattr("lmdynamics.explorers.sas.trace_all", damaged)
+    control(box, "Dropdown", "run")[0].value = 1
+    assert explorer.state.run == 0
+    assert control(box, "Dropdown", "run")[0].value == 0
+    assert control(box, "HTML", "")[0].value == "step 8 is &lt;damaged&gt;; copy it anew"
 
 
 @pytest.mark.parametrize(
