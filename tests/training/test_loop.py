@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from random import Random
 
 import polars as pl
 import pytest
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics.errors import UserError
+from lmdynamics.runs import store
 from lmdynamics.runs.build import train
+from lmdynamics.runs.run import open_run
 from lmdynamics.training.batches import Batches, open_corpus
 from lmdynamics.training.loop import build_model
 from lmdynamics.training.masking import Masker
@@ -128,23 +131,26 @@ def command(home, *arguments, launcher=("-m", "lmdynamics.cli")):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_the_same_bit_for_bit(home, monkeypatch):
-    """Killed with SIGKILL three times at different moments (scripts kill it twenty times at random)."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    longer = ("--set", "steps=400", "--set", "save_seconds=0.05")
+def test_killed_and_resumed_is_the_same_bit_for_bit(home):
+    """SIGKILL at random moments while it trains (LMDYNAMICS_KILLS of them), each time gone on with."""
+    longer = ("--set", "steps=600", "--set", "save_seconds=0.05")
     assert command(home, "--name", "whole", *longer).wait() == 0
-    for moment in ("step-000001", "step-000064", "step-000128"):
+    folder, random, at = home / "runs/killed", Random(0), []
+    for _ in range(int(os.environ.get("LMDYNAMICS_KILLS", 3))):
         process = command(home, "--name", "killed", *longer)
-        while process.poll() is None and not (home / "runs/killed/checkpoints" / moment).exists():
-            time.sleep(0.002)
+        before = len(list(folder.glob("*/step-*")))
+        while process.poll() is None and len(list(folder.glob("*/step-*"))) == before:
+            time.sleep(0.001)  # until it saves something: from here on it is training
+        time.sleep(random.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        at += [max(store.step_folders(folder / "resume"), default=0)]
     assert command(home, "--name", "killed", *longer).wait() == 0
-    from lmdynamics.runs.run import open_run
-
     whole, killed = open_run("whole"), open_run("killed")
+    print("killed after the save of steps", at)
     assert same(whole, killed)
     assert whole.steps == killed.steps
+    assert sum(store.check_hashes(checkpoint.folder) for checkpoint in killed) == 3 * len(killed)
     assert not list(killed.folder.rglob(".step*"))
 
 
@@ -166,9 +172,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home):
 def test_two_processes_make_one_run(home):
     both = [command(home, "--name", "shared", "--set", "steps=60") for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
-    from lmdynamics.runs import store
-    from lmdynamics.runs.run import open_run
-
     run = open_run("shared")
     assert run.steps == checkpoint_steps(60, 1)
     assert sum(store.check_hashes(checkpoint.folder) for checkpoint in run) == 3 * len(run)
@@ -183,8 +186,6 @@ def test_several_processes_train_the_same_model(home):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert command(home, "--name", "one").wait() == 0
-    from lmdynamics.runs.run import open_run
-
     one, two = open_run("one"), open_run("two")
     assert two.log["loss"].to_list() == pytest.approx(one.log["loss"].to_list(), rel=1e-4)
     for name, value in weights(one).items():
