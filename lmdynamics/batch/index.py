@@ -31,7 +31,8 @@ def _entry(out: Path, folder: Path) -> dict[str, Any]:
     executed = folder / f"{outcome.name}.ipynb"
     page = _as_page(executed) if executed.exists() else None
     linked = [("as a page", page), ("notebook", executed), ("records", folder / "records.json"), ("log", folder / LOG)]
-    figures = sorted(path for path in folder.iterdir() if path.suffix in (".svg", ".png"))
+    figures = [path for path in folder.iterdir() if path.suffix in (".svg", ".png")]
+    figures.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # as they come in the notebook
     return {
         "outcome": outcome,
         "records": read_records(folder),
@@ -72,6 +73,6 @@ def _duration(seconds: float) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if value is None:
-        return "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
