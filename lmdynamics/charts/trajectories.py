@@ -196,9 +196,9 @@ def complexity_over_training(
 ) -> alt.VConcatChart:
     """Intrinsic dimension, squared weight norm and Fisher trace, one small panel each over the same steps."""
     given = [
-        (dimension, "dimension", "intrinsic dimension", "TwoNN", GREEN, "linear"),
-        (norm, "norm2", "‖θ‖²", "squared weight norm", BLUE, "linear"),
-        (fisher, "trace", "trace of the Fisher (log)", "empirical Fisher", VERMILION, "log"),
+        (dimension, "dimension", ["intrinsic", "dimension"], "TwoNN", GREEN, "linear"),
+        (norm, "norm2", ["squared weight", "norm ‖θ‖²"], "squared weight norm", BLUE, "linear"),
+        (fisher, "trace", ["trace of the", "Fisher (log)"], "empirical Fisher", VERMILION, "log"),
     ]
     # an untrained model may have no dimension to speak of
     given = [(entry[0].drop_nulls(entry[1]), *entry[1:]) for entry in given if entry[0] is not None]
@@ -211,7 +211,8 @@ def complexity_over_training(
         last = index == len(given) - 1
         axis = step_axis(steps, "training step (log scale)" if last else None)
         data = on_step_axis(frame)
-        y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind).axis(tickCount=4, format="~s")
+        y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind)
+        y = y.axis(tickCount=2 if kind == "log" else 4, format=",.4~g")
         tips = ["step", alt.Tooltip(column, format=".4~g")]
         base = alt.Chart(data).encode(axis)
         layers = []

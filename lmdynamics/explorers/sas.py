@@ -81,6 +81,7 @@ class SasExplorer:
         treebank: Treebank,
         *,
         min_count: int = 100,
+        margin: float = 0.1,
         seed: int = 0,
         device: str = "cpu",
         step: int | None = None,
@@ -91,7 +92,7 @@ class SasExplorer:
         self.runs = [runs] if isinstance(runs, Run) else list(runs)
         if not self.runs:
             raise UserError("an explorer needs at least one run; open one with lmd.open_run")
-        self.treebank, self.min_count, self.seed, self.device = treebank, min_count, seed, device
+        self.treebank, self.min_count, self.margin, self.seed, self.device = treebank, min_count, margin, seed, device
         self._measured: dict[int, Measured] = {}
         self._attention: dict[tuple, pl.DataFrame] = {}
         self.progress = progress
@@ -123,7 +124,7 @@ class SasExplorer:
                 traces["heads"],
                 best_heads(traces["heads"]).drop_nulls("accuracy"),
                 uas_by_step(traces["uas"]),
-                structure_onset(traces["uas"], seed=self.seed),
+                structure_onset(traces["uas"], margin=self.margin, seed=self.seed),
                 dict(baseline.select("relation", "accuracy").iter_rows()),
             )
         return self._measured[index]
@@ -248,14 +249,14 @@ class _Page:
         self.box = widgets.VBox([*controls, views, self.arcs.widget])
 
     def _bind(self) -> None:
-        for name in ("run", "step", "relation", "layer", "head", "direction"):
+        for name in ("step", "relation", "layer", "head", "direction"):
             traitlets.link((getattr(self, name), "value"), (self.state, name))
         self.sentence.observe(lambda change: self._read(change["new"]), names="value")
         self.text.observe(lambda change: self._read(tuple(change["new"].split())), names="value")
         self.state.observe(lambda _: self.switching or self._send(), names="step")
         self.state.observe(lambda _: self._relation_changed(), names="relation")
         self.state.observe(lambda _: self._head_changed(), names=["layer", "head", "direction"])
-        self.state.observe(self._run_changed, names="run")
+        self.run.observe(self._run_changed, names="value")  # no link: a run that fails is left again
 
     def _relation_changed(self) -> None:
         """Another relation brings its best head with it."""
@@ -277,12 +278,12 @@ class _Page:
         if self.switching:
             return
         state, self.status.value = self.state, "measuring …"
-        self.switching = True
+        state.run, self.switching = change["new"], True
         try:
             seen = self.explorer.measured
             self.explorer.attention()
         except UserError as error:
-            state.run = self.run.value = change["old"]  # the link between the two is busy with the change itself
+            state.run = self.run.value = change["old"]
             self._say(error)
         else:
             relation = state.relation if state.relation in seen.relations else seen.relations[0]
