@@ -62,7 +62,7 @@ def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[str]:
         "JUPYTER_PREFER_ENV_PATH": "1",
         "IPYTHONDIR": str(scratch / "ipython"),
     }
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += ["--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (scratch / "jupyter.log").open("w") as log:
@@ -72,7 +72,7 @@ def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[str]:
         finally:
             server.terminate()
             try:
-                server.wait(20)
+                server.wait(60)
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
@@ -154,6 +154,7 @@ def notebook_page(width: int = 1400, height: int = 1000) -> Iterator[Notebook]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
         try:
             notebook = Notebook(browser.new_page(viewport={"width": width, "height": height}))
+            notebook.page.set_default_timeout(180_000)  # a busy machine is slow, not wrong
             notebook.watch()
             yield notebook
         finally:
