@@ -24,7 +24,7 @@ def loss_and_uas(
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
-    loss = loss_by_bin(loss) if len(loss) > 200 else loss.select("step", "loss")
+    loss = loss_by_bin(loss, per_decade=15) if len(loss) > 60 else loss.select("step", "loss")
     steps = steps_of(loss, curve)
     last = steps[-1] if steps else 0
     place = cursor.name if cursor is not None else str(last if step is None else step)

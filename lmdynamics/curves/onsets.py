@@ -9,9 +9,8 @@ Chen et al. 2023 (arXiv 2309.07311) date both by eye; here each is a rule with a
 The bootstrap resamples sentences (or pairs) once per resample, for all checkpoints and the control together.
 An onset is reported only if its 95 % interval is bounded, that is, if at least 97.5 % of the resamples have
 one. It is refused if the control moves too: if, from half the onset's step to twice that step, the control gains
-more than the margin and more than half of what the value gains. A control may drift (heads that find the words
-which head others score on shuffled trees as well); whatever it shares with the value is subtracted before anything
-is dated, and it may not carry most of the rise.
+more than the margin and more than half of what the value gains. Whatever the control shares with the value is
+subtracted before anything is dated, so a control may drift; it may not carry most of the rise.
 """
 
 from dataclasses import dataclass

@@ -199,13 +199,18 @@ class _Page:
         self.explorer, self.state = explorer, explorer.state
         self.switching = False  # between two runs, when controls and state do not yet agree
         state, seen = self.state, explorer.measured
-        label = {"style": {"description_width": "70px"}, "layout": widgets.Layout(width="260px")}
+        style = {"description_width": "80px"}
+
+        def narrow(width: int) -> dict:
+            return {"style": {"description_width": "auto"}, "layout": widgets.Layout(width=f"{width}px")}
+
+        label = {"style": style, "layout": widgets.Layout(width="260px")}
         self.run = widgets.Dropdown(
             options=[(run.name, i) for i, run in enumerate(explorer.runs)], value=state.run, description="run", **label
         )
         self.step = widgets.SelectionSlider(
             options=_step_options(seen.run.steps), value=state.step, description="checkpoint",
-            style=label["style"], layout=widgets.Layout(width="460px"),
+            style=style, layout=widgets.Layout(width="480px"),
         )  # fmt: skip
         self.play = widgets.Play(
             min=0, max=len(seen.run.steps) - 1, value=seen.run.steps.index(state.step), interval=350,
@@ -213,16 +218,20 @@ class _Page:
         )  # fmt: skip
         widgets.jslink((self.play, "value"), (self.step, "index"))
         self.relation = widgets.Dropdown(options=seen.relations, value=state.relation, description="relation", **label)
-        self.layer = widgets.Dropdown(options=_numbers(seen, "layer"), value=state.layer, description="layer", **label)
-        self.head = widgets.Dropdown(options=_numbers(seen, "head"), value=state.head, description="head", **label)
-        self.direction = widgets.Dropdown(
-            options=list(DIRECTIONS), value=state.direction, description="read as", **label
+        self.layer = widgets.Dropdown(
+            options=_numbers(seen, "layer"), value=state.layer, description="layer", **narrow(130)
         )
-        wide = {"style": label["style"], "layout": widgets.Layout(width="720px")}
+        self.head = widgets.Dropdown(
+            options=_numbers(seen, "head"), value=state.head, description="head", **narrow(130)
+        )
+        self.direction = widgets.Dropdown(
+            options=list(DIRECTIONS), value=state.direction, description="read as", **narrow(230)
+        )
+        wide = {"style": style, "layout": widgets.Layout(width="720px")}
         self.sentence = widgets.Dropdown(options=self._sentences(), value=state.words, description="sentence", **wide)
         self.text = widgets.Text(
-            placeholder="or type a sentence of your own, words and punctuation parted by spaces, then press Enter",
-            description="", continuous_update=False, style=label["style"], layout=widgets.Layout(width="720px"),
+            placeholder="a sentence of your own, words and punctuation parted by spaces, then press Enter",
+            description="or", continuous_update=False, style=style, layout=widgets.Layout(width="720px"),
         )  # fmt: skip
         self.status = widgets.HTML()
 

@@ -90,7 +90,7 @@ def test_another_head_moves_the_mark_without_redrawing_the_map(explorer):
 
 def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer):
     box = explorer.show(interactive=True)
-    text = control(box, "Text", "")[0]
+    text = control(box, "Text", "or")[0]
     text.value = "<img/src=x> the"
     arcs = views(box)[2]
     assert explorer.state.words == ("<img/src=x>", "the")
@@ -103,7 +103,7 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
 def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explorer):
     box = explorer.show(interactive=True)
     before = explorer.state.words
-    control(box, "Text", "")[0].value = "the " * 100
+    control(box, "Text", "or")[0].value = "the " * 100
     assert explorer.state.words == before
     assert "takes at most" in control(box, "HTML", "")[0].value
 
