@@ -35,6 +35,7 @@ TINY = {
     "model.intermediate_size": 32,
     "training.steps": 12,
     "training.batch_size": 8,
+    "training.lr": 2e-3,
     "training.warmup_steps": 2,
     "checkpoints.per_doubling": 1,
 }

@@ -1,5 +1,6 @@
 """Pretraining, on one page: masked or causal, on a CPU, a GPU, or several processes."""
 
+import os
 import signal
 import threading
 import time
@@ -42,10 +43,13 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
     Raises UserError where the folder cannot be gone on from or the disk is full, Interrupted after Ctrl-C.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would draw one for every checkpoint written
     t, keep = recipe.training, recipe.checkpoints
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier run here may have used another precision
     accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=device == "cpu")
     accelerator.wait_for_everyone()  # the main process may have waited for another training of this run
     corpus = open_corpus(recipe)

@@ -116,6 +116,7 @@ def test_a_causal_llama_learns(home):
     assert type(run[40].model()).__name__ == "LlamaForCausalLM"
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch.compile's own
 @pytest.mark.parametrize("option", [{"precision": "bf16"}, {"compile": True}])
 def test_faster_options_train_the_same_model(option):
     run = train("grammar-mlm", overrides={**TINY, **option}, name="option", progress=False)
