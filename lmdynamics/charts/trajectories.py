@@ -1,5 +1,6 @@
 """Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -262,7 +263,9 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
             base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
         ]
         if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
-            outward = {"align": "right", "dx": 4} if index == 0 and len(present) > 1 else {"align": "left", "dx": -4}
+            first_of_many = index == 0 and len(present) > 1
+            leftward = first_of_many or (len(present) == 1 and _along(place["x"], axis) > 0.7)
+            outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
             text = base.mark_text(color=colour, baseline="bottom", dy=-3, fontWeight="bold", **outward)
             layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
     return layers
@@ -288,3 +291,9 @@ def _spoken(onsets: Sequence[Onset]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _along(place: float, axis: alt.X) -> float:
+    """How far along the axis a step stands, from 0 to 1."""
+    low, high = (math.log(end) for end in axis.to_dict()["scale"]["domain"])
+    return (math.log(place) - low) / (high - low)
