@@ -112,7 +112,7 @@ class Notebook:
     def open(self, address: str, path: str) -> None:
         """Open the notebook at `path` under the server's root and wait for its kernel."""
         self.page.goto(address.format(quote(path)))
-        self.page.wait_for_function(_READY, arg=path, timeout=120_000, polling=250)
+        self.page.wait_for_function(_READY, arg=path, timeout=300_000, polling=250)
 
     def run_all(self) -> None:
         """Run > Run All Cells, and wait until every cell has run, or one has failed, and widgets are drawn."""
