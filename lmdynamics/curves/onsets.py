@@ -111,7 +111,7 @@ def capabilities_onset(
     chance: float = 0.5,
     paradigms: list[str] | None = None,
     k: int = 3,
-    margin: float = 0.05,
+    margin: float = 0.1,
     resamples: int = 500,
     seed: int = 0,
 ) -> Onset:
