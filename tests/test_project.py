@@ -181,7 +181,8 @@ def test_make_says_when_python_is_too_old(tmp_path):
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 && exit 0\nexit 1\n')
     old.chmod(0o755)
     for python, message in ((old, "is Python 3.9.2"), (tmp_path / "none", "was not found")):
-        made = subprocess.run(["make", "setup", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
+        command = ["make", "--no-print-directory", "setup", f"PYTHON={python}"]
+        made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert made.returncode == 2
         assert made.stdout.startswith("lmdynamics needs Python 3.11 or newer; ")
         assert message in made.stdout

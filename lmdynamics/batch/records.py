@@ -37,7 +37,7 @@ class Record:
 
     def __str__(self) -> str:
         shown = "none" if self.value is None else _short(self.value)
-        parts = [f"{self.name}: {shown}", self.unit]
+        parts = [f"{self.name}: {shown}", "" if self.value is None else self.unit]
         if self.low is not None or self.high is not None:
             parts.append(f"[{_short(self.low)}, {_short(self.high)}]")
         if self.tolerance is not None:
