@@ -4,7 +4,7 @@ Chen et al. 2023 (arXiv 2309.07311) date both by eye; here each is a rule with a
 
 (b) the headline: the first checkpoint from which k consecutive ones exceed the control by more than a margin,
     beyond whatever an untrained model (step 0) already exceeds it by;
-(a) beside it: the checkpoint with the largest acceleration of the value over log(step).
+(a) beside it: the checkpoint with the largest acceleration of the value (the largest so far) over log(step).
 
 The bootstrap resamples sentences (or pairs) once per resample, for all checkpoints and the control together.
 An onset is reported only if its 95 % interval is bounded, that is, if at least 97.5 % of the resamples have
@@ -207,13 +207,17 @@ def first_run(above: Bool[np.ndarray, "rows steps"], k: int) -> tuple[np.ndarray
 
 
 def _acceleration(steps: Int[np.ndarray, " steps"], value: Float[np.ndarray, "resamples steps"]):
-    """Step of the largest second derivative over log(step), with its interval; step 0 has no logarithm."""
+    """Step of the largest second derivative over log(step), with its interval; step 0 has no logarithm.
+
+    Taken of the largest value so far: to recover from a dip is not to rise.
+    """
     positive = steps > 0
     curvature = local_curvature(np.log(steps[positive]), HALF_WIDTH)
     seen = np.isfinite(curvature).all(1)
     if not seen.any():
         return None, None, None
-    where = (np.nan_to_num(value[:, positive]) @ curvature[seen].T).argmax(1)
+    highest = np.maximum.accumulate(np.nan_to_num(value[:, positive]), axis=1)
+    where = (highest @ curvature[seen].T).argmax(1)
     at = steps[positive][seen]
     return int(at[where[0]]), *_interval(at, where[1:])
 

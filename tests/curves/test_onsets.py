@@ -36,6 +36,12 @@ def test_acceleration_is_where_the_curve_bends_upward():
     assert onset.acceleration_low <= onset.acceleration_step <= onset.acceleration_high
 
 
+def test_recovering_from_a_dip_is_no_acceleration():
+    dip = RISE.copy()
+    dip[8:10] -= 0.15
+    assert structure(dip).acceleration_step >= 150
+
+
 def test_the_offset_baseline_is_passed_later_than_the_shuffled_control():
     passed = structure(RISE, control="offset", margin=0.0)
     assert passed.step > structure(RISE).step
