@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 
 import altair as alt
 import polars as pl
@@ -134,12 +135,15 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
 
 
 def pair_accuracy_over_training(
-    curve: pl.DataFrame, onset: Onset | None = None, chance: float = 0.5, columns: int = 3
+    curve: pl.DataFrame, onset: Onset | None = None, chance: float = 0.5, columns: int = 4
 ) -> alt.VConcatChart | alt.LayerChart | alt.FacetChart:
-    """Accuracy on minimal pairs against step, one panel per paradigm (frame of `accuracy_by_step`), chance dashed."""
+    """Accuracy on minimal pairs against step, chance dashed; a panel per paradigm, in the order of the frame.
+
+    `curve`: frame of `accuracy_by_step`, perhaps with that of `average_accuracy` in front.
+    """
     need_columns(curve, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "accuracy over training")
-    paradigms = curve["paradigm"].unique().sort().to_list()
-    titles = [name.replace("_", " ").replace("-", ": ", 1) for name in paradigms]
+    paradigms = curve["paradigm"].unique(maintain_order=True).to_list()
+    titles = ["\n".join(wrap(name.replace("_", " ").replace("-", ": ", 1), 24)) for name in paradigms]
     data = on_step_axis(curve).with_columns(
         panel=pl.col("paradigm").replace_strict(paradigms, titles, return_dtype=pl.String), chance=pl.lit(chance)
     )
@@ -169,12 +173,13 @@ def pair_accuracy_over_training(
         band = band.transform_filter(once).transform_calculate(**place)
         layers = [band, *layers]
     width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
-    facet = alt.Facet("panel:N", title=None).header(labelFontSize=11, labelLimit=width + 20)
+    facet = alt.Facet("panel:N", title=None, sort=titles)
+    facet = facet.header(labelFontSize=11, labelLimit=width + 20, labelExpr="split(datum.label, '\\n')")
     panel = alt.layer(*layers).properties(
         width=width, height=HEIGHT if len(paradigms) == 1 else 140 if len(paradigms) <= 12 else 90
     )
     chart = panel.facet(facet, columns=columns) if len(paradigms) > 1 else panel
-    last = curve.sort("step").group_by("paradigm", maintain_order=True).last().sort("paradigm")
+    last = curve.filter(pl.col("step") == curve["step"].max())
     ends = "; ".join(f"{row['paradigm']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     counts = sorted(set(curve["pairs"].to_list()))
     many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
@@ -183,7 +188,7 @@ def pair_accuracy_over_training(
         "Grammaticality judgements over training",
         [
             f"Share of minimal pairs where the good sentence scores higher; {many} pairs a panel",
-            f"dashed: chance ({chance:.0%}); bands: 95 % (Wilson)" + (f"; {onset}" if onset and onset.step else ""),
+            f"dashed: chance ({chance:.0%}); bands: 95 %" + (f"; {onset}" if onset and onset.step else ""),
         ],
         f"Accuracy on minimal pairs at the last checkpoint: {ends}. {_spoken([onset] if onset else [])}",
     )

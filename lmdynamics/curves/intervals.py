@@ -109,6 +109,22 @@ def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def average_accuracy(accuracy: pl.DataFrame, name: str = "all paradigms") -> pl.DataFrame:
+    """The mean over paradigms at each step, in the shape of `accuracy_by_step`; `pairs` is their sum.
+
+    Paradigms count alike, as in BLiMP. The interval is ± 1.96 standard errors of that mean.
+    """
+    need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "average accuracy")
+    p, n = pl.col("accuracy"), pl.col("pairs")
+    reach = 1.959964 * (p * (1 - p) / n).sum().sqrt() / pl.len()
+    return (
+        accuracy.group_by("step")
+        .agg(p.mean(), low=(p.mean() - reach).clip(0), high=(p.mean() + reach).clip(None, 1), pairs=n.sum())
+        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs")
+        .sort("step")
+    )
+
+
 def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:
     """Wilson's (1927) 95 % interval of a proportion seen `count` times, as two expressions."""
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.curves.intervals import accuracy_by_step, resample_counts, uas_by_step
+from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, resample_counts, uas_by_step
 from lmdynamics.curves.smoothing import local_curvature
 from lmdynamics.errors import UserError
 from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
@@ -62,3 +62,15 @@ def test_curvature_of_a_line_is_zero_and_peaks_where_a_rise_begins():
     assert curvature[2:-2] @ x == pytest.approx(np.zeros(len(x) - 4), abs=1e-9)
     bend = np.nanargmax(curvature @ sigmoid(STEPS[1:], 0, 1, 300, sharpness=4))
     assert 150 <= STEPS[1:][bend] <= 300
+
+
+def test_paradigms_count_alike_in_the_average_and_narrow_its_interval():
+    few, many = pairs_trace({"few": 0.5}, pairs=40, steps=[1, 9]), pairs_trace({"many": 1.0}, pairs=400, steps=[1, 9])
+    accuracy = accuracy_by_step(pl.concat([few, many.with_columns(pl.col("pair") + 40)]))
+    average = average_accuracy(accuracy)
+    assert average["step"].to_list() == [1, 9]
+    assert average["pairs"].to_list() == [440, 440]
+    p = accuracy.filter(paradigm="few", step=9)["accuracy"].item()
+    row = average.row(1, named=True)
+    assert row["accuracy"] == pytest.approx((p + 1) / 2)
+    assert row["high"] - row["accuracy"] == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / 40) / 2)
