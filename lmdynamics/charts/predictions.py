@@ -22,8 +22,9 @@ def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: 
         alt.Y("rank:O", title="guess").axis(domain=False, ticks=False),
         tooltip=["step", "rank", "word", alt.Tooltip("probability", format=".1%")],
     )
-    tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability"))
-    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=ink("probability"))
+    top = max(0.1, float(data["probability"].max()))  # few guesses are sure of themselves: colours go up to the surest
+    tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability", top=top))
+    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=ink("probability", top))
     outline = base.transform_filter("datum.right").mark_rect(filled=False, stroke=VERMILION, strokeWidth=2.5)
     chart = alt.layer(tile, text, outline).properties(width=92 * steps, height=26 * data["rank"].n_unique())
     first = data.filter(pl.col("rank") == 1).sort("step")

@@ -50,15 +50,15 @@ def step_axis(steps: Iterable[int], title: str | None = "training step (log scal
     )
 
 
-def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "accuracy") -> alt.Color:
-    """Colour for a share between 0 and 1, the same scale in every figure; `offset`: pixels from chart to legend."""
-    scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, 1])
+def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "accuracy", top: float = 1.0) -> alt.Color:
+    """Colour for a share between 0 and `top`, the same scale in every figure; `offset`: pixels from chart to legend."""
+    scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, top])
     return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format="%", gradientLength=100, offset=offset)
 
 
-def ink(field: str = "accuracy") -> alt.Color:
+def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
     """Text on such a colour: dark on the light end, light on the dark end."""
-    return alt.condition(f"datum.{field} > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+    return alt.condition(f"datum.{field} > {0.6 * top}", alt.value("#111111"), alt.value("#ffffff"))
 
 
 def figure(chart: alt.TopLevelMixin, title: str, subtitle: str | Sequence[str], description: str):
