@@ -27,7 +27,11 @@ def train(
     """Train a recipe, or go on with a run that was stopped."""
     from lmdynamics.runs.build import train
 
-    run = train(recipe, profile, seed, set_ or [], name=name, device=device)
+    try:
+        run = train(recipe, profile, seed, set_ or [], name=name, device=device)
+    except KeyboardInterrupt as stopped:  # here, because typer would end without a word
+        typer.echo(f"lmdynamics: {stopped or 'stopped'}", err=True)
+        raise typer.Exit(130) from None
     last = run.log["loss"].tail(50).mean()
     typer.echo(f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {last:.3f} nats")
 
@@ -135,9 +139,6 @@ def main() -> None:
     except UserError as error:
         print(f"lmdynamics: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt as stopped:
-        print(f"lmdynamics: {stopped or 'stopped'}", file=sys.stderr)
-        sys.exit(130)
 
 
 def _joined(arguments: list[str]) -> list[str]:

@@ -262,7 +262,7 @@ class TestBuilding:
         def full(*_):
             raise error
 
-        monkeypatch.setattr(text_module, "_save", full)
+        monkeypatch.setattr(text_module, "write_array", full)
         assert "no space left on the disk" in refusal(build_text_corpus, texts, tmp_path / "made", **small)
         assert not list((tmp_path / "made").glob("*.building"))
 

@@ -124,11 +124,11 @@ def test_faster_options_train_the_same_model(option):
     assert run.log["loss"].to_list() == pytest.approx(plain.log["loss"].to_list(), rel=0.02)
 
 
-def command(home, *arguments, launcher=("-m", "lmdynamics.cli")):
+def command(home, *arguments, launcher=("-m", "lmdynamics.cli"), out=subprocess.DEVNULL):
     overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, *launcher, "train", "grammar-mlm", *overrides, *arguments]
-    return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=out, text=True)
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(home):
-    process = command(home, "--name", "stopped", "--set", "steps=100000", "--set", "sentences=400")
+    process = command(home, "--name", "stopped", "--set", "steps=100000", "--set", "sentences=400", out=subprocess.PIPE)
     while not (home / "runs/stopped/checkpoints/step-000064").exists():
         time.sleep(0.05)
         assert process.poll() is None
@@ -183,7 +183,7 @@ def test_several_processes_train_the_same_model(home):
     """Two processes with half of each batch: the same losses as one process, up to rounding."""
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lmdynamics.cli")
-    process = command(home, "--name", "two", launcher=launcher)
+    process = command(home, "--name", "two", launcher=launcher, out=subprocess.PIPE)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert command(home, "--name", "one").wait() == 0
