@@ -85,7 +85,7 @@ def theirs(recipe, corpus: Corpus, rows: Rows, folder: Path) -> float:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    collator = DataCollatorForLanguageModeling(corpus.tokenizer, mlm_probability=t.masking_rate)
+    collator = DataCollatorForLanguageModeling(corpus.tokenizer, mlm_probability=recipe.schedule(0))
     trainer = Clock(model, arguments, collator, rows, processing_class=corpus.tokenizer)
     trainer.marks = []
     trainer.train()

@@ -8,6 +8,8 @@ _PUBLIC = {
     "Run": "lmdynamics.runs.run",
     "Checkpoint": "lmdynamics.runs.run",
     "train": "lmdynamics.runs.build",
+    "sweep": "lmdynamics.runs.sweep",
+    "compare_runs": "lmdynamics.curves.comparison",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",
     "open_treebank": "lmdynamics.corpora.treebank",

@@ -1,6 +1,7 @@
-"""The command line: `lmdynamics train|runs|batch|fetch|doctor`. Each command is a thin call into the package."""
+"""The command line: `lmdynamics train|branch|sweep|runs|batch|fetch|doctor`. Each command is a thin call."""
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +28,65 @@ def train(
     """Train a recipe, or go on with a run that was stopped."""
     from lmdynamics.runs.build import train
 
+    with _stopped_by_ctrl_c():
+        _trained(train(recipe, profile, seed, set_ or [], name=name, device=device))
+
+
+@app.command()
+def branch(
+    run: Annotated[str, typer.Argument(help="A run by name, or its folder.")],
+    at: Annotated[int, typer.Option(help="The step to leave it at: a checkpoint with optimizer state.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="What to change.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the branch; made from the rest by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or whatever accelerate finds by default.")] = None,
+) -> None:
+    """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
+    from lmdynamics.runs.branch import branch, branch_cost
+    from lmdynamics.runs.run import open_run
+
+    parent = open_run(run)
+    typer.echo(f"branching {parent.name} at step {at:,}: {branch_cost(parent, at, set_ or [])}")
+    with _stopped_by_ctrl_c():
+        _trained(branch(parent, at, set_ or [], name=name, device=device))
+
+
+@app.command()
+def sweep(
+    plan: Annotated[str, typer.Argument(help="A plan by name (masking, syntax, release, …) or a TOML file.")],
+    profile: Annotated[str, typer.Option(help="smoke (seconds), default (a laptop) or full (a GPU).")] = "default",
+    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas.")] = "0",
+    only: Annotated[list[str] | None, typer.Option(help="One of the plan's conditions; may be repeated.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one per GPU or core.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, or whatever accelerate finds by default.")] = None,
+) -> None:
+    """Train every condition of a plan with every seed, several runs at a time."""
+    from lmdynamics.runs.sweep import sweep
+
     try:
-        run = train(recipe, profile, seed, set_ or [], name=name, device=device)
-    except KeyboardInterrupt as stopped:  # here, because typer would end without a word
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {seeds!r}: give whole numbers parted by commas, such as 0,1,2") from None
+    with _stopped_by_ctrl_c():
+        made = sweep(plan, profile, numbers, set_ or [], only=only, workers=workers, device=device)
+    for condition, seed, run, error in made.iter_rows():
+        typer.echo(f"{condition:<20} seed {seed}  {run}" + (f"  FAILED: {error}" if error else ""))
+    if failed := made["error"].is_not_null().sum():
+        typer.echo(f"lmdynamics: {failed} of {len(made)} runs failed; the same command tries them again", err=True)
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _stopped_by_ctrl_c():
+    """Says where a training stopped, which typer would not."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
         typer.echo(f"lmdynamics: {stopped or 'stopped'}", err=True)
         raise typer.Exit(130) from None
+
+
+def _trained(run) -> None:
     last = run.log["loss"].tail(50).mean()
     typer.echo(f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {last:.3f} nats")
 
@@ -43,17 +98,21 @@ def list_runs() -> None:
     from rich.table import Table
 
     from lmdynamics.paths import runs_dir
+    from lmdynamics.runs.branch import family
     from lmdynamics.runs.run import open_run, run_names
 
-    table = Table("run", "objective", "checkpoints", "last step", "of", "loss", title=f"Runs in {runs_dir()}")
-    for name in run_names():
-        run = open_run(name)
-        log, whole = run.log, run.recipe.training.steps if run.recipe else None
+    columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
+    table = Table(*columns, title=f"Runs in {runs_dir()}")
+    table.columns[0].no_wrap = True
+    for generation, run in family(open_run(name) for name in run_names()):
+        log, whole, parent = run.log, run.recipe.training.steps if run.recipe else None, run.parent
         loss = f"{log['loss'].tail(50).mean():.3f}" if len(log) else "–"
-        table.add_row(
-            name, run.objective, str(len(run)), f"{run.steps[-1]:,}", "–" if whole is None else f"{whole:,}", loss
-        )
-    Console().print(
+        shown = "   " * generation + ("└ " if generation else "") + run.name
+        changes = ", ".join(f"{key}={value}" for key, value in parent["changes"].items()) if parent else ""
+        since = f"at step {parent['step']:,}: {changes or 'nothing'}" if parent else ""
+        last, of = f"{run.steps[-1]:,}", "–" if whole is None else f"{whole:,}"
+        table.add_row(shown, run.objective, str(len(run)), last, of, loss, since)
+    Console(width=None if sys.stdout.isatty() else 160).print(
         table if table.row_count else f"No runs yet in {runs_dir()}; `lmdynamics train grammar-mlm` makes one."
     )
 

@@ -95,12 +95,19 @@ class Grammar:
 
     def blocks(self, n: int, seed: int) -> Blocks:
         """`n` sentences as token ids, one row each: [CLS] words [SEP]."""
+        return self.blocks_with_heads(n, seed)[0]
+
+    def blocks_with_heads(self, n: int, seed: int) -> tuple[Blocks, Blocks]:
+        """The same rows, and beside each token the number of its head word in its sentence; -1 where it has none."""
         ids: list[int] = []
+        gold: list[int] = []
         offsets = [0]
-        for words, _, _ in self.trees(n, seed):
+        for words, heads, _ in self.trees(n, seed):
             ids += (CLS, *words, SEP)
+            gold += (-1, *heads, -1)
             offsets.append(len(ids))
-        return Blocks(np.array(ids, np.int32), np.array(offsets, np.int64))
+        ends = np.array(offsets, np.int64)
+        return Blocks(np.array(ids, np.int32), ends), Blocks(np.array(gold, np.int32), ends)
 
     def pairs(self, n: int, seed: int) -> MinimalPairs:
         """`n` agreement pairs per paradigm: the verb agrees with its subject in `good`, not in `bad`.

@@ -37,6 +37,11 @@ class PairAccuracy(Measurement):
     version = 1
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        if checkpoint.objective == "rts":
+            raise UserError(
+                f"{checkpoint.run_name} tells replaced tokens from others and gives no probability of a sentence; "
+                "measure it by fine-tuning (measurements.probes)"
+            )
         sentences = encode_pairs(checkpoint.tokenizer, self.pairs)
         model = checkpoint.model(device=device)
         _check_length(model, sentences)

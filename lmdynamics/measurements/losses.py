@@ -26,8 +26,9 @@ class HeldOutLoss(Measurement):
     """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (how many), `stderr`.
 
     A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
-    run was trained at (Ankner et al. 2023); a causal one, every next token. `stderr` takes rows of text as the
-    independent units (ratio estimator).
+    run was trained at (Ankner et al. 2023); a causal one, every next token; a discriminator (rts) tells of every token
+    whether it was replaced, at that rate. Losses of different objectives do not compare. `stderr` takes rows of text
+    as the independent units (ratio estimator).
     """
 
     blocks: Blocks
@@ -83,6 +84,9 @@ def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: in
             selected = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.roll(-1, dims=1)
             selected[:, -1] = False
             yield Predictions(ids, mask, selected, ids.roll(-1, dims=1)[selected])
+        elif checkpoint.objective == "rts":
+            corrupted, replaced = masker.substitute(ids, masking_rate, generator)
+            yield Predictions(corrupted, mask, masker.ordinary(ids), replaced[masker.ordinary(ids)].long())
         else:
             corrupted, selected = masker(ids, masking_rate, generator)
             yield Predictions(corrupted, mask, selected, ids[selected])

@@ -1,9 +1,10 @@
 """Make a run from a recipe, or go on with one that was stopped."""
 
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.run import Run, open_run
-from lmdynamics.training.recipes import Recipe, load_recipe
+from lmdynamics.training.recipes import Recipe, load_recipe, recipe_from_dict
 
 
 def train(
@@ -35,20 +36,34 @@ def train(
     return build(made, runs_dir() / (name or run_name(made, overrides)), device=device, progress=progress)
 
 
-def run_name(recipe: Recipe, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
-    """`grammar-mlm`, `grammar-mlm-smoke`, `grammar-mlm-seed1`, `grammar-mlm-lr=0.002`."""
+def run_name(recipe: Recipe | None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
+    """`grammar-mlm`, `grammar-mlm-smoke`, `grammar-mlm-seed1`, `grammar-mlm-lr=0.002`; or only the end."""
     given = overrides.items() if isinstance(overrides, Mapping) else (str(item).split("=", 1) for item in overrides)
-    parts = [
-        recipe.name,
-        *([recipe.profile] if recipe.profile != "default" else []),
-        *([f"seed{recipe.seed}"] if recipe.seed else []),
-        *(f"{key.strip()}={Path(str(value)).name.strip()}" for key, value in given if key.strip() != "seed"),
-    ]
-    return "-".join(parts)
+    parts = [] if recipe is None else [recipe.name]
+    if recipe is not None:
+        parts += [recipe.profile] if recipe.profile != "default" else []
+        parts += [f"seed{recipe.seed}"] if recipe.seed else []
+    for key, value in given:
+        if callable(value):
+            raise UserError(f"a run with a function as {key} needs a name of its own: give name=")
+        text = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name).strip("_")
+        parts += [f"{key.strip()}={text or 'none'}"] if recipe is None or key.strip() != "seed" else []
+    return ("" if recipe else "-" if parts else "") + "-".join(parts)
 
 
-def build(recipe: Recipe, folder: Path, *, device: str | None = None, progress: bool | None = None) -> Run:
-    """Train `recipe` into `folder`; other processes that want the same folder wait."""
+def build(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    progress: bool | None = None,
+    parent: Mapping[str, Any] | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Run:
+    """Train `recipe` into `folder`; other processes that want the same folder wait.
+
+    A branch names its `parent`, and `prepare` puts into the folder what it starts from.
+    """
     if is_complete(folder, recipe):
         return open_run(folder)
     from lmdynamics.training.loop import pretrain
@@ -59,8 +74,11 @@ def build(recipe: Recipe, folder: Path, *, device: str | None = None, progress: 
         with store.locked(folder, say=lambda line: print(f"lmdynamics: {line}", file=sys.stderr)):
             if not is_complete(folder, recipe):
                 store.sweep(folder)
+                if prepare and not store.step_folders(folder / "checkpoints"):
+                    prepare()
                 if not (folder / "run.json").exists():
-                    store.write_json(folder / "run.json", {"format": 1, "recipe": recipe.to_dict(), **_circumstances()})
+                    facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(), "parent": parent}
+                    store.write_json(folder / "run.json", facts)
                 pretrain(recipe, folder, device=device, progress=progress)
     else:
         pretrain(recipe, folder, device=device, progress=False)
@@ -72,7 +90,8 @@ def is_complete(folder: Path, recipe: Recipe) -> bool:
     path = folder / "run.json"
     if not path.exists():
         return False
-    before, now = _flat(store.read_json(path, "a run")["recipe"]), _flat(recipe.to_dict())
+    before = flat(recipe_from_dict(store.read_json(path, "a run")["recipe"]).to_dict())
+    now = flat(recipe.to_dict())
     before.pop("checkpoints.save_seconds", None), now.pop("checkpoints.save_seconds", None)
     if before != now:
         key = next(k for k in sorted({*before, *now}) if before.get(k) != now.get(k))
@@ -83,11 +102,11 @@ def is_complete(folder: Path, recipe: Recipe) -> bool:
     return store.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _is_main_process() -> bool:
@@ -108,5 +127,4 @@ def _circumstances() -> dict[str, Any]:
         "git_commit": commit or None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "parent": None,
     }

@@ -15,7 +15,7 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
-from lmdynamics.training.recipes import Recipe, recipe_from_dict
+from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log
 
 
@@ -26,7 +26,7 @@ class Checkpoint:
     folder: Path
     step: int
     run_name: str
-    objective: str  # mlm or clm
+    objective: str  # mlm, clm or rts
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         """The model, in evaluation mode; `attention="eager"` where attention weights are to be read."""
@@ -70,7 +70,6 @@ def _weights(folder: Path) -> Path:
 
 def _load_model(folder: Path, objective: str, attention: str):
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     from transformers.utils import logging
 
     store.check_sizes(folder)
@@ -80,9 +79,9 @@ def _load_model(folder: Path, objective: str, attention: str):
             f"{folder} has no config.json, so its model is unknown; copy it from another checkpoint of the run"
         )
     logging.disable_progress_bar()
-    kind = AutoModelForCausalLM if objective == "clm" else AutoModelForMaskedLM
+    options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
     try:
-        return kind.from_pretrained(folder, attn_implementation=attention, use_safetensors=True, local_files_only=True)
+        return model_class(objective).from_pretrained(folder, **options)
     except SafetensorError as broken:
         raise UserError(
             f"{folder / store.WEIGHTS} is damaged ({broken}); copy that folder anew or train it again"
@@ -118,6 +117,22 @@ class Run:
         path = self.folder / "run.json"
         return store.read_json(path, "a run") if path.exists() else {}
 
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """What this run is a branch of: `run`, `step`, `weights` (their sha256), `changes`; None if of nothing."""
+        return self.facts.get("parent")
+
+    def branch(
+        self, step: int, *, name: str | None = None, device: str | None = None, progress=None, **changes
+    ) -> "Run":
+        """Go on from `step` under a changed recipe: `run.branch(512, masking=0.3)`; see `lmdynamics.runs.branch`.
+
+        Dotted settings go in as `**{"regularizer.form": "uniform"}`. Without changes, the parent again, bit for bit.
+        """
+        from lmdynamics.runs.branch import branch
+
+        return branch(self, step, changes, name=name, device=device, progress=progress)
+
     @cached_property
     def recipe(self) -> Recipe | None:
         return recipe_from_dict(self.facts["recipe"]) if self.facts else None
@@ -132,16 +147,21 @@ class Run:
 
     @cached_property
     def objective(self) -> str:
-        """`mlm` or `clm`; for a plain folder, read off the model's architecture."""
+        """`mlm`, `clm` or `rts`; for a plain folder, read off the model's architecture."""
         if self.recipe:
             return self.recipe.objective
         config = store.read_json(next(iter(self._folders.values())) / "config.json", "a checkpoint")
         architecture = next(iter(config.get("architectures") or [""]))
+        if "TokenClassification" in architecture:
+            return "rts"
         return "mlm" if "MaskedLM" in architecture or "PreTraining" in architecture else "clm"
 
     @property
     def log(self) -> pl.DataFrame:
-        """step, loss (of that step's batch, nats per predicted token), lr, masking_rate, tokens (so far), seconds."""
+        """step, loss (of that step's batch, nats per predicted token), lr, masking_rate, tokens (so far), seconds.
+
+        `penalty`: mean attention along syntactic arcs (γ), where the recipe has a syntactic regulariser that is on.
+        """
         return read_log(self.folder / "log.parquet")
 
     @property

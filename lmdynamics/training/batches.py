@@ -1,7 +1,7 @@
 """From a recipe to the batch of any step: a pure function of seed and step, so resuming needs no saved position."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,13 @@ from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.fetch import locate
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.text import build_text_corpus
+from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
-from lmdynamics.training.masking import Masker
-from lmdynamics.training.recipes import Recipe
+from lmdynamics.training.masking import Masker, Schedule
+from lmdynamics.training.parsing import parse_text
+from lmdynamics.training.recipes import Recipe, Regularizer
+from lmdynamics.training.regularizers import Links, Trees, encode_trees
 
 # sentences no run trains on: the same for every seed, so that runs can be compared
 HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3
@@ -29,6 +32,7 @@ class Corpus:
     tokenizer: object
     train: Blocks
     held_out: Blocks
+    trees: Trees | None = None  # over the rows of `train`; only where a penalty asks for them
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
@@ -36,8 +40,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
     options = dict(recipe.corpus)
     if options.pop("kind") == "grammar":
         grammar = Grammar(options["size"])
-        train = grammar.blocks(options["sentences"], recipe.seed)
-        corpus = Corpus(grammar.tokenizer(), train, grammar.blocks(options["held_out"], HELD_OUT_SEED))
+        train, heads = grammar.blocks_with_heads(options["sentences"], recipe.seed)
+        wanted = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
+        trees = Trees.of_words(train, heads) if wanted else None
+        corpus = Corpus(grammar.tokenizer(), train, grammar.blocks(options["held_out"], HELD_OUT_SEED), trees)
     else:
         if not options["source"]:
             raise UserError("this recipe needs a text: --set source=FOLDER, a file, or a name for `lmdynamics fetch`")
@@ -62,6 +68,27 @@ def open_corpus(recipe: Recipe) -> Corpus:
     return corpus
 
 
+def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
+    """The sentences that a penalty is taken on, where these are not the training rows themselves.
+
+    Raises
+    ------
+    UserError
+        If the treebank or the parser is not there, or none of its sentences fits the model.
+    """
+    r = recipe.regularizer
+    if not r.stages or r.trees == "corpus":
+        return None
+    if ":" in r.trees and not Path(r.trees).exists():
+        source = Path(recipe.corpus.get("source", ""))
+        if recipe.corpus["kind"] != "text":
+            raise UserError(f"regularizer.trees is {r.trees!r}, a parser; this corpus has gold trees: use corpus")
+        treebank = parse_text(source if source.exists() else locate(str(source)), r.trees)
+    else:
+        treebank = open_treebank(r.trees)
+    return encode_trees(treebank, corpus.tokenizer, longest)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What the model reads, which positions are predicted, and what should be predicted there."""
@@ -71,13 +98,19 @@ class Batch:
     selected: Bool[Tensor, "batch time"]
     targets: Int[Tensor, "batch time"]  # meaningful where selected
     tokens: int  # without padding
+    masking_rate: float | None = None
+    links: Links | None = None  # syntactic arcs, where the batch is asked for them
 
     def share(self, process: int, processes: int) -> "Batch":
         """The rows of one of several processes."""
-        mask = None if self.attention_mask is None else self.attention_mask[process::processes]
-        mine = (x[process::processes] for x in (self.ids, self.selected, self.targets))
-        ids, selected, targets = mine
-        return Batch(ids, mask, selected, targets, self.tokens)
+        rows = {name: getattr(self, name) for name in ("ids", "attention_mask", "selected", "targets")}
+        mine = {name: None if x is None else x[process::processes] for name, x in rows.items()}
+        return replace(self, **mine, links=self.links and self.links.share(process, processes))
+
+    def to(self, device) -> "Batch":
+        rows = ("ids", "attention_mask", "selected", "targets", "links")
+        there = {name: getattr(self, name) for name in rows if getattr(self, name) is not None}
+        return replace(self, **{name: x.to(device) for name, x in there.items()})
 
 
 @dataclass
@@ -85,7 +118,8 @@ class Batches:
     """`batches[step]` is the batch of that step.
 
     Rows are shuffled anew each epoch. Rows of unequal length are sorted within groups of 64 batches and the
-    batches shuffled again, which saves the padding.
+    batches shuffled again, which saves the padding. With `trees`, a batch comes with its syntactic arcs at the steps
+    where the regulariser's λ is not zero.
     """
 
     rows: Blocks
@@ -93,25 +127,37 @@ class Batches:
     seed: int
     pad_id: int
     masker: Masker | None  # None: a causal model, which predicts every next token
-    masking_rate: float = 0.15
+    schedule: Schedule = Schedule("constant", (0.15,))  # noqa: RUF009 - frozen
+    steps: int = 1  # of the whole training, which the schedule spans
+    substitute: bool = False  # random-token substitution: the targets are whether a token was replaced
+    trees: Trees | None = None
+    regularizer: Regularizer = Regularizer()  # noqa: RUF009 - frozen
     _epochs: OrderedDict[int, np.ndarray] = field(default_factory=OrderedDict, repr=False)
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, len(self.rows) // self.batch_size)
         if epoch not in self._epochs:
             self._epochs = OrderedDict({epoch: self._order(epoch)})
-        rows = [self.rows[i] for i in self._epochs[epoch][place]]
+        chosen = self._epochs[epoch][place]
+        rows = [self.rows[i] for i in chosen]
         ids, padded = pad(rows, self.pad_id)
         mask = None if padded is None else ~padded
-        tokens = sum(len(row) for row in rows)
+        links = None
+        if self.trees is not None and self.regularizer.strength_at(step):
+            links = self.trees.links(chosen, self.regularizer.arcs)
+        rest = {"tokens": sum(len(row) for row in rows), "links": links}
         if self.masker is None:
             targets = ids.roll(-1, dims=1)
             selected = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded.roll(-1, dims=1)
             selected[:, -1] = False  # nothing follows the last token
-            return Batch(ids, mask, selected, targets, tokens)
-        generator = torch.Generator().manual_seed(mix(self.seed, step))
-        corrupted, selected = self.masker(ids, self.masking_rate, generator)
-        return Batch(corrupted, mask, selected, ids, tokens)
+            return Batch(ids, mask, selected, targets, **rest)
+        generator, x = torch.Generator().manual_seed(mix(self.seed, step)), step / self.steps
+        rate = rest["masking_rate"] = self.schedule(x)
+        if self.substitute:
+            corrupted, replaced = self.masker.substitute(ids, rate, generator)
+            return Batch(corrupted, mask, self.masker.ordinary(ids), replaced.long(), **rest)
+        corrupted, selected = self.masker(ids, rate, generator, self.schedule.loss_share(x))
+        return Batch(corrupted, mask, selected, ids, **rest)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Row numbers of every batch of an epoch, shape [batches, batch_size]."""
@@ -126,6 +172,26 @@ class Batches:
             batches = order.reshape(n, self.batch_size)
             return np.concatenate([random.permutation(batches[i : i + 64]) for i in range(0, n, 64)])
         return order.reshape(n, self.batch_size)
+
+
+@dataclass(frozen=True)
+class TreeBatches:
+    """`batches[step]`: some sentences of a treebank, drawn anew for each step, that only the penalty is taken on."""
+
+    trees: Trees
+    regularizer: Regularizer
+    seed: int
+    pad_id: int
+
+    def __getitem__(self, step: int) -> Batch | None:
+        if not self.regularizer.strength_at(step):
+            return None
+        random, n = np.random.default_rng([self.seed, step, 1]), len(self.trees.rows)
+        chosen = random.choice(n, min(n, self.regularizer.sentences), replace=False)
+        ids, padded = pad([self.trees.rows[i] for i in chosen], self.pad_id)
+        nothing = torch.zeros_like(ids, dtype=torch.bool)
+        links = self.trees.links(chosen, self.regularizer.arcs)
+        return Batch(ids, None if padded is None else ~padded, nothing, ids, tokens=0, links=links)
 
 
 def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:

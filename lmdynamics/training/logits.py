@@ -11,13 +11,15 @@ def logits_at(
     input_ids: Int[Tensor, "batch time"],
     attention_mask: Shaped[Tensor, "batch time"] | None,
     selected: Bool[Tensor, "batch time"],
+    attentions: list[Tensor] | None = None,
 ) -> Float[Tensor, "selected vocab"]:
     """The logits of `model` at the positions that `selected` marks, row by row, left to right.
 
     Equal to `model(input_ids, attention_mask).logits[selected]`, gradients included, without the other positions'
     share of the head. The hidden states are thinned out between the model's body and its head, so this works for any
     `transformers` model whose head treats positions independently and reads its body's last hidden state. `model` may
-    be wrapped for several processes; under `torch.compile`, compile the body's `forward`, not the whole.
+    be wrapped for several processes; under `torch.compile`, compile the body's `forward`, not the whole. A list given
+    as `attentions` is filled with every layer's attention, which the model must compute by `eager`.
 
     Raises
     ------
@@ -31,13 +33,21 @@ def logits_at(
         states = output.last_hidden_state
         # index_select: its backward pass is a plain index_add, that of boolean indexing sorts first
         output.last_hidden_state = states.flatten(0, 1).index_select(0, index.to(states.device)).unsqueeze(0)
+        if attentions is not None:
+            attentions.extend(layer for layer in output.attentions or () if layer is not None)
         return output
 
+    shown = {} if attentions is None else {"output_attentions": True}
     hook = body.register_forward_hook(thin_out)
     try:
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).logits
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **shown).logits
     finally:
         hook.remove()
+    layers = _unwrap(model).config.num_hidden_layers
+    if attentions is not None and len(attentions) != layers:
+        raise UserError(
+            f'{_name(model)} gave attention for {len(attentions)} of {layers} layers; load it with attention="eager"'
+        )
     if logits.dim() != 3 or logits.shape[:2] != (1, len(index)):
         raise UserError(
             f"{_name(model)} gave logits of shape {list(logits.shape)} for {len(index)} positions; "

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.runs import store
-from lmdynamics.training.batches import Batches, Corpus, mix, open_corpus
+from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
 from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.recipes import Recipe, checkpoint_steps
+from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
+from lmdynamics.training.regularizers import attend, penalty_sum
 from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
 
 
@@ -26,15 +27,25 @@ class Interrupted(KeyboardInterrupt):
 
 
 class SummedLoss(nn.Module):
-    """Cross-entropy summed over the predicted positions (nats): one module, so that it can be distributed whole."""
+    """Cross-entropy summed over the predicted positions (nats), and γ summed over syntactic arcs: one module, so that
+    it can be distributed whole."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, form: str = "max"):
         super().__init__()
-        self.model = model
+        self.model, self.form = model, form
 
-    def forward(self, ids, attention_mask, selected, targets):
-        logits = logits_at(self.model, ids, attention_mask, selected)
-        return F.cross_entropy(logits.float(), targets[selected], reduction="sum")
+    def forward(self, batch: Batch, aside: Batch | None = None) -> tuple[Tensor, Tensor | None]:
+        links = batch.links or (aside and aside.links)
+        attend(self.model, "sdpa" if links is None else "eager")
+        seen: list[Tensor] | None = [] if batch.links is not None else None
+        logits = logits_at(self.model, batch.ids, batch.attention_mask, batch.selected, seen)
+        loss = F.cross_entropy(logits.float(), batch.targets[batch.selected], reduction="sum")
+        if links is None:
+            return loss, None
+        if aside is not None:
+            body = self.model.base_model
+            seen = body(aside.ids, attention_mask=aside.attention_mask, output_attentions=True).attentions
+        return loss, penalty_sum(seen, links, self.form)
 
 
 def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progress: bool | None = None) -> None:
@@ -55,11 +66,16 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
     corpus = open_corpus(recipe)
     causal = recipe.objective == "clm"
     masker = None if causal else Masker.for_tokenizer(corpus.tokenizer)
-    batches = Batches(corpus.train, t.batch_size, recipe.seed, corpus.tokenizer.pad_token_id, masker, t.masking_rate)
+    batches = Batches(
+        corpus.train, t.batch_size, recipe.seed, corpus.tokenizer.pad_token_id, masker, recipe.schedule, t.steps,
+        recipe.objective == "rts", corpus.trees, recipe.regularizer,
+    )  # fmt: skip
 
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, corpus).to(accelerator.device).train()
     optimizer = build_optimizer(recipe, model)
+    apart = open_trees(recipe, corpus, longest=getattr(model.config, "max_position_embeddings", 512))
+    trees = apart and TreeBatches(apart, recipe.regularizer, recipe.seed, corpus.tokenizer.pad_token_id)
     log = Log(folder / "log.parquet")
     start, found = max(resumable(folder).items(), default=(0, None))
     if found:
@@ -71,7 +87,7 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
             corpus.held_out.save(folder / "held_out")
     if t.compile:
         model.base_model.forward = torch.compile(model.base_model.forward, dynamic=True)
-    summed_loss, optimizer = accelerator.prepare(SummedLoss(model), optimizer)
+    summed_loss, optimizer = accelerator.prepare(SummedLoss(model, recipe.regularizer.form), optimizer)
 
     keep_at = set(checkpoint_steps(t.steps, keep.per_doubling))
     with_optimizer = {"all": keep_at, "none": set(), "doublings": {t.steps, *checkpoint_steps(t.steps, 1)}}
@@ -104,28 +120,27 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
                     f"stopped at step {step:,} of {t.steps:,}, which is saved; run the same command to go on"
                 )
 
-            batch = batches[step]
-            share = batch.share(process, processes)
+            batch, aside, strength = batches[step], trees and trees[step], recipe.regularizer.strength_at(step)
             torch.manual_seed(mix(recipe.seed, step, process))  # dropout, too, is a function of the step
             for group in optimizer.param_groups:
                 group["lr"] = t.lr_at(step)
-            mask = share.attention_mask
-            predicted = int(batch.selected.sum())  # over all processes: the loss is the mean over these
-            loss = summed_loss(
-                share.ids.to(accelerator.device),
-                None if mask is None else mask.to(accelerator.device),
-                share.selected.to(accelerator.device),
-                share.targets.to(accelerator.device),
-            )
-            loss = loss * (processes / max(1, predicted))  # processes average their gradients
-            accelerator.backward(loss)
+            here = [b and b.share(process, processes).to(accelerator.device) for b in (batch, aside)]
+            total, penalty = summed_loss(*here)
+            # processes average their gradients; the counts are those of all processes
+            loss = objective = total * (processes / max(1, int(batch.selected.sum())))
+            if penalty is not None:
+                penalty = penalty * (processes / max(1, (batch.links or aside.links).arcs))
+                objective = loss + strength * penalty
+            accelerator.backward(objective)
             if t.clip:
                 accelerator.clip_grad_norm_(model.parameters(), t.clip)
             optimizer.step()
             optimizer.zero_grad()
 
             loss = accelerator.reduce(loss.detach(), "mean")
-            log.add(step, loss, t.lr_at(step), t.masking_rate, batch.tokens, time.perf_counter() - began)
+            penalty = None if penalty is None else accelerator.reduce(penalty.detach(), "mean")
+            seconds = time.perf_counter() - began
+            log.add(step, loss, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
             shown.update()
             if step % 25 == 0:
                 shown.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
@@ -134,12 +149,14 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
 
 def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
     """A model with fresh weights for the recipe's configuration and the corpus's tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
     tokenizer = corpus.tokenizer
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("pad", "cls", "sep", "mask")}
     special |= {"bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id}
+    if recipe.objective == "rts":
+        special["num_labels"] = 2  # kept, replaced
     config = recipe.config(vocab_size=len(tokenizer), **special)
+    if recipe.objective == "clm" and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True  # an encoder such as BERT would otherwise see the tokens it is to predict
     longest = int(max(corpus.train.lengths.max(), corpus.held_out.lengths.max(initial=0)))
     limit = getattr(config, "max_position_embeddings", longest)
     if longest > limit:
@@ -147,8 +164,7 @@ def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
             f"the corpus has a row of {longest} tokens, the model takes at most {limit}; "
             f"--set model.max_position_embeddings={longest} or use shorter rows"
         )
-    kind = AutoModelForCausalLM if recipe.objective == "clm" else AutoModelForMaskedLM
-    return kind.from_config(config, attn_implementation="sdpa")
+    return model_class(recipe.objective).from_config(config, attn_implementation="sdpa")
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -12,6 +12,8 @@ from typing import Any
 
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import shipped
+from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
+from lmdynamics.training.regularizers import FORMS, WAYS
 
 PROFILES = ("smoke", "default", "full")
 
@@ -42,7 +44,7 @@ class Optimization:
     beta1: float = 0.9
     beta2: float = 0.98
     clip: float = 1.0  # largest gradient norm; 0 switches clipping off
-    masking_rate: float = 0.15
+    masking: str = "constant-0.15"  # a schedule of the masking rate, such as linear-0.30-0.15 (training.masking)
     precision: str = "fp32"  # or bf16: autocast, weights stay in fp32
     compile: bool = False
 
@@ -54,6 +56,21 @@ class Optimization:
             return self.lr
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.lr * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """The syntactic-attention penalty (training.regularizers): `stages` are (from step, λ); none, and it is off."""
+
+    stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: suppressed for 300 steps
+    form: str = "max"  # or uniform
+    arcs: str = "both"  # attention along arcs both ways; head: to the head only; children: to the children only
+    trees: str = "corpus"  # gold trees of the rows themselves, a treebank mixed in, or a parser: spacy:en_core_web_sm
+    sentences: int = 16  # of the treebank or the parsed text, at each step
+
+    def strength_at(self, step: int) -> float:
+        """λ of the update that leads from `step` to `step + 1`."""
+        return next((strength for since, strength in reversed(self.stages) if step >= since), 0.0)
 
 
 @dataclass(frozen=True)
@@ -72,20 +89,34 @@ class Recipe:
     name: str
     profile: str = "default"
     seed: int = 0
-    objective: str = "mlm"  # or clm
+    objective: str = "mlm"  # clm, or rts (random-token substitution: tell which tokens were replaced)
     corpus: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)  # a Hugging Face config: `model_type` and its fields
     training: Optimization = field(default_factory=Optimization)
+    regularizer: Regularizer = field(default_factory=Regularizer)
     checkpoints: Keeping = field(default_factory=Keeping)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The masking rate over training."""
+        return parse_schedule(self.training.masking)
 
     def config(self, **special):
         """The Hugging Face configuration of the model; `special` holds vocabulary size and special token ids."""
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**{**self.model, **special})
+
+
+def model_class(objective: str):
+    """The Hugging Face class for an objective: masked, causal, or a discriminator that marks replaced tokens."""
+    import transformers
+
+    heads = {"mlm": "MaskedLM", "clm": "CausalLM", "rts": "TokenClassification"}
+    return getattr(transformers, f"AutoModelFor{heads[objective]}")
 
 
 def checkpoint_steps(total: int, per_doubling: int = 4) -> list[int]:
@@ -124,14 +155,17 @@ def load_recipe(
             f"recipe {path.stem!r} has no profile {profile!r}{did_you_mean(profile, {*PROFILES, *profiles})}"
         )
     table = _merge(table, profiles.get(profile, {}))
-    if not isinstance(overrides, Mapping):
-        overrides = dict(_parse(item) for item in overrides)
-    return _build({"name": path.stem, "profile": profile, **table, "seed": seed}, overrides)
+    return _build({"name": path.stem, "profile": profile, **table, "seed": seed}, parse_overrides(overrides))
 
 
-def recipe_from_dict(table: Mapping[str, Any]) -> Recipe:
-    """The recipe that `Recipe.to_dict` described."""
-    return _build(dict(table), {})
+def recipe_from_dict(table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
+    """The recipe that `Recipe.to_dict` described, with `overrides` as in `load_recipe`."""
+    return _build(dict(table), parse_overrides(overrides))
+
+
+def parse_overrides(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """`key=value` strings, values read as TOML, as a mapping; a mapping is left as it is."""
+    return dict(given) if isinstance(given, Mapping) else dict(_parse(item) for item in given)
 
 
 def _merge(below: Mapping, above: Mapping) -> dict:
@@ -151,15 +185,17 @@ def _parse(item: str) -> tuple[str, Any]:
 
 def _build(table: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     table = {**table, "corpus": _corpus(table.get("corpus", {})), "model": _model(table.get("model", {}))}
-    for name, section in (("training", Optimization), ("checkpoints", Keeping)):
+    sections = {"training": Optimization, "regularizer": Regularizer, "checkpoints": Keeping}
+    for name, section in sections.items():
         table[name] = {**asdict(section()), **_known(table.get(name, {}), [f.name for f in fields(section)], name)}
     table = {"seed": 0, "objective": "mlm", **table}
     _known(table, [f.name for f in fields(Recipe)], "a recipe")
     for key, value in overrides.items():
         section, leaf = _place(key, table)
-        section[leaf] = _same_type(key, section[leaf], value)
-    training, checkpoints = Optimization(**table["training"]), Keeping(**table["checkpoints"])
-    recipe = Recipe(**{**table, "training": training, "checkpoints": checkpoints})
+        section[leaf] = value if leaf in ("masking", "stages") else _same_type(key, section[leaf], value)
+    table["training"]["masking"] = _masking(table["training"]["masking"], table["training"]["steps"])
+    table["regularizer"]["stages"] = _stages(table["regularizer"]["stages"])
+    recipe = Recipe(**{**table, **{name: section(**table[name]) for name, section in sections.items()}})
     _sensible(recipe)
     return recipe
 
@@ -173,6 +209,31 @@ def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"model_type": "bert", **given}
+
+
+def _masking(given: Any, steps: int) -> str:
+    """A schedule in its own words: from text, from one rate, from a Schedule, or from any function of x = t/T."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        return str(Schedule("constant", (float(given),)))
+    if isinstance(given, Schedule):
+        return str(given)
+    return str(parse_schedule(given) if isinstance(given, str) else tabulate(given, steps))
+
+
+def _stages(given: Any) -> list[list[float]]:
+    """Stages [[from step, λ], …]; one number is λ from step 0 on."""
+    if isinstance(given, (int, float)) and not isinstance(given, bool):
+        given = [[0, given]] if given else []
+    try:
+        stages = [[int(since), float(strength)] for since, strength in given]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"regularizer.stages is {given!r}; give λ, or a list of [from step, λ] such as [[0, 1.0], [300, 0.0]]"
+        ) from None
+    since = [stage[0] for stage in stages]
+    if since != sorted(set(since)) or (since and since[0] < 0) or not all(math.isfinite(s[1]) for s in stages):
+        raise UserError(f"regularizer.stages is {given!r}; the steps must rise from 0 on, and every λ be a number")
+    return stages
 
 
 def _known(given: Mapping[str, Any], known: list[str], where: str) -> Mapping[str, Any]:
@@ -215,13 +276,24 @@ def _same_type(key: str, before: Any, value: Any) -> Any:
 
 def _sensible(recipe: Recipe) -> None:
     """Refuse values that no run can be made from."""
-    t = recipe.training
+    t, r = recipe.training, recipe.regularizer
     rules = (
-        (recipe.objective in ("mlm", "clm"), f"objective is {recipe.objective!r}; choose mlm or clm"),
+        (recipe.objective in ("mlm", "clm", "rts"), f"objective is {recipe.objective!r}; choose mlm, clm or rts"),
         (t.steps >= 1, f"training.steps is {t.steps}; at least 1 is needed"),
         (t.batch_size >= 1, f"training.batch_size is {t.batch_size}; at least 1 is needed"),
         (t.lr > 0, f"training.lr is {t.lr}; it must be positive"),
-        (0 < t.masking_rate < 1, f"training.masking_rate is {t.masking_rate}; it must lie between 0 and 1"),
+        (
+            recipe.objective == "mlm" or not t.masking.startswith("subset"),
+            f"training.masking is {t.masking}, a schedule for mlm; the objective is {recipe.objective}",
+        ),
+        (r.form in FORMS, f"regularizer.form is {r.form!r}; choose {' or '.join(FORMS)}"),
+        (r.arcs in WAYS, f"regularizer.arcs is {r.arcs!r}; choose {', '.join(WAYS)}"),
+        (r.sentences >= 1, f"regularizer.sentences is {r.sentences}; at least 1 is needed"),
+        (
+            not r.stages or r.trees != "corpus" or recipe.corpus["kind"] == "grammar",
+            "this corpus has no trees of its own; set regularizer.trees to a treebank (a name or a CoNLL-U file) "
+            "or to a parser, such as spacy:en_core_web_sm",
+        ),
         (t.decay in ("linear", "cosine", "none"), f"training.decay is {t.decay!r}; choose linear, cosine or none"),
         (t.precision in ("fp32", "bf16"), f"training.precision is {t.precision!r}; choose fp32 or bf16"),
         (recipe.checkpoints.per_doubling >= 1, "checkpoints.per_doubling must be at least 1"),

@@ -22,6 +22,7 @@ LOG_SCHEMA = {
     "masking_rate": pl.Float64,
     "tokens": pl.Int64,
     "seconds": pl.Float64,
+    "penalty": pl.Float64,
 }
 
 
@@ -84,6 +85,7 @@ class Log:
         self.frame = pl.DataFrame(schema=LOG_SCHEMA)
         self._rows: list[tuple] = []
         self._losses: list[Tensor] = []
+        self._penalties: list[Tensor] = []
 
     def resume(self, step: int) -> None:
         """Keep what was logged before `step`."""
@@ -107,17 +109,31 @@ class Log:
             return self._rows[-1][place]
         return self.frame[column][-1] if len(self.frame) else nothing
 
-    def add(self, step: int, loss: Tensor, lr: float, masking_rate: float, tokens: int, seconds: float) -> None:
-        self._losses.append(loss)  # read from the device only when written: a GPU need not wait
+    def add(
+        self,
+        step: int,
+        loss: Tensor,
+        lr: float,
+        masking_rate: float | None,
+        tokens: int,
+        seconds: float,
+        penalty: Tensor | None = None,
+    ) -> None:
+        # read from the device only when written: a GPU need not wait
+        self._losses.append(loss)
+        self._penalties.append(torch.full_like(loss, torch.nan) if penalty is None else penalty)
         self._rows.append((step, lr, masking_rate, self.tokens + tokens, seconds))
 
     def write(self) -> None:
         if self._rows:
-            losses = torch.stack(self._losses).double().tolist()
-            schema = {name: kind for name, kind in LOG_SCHEMA.items() if name != "loss"}
-            new = pl.DataFrame(self._rows, schema, orient="row").with_columns(loss=pl.Series(losses, dtype=pl.Float64))
-            self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))])
-            self._rows, self._losses = [], []
+            schema = {name: kind for name, kind in LOG_SCHEMA.items() if name not in ("loss", "penalty")}
+            losses, penalties = (torch.stack(x).double().tolist() for x in (self._losses, self._penalties))
+            new = pl.DataFrame(self._rows, schema, orient="row").with_columns(
+                loss=pl.Series(losses, dtype=pl.Float64),
+                penalty=pl.Series(penalties, dtype=pl.Float64).fill_nan(None),
+            )
+            self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))], how="diagonal")
+            self._rows, self._losses, self._penalties = [], [], []
         with store.saving(str(self.path)), store.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
 

@@ -46,7 +46,7 @@ def test_equals_a_naive_loop():
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    batches = Batches(corpus.train, 8, 0, 0, Masker.for_tokenizer(corpus.tokenizer), 0.15)
+    batches = Batches(corpus.train, 8, 0, 0, Masker.for_tokenizer(corpus.tokenizer))
     losses = []
     for step in range(12):
         batch = batches[step]

@@ -51,8 +51,8 @@ def test_overrides_by_dotted_and_bare_key_and_as_text():
         (["lr"], "is not an override; write key=value"),
         (["lr=fast"], "lr is float"),
         (["steps=0"], "training.steps is 0"),
-        (["masking_rate=1.0"], "must lie between 0 and 1"),
-        (["objective=gan"], "choose mlm or clm"),
+        (["masking=constant-1.0"], "must lie between 0 and 1"),
+        (["objective=gan"], "choose mlm, clm or rts"),
         (["name=x"], "no setting 'name'"),
     ],
 )

@@ -1,0 +1,144 @@
+"""Branch a run: go on from one of its checkpoints under a changed recipe.
+
+Weights and optimizer state come from the checkpoint; data order, masks and dropout are functions of seed and step. So
+a branch without changes repeats its parent bit for bit on the same device, and whatever else a branch does differently
+is the change's doing. A branch is a run of its own, in a folder of its own, which begins at the step it left.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lmdynamics.errors import UserError
+from lmdynamics.paths import runs_dir
+from lmdynamics.runs import store
+from lmdynamics.runs.build import build, flat, run_name
+from lmdynamics.runs.run import Run
+from lmdynamics.training.recipes import Recipe, recipe_from_dict
+
+FIXED = ("corpus.", "model.", "objective")  # what a checkpoint's weights are made for
+
+
+def branch(
+    run: Run,
+    step: int,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    name: str | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> Run:
+    """The run that leaves `run` at `step` and goes on under changed settings; trained now, gone on with, or opened.
+
+    `overrides` as for `train`: `masking`, `stages`, `lr`, `seed`, `steps`, …; settings of the corpus, the model and the
+    objective cannot change. `name` is by default made from the parent's name, the step and the changes.
+
+    Raises
+    ------
+    UserError
+        If `run` keeps no optimizer state at `step`, a change is not possible, nothing is left to train, or the folder
+        of that name holds another run.
+    """
+    changed, changes = branched_recipe(run, step, overrides)
+    folder = runs_dir() / (name or branch_name(run, step, changes))
+    parent = {"run": run.name, "step": step, "weights": run[step].content_hash, "changes": changes}
+    found = Run(folder).parent if (folder / "run.json").exists() else parent
+    if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
+        origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"
+        raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")
+    return build(
+        changed, folder, device=device, progress=progress, parent=parent, prepare=partial(_plant, run, step, folder)
+    )
+
+
+def branched_recipe(
+    run: Run, step: int, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a branch, and what differs from its parent's; raises as `branch` does."""
+    if run.recipe is None:
+        raise UserError(
+            f"{run.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
+        )
+    checkpoint = run[step]
+    if not (checkpoint.folder / store.TRAINING_STATE).exists():
+        kept = [s for s in run.steps if (run[s].folder / store.TRAINING_STATE).exists()]
+        nearest = ", ".join(map(str, sorted(sorted(kept, key=lambda s: abs(s - step))[:3])))
+        raise UserError(
+            f"{run.name} keeps no optimizer state at step {step}, so it cannot go on from there; "
+            + (f"the nearest steps with one are {nearest}" if kept else "train it with optimizer_state=all")
+        )
+    changed = recipe_from_dict(run.facts["recipe"], overrides)
+    before, after = flat(run.recipe.to_dict()), flat(changed.to_dict())
+    changes = {key: after[key] for key in after if before.get(key) != after[key]}
+    if fixed := next((key for key in changes if key.startswith(FIXED)), None):
+        raise UserError(
+            f"a branch cannot change {fixed}: the weights at step {step} are made for {before.get(fixed)!r}"
+        )
+    if changed.training.steps <= step:
+        raise UserError(
+            f"training ends at step {changed.training.steps}, so at step {step} nothing is left to do; "
+            "branch earlier, or set a larger steps"
+        )
+    return changed, changes
+
+
+def branch_name(run: Run, step: int, changes: Mapping[str, Any]) -> str:
+    """`grammar-mlm@512-lr=0.001`: the parent, the step, and what is changed."""
+    base = f"{run.name}@{step}"
+    leaves = {key.rpartition(".")[2]: value for key, value in changes.items()}
+    return base + run_name(None, leaves)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a branch will take, judged by its parent: steps, seconds (its pace), bytes on disk."""
+
+    steps: int
+    seconds: float | None  # None where the parent's log does not tell
+    bytes: int
+
+    def __str__(self) -> str:
+        time = "an unknown time" if self.seconds is None else f"about {max(1, round(self.seconds)):,} s"
+        return f"{self.steps:,} steps, {time} at the parent's pace, {self.bytes / 1e6:,.0f} MB"
+
+
+def branch_cost(run: Run, step: int, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Cost:
+    """What `branch` with the same arguments will cost; raises as it does."""
+    changed, _ = branched_recipe(run, step, overrides)
+    steps = changed.training.steps - step
+    pace = run.log.select(pl.col("seconds").diff().median()).item() if len(run.log) > 1 else None
+    sizes = [sum(file.stat().st_size for file in run[s].folder.iterdir()) for s in run.steps if s >= step]
+    return Cost(steps, None if pace is None else pace * steps, sum(sizes))
+
+
+def family(runs: Iterable[Run]) -> list[tuple[int, Run]]:
+    """Runs with their generation (0, 1, …), each branch right below its parent, by the step it leaves at."""
+    runs = {run.name: run for run in runs}
+    children: dict[str | None, list[Run]] = {}
+    for run in runs.values():
+        parent = run.parent["run"] if run.parent and run.parent["run"] in runs else None
+        children.setdefault(parent, []).append(run)
+
+    def below(name: str | None, generation: int) -> list[tuple[int, Run]]:
+        order = sorted(children.get(name, []), key=lambda run: (run.parent["step"] if name else 0, run.name))
+        return [pair for run in order for pair in ((generation, run), *below(run.name, generation + 1))]
+
+    return below(None, 0)
+
+
+def _plant(run: Run, step: int, folder: Path) -> None:
+    """Put what a branch starts from into its folder; the checkpoint comes last, since training goes on from it."""
+    with store.saving(str(folder)):
+        for shared in ("tokenizer", "held_out"):
+            if (run.folder / shared).is_dir():
+                with store.atomic_folder(folder / shared) as temporary:
+                    shutil.copytree(run.folder / shared, temporary, dirs_exist_ok=True)
+        with store.atomic_file(folder / "log.parquet") as temporary:
+            run.log.filter(pl.col("step") < step).write_parquet(temporary)
+        with store.atomic_folder(store.step_folder(folder / "checkpoints", step)) as temporary:
+            shutil.copytree(run[step].folder, temporary, dirs_exist_ok=True)

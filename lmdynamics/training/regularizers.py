@@ -1,0 +1,156 @@
+"""The syntactic-attention penalty: what attention puts on syntactic arcs, and when in training that counts.
+
+    loss = L_MLM + λ · mean over arcs of γ(i, j)
+
+after Chen et al. 2023 (arXiv 2309.07311): γ is the attention from i to j, the largest of all layers and heads (`max`)
+or their sum (`uniform`). λ > 0 suppresses syntactic attention structure (SAS−), λ < 0 promotes it (SAS+). The authors'
+code sums over batch and tokens, so that its λ depends on the batch; here it is the mean over arcs.
+
+An arc counts from the dependent to its head (`head`), from the head to its dependent (`children`), or both ways.
+Attention between words of several pieces: summed over the pieces attended to, averaged over those attending.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
+
+FORMS = ("max", "uniform")
+WAYS = ("both", "head", "children")
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """The pairs of tokens that make up the arcs of a batch: `weight` of attention[row, :, query, key] goes to `arc`."""
+
+    row: Int64[Tensor, " links"]
+    query: Int64[Tensor, " links"]
+    key: Int64[Tensor, " links"]
+    arc: Int64[Tensor, " links"]
+    weight: Float32[Tensor, " links"]
+    arcs: int  # of the whole batch
+
+    def share(self, process: int, processes: int) -> "Links":
+        """The links in the rows of one of several processes."""
+        mine = self.row % processes == process
+        row, *rest = (x[mine] for x in (self.row, self.query, self.key, self.arc, self.weight))
+        return Links(row // processes, *rest, self.arcs)
+
+    def to(self, device) -> "Links":
+        return Links(*(x.to(device) for x in (self.row, self.query, self.key, self.arc, self.weight)), self.arcs)
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """Rows of tokens with the trees over them: per token, the word it is a piece of, and that word's head word.
+
+    Words are numbered within their row; -1 stands at special tokens (`word`) and at roots (`head`).
+    """
+
+    rows: Blocks
+    word: Blocks
+    head: Blocks
+
+    @classmethod
+    def of_words(cls, rows: Blocks, heads: Blocks) -> "Trees":
+        """Where every word is one token, between [CLS] and [SEP]."""
+        place = np.arange(len(rows.ids)) - np.repeat(rows.offsets[:-1], rows.lengths) - 1
+        place[rows.offsets[1:] - 1] = -1
+        return cls(rows, Blocks(place.astype(np.int32), rows.offsets), heads)
+
+    def links(self, chosen: Sequence[int], way: str = "both") -> Links:
+        """The arcs of the rows `chosen`, in that order, for a batch padded on the right."""
+        parts = [_pieces(self.word[i], self.head[i]) for i in chosen]
+        sizes = [len(dependent) for dependent, *_ in parts]
+        row = np.repeat(np.arange(len(parts)), sizes)
+        dependent, head, of_dependent, of_head, arc = (np.concatenate(x) for x in zip(*parts, strict=True))
+        arcs = np.cumsum([0, *(int(part[4][-1]) + 1 if len(part[4]) else 0 for part in parts)])
+        arc = arc + np.repeat(arcs[:-1], sizes)
+        upwards, downwards = (row, dependent, head, arc, 1 / of_dependent), (row, head, dependent, arc, 1 / of_head)
+        ways = {"head": [upwards], "children": [downwards], "both": [upwards, downwards]}[way]
+        total = int(arcs[-1])
+        row, query, key, arc, weight = (np.concatenate(x) for x in zip(*ways, strict=True))
+        if way == "both":
+            arc[len(arc) // 2 :] += total
+        indices = (torch.from_numpy(x.astype(np.int64)) for x in (row, query, key, arc))
+        return Links(*indices, torch.from_numpy(weight.astype(np.float32)), total * len(ways))
+
+
+def _pieces(word: np.ndarray, head: np.ndarray):
+    """Pairs (token of a dependent, token of its head), with the pieces of either word and the number of the arc."""
+    token = np.flatnonzero(head >= 0)
+    words = int(word.max(initial=-1)) + 1
+    count = np.bincount(word[word >= 0], minlength=words)
+    start = np.full(words, len(word))
+    np.minimum.at(start, word[word >= 0], np.flatnonzero(word >= 0))
+    of_dependent, of_head = count[word[token]], count[head[token]]
+    _, arc = np.unique(word[token], return_inverse=True)
+    token, of_dependent, arc = (np.repeat(x, of_head) for x in (token, of_dependent, arc))
+    within = np.arange(len(token)) - np.repeat(np.cumsum(of_head) - of_head, of_head)
+    head_token = np.repeat(start[head[np.flatnonzero(head >= 0)]], of_head) + within
+    return token, head_token, of_dependent, np.repeat(of_head, of_head), arc
+
+
+def encode_trees(treebank: Treebank, tokenizer, longest: int) -> Trees:
+    """The sentences of a treebank as rows for a model; those of more than `longest` tokens are left out.
+
+    Raises
+    ------
+    UserError
+        If no sentence is left, or the tokenizer makes nothing of a word.
+    """
+    encoded = tokenizer([list(s.words) for s in treebank], is_split_into_words=True, verbose=False)
+    rows, words, heads = [], [], []
+    for i, sentence in enumerate(treebank):
+        ids, word = encoded["input_ids"][i], [-1 if w is None else w for w in encoded.word_ids(i)]
+        if len(ids) > longest:
+            continue
+        if len({*word} - {-1}) < len(sentence):
+            lost = min({*range(len(sentence))} - {*word})
+            raise UserError(
+                f"{treebank.name}: the tokenizer makes nothing of {sentence.words[lost]!r}; leave that sentence out"
+            )
+        rows.append(ids)
+        words.append(word)
+        heads.append([-1 if w < 0 else sentence.heads[w] for w in word])
+    if not rows:
+        raise UserError(f"{treebank.name} has no sentence of at most {longest} tokens; use shorter ones")
+    return Trees(*(Blocks.from_rows(x) for x in (rows, words, heads)))
+
+
+def arc_attention(
+    attentions: Sequence[Float[Tensor, "batch heads time time"]], links: Links
+) -> Float[Tensor, "arcs layers_heads"]:
+    """Attention along each arc under every head of every layer."""
+    columns = []
+    for attention in attentions:
+        _, heads, time, _ = attention.shape
+        # one flat index_select: its backward pass is a plain index_add, that of indexing by four tensors is slow
+        flat = ((links.row * heads)[:, None] + torch.arange(heads, device=attention.device)) * time**2
+        flat = flat + (links.query * time + links.key)[:, None]
+        columns.append(attention.reshape(-1).index_select(0, flat.reshape(-1)).view(-1, heads))
+    along = torch.cat(columns, 1).float() * links.weight[:, None]
+    if len(links.arc) == links.arcs:
+        return along  # no word is split: link i is arc i, but for their order
+    return along.new_zeros(links.arcs, along.shape[1]).index_add(0, links.arc, along)
+
+
+def penalty_sum(
+    attentions: Sequence[Float[Tensor, "batch heads time time"]], links: Links, form: str
+) -> Float[Tensor, ""]:
+    """Sum over arcs of γ: the largest attention of all heads and layers (`max`), or their sum (`uniform`)."""
+    along = arc_attention(attentions, links)
+    return (along.amax(1) if form == "max" and along.numel() else along).sum()
+
+
+def attend(model: nn.Module, implementation: str) -> None:
+    """Let a model compute attention by `eager` (which can show it) or `sdpa` (which is faster)."""
+    if model.config._attn_implementation != implementation:
+        model.set_attn_implementation(implementation)
