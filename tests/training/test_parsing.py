@@ -21,9 +21,8 @@ def fake_spacy(monkeypatch):
 
     def document(text):
         words = text.replace(".", " .").split()
-        tokens = [
-            SimpleNamespace(i=i, text=w, is_space=False, dep_="ROOT" if i == 1 else "dep") for i, w in enumerate(words)
-        ]
+        kinds = ["dep", "ROOT", *["dep"] * len(words)]
+        tokens = [SimpleNamespace(i=i, text=w, is_space=False, dep_=kinds[i]) for i, w in enumerate(words)]
         for token in tokens:
             token.head = tokens[1]
         return SimpleNamespace(sents=[tokens])

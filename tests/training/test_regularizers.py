@@ -147,11 +147,13 @@ def test_training_adds_the_penalty_to_the_loss(changes):
     assert run.log["penalty"].to_list() == pytest.approx(penalties, rel=1e-4)
     last = run[12].model().state_dict()
     for name, value in net.state_dict().items():
+        if name.endswith("key.bias"):  # softmax cancels it: its gradient is rounding, which AdamW blows up
+            continue
         torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_suppression_lowers_attention_on_arcs_and_promotion_raises_it():
-    common = {**TINY, "training.steps": 60, "corpus.sentences": 800}
+    common = {**TINY, "training.steps": 100, "corpus.sentences": 800, "training.lr": 0.02}
     ends = [
         train("grammar-mlm", overrides={**common, "stages": strength}, name=f"s{strength}", progress=False).log
         for strength in (1.0, -1.0)
