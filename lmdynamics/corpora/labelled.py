@@ -1,0 +1,221 @@
+"""Sentences with a label each, to fine-tune on: sentiment, subjectivity, acceptability, tables of one's own.
+
+Polarity and subjectivity: Pang and Lee 2005, 2004. Acceptability is read off minimal pairs, as in CoLA good is 1.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.corpora.fetch import locate
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.errors import UserError, did_you_mean
+
+# each label's file in the zip, label 0 first
+ZIPS = {
+    "polarity": ("sentence_polarity.zip", ("rt-polarity.neg", "rt-polarity.pos")),
+    "subjectivity": ("subjectivity.zip", ("plot.tok.gt9.5000", "quote.tok.gt9.5000")),
+}
+# dashes and quotes of Windows-1252 that the source kept as control characters when it became UTF-8
+_CONTROLS = {code: bytes([code]).decode("cp1252", "ignore") or " " for code in range(0x80, 0xA0)}
+
+
+class Splits(NamedTuple):
+    train: "LabelledSentences"
+    dev: "LabelledSentences"
+    test: "LabelledSentences"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSentences:
+    """One row per example: `text`, `label`, `group`, and for some tasks `second` (text) and `split`.
+
+    `label` is 0, 1, ... (Int64), or a grade (Float64). Rows with the same `group` belong together: they never part
+    into different splits. `second` is the other sentence of a task on two. `split` is `train` or `test` where the
+    source says which rows are which. `split_into_words` is that of `MinimalPairs`. `metrics` are the task's usual
+    ones, the one to report first.
+
+    Raises
+    ------
+    UserError
+        If a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite grades.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    split_into_words: bool = False
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def __post_init__(self):
+        needed = ["text", "label", "group", *({"second", "split"} & set(self.frame.columns))]
+        if missing := [name for name in needed if name not in self.frame.columns]:
+            raise UserError(f"{self.name} has no column {missing[0]!r}; labelled sentences need text, label and group")
+        for name in needed:
+            empty = pl.col(name).is_null()
+            if name in ("text", "second"):
+                empty |= pl.col(name).str.strip_chars() == ""
+            if len(rows := self.frame.select(empty.arg_true()).to_series()):
+                raise UserError(f"{self.name}: row {rows[0]} has no {name}; leave such rows out")
+        labels = self.frame["label"]
+        if labels.dtype.is_float():
+            wrong = not labels.is_finite().all()
+        else:
+            wrong = not labels.dtype.is_integer() or labels.unique().sort().to_list() != list(range(labels.n_unique()))
+        if wrong or labels.n_unique() < 2:
+            shown = ", ".join(map(str, labels.unique().sort().head(5)))
+            raise UserError(
+                f"{self.name} has the labels {shown or '(none)'}; expected 0, 1, ... without gaps, or grades"
+            )
+
+    @property
+    def classes(self) -> int | None:
+        """How many labels there are; None if they are grades."""
+        return None if self.frame["label"].dtype.is_float() else self.frame["label"].n_unique()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (16 hex digits): part of the cache key of every measurement made on these sentences."""
+        digest = hashlib.sha256(json.dumps([self.split_into_words, self.metrics, self.frame.columns]).encode())
+        for row in self.frame.iter_rows():
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        kind = "grades" if self.classes is None else f"{self.classes} labels"
+        return f"LabelledSentences({self.name!r}, {len(self):,} examples, {kind})"
+
+    def splits(self, seed: int = 0, dev: float = 0.15, test: float = 0.15) -> Splits:
+        """Train, dev and test, drawn by `seed`: whole groups, each label in the same share everywhere.
+
+        Where the source has a test split of its own that is taken, and dev is drawn from the rest.
+
+        Raises
+        ------
+        UserError
+            If a share is not between 0 and 1, or there are too few groups for every label to be in every split.
+        """
+        if not (0 < dev < 1 and 0 < test < 1 and dev + test < 1):
+            raise UserError(f"dev {dev:g} and test {test:g} must be shares above 0 that leave some rows to train on")
+        own = "split" in self.frame.columns
+        frame = self.frame.with_row_index("_row")
+        drawn = frame.filter(split="train") if own else frame
+        shares = [(1.0, "train"), (dev, "dev")] if own else [(1.0, "train"), (dev + test, "test"), (dev, "dev")]
+        place = pl.lit("train")
+        for share, name in shares[1:]:
+            place = pl.when(pl.col("_at") < share).then(pl.lit(name)).otherwise(place)
+        groups = _shuffled_within_strata(drawn, seed).with_columns(place.alias("_split"))
+        drawn = drawn.join(groups.select("group", "_split"), on="group", how="left", maintain_order="left")
+        if own:
+            drawn = pl.concat([drawn, frame.filter(split="test").with_columns(pl.lit("test").alias("_split"))])
+        parts = []
+        for name in Splits._fields:
+            rows = drawn.filter(_split=name).sort("_row").drop("_row", "_split")
+            if rows.is_empty() or (self.classes or 0) > rows["label"].n_unique():
+                raise UserError(
+                    f"{self.name}: {groups.height:,} groups of sentences are too few to have every label in {name}; "
+                    "give more sentences, or larger shares"
+                )
+            parts.append(replace(self, name=f"{self.name} {name}", frame=rows))
+        return Splits(*parts)
+
+
+def _shuffled_within_strata(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """One row per group: `_at`, its place from 0 to 1 in a random order of the groups with the same labels."""
+    label = pl.col("label") if frame["label"].dtype.is_integer() else pl.lit(0)
+    groups = frame.group_by("group", maintain_order=True).agg(label.unique().sort().alias("_labels"))
+    draw = pl.Series("_draw", np.random.default_rng(seed).random(len(groups)))
+    place = (pl.col("_draw").rank("ordinal") - 0.5) / pl.len()
+    return groups.with_columns(draw).with_columns(place.over("_labels").alias("_at"))
+
+
+def labelled(
+    name: str, texts: Sequence[str], labels: Sequence[int] | Sequence[float], split_into_words: bool = False
+) -> LabelledSentences:
+    """Sentences and their labels, side by side; a sentence that is there twice is one group."""
+    if len(texts) != len(labels):
+        raise UserError(f"{name}: {len(texts)} sentences and {len(labels)} labels; give one label for each")
+    frame = pl.DataFrame({"text": texts, "label": labels}, schema_overrides={"text": pl.String})
+    return LabelledSentences(name, frame.with_columns(same_text("text").alias("group")), split_into_words)
+
+
+def same_text(column: str) -> pl.Expr:
+    """A number for each different text."""
+    return (pl.col(column).rank("dense") - 1).cast(pl.Int64)
+
+
+def acceptability(pairs: MinimalPairs) -> LabelledSentences:
+    """The sentences of minimal pairs one by one: label 1 if good, 0 if bad.
+
+    Both sentences of a pair are one group, and so are pairs that share a sentence: whoever has seen one of the two
+    in training knows the other. Half of the examples are good, so that the majority share is one half.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    texts = pl.concat([pairs.frame["good"], pairs.frame["bad"]])
+    number = texts.rank("dense").to_numpy().astype(np.int64) - 1
+    good, bad = np.split(number, 2)
+    links = coo_array((np.ones(len(good)), (good, bad)), shape=(len(number), len(number)))
+    group = connected_components(links, directed=False)[1][number]
+    order = np.arange(len(number)).reshape(2, -1).T.ravel()  # the good sentence of a pair, then its bad one
+    frame = pl.DataFrame({"text": texts, "label": np.repeat([1, 0], len(pairs)), "group": group.astype(np.int64)})[
+        order
+    ]
+    return LabelledSentences(f"acceptability of {pairs.name}", frame, pairs.split_into_words)
+
+
+def open_labelled(name: str) -> LabelledSentences:
+    """Labelled sentences by name (`polarity`, `subjectivity`) or a CSV or TSV file with the columns text and label.
+
+    polarity: 10,662 sentences of film reviews, 1 if the review is favourable. subjectivity: 10,000 sentences on
+    films, 1 if from a review, 0 if from a summary of the plot. Both are lower case, words and punctuation apart.
+
+    Raises
+    ------
+    UserError
+        If it is neither a known name nor a file, or is not on this machine, or does not parse.
+    """
+    if name in ZIPS:
+        return _read_zip(name, locate("sentiment") / ZIPS[name][0], ZIPS[name][1])
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"no labelled sentences {name!r}: neither a known name nor a file{did_you_mean(name, ZIPS)}")
+    try:
+        frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",")
+        return labelled(path.stem, frame["text"].cast(pl.String).to_list(), frame["label"].to_list())
+    except pl.exceptions.PolarsError as problem:
+        first = str(problem).splitlines()[0]
+        raise UserError(f"{path} is not a table with the columns text and label ({first}); correct it") from None
+
+
+def _read_zip(name: str, path: Path, members: Sequence[str]) -> LabelledSentences:
+    texts, labels = [], []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = {Path(entry).name: entry for entry in archive.namelist()}
+            for label, member in enumerate(members):
+                if member not in inside:
+                    raise UserError(f"{path} holds no {member}; it is not the zip of {name}: fetch sentiment again")
+                lines = archive.read(inside[member]).decode("utf-8").translate(_CONTROLS).split("\n")
+                sentences = [line.strip() for line in lines if line.strip()]
+                texts += sentences
+                labels += [label] * len(sentences)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run `lmdynamics fetch sentiment`") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}/{member} is not UTF-8 (byte {error.start}); fetch sentiment again") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole zip file ({error}); fetch sentiment again") from None
+    return labelled(name, texts, labels)
