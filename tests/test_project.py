@@ -27,7 +27,7 @@ LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() i
 
 def declared() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
     return [Requirement(line) for line in lines if not line.startswith("lmdynamics")]
 
 
@@ -70,7 +70,8 @@ def imported(module: Path) -> set[str]:
 
 def test_what_the_package_imports_is_declared():
     providers = packages_distributions()
-    known = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    for_users = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["glue"]]
+    known = {canonicalize_name(Requirement(line).name) for line in for_users}
     undeclared = {
         name: str(module.relative_to(ROOT))
         for module in MODULES
