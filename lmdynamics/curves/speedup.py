@@ -1,0 +1,237 @@
+"""How much sooner a schedule reaches the best its baseline ever does.
+
+Ankner et al. 2023 (arXiv 2305.15096) fit g(t) = c1 - c2 exp(-(c3 t)^c4) to the downstream score of intermediate
+checkpoints; the speed-up is the baseline's total steps over the step at which the scheduled fit reaches the
+baseline's best. 70,000 / 37,000 = 1.89 in the paper.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from lmdynamics.curves.intervals import grid, need_columns, resample_counts
+from lmdynamics.errors import UserError
+
+LONGEST = 2.0  # a fit is read up to this many times its last step; what lies beyond was not seen
+OPEN = 0.025  # share of resamples that may never reach the best before the interval is open below
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """g(t) = c1 - c2 exp(-(c3 t)^c4): a score that rises from c1 - c2 at step 0 towards c1. c2, c3, c4 >= 0."""
+
+    c1: float
+    c2: float
+    c3: float
+    c4: float
+
+    def __call__(self, steps: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
+        return self.c1 - self.c2 * np.exp(-((self.c3 * steps) ** self.c4))
+
+    def step_at(self, score: float) -> float:
+        """The step at which the curve reaches `score`: 0 if it starts there, infinity if it never does."""
+        if score <= self.c1 - self.c2:
+            return 0.0
+        left = (self.c1 - score) / self.c2 if self.c2 > 0 else 0.0
+        return float((-np.log(left)) ** (1 / self.c4) / self.c3) if left > 0 else float("inf")
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times fewer steps the schedule needs to reach the baseline's best, with a 95 % bootstrap interval.
+
+    `value` is None where it never gets there; `low` is None where the interval is open below, because more than 2.5 %
+    of the resamples never do. `share` is that of the resamples that get there.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    step: float | None  # at which the scheduled fit reaches `target`
+    reached: bool
+    reason: str  # one sentence a person can read
+    target: float
+    share: float
+    baseline: LearningCurve
+    scheduled: LearningCurve
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"no speed-up to report: {self.reason}"
+        if self.high is None:
+            return f"speed-up {self.value:.2f}"
+        return f"speed-up {self.value:.2f} [{'open' if self.low is None else format(self.low, '.2f')}, {self.high:.2f}]"
+
+    def story(self) -> str:
+        """The speed-up and what it rests on, in one line."""
+        return str(self) if self.value is None else f"{self}: {self.reason}"
+
+
+def speedup(
+    baseline: pl.DataFrame,
+    scheduled: pl.DataFrame,
+    value: str = "accuracy",
+    unit: str | None = None,
+    *,
+    best: Literal["fitted", "observed"] = "fitted",
+    resamples: int = 300,
+    seed: int = 0,
+) -> Speedup:
+    """The speed-up of `scheduled` over `baseline`: frames with `step` and `value` (higher is better).
+
+    With `unit` (a column: "seed", "pair"), every unit has a value at every step, the curve is the mean over units,
+    and units are resampled, the same ones in both frames if both have the same. Without, rows of one step are
+    averaged and the fits' residuals resampled, each at another step.
+
+    The best is the baseline's fit at its last step; "observed" takes its highest score, as the paper does. The highest
+    of noisy scores overstates what the baseline can do, so that a run no different from it may never get there.
+    The fit is read up to twice the last step of `scheduled`, and not below its first step after 0.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, a value is missing or not finite, there are fewer than 5 steps, units are missing at
+        some step, or the baseline's score never rises.
+    """
+    if best not in ("fitted", "observed"):
+        raise UserError(f"best is {best!r}; expected 'fitted' or 'observed'")
+    runs = [_scores(frame, value, unit, name) for frame, name in ((baseline, "baseline"), (scheduled, "scheduled"))]
+    (steps, of_base), (scheduled_steps, _) = runs
+    curves = [fit_curve(at, scores.mean(1)) for at, scores in runs]
+    if not curves[0].c2 > 0:
+        raise UserError("the baseline's score does not rise with training, so that there is nothing to reach sooner")
+
+    def reach(base: LearningCurve, scores: np.ndarray, curve: LearningCurve) -> tuple[float, float]:
+        target = float(base(steps[-1:])[0] if best == "fitted" else scores.max())
+        step = max(curve.step_at(target), float(scheduled_steps[scheduled_steps > 0][0]))
+        return target, step if step <= LONGEST * scheduled_steps[-1] * (1 + 1e-9) else float("inf")
+
+    target, step = reach(curves[0], of_base.mean(1), curves[1])
+    drawn = list(_resampled(runs, curves, unit, baseline, scheduled, resamples, seed))
+    fits = [
+        [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(at, scores).tolist()]
+        for (at, _), scores in zip(runs, drawn, strict=True)
+    ]
+    steps_of = [reach(base, scores, curve)[1] for base, scores, curve in zip(fits[0], drawn[0], fits[1], strict=True)]
+    total = float(steps[-1])
+    factors = total / np.array(steps_of)  # 0 where the best is never reached
+    share = float((factors > 0).mean()) if len(factors) else float(np.isfinite(step))
+    low, high = np.percentile(factors, [2.5, 97.5]) if len(factors) else (0.0, 0.0)
+    found = {"target": target, "share": share, "baseline": curves[0], "scheduled": curves[1]}
+    if not np.isfinite(step):
+        reason = (
+            f"never reached: the scheduled fit tends to {curves[1].c1:.3f} and stays below the baseline's best of "
+            f"{target:.3f} up to step {LONGEST * scheduled_steps[-1]:,.0f}"
+            + (f"; {share:.0%} of the resamples reach it" if share else "")
+        )
+        return Speedup(None, None, None, None, False, reason, **found)
+    reason = (
+        f"the scheduled fit reaches {target:.3f}, the best of the baseline's {total:,.0f} steps, at step {step:,.0f}"
+    )
+    if step > scheduled_steps[-1] * 1.001:
+        reason += f" (beyond its last checkpoint, {scheduled_steps[-1]:,.0f})"
+    if 1 - share > OPEN:
+        reason += f"; {1 - share:.0%} of the resamples never reach it, so the interval is open below"
+    bounded = len(factors) > 0 and 1 - share <= OPEN
+    interval = (float(low) if bounded else None, float(high) if len(factors) and high > 0 else None)
+    return Speedup(total / step, *interval, step, True, reason, **found)
+
+
+def fit_curve(steps: Float[np.ndarray, " steps"], scores: Float[np.ndarray, " steps"]) -> LearningCurve:
+    """Least squares from the best of many starting points.
+
+    Bounds: c2 >= 0; 1 / c3 from a tenth of the first step after 0 to ten times the last; c4 from 0.1 to 10.
+    """
+    from scipy.optimize import least_squares
+
+    size = float(np.ptp(scores))
+    if not size > 0:
+        return LearningCurve(float(scores[0]), 0.0, 1 / float(steps[-1]), 1.0)
+    y = (scores - scores.min()) / size
+    log_steps = np.log(np.maximum(steps, 1e-300))
+
+    def residuals(c: np.ndarray) -> np.ndarray:
+        return c[0] - c[1] * _unlearnt(c[2:], log_steps) - y
+
+    bounds = _bounds(steps)
+    limits = np.array([[-np.inf, np.inf], [0, np.inf], *bounds]).T
+    start = np.clip(_fit_all(steps, y[None])[0], *limits)
+    c1, c2, c3, c4 = least_squares(residuals, start, bounds=limits, xtol=1e-12, ftol=1e-12, gtol=1e-12).x
+    return LearningCurve(float(scores.min() + size * c1), float(size * c2), float(np.exp(c3)), float(np.exp(c4)))
+
+
+def _unlearnt(shape: Float[np.ndarray, "*curves 2"], log_steps: Float[np.ndarray, " steps"]) -> np.ndarray:
+    """exp(-(c3 t)^c4) for log c3 and log c4, shape [*curves, steps]."""
+    with np.errstate(over="ignore"):
+        return np.exp(-np.exp(np.exp(shape[..., 1:]) * (shape[..., :1] + log_steps)))
+
+
+def _bounds(steps: Float[np.ndarray, " steps"]) -> Float[np.ndarray, "2 2"]:
+    """Lowest and highest log c3 and log c4."""
+    return np.log([[0.1 / steps[-1], 10 / steps[steps > 0][0]], [0.1, 10]])
+
+
+def _fit_all(
+    steps: Float[np.ndarray, " steps"], scores: Float[np.ndarray, "curves steps"]
+) -> Float[np.ndarray, "curves 4"]:
+    """c1, c2, log c3, log c4 of many curves at once: the best point of a grid, then of ever finer ones around it.
+
+    At given c3 and c4 a curve is linear in c1 and c2, so that only two parameters need searching.
+    """
+    log_steps, bounds = np.log(np.maximum(steps, 1e-300)), _bounds(steps)
+    y = scores - scores.mean(1, keepdims=True)
+    axes = [np.linspace(*bound, n) for bound, n in zip(bounds, (40, 15), strict=True)]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(1, -1, 2)
+    width = np.array([axis[1] - axis[0] for axis in axes])
+    around = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 2, indexing="ij"), -1).reshape(1, -1, 2)
+    for _ in range(20):
+        left = _unlearnt(places, log_steps)
+        centred = left - left.mean(-1, keepdims=True)
+        along = np.einsum("cps,cs->cp", np.broadcast_to(centred, (len(y), *centred.shape[1:])), y)
+        size = (centred**2).sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gained = np.where((along < 0) & (size > 1e-12), along**2 / size, 0.0)  # a fall is no rise
+        at = gained.argmax(1)[:, None]
+        best = np.take_along_axis(np.broadcast_to(places, (len(y), *places.shape[1:])), at[..., None], 1)
+        places = np.clip(best + around * width / 2, bounds[:, 0], bounds[:, 1])
+        width = width * 0.6
+    left = _unlearnt(best[:, 0], log_steps)
+    spread = left - left.mean(1, keepdims=True)
+    c2 = np.maximum(0, -(spread * y).sum(1) / np.maximum((spread**2).sum(1), 1e-12))
+    return np.column_stack([scores.mean(1) + c2 * left.mean(1), c2, best[:, 0]])
+
+
+def _scores(
+    frame: pl.DataFrame, value: str, unit: str | None, name: str
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, "steps units"]]:
+    what = f"the speed-up's {name}"
+    need_columns(frame, ["step", value, *([unit] if unit else [])], what)
+    if len(bad := frame.filter(pl.col(value).cast(pl.Float64).is_finite().fill_null(False).not_())):
+        raise UserError(f"{what}: {value!r} has no number at step {bad['step'].min()}; keep only the steps before it")
+    if unit:
+        table = grid(frame, unit, [value], what)
+        steps, scores = np.array(table.steps, dtype=float), table.values[value]
+    else:
+        means = frame.group_by("step").agg(pl.col(value).cast(pl.Float64).mean()).sort("step")
+        steps, scores = means["step"].cast(pl.Float64).to_numpy(), means[value].to_numpy()[:, None]
+    if len(steps) < 5:
+        raise UserError(f"{what} has {len(steps)} step(s); a curve of four parameters needs at least 5")
+    return steps, scores
+
+
+def _resampled(runs, curves, unit: str | None, baseline: pl.DataFrame, scheduled: pl.DataFrame, resamples: int, seed):
+    """For each run, the mean scores of every resample, shape [resamples, steps]."""
+    if unit is None:
+        for number, ((steps, scores), curve) in enumerate(zip(runs, curves, strict=True)):
+            fitted = curve(steps)
+            drawn = np.random.default_rng([seed, number]).integers(len(steps), size=(resamples, len(steps)))
+            # four parameters are fitted, so residuals are smaller than errors
+            yield fitted + (scores[:, 0] - fitted)[drawn] * np.sqrt(len(steps) / max(1, len(steps) - 4))
+        return
+    same = baseline[unit].unique().sort().equals(scheduled[unit].unique().sort())
+    for number, (_, scores) in enumerate(runs):
+        units = scores.shape[1]
+        yield resample_counts(units, resamples, seed if same else seed + number) @ scores.T / units
