@@ -1,9 +1,18 @@
 """One function per figure: a tidy frame in, an Altair chart out. `show` puts it before the reader."""
 
 from lmdynamics.charts.arcs import sentence_arcs
+from lmdynamics.charts.family import family_tree
+from lmdynamics.charts.gains import gain_by_paradigm
 from lmdynamics.charts.heads import heads_by_relation, layer_head_map
+from lmdynamics.charts.interventions import (
+    conditions_over_training,
+    conditions_panels,
+    final_by_condition,
+    value_over_parameter,
+)
 from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.charts.predictions import predictions_over_training
+from lmdynamics.charts.schedules import masking_rates, speedup_curves
 from lmdynamics.charts.show import show, to_png, to_svg
 from lmdynamics.charts.trajectories import (
     complexity_over_training,
@@ -14,15 +23,23 @@ from lmdynamics.charts.trajectories import (
 
 __all__ = [
     "complexity_over_training",
+    "conditions_over_training",
+    "conditions_panels",
+    "family_tree",
+    "final_by_condition",
+    "gain_by_paradigm",
     "heads_by_relation",
     "layer_head_map",
     "loss_and_uas",
     "loss_over_training",
+    "masking_rates",
     "pair_accuracy_over_training",
     "predictions_over_training",
     "sentence_arcs",
     "show",
+    "speedup_curves",
     "to_png",
     "to_svg",
     "uas_over_training",
+    "value_over_parameter",
 ]

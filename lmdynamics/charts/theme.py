@@ -4,12 +4,18 @@ Colours are Okabe & Ito's (2008), told apart with any of the common kinds of col
 transparent and text is mid-grey, so that a figure reads on a light page and on a dark one.
 """
 
+import re
 from collections.abc import Iterable, Sequence
+from textwrap import wrap
 
 import altair as alt
 
+from lmdynamics.errors import UserError
+
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#8c8c8c"
+BROWN, CHARCOAL = "#8b5a2b", "#5a5a5a"  # for Okabe & Ito's yellow and black, which a white or a black page swallows
+CONDITIONS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BROWN, CHARCOAL)
 TEXT = "#7a7a7a"  # contrast 4.3 on white and on #111
 SEQUENTIAL = "viridis"
 WIDTH, HEIGHT = 560, 260
@@ -61,12 +67,38 @@ def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
     return alt.condition(f"datum.{field} > {0.6 * top}", alt.value("#111111"), alt.value("#ffffff"))
 
 
-def figure(chart: alt.TopLevelMixin, title: str, subtitle: str | Sequence[str], description: str):
+def condition_colours(present: Iterable[str], order: Sequence[str] | None = None) -> dict[str, str]:
+    """A colour for each condition, by first appearance; with `order`, as in any other figure of that order.
+
+    Raises
+    ------
+    UserError
+        If there are more conditions than colours that can be told apart, or one that `order` does not name.
+    """
+    present = list(dict.fromkeys(present))
+    names = present if order is None else list(dict.fromkeys(order))
+    if unknown := [name for name in present if name not in names]:
+        raise UserError(
+            f"the frame has the condition {unknown[0]!r}, conditions= names only {', '.join(names)}; add it"
+        )
+    if len(names) > len(CONDITIONS):
+        raise UserError(
+            f"{len(names)} conditions, and only {len(CONDITIONS)} colours that everyone can tell apart; choose fewer"
+        )
+    return {name: colour for name, colour in zip(names, CONDITIONS, strict=False) if name in present}
+
+
+def lines(text: str, width: int) -> list[str]:
+    """A title or caption in lines of at most `width` characters; "linear 30 → 15 %" and "λ = 1" are not torn."""
+    return [line.replace("\0", " ") for line in wrap(re.sub(r" (?=[%→=\d−])|(?<=[→=]) ", "\0", text), width)]
+
+
+def figure(chart: alt.TopLevelMixin, title: str | Sequence[str], subtitle: str | Sequence[str], description: str):
     """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme."""
-    lines = [subtitle] if isinstance(subtitle, str) else list(subtitle)
+    caption = [subtitle] if isinstance(subtitle, str) else list(subtitle)
     return (
         chart.properties(
-            title=alt.TitleParams(title, subtitle=[line for line in lines if line], anchor="start"),
+            title=alt.TitleParams(title, subtitle=[line for line in caption if line], anchor="start"),
             description=description,
         )
         .configure(background="transparent", font="sans-serif", autosize=alt.AutoSizeParams(type="pad"))

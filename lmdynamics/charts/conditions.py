@@ -1,0 +1,105 @@
+"""What figures that compare conditions have in common: their rows, their colour, how they put numbers into words."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.theme import lines
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+MOST_ROWS = 5000  # that Altair puts into a panel
+ROW = 26  # height of a condition's row, pixels
+
+
+def tidy(frame: pl.DataFrame, columns: list[str], what: str) -> tuple[pl.DataFrame, int]:
+    """The frame's rows with `value` finite or null, and how many are null.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, no row has a number, or there are more rows than a panel holds.
+    """
+    need_columns(frame, columns, what)
+    value = pl.col("value").cast(pl.Float64)
+    rows = frame.with_columns(
+        value=pl.when(value.is_finite()).then(value), condition=pl.col("condition").cast(pl.String)
+    )
+    missing = rows["value"].null_count()
+    if missing == len(rows):
+        raise UserError(f"{what}: none of {len(rows)} rows has a number; trace or train the conditions first")
+    longest = rows.group_by("measure").len()["len"].max() if "measure" in columns else len(rows)
+    if longest > MOST_ROWS:
+        raise UserError(
+            f"{what}: {longest:,} rows, a panel holds {MOST_ROWS:,}; average a training log over bins "
+            "(curves.intervals.loss_by_bin), or leave out checkpoints"
+        )
+    return rows, missing
+
+
+def colour_by_condition(colours: Mapping[str, str], legend: bool = True) -> alt.Color:
+    """A line's or a point's colour: that of its condition."""
+    key = alt.Legend(orient="bottom", columns=4, symbolType="stroke", symbolStrokeWidth=3) if legend else None
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color("condition:N", title=None, scale=scale, legend=key)
+
+
+def span(ends: pl.DataFrame, share: bool, baseline: str | None = None) -> str:
+    """Lowest and highest condition, and the baseline between them: `12.0% (SAS−) to 66.1% (SAS+); base: 61.0%`."""
+    ends = ends.drop_nulls("value").sort("value", maintain_order=True)
+    if ends.is_empty():
+        return "no step at which every seed has a value"
+    ends = [(row["condition"], row["value"]) for row in ends.iter_rows(named=True)]
+    (low, least), (high, most) = ends[0], ends[-1]
+    if len(ends) == 1:
+        return f"{number(least, share)} ({low})"
+    text = f"{number(least, share)} ({low}) to {number(most, share)} ({high})"
+    rest = dict(ends).get(baseline)
+    return text if rest is None or baseline in (low, high) else f"{text}; {baseline}: {number(rest, share)}"
+
+
+def number(value: float, share: bool) -> str:
+    """A value as a title says it."""
+    if share:
+        return f"{value:.1%}"
+    return f"{value:.2g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def names_of(data: pl.DataFrame, column: str) -> list[str]:
+    return data[column].unique(maintain_order=True).to_list()
+
+
+def is_share(measure: str, percent: bool | Collection[str]) -> bool:
+    return percent if isinstance(percent, bool) else measure in percent
+
+
+def stacked(measure: str) -> list[str]:
+    """Name and unit on two lines: "UAS (share of arcs)" stands beside a low panel."""
+    name, bracket, unit = measure.partition(" (")
+    return [*lines(name, 24), *lines(bracket.strip() + unit, 24)]
+
+
+def findings(said: Sequence[str], width: int) -> list[str]:
+    """What the title leaves unsaid, as lines of the caption; of many measures, the text for screen readers tells."""
+    return [line for text in said[1:] for line in lines(text, width)] if len(said) <= 4 else []
+
+
+def axis_format(measure: str, percent: bool | Collection[str]) -> str:
+    return "%" if is_share(measure, percent) else ",.4~g"
+
+
+def tip_format(measure: str, percent: bool | Collection[str]) -> str:
+    return ".1%" if is_share(measure, percent) else ",.4~g"
+
+
+def absent(missing: int) -> str:
+    return f"{count(missing, 'value')} missing" if missing else ""
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

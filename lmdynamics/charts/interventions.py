@@ -1,0 +1,279 @@
+"""What interventions do: conditions over training and at the end, and against a setting.
+
+Every seed is shown, thin or as a dot, and the mean over seeds thick. `conditions`: the conditions in the order of
+their colours; give every figure of a notebook the same, and a condition keeps its colour where others are absent.
+`percent`: whether values are shares, or which measures are.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.conditions import (
+    ROW,
+    absent,
+    axis_format,
+    capital,
+    colour_by_condition,
+    count,
+    findings,
+    is_share,
+    names_of,
+    number,
+    span,
+    stacked,
+    tidy,
+    tip_format,
+)
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, WIDTH, condition_colours, figure, lines, step_axis
+from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+
+def conditions_over_training(
+    frame: pl.DataFrame,
+    measure: str,
+    *,
+    percent: bool = False,
+    controls: Mapping[str, float] | None = None,
+    conditions: Sequence[str] | None = None,
+) -> alt.VConcatChart:
+    """One measure against step, a line per seed and condition; `measure`: its name with its unit.
+
+    `frame`: condition, seed, step, value, perhaps low and high (of each seed, drawn as a thin upright line).
+    `controls`: levels to compare with, by name, dashed. A condition that starts after the first step, as a branch
+    does, starts with a dot. The mean stands where every seed has a value.
+    """
+    return conditions_panels(
+        frame.with_columns(measure=pl.lit(measure)),
+        percent=percent,
+        controls={measure: controls or {}},
+        conditions=conditions,
+    )
+
+
+def conditions_panels(
+    frame: pl.DataFrame,
+    *,
+    percent: bool | Collection[str] = False,
+    controls: Mapping[str, Mapping[str, float]] | None = None,
+    conditions: Sequence[str] | None = None,
+) -> alt.VConcatChart:
+    """As `conditions_over_training`, a panel per measure (column `measure`) over the same steps, with one legend.
+
+    `controls`: for a measure, levels by name.
+    """
+    data, missing = tidy(frame, ["measure", "condition", "seed", "step", "value"], "conditions over training")
+    colours = condition_colours(data["condition"], conditions)
+    measures, steps = names_of(data, "measure"), steps_of(data)
+    controls = controls or {}
+    if unknown := [name for name in controls if name not in measures]:
+        raise UserError(f"conditions over training: a control for {unknown[0]!r}; measures: {', '.join(measures)}")
+    panels, said, told, late = [], [], [], False
+    for index, measure in enumerate(measures):
+        last = index == len(measures) - 1
+        rows = data.filter(pl.col("measure") == measure)
+        mean = _mean_over_training(rows)
+        axis = step_axis(steps, "training step (log scale)" if last else None)
+        y = alt.Y("value:Q", title=stacked(measure) if len(measures) > 1 else measure).scale(zero=False)
+        y = y.axis(format=axis_format(measure, percent), tickCount=4 if len(measures) > 1 else 6)
+        colour = colour_by_condition(colours)
+        tips = ["condition", "step", alt.Tooltip("value", title=measure, format=tip_format(measure, percent))]
+        levels = controls.get(measure, {})
+        layers = _levels(levels, y)
+        single = alt.Chart(on_step_axis(rows)).encode(axis, colour, detail="seed:N")
+        if {"low", "high"} <= set(rows.columns):
+            reach = single.transform_filter(
+                "isValid(datum.value) && isValid(datum.low) && isValid(datum.high)"
+            ).mark_rule(strokeWidth=0.8)
+            layers.append(reach.encode(alt.Y("low:Q", title=y["title"]), alt.Y2("high:Q")))
+        thick = alt.Chart(on_step_axis(mean)).encode(axis, y, colour, tooltip=tips)
+        layers += [
+            single.mark_line(strokeWidth=0.8).encode(y, tooltip=["seed", *tips]),
+            thick.mark_line(strokeWidth=2.8),
+            thick.mark_point(size=10, filled=True, opacity=1),
+        ]
+        starts = _late_starts(rows, mean)
+        if len(starts):
+            late = True
+            layers.append(
+                alt.Chart(on_step_axis(starts)).encode(axis, y, colour).mark_point(size=90, filled=True, opacity=1)
+            )
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=260 if len(measures) == 1 else 140))
+        ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
+        said.append(f"{measure} at the end: {span(ends, is_share(measure, percent))}")
+        told += [f"{name}: {number(level, is_share(measure, percent))}" for name, level in levels.items()]
+    caption = [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]
+    return figure(
+        alt.vconcat(*panels, spacing=12),
+        lines(capital(said[0]), 72),
+        [*findings(said, 92), "; ".join(filter(None, caption))],
+        f"Conditions over training. {'. '.join(map(capital, [*said, *told]))}. {capital(_seeds(data))}.",
+    )
+
+
+def final_by_condition(
+    frame: pl.DataFrame,
+    means: pl.DataFrame,
+    baseline: str | None = None,
+    *,
+    measure: str = "value",
+    percent: bool | Collection[str] = False,
+    conditions: Sequence[str] | None = None,
+    columns: int = 3,
+) -> alt.ConcatChart:
+    """One row per condition: a dot per seed, the mean as a tick, its interval as a bar, the baseline as a line.
+
+    `frame`: condition, seed, value; `means`: condition, mean, low, high (null with one seed), as `mean_over_seeds`
+    gives. With a column `measure` in both, a panel per measure, each with its own scale; otherwise `measure` names it.
+    """
+    frame, means = (t if "measure" in t.columns else t.with_columns(measure=pl.lit(measure)) for t in (frame, means))
+    data, missing = tidy(frame, ["measure", "condition", "seed", "value"], "conditions at the end")
+    need_columns(means, ["measure", "condition", "mean", "low", "high"], "means of the conditions at the end")
+    colours = condition_colours(data["condition"], conditions)
+    measures = names_of(data, "measure")
+    if baseline is not None and baseline not in colours:
+        raise UserError(f"conditions at the end: no baseline {baseline!r}; conditions: {', '.join(colours)}")
+    means = means.with_columns(pl.col("mean", "low", "high").cast(pl.Float64).fill_nan(None))
+    columns = min(columns, len(measures))
+    width = 420 if columns == 1 else max(150, WIDTH // columns)
+    panels, said = [], []
+    for index, name in enumerate(measures):
+        middle = means.filter(pl.col("measure") == name, pl.col("condition").is_in(list(colours)))
+        y = _rows_axis(colours, labels=index % columns == 0)
+        x = alt.X("value:Q", title=lines(name, 30 if columns > 1 else 60)).scale(zero=False, padding=8)
+        x = x.axis(format=axis_format(name, percent), tickCount=5, grid=False)
+        colour, tip = colour_by_condition(colours, legend=False), tip_format(name, percent)
+        tips = ["condition", *(alt.Tooltip(c, format=tip) for c in ("mean", "low", "high"))]
+        base = alt.Chart(middle).encode(y, colour, tooltip=tips)
+        reference = alt.Chart(middle.filter(pl.col("condition") == (baseline or "")))
+        seeds = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
+        layers = [
+            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(
+                alt.X("mean:Q", title=x["title"])
+            ),
+            base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+            .mark_rule(strokeWidth=2, yOffset=-4, y2Offset=-4)
+            .encode(alt.X("low:Q", title=x["title"]), alt.X2("high:Q")),
+            base.mark_tick(thickness=4, size=12, yOffset=-4, opacity=1).encode(alt.X("mean:Q", title=x["title"])),
+            seeds.encode(x, y, colour, tooltip=["condition", "seed", alt.Tooltip("value", format=tip)]),
+        ]
+        panels.append(alt.layer(*layers).properties(width=width, height=ROW * len(colours)))
+        said.append(f"{name}: {span(middle.rename({'mean': 'value'}), is_share(name, percent), baseline)}")
+    known = means.filter(pl.col("low").is_not_null())
+    bar = "bar: 95 % interval" if len(known) else "one seed each: no interval"
+    caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", absent(missing)]
+    each = "; ".join(_told(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
+    return figure(
+        alt.concat(*panels, columns=columns, spacing=24),
+        lines(capital(said[0]), 84),
+        [*findings(said, 104), "; ".join(filter(None, caption))],
+        f"Conditions at the end of training. {each}.",
+    )
+
+
+def value_over_parameter(
+    frame: pl.DataFrame,
+    parameter: str,
+    *,
+    percent: bool | Collection[str] = False,
+    baseline: str | None = None,
+    conditions: Sequence[str] | None = None,
+) -> alt.VConcatChart:
+    """Values against the settings of one parameter, in their order: a dot per seed, a line through the means.
+
+    `frame`: condition (a setting's label), seed, measure, value; a panel per measure. `parameter`: what the settings
+    are, with its unit. The order is that of `conditions`, or of appearance; `baseline`: the setting whose mean is drawn
+    across, dashed.
+    """
+    data, missing = tidy(frame, ["condition", "seed", "measure", "value"], f"values over {parameter}")
+    order = names_of(data, "condition")
+    if conditions is not None:
+        if unknown := [name for name in order if name not in conditions]:
+            raise UserError(f"values over {parameter}: {unknown[0]!r} is not among conditions=; add it at its place")
+        order = [name for name in conditions if name in order]
+    if baseline is not None and baseline not in order:
+        raise UserError(f"values over {parameter}: no baseline {baseline!r}; settings: {', '.join(order)}")
+    place = pl.col("condition").replace_strict(order, range(len(order)), return_dtype=pl.Int64)
+    data = data.with_columns(place=place).sort("place", maintain_order=True)
+    measures = names_of(data, "measure")
+    tall = max(map(len, order)) * 6.5 > WIDTH / len(order)
+    panels, said = [], []
+    for index, measure in enumerate(measures):
+        last = index == len(measures) - 1
+        rows = data.filter(pl.col("measure") == measure)
+        mean = rows.group_by("condition", "place", maintain_order=True).agg(pl.col("value").mean())
+        axis = alt.Axis(labels=last, ticks=last, labelAngle=-35 if tall else 0, grid=False)
+        x = alt.X("condition:N", title=parameter if last else None, sort=order, axis=axis).scale(domain=order)
+        y = alt.Y("value:Q", title=stacked(measure)).scale(zero=False)
+        y = y.axis(format=axis_format(measure, percent), tickCount=4)
+        value = alt.Tooltip("value", title=measure, format=tip_format(measure, percent))
+        across = alt.Chart(mean.filter(pl.col("condition") == (baseline or ""))).encode(y)
+        base = alt.Chart(mean).encode(x, y, order="place:Q", tooltip=["condition", value])
+        layers = [
+            across.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5),
+            base.mark_line(color=BLUE, strokeWidth=2.5),
+            base.mark_tick(color=BLUE, thickness=3, size=16, opacity=1),
+            alt.Chart(rows).mark_point(size=24, filled=True, opacity=1, color=BLUE, xOffset=14)
+            .encode(x, y, tooltip=["condition", "seed", value]),
+        ]  # fmt: skip
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=240 if len(measures) == 1 else 120))
+        said.append(f"{measure}: {span(mean, is_share(measure, percent), baseline)}")
+    counted = f"{count(data['seed'].n_unique(), 'seed')}; dot: a seed; line and ticks: mean"
+    caption = [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]
+    return figure(
+        alt.vconcat(*panels, spacing=12),
+        lines(capital(said[0]), 72),
+        [*findings(said, 92), "; ".join(filter(None, caption))],
+        f"Values over {parameter}. {'. '.join(map(capital, said))}. {counted}.",
+    )
+
+
+def _rows_axis(colours: Mapping[str, str], labels: bool = True) -> alt.Y:
+    """One row per condition, in the order of their colours."""
+    y = alt.Y("condition:N", title=None, sort=list(colours)).scale(domain=list(colours))
+    return y.axis(labels=labels, ticks=False, domain=False, grid=True, labelLimit=0, labelPadding=8)
+
+
+def _mean_over_training(rows: pl.DataFrame) -> pl.DataFrame:
+    """Per condition and step the mean over its seeds, null where one has no value: a mean of fewer would jump."""
+    seeds = rows.group_by("condition").agg(seeds=pl.col("seed").n_unique())
+    value = pl.col("value")
+    mean = rows.group_by("condition", "step", maintain_order=True).agg(value.mean(), n=value.count())
+    mean = mean.join(seeds, "condition", maintain_order="left")
+    complete = pl.when(pl.col("n") >= pl.col("seeds")).then("value")
+    return mean.with_columns(value=complete).sort("step", maintain_order=True)
+
+
+def _late_starts(rows: pl.DataFrame, mean: pl.DataFrame) -> pl.DataFrame:
+    """The first row of each condition that starts later than others do."""
+    first = mean.group_by("condition", maintain_order=True).first()
+    return first.filter(pl.col("step") > rows["step"].min()).drop_nulls("value")
+
+
+def _levels(levels: Mapping[str, float], y: alt.Y) -> list[alt.Chart]:
+    if not levels:
+        return []
+    base = alt.Chart(pl.DataFrame({"name": list(levels), "value": [float(level) for level in levels.values()]}))
+    text = base.mark_text(color=TEXT, align="left", dx=5, fontSize=11)
+    return [
+        base.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(y),
+        text.encode(y, alt.Text("name:N"), x=alt.value(WIDTH)),
+    ]
+
+
+def _told(row: dict, share: bool) -> str:
+    if row["mean"] is None:
+        return f"{row['measure']}, {row['condition']}: no value"
+    interval = "" if row["low"] is None else f" (95 % {number(row['low'], share)} to {number(row['high'], share)})"
+    return f"{row['measure']}, {row['condition']}: {number(row['mean'], share)}{interval}"
+
+
+def _seeds(data: pl.DataFrame) -> str:
+    counts = sorted(set(data.group_by("condition").agg(pl.col("seed").n_unique())["seed"].to_list()))
+    if counts == [1]:
+        return "one seed each"
+    each = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"thin: each of {each} seeds; thick: their mean"
