@@ -9,6 +9,7 @@ _PUBLIC = {
     "Checkpoint": "lmdynamics.runs.run",
     "train": "lmdynamics.runs.build",
     "sweep": "lmdynamics.runs.sweep",
+    "read_plan": "lmdynamics.runs.sweep",
     "compare_runs": "lmdynamics.curves.comparison",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",

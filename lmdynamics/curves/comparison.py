@@ -1,6 +1,6 @@
 """Runs side by side: the same measurements on the same data, a branch beside its parent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import polars as pl
 
@@ -11,7 +11,8 @@ from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import trace_all
-from lmdynamics.runs.run import Run
+from lmdynamics.progress import bar
+from lmdynamics.runs.run import Run, open_run
 
 COLUMNS = ("run", "step", "measure", "value", "low", "high", "difference")
 
@@ -93,3 +94,57 @@ def _accuracy(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 SUMMARIES = {HeldOutLoss: _loss, UAS: _uas, PairAccuracy: _accuracy}
+
+
+def trace_conditions(
+    made: pl.DataFrame,
+    measurements: Mapping[str, Measurement],
+    *,
+    steps: Callable[[Run], list[int]] | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> dict[str, pl.DataFrame]:
+    """Trace every run of a sweep: per measurement one frame, its rows headed by `condition` and `seed`.
+
+    `made` comes from `lmd.sweep`; runs that failed are left out. `steps` chooses a run's checkpoints (default: all).
+
+    Raises
+    ------
+    UserError
+        If no run is complete.
+    """
+    whole = made.filter(pl.col("error").is_null())
+    if whole.is_empty():
+        first = f"; the first fault: {made['error'][0]}" if len(made) else ""
+        raise UserError(f"none of the {len(made)} runs is complete{first}")
+    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in measurements}
+    with bar(len(whole), "measuring", progress, unit="run") as shown:
+        for condition, seed, name in whole.select("condition", "seed", "run").iter_rows():
+            run = open_run(name)
+            chosen = steps(run) if steps else None
+            for key, frame in trace_all(run, measurements, steps=chosen, device=device, progress=False).items():
+                head = [pl.lit(condition).alias("condition"), pl.lit(seed, pl.Int64).alias("seed")]
+                parts[key].append(frame.select(*head, pl.all()))
+            shown.update()
+    return {key: pl.concat(frames) for key, frames in parts.items()}
+
+
+def summarise_conditions(measurements: Mapping[str, Measurement], traces: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """One number per condition, seed, step and measure, with its 95 % interval, from `trace_conditions`."""
+    parts = [
+        summarise(measurements[name], frame.drop("condition", "seed")).select(
+            pl.lit(condition).alias("condition"),
+            pl.lit(seed, pl.Int64).alias("seed"),
+            "step",
+            pl.lit(name).alias("measure"),
+            *(pl.col(column).cast(pl.Float64) for column in ("value", "low", "high")),
+        )
+        for name, trace in traces.items()
+        for (condition, seed), frame in trace.group_by("condition", "seed", maintain_order=True)
+    ]
+    return pl.concat(parts)
+
+
+def at_the_end(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows at each condition's and seed's last step."""
+    return frame.filter(pl.col("step") == pl.col("step").max().over("condition", "seed"))

@@ -142,3 +142,27 @@ def _plant(run: Run, step: int, folder: Path) -> None:
             run.log.filter(pl.col("step") < step).write_parquet(temporary)
         with store.atomic_folder(store.step_folder(folder / "checkpoints", step)) as temporary:
             shutil.copytree(run[step].folder, temporary, dirs_exist_ok=True)
+
+
+def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -> pl.DataFrame:
+    """The family as rows for a chart: run (its label), generation, start and end step, parent (label), changes."""
+    labels = labels or {}
+    ordered = family(runs)
+    known = {run.name for _, run in ordered}
+    rows = [
+        {
+            "run": labels.get(run.name, run.name),
+            "generation": generation,
+            "start": run.steps[0],
+            "end": run.steps[-1],
+            "parent": labels.get(run.parent["run"], run.parent["run"])
+            if run.parent and run.parent["run"] in known
+            else None,
+            "changes": ", ".join(f"{key.rpartition('.')[2]} = {value}" for key, value in run.parent["changes"].items())
+            if run.parent
+            else "",
+        }
+        for generation, run in ordered
+    ]
+    schema = {"run": pl.String, "generation": pl.Int64, "start": pl.Int64, "end": pl.Int64}
+    return pl.DataFrame(rows, {**schema, "parent": pl.String, "changes": pl.String})

@@ -4,7 +4,13 @@ import polars as pl
 import pytest
 
 import lmdynamics as lmd
-from lmdynamics.curves.comparison import default_measurements, summarise
+from lmdynamics.curves.comparison import (
+    at_the_end,
+    default_measurements,
+    summarise,
+    summarise_conditions,
+    trace_conditions,
+)
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.complexity import WeightNorm
 from lmdynamics.measurements.losses import HeldOutLoss
@@ -38,3 +44,22 @@ def test_what_cannot_be_compared(tiny_run):
         lmd.compare_runs(tiny_run)
     with pytest.raises(UserError, match="has no one number for 'norm', a WeightNorm"):
         lmd.compare_runs(tiny_run, tiny_run.branch(4), measurements={"norm": WeightNorm()}, progress=False)
+
+
+def test_a_sweep_is_measured_run_by_run(tiny_run):
+    other = tiny_run.branch(4, lr=0.02)
+    rows = [
+        ("base", 0, tiny_run.name, None),
+        ("faster", 0, other.name, None),
+        ("broken", 0, "nowhere", "no such thing"),
+    ]
+    made = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
+    measurements = {"loss": HeldOutLoss(tiny_run.held_out())}
+    traces = trace_conditions(made, measurements, steps=lambda run: run.steps[-2:], progress=False)
+    table = summarise_conditions(measurements, traces)
+    assert table.select("condition", "step").rows() == [("base", 8), ("base", 12), ("faster", 8), ("faster", 12)]
+    assert at_the_end(table)["value"].to_list() == [
+        measurements["loss"](run[12])["loss"][0] for run in (tiny_run, other)
+    ]
+    with pytest.raises(UserError, match="none of the 1 runs is complete; the first fault: no such thing"):
+        trace_conditions(made.tail(1), measurements)

@@ -1,0 +1,151 @@
+"""From the measured runs of a sweep to the tables of a paper: tests, speed-ups, gains by paradigm, claims judged.
+
+Frames named `final` have one row per `condition`, `seed` and `measure`, with its `value` at the last step.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.speedup import Speedup, speedup
+from lmdynamics.curves.statistics import compare_to_baseline, mean_over_seeds
+from lmdynamics.errors import UserError
+
+LOWER_IS_BETTER = ("held-out loss",)
+VERDICTS = {"better": "reproduced", "worse": "not reproduced"}
+
+
+def against_baseline(final: pl.DataFrame, baseline: str) -> pl.DataFrame:
+    """Every measure and condition: mean over seeds with its interval, and the test against the baseline.
+
+    Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg, g, verdict; see
+    `compare_to_baseline`. The baseline's own rows have no test.
+    """
+    need_columns(final, ["condition", "seed", "measure", "value"], "comparison with a baseline")
+    means = mean_over_seeds(final, ["measure", "condition"], "value")
+    tests = pl.concat(_test(final, measure, baseline) for measure in final["measure"].unique(maintain_order=True))
+    table = means.join(tests, on=["measure", "condition"], how="left", maintain_order="left")
+    return table.select("measure", "condition", "mean", "low", "high", "n", "difference", "p_hochberg", "g", "verdict")
+
+
+def _test(final: pl.DataFrame, measure: str, baseline: str) -> pl.DataFrame:
+    rows = final.filter(pl.col("measure") == measure)
+    higher = measure not in LOWER_IS_BETTER
+    tested = compare_to_baseline(rows, baseline, value="value", higher_is_better=higher)
+    return tested.select(pl.lit(measure).alias("measure"), "condition", "difference", "p_hochberg", "g", "verdict")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something a paper says: in `measure`, condition `better` does better than condition `worse`."""
+
+    says: str
+    measure: str
+    better: str
+    worse: str
+
+
+def judge(claims: Iterable[Claim], final: pl.DataFrame) -> pl.DataFrame:
+    """Each claim against the runs: claim, measure, difference with its 95 % interval, p (one-sided), verdict.
+
+    `reproduced`: better at 5 % (one-sided t-test over seeds, Welch); `not reproduced`: worse at 5 %; otherwise
+    `undecided at this size`, and with one seed always that.
+    """
+    rows = []
+    for claim in claims:
+        chosen = final.filter(
+            pl.col("measure") == claim.measure, pl.col("condition").is_in([claim.better, claim.worse])
+        )
+        higher = claim.measure not in LOWER_IS_BETTER
+        found = compare_to_baseline(chosen, claim.worse, value="value", higher_is_better=higher).row(0, named=True)
+        verdict = VERDICTS.get(found["verdict"], "undecided at this size")
+        rows.append((claim.says, claim.measure, *(found[name] for name in ("difference", "low", "high", "p")), verdict))
+    numbers = dict.fromkeys(("difference", "low", "high", "p"), pl.Float64)
+    return pl.DataFrame(rows, {"claim": pl.String, "measure": pl.String, **numbers, "verdict": pl.String}, orient="row")
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Every condition's speed-up over the baseline, with the points and fitted curves to draw; empty if `refused`."""
+
+    found: dict[str, Speedup]
+    points: pl.DataFrame  # condition, seed, step, value
+    fits: pl.DataFrame  # condition, step, value
+    reached: pl.DataFrame  # condition, value (the speed-up), low, high, step, target; null where never reached
+    refused: str = ""  # why there are none
+
+    @property
+    def frames(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        return self.points, self.fits, self.reached
+
+
+def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0) -> Speedups:
+    """Speed-ups over `baseline` in one measure of `curves`: condition, seed, step, measure, value (higher is better).
+
+    With three seeds or more these are resampled, with fewer the residuals of the fit. A baseline that never rises has
+    nothing to be reached sooner: then there are no speed-ups, and `refused` says why.
+    """
+    points = curves.filter(pl.col("measure") == measure).select("condition", "seed", "step", "value")
+    groups = points.group_by("condition", maintain_order=True)
+    of = {name: frame.drop("condition").sort("step", "seed") for (name,), frame in groups}
+    if baseline not in of:
+        raise UserError(f"speed-up: no condition {baseline!r} in {measure}; there are {', '.join(of)}")
+    unit = "seed" if points["seed"].n_unique() > 2 else None
+    try:
+        found = {
+            name: speedup(of[baseline], frame, "value", unit, seed=seed)
+            for name, frame in of.items()
+            if name != baseline
+        }
+    except UserError as error:
+        found, refused = {}, str(error)
+    else:
+        refused = ""
+    learning = {baseline: next(iter(found.values())).baseline} if found else {}
+    learning |= {name: fit.scheduled for name, fit in found.items()}
+    at = points["step"].unique().sort().to_list()
+    fits = [
+        row
+        for name, curve in learning.items()
+        for row in zip([name] * len(at), at, curve(np.array(at, float)), strict=True)
+    ]
+    reached = [(name, fit.value, fit.low, fit.high, fit.step, fit.target) for name, fit in found.items()]
+    numbers = dict.fromkeys(("value", "low", "high", "step", "target"), pl.Float64)
+    return Speedups(
+        found,
+        points,
+        pl.DataFrame(fits, {"condition": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row"),
+        pl.DataFrame(reached, {"condition": pl.String, **numbers}, orient="row"),
+        refused,
+    )
+
+
+def gains_by_paradigm(judged: pl.DataFrame, baseline: str) -> pl.DataFrame:
+    """Accuracy on each paradigm less the baseline's with the same seed: paradigm, condition, seed, difference.
+
+    `judged`: a trace of `PairAccuracy` at one step per run, headed by condition and seed.
+    """
+    need_columns(judged, ["condition", "seed", "paradigm", "correct"], "gains by paradigm")
+    accuracy = judged.group_by("condition", "seed", "paradigm", maintain_order=True).agg(
+        pl.col("correct").cast(pl.Float64).mean().alias("accuracy")
+    )
+    base = accuracy.filter(pl.col("condition") == baseline).select("seed", "paradigm", reference="accuracy")
+    if base.is_empty():
+        raise UserError(f"gains by paradigm: no condition {baseline!r} among {', '.join(judged['condition'].unique())}")
+    others = accuracy.filter(pl.col("condition") != baseline).join(base, on=["seed", "paradigm"], maintain_order="left")
+    return others.select("paradigm", "condition", "seed", difference=pl.col("accuracy") - pl.col("reference"))
+
+
+def probe_scores(tuned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float]]:
+    """A trace of `FineTuning` (headed by condition and seed) as rows of `final`, and each task's majority share.
+
+    Trials of one run are averaged: they say nothing of how another seed would do.
+    """
+    test = tuned.filter(pl.col("split") == "test")
+    majority = test.filter(pl.col("source") == "majority").group_by("task", maintain_order=True)
+    trials = test.filter(pl.col("source") != "majority").group_by("condition", "seed", "task", maintain_order=True)
+    scores = trials.agg(pl.col("accuracy").mean()).select("condition", "seed", measure="task", value="accuracy")
+    return scores, dict(majority.agg(pl.col("accuracy").mean()).iter_rows())

@@ -1,0 +1,134 @@
+"""Branch from here: pick a run, a checkpoint and a change; see what it will cost; train it; compare."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import polars as pl
+from IPython.display import display
+
+from lmdynamics import charts
+from lmdynamics.curves.comparison import compare_runs
+from lmdynamics.errors import UserError
+from lmdynamics.runs import store
+from lmdynamics.runs.branch import branch, branch_cost
+from lmdynamics.runs.run import Run
+
+CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "masking schedule", "learning rate", "seed")
+
+
+class BranchExplorer:
+    """A branch of one of `runs`, its cost shown first, then trained and laid beside its parent.
+
+    Nothing is trained before the button is pressed. `on_branch` is called with the finished branch.
+
+    Raises
+    ------
+    UserError
+        If no run keeps optimizer state, so that none can be branched.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        device: str = "cpu",
+        compare: bool = True,
+        on_branch: Callable[[Run], None] | None = None,
+    ):
+        self.runs = {run.name: run for run in runs if branch_points(run)}
+        if not self.runs:
+            raise UserError("none of these runs keeps optimizer state; train one with --set optimizer_state=all")
+        self.device, self.compare, self.on_branch = device, compare, on_branch
+        self.branch: Run | None = None
+        style, wide = {"description_width": "90px"}, widgets.Layout(width="460px")
+        first = next(iter(self.runs.values()))
+        points = branch_points(first)
+        self.run = widgets.Dropdown(options=list(self.runs), description="run", style=style, layout=wide)
+        self.step = widgets.SelectionSlider(
+            options=[(f"{step:,}", step) for step in points], value=points[len(points) // 2], description="leave at",
+            style=style, layout=wide,
+        )  # fmt: skip
+        self.change = widgets.Dropdown(
+            options=CHANGES, value=CHANGES[1], description="change", style=style, layout=wide
+        )
+        self.to = widgets.Text(value="0.0", description="to", style=style, layout=wide)
+        self.cost, self.status = widgets.HTML(), widgets.HTML()
+        self.button = widgets.Button(description="branch from here", button_style="primary")
+        self.output = widgets.Output()
+        self.run.observe(lambda _: self._run_changed(), names="value")
+        self.change.observe(lambda _: self._change_changed(), names="value")
+        for control in (self.step, self.to):
+            control.observe(lambda _: self._price(), names="value")
+        self.button.on_click(lambda _: self.go())
+        self.widget = widgets.VBox(
+            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.output]
+        )
+        self._price()
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The chosen change as overrides of the parent's recipe; raises UserError where the text is no such value."""
+        text, kind = self.to.value.strip(), CHANGES.index(self.change.value)
+        key, read = [("", str), ("stages", float), ("masking", str), ("lr", float), ("seed", int)][kind]
+        try:
+            return {key: read(text)} if key else {}
+        except ValueError:
+            raise UserError(f"{text!r} is no number; {self.change.value} needs one") from None
+
+    def go(self) -> Run | None:
+        """Train the branch, show it beside its parent; what cannot be done is said under the button."""
+        self.button.disabled = True
+        try:
+            parent = self.runs[self.run.value]
+            self.status.value = "training …"
+            with self.output:
+                self.output.clear_output()
+                self.branch = branch(parent, self.step.value, self.changes, device=self.device)
+                if self.compare:
+                    self.status.value = "comparing …"
+                    display(comparison_chart(parent, self.branch, self.device))
+            self.status.value = f"<code>{escape(self.branch.name)}</code>"
+            if self.on_branch:
+                self.on_branch(self.branch)
+        except (UserError, KeyboardInterrupt) as error:
+            self.status.value = escape(str(error) or "stopped; press again to go on")
+        finally:
+            self.button.disabled = False
+        return self.branch
+
+    def _run_changed(self) -> None:
+        points = branch_points(self.runs[self.run.value])
+        near = min(points, key=lambda step: abs(step - self.step.value))
+        self.step.options = [(f"{step:,}", step) for step in points]
+        self.step.value = near
+        self._price()
+
+    def _change_changed(self) -> None:
+        recipe = self.runs[self.run.value].recipe
+        kind = CHANGES.index(self.change.value)
+        self.to.value = ["", "0.0", recipe.training.masking, f"{recipe.training.lr / 2:g}", str(recipe.seed + 1)][kind]
+        self.to.disabled = kind == 0
+        self._price()
+
+    def _price(self) -> None:
+        """What the branch will cost, or why there can be none; the button follows."""
+        try:
+            line = f"this will take {branch_cost(self.runs[self.run.value], self.step.value, self.changes)}"
+            self.button.disabled = False
+        except UserError as error:
+            line, self.button.disabled = str(error), True
+        self.cost.value = escape(line)
+
+
+def branch_points(run: Run) -> list[int]:
+    """Steps that a run can be branched at: those with optimizer state, but for the last."""
+    return [step for step in run.steps[:-1] if (run[step].folder / store.TRAINING_STATE).exists()]
+
+
+def comparison_chart(parent: Run, branched: Run, device: str = "cpu"):
+    """Parent and branch over the steps they share, one panel per measure."""
+    table = compare_runs(parent, branched, device=device)
+    frame = table.select(pl.col("run").alias("condition"), pl.lit(0).alias("seed"), "step", "measure", "value")
+    return charts.show(charts.conditions_panels(frame), "branch", interactive=True)

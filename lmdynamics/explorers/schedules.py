@@ -1,0 +1,81 @@
+"""A masking-rate schedule to choose by hand, with a live preview of the rate over training."""
+
+from collections.abc import Mapping
+from html import escape
+
+import altair as alt
+import ipywidgets as widgets
+import polars as pl
+
+from lmdynamics import charts
+from lmdynamics.errors import UserError
+from lmdynamics.training.masking import SHAPES, Schedule, parse_schedule
+
+POINTS = 200  # at which a schedule is drawn
+
+
+def rates_over_training(schedules: Mapping[str, str | Schedule], steps: int) -> pl.DataFrame:
+    """Masking rate of each schedule over `steps`: condition, step, rate."""
+    at = sorted({round(steps * i / POINTS) for i in range(POINTS + 1)})
+    rows = [
+        (name, step, (parse_schedule(schedule) if isinstance(schedule, str) else schedule)(step / steps))
+        for name, schedule in schedules.items()
+        for step in at
+    ]
+    return pl.DataFrame(rows, {"condition": pl.String, "step": pl.Int64, "rate": pl.Float64}, orient="row")
+
+
+class ScheduleChooser:
+    """Shape, first and last rate; the preview follows, beside the schedules it is to be compared with.
+
+    `value` is the chosen schedule in its own words, ready for `--set masking=…`; the last one that makes sense.
+
+    Raises
+    ------
+    UserError
+        If the start value is no schedule.
+    """
+
+    def __init__(self, start: str, others: Mapping[str, str], steps: int):
+        self.others, self.steps = dict(others), steps
+        chosen = parse_schedule(start)
+        self.value = str(chosen)
+        style = {"description_width": "80px"}
+        rates = {"min": 0.01, "max": 0.99, "step": 0.01, "readout_format": ".0%", "continuous_update": False}
+        self.shape = widgets.Dropdown(options=list(SHAPES), value=chosen.shape, description="shape", style=style)
+        self.first = widgets.FloatSlider(value=chosen.rates[0], description="first rate", style=style, **rates)
+        self.last = widgets.FloatSlider(value=chosen.rates[-1], description="last rate", style=style, **rates)
+        self.last.disabled = chosen.shape == "constant"
+        self.said = widgets.HTML()
+        alt.JupyterChart.enable_offline()
+        self.chart = alt.JupyterChart(self.preview(), embed_options={"actions": False})
+        for control in (self.shape, self.first, self.last):
+            control.observe(lambda _: self._changed(), names="value")
+        self._say()
+        self.widget = widgets.VBox([widgets.HBox([self.shape, self.first, self.last]), self.said, self.chart])
+
+    def preview(self) -> alt.TopLevelMixin:
+        """Rates over training of the chosen schedule and of the others."""
+        others = {name: schedule for name, schedule in self.others.items() if schedule != self.value}
+        return charts.masking_rates(rates_over_training({f"yours: {self.value}": self.value, **others}, self.steps))
+
+    def show(self, output_dir: str = "", interactive: bool = True):
+        """The chooser, or its start value as a still figure."""
+        return self.widget if interactive else charts.show(self.preview(), "schedules", output_dir, interactive=False)
+
+    def _changed(self) -> None:
+        shape = self.shape.value
+        self.last.disabled = shape == "constant"
+        rates = (self.first.value,) if shape == "constant" else (self.first.value, self.last.value)
+        try:
+            self.value = str(Schedule(shape, tuple(round(rate, 4) for rate in rates)))
+        except UserError as error:
+            self._say(error)
+            return
+        self._say()
+        self.chart.spec = self.preview().to_dict(validate=False)
+
+    def _say(self, error: UserError | None = None) -> None:
+        """What to write for this schedule, or why it is none; as text, never as HTML."""
+        line = str(error) if error else f"lmdynamics train grammar-mlm --set masking={self.value}"
+        self.said.value = f"<code>{escape(line)}</code>"

@@ -1,0 +1,111 @@
+"""Tables of a sweep: what the tests, speed-ups and gains say is what the numbers say."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lmdynamics.curves.experiments import Claim, against_baseline, gains_by_paradigm, judge, probe_scores, speedups
+from lmdynamics.errors import UserError
+
+
+def final(seeds: int = 3, **means: float) -> pl.DataFrame:
+    """`condition__measure=mean`, spread by a hundredth over seeds."""
+    rows = [
+        (
+            name.split("__")[0],
+            seed,
+            name.split("__")[1].replace("_", " ").replace("held out", "held-out"),
+            mean + 0.01 * seed,
+        )
+        for name, mean in means.items()
+        for seed in range(seeds)
+    ]
+    return pl.DataFrame(rows, ["condition", "seed", "measure", "value"], orient="row")
+
+
+def test_a_lower_loss_and_a_higher_accuracy_are_better():
+    rows = final(base__held_out_loss=2.0, new__held_out_loss=1.5, base__pairs=0.5, new__pairs=0.9)
+    table = against_baseline(rows, "base")
+    assert table.select("measure", "condition", "verdict").rows() == [
+        ("held-out loss", "base", None),
+        ("held-out loss", "new", "better"),
+        ("pairs", "base", None),
+        ("pairs", "new", "better"),
+    ]
+    assert table["mean"].to_list() == pytest.approx([2.01, 1.51, 0.51, 0.91])
+    assert table["difference"].to_list()[1::2] == pytest.approx([-0.5, 0.4])
+    assert table["n"].to_list() == [3] * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds", "verdict"),
+    [
+        (0.9, 3, "reproduced"),
+        (0.1, 3, "not reproduced"),
+        (0.502, 3, "undecided at this size"),
+        (0.9, 1, "undecided at this size"),
+    ],
+)
+def test_a_claim_is_judged_by_a_test_and_one_seed_never_decides(value, seeds, verdict):
+    rows = final(seeds, base__pairs=0.5, new__pairs=value)
+    (row,) = judge([Claim("new beats base", "pairs", "new", "base")], rows).iter_rows(named=True)
+    assert row["verdict"] == verdict
+    assert row["difference"] == pytest.approx(value - 0.5)
+    assert (row["low"] is None) == (seeds == 1)
+
+
+def learning(rate: float, top: float = 1.0) -> list[tuple[int, float]]:
+    return [(step, top * (1 - np.exp(-rate * step / 1000))) for step in range(0, 4001, 250)]
+
+
+def curves(**conditions: list[tuple[int, float]]) -> pl.DataFrame:
+    rows = [(name, 0, step, "pairs", value) for name, points in conditions.items() for step, value in points]
+    return pl.DataFrame(rows, ["condition", "seed", "step", "measure", "value"], orient="row")
+
+
+def test_twice_as_fast_is_a_speed_up_of_two():
+    found = speedups(curves(base=learning(1), quick=learning(2), low=learning(1, 0.5)), "pairs", "base")
+    assert found.found["quick"].value == pytest.approx(2, rel=0.02)
+    assert found.found["low"].value is None
+    assert found.reached["condition"].to_list() == ["quick", "low"]
+    assert found.fits["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert found.points["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert [frame.is_empty() for frame in found.frames] == [False] * 3
+
+
+def test_a_flat_baseline_has_no_speed_ups_and_says_why():
+    found = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
+    assert found.found == {}
+    assert "nothing to reach sooner" in found.refused
+
+
+def test_gains_are_against_the_baseline_of_the_same_seed():
+    rows = [
+        (condition, seed, paradigm, pair, pair < right)
+        for condition, seed, paradigm, right in [
+            ("base", 0, "a", 5), ("base", 1, "a", 7), ("new", 0, "a", 8), ("new", 1, "a", 7), ("base", 0, "b", 2),
+            ("base", 1, "b", 2), ("new", 0, "b", 1), ("new", 1, "b", 4),
+        ]
+        for pair in range(10)
+    ]  # fmt: skip
+    judged = pl.DataFrame(rows, ["condition", "seed", "paradigm", "pair", "correct"], orient="row")
+    gains = gains_by_paradigm(judged, "base")
+    assert {(p, s): pytest.approx(d) for p, _, s, d in gains.rows()} == {
+        ("a", 0): 0.3, ("a", 1): 0.0, ("b", 0): -0.1, ("b", 1): 0.2,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="no condition 'bass'"):
+        gains_by_paradigm(judged, "bass")
+
+
+def test_trials_of_a_probe_are_averaged_and_the_majority_set_apart():
+    rows = [
+        ("base", 0, "polarity", source, split, accuracy)
+        for source, split, accuracy in [
+            ("fine-tuned", "dev", 0.1), ("fine-tuned", "test", 0.6), ("fine-tuned", "test", 0.8),
+            ("majority", "test", 0.5),
+        ]
+    ]  # fmt: skip
+    tuned = pl.DataFrame(rows, ["condition", "seed", "task", "source", "split", "accuracy"], orient="row")
+    scores, chance = probe_scores(tuned)
+    assert scores.rows() == [("base", 0, "polarity", pytest.approx(0.7))]
+    assert chance == {"polarity": 0.5}

@@ -1,0 +1,89 @@
+"""The schedule chooser and 'branch from here': what a control changes, what it refuses, what it costs."""
+
+import pytest
+
+from lmdynamics.errors import UserError
+from lmdynamics.explorers.branching import CHANGES, BranchExplorer, branch_points
+from lmdynamics.explorers.schedules import ScheduleChooser, rates_over_training
+from lmdynamics.runs.build import train
+from tests.conftest import TINY
+
+OTHERS = {"constant 15 %": "constant-0.15", "cosine": "cosine-0.3-0.15"}
+
+
+def test_rates_are_those_of_the_schedules():
+    rates = rates_over_training({"down": "linear-0.3-0.1"}, 100)
+    assert rates.row(0) == ("down", 0, 0.3)
+    assert rates.row(-1) == ("down", 100, pytest.approx(0.1))
+    assert rates.filter(rates["step"] == 50)["rate"].item() == pytest.approx(0.2)
+
+
+def test_the_chooser_follows_its_sliders_and_says_the_command():
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, 1000)
+    assert chooser.value == "linear-0.3-0.15"
+    chooser.last.value = 0.05
+    assert chooser.value == "linear-0.3-0.05"
+    assert "--set masking=linear-0.3-0.05" in chooser.said.value
+    chooser.shape.value = "constant"
+    assert chooser.value == "constant-0.3"
+    assert chooser.last.disabled
+    assert "yours: constant-0.3" in str(chooser.chart.spec)
+
+
+def test_what_is_no_schedule_is_said_and_the_last_one_kept():
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, 1000)
+    chooser.last.value = 0.3
+    assert chooser.value == "linear-0.3-0.15"
+    assert "starts and ends at 0.3" in chooser.said.value
+
+
+def test_a_still_chooser_is_a_figure(tmp_path):
+    ScheduleChooser("step-0.3-0.15", OTHERS, 1000).show(str(tmp_path), interactive=False)
+    assert (tmp_path / "schedules.svg").exists()
+
+
+def test_branch_from_here(tiny_run):
+    made = []
+    explorer = BranchExplorer([tiny_run], compare=False, on_branch=made.append)
+    assert [value for _, value in explorer.step.options] == branch_points(tiny_run) == [0, 1, 2, 4, 8]
+    explorer.step.value = 8
+    explorer.change.value, explorer.to.value = CHANGES[3], "0.01"
+    assert explorer.changes == {"lr": 0.01}
+    assert "4 steps" in explorer.cost.value
+    branch = explorer.go()
+    assert made == [branch]
+    assert branch.parent["changes"] == {"training.lr": 0.01}
+    assert branch.steps == [8, 12]
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "said"),
+    [(3, "fast", "is no number"), (2, "linear-0.3", "write linear-FIRST-LAST"), (1, "nan", "every λ be a number")],
+)
+def test_what_cannot_be_branched_is_said_and_nothing_is_trained(tiny_run, change, text, said):
+    explorer = BranchExplorer([tiny_run], compare=False)
+    explorer.change.value, explorer.to.value = CHANGES[change], text
+    assert said in explorer.cost.value
+    assert explorer.button.disabled
+    assert explorer.go() is None
+    assert said in explorer.status.value
+
+
+def test_text_from_a_reader_is_escaped(tiny_run):
+    explorer = BranchExplorer([tiny_run], compare=False)
+    explorer.change.value, explorer.to.value = CHANGES[3], "<img src=x>"
+    assert "<img" not in explorer.cost.value
+    assert "&lt;img" in explorer.cost.value
+
+
+def test_runs_without_optimizer_state_cannot_be_branched():
+    bare = train("grammar-mlm", overrides={**TINY, "optimizer_state": "none"}, name="bare", progress=False)
+    with pytest.raises(UserError, match="none of these runs keeps optimizer state"):
+        BranchExplorer([bare])
+
+
+def test_the_branch_is_laid_beside_its_parent(tiny_run):
+    explorer = BranchExplorer([tiny_run])
+    explorer.change.value = CHANGES[0]
+    explorer.go()
+    assert explorer.status.value == "<code>tiny@2</code>"
