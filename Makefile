@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PROFILE ?= default
 OUT ?= out/series
-SERIES := notebooks/00_start_here.ipynb notebooks/02_sas_emergence.ipynb
+SERIES := $(sort $(wildcard notebooks/*.ipynb))
 
 BIN := .venv/bin
 READY := .venv/ready

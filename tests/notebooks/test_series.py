@@ -31,9 +31,39 @@ def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProces
 
 COMMON = ["profile", "seed", "device", "interactive", "output_dir"]
 MEASURED = ["sentences", "longest", "min_count", "pairs_per_paradigm", "margin", "relation"]
-PARAMETERS = {
+PARAMETERS = {  # fmt: skip
     "00_start_here": ["run", "treebank", "sentence", "hide", *COMMON],
+    "01_masking_schedules": [
+        "plan",
+        "baseline",
+        "schedule",
+        "seeds",
+        "steps",
+        "profile",
+        "pairs",
+        "pairs_per_paradigm",
+        "probes",
+        "seed",
+        "device",
+        "interactive",
+        "output_dir",
+    ],
     "02_sas_emergence": ["run", "also", "treebank", "pairs", *COMMON, *MEASURED],
+    "02_sas_interventions": [
+        "plan",
+        "baseline",
+        "also",
+        "seeds",
+        "steps",
+        "profile",
+        "sentences",
+        "min_count",
+        "pairs_per_paradigm",
+        "seed",
+        "device",
+        "interactive",
+        "output_dir",
+    ],
 }
 
 
