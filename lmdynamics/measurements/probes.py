@@ -1,0 +1,243 @@
+"""What a checkpoint has learnt that helps elsewhere: a fresh linear head on it, trained on labelled sentences."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmdynamics.corpora.labelled import LabelledSentences
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.scores import SCORES, accuracy
+from lmdynamics.measurements.word_batches import longest_input
+from lmdynamics.training.batches import mix, pad
+
+TOKENS = 4096  # per batch when nothing is learnt
+WARMUP = 0.1  # of all steps; then the rate falls linearly to zero
+SCHEMA = {
+    "task": pl.String,
+    "source": pl.String,
+    "trial": pl.Int64,
+    "lr": pl.Float64,
+    "split": pl.String,
+    "accuracy": pl.Float64,
+    "score": pl.Float64,
+    "examples": pl.Int64,
+    "truncated": pl.Int64,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Some sentences, or pairs of them, as tokens; `content` is true at tokens that are not special."""
+
+    ids: tuple[np.ndarray, ...]  # each of shape [time]
+    content: tuple[np.ndarray, ...]
+    second: tuple[np.ndarray, ...]  # 1 at the tokens of the second sentence of a pair
+    labels: np.ndarray
+    truncated: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class FineTuning(Measurement):
+    """Scores of the checkpoint's body, fine-tuned with a fresh linear head on the mean of its last hidden states.
+
+    The mean is over all tokens but special ones, for every architecture alike: no run here trained a token to sum up
+    its sentence. AdamW for `steps` steps, with a linear warm-up and decay, in float32. `frozen` trains the head alone,
+    on standardised states; a step then costs next to nothing, so give it more of them, such as 600 at rates from 1e-3
+    to 1e-2. Examples longer than the model takes are cut, and counted in `truncated`.
+
+    Rows: `task`, `source`, `trial`, `lr`, `split`, `accuracy`, `score`, `examples`, `truncated`. On `test`, one row
+    per trial: the result, at the learning rate whose mean over the trials was best on `dev`; there, a row for every
+    learning rate and trial. A trial draws the head's weights, the order of the examples and the dropout anew; splits
+    and the examples used depend on `seed` only. `score` is the task's own metric. Where labels are grades, these are
+    fitted by least squares, and accuracy is null.
+
+    The row with source "majority" is the control: the commonest label of training (or the mean grade), whatever the
+    sentence. The other control, the same architecture with fresh random weights, is this measurement at step 0.
+    """
+
+    data: LabelledSentences
+    trials: int = 3
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: int = 40
+    batch_size: int = 16
+    train_examples: int = 2_000
+    dev_examples: int = 300
+    test_examples: int = 1_000
+    frozen: bool = False
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        counts = (self.trials, self.steps, self.batch_size, self.train_examples, self.dev_examples, self.test_examples)
+        if not self.learning_rates or min(counts) < 1:
+            raise UserError("fine-tuning needs a learning rate, and at least one trial, step and example of each kind")
+        loaded = checkpoint.model(device=device)
+        limit = longest_input(loaded)
+        train, dev, test = encode_splits(checkpoint.tokenizer, limit, self.data, counts[3:], self.seed)
+        body = getattr(loaded, "base_model", loaded)
+        inputs = standardised_states(body, train, dev, test) if self.frozen else []
+        rows, best = [], []
+        for lr in self.learning_rates:
+            models = [self._learn(body, train, trial, lr, *inputs[:1]) for trial in range(self.trials)]
+            tried = [
+                self._row(dev, self._predict(model, dev, *inputs[1:2]), "dev", trial, lr)
+                for trial, model in enumerate(models)
+            ]
+            rows += tried
+            if not best or _mean_score(tried) > _mean_score(best):
+                best, said = tried, [self._predict(model, test, *inputs[2:]) for model in models]
+        rows += [self._row(test, s, "test", row["trial"], row["lr"]) for s, row in zip(said, best, strict=True)]
+        grades = self.data.classes is None
+        usual = train.labels.mean() if grades else np.bincount(train.labels).argmax()
+        rows.append(self._row(test, np.full_like(test.labels, usual), "test", source="majority"))
+        return pl.DataFrame(rows, schema=SCHEMA)
+
+    def _row(self, examples: Examples, said: np.ndarray, split: str, trial=None, lr=None, source="fine-tuned"):
+        right = None if self.data.classes is None else accuracy(examples.labels, said)
+        score = SCORES[self.data.metrics[0]](examples.labels, said)
+        source = "frozen" if self.frozen and source == "fine-tuned" else source
+        values = (self.data.name, source, trial, lr, split, right, score, len(said), examples.truncated)
+        return dict(zip(SCHEMA, values, strict=True))
+
+    def _learn(
+        self, body: nn.Module, train: Examples, trial: int, lr: float, states=None
+    ) -> tuple[nn.Module, nn.Module]:
+        """One training from the checkpoint: the body and the head that come out."""
+        device = next(body.parameters()).device
+        grades = self.data.classes is None
+        labels = torch.from_numpy((train.labels - train.labels.mean()) / train.labels.std() if grades else train.labels)
+        labels = (labels.float() if grades else labels).to(device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            torch.manual_seed(mix(self.seed, trial))
+            head = nn.Linear(_width(body), self.data.classes or 1).to(device)
+            body = body if self.frozen else deepcopy(body).float().train().requires_grad_()
+            learning = [*head.parameters(), *([] if self.frozen else body.parameters())]
+            optimizer = torch.optim.AdamW(learning, lr=lr, weight_decay=0.01)
+            order = _batches(train, self.batch_size, self.steps, mix(self.seed, trial, 1))
+            for step, chosen in enumerate(order):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * _share_of_rate(step, self.steps)
+                logits = head(states[chosen] if self.frozen else sentence_means(body, train, chosen))
+                gold = labels[torch.from_numpy(chosen).to(device)]
+                loss = F.mse_loss(logits[:, 0], gold) if grades else F.cross_entropy(logits, gold)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(learning, 1.0)
+                optimizer.step()
+        return body.eval(), head
+
+    @torch.inference_mode()
+    def _predict(self, model: tuple[nn.Module, nn.Module], examples: Examples, states=None) -> np.ndarray:
+        body, head = model
+        outputs = head(all_means(body, examples) if states is None else states).cpu()
+        if not outputs.isfinite().all():  # the training diverged: wrong everywhere
+            return np.full_like(examples.labels, -1)
+        return outputs[:, 0].double().numpy() if self.data.classes is None else outputs.argmax(1).numpy()
+
+
+def _mean_score(rows: list[dict]) -> float:
+    return float(np.mean([row["score"] for row in rows]))
+
+
+@lru_cache(maxsize=4)
+def encode_splits(
+    tokenizer, limit: int | None, data: LabelledSentences, most: tuple[int, int, int], seed: int
+) -> tuple[Examples, Examples, Examples]:
+    """Train, dev and test, each a random choice of at most so many examples, as tokens."""
+    return tuple(_encode(tokenizer, limit, part, cap, seed) for part, cap in zip(data.splits(seed), most, strict=True))
+
+
+def _encode(tokenizer, limit: int | None, data: LabelledSentences, most: int, seed: int) -> Examples:
+    frame = data.frame[np.sort(np.random.default_rng(seed).permutation(len(data))[:most])]
+    texts = [frame[name].to_list() for name in ("text", "second") if name in frame.columns]
+    if data.split_into_words:
+        texts = [[text.split(" ") for text in column] for column in texts]
+    options = {"is_split_into_words": data.split_into_words, "return_token_type_ids": True, "verbose": False}
+    cut = {"truncation": True, "max_length": limit} if limit else {}
+    encoded = tokenizer(*texts, return_special_tokens_mask=True, **options, **cut)
+    content = tuple(~np.array(mask, dtype=bool) for mask in encoded["special_tokens_mask"])
+    if empty := [i for i, mask in enumerate(content) if not mask.any()]:
+        raise UserError(f"{data.name}: the tokenizer makes nothing of {frame['text'][empty[0]]!r}; leave it out")
+    whole = tokenizer(*texts, return_length=True, **options)["length"] if limit else map(len, content)
+    return Examples(
+        tuple(np.array(ids) for ids in encoded["input_ids"]),
+        content,
+        tuple(np.array(kind) for kind in encoded["token_type_ids"]),
+        frame["label"].to_numpy().copy(),
+        sum(n > len(mask) for n, mask in zip(whole, content, strict=True)),
+        tokenizer.pad_token_id or 0,
+    )
+
+
+def sentence_means(body: nn.Module, examples: Examples, chosen: np.ndarray) -> Float[Tensor, "batch width"]:
+    """The mean of the last hidden states over the tokens that are not special, of the `chosen` examples."""
+    device = next(body.parameters()).device
+
+    def side_by_side(rows: tuple[np.ndarray, ...], filler: int) -> Tensor:
+        return pad([rows[i] for i in chosen], filler)[0].to(device)
+
+    ids, padded = pad([examples.ids[i] for i in chosen], examples.pad_id)
+    inputs = {} if padded is None else {"attention_mask": (~padded).long().to(device)}
+    if getattr(body.config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = side_by_side(examples.second, 0)
+    states = body(input_ids=ids.to(device), return_dict=True, **inputs).last_hidden_state
+    content = side_by_side(examples.content, 0).to(states.dtype)[:, :, None]
+    return (states * content).sum(1) / content.sum(1)
+
+
+def all_means(body: nn.Module, examples: Examples) -> Float[Tensor, "examples width"]:
+    """`sentence_means` of all examples, those of like length together."""
+    lengths = np.array([len(ids) for ids in examples.ids])
+    order = np.argsort(lengths, kind="stable")
+    means = torch.empty(len(order), _width(body), device=next(body.parameters()).device)
+    start = 0
+    while start < len(order):
+        rows = max(1, TOKENS // int(lengths[order[start]]))
+        rows = max(1, TOKENS // int(lengths[order[min(start + rows, len(order)) - 1]]))
+        chosen = order[start : start + rows]
+        means[chosen] = sentence_means(body, examples, chosen).float()
+        start += rows
+    return means
+
+
+@torch.inference_mode()
+def standardised_states(body: nn.Module, train: Examples, *others: Examples) -> list[Float[Tensor, "examples width"]]:
+    """Sentence means of each part, less the mean and divided by the standard deviation over `train`."""
+    means = [all_means(body.eval(), part) for part in (train, *others)]
+    spread = means[0].std(0, correction=0).clamp(min=1e-6)
+    return [(part - means[0].mean(0)) / spread for part in means]
+
+
+def _batches(examples: Examples, size: int, steps: int, seed: int) -> Iterator[np.ndarray]:
+    """Example numbers of `steps` batches, all examples once before any comes again.
+
+    Sorted by length within groups of 16 batches, the batches then shuffled: less padding.
+    """
+    random = np.random.default_rng(seed)
+    lengths = np.array([len(ids) for ids in examples.ids])
+    epochs = -(-steps * size // len(lengths))
+    order = np.concatenate([random.permutation(len(lengths)) for _ in range(epochs)])[: steps * size]
+    for start in range(0, len(order), 16 * size):
+        group = order[start : start + 16 * size]
+        group = group[np.argsort(lengths[group], kind="stable")].reshape(-1, size)
+        yield from random.permutation(group)
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    warmup = max(1, round(WARMUP * steps))
+    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def _width(body: nn.Module) -> int:
+    return body.config.hidden_size
