@@ -5,12 +5,13 @@ dev split to choose on is drawn from the training set.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from lmdynamics.corpora.labelled import LabelledSentences, same_text
+from lmdynamics.corpora.labelled import LabelledSentences, acceptability, open_labelled, same_text
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import cache_dir
 
@@ -79,6 +80,13 @@ def open_glue(task: str, where: str | Path = HUB) -> LabelledSentences:
             f"{where}: {task} has {data.classes} labels, GLUE's has {chosen.labels}; it is another data set"
         )
     return data
+
+
+def open_task(name: str, pairs: MinimalPairs) -> LabelledSentences:
+    """A downstream task by name: `acceptability` (of these pairs), a GLUE task, or whatever `open_labelled` knows."""
+    if name == "acceptability":
+        return replace(acceptability(pairs), name=name)
+    return open_glue(name) if name in TASKS else open_labelled(name)
 
 
 def _load(folder: str, split: str, where: str | Path) -> pl.DataFrame:

@@ -147,5 +147,5 @@ def probe_scores(tuned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float]]:
     test = tuned.filter(pl.col("split") == "test")
     majority = test.filter(pl.col("source") == "majority").group_by("task", maintain_order=True)
     trials = test.filter(pl.col("source") != "majority").group_by("condition", "seed", "task", maintain_order=True)
-    scores = trials.agg(pl.col("accuracy").mean()).select("condition", "seed", measure="task", value="accuracy")
-    return scores, dict(majority.agg(pl.col("accuracy").mean()).iter_rows())
+    scores = trials.agg(pl.col("score").mean()).select("condition", "seed", measure="task", value="score")
+    return scores, dict(majority.agg(pl.col("score").mean()).iter_rows())

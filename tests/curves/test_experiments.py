@@ -105,7 +105,7 @@ def test_trials_of_a_probe_are_averaged_and_the_majority_set_apart():
             ("majority", "test", 0.5),
         ]
     ]  # fmt: skip
-    tuned = pl.DataFrame(rows, ["condition", "seed", "task", "source", "split", "accuracy"], orient="row")
+    tuned = pl.DataFrame(rows, ["condition", "seed", "task", "source", "split", "score"], orient="row")
     scores, chance = probe_scores(tuned)
     assert scores.rows() == [("base", 0, "polarity", pytest.approx(0.7))]
     assert chance == {"polarity": 0.5}

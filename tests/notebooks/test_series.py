@@ -43,6 +43,7 @@ PARAMETERS = {  # fmt: skip
         "pairs",
         "pairs_per_paradigm",
         "probes",
+        "frozen",
         "seed",
         "device",
         "interactive",
