@@ -62,10 +62,12 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 
 def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
-    """The chart as a PNG picture, for readers that show no SVG."""
+    """The chart as a PNG picture on white, for readers that show no SVG."""
     import vl_convert
 
-    return vl_convert.vegalite_to_png(chart.to_dict(), vl_version=_vegalite_version(), scale=scale)
+    # vl-convert falsifies half-transparent colours on a transparent ground: orange comes out olive
+    spec = {**chart.to_dict(), "background": "white"}
+    return vl_convert.vegalite_to_png(spec, vl_version=_vegalite_version(), scale=scale)
 
 
 def _vegalite_version() -> str:

@@ -1,5 +1,7 @@
 """One figure for whoever reads it: widget, picture, file."""
 
+import zlib
+
 import altair as alt
 import pytest
 
@@ -51,3 +53,15 @@ def test_a_folder_that_cannot_be_made_is_refused(chart, tmp_path):
 
 def test_png_for_readers_without_svg(chart):
     assert charts.to_png(chart, scale=1).startswith(b"\x89PNG")
+
+
+def test_half_transparent_marks_keep_their_colour_in_png():
+    data = alt.Data(values=[{}])
+    edges = {"x": alt.value(0), "x2": alt.value(9), "y": alt.value(0), "y2": alt.value(9)}
+    chart = alt.Chart(data, width=9, height=9, padding=0).mark_rect(color="#E69F00", opacity=0.5).encode(**edges)
+    png = charts.to_png(chart.configure(background="transparent").configure_view(stroke=None), scale=1)
+    start = png.index(b"IDAT")
+    row = zlib.decompress(png[start + 4 : start + 4 + int.from_bytes(png[start - 4 : start])])
+    red, green, blue, alpha = row[1:5]  # the first pixel of the first row, whose filter changes nothing
+    assert alpha == 255
+    assert (red, green, blue) == pytest.approx((0xE6 / 2 + 127.5, 0x9F / 2 + 127.5, 127.5), abs=2)
