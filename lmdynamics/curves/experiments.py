@@ -82,11 +82,11 @@ class Speedups:
         return self.points, self.fits, self.reached
 
 
-def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0) -> Speedups:
+def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, level: float = 1.0) -> Speedups:
     """Speed-ups over `baseline` in one measure of `curves`: condition, seed, step, measure, value (higher is better).
 
     With three seeds or more these are resampled, with fewer the residuals of the fit. A baseline that never rises has
-    nothing to be reached sooner: then there are no speed-ups, and `refused` says why.
+    nothing to be reached sooner: then there are no speed-ups, and `refused` says why. `level`: see `speedup`.
     """
     points = curves.filter(pl.col("measure") == measure).select("condition", "seed", "step", "value")
     groups = points.group_by("condition", maintain_order=True)
@@ -96,7 +96,7 @@ def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0) -
     unit = "seed" if points["seed"].n_unique() > 2 else None
     try:
         found = {
-            name: speedup(of[baseline], frame, "value", unit, seed=seed)
+            name: speedup(of[baseline], frame, "value", unit, level=level, seed=seed)
             for name, frame in of.items()
             if name != baseline
         }

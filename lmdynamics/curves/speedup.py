@@ -77,6 +77,7 @@ def speedup(
     unit: str | None = None,
     *,
     best: Literal["fitted", "observed"] = "fitted",
+    level: float = 1.0,
     resamples: int = 300,
     seed: int = 0,
 ) -> Speedup:
@@ -88,56 +89,67 @@ def speedup(
 
     The best is the baseline's fit at its last step; "observed" takes its highest score, as the paper does. The highest
     of noisy scores overstates what the baseline can do, so that a run no different from it may never get there.
+
+    `level` below 1 asks for a share of the way instead: from the baseline's fitted start to its best, and counts the
+    steps that the baseline's own fit takes to get there. Where scores end at a ceiling, all curves crowd below the
+    best, and only such a level tells which is sooner.
+
     The fit is read up to twice the last step of `scheduled`, and not below its first step after 0.
 
     Raises
     ------
     UserError
-        If a column is missing, a value is missing or not finite, there are fewer than 5 steps, units are missing at
+        If `level` is no share, a column is missing, a value is not finite, there are fewer than 5 steps, units lack at
         some step, or the baseline's score never rises.
     """
     if best not in ("fitted", "observed"):
         raise UserError(f"best is {best!r}; expected 'fitted' or 'observed'")
+    if not 0 < level <= 1:
+        raise UserError(f"level is {level}; expected a share of the way to the baseline's best, above 0 and at most 1")
     runs = [_scores(frame, value, unit, name) for frame, name in ((baseline, "baseline"), (scheduled, "scheduled"))]
     (steps, of_base), (scheduled_steps, _) = runs
     curves = [fit_curve(at, scores.mean(1)) for at, scores in runs]
     if not curves[0].c2 > 0:
         raise UserError("the baseline's score does not rise with training, so that there is nothing to reach sooner")
 
-    def reach(base: LearningCurve, scores: np.ndarray, curve: LearningCurve) -> tuple[float, float]:
-        target = float(base(steps[-1:])[0] if best == "fitted" else scores.max())
-        step = max(curve.step_at(target), float(scheduled_steps[scheduled_steps > 0][0]))
-        return target, step if step <= LONGEST * scheduled_steps[-1] * (1 + 1e-9) else float("inf")
+    total, first = float(steps[-1]), float(scheduled_steps[scheduled_steps > 0][0])
 
-    target, step = reach(curves[0], of_base.mean(1), curves[1])
+    def reach(base: LearningCurve, scores: np.ndarray, curve: LearningCurve) -> tuple[float, float, float]:
+        """The target, the baseline's steps to it, and the schedule's."""
+        start, top = base.c1 - base.c2, float(base(steps[-1:])[0] if best == "fitted" else scores.max())
+        target = start + level * (top - start)
+        step, taken = max(curve.step_at(target), first), total if level == 1 else max(base.step_at(target), first)
+        return target, taken, step if step <= LONGEST * scheduled_steps[-1] * (1 + 1e-9) else float("inf")
+
+    target, taken, step = reach(curves[0], of_base.mean(1), curves[1])
     drawn = list(_resampled(runs, curves, unit, baseline, scheduled, resamples, seed))
     fits = [
         [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(at, scores).tolist()]
         for (at, _), scores in zip(runs, drawn, strict=True)
     ]
-    steps_of = [reach(base, scores, curve)[1] for base, scores, curve in zip(fits[0], drawn[0], fits[1], strict=True)]
-    total = float(steps[-1])
-    factors = total / np.array(steps_of)  # 0 where the best is never reached
+    tried = [reach(base, scores, curve)[1:] for base, scores, curve in zip(fits[0], drawn[0], fits[1], strict=True)]
+    factors = np.array([a / b for a, b in tried])  # 0 where the best is never reached
     share = float((factors > 0).mean()) if len(factors) else float(np.isfinite(step))
     low, high = np.percentile(factors, [2.5, 97.5]) if len(factors) else (0.0, 0.0)
     found = {"target": target, "share": share, "baseline": curves[0], "scheduled": curves[1]}
+    mark = f"the baseline's best of {target:.3f}" if level == 1 else f"{target:.3f}, {level:.0%} of the way to it,"
     if not np.isfinite(step):
         reason = (
-            f"never reached: the scheduled fit tends to {curves[1].c1:.3f} and stays below the baseline's best of "
-            f"{target:.3f} up to step {LONGEST * scheduled_steps[-1]:,.0f}"
+            f"never reached: the scheduled fit tends to {curves[1].c1:.3f} and stays below {mark}"
+            f" up to step {LONGEST * scheduled_steps[-1]:,.0f}"
             + (f"; {share:.0%} of the resamples reach it" if share else "")
         )
         return Speedup(None, None, None, None, False, reason, **found)
-    reason = (
-        f"the scheduled fit reaches {target:.3f}, the best of the baseline's {total:,.0f} steps, at step {step:,.0f}"
-    )
+    of = f"the best of the baseline's {total:,.0f} steps" if level == 1 else f"{level:.0%} of the way to its best"
+    reason = f"the scheduled fit reaches {target:.3f}, {of}, at step {step:,.0f}"
+    reason += "" if level == 1 else f", the baseline's at step {taken:,.0f}"
     if step > scheduled_steps[-1] * 1.001:
         reason += f" (beyond its last checkpoint, {scheduled_steps[-1]:,.0f})"
     if 1 - share > OPEN:
         reason += f"; {1 - share:.0%} of the resamples never reach it, so the interval is open below"
     bounded = len(factors) > 0 and 1 - share <= OPEN
     interval = (float(low) if bounded else None, float(high) if len(factors) and high > 0 else None)
-    return Speedup(total / step, *interval, step, True, reason, **found)
+    return Speedup(taken / step, *interval, step, True, reason, **found)
 
 
 def fit_curve(steps: Float[np.ndarray, " steps"], scores: Float[np.ndarray, " steps"]) -> LearningCurve:

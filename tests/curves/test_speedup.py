@@ -155,3 +155,21 @@ def test_bad_input_is_refused():
         speedup(seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
     with pytest.raises(UserError, match="best is 'highest'"):
         speedup(good, good, best="highest")
+
+
+@pytest.mark.parametrize("level", [0.3, 0.5, 0.9])
+def test_a_share_of_the_way_counts_the_baselines_own_steps(level):
+    steps = np.arange(0, 4001, 100)
+    base, fast, low = (top * (1 - np.exp(-rate * steps / 1000)) for rate, top in ((1, 1.0), (2, 1.0), (2, 0.96)))
+    frames = [pl.DataFrame({"step": steps, "accuracy": scores}) for scores in (base, fast, low)]
+    assert speedup(frames[0], frames[1], level=level).value == pytest.approx(2, rel=0.02)
+    assert speedup(frames[0], frames[0], level=level).value == pytest.approx(1, rel=0.01)
+    assert speedup(frames[0], frames[2]).value is None  # ends just below the baseline's best, though it is faster
+    assert 1.3 < speedup(frames[0], frames[2], level=level).value < 2
+
+
+@pytest.mark.parametrize("level", [0.0, 1.5])
+def test_a_level_that_is_no_share_is_refused(level):
+    frame = pl.DataFrame({"step": range(10), "accuracy": [float(i) for i in range(10)]})
+    with pytest.raises(UserError, match="expected a share of the way"):
+        speedup(frame, frame, level=level)
