@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """A text without its middle where it is long, as a schedule of thousands of points is."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'X'?` when a known name is close, otherwise the list of known names."""
     known = sorted(known)

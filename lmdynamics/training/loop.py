@@ -164,7 +164,12 @@ def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
             f"the corpus has a row of {longest} tokens, the model takes at most {limit}; "
             f"--set model.max_position_embeddings={longest} or use shorter rows"
         )
-    return model_class(recipe.objective).from_config(config, attn_implementation="sdpa")
+    try:
+        return model_class(recipe.objective).from_config(config, attn_implementation="sdpa")
+    except ValueError:
+        raise UserError(
+            f"transformers has no {recipe.objective} model of type {config.model_type!r}; use another"
+        ) from None
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

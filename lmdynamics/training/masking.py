@@ -7,7 +7,7 @@ the whole of training, whatever the learning rate does. Special tokens and paddi
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError, did_you_mean, shortened
 
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "constant": lambda x, first, last: first,
@@ -41,7 +41,7 @@ class Schedule:
 
     def __post_init__(self):
         if fault := self._fault():
-            raise UserError(f"masking {self}: {fault}")
+            raise UserError(f"masking {shortened(str(self))}: {fault}")
 
     def _fault(self) -> str | None:
         if self.shape not in {*SHAPES, "points"}:
@@ -64,7 +64,12 @@ class Schedule:
 
     def __call__(self, x: float) -> float:
         if self.shape == "points":
-            return float(np.interp(x, np.linspace(0, 1, len(self.rates)), self.rates))
+            last = len(self.rates) - 1
+            near, below = round(x * last), min(int(x * last), last - 1)
+            if near / last == x:
+                return self.rates[near]  # exact at every x = t/last, which x * last need not be
+            part = x * last - below
+            return (1 - part) * self.rates[below] + part * self.rates[below + 1]
         return SHAPES[self.shape](x, self.rates[0], self.rates[-1])
 
     def loss_share(self, x: float) -> float:
@@ -72,7 +77,7 @@ class Schedule:
         return SUBSET / self(x) if self.shape == "subset-linear" else 1.0
 
     def __str__(self) -> str:
-        return "-".join([self.shape, *(f"{rate:g}" for rate in self.rates)])
+        return "-".join([self.shape, *(np.format_float_positional(rate, trim="-") for rate in self.rates)])
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -83,20 +88,30 @@ def parse_schedule(text: str) -> Schedule:
     UserError
         If it is not written like that, a rate is no share, or first and last rate make no such schedule.
     """
-    match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*)((?:-[0-9.eE]+)+)", text.strip())
+    match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*)((?:-[0-9.]+)+)", text.strip())
     try:
         shape, rates = match[1], tuple(float(rate) for rate in match[2][1:].split("-"))
     except (TypeError, ValueError):
         raise UserError(
-            f"masking {text!r} is not a schedule; write SHAPE-FIRST-LAST, for example constant-0.15 or "
+            f"masking {shortened(text)!r} is not a schedule; write SHAPE-FIRST-LAST, for example constant-0.15 or "
             f"linear-0.30-0.15 (shapes: {', '.join(SHAPES)}, points)"
         ) from None
     return Schedule(shape, rates)
 
 
 def tabulate(rate: Callable[[float], float], steps: int) -> Schedule:
-    """Any function of x = t/T as a schedule: its value at each of `steps` + 1 steps, so that a recipe can hold it."""
-    return Schedule("points", tuple(float(rate(step / steps)) for step in range(steps + 1)))
+    """Any function of x = t/T as a schedule: its value at each of `steps` + 1 steps, so that a recipe can hold it.
+
+    Raises
+    ------
+    UserError
+        If a value is no rate.
+    """
+    values = [rate(step / steps) for step in range(steps + 1)]
+    try:
+        return Schedule("points", tuple(map(float, values)))
+    except (TypeError, ValueError):
+        raise UserError(f"masking: the function must give a rate at every x from 0 to 1; got {values[0]!r}") from None
 
 
 @dataclass(frozen=True)
@@ -109,6 +124,8 @@ class Masker:
 
     @classmethod
     def for_tokenizer(cls, tokenizer) -> "Masker":
+        if tokenizer.mask_token_id is None:
+            raise UserError("the tokenizer has no mask token; tokenizer.add_special_tokens({'mask_token': '[MASK]'})")
         return cls(tokenizer.mask_token_id, len(tokenizer), tuple(sorted(set(tokenizer.all_special_ids))))
 
     def __call__(
@@ -149,12 +166,13 @@ class MaskingCollator:
     Called on rows of token ids (or dicts with `input_ids`), gives `input_ids`, `attention_mask` and `labels` (-100
     where no loss is taken), and goes on to the next step. The masks are a function of `seed` and `step`:
     `state_dict` holds the step, and after `load_state_dict` the same batches follow. One process: workers of a
-    DataLoader would each count their own steps.
+    DataLoader would each count their own steps. The Trainer asks for one batch more than it trains on, and for those
+    of its evaluation: give `load_state_dict` its `global_step`, and evaluate with another collator.
 
     Raises
     ------
     UserError
-        If asked for a batch beyond the `steps` its schedule covers.
+        If asked for more than one batch beyond the `steps` its schedule covers.
     """
 
     masker: Masker
@@ -167,10 +185,12 @@ class MaskingCollator:
     def __call__(self, rows: Sequence) -> dict[str, Tensor]:
         from lmdynamics.training.batches import mix, pad
 
-        if self.step >= self.steps:
-            raise UserError(f"the schedule {self.schedule} covers {self.steps:,} steps; this would be one more")
+        if self.step > self.steps:  # x = 1 is where the schedule ends
+            raise UserError(f"the schedule covers {self.steps:,} steps; this would be number {self.step + 1:,}")
         x = self.step / self.steps
-        ids, padded = pad([np.asarray(row["input_ids"] if isinstance(row, dict) else row) for row in rows], self.pad_id)
+        ids, padded = pad(
+            [np.asarray(row["input_ids"] if isinstance(row, Mapping) else row) for row in rows], self.pad_id
+        )
         generator = torch.Generator().manual_seed(mix(self.seed, self.step))
         corrupted, selected = self.masker(ids, self.schedule(x), generator, self.schedule.loss_share(x))
         if padded is not None:  # where padding has an id of its own, it is special and not selected anyway

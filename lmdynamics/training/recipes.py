@@ -106,9 +106,7 @@ class Recipe:
 
     def config(self, **special):
         """The Hugging Face configuration of the model; `special` holds vocabulary size and special token ids."""
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(**{**self.model, **special})
+        return _config({**self.model, **special})
 
 
 def model_class(objective: str):
@@ -217,6 +215,8 @@ def _masking(given: Any, steps: int) -> str:
         return str(Schedule("constant", (float(given),)))
     if isinstance(given, Schedule):
         return str(given)
+    if not (isinstance(given, str) or callable(given)):
+        raise UserError(f"training.masking is {given!r}; give a rate, or a schedule such as linear-0.3-0.15")
     return str(parse_schedule(given) if isinstance(given, str) else tabulate(given, steps))
 
 
@@ -236,6 +236,15 @@ def _stages(given: Any) -> list[list[float]]:
     return stages
 
 
+def _config(model: Mapping[str, Any]):
+    from transformers import AutoConfig
+    from transformers.models.auto import CONFIG_MAPPING
+
+    if (kind := model["model_type"]) not in CONFIG_MAPPING:
+        raise UserError(f"transformers knows no model_type {kind!r}; bert, modernbert and llama are some it knows")
+    return AutoConfig.for_model(**model)
+
+
 def _known(given: Mapping[str, Any], known: list[str], where: str) -> Mapping[str, Any]:
     for key in given:
         if key not in known:
@@ -253,15 +262,14 @@ def _place(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
     holders = [holder for holder in candidates if leaf in holder and not isinstance(holder[leaf], dict)]
     if not holders and section in ("model", ""):
         # any field of the model's configuration can be set, named in the recipe or not
-        from transformers import AutoConfig
-
-        config = AutoConfig.for_model(table["model"]["model_type"]).to_dict()
+        config = _config({"model_type": table["model"]["model_type"]}).to_dict()
         if leaf in config:
             table["model"].setdefault(leaf, config[leaf])
             return table["model"], leaf
     if len(holders) != 1 or leaf in ("name", "profile"):
         known = [f"{name}.{inner}" for name, value in sections.items() for inner in value]
-        several = f"{key!r} stands in several sections; write section.{leaf}" if len(holders) > 1 else ""
+        where = " or ".join(f"{name}.{leaf}" for name, value in sections.items() if leaf in value)
+        several = f"{key!r} stands in several sections; write {where}" if len(holders) > 1 else ""
         raise UserError(several or f"no setting {key!r} to override{did_you_mean(key, [*known, 'seed', 'objective'])}")
     return holders[0], leaf
 
@@ -279,6 +287,7 @@ def _sensible(recipe: Recipe) -> None:
     t, r = recipe.training, recipe.regularizer
     rules = (
         (recipe.objective in ("mlm", "clm", "rts"), f"objective is {recipe.objective!r}; choose mlm, clm or rts"),
+        (recipe.seed >= 0, f"seed is {recipe.seed}; it must be 0 or more"),  # those below 0 draw what is held out
         (t.steps >= 1, f"training.steps is {t.steps}; at least 1 is needed"),
         (t.batch_size >= 1, f"training.batch_size is {t.batch_size}; at least 1 is needed"),
         (t.lr > 0, f"training.lr is {t.lr}; it must be positive"),

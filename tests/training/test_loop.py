@@ -157,7 +157,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(home):
-    process = command(home, "--name", "stopped", "--set", "steps=100000", "--set", "sentences=400", out=subprocess.PIPE)
+    process = command(home, "--name", "stopped", "--set", "steps=100000", out=subprocess.PIPE)
     while not (home / "runs/stopped/checkpoints/step-000064").exists():
         time.sleep(0.05)
         assert process.poll() is None

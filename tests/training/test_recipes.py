@@ -50,6 +50,7 @@ def test_overrides_by_dotted_and_bare_key_and_as_text():
         (["optim.lr=5"], "no section 'optim'"),
         (["lr"], "is not an override; write key=value"),
         (["lr=fast"], "lr is float"),
+        (["sentences=5"], "write corpus.sentences or regularizer.sentences"),
         (["steps=0"], "training.steps is 0"),
         (["masking=constant-1.0"], "must lie between 0 and 1"),
         (["objective=gan"], "choose mlm, clm or rts"),
