@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, shortened
 
 app = typer.Typer(
     help="Watch language models learn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -108,7 +108,7 @@ def list_runs() -> None:
         log, whole, parent = run.log, run.recipe.training.steps if run.recipe else None, run.parent
         loss = f"{log['loss'].tail(50).mean():.3f}" if len(log) else "–"
         shown = "   " * generation + ("└ " if generation else "") + run.name
-        changes = ", ".join(f"{key}={value}" for key, value in parent["changes"].items()) if parent else ""
+        changes = ", ".join(f"{k}={shortened(str(v))}" for k, v in parent["changes"].items()) if parent else ""
         since = f"at step {parent['step']:,}: {changes or 'nothing'}" if parent else ""
         last, of = f"{run.steps[-1]:,}", "–" if whole is None else f"{whole:,}"
         table.add_row(shown, run.objective, str(len(run)), last, of, loss, since)

@@ -1,6 +1,7 @@
 """What every test may use: real data if there is any, a house of its own, tiny models."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,25 @@ def tiny_run(home):
 @pytest.fixture
 def tiny_checkpoint(tiny_run):
     return tiny_run[12]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line in this process: (exit status, standard output, standard error)."""
+
+    from lmdynamics import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lmdynamics", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *words: str) -> bool:
+    status, _, err = result
+    lines = err.strip().splitlines()
+    return status == 2 and len(lines) == 1 and lines[0].startswith("lmdynamics: ") and all(w in err for w in words)

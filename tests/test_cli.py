@@ -9,29 +9,9 @@ import sys
 import pytest
 
 from lmdynamics import cli
-from tests.conftest import TINY
+from tests.conftest import TINY, refused
 
 OVERRIDES = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command line in this process: (exit status, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lmdynamics", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
-def refused(result: tuple[int, str, str], *words: str) -> bool:
-    status, _, err = result
-    lines = err.strip().splitlines()
-    return status == 2 and len(lines) == 1 and lines[0].startswith("lmdynamics: ") and all(w in err for w in words)
 
 
 def test_train_list_show_verify(call):

@@ -17,7 +17,7 @@ import polars as pl
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
-from lmdynamics.runs.build import build, flat, run_name
+from lmdynamics.runs.build import build, flat, folder_name, run_name
 from lmdynamics.runs.run import Run
 from lmdynamics.training.recipes import Recipe, recipe_from_dict
 
@@ -45,7 +45,7 @@ def branch(
         of that name holds another run.
     """
     changed, changes = branched_recipe(run, step, overrides)
-    folder = runs_dir() / (name or branch_name(run, step, changes))
+    folder = runs_dir() / (name or branch_name(run.name, step, changes))
     parent = {"run": run.name, "step": step, "weights": run[step].content_hash, "changes": changes}
     found = Run(folder).parent if (folder / "run.json").exists() else parent
     if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
@@ -72,8 +72,15 @@ def branched_recipe(
             f"{run.name} keeps no optimizer state at step {step}, so it cannot go on from there; "
             + (f"the nearest steps with one are {nearest}" if kept else "train it with optimizer_state=all")
         )
-    changed = recipe_from_dict(run.facts["recipe"], overrides)
-    before, after = flat(run.recipe.to_dict()), flat(changed.to_dict())
+    return changed_recipe(run.recipe, step, overrides)
+
+
+def changed_recipe(
+    recipe: Recipe, step: int, overrides: Mapping[str, Any] | Iterable[str] = ()
+) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe to go on with from `step` of another's run, and what differs; raises if a change is not possible."""
+    changed = recipe_from_dict(recipe.to_dict(), overrides)
+    before, after = flat(recipe.to_dict()), flat(changed.to_dict())
     changes = {key: after[key] for key in after if before.get(key) != after[key]}
     if fixed := next((key for key in changes if key.startswith(FIXED)), None):
         raise UserError(
@@ -87,11 +94,10 @@ def branched_recipe(
     return changed, changes
 
 
-def branch_name(run: Run, step: int, changes: Mapping[str, Any]) -> str:
+def branch_name(parent: str, step: int, changes: Mapping[str, Any]) -> str:
     """`grammar-mlm@512-lr=0.001`: the parent, the step, and what is changed."""
-    base = f"{run.name}@{step}"
     leaves = {key.rpartition(".")[2]: value for key, value in changes.items()}
-    return base + run_name(None, leaves)
+    return folder_name(f"{parent}@{step}" + run_name(None, leaves))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Make a run from a recipe, or go on with one that was stopped."""
 
+import hashlib
 import platform
 import re
 import subprocess
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.run import Run, open_run
@@ -48,7 +49,13 @@ def run_name(recipe: Recipe | None, overrides: Mapping[str, Any] | Iterable[str]
             raise UserError(f"a run with a function as {key} needs a name of its own: give name=")
         text = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name).strip("_")
         parts += [f"{key.strip()}={text or 'none'}"] if recipe is None or key.strip() != "seed" else []
-    return ("" if recipe else "-" if parts else "") + "-".join(parts)
+    return folder_name("-".join(parts)) if recipe else "".join(f"-{part}" for part in parts)
+
+
+def folder_name(name: str) -> str:
+    """A name that a file system takes: where it would be too long, a hash stands for the rest."""
+    short = name.encode()[:180].decode(errors="ignore")
+    return name if len(name.encode()) <= 200 else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def build(
@@ -74,11 +81,11 @@ def build(
         with store.locked(folder, say=lambda line: print(f"lmdynamics: {line}", file=sys.stderr)):
             if not is_complete(folder, recipe):
                 store.sweep(folder)
-                if prepare and not store.step_folders(folder / "checkpoints"):
-                    prepare()
                 if not (folder / "run.json").exists():
                     facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(), "parent": parent}
                     store.write_json(folder / "run.json", facts)
+                if prepare and not store.step_folders(folder / "checkpoints"):
+                    prepare()
                 pretrain(recipe, folder, device=device, progress=progress)
     else:
         pretrain(recipe, folder, device=device, progress=False)
@@ -96,7 +103,8 @@ def is_complete(folder: Path, recipe: Recipe) -> bool:
     if before != now:
         key = next(k for k in sorted({*before, *now}) if before.get(k) != now.get(k))
         raise UserError(
-            f"{folder} was trained with {key}={before.get(key)!r}, now {now.get(key)!r} is asked for; "
+            f"{folder} was trained with {key}={shortened(repr(before.get(key)))}, "
+            f"now {shortened(repr(now.get(key)))} is asked for; "
             "give this run another --name, or delete that folder"
         )
     return store.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()

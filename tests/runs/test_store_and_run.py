@@ -165,6 +165,11 @@ def test_a_trainer_folder_opens(tmp_path):
 def test_names_tell_runs_apart():
     assert run_name(load_recipe("grammar-mlm")) == "grammar-mlm"
     assert run_name(load_recipe("grammar-mlm", "smoke", 2), ["lr=0.1"]) == "grammar-mlm-smoke-seed2-lr=0.1"
+    many = [f"model.setting{i}=0.{i}" for i in range(99)]
+    long = run_name(load_recipe("grammar-mlm"), many)
+    assert long.startswith("grammar-mlm-model.setting0=0.0-model.setting1=0.1-")
+    assert len(long) <= 200
+    assert long != run_name(load_recipe("grammar-mlm"), [*many[:-1], "model.setting98=0.97"])
 
 
 @pytest.mark.parametrize("write", [store.atomic_folder, store.atomic_file])
