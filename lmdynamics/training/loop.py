@@ -1,7 +1,9 @@
 """Pretraining, on one page: masked or causal, on a CPU, a GPU, or several processes."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -142,6 +144,8 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
             seconds = time.perf_counter() - began
             log.add(step, loss, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
             shown.update()
+            if step % 100 == 0:
+                give_back_memory()
             if step % 25 == 0:
                 shown.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     accelerator.wait_for_everyone()
@@ -181,6 +185,16 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=t.lr, betas=(t.beta1, t.beta2), fused=True)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library is glibc.
+
+    Every step predicts another number of tokens, and so asks for blocks of another size; glibc keeps what it gets, and
+    a small model on a CPU would come to hold gigabytes.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @contextmanager
