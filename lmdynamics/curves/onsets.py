@@ -52,7 +52,7 @@ class Onset:
         return f"{self.name} onset at step {self.step:,}{interval}"
 
     def story(self) -> str:
-        """The onset, what it rests on, and where the curve bends most: two lines to print, or one if there is none."""
+        """The onset, what it rests on, and where the curve bends most: some lines to print, or one if there is none."""
         if self.step is None:
             return str(self)
         bend = ""
@@ -60,7 +60,7 @@ class Onset:
             bend = f"; largest acceleration at step {self.acceleration_step:,}"
             if self.acceleration_low is not None:
                 bend += f" [{self.acceleration_low:,}, {self.acceleration_high:,}]"
-        return f"{self}{bend}\n  {self.reason}"
+        return f"{self}{bend}\n  " + self.reason.replace("; ", ";\n  ")
 
 
 def structure_onset(

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.build import build, flat, folder_name, run_name
@@ -164,7 +164,7 @@ def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -
             "parent": labels.get(run.parent["run"], run.parent["run"])
             if run.parent and run.parent["run"] in known
             else None,
-            "changes": ", ".join(f"{key.rpartition('.')[2]} = {value}" for key, value in run.parent["changes"].items())
+            "changes": ", ".join(_said(key, value) for key, value in run.parent["changes"].items())
             if run.parent
             else "",
         }
@@ -172,3 +172,10 @@ def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -
     ]
     schema = {"run": pl.String, "generation": pl.Int64, "start": pl.Int64, "end": pl.Int64}
     return pl.DataFrame(rows, {**schema, "parent": pl.String, "changes": pl.String})
+
+
+def _said(key: str, value: Any) -> str:
+    """A change in few words: `λ = 0` where the penalty is switched off for good."""
+    if key == "regularizer.stages" and len(value) < 2:
+        return f"λ = {value[0][1]:g}" if value else "λ = 0"
+    return f"{key.rpartition('.')[2]} = {shortened(str(value))}"
