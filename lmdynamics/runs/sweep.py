@@ -4,13 +4,17 @@ A plan is a TOML file in `data/sweeps` (or yours): a recipe, and named condition
 with `of` and `at` is a branch of another condition's run at that step.
 """
 
+import _thread
 import os
 import signal
+import threading
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,14 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import runs_dir, shipped
 from lmdynamics.progress import bar
 from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch
-from lmdynamics.runs.build import run_name, train
+from lmdynamics.runs.branch import branch, branch_name, changed_recipe
+from lmdynamics.runs.build import flat, run_name, train
 from lmdynamics.runs.run import open_run
-from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides, recipe_from_dict
+from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
 POLL = 0.5  # seconds between two looks at how far the runs are
+_training = threading.Lock()  # in a worker's process: held while it trains
+_sweep: Any = None  # in a worker's process: a pipe from the sweep's own, at its end when that is stopped, or killed
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,25 @@ def read_plan(name: str) -> Plan:
         raise UserError(f"{path} is not a plan: {broken}") from None
     except KeyError as missing:
         raise UserError(f"{path} has no {missing}; a plan names a recipe and its conditions") from None
-    made = []
-    for condition, given in conditions.items():
-        if unknown := sorted(set(given) - {"set", "of", "at"}):
-            raise UserError(f"{path}: condition {condition!r} has no setting {unknown[0]!r}; it knows set, of and at")
-        if (given.get("of") is None) != (given.get("at") is None) or given.get("of", condition) not in conditions:
-            raise UserError(f"{path}: condition {condition!r} is a branch; name another condition (of) and a step (at)")
-        made.append(Condition(condition, **given))
-    return Plan(recipe, tuple(made), table.get("title", ""))
+    if not (isinstance(recipe, str) and isinstance(conditions, dict) and conditions):
+        raise UserError(f"{path}: a plan names a recipe (in quotes) and its conditions, [conditions.NAME] each")
+    made = tuple(
+        _condition(f"{path}: condition {name!r}", name, given, conditions) for name, given in conditions.items()
+    )
+    return Plan(recipe, made, table.get("title", ""))
+
+
+def _condition(where: str, name: str, given: Any, conditions: Mapping[str, Any]) -> Condition:
+    if not (isinstance(given, dict) and isinstance(given.get("set", {}), dict)):
+        raise UserError(f"{where} is {given!r}; write [conditions.NAME] and set.KEY = VALUE")
+    if unknown := sorted(set(given) - {"set", "of", "at"}):
+        raise UserError(f"{where} has no setting {unknown[0]!r}; it knows set, of and at")
+    of, at = given.get("of"), given.get("at")
+    if (of is None) != (at is None) or (of is not None and (of == name or of not in conditions)):
+        raise UserError(f"{where} is a branch; name another condition (of) and a step (at)")
+    if at is not None and (type(at) not in (int, float) or not at >= 0):
+        raise UserError(f"{where} has at = {at!r}; give a step, or a share of training between 0 and 1")
+    return Condition(name, flat(given.get("set", {})), of, at)
 
 
 def sweep(
@@ -99,8 +116,11 @@ def sweep(
     Raises
     ------
     UserError
-        If plan, conditions (`only`) or overrides make no sense; nothing is trained then.
+        If plan, conditions (`only`) or overrides make no sense, or two conditions come to the same run; nothing is
+        trained then.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}; at least 1 is needed")
     plan = read_plan(plan) if isinstance(plan, str) else plan
     known = [condition.name for condition in plan.conditions]
     for name in only or []:
@@ -115,6 +135,13 @@ def sweep(
         for condition in plan.conditions
         if condition.name in wanted
     ]
+    made: dict[str, Job] = {}
+    for job in jobs:
+        if (same := made.setdefault(job.run, job)) is not job:
+            raise UserError(
+                f"{same.condition!r}, seed {same.seed}, and {job.condition!r}, seed {job.seed}, are the same run, "
+                f"{job.run}; change what is set, or name the conditions wanted (only)"
+            )
     errors = _execute(jobs, workers, device, progress)
     rows = [(job.condition, job.seed, job.run, errors.get(job.run)) for job in jobs if job.condition in (only or known)]
     schema = {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String}
@@ -128,7 +155,7 @@ class Job:
     condition: str
     seed: int
     run: str
-    steps: int  # that it trains
+    steps: int  # at which it ends
     recipe: str
     profile: str
     overrides: Mapping[str, Any]
@@ -142,14 +169,14 @@ def _job(plan: Plan, condition: Condition, profile: str, seed: int, overrides: M
         recipe = load_recipe(plan.recipe, profile, seed, own)
         return Job(condition.name, seed, run_name(recipe, own), recipe.training.steps, plan.recipe, profile, own)
     origin = next(c for c in plan.conditions if c.name == condition.of)
-    parent = _job(plan, origin, profile, seed, overrides)
-    if parent.parent is not None:
+    if origin.of is not None:
         raise UserError(f"condition {condition.name!r} is a branch of a branch; name a condition that is trained whole")
+    parent = _job(plan, origin, profile, seed, overrides)
     recipe = load_recipe(plan.recipe, profile, seed, parent.overrides)
-    recipe_from_dict(recipe.to_dict(), condition.set)  # refuses what cannot be set before anything is trained
     at = _step_near(recipe, condition.at)
-    name = f"{parent.run}@{at}{run_name(None, condition.set)}"
-    return Job(condition.name, seed, name, parent.steps, plan.recipe, profile, condition.set, parent.run, at)
+    changed, changes = changed_recipe(recipe, at, condition.set)  # refuses before anything is trained
+    name, steps = branch_name(parent.run, at, changes), changed.training.steps
+    return Job(condition.name, seed, name, steps, plan.recipe, profile, condition.set, parent.run, at)
 
 
 def _step_near(recipe: Recipe, at: float) -> int:
@@ -166,64 +193,107 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
     """Train the jobs, a branch after the run it leaves; returns what went wrong, by run."""
     import torch
 
-    gpus = torch.cuda.device_count() if device != "cpu" else 0
-    workers = workers or gpus or os.cpu_count() or 1
+    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count() if device != "cpu" else 0
+    workers = workers or gpus or cores
     context = get_context("spawn")  # torch does not survive a fork
-    devices = context.Queue()
-    for worker in range(workers):
-        devices.put(str(worker % gpus) if gpus else "")
-    waiting, running, errors = list(jobs), {}, {}
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (devices, max(1, (os.cpu_count() or 1) // workers)))
+    told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it
+
+    def pool(worker: int) -> ProcessPoolExecutor:
+        """One process: should it be killed, only the run that it trains fails."""
+        given = (str(worker % gpus) if gpus else "", max(1, cores // workers), told)
+        return ProcessPoolExecutor(1, context, _start_worker, given)
+
+    pools = {worker: pool(worker) for worker in range(workers)}
+    waiting, errors, idle = list(jobs), {}, list(pools)
+    running: dict[Future, tuple[Job, int]] = {}
     with bar(sum(job.steps for job in jobs), f"{len(jobs)} runs", progress, unit="step") as shown:
         try:
             while waiting or running:
-                there = {job.run for job in jobs} - {job.run for job in (*waiting, *running.values())}
+                there = {job.run for job in jobs} - {job.run for job in (*waiting, *(j for j, _ in running.values()))}
                 for job in [job for job in waiting if job.parent is None or job.parent in there]:
-                    waiting.remove(job)
                     if job.parent in errors:
-                        errors[job.run] = f"its parent {job.parent} failed"
-                    else:
-                        running[pool.submit(_train, job, device)] = job
+                        waiting.remove(job)
+                        errors[job.run] = f"its parent {job.parent} failed: {errors[job.parent]}"
+                    elif idle:
+                        waiting.remove(job)
+                        worker = idle.pop()
+                        with _without_interrupts():
+                            running[pools[worker].submit(_train, job, device)] = job, worker
                 done, _ = wait(running, POLL, FIRST_COMPLETED)
                 for future in done:
+                    job, worker = running.pop(future)
                     if fault := _fault(future):
-                        errors[running[future].run] = fault
-                    del running[future]
+                        errors[job.run] = fault
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        pools[worker].shutdown()
+                        pools[worker] = pool(worker)
+                    idle.append(worker)
                 shown.update(sum(map(_progress, jobs)) - shown.n)
                 shown.set_postfix_str(f"{len(waiting) + len(running)} to do", refresh=False)
         except KeyboardInterrupt:
-            pool.shutdown(wait=True, cancel_futures=True)  # every run saves where it is
             raise KeyboardInterrupt("stopped; what was trained is saved, and the same command goes on") from None
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            open_while_wanted.close()
+            for each in pools.values():
+                each.shutdown(wait=True, cancel_futures=True)  # a run that is stopped saves where it is
+            told.close()
     return errors
 
 
-def _start_worker(devices, threads: int) -> None:
-    """One GPU or some threads for this process; Ctrl-C is for the run it trains, not for its waiting."""
-    device = devices.get()
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits, and never reaches the processes started here: they are told by a pipe, whatever they are at."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(gpu: str, threads: int, sweep) -> None:
+    """One GPU or some threads for this process; when the sweep ends, the run that is being trained is interrupted."""
+    global _sweep
+    _sweep = sweep
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     import torch
 
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs
+    threading.Thread(target=_listen, daemon=True).start()
+
+
+def _listen() -> None:
+    _sweep.poll(None)  # until it ends
+    _thread.interrupt_main()
+    parent_process().join()
+    with _training:  # which saves where it is
+        os._exit(1)  # the sweep was killed: nobody would end this process
 
 
 def _train(job: Job, device: str | None) -> None:
     options = {"name": job.run, "device": device, "progress": False}
-    if job.parent is None:
-        train(job.recipe, job.profile, job.seed, job.overrides, **options)
-    else:
-        branch(open_run(job.parent), job.at, job.overrides, **options)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _training:
+            if _sweep.poll():
+                return
+            if job.parent is None:
+                train(job.recipe, job.profile, job.seed, job.overrides, **options)
+            else:
+                branch(open_run(job.parent), job.at, job.overrides, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fault(future: Future) -> str | None:
-    """What went wrong, in one line; a stop by a person is no fault."""
+    """What went wrong, in one line."""
     error = future.exception()
-    if error is None or isinstance(error, KeyboardInterrupt):
-        return None
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if error is None or isinstance(error, UserError):
+        return error and str(error)
+    if isinstance(error, BrokenProcessPool):
+        return "its process was killed, perhaps for want of memory; fewer workers need less"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _progress(job: Job) -> int:
