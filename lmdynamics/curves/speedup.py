@@ -146,7 +146,8 @@ def speedup(
     if step > scheduled_steps[-1] * 1.001:
         reason += f" (beyond its last checkpoint, {scheduled_steps[-1]:,.0f})"
     if 1 - share > OPEN:
-        reason += f"; {1 - share:.0%} of the resamples never reach it, so the interval is open below and no speed-up can be claimed"
+        reason += f"; {1 - share:.0%} of the resamples never reach it, so the interval is open below"
+        reason += " and no speed-up can be claimed"
     bounded = len(factors) > 0 and 1 - share <= OPEN
     interval = (float(low) if bounded else None, float(high) if len(factors) and high > 0 else None)
     return Speedup(taken / step, *interval, step, True, reason, **found)
