@@ -63,6 +63,7 @@ def speedup_curves(
     baseline: str,
     measure: str,
     *,
+    level: float = 1.0,
     percent: bool = False,
     conditions: Sequence[str] | None = None,
 ) -> alt.LayerChart:
@@ -71,6 +72,7 @@ def speedup_curves(
     `points`: condition, seed, step, value; `fits`: condition, step, value; `speedups`, a row per condition other than
     the baseline: condition, value, low, high, step, target, as the fields of `curves.speedup.Speedup`. `value` is null
     where the best is never reached, `low` where the interval is open below. `measure`: its name with its unit.
+    `level`: the share of the way to the best that was asked for.
     """
     data, missing = tidy(points, ["condition", "seed", "step", "value"], "speed-up: points")
     curves, _ = tidy(fits, ["condition", "step", "value"], "speed-up: fits")
@@ -82,13 +84,15 @@ def speedup_curves(
         raise UserError(f"speed-up: there are no scores of {unknown!r}; conditions: {', '.join(colours)}")
     if rows.is_empty() or rows["target"].max() - rows["target"].min() > 1e-6:
         raise UserError("speed-up: rows must share one target, the best of one baseline; draw each baseline by itself")
-    best = rows["target"][0]
+    best, target = rows["target"][0], f"best of {baseline}"
+    if level < 1:
+        target = f"{level:.0%} of the way to the {target}"
     last = max(frame["step"].max() for frame in (data, curves, rows) if frame["step"].max() is not None)
     x = _linear_steps(last)
     y = alt.Y("value:Q", title=measure).scale(zero=False).axis(format="%" if percent else ",.4~g")
     colour = colour_by_condition(colours)
     tips = ["condition", "step", alt.Tooltip("value", title=measure, format=".1%" if percent else ",.4~g")]
-    line = alt.Chart(pl.DataFrame({"value": [best], "label": [f"best of {baseline}: {number(best, percent)}"]}))
+    line = alt.Chart(pl.DataFrame({"value": [best], "label": [f"{target}: {number(best, percent)}"]}))
     label = line.mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)
     layers = [
         line.mark_rule(color=colours[baseline], strokeDash=[6, 4], strokeWidth=1.5).encode(y),
@@ -117,19 +121,19 @@ def speedup_curves(
         text = base.mark_text(color=TEXT, align="right", dx=-4, fontSize=11)
         layers.append(text.encode(alt.Text("label:N"), x=alt.value(WIDTH), y=alt.value(height - 10 - 16 * index)))
     fastest = reached.sort("value", descending=True)["condition"].to_list()
-    title = f"No schedule reaches the best of {baseline}"
+    title = f"No schedule reaches {'the ' if level == 1 else ''}{target}"
     if fastest:
         title = (
             f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {told[fastest[0]]}, {fastest[0]}"
         )
-        title += f"; {len(missed)} of {len(rows)} never reach its best" if missed else ""
+        title += f"; {len(missed)} of {len(rows)} never get there" if missed else ""
     caption = ["dot: a seed", "line: fitted curve", "[ ]: 95 % interval" if fastest else ""]
     caption += [absent(missing)]
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
         lines(title, 72),
         "; ".join(filter(None, caption)),
-        f"{measure} over training, with fitted curves. Best of {baseline}: {number(best, percent)}. "
+        f"{measure} over training, with fitted curves. {target[0].upper() + target[1:]}: {number(best, percent)}. "
         + "; ".join(f"{name}: {text}" for name, text in told.items())
         + ".",
     )
