@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from lmdynamics.corpora.text import read_texts
+from lmdynamics.corpora.passages import Passages, text_files
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
 
@@ -27,7 +27,7 @@ def parse_text(source: str | Path, parser: str, passages: int = PASSAGES) -> Tre
     library, _, model = parser.partition(":")
     if library not in PARSERS or not model:
         raise UserError(f"{parser!r} is no parser; write spacy:MODEL or stanza:LANGUAGE, for example stanza:en")
-    texts = list(islice(read_texts(source), passages))
+    texts = list(islice(Passages(text_files(source)[1]), passages))
     sentences = (_spacy if library == "spacy" else _stanza)(texts, model)
     trees = tuple(tree for tree in sentences if len(tree) > 1)
     if not trees:

@@ -56,7 +56,7 @@ def test_every_plan_loads_in_every_profile(name, profile):
 
 def test_the_base_condition_is_the_recipe_itself():
     assert jobs(read_plan("syntax"))["base"].run == "grammar-mlm"
-    assert jobs(read_plan("syntax"))["released"].run == "grammar-mlm-stages=1.0@287-stages=none"
+    assert jobs(read_plan("syntax"))["released"].run == "grammar-mlm-stages=1.0@128-stages=none"
 
 
 @pytest.mark.parametrize(
@@ -145,8 +145,8 @@ def test_only_some_conditions_and_what_they_branch_from(monkeypatch):
     made = sweep("syntax", only=["released"], seeds=(0, 2))
     assert [(job.condition, job.seed) for job in asked] == [("SAS−", 0), ("released", 0), ("SAS−", 2), ("released", 2)]
     assert made["run"].to_list() == [
-        "grammar-mlm-stages=1.0@287-stages=none",
-        "grammar-mlm-seed2-stages=1.0@287-stages=none",
+        "grammar-mlm-stages=1.0@128-stages=none",
+        "grammar-mlm-seed2-stages=1.0@128-stages=none",
     ]
     assert made["error"].is_null().all()
 
