@@ -1,0 +1,236 @@
+"""Files that hold loss curves, as tables: a row is what was logged at once, its cells still as they were written."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lmdynamics.curves.events import event_files, read_events
+from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.paths import runs_dir
+from lmdynamics.runs.run import Run, open_run, run_names
+
+STATE = "trainer_state.json"
+KNOWN = f"CSV, TSV, Parquet, JSON lines, Hugging Face's {STATE}, TensorBoard's events.out.tfevents.*, or a run"
+LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows in the order of the file. `name` is for a curve that has no other, `source` for messages.
+
+    `group`: the column that the format itself tells curves apart by. `sparse`: a cell is empty where nothing was
+    logged at that step, so an empty cell is no lost value.
+    """
+
+    frame: pl.DataFrame
+    name: str
+    source: str
+    group: str | None = None
+    sparse: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def open_table(where: str | Path | pl.DataFrame | Run, wanted: Callable[[str], bool]) -> Table:
+    """Whatever holds curves as a table; of event files, only the tags that are `wanted` come with their values.
+
+    A path is looked for first; a name that is no path is a run's.
+
+    Raises
+    ------
+    UserError
+        If there is nothing there, it is in no known format, or it is damaged.
+    """
+    if isinstance(where, pl.DataFrame):
+        return Table(where, "loss", "the frame", sparse=_is_history(where))
+    if isinstance(where, Run):
+        if not (where.folder / "log.parquet").exists() and not where.facts:
+            return _open_folder(where.folder, wanted)  # checkpoints that another trainer wrote
+        return Table(where.log, where.name, f"the log of {where.name}")
+    path = Path(where).expanduser()
+    if path.is_dir():
+        return _open_folder(path, wanted)
+    if path.is_file():
+        return _open_file(path, wanted)
+    if path.name == str(where) and (runs_dir() / path).is_dir():
+        return open_table(open_run(where), wanted)
+    known = run_names() if path.name == str(where) and not path.suffix else []
+    hint = shortened(did_you_mean(str(where), known), 200) if known else f"; give {KNOWN}"
+    raise UserError(f"{where} is no file, folder or run{hint}")
+
+
+def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
+    if (folder / "run.json").exists() or (folder / "log.parquet").exists():
+        return open_table(open_run(folder), wanted)
+    if (folder / STATE).is_file():
+        return _trainer_state(folder / STATE)
+    steps = {
+        int(found[1]): path for path in folder.glob(f"checkpoint-*/{STATE}") if (found := _checkpoint(path.parent))
+    }
+    if steps:
+        newest = steps[max(steps)]
+        return replace(_trainer_state(newest), notes=(f"Read from {newest.relative_to(folder)}.",))
+    if files := event_files(folder):
+        return _events(folder, files, wanted)
+    raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
+
+
+def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
+    if "tfevents" in path.name:
+        return _events(path.parent, [path], wanted)
+    name = path.name.removesuffix(".gz")
+    suffix = Path(name).suffix.lower()
+    if suffix not in (".csv", ".tsv", ".parquet", ".json", *LINES):
+        raise UserError(f"{path} has the suffix {suffix!r}, which says nothing known; give {KNOWN}")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty; write the losses to it, or give another file")
+    if suffix == ".json":
+        return _trainer_state(path)
+    if suffix == ".parquet":
+        frame = _parquet(path)
+        return Table(frame, Path(name).stem, str(path), sparse=_is_history(frame))
+    if suffix in LINES:
+        frame, notes = _json_lines(path)
+        return Table(frame, Path(name).stem, str(path), sparse=True, notes=notes)
+    frame = _separated(path)
+    return Table(frame, Path(name).stem, str(path), sparse=_is_history(frame))
+
+
+def _is_history(frame: pl.DataFrame) -> bool:
+    """Whether it is a history from Weights & Biases, in which each metric has rows of its own."""
+    return "_step" in frame.columns
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}, named by its suffix") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy it anew") from None
+    if "\0" in text:
+        raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}, named by its suffix")
+    return text
+
+
+def _separated(path: Path) -> pl.DataFrame:
+    """A CSV or TSV file, every cell as text; lines without any cell are left out."""
+    text = _text(path)
+    header = text.split("\n", 1)[0]
+    separator = max("\t,;" if ".tsv" in path.name else ",\t;", key=header.count)
+    try:
+        frame = pl.read_csv(text.encode(), infer_schema=False, separator=separator)
+    except pl.exceptions.NoDataError:
+        raise UserError(f"{path} is empty; write the losses to it, or give another file") from None
+    except pl.exceptions.PolarsError:
+        raise UserError(f"{path}{_fault(text, separator)}; correct the file") from None
+    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
+
+
+def _fault(text: str, separator: str) -> str:
+    """Where a table that does not parse goes wrong: its first line with more cells than the header."""
+    try:
+        lines = csv.reader(io.StringIO(text), delimiter=separator)
+        width = len(next(lines))
+        for cells in lines:
+            if len(cells) > width:
+                return f", line {lines.line_num} has {len(cells)} cells, its header {width}"
+    except (csv.Error, StopIteration):
+        pass
+    return " is no table of cells, or has a quotation mark that is never closed"
+
+
+def _parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} is no Parquet file, or damaged ({_first_line(error)}); copy it anew") from None
+
+
+def _trainer_state(path: Path) -> Table:
+    text = _text(path)
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON, or cut short ({_first_line(error)}); copy it anew") from None
+    history = state.get("log_history") if isinstance(state, dict) else state
+    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+        raise UserError(f"{path} has no log_history, a list of records; give a {STATE}, or JSON lines named .jsonl")
+    # the summary at the end of training: its train_loss is a mean over the whole run, no point of the curve
+    records = [
+        {key: record[key] for key in record if key != "train_loss" or "train_runtime" not in record}
+        for record in history
+    ]
+    folder = path.absolute().parent
+    name = (folder.parent if _checkpoint(folder) else folder).name if path.name == STATE else path.stem
+    return Table(_frame(records), name, str(path), sparse=True)
+
+
+def _json_lines(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    records: list[dict[str, Any]] = []
+    notes: tuple[str, ...] = ()
+    text = _text(path)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    for at, (number, line) in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if records and at == len(lines) and not text.endswith("\n"):
+                notes = (f"The last line, {number:,}, is cut short and was left out.",)
+                break
+            raise UserError(f"{path}, line {number} is no JSON ({_first_line(error)}); correct the file") from None
+        if not isinstance(record, dict):
+            raise UserError(f'{path}, line {number} is no record such as {{"step": 1, "loss": 2.5}}; correct the file')
+        records.append(dict(_flat(record)))
+    return _frame(records), notes
+
+
+def _flat(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Fields by their path: {"train": {"loss": 2}} is train/loss."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}/")
+        elif not isinstance(value, list):
+            yield above + key, value
+
+
+def _frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Records with fields of their own as one frame; a field that is not always a number is text."""
+    records = list(records)
+    names = dict.fromkeys(name for record in records for name in record)
+    return pl.DataFrame([_column(name, [record.get(name) for record in records]) for name in names])
+
+
+def _column(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds == {int} and all(value is None or abs(value) < 2**63 for value in values):
+        return pl.Series(name, values, pl.Int64)
+    if kinds <= {int, float} and float in kinds:
+        return pl.Series(name, [None if value is None else float(value) for value in values], pl.Float64)
+    return pl.Series(name, [None if value is None else str(value) for value in values], pl.String)
+
+
+def _events(folder: Path, files: list[Path], wanted: Callable[[str], bool]) -> Table:
+    frame, notes = read_events(folder, files, wanted)
+    group = "run" if frame["run"].n_unique() > 1 else None
+    name = frame["run"][0] if len(frame) else folder.absolute().name
+    return Table(frame, name, str(files[0] if len(files) == 1 else folder), group, sparse=True, notes=notes)
+
+
+def _first_line(error: Exception) -> str:
+    return shortened(str(error).splitlines()[0].rstrip("."), 120)
+
+
+def _checkpoint(folder: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"checkpoint-(\d+)", folder.name)

@@ -1,0 +1,170 @@
+"""Loss curves from whatever holds them: a table, a training log, a run of ours.
+
+What is not said is guessed from names and values, and the guess is told. A row that cannot be used is counted and
+told too: nothing is filled in, and nothing leaves without a word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from lmdynamics.curves.cells import has_numbers, is_empty, looks_like_loss, numbers
+from lmdynamics.curves.columns import Columns, choose_columns, wanted_tags
+from lmdynamics.curves.formats import Table, open_table
+from lmdynamics.errors import UserError, shortened
+from lmdynamics.runs.run import Run
+
+# why a row is not used, and how the sentence about such rows goes on
+REASONS = {
+    "no curve name": "{have} an empty cell where the curve's name should be and {were} left out",
+    "no step": "{have} no whole number as step and {were} left out",
+    "not a number": "{have} no number as loss and {were} left out",
+    "not positive": "{have} a loss of 0 or less and {were} left out",
+    "same step again": "{have} a step that the curve has again further down and {were} left out: the later row stands",
+}
+SAMPLES = (500, 1_000, 1_500, 10_000)  # rows that Weights & Biases keeps of a longer history
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Loss curves read from a file, one row per curve and step.
+
+    `frame`: curve, step, loss, by curve in order of first appearance, then by step; losses are finite and positive,
+    steps whole, each once per curve. `notes`: sentences for the reader: which columns were taken, what was left out
+    and why, warnings. `bad_rows`: curve, reason (one of `REASONS`), rows (their count).
+    """
+
+    frame: pl.DataFrame
+    notes: tuple[str, ...] = field(repr=False)
+    bad_rows: pl.DataFrame = field(repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        return self.frame["curve"].unique(maintain_order=True).to_list()
+
+
+def read_curves(
+    where: str | Path | pl.DataFrame | Run,
+    *,
+    group: str | Sequence[str] | None = None,
+    step: str | None = None,
+    loss: str | None = None,
+) -> Curves:
+    """Read loss curves from a file, a folder, a frame or a run.
+
+    CSV, TSV, JSON lines (also gzipped), Parquet, Hugging Face's `trainer_state.json` (or a folder with one, or with
+    checkpoints), TensorBoard event files (or a folder of them: each sub-folder is a curve), exports from Weights &
+    Biases, and runs by name, by folder or as they are.
+
+    `loss` is a column, or a pattern such as `eval/*/loss` whose columns are a curve each, called what `*` stands for.
+    `group` is a column, or several (a list, or separated by commas), whose values together name the curve.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to read, it is damaged or in no known format, a column is unknown or cannot be guessed,
+        a curve would have the same step many times, or no row can be used.
+    """
+    table = open_table(where, wanted_tags(loss))
+    columns = choose_columns(table, group, step, loss)
+    rows = _long(table, columns)
+    # of a step that a resumed run logged again, the later row is what the run went on from
+    last = pl.col("row") == pl.col("row").max().over("curve", "step")
+    usable = rows.filter(pl.col("reason").is_null())
+    kept = usable.filter(last)
+    if kept.is_empty():
+        counted = "; ".join(f"{reason}: {count:,}" for reason, count in rows["reason"].value_counts().iter_rows())
+        raise UserError(f"{table.source}: no row can be used ({counted or 'there are none'}); give --step and --loss")
+    again = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), again])
+    order = pl.Enum(rows["curve"].drop_nulls().unique(maintain_order=True))
+    frame = kept.select(pl.col("curve").cast(order), pl.col("step").cast(pl.Int64), "loss").sort("curve", "step")
+    counts = bad.group_by(pl.col("curve").fill_null(""), "reason", maintain_order=True)
+    return Curves(
+        frame.with_columns(pl.col("curve").cast(pl.String)),
+        (*table.notes, *columns.notes, *_sentences(rows, bad, usable, kept), *_sampled(table, columns, kept)),
+        counts.agg(rows=pl.len().cast(pl.Int64)),
+    )
+
+
+def _long(table: Table, columns: Columns) -> pl.DataFrame:
+    """One row per value: row (in the file), curve, step, loss, why it is unusable. Of a wide table no empty cells."""
+    frame = table.frame
+    labels = pl.concat_str([pl.col(name).cast(pl.String) for name in columns.group], separator=" / ")
+    parts = []
+    for place, (name, curve) in enumerate(columns.losses.items()):
+        named = pl.lit(curve or table.name)
+        if columns.group:
+            named = pl.concat_str(labels, pl.lit(curve), separator=" / ") if curve else labels
+        empty = is_empty(frame[name])
+        absent = empty if table.sparse or curve else empty & _logged_elsewhere(frame, name)
+        parts.append(
+            frame.select(
+                pl.int_range(pl.len()).alias("row"),
+                pl.lit(place).alias("place"),
+                named.alias("curve"),
+                numbers(frame[columns.step]).alias("step"),
+                numbers(frame[name]).alias("loss"),
+                absent=absent,
+            )
+        )
+    whole = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
+    reason = (
+        pl.when(pl.col("curve").is_null() | (pl.col("curve") == ""))
+        .then(pl.lit("no curve name"))
+        .when(~whole.fill_null(False))
+        .then(pl.lit("no step"))
+        .when(~pl.col("loss").is_finite().fill_null(False))
+        .then(pl.lit("not a number"))
+        .when(pl.col("loss") <= 0)
+        .then(pl.lit("not positive"))
+    )
+    return pl.concat(parts).sort("row", "place").filter(~pl.col("absent")).with_columns(reason=reason)
+
+
+def _logged_elsewhere(frame: pl.DataFrame, loss: str) -> pl.Series:
+    """Rows of another loss, such as that of validation, which is mostly logged where this one is not."""
+    given = ~is_empty(frame[loss])
+    found = pl.repeat(False, len(frame), eager=True)
+    for name in frame.columns:
+        if name != loss and looks_like_loss(name) and has_numbers(frame[name]):
+            other = ~is_empty(frame[name])
+            if (given & other).sum() <= given.sum() / 2:
+                found |= other
+    return found
+
+
+def _sentences(rows: pl.DataFrame, bad: pl.DataFrame, usable: pl.DataFrame, kept: pl.DataFrame) -> list[str]:
+    """What was left out, by reason; steps that were out of order; curves of which nothing is left."""
+    said = []
+    for reason, text in REASONS.items():
+        if count := len(bad.filter(pl.col("reason") == reason)):
+            number = {"have": "has", "were": "was"} if count == 1 else {"have": "have", "were": "were"}
+            said.append(f"{count:,} of {len(rows):,} rows {text.format(**number)}.")
+    if back := usable.select((pl.col("step").diff().over("curve") < 0).sum()).item():
+        places = f"{back:,} place{'s' * (back > 1)}"
+        said.append(f"Steps go back at {places} (a restart, or rows out of order); they were put in order.")
+    if gone := sorted(set(rows["curve"].drop_nulls()) - set(kept["curve"])):
+        said.append(f"Without a single usable row, and so left out: {shortened(', '.join(gone), 200)}.")
+    return said
+
+
+def _sampled(table: Table, columns: Columns, kept: pl.DataFrame) -> list[str]:
+    """A warning where an export from Weights & Biases looks like a sample of what was logged."""
+    frame = table.frame
+    signs = []
+    bounds = [
+        (name, name + end) for name in columns.losses for end in ("__MIN", "__MAX") if name + end in frame.columns
+    ]
+    if any((numbers(frame[name]) != numbers(frame[bound])).any() for name, bound in bounds):
+        signs.append("its __MIN and __MAX differ from the value, so that a point stands for several steps")
+    sizes = kept.group_by("curve").agg(pl.len(), (pl.col("step").max() - pl.col("step").min()).alias("range"))
+    thinned = sizes.filter(pl.col("len").is_in(SAMPLES), pl.col("range") >= 2 * pl.col("len"))
+    if (bounds or "_step" in frame.columns) and len(thinned):
+        rows, steps = thinned.row(0)[1:]
+        signs.append(f"a curve has exactly {rows:,} points over {steps:,.0f} steps")
+    if not signs:
+        return []
+    return [f"Warning: this export looks sampled ({'; '.join(signs)}); `run.scan_history()` gives every step."]
