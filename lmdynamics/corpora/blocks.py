@@ -54,6 +54,20 @@ class Blocks:
     def take(self, rows: Sequence[int]) -> "Blocks":
         return Blocks.from_rows([self[row] for row in rows])
 
+    def packed(self, block_size: int) -> "Blocks":
+        """What stands between the first and the last token of each row, end to end, in rows of `block_size` with these
+        two around it; what does not fill a row is left out."""
+        body = block_size - 2
+        if body < 1 or not len(self):
+            raise ValueError(f"{len(self)} rows make no blocks of {block_size}: give rows, and a block of 3 or more")
+        inner = np.ones(len(self.ids), bool)
+        inner[self.offsets[:-1]] = inner[self.offsets[1:] - 1] = False
+        stream = self.ids[inner]
+        rows = np.empty((len(stream) // body, block_size), np.int32)
+        rows[:, 0], rows[:, -1] = self.ids[0], self.ids[-1]
+        rows[:, 1:-1] = stream[: len(rows) * body].reshape(-1, body)
+        return Blocks(rows.ravel(), np.arange(len(rows) + 1, dtype=np.int64) * block_size)
+
     @cached_property
     def fingerprint(self) -> str:
         """Content hash: part of the cache key of every measurement made on these rows."""

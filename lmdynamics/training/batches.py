@@ -43,7 +43,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
         train, heads = grammar.blocks_with_heads(options["sentences"], recipe.seed)
         wanted = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
         trees = Trees.of_words(train, heads) if wanted else None
-        corpus = Corpus(grammar.tokenizer(), train, grammar.blocks(options["held_out"], HELD_OUT_SEED), trees)
+        held_out = grammar.blocks(options["held_out"], HELD_OUT_SEED)
+        if options["block_size"]:
+            train, held_out = train.packed(options["block_size"]), held_out.packed(options["block_size"])
+        corpus = Corpus(grammar.tokenizer(), train, held_out, trees)
     else:
         if not options["source"]:
             raise UserError("this recipe needs a text: --set source=FOLDER, a file, or a name for `lmdynamics fetch`")

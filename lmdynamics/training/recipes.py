@@ -19,7 +19,12 @@ PROFILES = ("smoke", "default", "full")
 
 # what each kind of corpus can be told, with its defaults
 CORPORA: dict[str, dict[str, Any]] = {
-    "grammar": {"size": "small", "sentences": 160_000, "held_out": 2_000},
+    "grammar": {
+        "size": "small",
+        "sentences": 160_000,
+        "held_out": 2_000,
+        "block_size": 0,  # 0: a sentence a row; otherwise sentences end to end, in rows of this many tokens
+    },
     "text": {
         "source": "",  # a name in data/sources.toml, a file or a folder
         "tokenizer": "wordpiece",
@@ -298,6 +303,14 @@ def _sensible(recipe: Recipe) -> None:
         (r.form in FORMS, f"regularizer.form is {r.form!r}; choose {' or '.join(FORMS)}"),
         (r.arcs in WAYS, f"regularizer.arcs is {r.arcs!r}; choose {', '.join(WAYS)}"),
         (r.sentences >= 1, f"regularizer.sentences is {r.sentences}; at least 1 is needed"),
+        (
+            recipe.corpus["block_size"] == 0 or recipe.corpus["block_size"] >= 3,
+            f"corpus.block_size is {recipe.corpus['block_size']}; at least 3 are needed, or 0 for a sentence a row",
+        ),
+        (
+            recipe.corpus["kind"] == "text" or not (recipe.corpus["block_size"] and r.stages and r.trees == "corpus"),
+            "trees belong to sentences, and these are packed into blocks; set corpus.block_size=0 or regularizer.trees",
+        ),
         (
             not r.stages or r.trees != "corpus" or recipe.corpus["kind"] == "grammar",
             "this corpus has no trees of its own; set regularizer.trees to a treebank (a name or a CoNLL-U file) "

@@ -1,0 +1,162 @@
+"""Many curves fitted at once, and one curve fitted in many ways."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.curves.broken_power_law import WIDTHS, fit
+from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.preparation import SMOOTHINGS, prepare
+from lmdynamics.errors import UserError
+from lmdynamics.progress import bar
+
+FITTED = ("loss_at_break", "step_at_break", "rate_before_break", "rate_after_break")
+OTHERS = ("b", "c0", "c1", "log_d1", "f1", "rsle", "delta_aic_power_law", "delta_aic_two_breaks")
+FEW = 40  # curves: below, other processes take longer to start than the fits
+
+
+def fit_curves(
+    frame: pl.DataFrame,
+    *,
+    smoothing: str = "none",
+    skip_steps: float = 100,
+    resamples: int = 200,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> dict[str, Deceleration | UserError]:
+    """`fit_deceleration` of every curve of a frame (`curve`, `step`, `loss`): by name, in order of appearance.
+
+    A curve that cannot be fitted has the error in its place, and does not stop the others. `workers`: processes at a
+    time, by default one a core where there are many curves.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, there is no curve, or `workers` is below 1.
+    """
+    need_columns(frame, ["curve", "step", "loss"], "fitting curves")
+    if frame.is_empty():
+        raise UserError("there are no curves to fit; the frame has no rows")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}; at least 1 is needed")
+    groups = frame.group_by("curve", maintain_order=True)
+    curves = [(name, rows["step"].to_numpy(), rows["loss"].to_numpy()) for (name,), rows in groups]
+    options = {"smoothing": smoothing, "skip_steps": skip_steps, "resamples": resamples, "seed": seed}
+    found: dict[str, Deceleration | UserError] = {}
+    with bar(len(curves), "fitting", progress, unit="curve") as shown, _workers(workers, len(curves)) as pool:
+        jobs = [(curves[i : i + 8], options) for i in range(0, len(curves), 8)]
+        for done in (pool.map if pool else map)(_fit_some, jobs):
+            found |= done
+            shown.update(len(done))
+    return found
+
+
+def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
+    """Fits as rows: curve, verdict, loss_at_break, step_at_break, rate_before_break and rate_after_break (each with
+    _low and _high, 95 %), b, c0, c1, log_d1, f1, rsle, delta_aic_power_law, delta_aic_two_breaks, points, first_step,
+    last_step, reason. A curve that could not be fitted has the verdict `not fitted`, and why as its reason."""
+    rows = []
+    for name, made in fits.items():
+        if isinstance(made, UserError):
+            rows.append({"curve": name, "verdict": "not fitted", "reason": str(made)})
+            continue
+        row = {"curve": name, "verdict": made.verdict, "reason": made.reason, "points": made.points}
+        for value in FITTED:
+            low, high = made.intervals.get(value, (None, None))
+            row |= {value: getattr(made, value), f"{value}_low": low, f"{value}_high": high}
+        rows.append(row | {value: getattr(made, value) for value in (*OTHERS, "first_step", "last_step")})
+    columns = [*(f"{value}{end}" for value in FITTED for end in ("", "_low", "_high")), *OTHERS]
+    schema = {"curve": pl.String, "verdict": pl.String, **dict.fromkeys(columns, pl.Float64), "points": pl.Int64}
+    return pl.DataFrame(rows, {**schema, "first_step": pl.Float64, "last_step": pl.Float64, "reason": pl.String})
+
+
+def sensitivity(
+    step,
+    loss,
+    smoothings: Sequence[str] = SMOOTHINGS,
+    skips: Sequence[float] = (50, 100, 200, 400),
+    resamples: int = 200,
+) -> pl.DataFrame:
+    """How much a fit owes to its preparation: the columns of `fits_table` for each smoothing and first step kept.
+
+    `curve` gives way to `smoothing` and `skip_steps`.
+    """
+    tables = []
+    for smoothing in smoothings:
+        for skip in skips:
+            options = {"smoothing": smoothing, "skip_steps": skip, "resamples": resamples}
+            table = fits_table(_fit_some(([("", np.asarray(step), np.asarray(loss))], options)))
+            ways = [pl.lit(smoothing).alias("smoothing"), pl.lit(float(skip)).alias("skip_steps")]
+            tables.append(table.select(*ways, pl.exclude("curve")))
+    return pl.concat(tables)
+
+
+def break_profile(step, loss, *, smoothing: str = "none", skip_steps: float = 100, places: int = 80) -> pl.DataFrame:
+    """The error that a break put at each of some steps leaves, everything else fitted: what it costs to be elsewhere.
+
+    Rows, evenly spaced in log step between the first and the last point: step_at_break, rsle, loss_at_break,
+    rate_before_break, rate_after_break, and of the whole fit b, c0, c1, log_d1, f1.
+    """
+    kept, smoothed = prepare(step, loss, smoothing, skip_steps)
+    if len(kept) < 6:
+        raise UserError(f"{len(kept)} points are left after step {skip_steps:g}; a break needs more: skip fewer steps")
+    x, y = np.log(kept), np.log(smoothed)[None]
+    at = np.linspace(x[0], x[-1], places + 2)[1:-1]
+    rows = np.repeat(y, places, axis=0)
+    tried = [fit(x, rows, 1, (at[:, None], np.full((places, 1), width)), fixed=True) for width in (*WIDTHS, 0.01)]
+    best = np.argmin([each.rss for each in tried], axis=0)
+    chosen = [tried[i] for i in best]
+    pick = {
+        name: np.array([getattr(c, name)[j] for j, c in enumerate(chosen)]) for name in ("log_b", "rates", "widths")
+    }
+    rss = np.array([c.rss[j] for j, c in enumerate(chosen)])
+    c0, c1 = pick["rates"].T
+    return pl.DataFrame(
+        {
+            "step_at_break": np.exp(at),
+            "rsle": np.sqrt(rss / len(x)),
+            "loss_at_break": np.exp(pick["log_b"] - c0 * at),
+            "rate_before_break": c0,
+            "rate_after_break": c0 + c1,
+            "b": np.exp(pick["log_b"]),
+            "c0": c0,
+            "c1": c1,
+            "log_d1": at,
+            "f1": pick["widths"][:, 0],
+        }
+    )
+
+
+def _fit_some(job) -> dict[str, Deceleration | UserError]:
+    curves, options = job
+    found = {}
+    for name, step, loss in curves:
+        try:
+            found[name] = fit_deceleration(step, loss, **options)
+        except UserError as error:
+            found[name] = error
+    return found
+
+
+@contextmanager
+def _workers(workers: int | None, curves: int) -> Iterator[Executor | None]:
+    """A pool of processes with a thread each; none where the work is small."""
+    workers = workers or (1 if curves < FEW else min(os.cpu_count() or 1, -(-curves // 8)))
+    if workers == 1:
+        yield None
+        return
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by numpy as each process starts
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        os.environ.pop("OPENBLAS_NUM_THREADS") if before is None else os.environ.update(OPENBLAS_NUM_THREADS=before)
+        pool.shutdown(cancel_futures=True)
