@@ -1,6 +1,8 @@
 """One function per figure: a tidy frame in, an Altair chart out. `show` puts it before the reader."""
 
 from lmdynamics.charts.arcs import sentence_arcs
+from lmdynamics.charts.breaks import break_profile, broken_by_hand
+from lmdynamics.charts.deceleration import deceleration, power_law_claim
 from lmdynamics.charts.family import family_tree
 from lmdynamics.charts.gains import gain_by_paradigm
 from lmdynamics.charts.heads import heads_by_relation, layer_head_map
@@ -12,6 +14,7 @@ from lmdynamics.charts.interventions import (
 )
 from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.charts.predictions import predictions_over_training
+from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import masking_rates, speedup_curves
 from lmdynamics.charts.show import show, to_png, to_svg
 from lmdynamics.charts.trajectories import (
@@ -22,21 +25,28 @@ from lmdynamics.charts.trajectories import (
 )
 
 __all__ = [
+    "break_profile",
+    "broken_by_hand",
     "complexity_over_training",
     "conditions_over_training",
     "conditions_panels",
+    "deceleration",
+    "early_prediction",
     "family_tree",
     "final_by_condition",
     "gain_by_paradigm",
+    "gain_parts",
     "heads_by_relation",
     "layer_head_map",
     "loss_and_uas",
     "loss_over_training",
     "masking_rates",
     "pair_accuracy_over_training",
+    "power_law_claim",
     "predictions_over_training",
     "sentence_arcs",
     "show",
+    "size_trends",
     "speedup_curves",
     "to_png",
     "to_svg",

@@ -1,0 +1,138 @@
+"""A break put by hand: what it costs to be elsewhere, and how the curve would look.
+
+Both charts follow parameters (`hand_step` and others), so that a slider sends numbers and no new chart.
+"""
+
+from collections.abc import Mapping
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from lmdynamics.charts.deceleration import LOSS_TIP, SHAPE, STEP_TIP, loss_axis, smooth_line, step_ends, thinned
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, step_axis
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+HAND, BEST = VERMILION, BLUE
+
+
+def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | None = None) -> alt.LayerChart:
+    """The error that is left with the break put at each step: a dot at the best, a second at the chosen one.
+
+    `profile`: step_at_break, rsle, as `curves.fits.break_profile` gives them. The chosen one is the row nearest to
+    `chosen_step`; it and the title follow the chart's parameters `hand_step` and `hand_rsle`.
+    """
+    need_columns(profile, ["step_at_break", "rsle"], "break profile")
+    if profile.is_empty():
+        raise UserError("break profile: the frame has no rows; give one per step at which a break was put")
+    rows = profile.sort("step_at_break").select(x="step_at_break", rsle="rsle")
+    least = float(np.interp(np.log(best_step), np.log(rows["x"]), rows["rsle"]))
+    least = min(least, float(rows["rsle"].min()))
+    near = rows.filter(pl.col("rsle") <= 1.1 * least)["x"]
+    x = step_axis(rows["x"])
+    title = "RMS error of log loss"
+    y = alt.Y("rsle:Q", title=title).scale(domain=[0, rows["rsle"].max() * 1.12], nice=False).axis(tickCount=5)
+    tips = [alt.Tooltip("x:Q", title="break at step", format=",.0f"), alt.Tooltip("rsle:Q", format=".4f")]
+    best = alt.Chart(alt.Data(values=[{"x": best_step, "rsle": least, "label": f"best: {best_step:,.0f}"}]))
+    layers = [
+        alt.Chart(rows).mark_line(color=GREY, strokeWidth=2).encode(x, y, tooltip=tips),
+        best.mark_point(color=BEST, filled=True, size=110, opacity=1).encode(x, y, tooltip=tips),
+        best.mark_text(color=BEST, dy=14, baseline="top", fontSize=11).encode(x, y, text="label:N"),
+    ]
+    shown: str | alt.ExprRef = f"The error is least with the break at step {best_step:,.0f}"
+    within = f"within a tenth of it from step {near.min():,.0f} to {near.max():,.0f}" if len(near) > 1 else ""
+    if chosen_step is None:
+        chart = alt.layer(*layers)
+    else:
+        row = _nearest(profile, chosen_step)
+        at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="hand_step", rsle="hand_rsle")
+        layers += [
+            at.mark_rule(color=HAND, strokeDash=[4, 3]).encode(x),
+            at.mark_point(color=HAND, filled=True, size=110, opacity=1, shape="diamond").encode(x, y, tooltip=tips),
+        ]
+        hand = {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
+        chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in hand.items()))
+        times = f"hand_rsle / {least!r}"
+        shown = alt.ExprRef(
+            f"'A break at step ' + format(hand_step, ',.0f') + ' leaves ' + format({times}, {times} < 1.095 ? '.2f' : "
+            f"'.1f') + ' times the error of the best, {best_step:,.0f}'"
+        )
+    said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}"
+    if chosen_step is not None:
+        said += f"; at step {row['step_at_break']:,.0f} {row['rsle'] / least:.2f} times that"
+    return figure(chart.properties(width=WIDTH, height=200), shown, within, f"{said}; {within}.".replace("; .", "."))
+
+
+def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping[str, float]) -> alt.LayerChart:
+    """One curve with a break that was put somewhere by hand, and, thin, with the best one.
+
+    `points`: step, loss of one curve. `row`, `best`: rows of `curves.fits.break_profile`, or of `fits_table`. The row's
+    numbers are the chart's parameters `hand_step`, `hand_loss`, `hand_before`, `hand_after`, `hand_width`, so that a
+    break is dragged without a new chart.
+    """
+    need_columns(points, ["step", "loss"], "break by hand: points")
+    name = str(points["curve"][0]) if "curve" in points.columns and len(points) else "the curve"
+    data = thinned(points.with_columns(curve=pl.lit(name)), name)
+    first, last = data["x"].min(), data["x"].max()
+    x, y = step_axis(step_ends(data)), loss_axis(data["loss"], 1.3)
+    grid = pl.DataFrame({"x": np.geomspace(first, last, 160)})
+    ends = alt.Data(values=[{"end": 0}, {"end": 1}, {"end": 2}])
+    rate = "(datum.x < hand_step ? hand_before : hand_after)"
+    drop = "log(datum.x / hand_step) / hand_width"
+    bend = f"(max({drop}, 0) + log(1 + exp(-abs({drop}))))"  # log(1 + exp(drop)), without overflow
+    smooth = (
+        f"hand_loss * exp(-hand_before * log(datum.x / hand_step) + hand_width * (hand_before - hand_after) * {bend})"
+    )
+    sharp = f"hand_loss * pow(datum.x / hand_step, -{rate})"
+    by_hand = alt.Chart(grid).transform_calculate(loss=smooth)
+    pieces = (
+        alt.Chart(ends)
+        .transform_calculate(x=f"[{first}, hand_step, {last}][datum.end]")
+        .transform_calculate(loss=sharp)
+    )
+    at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="hand_step", loss="hand_loss")
+    meet = alt.Chart(alt.Data(values=[{"x": best["step_at_break"], "loss": best["loss_at_break"]}]))
+    layers = [
+        alt.Chart(data)
+        .mark_point(size=16, filled=True, color=GREY, opacity=0.45)
+        .encode(x, y, tooltip=[STEP_TIP, LOSS_TIP]),
+        alt.Chart(smooth_line({**best, "curve": name}, first, last))
+        .mark_line(color=BEST, strokeWidth=1.3, clip=True)
+        .encode(x, y),
+        meet.mark_point(color=BEST, filled=True, size=70, opacity=1, clip=True).encode(
+            x, y, tooltip=[STEP_TIP, LOSS_TIP]
+        ),
+        by_hand.mark_line(color=HAND, strokeWidth=2.2, clip=True).encode(x, y),
+        pieces.mark_line(color=HAND, strokeWidth=1.2, strokeDash=[5, 4], clip=True).encode(x, y, order="end:Q"),
+        at.mark_point(color=HAND, filled=True, size=110, shape="diamond", opacity=1, clip=True).encode(x, y),
+    ]
+    hand = dict(zip(("loss", "step", "before", "after", "width"), (float(row[part]) for part in SHAPE), strict=True))
+    chart = alt.layer(*layers).add_params(
+        *(alt.param(name=f"hand_{part}", value=value) for part, value in hand.items())
+    )
+    return figure(
+        chart.properties(width=WIDTH, height=HEIGHT + 60),
+        alt.ExprRef(
+            f"{_quoted(name)} + ' with a break put at step ' + format(hand_step, ',.0f') + ': rate ' + "
+            "format(hand_before, '.3r') + ' → ' + format(hand_after, '.3r')"
+        ),
+        [
+            "orange: the curve with this break, dashed: the two power laws it joins",
+            f"blue: the best break, step {best['step_at_break']:,.0f}, rate "
+            f"{best['rate_before_break']:.3g} → {best['rate_after_break']:.3g}",
+        ],
+        f"Loss of {name} against step, both logarithmic, with a break put at step {row['step_at_break']:,.0f}, "
+        f"loss {row['loss_at_break']:.3f}, and the best break, at step {best['step_at_break']:,.0f}, "
+        f"loss {best['loss_at_break']:.3f}.",
+    )
+
+
+def _nearest(profile: pl.DataFrame, step: float) -> dict:
+    """The row of a profile whose break lies nearest in log step."""
+    return profile.sort((pl.col("step_at_break").log() - np.log(step)).abs()).row(0, named=True)
+
+
+def _quoted(text: str) -> str:
+    """Text as a string of a Vega expression."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,288 @@
+"""Loss curves in log-log space: where they break, what another break would cost, what one power law would claim.
+
+Mircea et al. 2025 (arXiv 2506.05447). A fit is drawn from columns of `curves.fits.fits_table`: with u = log(t / t_d),
+log L = log L_d - c0 u - c1 f1 log(1 + exp(u / f1)), where L_d is `loss_at_break`, t_d `step_at_break`, c0
+`rate_before_break`, c0 + c1 = r_d `rate_after_break`. The two power laws meet at (t_d, L_d), off the smooth curve.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from lmdynamics.charts.theme import (
+    BLUE,
+    GREY,
+    HEIGHT,
+    TEXT,
+    VERMILION,
+    WIDTH,
+    condition_colours,
+    figure,
+    step_axis,
+)
+from lmdynamics.charts.theme import lines as wrapped
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+LOSS = "loss (nats per predicted token, log scale)"
+SHAPE = ["loss_at_break", "step_at_break", "rate_before_break", "rate_after_break", "f1"]
+MOST_POINTS = 300  # of a curve that are drawn, evenly spaced in log step
+BROKEN = ("decelerates", "accelerates", "break at the edge")
+CLAIMS = {"one power law": VERMILION, "one break": BLUE}
+POINT = {"curve": pl.String, "x": pl.Float64, "loss": pl.Float64}
+STEP_TIP = alt.Tooltip("x:Q", title="step", format=",.0f")
+LOSS_TIP = alt.Tooltip("loss:Q", format=".4f")
+
+
+def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[str] | None = None) -> alt.LayerChart:
+    """Loss curves with one smooth break each, the two power laws it joins, and where it lies; both axes logarithmic.
+
+    `points`: curve, step, loss, as fitted. `fits`: rows of `fits_table`. `curves` chooses up to 8 of them, in this
+    order. The interval of the break is a band for one curve, a bar for several; a fit without a break has no marks.
+
+    Raises
+    ------
+    UserError
+        If a column or a curve's fit is missing, there is nothing to draw, or there are more than 8 curves.
+    """
+    need_columns(points, ["curve", "step", "loss"], "deceleration: points")
+    need_columns(fits, ["curve", "verdict", *SHAPE, "first_step", "last_step"], "deceleration: fits")
+    names = list(dict.fromkeys(points["curve"] if curves is None else curves))
+    colours = condition_colours(names)
+    data = pl.concat([pl.DataFrame(schema=POINT), *(thinned(points, name) for name in names)])
+    rows = {row["curve"]: row for row in fits.iter_rows(named=True)}
+    if missing := [name for name in names if name not in rows]:
+        raise UserError(f"deceleration: there is no fit of {missing[0]!r}; fits: {', '.join(map(str, rows)) or 'none'}")
+    fitted = [rows[name] for name in names if rows[name]["step_at_break"] is not None]
+    broken = [row for row in fitted if row["verdict"] in BROKEN]
+    x, y = step_axis(step_ends(data)), loss_axis(data["loss"])
+    key = alt.Legend(orient="bottom", columns=5, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    colour = alt.Color("curve:N", title=None, legend=key if len(names) > 1 else None).scale(
+        domain=names, range=list(colours.values())
+    )
+    tips = ["curve:N", STEP_TIP, LOSS_TIP]
+    layers = [alt.Chart(data).mark_point(size=16, filled=True, opacity=0.35).encode(x, y, colour, tooltip=tips)]
+    if fitted:
+        smooth = pl.concat([smooth_line(row, row["first_step"], row["last_step"]) for row in fitted])
+        layers.append(alt.Chart(smooth).mark_line(strokeWidth=1.8).encode(x, y, colour))
+    if broken:
+        marks = pl.DataFrame([_mark(row) for row in broken], infer_schema_length=None)
+        sharp = pl.concat([_sharp(row) for row in broken])
+        base = alt.Chart(marks).encode(x, y, colour, tooltip=[*tips, "verdict", "low", "high"])
+        if (bounded := marks.drop_nulls(["low", "high"])).height:
+            low, high = alt.X("low:Q"), alt.X2("high:Q")
+            reach = alt.Chart(bounded).encode(low, high, colour)
+            band = reach.mark_rect(opacity=0.12, clip=True)
+            layers.insert(0, band) if len(names) == 1 else layers.append(
+                reach.mark_rule(strokeWidth=2.5, opacity=0.8, clip=True).encode(y)
+            )
+        layers += [
+            alt.Chart(sharp)
+            .mark_line(strokeWidth=1.2, strokeDash=[5, 4], clip=True)
+            .encode(x, y, colour, detail="part"),
+            base.mark_point(filled=True, size=110, opacity=1, stroke="white", strokeWidth=1),
+        ]
+    caption = ["dots: loss", "line: fit with one smooth break" if fitted else ""]
+    if broken:
+        where = "band" if len(names) == 1 else "bar"
+        caption += ["dashed: the two power laws it joins, and where they meet", f"{where}: 95 % interval of that step"]
+    reasons = [
+        f"{row['curve']}: {row['verdict']}, {row['reason']}" for row in map(rows.get, names) if row.get("reason")
+    ]
+    said = wrapped("; ".join(filter(None, caption)), 92)
+    if len(names) == 1:
+        said += wrapped(_told(rows[names[0]]), 92)
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 60),
+        wrapped(_found(names, [rows[name] for name in names]), 72),
+        said,
+        f"Loss against step, both logarithmic, for {', '.join(names)}. " + ". ".join(reasons) + ".",
+    )
+
+
+def power_law_claim(
+    points: pl.DataFrame, lines: pl.DataFrame, *, curve: str, share: float | None = None
+) -> alt.LayerChart:
+    """What one power law, fitted to the first part of a curve, claims of its end, beside what it came to.
+
+    `points`: curve, step, loss. `lines`: curve, step, loss, method, where `one power law` runs to the end, and
+    `one break` is the fit to compare it with. `share`: of the steps, that the power law saw; a dashed line marks it.
+
+    Raises
+    ------
+    UserError
+        If a column, the curve or one of the two methods is missing.
+    """
+    need_columns(points, ["curve", "step", "loss"], "one power law's claim: points")
+    need_columns(lines, ["curve", "step", "loss", "method"], "one power law's claim: lines")
+    data = thinned(points, curve)
+    made = lines.filter(pl.col("curve") == curve).sort("step")
+    if missing := [name for name in CLAIMS if name not in made["method"]]:
+        raise UserError(
+            f"one power law's claim: lines has no {missing[0]!r} of {curve!r}; it needs {' and '.join(CLAIMS)}"
+        )
+    drawn = pl.concat([_thinned_line(made.filter(pl.col("method") == name)) for name in CLAIMS])
+    last, truth = data["x"][-1], data["loss"][-1]
+    claimed = drawn.filter(pl.col("method") == "one power law")["loss"][-1]
+    x, y = step_axis(step_ends(data)), loss_axis([*data["loss"], *drawn["loss"]])
+    key = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
+    colour = alt.Color("method:N", title=None, legend=key).scale(domain=list(CLAIMS), range=list(CLAIMS.values()))
+    told = [(claimed, f"claimed: {claimed:.2f}", VERMILION), (truth, f"came to: {truth:.2f}", TEXT)]
+    layers = [
+        alt.Chart(data)
+        .mark_point(size=16, filled=True, color=GREY, opacity=0.45)
+        .encode(x, y, tooltip=[STEP_TIP, LOSS_TIP]),
+        alt.Chart(drawn).mark_line(strokeWidth=2.2).encode(x, y, colour, tooltip=["method:N", STEP_TIP, LOSS_TIP]),
+    ]
+    for (loss, label, hue), side in zip(sorted(told), ("top", "bottom"), strict=True):
+        one = alt.Chart(alt.Data(values=[{"x": last, "loss": loss, "label": label}]))
+        apart = {"baseline": "middle"} if abs(np.log(claimed / truth)) > 0.06 else {"baseline": side}
+        layers += [
+            one.mark_point(filled=True, size=80, color=hue, opacity=1).encode(x, y),
+            one.mark_text(align="left", dx=9, fontSize=12, color=hue, **apart).encode(x, y, text="label:N"),
+        ]
+    through = "One power law"
+    if share is not None:
+        seen = alt.Chart(alt.Data(values=[{"x": share * last, "label": f"seen: first {share:.0%}"}]))
+        layers += [
+            seen.mark_rule(color=TEXT, strokeDash=[4, 3]).encode(x),
+            seen.mark_text(color=TEXT, align="right", dx=-5, fontSize=11, baseline="top").encode(
+                x, text="label:N", y=alt.value(2)
+            ),
+        ]
+        through = f"One power law through the first {share:.0%} of training"
+    off = claimed / truth - 1
+    side = "too low" if off < 0 else "too high"
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 60),
+        wrapped(f"{through} claims a final loss of {claimed:.2f} for {curve}, {abs(off):.0%} {side}", 72),
+        f"dots: loss of {curve}; it came to {truth:.2f}",
+        f"Loss of {curve} against step, both logarithmic. {through} claims {claimed:.3f} at step {last:,.0f}; "
+        f"the loss came to {truth:.3f}.",
+    )
+
+
+def loss_axis(losses: Iterable[float], room: float = 1.08, title: str = LOSS) -> alt.Y:
+    """The logarithmic axis of a field `loss`, with few ticks that can be read."""
+    losses = list(losses)
+    low, high = min(losses) / room, max(losses) * 1.08
+    return (
+        alt.Y("loss:Q", title=title)
+        .scale(type="log", domain=[low, high], nice=False)
+        .axis(values=log_ticks(low, high), format="~g")
+    )
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
+    reach = np.log(high / low)
+    if high / low > 2:
+        round_ = [m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)]
+    else:  # evenly spaced, as on a linear axis
+        size = 10.0 ** np.floor(np.log10(high - low))
+        spacing = next(each for m in (0.1, 0.2, 0.5, 1) if (high - low) / (each := m * size) <= most)
+        round_ = [i * spacing for i in range(int(low / spacing), int(high / spacing) + 2)]
+    ticks: list[float] = []
+    for tick in round_:
+        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > 0.75 * reach / most):
+            ticks.append(float(f"{tick:.6g}"))
+    return ticks
+
+
+def thinned(points: pl.DataFrame, name: str) -> pl.DataFrame:
+    """One curve's points as curve, x, loss: the last of each of `MOST_POINTS` bins of log step."""
+    rows = points.filter(pl.col("curve") == name).select(
+        "curve", x=pl.col("step").cast(pl.Float64), loss=pl.col("loss").cast(pl.Float64)
+    )
+    rows = rows.filter((pl.col("x") > 0) & pl.col("loss").is_finite() & (pl.col("loss") > 0)).sort("x")
+    if rows.is_empty():
+        have = ", ".join(map(str, points["curve"].unique(maintain_order=True))) or "none"
+        raise UserError(f"there are no points of the curve {name!r} after step 0; curves: {have}")
+    if len(rows) <= MOST_POINTS:
+        return rows
+    place = pl.col("x").log()
+    bins = ((place - place.min()) / (place.max() - place.min()) * (MOST_POINTS - 1)).floor()
+    return rows.group_by(bins.alias("bin"), maintain_order=True).last().drop("bin")
+
+
+def _thinned_line(rows: pl.DataFrame) -> pl.DataFrame:
+    """At most `MOST_POINTS` rows of a line, as method, x, loss, its ends among them."""
+    rows = rows.select("method", x=pl.col("step").cast(pl.Float64), loss=pl.col("loss").cast(pl.Float64))
+    kept = np.unique(np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(int))
+    return rows.filter(pl.col("x") > 0) if len(rows) <= MOST_POINTS else rows[kept].filter(pl.col("x") > 0)
+
+
+def smooth_line(row: Mapping, first: float, last: float) -> pl.DataFrame:
+    """The fit as a line of curve, x, loss."""
+    steps = np.geomspace(first, last, 160)
+    u = np.log(steps / row["step_at_break"])
+    turn = row["f1"] * (row["rate_before_break"] - row["rate_after_break"])
+    loss = row["loss_at_break"] * np.exp(turn * np.logaddexp(0, u / row["f1"]) - row["rate_before_break"] * u)
+    return pl.DataFrame({"curve": [row["curve"]] * len(steps), "x": steps, "loss": loss})
+
+
+def _sharp(row: Mapping) -> pl.DataFrame:
+    """The two power laws of a fit, each two points: curve, x, loss, part."""
+    at, loss = row["step_at_break"], row["loss_at_break"]
+    ends = [
+        ("before", row["first_step"], row["rate_before_break"]),
+        ("after", row["last_step"], row["rate_after_break"]),
+    ]
+    rows = [
+        (row["curve"], step, loss * (step / at) ** -rate, part)
+        for part, end, rate in ends
+        for step in sorted((end, at))
+    ]
+    return pl.DataFrame(rows, {**POINT, "part": pl.String}, orient="row")
+
+
+def _mark(row: Mapping) -> dict:
+    """Where a fit breaks, with its interval."""
+    bounds = {"low": row.get("step_at_break_low"), "high": row.get("step_at_break_high")}
+    return {
+        "curve": row["curve"],
+        "x": row["step_at_break"],
+        "loss": row["loss_at_break"],
+        **bounds,
+        "verdict": row["verdict"],
+    }
+
+
+def step_ends(data: pl.DataFrame) -> list[float]:
+    return [data["x"].min(), data["x"].max()]
+
+
+def _found(names: list[str], rows: list[Mapping]) -> str:
+    """The title: one curve's break with its interval and rates, or how many decelerate and between which steps."""
+    if len(rows) == 1:
+        row = rows[0]
+        if row["verdict"] not in BROKEN:
+            return f"{names[0]}: {row['verdict']}"
+        low, high = row.get("step_at_break_low"), row.get("step_at_break_high")
+        between = f" [{low:,.0f}, {high:,.0f}]" if low is not None and high is not None else ""
+        verb = "breaks at the edge," if row["verdict"] == "break at the edge" else f"{row['verdict']} at"
+        rates = f"rate {row['rate_before_break']:.3g} → {row['rate_after_break']:.3g}"
+        return f"{names[0]} {verb} step {row['step_at_break']:,.0f}{between}: {rates}"
+    slower = sorted(row["step_at_break"] for row in rows if row["verdict"] == "decelerates")
+    if not slower:
+        return f"None of {len(rows)} curves decelerates"
+    count = f"All {len(rows)} curves decelerate" if len(slower) == len(rows) else (
+        f"{len(slower)} of {len(rows)} curves decelerate{'s' if len(slower) == 1 else ''}"
+    )  # fmt: skip
+    if len(slower) == 1:
+        return f"{count}, at step {slower[0]:,.0f}"
+    return f"{count}; breaks between steps {slower[0]:,.0f} and {slower[-1]:,.0f}"
+
+
+def _told(row: Mapping) -> str:
+    """What one curve's title leaves unsaid: L_d and r_d with their intervals, what else would fit; or why no break."""
+    if row["verdict"] not in BROKEN:
+        return row.get("reason") or ""
+    parts = []
+    for name, column, style in (("L_d", "loss_at_break", ".2f"), ("r_d", "rate_after_break", ".3g")):
+        low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+        between = f" [{low:{style}}, {high:{style}}]" if low is not None and high is not None else ""
+        parts.append(f"{name} {row[column]:{style}}{between}")
+    return "; ".join([", ".join(parts), *(row.get("reason") or "").split("; ")[1:]]).replace("-", "−")

@@ -1,0 +1,267 @@
+"""What size does to a loss curve: the break and the rate after it, whose gain is whose, and how early one can tell.
+
+Mircea et al. 2025 (arXiv 2506.05447); the numbers are those of `curves.scaling`.
+"""
+
+from collections.abc import Iterable
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from lmdynamics.charts.conditions import capital, count
+from lmdynamics.charts.deceleration import log_ticks
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+PANELS = {  # a quantity: (its axis, what it is to be called, falling, rising)
+    "loss_at_break": ("loss at the break, L_d (nats)", "loss at the break", "lower", "higher"),
+    "rate_after_break": ("rate after the break, r_d", "fall after it", "slower", "faster"),
+    "final_loss": ("final loss (nats)", "final loss", "lower", "higher"),
+}
+PARTS = {"L_d": BLUE, "r_d": ORANGE, "t_d": GREEN, "not explained": GREY}
+METHODS = {"one break": BLUE, "one power law": VERMILION, "last loss seen": GREY}
+CLOSE = 2.0  # percent: an early prediction as good as one asks for
+
+
+def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame | None = None) -> alt.HConcatChart:
+    """L_d, r_d and the final loss against the number of parameters, each with its power law; all axes logarithmic.
+
+    `rows`, one per curve: size, parameters, loss_at_break, rate_after_break, final_loss, and 95 % intervals where there
+    are columns that end in `_low` and `_high`. `laws`: rows of `curves.scaling.power_laws`. `published`: parameters and
+    the three quantities, drawn in grey. What is not positive has no place on a logarithmic axis, and is counted.
+    """
+    need_columns(rows, ["size", "parameters", *PANELS], "trends over sizes")
+    need_columns(laws, ["quantity", "a", "exponent", "low", "high"], "trends over sizes: laws")
+    if published is not None:
+        need_columns(published, ["parameters", *PANELS], "trends over sizes: published")
+    if rows.is_empty():
+        raise UserError("trends over sizes: the frame has no rows; fit curves of some sizes first")
+    law = {row["quantity"]: row for row in laws.iter_rows(named=True)}
+    sizes = [*rows["parameters"], *(published["parameters"] if published is not None else [])]
+    found = [_panel(rows, quantity, law.get(quantity), published, sizes) for quantity in PANELS]
+    hidden = sum(missing for _, missing, _ in found)
+    said = [text for _, _, text in found]
+    caption = [
+        "dots: curves, with 95 % intervals",
+        "line: fitted power of size",
+        "grey: published" if published is not None else "",
+    ]
+    caption += [f"{count(hidden, 'value')} not above 0 left out" if hidden else ""]
+    return figure(
+        alt.hconcat(*(panel for panel, _, _ in found), spacing=24),
+        lines(f"Larger models: {', '.join(said)}", 84),
+        "; ".join(filter(None, caption)),
+        f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
+        + "; ".join(f"{PANELS[name][1]}, {_exponent(law.get(name))}" for name in PANELS)
+        + ".",
+    )
+
+
+def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
+    """How much of each step up in size goes to each part of the fit, as bars that add up to the measured gain.
+
+    `parts`: smaller, larger, part, gain (log loss), rows of `curves.scaling.split_gains`; with a column `source`, a
+    panel for each.
+    """
+    need_columns(parts, ["smaller", "larger", "part", "gain"], "parts of a gain")
+    rows = parts.with_columns(pair=pl.format("{} → {}", "smaller", "larger"))
+    if rows.is_empty():
+        raise UserError("parts of a gain: the frame has no rows; give fits of two sizes or more")
+    if unknown := [part for part in rows["part"].unique() if part not in PARTS]:
+        raise UserError(f"parts of a gain: there is no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    order = {name: i for i, name in enumerate(PARTS)}
+    rows = rows.with_columns(order=pl.col("part").replace_strict(order))
+    y = alt.Y("pair:N", title=None, sort=None).axis(labelLimit=200, ticks=False, domain=False)
+    x = alt.X("sum(gain):Q", title="gain in log loss from the smaller to the larger model").axis(tickCount=6)
+    key = alt.Legend(orient="bottom", symbolType="square")
+    colour = alt.Color("part:N", title=None, legend=key).scale(domain=list(PARTS), range=list(PARTS.values()))
+    tips = ["pair:N", "part:N", alt.Tooltip("gain:Q", format=".4f")]
+    data = alt.Chart(rows)
+    bars = data.mark_bar(height=16).encode(x.stack("zero"), y, colour, order="order:O", tooltip=tips)
+    zero = data.mark_rule(color=TEXT).encode(x=alt.datum(0))
+    total = data.mark_tick(color=TEXT, thickness=2.5, size=24).encode(
+        x, y, tooltip=["pair:N", alt.Tooltip("sum(gain):Q", format=".4f")]
+    )
+    chart = alt.layer(bars, zero, total).properties(width=WIDTH, height=alt.Step(30))
+    sources = rows["source"].unique(maintain_order=True).to_list() if "source" in rows.columns else [None]
+    told = [_shares(rows if source is None else rows.filter(pl.col("source") == source)) for source in sources]
+    if len(sources) > 1:
+        panel = alt.Row(
+            "source:N", title=None, sort=sources, header=alt.Header(orient="top", labelAnchor="start", labelFontSize=13)
+        )
+        chart = chart.facet(row=panel).resolve_scale(y="independent")
+    rest = [f"{source}: {text[0].lower()}{text[1:]}" for source, text in zip(sources[1:], told[1:], strict=True)]
+    return figure(
+        chart,
+        lines(f"{sources[0]}: {told[0]}" if len(sources) > 1 else capital(told[0]), 76),
+        [line for text in rest for line in lines(text, 92)] + ["mark: gain measured, the sum of the parts"],
+        "Parts of the gain in log loss with size. " + " ".join(_spoken(rows)),
+    )
+
+
+def early_prediction(rows: pl.DataFrame) -> alt.LayerChart:
+    """The error of the final loss, as predicted from the first part of training, for each way of predicting.
+
+    `rows`: curve, share, method, error (log predicted / truth), as from `curves.scaling.predict_early`. Lines are means
+    over curves.
+    """
+    need_columns(rows, ["curve", "share", "method", "error"], "early prediction")
+    rows = rows.filter(pl.col("error").is_finite())
+    if rows.is_empty():
+        raise UserError("early prediction: no curve could be predicted; log more often, or take larger shares")
+    methods = [name for name in METHODS if name in rows["method"]]
+    rows = rows.filter(pl.col("method").is_in(methods)).select(
+        "curve", "method", x=100 * pl.col("share"), off=100 * (pl.col("error").exp() - 1)
+    )
+    means = rows.group_by("method", "x", maintain_order=True).agg(pl.col("off").mean(), curves=pl.len())
+    hues = [METHODS[name] for name in methods]
+    key = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    colour = alt.Color("method:N", title=None, legend=key).scale(domain=methods, range=hues)
+    shares = rows["x"].unique().sort().to_list()
+    x = (
+        alt.X("x:Q", title="share of training seen (%)")
+        .axis(values=shares, grid=False)
+        .scale(domain=[0, shares[-1] * 1.05], nice=False)
+    )
+    y = alt.Y("off:Q", title="error of the predicted final loss (%)").axis(
+        tickCount=7, labelExpr="datum.value == 0 ? '0' : format(datum.value, '+,~r')"
+    )
+    tips = ["method:N", alt.Tooltip("x:Q", title="share (%)"), alt.Tooltip("off:Q", title="error (%)", format="+.2f")]
+    band = alt.Chart(alt.Data(values=[{"off": -CLOSE, "to": CLOSE}])).mark_rect(color=GREY, opacity=0.15)
+    layers = [
+        band.encode(alt.Y("off:Q"), alt.Y2("to:Q")),
+        alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=TEXT, strokeDash=[6, 4]).encode(y),
+        alt.Chart(means).mark_line(strokeWidth=2.2).encode(x, y, colour, tooltip=[*tips, "curves:Q"]),
+        alt.Chart(rows).mark_point(filled=True, size=40, opacity=0.7).encode(x, y, colour, tooltip=["curve:N", *tips]),
+    ]
+    worst = {
+        key: value
+        for *key_, value in rows.group_by("method", "x").agg(pl.col("off").abs().max()).iter_rows()
+        for key in [tuple(key_)]
+    }
+    title = _early(worst, methods, shares, rows["curve"].n_unique())
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT),
+        lines(title, 76),
+        f"line: mean over curves; dots: curves; band: within {CLOSE:g} %",
+        f"Error of the final loss as predicted early. {title}.",
+    )
+
+
+def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[float]) -> tuple[alt.LayerChart, int, str]:
+    """One quantity against size; how many values could not be drawn; what the law says."""
+    title, name, falling, rising = PANELS[quantity]
+    bounds = [f"{quantity}_low", f"{quantity}_high"]
+    reach = [pl.col(bound) if bound in rows.columns else pl.lit(None, pl.Float64) for bound in bounds]
+    seed = ["seed"] if "seed" in rows.columns else []
+    data = rows.select("size", *seed, x="parameters", y=quantity, low=reach[0], high=reach[1]).with_columns(
+        pl.col("x", "y", "low", "high").cast(pl.Float64)
+    )
+    shown = data.filter(pl.col("y").is_finite() & (pl.col("y") > 0))
+    others = None
+    if published is not None:
+        others = published.select(x="parameters", y=quantity).cast(pl.Float64).filter(pl.col("y") > 0)
+    ends = [*shown["y"], *(others["y"] if others is not None else [])] or [1.0]
+    least, most = min(ends) / 1.5, max(ends) * 1.5
+    within = [*ends, *(v for v in (*shown["low"].drop_nulls(), *shown["high"].drop_nulls()) if least <= v <= most)]
+    low, high = min(within) / 1.04, max(within) * 1.04
+    x_low, x_high = min(sizes) / 1.5, max(sizes) * 1.5
+    x = (
+        alt.X("x:Q", title="parameters")
+        .scale(type="log", domain=[x_low, x_high], nice=False)
+        .axis(values=_size_ticks(x_low, x_high), labelExpr="replace(format(datum.value, '~s'), 'G', 'B')", grid=False)
+    )
+    y = (
+        alt.Y("y:Q", title=title)
+        .scale(type="log", domain=[low, high], nice=False)
+        .axis(values=log_ticks(low, high, 5), format="~g")
+    )
+    tips = [
+        "size:N",
+        *(f"{each}:N" for each in seed),
+        alt.Tooltip("x:Q", title="parameters", format=",.0f"),
+        alt.Tooltip("y:Q", title=name, format=".4g"),
+    ]
+    layers = []
+    if others is not None and len(others):
+        layers.append(alt.Chart(others).mark_point(filled=True, color=GREY, size=55, opacity=0.8).encode(x, y))
+    bars = shown.drop_nulls(["low", "high"]).with_columns(
+        pl.col("low").clip(low), pl.col("high").clip(upper_bound=high)
+    )
+    if len(bars):
+        layers.append(
+            alt.Chart(bars)
+            .mark_rule(color=BLUE, strokeWidth=1.5, opacity=0.6)
+            .encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
+        )
+    if law and law["exponent"] is not None and len(shown):
+        span = np.array([shown["x"].min(), shown["x"].max()])
+        line = pl.DataFrame({"x": span, "y": law["a"] * span ** law["exponent"]})
+        layers.append(alt.Chart(line).mark_line(color=BLUE, strokeWidth=1.8, clip=True).encode(x, y))
+    layers.append(alt.Chart(shown).mark_point(filled=True, color=BLUE, size=60, opacity=0.9).encode(x, y, tooltip=tips))
+    if not law or law["exponent"] is None:
+        says = f"{name} not known"
+    elif law["low"] <= 0 <= law["high"]:
+        says = f"no clear change in {name}"
+    else:
+        says = f"{falling if law['exponent'] < 0 else rising} {name}"
+    head = alt.TitleParams(_exponent(law), fontSize=12, fontWeight="normal", anchor="start", frame="group", offset=8)
+    return alt.layer(*layers).properties(width=180, height=200, title=head), len(data) - len(shown), says
+
+
+def _size_ticks(low: float, high: float) -> list[float]:
+    """1, 3, 10 … million parameters, or powers of ten where the sizes lie far apart."""
+    sizes = (1, 3) if high / low < 100 else (1,)
+    ticks = [m * 10.0**e for e in range(13) for m in sizes if low <= m * 10.0**e <= high]
+    return ticks if len(ticks) > 1 else log_ticks(low, high, 4)
+
+
+def _exponent(law: dict | None) -> str:
+    if not law or law["exponent"] is None:
+        return "too few curves for a power law"
+    return f"exponent {law['exponent']:.2f} [{law['low']:.2f}, {law['high']:.2f}]".replace("-", "−")
+
+
+def _shares(rows: pl.DataFrame) -> str:
+    """What the parts come to from the smallest to the largest model."""
+    sums = {part: rows.filter(pl.col("part") == part)["gain"].sum() for part in PARTS}
+    total = sum(sums.values())
+    parts = ", ".join(
+        f"{gain:.2f} {part if part == 'not explained' else 'from ' + part}"
+        for part, gain in sums.items()
+        if abs(gain) >= 0.005
+    )
+    way = "falls" if total > 0 else "rises"
+    text = f"from {rows['smaller'][0]} to {rows['larger'][-1]} log loss {way} by {abs(total):.2f}: {parts}"
+    return text.replace("-", "−")
+
+
+def _spoken(rows: pl.DataFrame) -> list[str]:
+    key = ["source", "pair"] if "source" in rows.columns else ["pair"]
+    return [
+        f"{', '.join(map(str, name))}: "
+        + ", ".join(f"{row['part']} {row['gain']:+.3f}" for row in part.iter_rows(named=True))
+        + "."
+        for name, part in rows.group_by(key, maintain_order=True)
+    ]
+
+
+def _early(worst: dict, methods: list[str], shares: list[float], curves: int) -> str:
+    """From what share on the fit with one break is close for every curve, and what its control does there."""
+    fit, control = "one break", "last loss seen"
+    if fit not in methods:
+        raise UserError(f"early prediction: there are no rows of the method {fit!r}; methods: {', '.join(methods)}")
+    close = [
+        share for share in shares if all(worst.get((fit, later), np.inf) <= CLOSE for later in shares if later >= share)
+    ]
+    every = "the curve" if curves == 1 else f"all {curves} curves"
+    share = close[0] if close else shares[-1]
+    other = f"; the {control} is off by up to {worst[control, share]:.1f} %" if (control, share) in worst else ""
+    if close:
+        there = f"{other} there" if other else ""
+        return f"From {share:g} % of training on, one break is within {CLOSE:g} % of the final loss for {every}{there}"
+    if (fit, share) not in worst:
+        return f"One break cannot be fitted to the first {share:g} % of training{other}"
+    return f"Even from {share:g} % of training, one break is off by up to {worst[fit, share]:.1f} % for {every}{other}"
