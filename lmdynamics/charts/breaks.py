@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from lmdynamics.charts.deceleration import LOSS_TIP, SHAPE, STEP_TIP, loss_axis, smooth_line, step_ends, thinned
+from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, smooth_line, step_ends, thinned
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, step_axis
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
@@ -75,7 +75,13 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
     name = str(points["curve"][0]) if "curve" in points.columns and len(points) else "the curve"
     data = thinned(points.with_columns(curve=pl.lit(name)), name)
     first, last = data["x"].min(), data["x"].max()
-    x, y = step_axis(step_ends(data)), loss_axis(data["loss"], 1.3)
+    low, high = min(data["loss"].min(), best["loss_at_break"]) / 1.05, data["loss"].max() * 1.05
+    reach = {
+        "domainMin": alt.ExprRef(f"min({low}, hand_loss / 1.05)"),
+        "domainMax": alt.ExprRef(f"max({high}, hand_loss * 1.05)"),
+    }
+    x = step_axis(step_ends(data))
+    y = alt.Y("loss:Q", title=LOSS).scale(type="log", nice=False, **reach).axis(tickCount=6, format="~g")
     grid = pl.DataFrame({"x": np.geomspace(first, last, 160)})
     ends = alt.Data(values=[{"end": 0}, {"end": 1}, {"end": 2}])
     rate = "(datum.x < hand_step ? hand_before : hand_after)"

@@ -44,13 +44,13 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     hidden = sum(missing for _, missing, _ in found)
     said = [text for _, _, text in found]
     caption = [
-        "dots: curves, with 95 % intervals",
+        "dots: curves, with 95 % intervals as far as the panel reaches",
         "line: fitted power of size",
         "grey: published" if published is not None else "",
     ]
     caption += [f"{count(hidden, 'value')} not above 0 left out" if hidden else ""]
     return figure(
-        alt.hconcat(*(panel for panel, _, _ in found), spacing=24),
+        alt.hconcat(*(panel for panel, _, _ in found), spacing=78, bounds="flush"),
         lines(f"Larger models: {', '.join(said)}", 84),
         "; ".join(filter(None, caption)),
         f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
@@ -176,7 +176,7 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     y = (
         alt.Y("y:Q", title=title)
         .scale(type="log", domain=[low, high], nice=False)
-        .axis(values=log_ticks(low, high, 5), format="~g")
+        .axis(values=log_ticks(low, high / 1.03, 5), format="~g")
     )
     tips = [
         "size:N",
@@ -264,4 +264,4 @@ def _early(worst: dict, methods: list[str], shares: list[float], curves: int) ->
         return f"From {share:g} % of training on, one break is within {CLOSE:g} % of the final loss for {every}{there}"
     if (fit, share) not in worst:
         return f"One break cannot be fitted to the first {share:g} % of training{other}"
-    return f"Even from {share:g} % of training, one break is off by up to {worst[fit, share]:.1f} % for {every}{other}"
+    return f"Even from {share:g} % of training, one break is off by up to {worst[fit, share]:.1f} %{other}"
