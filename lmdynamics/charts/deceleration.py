@@ -32,6 +32,7 @@ MOST_POINTS = 300  # of a curve that are drawn, evenly spaced in log step
 BROKEN = ("decelerates", "accelerates", "break at the edge")
 CLAIMS = {"one power law": VERMILION, "one break": BLUE}
 POINT = {"curve": pl.String, "x": pl.Float64, "loss": pl.Float64}
+MARK = {**POINT, "low": pl.Float64, "high": pl.Float64, "verdict": pl.String}
 STEP_TIP = alt.Tooltip("x:Q", title="step", format=",.0f")
 LOSS_TIP = alt.Tooltip("loss:Q", format=".4f")
 
@@ -50,6 +51,8 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     need_columns(points, ["curve", "step", "loss"], "deceleration: points")
     need_columns(fits, ["curve", "verdict", *SHAPE, "first_step", "last_step"], "deceleration: fits")
     names = list(dict.fromkeys(points["curve"] if curves is None else curves))
+    if not names:
+        raise UserError("deceleration: there is no curve to draw; give points of at least one")
     colours = condition_colours(names)
     data = pl.concat([pl.DataFrame(schema=POINT), *(thinned(points, name) for name in names)])
     rows = {row["curve"]: row for row in fits.iter_rows(named=True)}
@@ -68,7 +71,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
         smooth = pl.concat([smooth_line(row, row["first_step"], row["last_step"]) for row in fitted])
         layers.append(alt.Chart(smooth).mark_line(strokeWidth=1.8).encode(x, y, colour))
     if broken:
-        marks = pl.DataFrame([_mark(row) for row in broken], infer_schema_length=None)
+        marks = pl.DataFrame([_mark(row) for row in broken], MARK)
         sharp = pl.concat([_sharp(row) for row in broken])
         base = alt.Chart(marks).encode(x, y, colour, tooltip=[*tips, "verdict", "low", "high"])
         if (bounded := marks.drop_nulls(["low", "high"])).height:
@@ -145,19 +148,19 @@ def power_law_claim(
         ]
     through = "One power law"
     if share is not None:
-        seen = alt.Chart(alt.Data(values=[{"x": share * last, "label": f"seen: first {share:.0%}"}]))
+        seen = alt.Chart(alt.Data(values=[{"x": share * last, "label": f"seen: first {100 * share:g} %"}]))
         layers += [
             seen.mark_rule(color=TEXT, strokeDash=[4, 3]).encode(x),
             seen.mark_text(color=TEXT, align="right", dx=-5, fontSize=11, baseline="top").encode(
                 x, text="label:N", y=alt.value(2)
             ),
         ]
-        through = f"One power law through the first {share:.0%} of training"
+        through = f"One power law through the first {100 * share:g} % of training"
     off = claimed / truth - 1
     side = "too low" if off < 0 else "too high"
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 60),
-        wrapped(f"{through} claims a final loss of {claimed:.2f} for {curve}, {abs(off):.0%} {side}", 72),
+        wrapped(f"{through} claims a final loss of {claimed:.2f} for {curve}, {100 * abs(off):.0f} % {side}", 72),
         f"dots: loss of {curve}; it came to {truth:.2f}",
         f"Loss of {curve} against step, both logarithmic. {through} claims {claimed:.3f} at step {last:,.0f}; "
         f"the loss came to {truth:.3f}.",
@@ -177,16 +180,14 @@ def loss_axis(losses: Iterable[float], room: float = 1.08, title: str = LOSS) ->
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
-    reach = np.log(high / low)
-    if high / low > 2:
-        round_ = [m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8)]
-    else:  # evenly spaced, as on a linear axis
+    if high / low <= 2:  # evenly spaced, as on a linear axis
         size = 10.0 ** np.floor(np.log10(high - low))
         spacing = next(each for m in (0.1, 0.2, 0.5, 1) if (high - low) / (each := m * size) <= most)
-        round_ = [i * spacing for i in range(int(low / spacing), int(high / spacing) + 2)]
-    ticks: list[float] = []
-    for tick in round_:
-        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > 0.75 * reach / most):
+        ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
+        return [tick for tick in ticks if low <= tick <= high]
+    ticks, apart = [], 0.75 * np.log(high / low) / most
+    for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > apart):
             ticks.append(float(f"{tick:.6g}"))
     return ticks
 

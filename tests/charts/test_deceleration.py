@@ -1,0 +1,175 @@
+"""Breaks as figures: what is drawn for which verdict, that the drawn line is the fit, what the title claims."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.charts.deceleration import log_ticks, smooth_line
+from lmdynamics.curves.fits import fits_table
+from lmdynamics.errors import UserError
+from tests.charts.losses import curve, fit_of, fits, loss, points, profile
+
+
+def marks(spec):
+    return [layer["mark"]["type"] for layer in spec["layer"]]
+
+
+def rows_of(spec, layer):
+    return spec["datasets"][layer["data"]["name"]]
+
+
+def claims(name="small", seen=0.02):
+    steps = points().filter(pl.col("curve") == name)["step"]
+    straight = 20.0 * steps.to_numpy() ** -0.2
+    both = {"one power law": straight, "one break": loss(steps.to_numpy())}
+    return pl.concat([pl.DataFrame({"curve": name, "step": steps, "loss": y, "method": m}) for m, y in both.items()])
+
+
+def every_chart():
+    best = fit_of("small")
+    return {
+        "many": charts.deceleration(points(), fits()),
+        "one": charts.deceleration(points(), fits(), curves=["small"]),
+        "profile": charts.break_profile(profile(), best["step_at_break"], 1000),
+        "by hand": charts.broken_by_hand(
+            points().filter(pl.col("curve") == "small"), profile().row(5, named=True), best
+        ),
+        "claim": charts.power_law_claim(points(), claims(), curve="small", share=0.02),
+    }
+
+
+@pytest.mark.parametrize("name", ["many", "one", "profile", "by hand", "claim"])
+def test_every_figure_draws_and_says_what_it_shows(name):
+    chart = every_chart()[name]
+    spec = chart.to_dict()
+    assert spec["title"]["text"]
+    assert len(spec["description"]) > 40
+    assert spec["config"]["background"] == "transparent"
+    assert "<svg" in charts.to_svg(chart)
+
+
+def test_the_title_counts_the_curves_that_decelerate():
+    spec = every_chart()["many"].to_dict()
+    at = sorted(fit_of(name)["step_at_break"] for name in ("small", "large"))
+    assert " ".join(spec["title"]["text"]) == (
+        f"2 of 3 curves decelerate; breaks between steps {at[0]:,.0f} and {at[1]:,.0f}"
+    )
+
+
+def test_the_line_is_the_fit_and_its_ends_lie_on_the_two_power_laws():
+    row = fit_of("small")
+    line = smooth_line(row, 110, 60_000)
+    x = np.log(line["x"].to_numpy())
+    told = np.exp(
+        np.log(row["b"]) - row["c0"] * x - row["c1"] * row["f1"] * np.logaddexp(0, (x - row["log_d1"]) / row["f1"])
+    )
+    assert line["loss"].to_numpy() == pytest.approx(told)
+    far = smooth_line(row, 1e9, 1e10)
+    sharp = row["loss_at_break"] * (far["x"][-1] / row["step_at_break"]) ** -row["rate_after_break"]
+    assert far["loss"][-1] == pytest.approx(sharp, rel=1e-6)
+
+
+def test_one_curve_has_a_band_and_many_have_bars():
+    charts_ = every_chart()
+    one, many = charts_["one"].to_dict(), charts_["many"].to_dict()
+    assert "rect" in marks(one)
+    assert "rule" not in marks(one)
+    assert "rule" in marks(many)
+    assert "rect" not in marks(many)
+    rule = next(layer for layer in many["layer"] if layer["mark"]["type"] == "rule")
+    assert {row["curve"] for row in rows_of(many, rule)} == {"small", "large"}
+
+
+def test_a_curve_without_a_break_has_no_break_marks():
+    spec = charts.deceleration(points(), fits(), curves=["straight"]).to_dict()
+    assert marks(spec) == ["point", "line"]
+    assert spec["title"]["text"] == ["straight: no break"]
+    assert "AIC" in " ".join(spec["title"]["subtitle"]) or "resamples" in " ".join(spec["title"]["subtitle"])
+
+
+def test_a_curve_that_could_not_be_fitted_is_still_drawn():
+    failed = fits_table({"small": UserError("3 points are left")})
+    spec = charts.deceleration(points(), failed, curves=["small"]).to_dict()
+    assert marks(spec) == ["point"]
+    assert spec["title"]["text"] == ["small: not fitted"]
+    assert "3 points are left" in spec["description"]
+
+
+def test_fits_without_resamples_have_no_interval():
+    bare = fits().with_columns(pl.lit(None, pl.Float64).alias("step_at_break_low"))
+    spec = charts.deceleration(points(), bare, curves=["small"]).to_dict()
+    assert "rect" not in marks(spec)
+    assert "[" not in spec["title"]["text"][0]
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    steps = np.arange(101, 40_101)
+    long = pl.DataFrame({"curve": "small", "step": steps, "loss": loss(steps)})
+    spec = charts.deceleration(long, fits()).to_dict()
+    drawn = rows_of(spec, next(layer for layer in spec["layer"] if layer["mark"]["type"] == "point"))
+    assert 100 < len(drawn) <= 300
+    assert drawn[-1]["x"] == 40_100
+
+
+def test_curves_are_chosen_and_coloured_in_the_order_asked_for():
+    spec = charts.deceleration(points(), fits(), curves=["large", "small"]).to_dict()
+    assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["large", "small"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(2.8, 11, [3, 4, 5, 6, 8, 10]), (3.4, 3.9, [3.4, 3.5, 3.6, 3.7, 3.8, 3.9])]
+)
+def test_ticks_are_round_and_few(low, high, ticks):
+    assert log_ticks(low, high) == ticks
+
+
+def test_a_profile_says_how_much_worse_the_chosen_break_is():
+    best = fit_of("small")["step_at_break"]
+    chart = charts.break_profile(profile(), best, 1000)
+    row = min(profile().to_dicts(), key=lambda row: abs(np.log(row["step_at_break"] / 1000)))
+    spec = chart.to_dict()
+    values = {each["name"]: each["value"] for each in spec["params"]}
+    assert values == {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
+    svg = charts.to_svg(chart)
+    assert f"A break at step {row['step_at_break']:,.0f} leaves" in svg
+    assert f"times the error of the best, {best:,.0f}" in svg
+    plain = charts.break_profile(profile(), best).to_dict()
+    assert plain["title"]["text"] == f"The error is least with the break at step {best:,.0f}"
+    assert "params" not in plain
+
+
+def test_a_name_with_quotes_and_tags_is_text():
+    named = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
+    svg = charts.to_svg(charts.broken_by_hand(named, profile().row(5, named=True), fit_of("small")))
+    assert "it's &lt;b&gt;\\ small with a break put at step" in svg
+
+
+def test_the_claim_names_the_claimed_and_the_true_loss():
+    spec = every_chart()["claim"].to_dict()
+    title = " ".join(spec["title"]["text"])
+    end = claims().filter(pl.col("method") == "one power law")["loss"][-1]
+    assert title.startswith(
+        f"One power law through the first 2 % of training claims a final loss of {end:.2f} for small"
+    )
+    assert title.endswith("too low")
+    assert f"came to: {points().filter(pl.col('curve') == 'small')['loss'][-1]:.2f}" in str(spec)
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda: charts.deceleration(points().drop("loss"), fits()), "points needs the columns"),
+        (lambda: charts.deceleration(points(), fits().drop("f1")), "fits needs the columns"),
+        (lambda: charts.deceleration(points(), fits().head(1)), "there is no fit of 'large'"),
+        (lambda: charts.deceleration(points(), fits(), curves=["tiny"]), "no points of the curve 'tiny'"),
+        (lambda: charts.deceleration(points(), fits(), curves=[]), "there is no curve"),
+        (lambda: charts.deceleration(points(), fits(), curves=[f"{i}" for i in range(9)]), "choose fewer"),
+        (lambda: charts.break_profile(profile().drop("rsle"), 100), "break profile needs the columns"),
+        (lambda: charts.break_profile(profile().clear(), 100), "no rows"),
+        (lambda: charts.power_law_claim(points(), claims().head(5), curve="small"), "has no 'one break'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, said):
+    with pytest.raises(UserError, match=said):
+        draw()
