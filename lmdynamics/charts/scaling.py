@@ -95,7 +95,7 @@ def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
     rest = [f"{source}: {text[0].lower()}{text[1:]}" for source, text in zip(sources[1:], told[1:], strict=True)]
     return figure(
         chart,
-        lines(f"{sources[0]}: {told[0]}" if len(sources) > 1 else capital(told[0]), 76),
+        lines(f"{sources[0]}: {told[0]}" if len(sources) > 1 else capital(told[0]), 82),
         [line for text in rest for line in lines(text, 92)] + ["mark: gain measured, the sum of the parts"],
         "Parts of the gain in log loss with size. " + " ".join(_spoken(rows)),
     )
