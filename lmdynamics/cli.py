@@ -1,4 +1,4 @@
-"""The command line: `lmdynamics train|branch|sweep|runs|batch|fetch|doctor`. Each command is a thin call."""
+"""The command line: `lmdynamics train|branch|sweep|fit|runs|batch|fetch|doctor`. Each command is a thin call."""
 
 import sys
 from contextlib import contextmanager
@@ -74,6 +74,25 @@ def sweep(
     if failed := made["error"].is_not_null().sum():
         typer.echo(f"lmdynamics: {failed} of {len(made)} runs failed; the same command tries them again", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def fit(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="A table, a training log, events, or a run.")],
+    group: Annotated[str | None, typer.Option(help="Column (or several, parted by commas) that names a curve.")] = None,
+    step: Annotated[str | None, typer.Option(help="Column of steps; guessed, and said, by default.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Column of losses, or a pattern: eval/*/loss. Else guessed.")] = None,
+    smoothing: Annotated[str, typer.Option(help="none, log-average (as published) or log-median.")] = "none",
+    skip_steps: Annotated[float, typer.Option(help="Steps up to this one are left out.")] = 100,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 leaves intervals out.")] = 200,
+    workers: Annotated[int | None, typer.Option(help="Processes at a time; by default one per core.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for a program to read.")] = False,
+) -> None:
+    """Fit loss deceleration to every curve of some files: where they break, and how sure that is."""
+    from lmdynamics.curves.report import fit_files
+
+    with _stopped_by_ctrl_c():
+        raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from scipy.special import expit
 
 NARROWEST, WIDEST = 0.01, 3.0  # widths f of a break, in natural logarithms of the step
 PLACES, WIDTHS = 60, (0.02, 0.06, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)  # what is scanned
-PAIRS = 24  # places scanned for two breaks
+PAIRS, PAIRED = 24, (0.02, 0.06, 0.3, 0.8)  # places and widths scanned for two breaks
 SCANNED = 1_000  # points that a scan looks at; the steps that follow look at all
 EXACT, QUICK = (80, 1e-13), (25, 1e-7)  # steps at most, and the relative gain below which they end
 FIELDS = ("log_b", "rates", "breaks", "widths", "rss")
@@ -57,8 +57,8 @@ def fit(
 ) -> Broken:
     """The least-squares fit of each row of `y` (log loss) over `x` (log step, rising) with 0, 1 or 2 breaks.
 
-    Breaks lie between the first and the last point. With `start` (places, widths) only from there; with `near` from
-    that one fit and from the best place of a scan; otherwise from the best places of a scan at several widths. `fixed`
+    Breaks lie between the first and the last point. With `start` (places, widths) only from there; with `near` only
+    from that one fit, and not to the last digit; otherwise from the best places of a scan at several widths. `fixed`
     leaves breaks and widths at `start`, and fits the rest.
     """
     if breaks == 0:
@@ -66,14 +66,14 @@ def fit(
         return _linear(x, y, none, none, _soft(x, none, none))[0]
     if start is not None:
         return _linear(x, y, *start, _soft(x, *start))[0] if fixed else _refined(x, y, *start)
-    guesses = list(_scan(x, y, breaks, 3 if near is None else 1))
     if near is not None:
         each = (len(y), breaks)
-        guesses.append((np.broadcast_to(near.breaks, each), np.broadcast_to(near.widths, each)))
+        return _refined(x, y, np.broadcast_to(near.breaks, each), np.broadcast_to(near.widths, each), *QUICK)
+    guesses = list(_scan(x, y, breaks))
     places, widths = (np.concatenate(each) for each in zip(*guesses, strict=True))
-    all_ = _refined(x, np.tile(y, (len(guesses), 1)), places, widths, *(QUICK if near is not None else EXACT))
-    best = all_.rss.reshape(len(guesses), -1).argmin(0) * len(y) + np.arange(len(y))
-    return all_.rows(best)
+    made = _refined(x, np.tile(y, (len(guesses), 1)), places, widths)
+    best = made.rss.reshape(len(guesses), -1).argmin(0) * len(y) + np.arange(len(y))
+    return made.rows(best)
 
 
 def slopes(x: Float[np.ndarray, " points"], broken: Broken) -> Float[np.ndarray, "points parameters"]:
@@ -90,9 +90,8 @@ def slopes(x: Float[np.ndarray, " points"], broken: Broken) -> Float[np.ndarray,
 def scanned_gain(
     x: Float[np.ndarray, " points"], y: Float[np.ndarray, "curves points"]
 ) -> Float[np.ndarray, " curves"]:
-    """Share of one power law's residual sum of squares that the best break of a scan takes away."""
-    rest, gain, _ = _gains(x, y)
-    return gain.max((1, 2)) / np.maximum((rest**2).sum(1), 1e-300)
+    """How much the best break of a scan takes away of one power law's residual sum of squares."""
+    return _gains(x, y)[1].max((1, 2))
 
 
 def _columns(x, widths, soft) -> np.ndarray:
@@ -118,20 +117,20 @@ def _linear(x, y, breaks, widths, soft) -> tuple[Broken, np.ndarray]:
     return Broken(linear[:, 0], linear[:, 1:], breaks, widths, (residual**2).sum(1)), residual
 
 
-def _scan(x, y, breaks: int, most: int):
-    """Starting places and widths: the best cells of a grid, at the best `most` widths."""
+def _scan(x, y, breaks: int):
+    """Starting places and widths: the best cells of a grid, at the best few widths."""
     every = -(-len(x) // SCANNED)
     x, y = x[::every], y[:, ::every]
     if breaks == 1:
         _, gain, inside = _gains(x, y)
-        for width in np.argsort(gain.max(2), axis=1)[:, : -1 - most : -1].T:
+        for width in np.argsort(gain.max(2), axis=1)[:, :-4:-1].T:
             place = gain[np.arange(len(y)), width].argmax(1)
             yield inside[place][:, None], np.array(WIDTHS)[width][:, None]
         return
     q, rest = _less_straight(x, y)
     inside = np.linspace(x[0], x[-1], PAIRS + 2)[1:-1]
     first, second = np.array(list(combinations(range(len(inside)), 2))).T
-    for width in (0.06, 0.3, 0.8):
+    for width in PAIRED:
         bent = _bent(x, inside, np.full(len(inside), width), q)
         gram, seen = bent.T @ bent, rest @ bent
         a, b, c = gram[first, first], gram[second, second], gram[first, second]

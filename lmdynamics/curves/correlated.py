@@ -49,8 +49,9 @@ def wild_draws(
 ) -> Float[np.ndarray, "resamples points"]:
     """Residuals whose blocks are weighed at random, in place (a wild cluster bootstrap).
 
-    `columns`: how the fit moves with each of its parameters. A fit bends towards what it is fitted to; each block's residuals are what least distort (CR2, Bell and
-    McCaffrey 2002). Few blocks say little of their own spread: hence Student's t.
+    `columns`: how the fit moves with each of its parameters. A fit bends towards what it is fitted to: each block's
+    residuals are stretched as far as it does (CR2, Bell and McCaffrey 2002). Few blocks say little of their own
+    spread: hence Student's t.
     """
     q, _ = np.linalg.qr(columns)
     ends = [*starts[1:], len(x)]
@@ -66,3 +67,30 @@ def wild_draws(
     wider = student.ppf(0.975, max(2, len(starts) / 2 - 1)) / student.ppf(0.975, 1e6) / np.sqrt(0.75)
     weights = np.random.default_rng(seed).standard_normal((resamples, len(starts)))
     return wider * honest * np.repeat(weights, np.diff(starts, append=len(x)), axis=1)
+
+
+def local_scale(y: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """How large noise is around each point, up to a factor: the median distance from the mean of two neighbours."""
+    apart = np.abs(y[1:-1] - (y[:-2] + y[2:]) / 2)
+    window = min(max(5, len(y) // 10), len(apart)) // 2 * 2 - 1
+    padded = np.pad(apart, window // 2 + 1, mode="reflect" if len(apart) > window // 2 + 1 else "edge")
+    scale = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)[: len(y)]
+    return np.maximum(scale, 1e-3 * scale.max() + 1e-300)
+
+
+def moved_draws(
+    residuals: Float[np.ndarray, " points"],
+    scale: Float[np.ndarray, " points"],
+    length: int,
+    resamples: int,
+    seed: int,
+) -> Float[np.ndarray, "resamples points"]:
+    """Residuals in units of `scale`, in blocks of `length` taken from anywhere (Künsch 1989), back in their units.
+
+    Unlike `wild_draws` it does not leave small what a fit followed into an edge.
+    """
+    n = len(residuals)
+    blocks = -(-n // length)
+    starts = np.random.default_rng(seed).integers(n - length + 1, size=(resamples, blocks))
+    places = (starts[:, :, None] + np.arange(length)).reshape(resamples, -1)[:, :n]
+    return (residuals / scale)[places] * scale

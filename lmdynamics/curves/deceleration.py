@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import Broken, fit, scanned_gain, slopes
-from lmdynamics.curves.correlated import blocks_of, wild_draws
+from lmdynamics.curves.correlated import blocks_of, local_scale, moved_draws, wild_draws
 from lmdynamics.curves.preparation import prepare
 from lmdynamics.errors import UserError
 
@@ -19,6 +20,8 @@ VERDICTS = ("decelerates", "accelerates", "break at the edge", "no break")
 FEWEST = 12  # points; a break has five parameters
 CLEAR = 10.0  # ΔAIC beyond which the simpler model has no support left (Burnham and Anderson 2002)
 EDGE = 0.1  # share of the range of log steps that must lie on either side of a break
+EXACT = 1e-7  # errors of log loss below this are rounding
+STRAIGHT = 200  # resamples of one power law
 CHANCE = 0.02  # share of resampled power laws that may gain as much by a break
 GROUPS = 200  # points at most that a resample is fitted to; beyond, neighbours are averaged
 
@@ -27,10 +30,11 @@ GROUPS = 200  # points at most that a resample is fitted to; beyond, neighbours 
 class Deceleration:
     """A fitted loss curve. Losses in nats (or the unit given), rates per natural logarithm of the step.
 
-    `intervals` are 95 % (block bootstrap): of `loss_at_break`, `step_at_break`, `rate_before_break`,
-    `rate_after_break`, by name; empty without resamples. `delta_aic_power_law` is how much worse (in AIC) one power law
-    is, `delta_aic_two_breaks` how much better two breaks are; both count `independent_points`, not points. The numbers
-    are there whatever the verdict: without a break they describe a break that is not there.
+    `intervals` are 95 % (block bootstrap, each refit begun at this break): of `loss_at_break`, `step_at_break`,
+    `rate_before_break` and `rate_after_break`, by name; empty without resamples. `delta_aic_power_law` is how much
+    worse (in AIC) one power law is, `delta_aic_two_breaks` how much better two breaks are; both count
+    `independent_points`, not points. The numbers are there whatever the verdict: without a break they describe a break
+    that is not there.
     """
 
     verdict: str  # decelerates, accelerates, break at the edge, no break
@@ -46,7 +50,8 @@ class Deceleration:
     rsle: float  # root mean squared error of log loss
     delta_aic_power_law: float
     delta_aic_two_breaks: float
-    second_break: tuple[float, float, float, float, float]  # of the fit with two: steps t_1, t_2, and the three rates
+    steps_of_two_breaks: tuple[float, float]  # of the fit with two breaks
+    rates_of_two_breaks: tuple[float, float, float]  # before, between and after
     points: int
     independent_points: float  # points / correlation time of the residuals
     first_step: float
@@ -85,8 +90,8 @@ class Deceleration:
 
 
 def fit_deceleration(
-    step,
-    loss,
+    step: ArrayLike,
+    loss: ArrayLike,
     *,
     smoothing: str = "none",
     skip_steps: float = 100,
@@ -99,9 +104,10 @@ def fit_deceleration(
     `step` and `loss`: any sequences of equal length, steps rising, losses positive; see `prepare` for `smoothing` and
     `skip_steps`. A curve that is already smoothed needs no smoothing here. Residuals of neighbouring points are not
     independent, least of all after smoothing: criteria count as many points as their correlation leaves, and the
-    bootstrap flips whole blocks of residuals in place (a wild bootstrap, Shao 2010), `resamples` times.
+    bootstrap weighs whole blocks of residuals at random in place (a wild bootstrap, Shao 2010), `resamples` times.
 
-    The verdict: `no break` where a break improves the AIC by less than 10; `accelerates` where the rate rises at the
+    The verdict: `no break` where a break improves the AIC by less than 10, or by no more than it improves resamples of
+    one power law with such noise, 2 % of them aside; `accelerates` where the rate rises at the
     break; `break at the edge` where less than a tenth of the range of log steps lies before or after it; `decelerates`.
 
     `start`, (step of the break, width f1), begins at one place only instead of scanning for the best.
@@ -120,91 +126,104 @@ def fit_deceleration(
         )
     x, y = np.log(kept), np.log(smoothed)[None]
     begin = None if start is None else (np.log([[start[0]]]), np.array([[start[1]]]))
-    one, broken = fit(x, y, 0), fit(x, y, 1, begin)
-    twice = fit(x, y, 2)
-    n, k = len(x), 5
-    _, independent = blocks_of(x, (y - twice(x))[0])
-    independent = max(independent, k + 3.0)
-    gain = _aic(one, independent, 2) - _aic(broken, independent, 5)
-    more = _aic(broken, independent, 5) - _aic(twice, independent, 8)
+    one, broken, twice = fit(x, y, 0), fit(x, y, 1, begin), fit(x, y, 2)
+    blocks = _Blocks.of(x, y[0], twice)
+    points = max(blocks.independent, 8.0)  # as many as two breaks have parameters
+    aic = [points * np.log(max(made.rss[0] / len(x), EXACT**2)) for made in (one, broken, twice)]
+    gain, more = aic[0] + 2 * 2 - (aic[1] + 2 * 5), aic[1] + 2 * 5 - (aic[2] + 2 * 8)
     found = _numbers(broken)
-    spread, chance = _resampled(x, y[0], broken, twice, resamples, seed) if resamples else ({}, 0.0)
-    rates = twice.rates.cumsum(1)[0]
-    second = (*np.exp(twice.breaks[0]), *rates)
-    verdict, reason = _judged(found, gain, chance, more, second, kept[0], kept[-1])
+    steps, rates = np.exp(twice.breaks[0]).tolist(), twice.rates.cumsum(1)[0].tolist()
+    verdict, reason = _judged(found, gain, blocks, kept[0], kept[-1], seed + 1)
+    if more > CLEAR and verdict != "no break":
+        told = ", ".join(f"{rate:.3g}" for rate in rates)
+        reason += f"; two breaks fit better still: at {steps[0]:,.0f} and {steps[1]:,.0f}, rates {told}"
+    spread = blocks.resampled(broken, twice if more > CLEAR else broken, resamples, seed) if resamples else {}
     return Deceleration(
         verdict=verdict,
         reason=reason,
-        **{name: found[name] for name in ("loss_at_break", "step_at_break", "rate_after_break")},
+        **{name: float(found[name][0]) for name in ("loss_at_break", "step_at_break", "rate_after_break")},
         b=float(np.exp(broken.log_b[0])),
         c0=float(broken.rates[0, 0]),
         c1=float(broken.rates[0, 1]),
         log_d1=float(broken.breaks[0, 0]),
         f1=float(broken.widths[0, 0]),
-        rsle=float(np.sqrt(broken.rss[0] / n)),
-        delta_aic_power_law=gain,
-        delta_aic_two_breaks=more,
-        second_break=tuple(map(float, second)),
-        points=n,
-        independent_points=float(independent),
+        rsle=float(np.sqrt(broken.rss[0] / len(x))),
+        delta_aic_power_law=float(gain),
+        delta_aic_two_breaks=float(more),
+        steps_of_two_breaks=tuple(steps),
+        rates_of_two_breaks=tuple(rates),
+        points=len(x),
+        independent_points=float(points),
         first_step=float(kept[0]),
         last_step=float(kept[-1]),
-        intervals={name: tuple(map(float, np.percentile(values, [2.5, 97.5]))) for name, values in spread.items()},
+        intervals={name: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for name, values in spread.items()},
     )
 
 
-def _aic(model: Broken, independent: float, parameters: int) -> float:
-    n = model.rss[0]
-    return float(independent * np.log(max(n, 1e-300)) + 2 * parameters)
+@dataclass(frozen=True)
+class _Blocks:
+    """A curve as its resamples see it, neighbours averaged, and where its blocks begin."""
+
+    x: np.ndarray
+    y: np.ndarray
+    starts: np.ndarray
+    twice: Broken
+    independent: float
+
+    @classmethod
+    def of(cls, x, y, twice: Broken) -> "_Blocks":
+        """Blocks as long as noise reaches, which is what two breaks leave: not where a second break would be."""
+        _, independent = blocks_of(x, y - twice(x)[0])
+        edges = np.arange(0, len(x), -(-len(x) // GROUPS))
+        counts = np.diff(edges, append=len(x))
+        x, y = (np.add.reduceat(each, edges) / counts for each in (x, y))
+        return cls(x, y, blocks_of(x, y - twice(x)[0])[0], twice, independent)
+
+    def resampled(self, broken: Broken, best: Broken, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """The numbers of one break in the curves that might have been seen instead: the best fit's, with other noise.
+
+        Where two breaks fit better, what one break misses is no noise, and would be missed again.
+        """
+        fitted = best(self.x)
+        drawn = wild_draws(self.x, self.y - fitted[0], self.starts, slopes(self.x, best), resamples, seed)
+        return _numbers(fit(self.x, fitted + drawn, 1, near=broken))
+
+    def chance(self, seed: int) -> float:
+        """How often one power law with noise like this gains as much by a break.
+
+        The noise is what two breaks leave, as large as it is around each point.
+        """
+        n, length = len(self.x), len(self.x) // len(self.starts)
+        noise = (self.y - self.twice(self.x)[0]) * np.sqrt(n / (n - 8))
+        straight = fit(self.x, self.y[None], 0)(self.x)
+        drawn = straight + moved_draws(noise, local_scale(self.y), length, STRAIGHT, seed)
+        return float((scanned_gain(self.x, drawn) >= scanned_gain(self.x, self.y[None])).mean())
 
 
-def _numbers(broken: Broken) -> dict[str, Any]:
-    """L_d, t_d and the rates of each row; floats where there is one row."""
+def _numbers(broken: Broken) -> dict[str, Float[np.ndarray, " curves"]]:
+    """L_d, t_d and the rates of each curve."""
     d, c = broken.breaks[:, 0], broken.rates
-    found = {
+    return {
         "loss_at_break": np.exp(broken.log_b - c[:, 0] * d),
         "step_at_break": np.exp(d),
         "rate_before_break": c[:, 0],
         "rate_after_break": c.sum(1),
     }
-    return {name: float(value[0]) if len(d) == 1 else value for name, value in found.items()}
 
 
-def _resampled(x, y, broken: Broken, twice: Broken, resamples: int, seed: int) -> tuple[dict[str, np.ndarray], float]:
-    """The numbers refitted to resampled curves; and how often one power law, resampled, gains as much by a break."""
-    size = -(-len(x) // GROUPS)
-    edges = np.arange(0, len(x), size)
-    counts = np.diff(edges, append=len(x))
-    x, y = (np.add.reduceat(each, edges) / counts for each in (x, y))
-    residuals = y - broken(x)[0]
-    starts, _ = blocks_of(x, y - twice(x)[0])  # how far noise reaches, not where a second break would be
-    drawn = wild_draws(x, residuals, starts, slopes(x, broken), resamples, seed)
-    spread = _numbers(fit(x, broken(x) + drawn, 1, near=broken))
-    straight = fit(x, y[None], 0)
-    null = straight(x) + wild_draws(
-        x, y - straight(x)[0], starts, np.stack([np.ones_like(x), x], 1), resamples, seed + 1
-    )
-    return spread, float((scanned_gain(x, null) >= scanned_gain(x, y[None])).mean())
-
-
-def _judged(found, gain, chance, more, second, first, last) -> tuple[str, str]:
-    before, after = found["rate_before_break"], found["rate_after_break"]
-    at = f"step {found['step_at_break']:,.0f}"
-    rates = f"from {before:.3g} to {after:.3g}"
-    beyond = ""
-    if more > CLEAR:
-        beyond = (
-            f"; two breaks fit better still: at {second[0]:,.0f} and {second[1]:,.0f}, "
-            f"rates {second[2]:.3g}, {second[3]:.3g}, {second[4]:.3g}"
-        )
+def _judged(found, gain: float, blocks: _Blocks, first: float, last: float, seed: int) -> tuple[str, str]:
+    """The verdict, and the sentence that gives its reason."""
+    before, after, step = (float(found[name][0]) for name in ("rate_before_break", "rate_after_break", "step_at_break"))
+    at, rates = f"step {step:,.0f}", f"from {before:.3g} to {after:.3g}"
     if not gain > CLEAR:
         return "no break", f"a break improves on one power law by {gain:.1f} in AIC; {CLEAR:g} is asked for"
-    if chance > CHANCE:
+    place = np.log(step / first) / np.log(last / first)
+    at_the_edge = not EDGE <= place <= 1 - EDGE
+    if (chance := blocks.chance(seed)) > CHANCE:
         return "no break", f"one power law with the same noise gains as much by a break in {chance:.0%} of resamples"
-    place = np.log(found["step_at_break"] / first) / np.log(last / first)
-    if not EDGE <= place <= 1 - EDGE:
+    if at_the_edge:
         side = "first" if place < 0.5 else "last"
-        return "break at the edge", f"the best break, {at}, lies in the {side} tenth of the log steps fitted{beyond}"
+        return "break at the edge", f"the best break, {at}, lies in the {side} tenth of the log steps fitted"
     if after >= before:
-        return "accelerates", f"at {at} the rate rises {rates}{beyond}"
-    return "decelerates", f"at {at} the rate falls {rates}{beyond}"
+        return "accelerates", f"at {at} the rate rises {rates}"
+    return "decelerates", f"at {at} the rate falls {rates}"

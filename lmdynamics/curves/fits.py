@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import WIDTHS, fit
 from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
@@ -78,8 +79,8 @@ def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
 
 
 def sensitivity(
-    step,
-    loss,
+    step: ArrayLike,
+    loss: ArrayLike,
     smoothings: Sequence[str] = SMOOTHINGS,
     skips: Sequence[float] = (50, 100, 200, 400),
     resamples: int = 200,
@@ -98,7 +99,9 @@ def sensitivity(
     return pl.concat(tables)
 
 
-def break_profile(step, loss, *, smoothing: str = "none", skip_steps: float = 100, places: int = 80) -> pl.DataFrame:
+def break_profile(
+    step: ArrayLike, loss: ArrayLike, *, smoothing: str = "none", skip_steps: float = 100, places: int = 80
+) -> pl.DataFrame:
     """The error that a break put at each of some steps leaves, everything else fitted: what it costs to be elsewhere.
 
     Rows, evenly spaced in log step between the first and the last point: step_at_break, rsle, loss_at_break,

@@ -6,7 +6,9 @@
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+import polars as pl
+from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from lmdynamics.errors import UserError, did_you_mean
 
@@ -17,16 +19,17 @@ BINS = 60  # to a factor of ten, for the medians
 
 
 def prepare(
-    step: Int[np.ndarray, " steps"] | Float[np.ndarray, " steps"],
-    loss: Float[np.ndarray, " steps"],
+    step: ArrayLike,
+    loss: ArrayLike,
     smoothing: str = "none",
     skip_steps: float = 100,
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """Smooth a curve, thin it, drop what comes first: steps and losses to fit.
+    """Smooth a curve (as many losses as steps), thin it, drop what comes first: steps and losses to fit.
 
     `none` keeps every point. `log-average`: at step j the mean of all losses from step ⌊j / 1.2⌋ to j, at steps
-    divisible by 10^min(⌊log10 j⌋ - 1, 3) and the last (where a log has gaps, at the first step after each). `log-median`:
-    the median of each of 60 bins to a factor of ten, at its geometric mean step. Then steps up to `skip_steps` go.
+    divisible by 10^min(⌊log10 j⌋ - 1, 3) and the last (where a log has gaps, at the first step after each); a break
+    then comes out about a tenth later than it is. `log-median`: the median of each of 60 bins to a factor of ten, at
+    its geometric mean step. Then steps up to `skip_steps` go.
 
     Raises
     ------
@@ -55,6 +58,15 @@ def prepare(
         step = np.exp([np.log(part).mean() for part in np.split(step, starts[1:])])
     kept = step > skip_steps
     return step[kept], loss[kept]
+
+
+def prepared(curves: pl.DataFrame, smoothing: str = "none", skip_steps: float = 100) -> pl.DataFrame:
+    """The points that are fitted: curve, step, loss after `prepare`."""
+    parts = []
+    for (curve,), rows in curves.group_by("curve", maintain_order=True):
+        step, loss = prepare(rows["step"], rows["loss"], smoothing, skip_steps)
+        parts.append(pl.DataFrame({"curve": [curve] * len(step), "step": step, "loss": loss}))
+    return pl.concat(parts)
 
 
 def _thinned(step: Float[np.ndarray, " steps"]) -> np.ndarray:

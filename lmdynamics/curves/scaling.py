@@ -4,6 +4,7 @@ Mircea et al. 2025 (arXiv 2506.05447): scale lowers the loss at the break and ra
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -66,7 +67,7 @@ def split_gains(fits: pl.DataFrame) -> pl.DataFrame:
         )
     ordered = fits.sort("parameters").to_dicts()
     rows = []
-    for a, b in zip(ordered, ordered[1:], strict=False):
+    for a, b in pairwise(ordered):
         past = [np.log(each["last_step"] / each["step_at_break"]) for each in (a, b)]
         rates = [each["rate_after_break"] for each in (a, b)]
         parts = {
