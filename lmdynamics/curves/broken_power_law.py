@@ -18,7 +18,7 @@ NARROWEST, WIDEST = 0.01, 3.0  # widths f of a break, in natural logarithms of t
 PLACES, WIDTHS = 60, (0.02, 0.06, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)  # what is scanned
 PAIRS, PAIRED = 24, (0.02, 0.06, 0.3, 0.8)  # places and widths scanned for two breaks
 SCANNED = 1_000  # points that a scan looks at; the steps that follow look at all
-EXACT, QUICK = (80, 1e-13), (25, 1e-7)  # steps at most, and the relative gain below which they end
+EXACT, CLOSE, QUICK = (80, 1e-13), (60, 1e-8), (25, 1e-7)  # steps at most; the relative gain below which they end
 FIELDS = ("log_b", "rates", "breaks", "widths", "rss")
 
 
@@ -71,7 +71,7 @@ def fit(
         return _refined(x, y, np.broadcast_to(near.breaks, each), np.broadcast_to(near.widths, each), *QUICK)
     guesses = list(_scan(x, y, breaks))
     places, widths = (np.concatenate(each) for each in zip(*guesses, strict=True))
-    made = _refined(x, np.tile(y, (len(guesses), 1)), places, widths)
+    made = _refined(x, np.tile(y, (len(guesses), 1)), places, widths, *(EXACT if breaks == 1 else CLOSE))
     best = made.rss.reshape(len(guesses), -1).argmin(0) * len(y) + np.arange(len(y))
     return made.rows(best)
 

@@ -6,12 +6,30 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from lmdynamics.curves.cells import LOSSES, NOT_LOSS, STEPS, best_known, has_numbers, listed, looks_like_loss, plain
+from lmdynamics.curves.cells import (
+    LOSSES,
+    NOT_LOSS,
+    STEPS,
+    best_known,
+    has_numbers,
+    is_empty,
+    listed,
+    looks_like_loss,
+    numbers,
+    plain,
+)
 from lmdynamics.curves.formats import Table
-from lmdynamics.curves.grouping import guess_group, refuse_many_curves_as_one
+from lmdynamics.curves.grouping import GROUPS, guess_group, refuse_many_curves_as_one
 from lmdynamics.errors import UserError, did_you_mean, shortened
 
 SEPARATORS = "/_-. "
+# how the names of other things end that are logged beside losses, as `plain` writes them
+OTHER = re.compile(
+    r"(^|_)(lr|learning_rate|rate|weight_decay|wd|momentum|beta\d?|temperature|dropout|norm|grad|scale|epochs?|steps?|tokens|"
+    r"samples|examples|sequences|batch(es)?|size|parameters|params|index|idx|row|id|time|timestamp|date|datetime|runtime|"
+    r"elapsed|eta|seconds?|secs?|minutes|hours|ms|throughput|speed|tps|fps|flops|mfu|memory|mem|gpu|acc|accuracy|error|"
+    r"precision|recall|f1|auc|mcc|bleu|rouge\w*|score|reward|ppl|perplexity|entropy|kl|uas|las|pairs|arcs)$"
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,10 @@ def choose_columns(table: Table, group: str | Sequence[str] | None, step: str | 
     kinds = [f"{kind} {name!r}{' (guessed)' if kind in guessed else ''}" for kind, name in taken.items() if name]
     advice = f"; choose with {', '.join(f'--{kind}' for kind in guessed)}" if guessed else ""
     notes = [f"Columns: {', '.join(kinds)}{advice}."]
+    if loss is None and len(losses) > 1 and not any(map(looks_like_loss, losses)):
+        notes.append(
+            f"No column is named like a loss; each of these is taken for a curve of losses: {listed([*losses])}."
+        )
     if others:
         notes.append(f"Other columns that look like losses, not taken: {listed(others)}.")
     return Columns(step_is, losses, group_is, tuple(notes))
@@ -113,11 +135,29 @@ def _guess_losses(table: Table, columns: list[str]) -> tuple[dict[str, str | Non
     if not like:
         if texts := [name for name in columns if looks_like_loss(name)]:
             _need_numbers(table, texts[0], "loss")
+        if wide := _wide(table.frame, columns):
+            return dict(zip(wide, wide, strict=True)), []
         raise UserError(f"{table.source}: no column looks like a loss among {listed(columns)}; give --loss COLUMN")
     if len({re.split(r"[/_. ]", name)[-1] for name in like}) > 1 or len(like) == 1:
         return {like[0]: None}, like[1:]
     start, end = _shared(like)
     return {name: name[len(start) : len(name) - len(end)] or name for name in like}, []
+
+
+def _wide(frame: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Columns of a table that may have a curve in each, called by its name: all but what is known to be no loss are of
+    positive numbers, and there are several."""
+    unknown = [name for name in columns if not (_is_other(name) or is_empty(frame[name]).all())]
+    numeric = [numbers(frame[name]) for name in unknown]
+    positive = all(column.count() and (column.filter(column.is_finite()) > 0).all() for column in numeric)
+    return unknown if positive and len(unknown) > 1 else []
+
+
+def _is_other(name: str) -> bool:
+    """Whether a column's name, or the last part of its path, is that of something known to be no loss."""
+    last = plain(re.split(r"/| - ", name)[-1])
+    known = last in (*STEPS, *GROUPS) or last == "" or last.startswith("unnamed")
+    return known or bool(OTHER.search(last) or NOT_LOSS.search(name.lower()))
 
 
 def _names(frame: pl.DataFrame, group: str | Sequence[str] | None) -> tuple[str, ...]:

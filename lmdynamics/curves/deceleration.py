@@ -134,9 +134,10 @@ def fit_deceleration(
     found = _numbers(broken)
     steps, rates = np.exp(twice.breaks[0]).tolist(), twice.rates.cumsum(1)[0].tolist()
     verdict, reason = _judged(found, gain, blocks, kept[0], kept[-1], seed + 1)
-    if more > CLEAR and verdict != "no break":
+    if more > CLEAR:
         told = ", ".join(f"{rate:.3g}" for rate in rates)
-        reason += f"; two breaks fit better still: at {steps[0]:,.0f} and {steps[1]:,.0f}, rates {told}"
+        still = "but two breaks do fit better" if verdict == "no break" else "two breaks fit better still"
+        reason += f"; {still}: at {steps[0]:,.0f} and {steps[1]:,.0f}, rates {told}"
     spread = blocks.resampled(broken, twice if more > CLEAR else broken, resamples, seed) if resamples else {}
     return Deceleration(
         verdict=verdict,
@@ -156,7 +157,7 @@ def fit_deceleration(
         independent_points=float(points),
         first_step=float(kept[0]),
         last_step=float(kept[-1]),
-        intervals={name: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for name, values in spread.items()},
+        intervals={name: _interval(values, float(found[name][0])) for name, values in spread.items()},
     )
 
 
@@ -198,6 +199,12 @@ class _Blocks:
         straight = fit(self.x, self.y[None], 0)(self.x)
         drawn = straight + moved_draws(noise, local_scale(self.y), length, STRAIGHT, seed)
         return float((scanned_gain(self.x, drawn) >= scanned_gain(self.x, self.y[None])).mean())
+
+
+def _interval(values: np.ndarray, fitted: float) -> tuple[float, float]:
+    """The middle 95 %, stretched to what was fitted where skew or rounding leaves that outside."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(min(low, fitted)), float(max(high, fitted))
 
 
 def _numbers(broken: Broken) -> dict[str, Float[np.ndarray, " curves"]]:

@@ -40,14 +40,15 @@ def fit_curves(
     Raises
     ------
     UserError
-        If a column is missing, there is no curve, or `workers` is below 1.
+        If a column is missing, there is no curve, the smoothing is unknown, or `workers` is below 1.
     """
     need_columns(frame, ["curve", "step", "loss"], "fitting curves")
     if frame.is_empty():
         raise UserError("there are no curves to fit; the frame has no rows")
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")
-    groups = frame.group_by("curve", maintain_order=True)
+    prepare((), (), smoothing)  # an unknown one is no fault of any curve
+    groups = frame.group_by(pl.col("curve").cast(pl.String), maintain_order=True)
     curves = [(name, rows["step"].to_numpy(), rows["loss"].to_numpy()) for (name,), rows in groups]
     options = {"smoothing": smoothing, "skip_steps": skip_steps, "resamples": resamples, "seed": seed}
     found: dict[str, Deceleration | UserError] = {}
@@ -76,6 +77,25 @@ def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
     columns = [*(f"{value}{end}" for value in FITTED for end in ("", "_low", "_high")), *OTHERS]
     schema = {"curve": pl.String, "verdict": pl.String, **dict.fromkeys(columns, pl.Float64), "points": pl.Int64}
     return pl.DataFrame(rows, {**schema, "first_step": pl.Float64, "last_step": pl.Float64, "reason": pl.String})
+
+
+def told(fits: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """`fits_table` (or `sensitivity`) for a reader: `columns` of it, verdict; L_d, t_d, r_d as texts with intervals."""
+    ways = [(FITTED[0], "L_d", "{:.3f}"), (FITTED[1], "t_d", "{:,.0f}"), (FITTED[3], "r_d", "{:.4f}")]
+
+    def text(row: dict, name: str, style: str) -> str:
+        value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+        if value is None:
+            return "–"
+        return style.format(value) + ("" if low is None else f" [{style.format(low)}, {style.format(high)}]")
+
+    rows = [
+        {name: row[name] for name in (*columns, "verdict")}
+        | {symbol: text(row, name, style) for name, symbol, style in ways}
+        for row in fits.iter_rows(named=True)
+    ]
+    kept = {name: fits.schema[name] for name in (*columns, "verdict")}
+    return pl.DataFrame(rows, {**kept, **dict.fromkeys(("L_d", "t_d", "r_d"), pl.String)})
 
 
 def sensitivity(

@@ -74,9 +74,9 @@ def unigram_phase_ends(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame
 def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
     """Which break each fit found: `fits_table` with `ends` of the unigram phase and `which`.
 
-    `which`: `end of the unigram phase` within a factor of 1.5 of it, `before it`, `after it`, or `none` without a
-    break. A short run's one break is that phase's end: the model has learned how frequent each token is, and goes on
-    to what is harder.
+    `which`: `end of the unigram phase` within a factor of 1.5 of it, `after it`, `before it` (also where it never
+    ends), or `none` without a break. A short run's one break is that phase's end: the model has learned how frequent
+    each token is, and goes on to what is harder.
     """
     ratio = pl.col("step_at_break") / pl.col("ends")
     which = (
@@ -84,7 +84,7 @@ def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("none"))
         .when(ratio > NEAR)
         .then(pl.lit("after it"))
-        .when(ratio < 1 / NEAR)
+        .when((ratio < 1 / NEAR) | pl.col("ends").is_null())
         .then(pl.lit("before it"))
         .otherwise(pl.lit("end of the unigram phase"))
     )

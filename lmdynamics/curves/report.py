@@ -43,7 +43,7 @@ def fit_files(
     for file in files:
         read = read_curves(file, group=group, step=step, loss=loss)
         for note in read.notes:
-            print(f"{file}: {note}", file=sys.stderr)
+            print(_printable(f"{file}: {note}"), file=sys.stderr)
         named = pl.col("curve") if len(files) == 1 or read.names == [file] else pl.lit(f"{file}: ") + pl.col("curve")
         parts.append(read.frame.with_columns(named.alias("curve")))
     frame = pl.concat(parts)
@@ -63,7 +63,7 @@ def fit_files(
 def to_json(name: str, made: Deceleration | UserError) -> dict:
     """One curve as an object: `group`, and the fields of `Deceleration`; where it was not fitted, why, and nulls."""
     if isinstance(made, UserError):
-        fields = dict.fromkeys(Deceleration.__dataclass_fields__)
+        fields = dict.fromkeys((*Deceleration.__dataclass_fields__, "rate_before_break"))
         return {"group": name, **fields, "verdict": "not fitted", "reason": str(made), "intervals": {}}
     return {"group": name, **_finite(made.to_dict())}
 
@@ -80,23 +80,29 @@ def _finite(value):
 def _show(fits: dict[str, Deceleration | UserError]) -> None:
     table = Table(title="Loss deceleration, with 95 % intervals (block bootstrap)", title_justify="left")
     for column in ("curve", "verdict", "L_d: loss", "t_d: step", "r_d: rate after", "rate before", "RSLE", "ΔAIC"):
-        left = column in ("curve", "verdict")
-        table.add_column(column, justify="left" if left else "right", no_wrap=left, overflow="fold")
+        justify = "left" if column in ("curve", "verdict") else "right"
+        widest = 60 if column == "curve" else None  # a long name folds, and leaves room for the numbers
+        table.add_column(column, justify=justify, no_wrap=column == "verdict", overflow="fold", max_width=widest)
     for name, made in list(fits.items())[:SHOWN]:
         if isinstance(made, UserError):
-            table.add_row(Text(name), Text("not fitted"), *["–"] * 6)
+            table.add_row(Text(_printable(name)), Text("not fitted"), *["–"] * 6)
         else:
             numbers = (_told(made, "loss_at_break", ".3f"), _told(made, "step_at_break", ",.0f"))
             rates = (_told(made, "rate_after_break", ".4f"), _told(made, "rate_before_break", ".3f"))
             table.add_row(
-                Text(name), made.verdict, *numbers, *rates, f"{made.rsle:.4f}", f"{made.delta_aic_power_law:.0f}"
+                Text(_printable(name)),
+                made.verdict,
+                *numbers,
+                *rates,
+                f"{made.rsle:.4f}",
+                f"{made.delta_aic_power_law:.0f}",
             )
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     if len(fits) > SHOWN:
         console.print(f"… and {len(fits) - SHOWN:,} more; --json prints them all")
     for name, made in list(fits.items())[:SHOWN] if len(fits) <= 12 else ():
-        console.print(Text(f"{name}: {made if isinstance(made, UserError) else made.reason}"))
+        console.print(Text(f"{_printable(name)}: {made if isinstance(made, UserError) else made.reason}"))
     counts = Counter("not fitted" if isinstance(made, UserError) else made.verdict for made in fits.values())
     told = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in (*VERDICTS, "not fitted") if counts[verdict])
     console.print(f"{len(fits):,} curves: {told}. ΔAIC: how much worse one power law is.", highlight=False)
@@ -109,3 +115,8 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
 def _told(made: Deceleration, name: str, style: str) -> str:
     value, bounds = format(getattr(made, name), style), made.intervals.get(name)
     return f"{value} \\[{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else value
+
+
+def _printable(text: str) -> str:
+    """Control characters by their escapes: a name can hold what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -56,10 +56,13 @@ def split_gains(fits: pl.DataFrame) -> pl.DataFrame:
     Raises
     ------
     UserError
-        If sizes ended at different steps: the same T is meant.
+        If a size lacks a number, or sizes ended at different steps: the same T is meant.
     """
     columns = ["size", "parameters", "loss_at_break", "rate_after_break", "step_at_break", "last_step", "final_loss"]
     need_columns(fits, columns, "splitting gains")
+    if missing := [name for name in columns if fits[name].null_count()]:
+        of = fits.filter(pl.col(missing[0]).is_null())["size"][0]
+        raise UserError(f"{of} has no {missing[0]}; gains are split between sizes that have all of them: leave it out")
     if fits["last_step"].max() > 1.02 * fits["last_step"].min():
         raise UserError(
             f"the curves end between steps {fits['last_step'].min():,.0f} and {fits['last_step'].max():,.0f}; gains "
@@ -102,9 +105,9 @@ def predict_early(
     rows = []
     for (name,), curve in frame.group_by("curve", maintain_order=True):
         step, loss = (curve[column].cast(pl.Float64).to_numpy() for column in ("step", "loss"))
-        if len(prepare(step, loss, smoothing, skip_steps)[0]) < FEWEST:
-            continue
         kept, smoothed = prepare(step, loss, smoothing, skip_steps)
+        if len(kept) < FEWEST:
+            continue
         end, truth = kept[-1], smoothed[-1]
         for share in shares:
             seen = step <= share * end

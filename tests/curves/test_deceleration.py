@@ -138,7 +138,7 @@ def test_words_for_a_person():
     assert "[" not in str(fit_deceleration(STEPS, noisy(STEPS, 0.01, 0), resamples=0))
 
 
-# the published fits ----------------------------------------------------------------------------------------------------
+# the published fits -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["14M", "37M", "144M", "285M", "OLMo-1B"])

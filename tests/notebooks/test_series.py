@@ -65,6 +65,20 @@ PARAMETERS = {
         "interactive",
         "output_dir",
     ],
+    "03_loss_deceleration": [
+        "plan",
+        "seeds",
+        "steps",
+        "profile",
+        "curves",
+        "smoothing",
+        "skip_steps",
+        "share",
+        "seed",
+        "device",
+        "interactive",
+        "output_dir",
+    ],
 }
 
 
