@@ -21,6 +21,7 @@ FEWEST = 12  # points; a break has five parameters
 CLEAR = 10.0  # ΔAIC beyond which the simpler model has no support left (Burnham and Anderson 2002)
 EDGE = 0.1  # share of the range of log steps that must lie on either side of a break
 EXACT = 1e-7  # errors of log loss below this are rounding
+SUDDEN = 1.1  # two breaks within this factor are one step down, or up
 STRAIGHT = 200  # resamples of one power law
 CHANCE = 0.02  # share of resampled power laws that may gain as much by a break
 GROUPS = 200  # points at most that a resample is fitted to; beyond, neighbours are averaged
@@ -135,9 +136,12 @@ def fit_deceleration(
     steps, rates = np.exp(twice.breaks[0]).tolist(), twice.rates.cumsum(1)[0].tolist()
     verdict, reason = _judged(found, gain, blocks, kept[0], kept[-1], seed + 1)
     if more > CLEAR:
-        told = ", ".join(f"{rate:.3g}" for rate in rates)
         still = "but two breaks do fit better" if verdict == "no break" else "two breaks fit better still"
-        reason += f"; {still}: at {steps[0]:,.0f} and {steps[1]:,.0f}, rates {told}"
+        where = f"at {steps[0]:,.0f} and {steps[1]:,.0f}, rates " + ", ".join(f"{rate:.3g}" for rate in rates)
+        if steps[1] < SUDDEN * steps[0]:
+            sudden = "drop" if rates[1] > 0 else "rise"
+            where = f"a sudden {sudden} at {steps[0]:,.0f}, rates {rates[0]:.3g} before and {rates[2]:.3g} after"
+        reason += f"; {still}: {where}"
     spread = blocks.resampled(broken, twice if more > CLEAR else broken, resamples, seed) if resamples else {}
     return Deceleration(
         verdict=verdict,

@@ -50,8 +50,8 @@ def drawn_from(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.Dat
     return pl.concat(parts)
 
 
-def published_curves() -> tuple[pl.DataFrame, str]:
-    """The published loss curves (curve, step, loss), and a sentence on what they are.
+def published_curves() -> tuple[pl.DataFrame, str, bool]:
+    """The published loss curves (curve, step, loss), a sentence on what they are, and whether they were really seen.
 
     The real ones where `trajectories/zsl/smoothed_loss.csv` of the authors' repository lies below one of the folders
     searched for data; otherwise what the printed fits describe, which has neither noise nor misfit.
@@ -59,9 +59,10 @@ def published_curves() -> tuple[pl.DataFrame, str]:
     for folder in real_data_dirs():
         if (file := folder / "trajectories" / "zsl" / "smoothed_loss.csv").is_file():
             read = read_curves(file)
-            return read.frame, f"The authors' smoothed losses of {', '.join(read.names)}."
+            return read.frame, f"The authors' smoothed losses of {', '.join(read.names)}.", True
     steps = np.unique(np.geomspace(110, LAST_STEP, 200).round())
-    return drawn_from(published_fits(), steps), (
+    told = (
         "Drawn from the eight printed fits: no noise, no misfit. For the authors' own curves, put their "
         "smoothed_loss.csv into trajectories/zsl below the folder that LMDYNAMICS_DATA names."
     )
+    return drawn_from(published_fits(), steps), told, False
