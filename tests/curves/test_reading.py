@@ -284,6 +284,53 @@ def test_the_same_metric_of_several_runs_is_a_curve_each():
     assert "loss 'run_*_loss' (guessed)" in said(curves)
 
 
+def test_a_wide_table_is_a_curve_per_column_and_says_so(write):
+    curves = read_curves(write("step,14M,37M\n0,5.0,4.5\n10,4.0,3.5\n20,,3.0\n30,nan,2.9\n"))
+    assert curves.names == ["14M", "37M"]
+    assert curves.frame.filter(curve="14M").rows() == [("14M", 0, 5.0), ("14M", 10, 4.0)]
+    assert rows_of(curves.frame.filter(curve="37M")) == [(0, 4.5), (10, 3.5), (20, 3.0), (30, 2.9)]
+    assert counts(curves) == {"not a number": 1}  # an empty cell was not logged, NaN was
+    assert "No column is named like a loss; each of these is taken for a curve of losses: 14M, 37M." in curves.notes
+
+
+def test_a_wide_table_is_no_guess_where_a_loss_is_named():
+    frame = pl.DataFrame({"step": [1, 2], "14M": [5.0, 4.0], "37M": [4.0, 3.0], "loss": [3.0, 2.0]})
+    assert read_curves(frame).frame["loss"].to_list() == [3.0, 2.0]
+    assert "named like a loss" not in said(read_curves(frame))
+    assert read_curves(frame, loss="37M").frame["loss"].to_list() == [4.0, 3.0]
+
+
+OTHERS = (
+    *("lr", "learning_rate", "train/learning_rate", "tokens", "grad_norm", "epoch", "time", "seconds", "total_steps"),
+    *("accuracy", "eval/accuracy", "train_runtime", "samples_per_second", "perplexity", "", "Unnamed: 0", "seed"),
+    *("weight_decay", "batch_size", "gpu/memory", "loss_scale", "a__MIN", "uas"),
+)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_is_known_to_be_no_loss_is_no_curve_of_a_wide_table(other):
+    frame = pl.DataFrame({other: [0.0, 0.5], "step": [1, 2], "lr=0.1": [5.0, 4.0], "run b": ["4.0", "3.0"]})
+    assert read_curves(frame.drop(other)).names == ["lr=0.1", "run b"]
+    assert read_curves(frame).names == ["lr=0.1", "run b"]
+    assert "no column looks like a loss" in refusal(frame.drop("run b"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [[0.0, 1.0], [-1.0, 1.0], ["high", "low"], [True, False]],
+    ids=["zero", "negative", "text", "flags"],
+)
+def test_a_table_with_columns_of_another_kind_is_not_taken_for_a_wide_one(odd):
+    frame = pl.DataFrame({"step": [1, 2], "14M": [5.0, 4.0], "37M": [4.0, 3.0], "odd": odd})
+    assert "no column looks like a loss among 14M, 37M, odd; give --loss COLUMN" in refusal(frame)
+    assert read_curves(frame, loss="*M").names == ["14", "37"]
+
+
+def test_a_wide_table_of_several_seeds_is_a_curve_per_column_and_seed():
+    frame = pl.DataFrame({"seed": [0, 0, 1, 1], "step": [1, 2, 1, 2], "14M": [5.0, 4.0, 5.1, 4.1], "37M": 3.0})
+    assert read_curves(frame).names == ["0 / 14M", "0 / 37M", "1 / 14M", "1 / 37M"]
+
+
 LONG = pl.DataFrame(
     {"model": ["b", "a"] * 4, "seed": [0, 0, 1, 1] * 2, "step": [1] * 4 + [2] * 4, "loss": np.linspace(4, 3, 8)}
 )

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 from lmdynamics.errors import UserError
+from lmdynamics.training.batches import open_corpus
 from lmdynamics.training.recipes import (
     PROFILES,
     Optimization,
@@ -61,6 +62,38 @@ def test_bad_overrides_are_one_clear_line(overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         load_recipe("grammar-mlm", overrides=overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["corpus.block_size=2"], "corpus.block_size is 2; at least 3 are needed, or 0 for a sentence a row"),
+        (["corpus.block_size=-1"], "corpus.block_size is -1; at least 3 are needed"),
+        (["corpus.block_size=16", "stages=[[0, 1.0]]"], "trees belong to sentences, and these are packed into blocks"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe("grammar-mlm", overrides=overrides)
+
+
+def test_trees_of_a_treebank_go_with_blocks():
+    packed = ["corpus.block_size=16", "stages=[[0, 1.0]]", "regularizer.trees=ewt"]
+    assert load_recipe("grammar-mlm", overrides=packed).regularizer.trees == "ewt"
+
+
+@pytest.mark.parametrize("name", ["grammar-mlm", "grammar-ladder"])
+def test_sentences_are_packed_into_rows_of_equal_length(name):
+    few = {"corpus.sentences": 400, "corpus.held_out": 40}
+    rows, packed = (open_corpus(load_recipe(name, overrides={**few, "corpus.block_size": size})) for size in (0, 16))
+    for part in ("train", "held_out"):
+        sentences, blocks = getattr(rows, part), getattr(packed, part)
+        assert set(blocks.lengths.tolist()) == {16}
+        assert len(set(sentences.lengths.tolist())) > 1
+        inner = [token for row in sentences for token in row[1:-1].tolist()]
+        again = [token for row in blocks for token in row[1:-1].tolist()]
+        assert again == inner[: len(again)]
+        assert 0 <= len(inner) - len(again) < 14
 
 
 def test_unknown_recipe_profile_and_broken_file(tmp_path):
