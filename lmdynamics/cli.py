@@ -215,7 +215,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"lmdynamics: {error}", file=sys.stderr)
+        # a column's or a file's name may hold what a terminal would obey
+        told = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
+        print(f"lmdynamics: {told}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -45,6 +45,8 @@ def fit_curves(
     need_columns(frame, ["curve", "step", "loss"], "fitting curves")
     if frame.is_empty():
         raise UserError("there are no curves to fit; the frame has no rows")
+    if worded := next((name for name in ("step", "loss") if not frame.schema[name].is_numeric()), None):
+        raise UserError(f"the column {worded!r} holds no numbers; let lmd.read_curves read the table")
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")
     prepare((), (), smoothing)  # an unknown one is no fault of any curve

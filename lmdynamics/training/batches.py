@@ -63,6 +63,8 @@ def open_corpus(recipe: Recipe) -> Corpus:
                 held_out=options["held_out"],
             )
         )
+    if not len(corpus.held_out):
+        raise UserError("the corpus leaves no held-out row; hold out more of it: --set held_out=N")
     if len(corpus.train) < recipe.training.batch_size:
         raise UserError(
             f"the corpus has {len(corpus.train):,} rows, fewer than one batch of {recipe.training.batch_size}; "
