@@ -30,6 +30,12 @@ slider.observe(lambda change: setattr(label, "value", f"at {change['new']}"), "v
 widgets.VBox([slider, label, chart])
 """
 
+BREAK = """\
+from lmdynamics.curves.published import drawn_from, published_fits
+from lmdynamics.explorers.deceleration import DecelerationExplorer
+DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)])).show()
+"""
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -59,6 +65,28 @@ def test_live_charts_and_widgets_work_without_a_network(lab):
         page.locator(".noUi-handle").first.focus()
         page.keyboard.press("ArrowRight")
         shown.get_by_text("at 4", exact=True).wait_for(timeout=10_000)
+        assert untoward(notebook) == NOTHING
+
+
+def test_a_break_follows_the_hand(lab):
+    root, address = lab
+    write_notebook(root / "break.ipynb", BREAK, parameters=None)
+    with notebook_page() as notebook:
+        notebook.open(address, "break.ipynb")
+        notebook.run_all()
+        page = notebook.page
+        by_hand = page.locator("tr:has-text('by hand')")
+        by_hand.wait_for(timeout=30_000)
+        page.locator(".vega-embed svg, .vega-embed canvas").nth(1).wait_for(timeout=30_000)
+        before = by_hand.inner_text()
+        page.locator(".noUi-handle").nth(1).focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "before => !document.body.innerText.includes(before)", arg=before.split("\t")[1], timeout=10_000
+        )
+        steps = [float(text.split("\t")[1].replace(",", "")) for text in (before, by_hand.inner_text())]
+        assert steps[1] > 1.2 * steps[0]
         assert untoward(notebook) == NOTHING
 
 
