@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lmdynamics.errors import UserError, shortened
+from lmdynamics.errors import UserError, printable, shortened
 
 app = typer.Typer(
     help="Watch language models learn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -215,9 +215,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        # a column's or a file's name may hold what a terminal would obey
-        told = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error))
-        print(f"lmdynamics: {told}", file=sys.stderr)
+        print(*map(printable, f"lmdynamics: {error}".split("\n")), sep="\n", file=sys.stderr)
         sys.exit(2)
 
 

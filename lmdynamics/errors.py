@@ -1,4 +1,4 @@
-"""The one error a person can cause, and the hint that goes with a misspelt name."""
+"""The one error a person can cause, and how its words are put: short, harmless, with a hint for a misspelt name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,6 +14,11 @@ class UserError(Exception):
 def shortened(text: str, most: int = 80) -> str:
     """A text without its middle where it is long, as a schedule of thousands of points is."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
+def printable(text: str) -> str:
+    """Control characters by their escapes: a name from a file can hold what a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -172,7 +172,9 @@ def _refined(x, y, breaks, widths, most: int = EXACT[0], tolerance: float = EXAC
     damping = np.full(len(y), 1e-2)
     moving = np.arange(len(y))
     for _ in range(most):
-        step = _step(x, y[moving], place[moving], slope[moving], damping[moving])
+        # at a bound, what would lead out stays: clipped afterwards it would bend the step of the rest
+        out = ((place <= low) & (slope > 0)) | ((place >= high) & (slope < 0))
+        step = _step(x, y[moving], place[moving], slope[moving], damping[moving], ~out[moving])
         aim = np.clip(place[moving] + np.clip(step, -1, 1), low, high)
         tried, tilted = _solved_and_slope(x, y[moving], aim)
         gain = here.rss[moving] - tried.rss
@@ -193,13 +195,15 @@ def _refined(x, y, breaks, widths, most: int = EXACT[0], tolerance: float = EXAC
     return Broken(here.log_b, np.concatenate([here.rates[:, :1], added], axis=1), breaks, widths, here.rss)
 
 
-def _step(x, y, place, slope, damping) -> np.ndarray:
-    """The Newton step, its curvature by differences of the slope and made positive: [curves, 2 · breaks]."""
+def _step(x, y, place, slope, damping, free) -> np.ndarray:
+    """The Newton step in what is free, its curvature by differences of the slope and made positive."""
     size, nudge = place.shape[1], 1e-5
     nudged = (place[None] + nudge * np.eye(size)[:, None]).reshape(-1, size)
     there = _solved_and_slope(x, np.tile(y, (size, 1)), nudged)[1].reshape(size, len(y), size)
     curvature = (there - slope).transpose(1, 0, 2) / nudge
-    bends, ways = np.linalg.eigh((curvature + curvature.transpose(0, 2, 1)) / 2)
+    curvature = np.where(free[:, :, None] & free[:, None, :], curvature + curvature.transpose(0, 2, 1), 0.0) / 2
+    slope = np.where(free, slope, 0.0)
+    bends, ways = np.linalg.eigh(curvature)
     bends = np.abs(bends)
     bends += damping[:, None] * bends.max(1, keepdims=True) + 1e-300
     return -np.einsum("rij,rj->ri", ways, np.einsum("rkj,rk->rj", ways, slope) / bends)

@@ -78,16 +78,20 @@ class Deceleration:
         """Every field, and `rate_before_break`, as JSON takes them."""
         return {**asdict(self), "rate_before_break": self.c0}
 
-    def __str__(self) -> str:
-        def told(name: str, style: str) -> str:
-            bounds = self.intervals.get(name)
-            between = f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else ""
-            return f"{getattr(self, name):{style}}{between}"
+    def told(self, name: str, style: str) -> str:
+        """A number with its interval: `4.050 [4.011, 4.121]`."""
+        return with_interval(getattr(self, name), self.intervals.get(name), style)
 
+    def __str__(self) -> str:
         return (
-            f"{self.verdict}: L_d {told('loss_at_break', '.3f')}, t_d {told('step_at_break', ',.0f')}, "
-            f"r_d {told('rate_after_break', '.4f')}"
+            f"{self.verdict}: L_d {self.told('loss_at_break', '.3f')}, t_d {self.told('step_at_break', ',.0f')}, "
+            f"r_d {self.told('rate_after_break', '.4f')}"
         )
+
+
+def with_interval(value: float, bounds: tuple[float, float] | None, style: str) -> str:
+    """A number, and its interval in brackets where it has one."""
+    return f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else "")
 
 
 def fit_deceleration(

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import WIDTHS, fit
-from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
+from lmdynamics.curves.deceleration import Deceleration, fit_deceleration, with_interval
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
@@ -83,13 +83,11 @@ def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
 
 def told(fits: pl.DataFrame, *columns: str) -> pl.DataFrame:
     """`fits_table` (or `sensitivity`) for a reader: `columns` of it, verdict; L_d, t_d, r_d as texts with intervals."""
-    ways = [(FITTED[0], "L_d", "{:.3f}"), (FITTED[1], "t_d", "{:,.0f}"), (FITTED[3], "r_d", "{:.4f}")]
+    ways = [(FITTED[0], "L_d", ".3f"), (FITTED[1], "t_d", ",.0f"), (FITTED[3], "r_d", ".4f")]
 
     def text(row: dict, name: str, style: str) -> str:
         value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        if value is None:
-            return "–"
-        return style.format(value) + ("" if low is None else f" [{style.format(low)}, {style.format(high)}]")
+        return "–" if value is None else with_interval(value, None if low is None else (low, high), style)
 
     rows = [
         {name: row[name] for name in (*columns, "verdict")}

@@ -14,7 +14,7 @@ from rich.text import Text
 from lmdynamics.curves.deceleration import VERDICTS, Deceleration
 from lmdynamics.curves.fits import fit_curves
 from lmdynamics.curves.reading import read_curves
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, printable
 
 SHOWN = 60  # rows of a table for a person
 
@@ -43,7 +43,7 @@ def fit_files(
     for file in files:
         read = read_curves(file, group=group, step=step, loss=loss)
         for note in read.notes:
-            print(_printable(f"{file}: {note}"), file=sys.stderr)
+            print(printable(f"{file}: {note}"), file=sys.stderr)
         named = pl.col("curve") if len(files) == 1 or read.names == [file] else pl.lit(f"{file}: ") + pl.col("curve")
         parts.append(read.frame.with_columns(named.alias("curve")))
     frame = pl.concat(parts)
@@ -85,12 +85,12 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
         table.add_column(column, justify=justify, no_wrap=column == "verdict", overflow="fold", max_width=widest)
     for name, made in list(fits.items())[:SHOWN]:
         if isinstance(made, UserError):
-            table.add_row(Text(_printable(name)), Text("not fitted"), *["–"] * 6)
+            table.add_row(Text(printable(name)), Text("not fitted"), *["–"] * 6)
         else:
-            numbers = (_told(made, "loss_at_break", ".3f"), _told(made, "step_at_break", ",.0f"))
-            rates = (_told(made, "rate_after_break", ".4f"), _told(made, "rate_before_break", ".3f"))
+            numbers = (Text(made.told("loss_at_break", ".3f")), Text(made.told("step_at_break", ",.0f")))
+            rates = (Text(made.told("rate_after_break", ".4f")), Text(made.told("rate_before_break", ".3f")))
             table.add_row(
-                Text(_printable(name)),
+                Text(printable(name)),
                 made.verdict,
                 *numbers,
                 *rates,
@@ -102,7 +102,7 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
     if len(fits) > SHOWN:
         console.print(f"… and {len(fits) - SHOWN:,} more; --json prints them all")
     for name, made in list(fits.items())[:SHOWN] if len(fits) <= 12 else ():
-        console.print(Text(f"{_printable(name)}: {made if isinstance(made, UserError) else made.reason}"))
+        console.print(Text(f"{printable(name)}: {made if isinstance(made, UserError) else made.reason}"))
     counts = Counter("not fitted" if isinstance(made, UserError) else made.verdict for made in fits.values())
     told = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in (*VERDICTS, "not fitted") if counts[verdict])
     console.print(f"{len(fits):,} curves: {told}. ΔAIC: how much worse one power law is.", highlight=False)
@@ -110,13 +110,3 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
         reasons = Counter(str(made) for made in fits.values() if isinstance(made, UserError))
         reason, count = reasons.most_common(1)[0]
         console.print(Text(f"Not fitted, {count:,} of them: {reason}"))
-
-
-def _told(made: Deceleration, name: str, style: str) -> str:
-    value, bounds = format(getattr(made, name), style), made.intervals.get(name)
-    return f"{value} \\[{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else value
-
-
-def _printable(text: str) -> str:
-    """Control characters by their escapes: a name can hold what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

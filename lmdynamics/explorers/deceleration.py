@@ -197,19 +197,15 @@ def _told(hand: Mapping[str, float], best: Deceleration) -> str:
         "RSLE": ("rsle", ".4f"),
     }
 
-    def told(value: float, bounds: tuple[float, float] | None, style: str) -> str:
-        text = f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else "")
-        return text.replace("-", "−")
-
     rows = {
-        "by hand": [told(hand[name], None, style) for name, style in columns.values()],
-        "best": [told(getattr(best, name), best.intervals.get(name), style) for name, style in columns.values()],
+        "by hand": [f"{hand[name]:{style}}" for name, style in columns.values()],
+        "best": [best.told(name, style) for name, style in columns.values()],
     }
     cell = "padding: 0 1.2em 0 0; text-align: left"
     head = "".join(f"<th style='{cell}'>{name}</th>" for name in ("break", *columns))
     body = "".join(
         f"<tr><td style='{cell}'>{name}</td>"
-        + "".join(f"<td style='{cell}'>{value}</td>" for value in values)
+        + "".join(f"<td style='{cell}'>{value.replace('-', '−')}</td>" for value in values)
         + "</tr>"
         for name, values in rows.items()
     )

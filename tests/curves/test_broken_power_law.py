@@ -29,8 +29,8 @@ def test_no_break_is_the_straight_line_of_least_squares():
     assert (found.log_b[0], found.rates[0, 0]) == pytest.approx((intercept, -slope))
 
 
-@pytest.mark.parametrize(("breaks", "margin"), [(1, 1e-7), (2, 1e-4)])  # two breaks are a comparison, not a result
-def test_scipy_finds_nothing_better_from_many_places(breaks, margin):
+@pytest.mark.parametrize("breaks", [1, 2])
+def test_scipy_finds_nothing_better_from_many_places(breaks):
     y = log_loss(3)[0]
     found = fit(X, y[None], breaks)
 
@@ -46,7 +46,7 @@ def test_scipy_finds_nothing_better_from_many_places(breaks, margin):
         low = [-np.inf] * (2 + breaks) + [X[0]] * breaks + [np.log(0.01)] * breaks
         high = [np.inf] * (2 + breaks) + [X[-1]] * breaks + [np.log(3)] * breaks
         costs.append(2 * least_squares(residuals, start, bounds=(low, high)).cost)
-    assert found.rss[0] <= min(costs) * (1 + margin)
+    assert found.rss[0] <= min(costs) * (1 + 1e-6)
 
 
 def test_every_random_start_ends_at_the_same_fit():
