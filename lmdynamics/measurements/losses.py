@@ -1,4 +1,4 @@
-"""Loss on text a run was not trained on."""
+"""Loss on text a run was not trained on: as one number, or token by token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
@@ -38,26 +38,44 @@ class HeldOutLoss(Measurement):
     version = 1
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
-        model = checkpoint.model(device=device)
-        check_rows(model, self.blocks)
         sums, counts = [], []
-        with torch.inference_mode():
-            for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):
-                mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-                logits = logits_at(model, batch.ids.to(device), mask, batch.selected.to(device))
-                losses = -log_probability(logits, batch.gold.to(device)).double().cpu()
-                rows = batch.selected.nonzero()[:, 0]
-                sums.append(torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, rows, losses))
-                counts.append(batch.selected.sum(1))
+        for batch, losses in predicted_losses(checkpoint, self.blocks, self.masking_rate, self.seed, device):
+            rows = batch.selected.nonzero()[:, 0]
+            sums.append(torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, rows, losses.double()))
+            counts.append(batch.selected.sum(1))
         total, tokens = torch.cat(sums).numpy(), torch.cat(counts).numpy()
         if not tokens.sum():
-            raise UserError(
-                f"{len(self.blocks)} held-out rows have no token to predict; give longer text or a higher masking rate"
-            )
+            raise nothing_to_predict(self.blocks)
         loss = total.sum() / tokens.sum()
         rows = len(total)
         spread = ((total - loss * tokens) ** 2).sum() * rows / max(1, rows - 1)
         return pl.DataFrame({"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [np.sqrt(spread) / tokens.sum()]})
+
+
+@dataclass(frozen=True)
+class TokenLosses(Measurement):
+    """The loss of every predicted token. Rows: `row`, `position` (of the predicted token in its row), `token`, `loss`.
+
+    `loss` is in nats; the mean of it is what `HeldOutLoss` gives, which says what is predicted. `token` is the id that
+    the text has there: what a masked model is to find, what a discriminator judges, original or replaced. A causal
+    model predicts a token from the position before it. The same tokens in the same order at every checkpoint.
+    """
+
+    blocks: Blocks
+    masking_rate: float = 0.15
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        frames, first = [], 0
+        for batch, losses in predicted_losses(checkpoint, self.blocks, self.masking_rate, self.seed, device):
+            named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
+            frames.append(named.with_columns(loss=losses.numpy()))
+            first += len(batch.ids)
+        if not sum(map(len, frames)):
+            raise nothing_to_predict(self.blocks)
+        return pl.concat(frames)
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,35 @@ class Predictions:
     attention_mask: Bool[Tensor, "batch time"] | None
     selected: Bool[Tensor, "batch time"]
     gold: Int[Tensor, " selected"]
+
+
+def predicted_losses(
+    checkpoint, blocks: Blocks, masking_rate: float, seed: int, device: str
+) -> Iterator[tuple[Predictions, Float[Tensor, " selected"]]]:
+    """Batch by batch what is predicted, and the loss of each (nats, float32, on the CPU), in the order of `gold`."""
+    model = checkpoint.model(device=device)
+    check_rows(model, blocks)
+    for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, ROWS):
+        yield batch, batch_losses(model, batch, device)
+
+
+@torch.inference_mode()
+def batch_losses(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, " selected"]:
+    """The loss of each predicted token of one batch (nats)."""
+    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+    logits = logits_at(model, batch.ids.to(device), mask, batch.selected.to(device))
+    return -log_probability(logits, batch.gold.to(device)).cpu()
+
+
+def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objective: str) -> pl.DataFrame:
+    """Which tokens a batch predicts, in the order of `gold`: row, position, token (Int32).
+
+    The batch's rows are those of `blocks` from `first_row` on.
+    """
+    row, position = batch.selected.nonzero().numpy().T
+    row, position = row + first_row, position + (objective == "clm")
+    names = {"row": row, "position": position, "token": blocks.ids[blocks.offsets[row] + position]}
+    return pl.DataFrame(names, schema=dict.fromkeys(names, pl.Int32))
 
 
 def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: int, rows: int) -> Iterator[Predictions]:
@@ -90,6 +137,11 @@ def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: in
         else:
             corrupted, selected = masker(ids, masking_rate, generator)
             yield Predictions(corrupted, mask, selected, ids[selected])
+
+
+def nothing_to_predict(blocks: Blocks) -> UserError:
+    """What to raise where no token of any row is predicted."""
+    return UserError(f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate")
 
 
 def check_rows(model, blocks: Blocks) -> None:
