@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lmdynamics.corpora.annotated import check_word_boundaries
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
 
@@ -63,7 +64,7 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
     """
     if not sentences:
         raise UserError(f"{name} has no sentences; nothing can be measured on it")
-    _check_word_boundaries(tokenizer)
+    check_word_boundaries(tokenizer)
     encoded = tokenizer(
         [list(words) for words in sentences], is_split_into_words=True, return_attention_mask=False, verbose=False
     )
@@ -139,16 +140,6 @@ def _alike(order: list[int], tokens: list[int], split: list[bool]) -> Iterator[l
         batch.append(i)
     if batch:
         yield batch
-
-
-def _check_word_boundaries(tokenizer) -> None:
-    words = ["the", "cat", "and", "the", "dog"]
-    apart = tokenizer(words, is_split_into_words=True)["input_ids"]
-    if apart != tokenizer(" ".join(words))["input_ids"]:
-        raise UserError(
-            "the tokenizer cuts words given one by one differently from running text; "
-            "a byte-level BPE must be built with add_prefix_space=True"
-        )
 
 
 def _quote(words: Sequence[str]) -> str:
