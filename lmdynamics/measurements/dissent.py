@@ -1,0 +1,205 @@
+"""Gradient dissent: what pulls a hidden state towards the right token against what pushes it off all others.
+
+Mircea, Lobacheva and Rish 2024. With logits U h (+ b), p their softmax, and the right token called 1, the gradient of
+the loss at the hidden state is ∇h = ∇h⁺ + ∇h⁻: attractive ∇h⁺ = (p_1 - 1) U_1, repulsive ∇h⁻ = Σ_{j≠1} p_j U_j. At the
+logits the two touch different tokens (cosine 0, equal L1 norms 1 - p_1), so that they can only oppose each other
+through U. Everything here is analytic: no backward pass.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.losses import (
+    ROWS,
+    Predictions,
+    check_rows,
+    nothing_to_predict,
+    predicted_tokens,
+    prediction_batches,
+)
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.training.logits import logits_at
+
+LOGITS = 1 << 24  # at most so many at once: 64 MiB
+
+
+@dataclass(frozen=True)
+class Dissent(Measurement):
+    """Gradient dissent at every predicted token, which is named as in `TokenLosses`. Rows: row, position, token, and
+    (Float32) probability (p_1), norm_hidden, norm_attractive, norm_repulsive, dissent (cos(∇h⁺, ∇h⁻)),
+    cos_hidden_attractive (cos(h, ∇h⁺)), cos_hidden_repulsive (cos(h, ∇h⁻)).
+
+    h is what the output embedding reads: in BERT, behind the head's own layer. Norms are of one token's gradient, not
+    of the mean loss's. A cosine with a vector of zeros is null. Models whose logits are not those of one linear layer
+    are refused.
+    """
+
+    blocks: Blocks
+    masking_rate: float = 0.15
+    seed: int = 0
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        model = checkpoint.model(device=device)
+        check_rows(model, self.blocks)
+        head = linear_head(model)
+        frames, first = [], 0
+        for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):
+            hidden = read_by_the_head(model, batch, device)
+            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias)
+            numbers = {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in found._asdict().items()}
+            named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
+            frames.append(named.with_columns(**numbers).with_columns(pl.col(pl.Float32).fill_nan(None)))
+            first += len(batch.ids)
+        if not sum(map(len, frames)):
+            raise nothing_to_predict(self.blocks)
+        return pl.concat(frames)
+
+
+def linear_head(model: nn.Module) -> nn.Linear:
+    """The output embedding, U and b.
+
+    Raises
+    ------
+    UserError
+        If the model has none, or it is no plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        found = "no output embedding" if head is None else f"a {type(head).__name__} for its output embedding"
+        raise UserError(
+            f"{type(model).__name__} has {found}; dissent needs a masked or causal language model whose logits come "
+            "from one linear layer"
+        )
+    return head
+
+
+@torch.inference_mode()
+def read_by_the_head(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, "selected width"]:
+    """What the output embedding reads at the predicted positions of a batch, a few rows at a time.
+
+    Raises
+    ------
+    UserError
+        If the model's logits are not what its output embedding gives: scaled, capped, or otherwise changed.
+    """
+    head, seen = linear_head(model), []
+    hook = head.register_forward_hook(lambda module, arguments, output: seen.append((arguments[0], output)))
+    rows = max(1, LOGITS // (batch.ids.shape[1] * head.out_features))
+    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
+    hidden = []
+    try:
+        for part in torch.arange(len(batch.ids)).split(rows):
+            chosen = slice(int(part[0]), int(part[-1]) + 1)
+            logits = logits_at(
+                model,
+                batch.ids[chosen].to(device),
+                None if mask is None else mask[chosen],
+                batch.selected[chosen].to(device),
+            )
+            read, given = seen.pop()
+            if not torch.equal(given.reshape(logits.shape).to(logits.dtype), logits):
+                raise UserError(
+                    f"{type(model).__name__} changes its logits behind the output embedding (it scales or caps them); "
+                    "dissent needs a model whose logits come from one linear layer"
+                )
+            hidden.append(read.reshape(-1, read.shape[-1]))
+    finally:
+        hook.remove()
+    return torch.cat(hidden)
+
+
+class Dissents(NamedTuple):
+    """One number per token. Cosines are NaN where one of their two vectors is zero, and so has no direction."""
+
+    probability: Float[Tensor, " tokens"]  # p_1, of the right token
+    norm_hidden: Float[Tensor, " tokens"]  # ‖h‖
+    norm_attractive: Float[Tensor, " tokens"]  # ‖∇h⁺‖
+    norm_repulsive: Float[Tensor, " tokens"]  # ‖∇h⁻‖
+    dissent: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻); -1: nothing is left of the two but their difference
+    cos_hidden_attractive: Float[Tensor, " tokens"]
+    cos_hidden_repulsive: Float[Tensor, " tokens"]
+
+
+@torch.no_grad()
+def dissent(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    gold: Int[Tensor, " tokens"],
+    bias: Float[Tensor, " vocab"] | None = None,
+) -> Dissents:
+    """Dissent of each token from what the output embedding reads (`hidden`) and its `weight`.
+
+    In the type of `hidden`, but at least in float32. Both parts are 1 - p_1 times a vector that does not depend on
+    p_1: U_1, and the mean of the other rows of U, each as probable as the model takes it to be if token 1 is ruled
+    out. So cosines stay exact where p_1 is 1 to the last digit.
+    """
+    chunks = []
+    for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
+        h = _wide(hidden[part])
+        right, others, surprise = _directions(h, weight, gold[part], bias)
+        chunks.append(
+            (
+                torch.sigmoid(-surprise),
+                h.norm(dim=1),
+                torch.sigmoid(surprise) * right.norm(dim=1),
+                torch.sigmoid(surprise) * others.norm(dim=1),
+                -_cosine(right, others),
+                -_cosine(h, right),
+                _cosine(h, others),
+            )
+        )
+    none = [(_wide(hidden[:0, 0]),) * len(Dissents._fields)]
+    return Dissents(*(torch.cat(each) for each in zip(*(chunks or none), strict=True)))
+
+
+@torch.no_grad()
+def opposing_gradients(
+    hidden: Float[Tensor, "tokens width"],
+    weight: Float[Tensor, "vocab width"],
+    gold: Int[Tensor, " tokens"],
+    bias: Float[Tensor, " vocab"] | None = None,
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
+    """∇h⁺ and ∇h⁻ themselves (nats per unit of hidden state); their sum is the gradient of each token's loss."""
+    attractive, repulsive = [], []
+    for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
+        right, others, surprise = _directions(_wide(hidden[part]), weight, gold[part], bias)
+        wrong = torch.sigmoid(surprise)[:, None]
+        attractive.append(-wrong * right)
+        repulsive.append(wrong * others)
+    none = [_wide(hidden[:0])]
+    return torch.cat(attractive or none), torch.cat(repulsive or none)
+
+
+def _directions(
+    hidden: Float[Tensor, "tokens width"], weight: Tensor, gold: Int[Tensor, " tokens"], bias: Tensor | None
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"], Float[Tensor, " tokens"]]:
+    """U_1, the mean of the others' rows weighted by p_j / (1 - p_1), and the log odds against token 1.
+
+    1 - p_1 is a sigmoid of these odds: never a difference of two numbers close to 1.
+    """
+    weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    logits = F.linear(hidden, weight, bias)
+    at = gold[:, None]
+    right = logits.gather(1, at).squeeze(1)
+    logits.scatter_(1, at, float("-inf"))
+    surprise = logits.logsumexp(1) - right
+    return weight[gold], logits.softmax(1) @ weight, surprise
+
+
+def _cosine(a: Float[Tensor, "tokens width"], b: Float[Tensor, "tokens width"]) -> Float[Tensor, " tokens"]:
+    """Cosine of each pair of rows, within -1 and 1; NaN where one of them is zero."""
+    return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
