@@ -37,6 +37,11 @@ class Checkpoint:
         own, shared = self.folder, self.folder.parent.parent / "tokenizer"
         return _load_tokenizer(shared if shared.is_dir() and not (own / "tokenizer.json").exists() else own)
 
+    @property
+    def recipe(self) -> Recipe | None:
+        """What the run was trained by; None if it was trained elsewhere."""
+        return Run(self.folder.parent.parent).recipe
+
     def optimizer_state(self) -> dict[str, Any]:
         """Optimizer tensors by `PARAMETER.exp_avg` and so on, on the CPU.
 

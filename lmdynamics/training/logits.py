@@ -12,6 +12,7 @@ def logits_at(
     attention_mask: Shaped[Tensor, "batch time"] | None,
     selected: Bool[Tensor, "batch time"],
     attentions: list[Tensor] | None = None,
+    states: list[Tensor] | None = None,
 ) -> Float[Tensor, "selected vocab"]:
     """The logits of `model` at the positions that `selected` marks, row by row, left to right.
 
@@ -19,20 +20,23 @@ def logits_at(
     share of the head. The hidden states are thinned out between the model's body and its head, so this works for any
     `transformers` model whose head treats positions independently and reads its body's last hidden state. `model` may
     be wrapped for several processes; under `torch.compile`, compile the body's `forward`, not the whole. A list given
-    as `attentions` is filled with every layer's attention, which the model must compute by `eager`.
+    as `attentions` is filled with every layer's attention, which the model must compute by `eager`; one given as `states`
+    with the hidden states that the head reads, [1, selected, width].
 
     Raises
     ------
     UserError
         If the model has no separate body, or its head gives logits of another shape.
     """
-    body = _body(model)
+    body = body_of(model)
     index = selected.flatten().nonzero().squeeze(1)
 
     def thin_out(module: nn.Module, arguments: tuple, output):
-        states = output.last_hidden_state
+        whole = output.last_hidden_state.flatten(0, 1)
         # index_select: its backward pass is a plain index_add, that of boolean indexing sorts first
-        output.last_hidden_state = states.flatten(0, 1).index_select(0, index.to(states.device)).unsqueeze(0)
+        output.last_hidden_state = whole.index_select(0, index.to(whole.device)).unsqueeze(0)
+        if states is not None:
+            states.append(output.last_hidden_state)
         if attentions is not None:
             attentions.extend(layer for layer in output.attentions or () if layer is not None)
         return output
@@ -56,7 +60,7 @@ def logits_at(
     return logits[0]
 
 
-def _body(model: nn.Module) -> nn.Module:
+def body_of(model: nn.Module) -> nn.Module:
     bare = _unwrap(model)
     body = getattr(bare, "base_model", bare)
     if body is bare:
