@@ -3,7 +3,13 @@
 from lmdynamics.charts.arcs import sentence_arcs
 from lmdynamics.charts.breaks import break_profile, broken_by_hand
 from lmdynamics.charts.deceleration import deceleration, power_law_claim
+from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
 from lmdynamics.charts.family import family_tree
+from lmdynamics.charts.first_order import (
+    coefficients_by_layer,
+    coefficients_over_training,
+    first_order_against_measured,
+)
 from lmdynamics.charts.gains import gain_by_paradigm
 from lmdynamics.charts.heads import heads_by_relation, layer_head_map
 from lmdynamics.charts.interventions import (
@@ -12,35 +18,49 @@ from lmdynamics.charts.interventions import (
     final_by_condition,
     value_over_parameter,
 )
+from lmdynamics.charts.opposition import cosine_distribution, gram, group_opposition, opposition_map
 from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.charts.predictions import predictions_over_training
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import masking_rates, speedup_curves
 from lmdynamics.charts.show import show, to_png, to_svg
+from lmdynamics.charts.trades import traded, winners_and_losers
 from lmdynamics.charts.trajectories import (
     complexity_over_training,
     loss_over_training,
     pair_accuracy_over_training,
     uas_over_training,
 )
+from lmdynamics.charts.zero_sum import interference_over_training, step_interference
 
 __all__ = [
     "break_profile",
     "broken_by_hand",
+    "coefficients_by_layer",
+    "coefficients_over_training",
     "complexity_over_training",
     "conditions_over_training",
     "conditions_panels",
+    "cosine_distribution",
     "deceleration",
+    "dissent_over_training",
+    "dissent_plane",
     "early_prediction",
     "family_tree",
     "final_by_condition",
+    "first_order_against_measured",
     "gain_by_paradigm",
     "gain_parts",
+    "gram",
+    "group_opposition",
     "heads_by_relation",
+    "interference_over_training",
     "layer_head_map",
     "loss_and_uas",
     "loss_over_training",
     "masking_rates",
+    "norms_over_training",
+    "opposition_map",
     "pair_accuracy_over_training",
     "power_law_claim",
     "predictions_over_training",
@@ -48,8 +68,11 @@ __all__ = [
     "show",
     "size_trends",
     "speedup_curves",
+    "step_interference",
     "to_png",
     "to_svg",
+    "traded",
     "uas_over_training",
     "value_over_parameter",
+    "winners_and_losers",
 ]

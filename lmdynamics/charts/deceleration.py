@@ -182,7 +182,7 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
     if high / low <= 2:  # evenly spaced, as on a linear axis
         size = 10.0 ** np.floor(np.log10(high - low))
-        spacing = next(each for m in (0.1, 0.2, 0.5, 1) if (high - low) / (each := m * size) <= most)
+        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
         ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
         return [tick for tick in ticks if low <= tick <= high]
     ticks, apart = [], 0.75 * np.log(high / low) / most

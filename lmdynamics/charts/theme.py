@@ -18,6 +18,8 @@ BROWN, CHARCOAL = "#8b5a2b", "#5a5a5a"  # for Okabe & Ito's yellow and black, wh
 CONDITIONS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BROWN, CHARCOAL)
 TEXT = "#7a7a7a"  # contrast 4.3 on white and on #111
 SEQUENTIAL = "viridis"
+RAMP = ("#e3a02c", "#dd7a3c", "#c9505f", "#a0478f", "#6f5fb4", "#3f7fc4")  # ordered, and seen on white and on black
+OPPOSED = (VERMILION, "#e9e9e6", BLUE)  # below zero, zero, above
 WIDTH, HEIGHT = 560, 260
 
 SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, line width)
@@ -86,6 +88,29 @@ def condition_colours(present: Iterable[str], order: Sequence[str] | None = None
             f"{len(names)} conditions, and only {len(CONDITIONS)} colours that everyone can tell apart; choose fewer"
         )
     return {name: colour for name, colour in zip(names, CONDITIONS, strict=False) if name in present}
+
+
+def ramp(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each of some names in order, as sizes or frequency groups are: from orange over purple to blue."""
+    names = list(dict.fromkeys(names))
+    if len(names) == 1:
+        return {names[0]: BLUE}
+    spread = [i * (len(RAMP) - 1) / (len(names) - 1) for i in range(len(names))]
+    return {
+        name: _between(RAMP[int(at)], RAMP[min(int(at) + 1, len(RAMP) - 1)], at % 1)
+        for name, at in zip(names, spread, strict=True)
+    }
+
+
+def _between(one: str, other: str, share: float) -> str:
+    parts = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
+
+
+def opposed(field: str, title: str, most: float) -> alt.Color:
+    """Colour for a quantity with a sign: vermilion below zero, blue above, the same reach on both sides."""
+    scale = alt.Scale(domain=[-most, 0, most], range=list(OPPOSED), clamp=True, interpolate="rgb")
+    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format=".2~f", gradientLength=120, tickCount=5)
 
 
 def lines(text: str, width: int) -> list[str]:

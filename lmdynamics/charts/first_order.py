@@ -1,0 +1,242 @@
+"""What the first order says of one optimizer step: how well it predicts, and where in the model its parts cancel.
+
+With u the update, g_i the gradient of token i's loss and p_ij = g_ij u_j: C_g = Σ_j|Σ_i p_ij| / Σ_jΣ_i|p_ij|, C_ug =
+Σ_i|Σ_j p_ij| / Σ_jΣ_i|p_ij|, C_uG = |ΣΣ p| / Σ_j|Σ_i p_ij|, and 1 − D = C_g C_uG / C_ug (Mircea et al. 2025).
+"""
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from lmdynamics.charts.conditions import count
+from lmdynamics.charts.deceleration import log_ticks
+from lmdynamics.charts.heads import ROUND
+from lmdynamics.charts.theme import (
+    BLUE,
+    GREEN,
+    HEIGHT,
+    ORANGE,
+    SEQUENTIAL,
+    TEXT,
+    VERMILION,
+    WIDTH,
+    figure,
+    lines,
+    step_axis,
+)
+from lmdynamics.charts.trades import SIGNED, spread
+from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+SPLITS = {"stepped": ("the batch stepped on", BLUE), "held out": ("held out", VERMILION)}
+MOST_POINTS = 1200  # of a panel
+COEFFICIENTS = {  # a column: (what it is called, colour)
+    "C_g": ("C_g: across tokens, in each parameter", BLUE),
+    "C_ug": ("C_ug: across parameters, for each token", GREEN),
+    "C_uG": ("C_uG: across parameters, of the sum over tokens", ORANGE),
+    "kept": ("1 − D = C_g C_uG / C_ug: across tokens", VERMILION),
+}
+
+
+def first_order_against_measured(
+    changes: pl.DataFrame, steps: Sequence[int] | None = None, *, seed: int = 0
+) -> alt.VConcatChart:
+    """Each token's change of loss in one step against the change that the first order predicts; a panel per step.
+
+    `changes`: step, split, first_order, change (nats), a trace of `OneStep`; rows of a random direction are left out.
+    `steps`: which checkpoints (default: 4, evenly over log step). A panel shows at most 1,200 tokens, drawn by `seed`
+    (600 with both splits); its slope and correlation are those of all tokens.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, a step was not measured, or there is nothing to draw.
+    """
+    what = "first order against measured"
+    need_columns(changes, ["step", "split", "first_order", "change"], what)
+    rows = changes.filter(pl.col("direction") == "update") if "direction" in changes.columns else changes
+    rows = rows.select("step", "split", *(pl.col(name).cast(pl.Float64) for name in ("first_order", "change")))
+    rows = rows.filter(pl.col("first_order").is_finite(), pl.col("change").is_finite())
+    known = rows["step"].unique().sort().to_list()
+    if not known:
+        raise UserError(f"{what}: no token has a change and a prediction of it; trace OneStep first")
+    steps = spread(known, 4) if steps is None else list(steps)
+    if missing := [step for step in steps if step not in known]:
+        raise UserError(f"{what}: step {missing[0]} was not measured; measured: {', '.join(map(str, known))}")
+    splits = {split: of for split, of in SPLITS.items() if split in rows["split"]}
+    most, made, slopes, said = MOST_POINTS // len(splits), [], {}, []
+    for split, (name, colour) in splits.items():
+        panels = []
+        for step in steps:
+            here = rows.filter(pl.col("step") == step, pl.col("split") == split)
+            if here.is_empty():
+                continue
+            slope, correlation = _line(here)
+            slopes.setdefault(split, []).append(correlation)
+            text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
+            said.append(f"Step {step:,}, {name}: {text}.")
+            head = alt.TitleParams(
+                f"step {step:,}", subtitle=text, fontSize=12, fontWeight="normal", anchor="start", frame="group"
+            )
+            shown = here.sample(most, seed=seed) if len(here) > most else here
+            first, left = split == next(iter(splits)), step == steps[0]
+            y = ["measured change", f"(nats), {name}"] if left else None
+            under = None if len(splits) > 1 and first else "predicted (nats)"
+            panels.append(_scatter(shown, colour, under, y).properties(title=head))
+        made.append(alt.hconcat(*panels, spacing=14))
+    worst = {split: (min(each), max(each)) for split, each in slopes.items()}
+    told = [
+        f"{SPLITS[split][0]}: {low:.2f}" + (f" to {high:.2f}" if high - low > 0.005 else "")
+        for split, (low, high) in worst.items()
+    ]
+    return figure(
+        alt.vconcat(*made, spacing=16),
+        lines(
+            f"First order against measured change, correlation over tokens ({'; '.join(told)})".replace("-", "−"), 84
+        ),
+        [f"dots: tokens (at most {count(most, 'token')} a panel); line: prediction and measurement agree"],
+        "Change of each token's loss in one step against its first-order prediction. " + " ".join(said),
+    )
+
+
+def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
+    """C_g, C_ug, C_uG and 1 − D of the whole model's step against step, all on one logarithmic axis.
+
+    `frame`: step, batch, C_g, C_ug, C_uG, interference, a trace of `Coefficients`. Lines are means over batches, bands
+    reach from the least batch to the greatest. On this axis 1 − D lies as far from C_g as C_uG lies from C_ug.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there is nothing to draw.
+    """
+    what = "coefficients over training"
+    need_columns(frame, ["step", "batch", "C_g", "C_ug", "C_uG", "interference"], what)
+    rows = frame.filter(pl.col("level") == "all") if "level" in frame.columns else frame
+    rows = rows.with_columns(kept=1 - pl.col("interference")).unpivot(
+        list(COEFFICIENTS), index=["step", "batch"], variable_name="name"
+    )
+    rows = rows.filter(pl.col("value").is_finite() & (pl.col("value") > 0))
+    if rows.is_empty():
+        raise UserError(f"{what}: there is no coefficient of the whole model (level “all”); trace Coefficients first")
+    labels = {name: label for name, (label, _) in COEFFICIENTS.items()}
+    value = pl.col("value")
+    means = rows.group_by("step", "name").agg(value.mean(), low=value.min(), high=value.max(), batches=pl.len())
+    means = on_step_axis(means.with_columns(coefficient=pl.col("name").replace_strict(labels)))
+    low, high = means["low"].min() / 1.3, means["high"].max() * 1.3
+    x = step_axis(steps_of(means))
+    title = "share that does not cancel (log scale)"
+    y = alt.Y("value:Q", title=title).scale(type="log", domain=[low, high], nice=False)
+    y = y.axis(values=log_ticks(low, high), format="~g")
+    key = alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    colour = alt.Color("coefficient:N", title=None, legend=key)
+    colour = colour.scale(domain=list(labels.values()), range=[hue for _, hue in COEFFICIENTS.values()])
+    tips = ["coefficient:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
+    base = alt.Chart(means).encode(x, colour)
+    layers = [
+        base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q")),
+        base.mark_line(strokeWidth=2).encode(y),
+        base.mark_point(size=22, filled=True, opacity=1).encode(y, tooltip=tips),
+    ]
+    ends = {
+        name: (part["value"][0], part["value"][-1])
+        for name in COEFFICIENTS
+        if len(part := means.filter(pl.col("name") == name))
+    }
+    told = {name: f"{_short(a)} → {_short(b)}" for name, (a, b) in ends.items()}
+    moved = sorted(
+        (name for name in ends if name != "kept"), key=lambda name: -abs(np.log(ends[name][1] / ends[name][0]))
+    )
+    title = f"The share of a step that survives, 1 − D, goes {told['kept']}; {moved[0]} moves most, {told[moved[0]]}"
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 40),
+        lines(title if "kept" in told and moved else "Coefficients of one step over training", 76),
+        "lines: mean over batches; bands: from the least batch to the greatest"
+        if means["batches"].max() > 1
+        else "one batch",
+        "First-order coefficients of one step over training. "
+        + " ".join(f"{labels[name]}: {text}." for name, text in told.items()),
+    )
+
+
+def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, level: str = "layer") -> alt.LayerChart:
+    """One coefficient in each part of the model (row) at each checkpoint (column), as the mean over batches.
+
+    `frame`: step, batch, level, part and the coefficient, a trace of `Coefficients`. `coefficient`: C_g, C_ug, C_uG,
+    interference or gradient_interference. `level`: "layer" or "module".
+
+    Raises
+    ------
+    UserError
+        If a column or the level is missing.
+    """
+    what = "coefficients by layer"
+    need_columns(frame, ["step", "batch", "level", "part", coefficient], what)
+    rows = frame.filter(pl.col("level") == level, pl.col(coefficient).is_finite())
+    if rows.is_empty():
+        known = ", ".join(frame["level"].unique().sort())
+        raise UserError(f"{what}: there is no {coefficient} at the level {level!r}; levels: {known or 'none'}")
+    parts = rows["part"].unique(maintain_order=True).to_list()
+    value = pl.col(coefficient).cast(pl.Float64)
+    cells = rows.group_by("step", "part", maintain_order=True).agg(
+        value=value.mean(), low=value.min(), high=value.max(), batches=pl.len()
+    )
+    colour = alt.Color("value:Q", title=coefficient).scale(scheme=SEQUENTIAL, zero=False, nice=False)
+    tips = ["part:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
+    tile, size = step_tiles(cells, parts)
+    chart = tile.mark_rect().encode(color=colour.legend(gradientLength=100, format=".2~g"), tooltip=tips)
+    last = cells.filter(pl.col("step") == cells["step"].max()).sort("value")
+    least, most = last.row(0, named=True), last.row(-1, named=True)
+    title = f"{coefficient} by {level}: at the last step from {_short(least['value'])} ({least['part']})"
+    return figure(
+        chart.properties(**size),
+        lines(f"{title} to {_short(most['value'])} ({most['part']})", 76),
+        "mean over batches",
+        f"{coefficient} of each part over training; at step {cells['step'].max():,}: "
+        + "; ".join(f"{row['part']} {_short(row['value'])}" for row in last.to_dicts())
+        + ".",
+    )
+
+
+def step_tiles(cells: pl.DataFrame, parts: Sequence[str]) -> tuple[alt.Chart, dict[str, int]]:
+    """A grid of parts (rows) by steps (columns), and its size; the caller gives it marks and colours."""
+    steps = cells["step"].unique().sort().to_list()
+    width = max(10, min(34, WIDTH // len(steps)))
+    labelled = steps[:: max(1, -(-len(steps) // 14))]
+    base = alt.Chart(cells).encode(
+        alt.X("step:O", title="checkpoint (training step; log-spaced)").axis(
+            values=labelled, labelAngle=0, labelExpr=ROUND, domain=False, ticks=False
+        ),
+        alt.Y("part:N", title=None, sort=list(parts)).axis(domain=False, ticks=False, labelLimit=240),
+    )
+    return base, {"width": width * len(steps), "height": 24 * len(parts)}
+
+
+def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str] | None) -> alt.LayerChart:
+    values = [*rows["first_order"], *rows["change"]]
+    low, high = min(0.0, *values), max(0.0, *values)
+    ends = [1.06 * low or -1e-9, 1.06 * high or 1e-9]
+    axis = alt.Axis(tickCount=3, labelExpr=SIGNED)
+    x = alt.X("first_order:Q", title=under, axis=axis).scale(domain=ends, nice=False)
+    y = alt.Y("change:Q", title=left, axis=axis).scale(domain=ends, nice=False)
+    same = alt.Chart(alt.Data(values=[{"first_order": end, "change": end} for end in ends]))
+    tips = [alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("first_order", "change")]
+    dots = alt.Chart(rows).mark_point(size=9, filled=True, opacity=0.35, color=colour).encode(x, y, tooltip=tips)
+    return alt.layer(same.mark_line(color=TEXT, strokeWidth=1.2).encode(x, y), dots).properties(width=150, height=150)
+
+
+def _line(rows: pl.DataFrame) -> tuple[float, float]:
+    """Slope of the measured change on the predicted one, and their correlation (both NaN where nothing varies)."""
+    x, y = (rows[name].to_numpy() - rows[name].mean() for name in ("first_order", "change"))
+    spread_x, spread_y = (x * x).sum(), (y * y).sum()
+    both = (x * y).sum()
+    if not (spread_x > 0 and spread_y > 0):
+        return float("nan"), float("nan")
+    return both / spread_x, both / np.sqrt(spread_x * spread_y)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}"

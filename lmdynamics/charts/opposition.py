@@ -1,0 +1,238 @@
+"""Whether gradients of different examples agree: cosines between the gradients of rows of text, and of token groups."""
+
+from collections.abc import Iterable
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.first_order import step_tiles
+from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines, opposed, step_axis
+from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
+COSINE = "cosine between gradients of two rows"
+
+
+def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
+    """The mean cosine between gradients of two rows of text, by part of the model (row) and checkpoint (column).
+
+    `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: they
+    agree, a step for one serves the other; orange: they are opposed. The share of negative ones stands in the tooltip.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there are no two rows to compare.
+    """
+    pairs = _pairs(frame, "opposition map")
+    parts = pairs["part"].unique(maintain_order=True).to_list()
+    cells = _summed(pairs, ["step", "part"])
+    most = max(0.05, cells["mean"].abs().max())
+    tips = ["part:N", "step:Q", alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
+    tips += [alt.Tooltip("negative:Q", title="share negative", format=".1%"), "pairs:Q"]
+    tile, size = step_tiles(cells, parts)
+    chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", most), tooltip=tips)
+    last = cells.filter(pl.col("step") == cells["step"].max()).sort("mean")
+    least, step = last.row(0, named=True), last["step"][0]
+    way = "are opposed most" if least["mean"] < 0 else "agree least"
+    return figure(
+        chart.properties(**size),
+        lines(f"At step {step:,} rows {way} in {least['part']}: {_told(least)}", 76),
+        f"mean over {_counted(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
+        f"Mean cosine between gradients of two rows, by part and step. At step {step:,}: "
+        + "; ".join(f"{row['part']} {_told(row)}" for row in last.to_dicts())
+        + ".",
+    )
+
+
+def cosine_distribution(frame: pl.DataFrame, *, part: str = "all") -> alt.VConcatChart:
+    """How the cosines between gradients of two rows are spread over training, and below, which share is negative.
+
+    `frame`: as for `opposition_map`; `part`: of the model ("all": all parameters).
+
+    Raises
+    ------
+    UserError
+        If a column or the part is missing, or there are no two rows to compare.
+    """
+    pairs = _of_part(_pairs(frame, "cosines over training"), part, "cosines over training")
+    by_step = on_step_axis(_summed(pairs, ["step"]))
+    steps = steps_of(by_step)
+    above, below = step_axis(steps, None), step_axis(steps)
+    low, high = min(0.0, by_step["q05"].min()), max(0.0, by_step["q95"].max())
+    scale = alt.Scale(domain=[low - 0.04, min(1.0, high + 0.04)], nice=False)
+    tips = ["step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("q05", "q25", "median", "q75", "q95"))]
+    base = alt.Chart(by_step).encode(above)
+    bands = [
+        base.mark_area(opacity=shade, color=BLUE).encode(alt.Y(f"{one}:Q", title=COSINE, scale=scale), alt.Y2(other))
+        for one, other, shade in (("q05", "q95", 0.16), ("q25", "q75", 0.28))
+    ]
+    middle = alt.Y("median:Q", title=["cosine between", "gradients of two rows"], scale=scale).axis(tickCount=6)
+    for band in bands:
+        band["encoding"]["y"]["title"] = middle["title"]
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=TEXT, strokeDash=[4, 3]).encode(y=alt.datum(0))
+    upper = alt.layer(
+        *bands,
+        zero,
+        base.mark_line(color=BLUE, strokeWidth=2.2).encode(middle),
+        base.mark_point(color=BLUE, size=22, filled=True, opacity=1).encode(middle, tooltip=tips),
+    ).properties(width=WIDTH, height=HEIGHT - 40)
+    share = alt.Y("negative:Q", title=["share of pairs", "below zero"]).scale(
+        domain=[0, max(0.1, by_step["negative"].max() * 1.1)], nice=False
+    )
+    under = alt.Chart(by_step).encode(below, share.axis(format="%", tickCount=4))
+    lower = alt.layer(
+        under.mark_line(color=VERMILION, strokeWidth=2.2),
+        under.mark_point(color=VERMILION, size=22, filled=True, opacity=1).encode(
+            tooltip=["step:Q", alt.Tooltip("negative:Q", format=".1%"), "pairs:Q"]
+        ),
+    ).properties(width=WIDTH, height=90)
+    first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
+    where = "" if part == "all" else f" in {part}"
+    moved = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"
+    title = f"Median cosine between gradients of two rows{where}: {moved}".replace("-", "−")
+    return figure(
+        alt.vconcat(upper, lower, spacing=12),
+        lines(title, 76),
+        f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
+        f"{title}, from step {first['step']:,} to {last['step']:,}.",
+    )
+
+
+def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> alt.LayerChart:
+    """Cosines between the gradients of all pairs of rows at one step (default: the last), as a matrix.
+
+    `frame`: as for `opposition_map`. The first 64 rows are drawn. The scale ends at the greatest cosine off the
+    diagonal, so that the diagonal, always 1, does not drown the rest.
+
+    Raises
+    ------
+    UserError
+        If a column, the part or the step is missing.
+    """
+    what = "Gram matrix"
+    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
+    here, step = _at(_of_part(frame, part, what), step, what)
+    rows = here["a"].unique().append(here["b"].unique()).unique().sort()[:MOST_ROWS].to_list()
+    here = here.filter(pl.col("a").is_in(rows) & pl.col("b").is_in(rows)).select("a", "b", "cosine")
+    both = _mirrored(here)
+    apart = both.filter(pl.col("a") != pl.col("b"))["cosine"]
+    most = max(0.05, apart.abs().max() or 0.0)
+    x, y = (alt.X("b:O", title="row of text"), alt.Y("a:O", title="row of text"))
+    some = rows[:: max(1, -(-len(rows) // 16))]
+    tile = alt.Chart(both).encode(
+        x.axis(values=some, labelAngle=0, domain=False, ticks=False),
+        y.axis(values=some, domain=False, ticks=False),
+        opposed("cosine", "cosine", most),
+        tooltip=["a:O", "b:O", alt.Tooltip("cosine:Q", format="+.3f")],
+    )
+    side = max(5, min(24, 400 // len(rows))) * len(rows)
+    negative = (apart < 0).mean() if len(apart) else None
+    found = (
+        "one row"
+        if negative is None
+        else f"{negative:.0%} of pairs of rows are opposed, mean cosine {apart.mean():+.2f}"
+    )
+    where = "" if part == "all" else f" in {part}"
+    title = f"At step {step:,}{where} {found}".replace("-", "−")
+    left_out = f"; the first {MOST_ROWS} rows" if len(rows) == MOST_ROWS else ""
+    return figure(
+        tile.mark_rect().properties(width=side, height=side),
+        lines(title, 60),
+        f"blue: gradients agree; orange: they are opposed{left_out}",
+        f"Cosines between gradients of {len(rows)} rows. {title}.",
+    )
+
+
+def group_opposition(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> alt.LayerChart:
+    """Cosines between the gradients of groups of tokens at one step (default: the last), as a matrix of numbers.
+
+    `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`; groups stand in its order.
+
+    Raises
+    ------
+    UserError
+        If a column, the part or the step is missing.
+    """
+    what = "opposition of groups"
+    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
+    here, step = _at(_of_part(frame, part, what), step, what)
+    groups = list(dict.fromkeys([*here["a"], *here["b"]]))
+    both = _mirrored(here.select(pl.col("a", "b").cast(pl.String), "cosine"))
+    apart = both.filter(pl.col("a") != pl.col("b")).sort("cosine")
+    most = max(0.05, apart["cosine"].abs().max() or 0.0)
+    base = alt.Chart(both).encode(
+        alt.X("b:N", title=None, sort=groups).axis(
+            labelAngle=0, domain=False, ticks=False, orient="top", labelLimit=90
+        ),
+        alt.Y("a:N", title=None, sort=groups).axis(domain=False, ticks=False),
+        tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format="+.3f")],
+    )
+    strong = f"abs(datum.cosine) > {0.6 * most}"
+    number = base.mark_text(fontSize=11).encode(
+        alt.Text("cosine:Q", format="+.2f"), color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
+    )
+    title = f"Opposition between groups of tokens at step {step:,}"
+    if len(apart):
+        least = apart.row(0, named=True)
+        way = "opposed" if least["cosine"] < 0 else "least alike"
+        title = f"At step {step:,} {least['a']} and {least['b']} tokens are {way}: cosine {least['cosine']:+.2f}"
+    listed = "; ".join(
+        f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in here.to_dicts() if row["a"] != row["b"]
+    )
+    return figure(
+        alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", most)), number).properties(
+            width=74 * len(groups), height=38 * len(groups)
+        ),
+        lines(title.replace("-", "−"), 60),
+        "blue: a step for one serves the other; orange: it harms the other",
+        f"Cosines between gradients of token groups at step {step:,}: {listed}.",
+    )
+
+
+def _pairs(frame: pl.DataFrame, what: str) -> pl.DataFrame:
+    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
+    pairs = frame.filter((pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite())
+    if pairs.is_empty():
+        raise UserError(f"{what}: there are no cosines between two rows; trace Opposition on two rows or more")
+    return pairs
+
+
+def _summed(pairs: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    cosine = pl.col("cosine").cast(pl.Float64)
+    quantiles = {f"q{round(100 * q):02d}": cosine.quantile(q) for q in (0.05, 0.25, 0.75, 0.95)}
+    return pairs.group_by(by, maintain_order=True).agg(
+        mean=cosine.mean(), median=cosine.median(), negative=(cosine < 0).mean(), pairs=pl.len(), **quantiles
+    )
+
+
+def _of_part(frame: pl.DataFrame, part: str, what: str) -> pl.DataFrame:
+    here = frame.filter(pl.col("part") == part)
+    if here.is_empty():
+        known = ", ".join(frame["part"].unique(maintain_order=True))
+        raise UserError(f"{what}: there is no part {part!r}; parts: {known or 'none'}")
+    return here
+
+
+def _at(frame: pl.DataFrame, step: int | None, what: str) -> tuple[pl.DataFrame, int]:
+    step = frame["step"].max() if step is None else step
+    here = frame.filter(pl.col("step") == step)
+    if here.is_empty():
+        known = ", ".join(map(str, frame["step"].unique().sort()))
+        raise UserError(f"{what}: step {step} was not measured; measured: {known}")
+    return here, step
+
+
+def _mirrored(half: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([half, half.select(a="b", b="a", cosine="cosine")]).unique(["a", "b"], maintain_order=True)
+
+
+def _told(row: dict) -> str:
+    return f"mean cosine {row['mean']:+.2f}, {row['negative']:.0%} negative".replace("-", "−")
+
+
+def _counted(pairs: Iterable[int]) -> str:
+    low, high = min(pairs), max(pairs)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

@@ -1,0 +1,112 @@
+"""Dissent as figures: groups, curves, published readings, and the plane that follows a step."""
+
+import polars as pl
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.errors import UserError
+from tests.charts import interference_frames as frames
+from tests.charts.specs import found, rows_of, said
+
+ONE = frames.dissent(("17k",)).drop("curve")
+READINGS = {"14M ≈ −.97": -0.97, "1B ≈ −.31": -0.31}
+EVERY = {
+    "over training": lambda: charts.dissent_over_training(frames.dissent(), published=READINGS),
+    "one curve": lambda: charts.dissent_over_training(ONE),
+    "plane": lambda: charts.dissent_plane(frames.dissent(), 64),
+    "one plane": lambda: charts.dissent_plane(ONE),
+    "norms": lambda: charts.norms_over_training(frames.dissent()),
+    "norms of one": lambda: charts.norms_over_training(ONE),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_figure_draws_and_says_what_it_shows(name):
+    chart = EVERY[name]()
+    spec = chart.to_dict()
+    assert spec["title"]["text"]
+    assert len(spec["description"]) > 60
+    svg = charts.to_svg(chart)
+    assert "NaN" not in svg
+    assert "undefined" not in svg
+
+
+def test_a_panel_per_curve_on_one_scale_from_total_dissent():
+    spec = EVERY["over training"]().to_dict()
+    assert [panel["title"]["text"] for panel in spec["hconcat"]] == ["17k", "260k"]
+    domains = [found(panel, "line")[0]["encoding"]["y"]["scale"]["domain"] for panel in spec["hconcat"]]
+    assert domains[0] == domains[1]
+    assert domains[0][0] == -1
+    assert "title" not in EVERY["one curve"]().to_dict()["hconcat"][0]
+
+
+def test_groups_keep_the_order_of_the_frame():
+    spec = EVERY["over training"]().to_dict()
+    assert found(spec, "line")[0]["encoding"]["color"]["scale"]["domain"] == frames.GROUPS
+
+
+def test_the_title_names_who_goes_furthest():
+    last = frames.dissent().filter(pl.col("step") == 1024).sort("dissent")
+    far, near = last.row(0, named=True), last.row(-1, named=True)
+    assert said(EVERY["over training"]()) == (
+        f"Dissent at the end: from {near['dissent']:.2f} for frequent tokens of 260k to {far['dissent']:.2f} for rare "
+        "tokens of 17k"
+    ).replace("-", "−")
+
+
+def test_published_readings_are_lines_that_the_caption_explains():
+    spec = EVERY["over training"]().to_dict()
+    rule = found(spec["hconcat"][0], "rule")[0]
+    assert [row["dissent"] for row in rows_of(spec, rule)] == list(READINGS.values())
+    assert not found(spec["hconcat"][0], "text")
+    assert len(rows_of(spec, found(spec["hconcat"][1], "text")[0])) == 2
+    assert "poster" in str(spec["title"]["subtitle"])
+
+
+def test_without_intervals_there_are_no_bands():
+    bare = ONE.with_columns(dissent_low=pl.lit(None, pl.Float64))
+    assert not found(charts.dissent_over_training(bare).to_dict(), "area")
+    assert not found(charts.dissent_over_training(ONE.drop("dissent_low", "dissent_high")).to_dict(), "area")
+
+
+def test_the_plane_follows_its_parameter():
+    chart = charts.dissent_plane(frames.dissent(), 64)
+    spec = chart.to_dict()
+    assert [(param["name"], param["value"]) for param in spec["params"]] == [("plane_step", 64)]
+    large = [layer for layer in found(spec, "point") if layer["mark"]["size"] > 100]
+    assert len(large) == 2
+    assert all(layer["transform"] == [{"filter": "datum.step == plane_step"}] for layer in large)
+    assert "step 64" in charts.to_svg(chart)
+    assert {row["step"] for row in rows_of(spec, large[0])} == {0, *frames.STEPS}
+
+
+def test_the_planes_four_quarters_say_what_a_step_does():
+    spec = EVERY["one plane"]().to_dict()
+    texts = {tuple(layer["mark"]["text"]): rows_of(spec, layer)[0] for layer in found(spec, "text")}
+    both = texts["both shorten h",]
+    assert both["cos_hidden_attractive"] > 0
+    assert both["cos_hidden_repulsive"] > 0
+    assert len(texts) == 4
+
+
+def test_norms_have_a_row_each_and_a_column_per_curve():
+    spec = EVERY["norms"]().to_dict()
+    assert len(spec["concat"]) == 6
+    assert spec["columns"] == 2
+    zero = ONE.with_columns(norm_repulsive=pl.lit(0.0))
+    assert "<svg" in charts.to_svg(charts.norms_over_training(zero))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: charts.dissent_over_training(ONE.drop("dissent")), "needs the columns"),
+        (lambda: charts.dissent_over_training(ONE.clear()), "none of 0 rows"),
+        (lambda: charts.dissent_plane(ONE, 7), "step 7 was not measured; measured: 0, 1"),
+        (lambda: charts.dissent_plane(ONE.clear()), "none of 0 rows"),
+        (lambda: charts.norms_over_training(ONE.drop("norm_hidden")), "needs the columns"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, message):
+    with pytest.raises(UserError, match=message):
+        draw()

@@ -1,0 +1,107 @@
+"""Cosines between gradients as figures: what counts as a pair, what the titles claim, what is refused."""
+
+import polars as pl
+import pytest
+
+from lmdynamics import charts
+from lmdynamics.errors import UserError
+from tests.charts import interference_frames as frames
+from tests.charts.specs import found, rows_of, said
+
+EVERY = {
+    "map": lambda: charts.opposition_map(frames.opposition()),
+    "distribution": lambda: charts.cosine_distribution(frames.opposition()),
+    "gram": lambda: charts.gram(frames.opposition()),
+    "groups": lambda: charts.group_opposition(frames.group_opposition()),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_figure_draws_and_says_what_it_shows(name):
+    chart = EVERY[name]()
+    spec = chart.to_dict()
+    assert spec["title"]["text"]
+    assert len(spec["description"]) > 60
+    svg = charts.to_svg(chart)
+    assert "NaN" not in svg
+    assert "undefined" not in svg
+
+
+def test_a_row_does_not_count_against_itself():
+    spec = charts.opposition_map(frames.opposition()).to_dict()
+    cells = rows_of(spec, found(spec, "rect")[0])
+    assert len(cells) == (len(frames.PARTS) + 1) * len(frames.STEPS)
+    apart = frames.opposition().filter(
+        (pl.col("a") != pl.col("b")) & (pl.col("part") == "head") & (pl.col("step") == 1)
+    )
+    cell = next(cell for cell in cells if (cell["part"], cell["step"]) == ("head", 1))
+    assert cell["mean"] == pytest.approx(apart["cosine"].mean())
+    assert cell["negative"] == (apart["cosine"] < 0).mean()
+    assert cell["pairs"] == 12 * 11 // 2
+
+
+def test_colours_are_centred_at_zero():
+    spec = charts.opposition_map(frames.opposition()).to_dict()
+    low, middle, high = found(spec, "rect")[0]["encoding"]["color"]["scale"]["domain"]
+    assert middle == 0
+    assert low == -high
+
+
+def test_the_title_names_the_part_where_rows_are_most_opposed():
+    assert said(charts.opposition_map(frames.opposition())).startswith("At step 1,024 rows are opposed most in head")
+    early = frames.opposition().filter(pl.col("step") <= 8)
+    assert said(charts.opposition_map(early)).startswith("At step 8 rows agree least in head")
+
+
+def test_bands_are_quantiles_of_the_pairs():
+    spec = charts.cosine_distribution(frames.opposition(), part="layer 1").to_dict()
+    row = next(row for row in rows_of(spec, found(spec, "line")[0]) if row["step"] == 64)
+    pairs = frames.opposition().filter(
+        (pl.col("a") < pl.col("b")) & (pl.col("part") == "layer 1") & (pl.col("step") == 64)
+    )
+    assert row["median"] == pytest.approx(pairs["cosine"].median())
+    assert row["q05"] <= row["q25"] <= row["median"] <= row["q75"] <= row["q95"]
+    assert "in layer 1" in said(charts.cosine_distribution(frames.opposition(), part="layer 1"))
+
+
+def test_a_gram_matrix_is_whole_and_symmetric():
+    spec = charts.gram(frames.opposition(), 64).to_dict()
+    cells = {(cell["a"], cell["b"]): cell["cosine"] for cell in rows_of(spec, found(spec, "rect")[0])}
+    assert len(cells) == 144
+    assert all(cells[b, a] == value for (a, b), value in cells.items())
+    assert "At step 64" in said(charts.gram(frames.opposition(), 64))
+
+
+def test_many_rows_are_cut_and_said():
+    spec = charts.gram(frames.opposition(rows=80, steps=(1,)), 1).to_dict()
+    assert len(rows_of(spec, found(spec, "rect")[0])) == 64 * 64
+    assert "the first 64 rows" in str(spec["title"]["subtitle"])
+    assert "one row" in said(charts.gram(frames.opposition(rows=1, steps=(1,))))
+
+
+def test_groups_name_the_pair_that_is_most_opposed():
+    chart = charts.group_opposition(frames.group_opposition())
+    assert said(chart) == "At step 1,024 rare and frequent tokens are opposed: cosine −0.40"
+    spec = chart.to_dict()
+    assert len(rows_of(spec, found(spec, "rect")[0])) == 16
+    assert found(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS
+    one = frames.group_opposition().filter(pl.col("a") == "frequent")
+    assert "Opposition between groups" in said(charts.group_opposition(one))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: charts.opposition_map(frames.opposition().drop("cosine")), "needs the columns"),
+        (lambda: charts.opposition_map(frames.opposition().filter(pl.col("a") == pl.col("b"))), "two rows or more"),
+        (lambda: charts.cosine_distribution(frames.opposition(), part="layer 9"), "no part 'layer 9'; parts: all, emb"),
+        (lambda: charts.cosine_distribution(frames.opposition().clear()), "no cosines"),
+        (lambda: charts.gram(frames.opposition(), 3), "step 3 was not measured; measured: 1, 2"),
+        (lambda: charts.gram(frames.opposition().clear()), "parts: none"),
+        (lambda: charts.group_opposition(frames.group_opposition().drop("a")), "needs the columns"),
+        (lambda: charts.group_opposition(frames.group_opposition().clear()), "no part 'all'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(draw, message):
+    with pytest.raises(UserError, match=message):
+        draw()
