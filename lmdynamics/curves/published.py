@@ -39,6 +39,18 @@ def published_fits() -> pl.DataFrame:
     return renamed.with_columns(missing)
 
 
+def published_interference() -> pl.DataFrame:
+    """Interference and magnitude as published (Mircea et al. 2025), read off the vector figures.
+
+    Rows: metric (interference, magnitude, abs_mean_change, gradient_interference, C_g, ...), interval (doubling,
+    one_step, gradient), split (train or eval), model, parameters (Int64), step (of a doubling, where it begins), value
+    (losses in nats). The last digits are the drawing's.
+    """
+    table = pl.read_csv(shipped("published") / "zsl_curves.csv")
+    millions = pl.col("model").str.strip_suffix("M").cast(pl.Int64)
+    return table.select("metric", "interval", "split", "model", (millions * 10**6).alias("parameters"), "step", "value")
+
+
 def drawn_from(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.DataFrame:
     """The curves that some fits describe, at some steps: curve, step, loss. They have no noise: they were not seen."""
     need_columns(fits, ["curve", "b", "c0", "c1", "log_d1", "f1"], "drawing fits")

@@ -6,7 +6,13 @@ import pytest
 
 from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
 from lmdynamics.curves.fits import fit_curves, fits_table
-from lmdynamics.curves.published import LAST_STEP, drawn_from, published_curves, published_fits
+from lmdynamics.curves.published import (
+    LAST_STEP,
+    drawn_from,
+    published_curves,
+    published_fits,
+    published_interference,
+)
 from lmdynamics.errors import UserError
 
 from .broken import noisy, spaced
@@ -95,3 +101,20 @@ def test_the_authors_own_curves(real_data):
     ends = dict(curves.group_by("curve").agg(pl.col("loss").last()).iter_rows())
     measured = dict(published_fits().select("size", "final_loss").iter_rows())
     assert all(ends[name] == pytest.approx(measured[name], abs=6e-4) for name in names[:4])
+
+
+def test_published_interference_rises_and_keeps_the_identity():
+    """|ΔL| = M (1 - D), to the precision of a drawing."""
+    table = published_interference()
+    kinds = {"model": pl.String, "parameters": pl.Int64, "step": pl.Int64, "value": pl.Float64}
+    assert dict(table.schema) == dict.fromkeys(["metric", "interval", "split"], pl.String) | kinds
+    assert dict(table.select("model", "parameters").iter_rows()) == {
+        name: n for name, n in PARAMETERS.items() if "OLMo" not in name
+    }
+    over = table.filter((pl.col("interval") == "doubling") & (pl.col("step") >= 64))
+    wide = over.pivot("metric", index=["model", "step"], values="value")
+    product = wide["magnitude"] * (1 - wide["interference"])
+    np.testing.assert_allclose(product, wide["abs_mean_change"], rtol=0.1, atol=0.005)
+    for _, frame in wide.sort("step").group_by("model"):
+        assert frame.filter(pl.col("step") == 131_072)["interference"].item() > 0.9
+        assert frame.filter(pl.col("step") == 2_048)["interference"].item() < 0.7

@@ -1,0 +1,51 @@
+"""Gradient dissent over training, by group of tokens: small models saturate first where tokens are rare."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.row_sums import as_columns, interval, ratio, row_sums, with_groups
+from lmdynamics.errors import UserError
+
+COSINES = ("dissent", "cos_hidden_attractive", "cos_hidden_repulsive")
+MEANS = ("norm_attractive", "norm_repulsive", "norm_hidden", "probability")
+
+
+def dissent_by_group(
+    frame: pl.DataFrame,
+    groups: pl.DataFrame | None,
+    by: Sequence[str] = ("step",),
+    resamples: int = 500,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Means of what `Dissent` measures over the tokens of each group.
+
+    `frame`: a trace of `Dissent`; `groups`: token, group (as of `frequency_groups`), or row, position, group; None: all
+    tokens in one group, "all". Tokens in none are in the group "other". Rows, sorted by group inside each of `by`:
+    *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, each with _low and _high (95 %, bootstrap over
+    rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a cosine (a vector
+    of zeros) do not count in its mean, which is null where there are no others.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, there is no row, or `groups` gives a token two groups, or none any.
+    """
+    need_columns(frame, [*by, "row", *COSINES, *MEANS], "dissent by group")
+    if frame.is_empty():
+        raise UserError("dissent by group: there are no rows; trace the run first")
+    grouped = with_groups(frame, groups, "dissent by group")
+    numbers = {name: pl.col(name).cast(pl.Float64) for name in (*COSINES, *MEANS)}
+    numbers = {name: pl.when(x.is_finite()).then(x) for name, x in numbers.items()}
+    sums = {name: x.sum() for name, x in numbers.items()} | {f"{name}_n": x.count() for name, x in numbers.items()}
+    sums |= {"tokens": pl.len(), "rows": pl.lit(1)}
+    made = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)
+    columns = {}
+    for name in numbers:
+        columns[name] = ratio(made.total(name), made.total(f"{name}_n"))
+        if name in COSINES:
+            drawn = ratio(made.drawn(name), made.drawn(f"{name}_n"))
+            columns[f"{name}_low"], columns[f"{name}_high"] = interval(drawn, made.total("rows"))
+    return made.keys.hstack([*as_columns(columns), pl.Series("tokens", made.total("tokens").astype(np.int64))])
