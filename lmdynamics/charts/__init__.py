@@ -24,6 +24,7 @@ from lmdynamics.charts.predictions import predictions_over_training
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import masking_rates, speedup_curves
 from lmdynamics.charts.show import show, to_png, to_svg
+from lmdynamics.charts.tokens import ColouredTokens
 from lmdynamics.charts.trades import traded, winners_and_losers
 from lmdynamics.charts.trajectories import (
     complexity_over_training,
@@ -34,6 +35,7 @@ from lmdynamics.charts.trajectories import (
 from lmdynamics.charts.zero_sum import interference_over_training, step_interference
 
 __all__ = [
+    "ColouredTokens",
     "break_profile",
     "broken_by_hand",
     "coefficients_by_layer",

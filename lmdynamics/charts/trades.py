@@ -81,7 +81,8 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     """The tokens whose loss fell most, and those whose rose most, each with its mean change ± 1.96 standard errors.
 
     `table`: token, change, count, stderr, kind ("winner" or "loser"), as `curves.zero_sum.winners_and_losers` gives
-    them. A token is called by a column `text`, by `name` (a tokenizer's `decode`, say), or by its number.
+    them; of several steps, the last is shown. A token is called by `name` (a tokenizer's `decode`, say), by a column
+    `form`, or by its number.
 
     Raises
     ------
@@ -91,13 +92,14 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     what = "winners and losers"
     need_columns(table, ["token", "change", "count", "kind"], what)
     rows = table.filter(pl.col("change").is_finite()).sort("change")
+    if "step" in rows.columns:
+        rows = rows.filter(pl.col("step") == pl.col("step").max())
     if rows.is_empty():
         raise UserError(f"{what}: the frame has no rows; ask for tokens with fewer occurrences (at_least)")
-    texts = (
-        rows["text"]
-        if "text" in rows.columns
-        else [str(token) if name is None else name(token) for token in rows["token"]]
-    )
+    if name is not None:
+        texts = [name(token) for token in rows["token"]]
+    else:
+        texts = rows["form"].to_list() if "form" in rows.columns else [str(token) for token in rows["token"]]
     rows = rows.with_columns(pl.Series("label", _told_apart([clipped(text) for text in texts], rows["token"])))
     if "stderr" in rows.columns:
         reach = 1.959964 * pl.col("stderr").cast(pl.Float64)
@@ -130,7 +132,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
 
 def clipped(text: str, most: int = LONGEST) -> str:
     """A token as a label: nothing that acts, a space as ·, and not too long."""
-    text = printable(text.replace(" ", "·"))
+    text = printable(text.replace(" ", "·").replace("Ġ", "·"))
     return shortened(text, most) if text else "(nothing)"
 
 

@@ -197,7 +197,7 @@ def test_tokens_are_text_and_told_apart():
     assert max(map(len, labels)) < 30
     assert "<script" not in svg
     assert said(chart) == "“·the” gained most (−0.90 nats), “t100” lost most (+0.70 nats)"
-    given = frames.extremes(1).with_columns(text=pl.Series(["a", ""]))
+    given = frames.extremes(1).with_columns(form=pl.Series(["a", ""]))
     assert "“(nothing)” lost most" in said(charts.winners_and_losers(given))
     assert clipped("\n") == "\\n"
 

@@ -1,0 +1,156 @@
+"""Rows of text whose tokens are coloured by what happened to their losses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import polars as pl
+
+from lmdynamics.charts.theme import BLUE, VERMILION
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError, printable, shortened
+
+Texts = Mapping[int, Sequence[str]] | Callable[[int], Sequence[str]]
+LONGEST = 60  # characters of one token that are shown
+FAINTEST, STRONGEST = 0.10, 0.55  # of the colour behind a token; text stays readable on it, on white and on black
+TEXT_ONLY = "mathjax_ignore tex2jax_ignore"  # or a notebook typesets what stands between two dollar signs
+TOKEN = "unicode-bidi:isolate;padding:2px 1px;border-bottom:3px"  # what a token of another script does stays inside it
+
+
+class ColouredTokens:
+    """Rows of text, each token on blue (its loss fell) or vermilion (it rose), the stronger the larger the change.
+
+    Blue tokens are underlined solid, vermilion ones dotted, so that colour is not needed to tell them apart; the
+    numbers stand in each token's tooltip. A token without a change, as the first one of a row, is faint.
+
+    `texts`: the tokens of each row, as a mapping or a function of the row. `changes`: row, position, change (nats),
+    perhaps loss (before) and first_order; rows of text are shown in its order. `most`: the change (nats) at full colour
+    (default: so that 1 in 20 tokens is beyond it). `title`: a line above.
+
+    Nothing in a token acts: what is not printable is shown as its escape, and all else as text.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, there are no changes, a token has two, or a position lies outside its row's text.
+    """
+
+    def __init__(self, texts: Texts, changes: pl.DataFrame, *, most: float | None = None, title: str = ""):
+        what = "coloured tokens"
+        need_columns(changes, ["row", "position", "change"], what)
+        known = changes.filter(pl.col("change").is_finite())
+        if known.is_empty():
+            raise UserError(f"{what}: there are no changes to show; choose a row of text that was measured")
+        if known.select("row", "position").is_duplicated().any():
+            raise UserError(f"{what}: a token has several changes; choose one checkpoint, batch, split and direction")
+        self.title, self.most = title, reach(known) if most is None else float(most)
+        self.rows: dict[int, list[tuple[str, dict | None]]] = {}
+        for (row,), part in known.group_by("row", maintain_order=True):
+            tokens = list(texts(row) if callable(texts) else texts[row])
+            at = {change["position"]: change for change in part.to_dicts()}
+            if not 0 <= min(at) <= max(at) < len(tokens):
+                raise UserError(f"{what}: row {row} has {len(tokens)} tokens, and a change at position {max(at)}")
+            self.rows[row] = [(token, at.get(place)) for place, token in enumerate(tokens)]
+        size = known["change"]
+        self.summary = (
+            f"{(size < 0).sum()} tokens gained, {(size > 0).sum()} lost; "
+            f"from {_signed(size.min())} to {_signed(size.max())} nats"
+        )
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": str(self)}
+
+    def _repr_html_(self) -> str:
+        head = f"<div><b>{escape(printable(self.title))}</b></div>" if self.title else ""
+        rows = "".join(self._row(row, tokens) for row, tokens in self.rows.items())
+        return f'<div class="{TEXT_ONLY}" dir="ltr">{head}<div>{escape(self.summary)}</div>{self._legend()}{rows}</div>'
+
+    def __str__(self) -> str:
+        rows = [f"{name}: {' '.join(_plain(token, change) for token, change in of)}" for name, of in self.rows.items()]
+        return "\n".join([*([printable(self.title)] if self.title else []), self.summary, *rows])
+
+    __repr__ = __str__
+
+    def page(self) -> str:
+        """The view as a page of its own, light or dark as the reader's browser is."""
+        head = (
+            f'<meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>{escape(self.title)}</title>'
+        )
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{self._repr_html_()}</body></html>'
+
+    def save(self, path: Path) -> None:
+        """Write the page.
+
+        Raises
+        ------
+        UserError
+            If the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.page(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the page {path}: {error.strerror}; choose another output_dir") from error
+
+    def _row(self, row: int, tokens: list[tuple[str, dict | None]]) -> str:
+        inside = "".join(self._token(token, change) for token, change in tokens)
+        name = f'<span style="opacity:0.7;padding-right:0.8em">row {int(row)}</span>' if len(self.rows) > 1 else ""
+        return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:6px">{name}{inside}</div>'
+
+    def _token(self, token: str, change: dict | None) -> str:
+        shown = escape(visible(token), quote=True)
+        if change is None:
+            return f'<span style="unicode-bidi:isolate;opacity:0.6" title="not predicted">{shown}</span>'
+        told = escape(_told(token, change), quote=True)
+        return f'<span style="{self._style(change["change"])}" title="{told}">{shown}</span>'
+
+    def _style(self, change: float) -> str:
+        """Numbers made here, and nothing from the text."""
+        if change == 0:
+            return f"{TOKEN} solid transparent"
+        red, green, blue = (int((BLUE if change < 0 else VERMILION)[i : i + 2], 16) for i in (1, 3, 5))
+        strength = FAINTEST + (STRONGEST - FAINTEST) * min(1.0, abs(change) / self.most)
+        line = "solid" if change < 0 else "dotted"
+        background = f"background-color:rgba({red},{green},{blue},{strength:.2f})"
+        return f"{TOKEN} {line} rgb({red},{green},{blue});{background}"
+
+    def _legend(self) -> str:
+        samples = "".join(
+            f'<span style="{self._style(share * self.most)}"> {_signed(share * self.most)} </span> '
+            for share in (-1, -0.5, 0, 0.5, 1)
+        )
+        said = "change of loss (nats): "
+        key = '<span style="opacity:0.8">solid: fell, dotted: rose</span>'
+        return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:4px">{said}{samples}{key}</div>'
+
+
+def reach(changes: pl.DataFrame) -> float:
+    """The size of change that 1 in 20 tokens passes: where colour is full."""
+    return float(changes["change"].cast(pl.Float64).abs().quantile(0.95) or 0.0) or 1e-6
+
+
+def visible(token: str) -> str:
+    """A token as it is shown: a space stays a space, what cannot be seen is escaped, what is long is cut."""
+    return shortened(printable(token), LONGEST) or "∅"
+
+
+def _told(token: str, change: Mapping) -> str:
+    parts = [f"“{visible(token)}”"]
+    for name, column in (("loss before", "loss"), ("change", "change"), ("first order", "first_order")):
+        if change.get(column) is not None:
+            value = change[column]
+            parts.append(f"{name} {f'{value:.3f}' if column == 'loss' else _signed(value)} nats")
+    return "; ".join(parts)
+
+
+def _plain(token: str, change: Mapping | None) -> str:
+    text = visible(token).strip() or "␣"
+    return text if change is None else f"{text}({_signed(change['change'])})"
+
+
+def _signed(value: float) -> str:
+    """+0.25, −0.0031, 0: with a sign, to three digits."""
+    if value == 0:
+        return "0"
+    digits = f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.2g}"
+    return digits.replace("-", "−")

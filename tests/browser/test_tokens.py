@@ -1,0 +1,118 @@
+"""Coloured tokens in a real browser: text from data stays text, on a page of its own and in JupyterLab."""
+
+import json
+import os
+
+import polars as pl
+import pytest
+
+from lmdynamics.charts import ColouredTokens
+from tests.batch.notebooks import write_notebook
+from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+HOSTILE = [
+    "<s>",
+    "<script>window.pwned=1</script>",
+    "</style><b>",
+    "</span></div><iframe src=//192.0.2.1>",
+    '" onmouseover="window.pwned=1',
+    "' onmouseover='window.pwned=1",
+    "<img src=x onerror=window.pwned=1>",
+    "<img src=http://192.0.2.1/x.png>",
+    "\u202edrow",
+    "a\x00b",
+    "&lt;b&gt;",
+    "{{window.pwned=1}}",
+    "$\\href{javascript:window.pwned=1}{pwned}$",  # JupyterLab typesets mathematics wherever it finds it
+    "\\(x^2\\)",
+]
+SHOWN = {**{token: token for token in HOSTILE}, "\u202edrow": "\\u202edrow", "a\x00b": "a\\x00b"}
+
+IN_A_NOTEBOOK = """\
+import json
+import polars as pl
+from lmdynamics.charts import ColouredTokens
+tokens = json.loads({tokens!r})
+n = len(tokens) - 1
+change = [(-1) ** i * 0.1 * (i + 1) for i in range(n)]
+changes = pl.DataFrame({{"row": 0, "position": range(1, n + 1), "change": change}})
+ColouredTokens({{0: tokens}}, changes, title="<b>title</b>")
+"""
+
+LOOK = """() => {
+  const tokens = [...document.querySelectorAll('span[title]')].filter(
+    node => node.title.includes('nats') || node.title === 'not predicted');
+  const root = tokens[0].parentElement.parentElement;
+  return {
+    shown: tokens.map(node => node.textContent),
+    titles: tokens.map(node => node.title),
+    backgrounds: tokens.map(node => getComputedStyle(node).backgroundColor),
+    underlines: tokens.map(node => getComputedStyle(node).borderBottomStyle),
+    elements: [...new Set([...root.querySelectorAll('*')].map(node => node.tagName))].sort(),
+    attributes: [...new Set([...root.querySelectorAll('*')].flatMap(node => node.getAttributeNames()))].sort(),
+    pwned: window.pwned === undefined ? null : window.pwned,
+  };
+}"""
+
+
+def view():
+    n = len(HOSTILE) - 1
+    changes = pl.DataFrame(
+        {"row": 0, "position": range(1, n + 1), "change": [(-1) ** i * 0.1 * (i + 1) for i in range(n)]}
+    )
+    return ColouredTokens({0: HOSTILE}, changes, title="<b>title</b>")
+
+
+def check(notebook):
+    """Hover over every token, then look: literal text, nothing made or run that we did not make."""
+    page = notebook.page
+    spans = page.locator("span[title]").filter(has_text="pwned")
+    spans.first.wait_for(timeout=30_000)
+    for i in range(spans.count()):
+        spans.nth(i).hover()
+        spans.nth(i).click()
+    seen = page.evaluate(LOOK)
+    assert seen["shown"] == list(SHOWN.values())
+    assert all(shown in title for shown, title in list(zip(seen["shown"], seen["titles"], strict=True))[1:])
+    assert seen["elements"] == ["B", "DIV", "SPAN"]
+    assert seen["attributes"] == ["style", "title"]
+    assert seen["pwned"] is None
+    assert set(seen["underlines"][1:]) == {"solid", "dotted"}
+    assert len(set(seen["backgrounds"][1:])) > 2
+    assert notebook.console == []
+    assert notebook.outside == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_of_its_own(tmp_path, scheme):
+    view().save(tmp_path / "tokens.html")
+    with notebook_page() as notebook:
+        notebook.page.emulate_media(color_scheme=scheme)
+        notebook.page.goto((tmp_path / "tokens.html").as_uri())
+        check(notebook)
+        ink = notebook.page.evaluate("getComputedStyle(document.querySelector('span[title]')).color")
+        assert ink == ("rgb(0, 0, 0)" if scheme == "light" else "rgb(255, 255, 255)")
+
+
+def test_in_jupyterlab_run_there_or_elsewhere(tmp_path_factory):
+    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    write_notebook(root / "tokens.ipynb", IN_A_NOTEBOOK.format(tokens=json.dumps(HOSTILE)), parameters=None)
+    came = write_notebook(root / "came.ipynb", "view", parameters=None)
+    content = json.loads(came.read_text())  # as out of a batch run: outputs that JupyterLab does not trust
+    content["cells"][1]["outputs"] = [
+        {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": view()._repr_mimebundle_()}
+    ]
+    came.write_text(json.dumps(content))
+    with jupyter_lab(root, scratch) as address, notebook_page() as notebook:
+        notebook.open(address, "tokens.ipynb")
+        notebook.run_all()
+        assert notebook.errors() == []
+        check(notebook)
+        notebook.open(address, "came.ipynb")
+        check(notebook)
