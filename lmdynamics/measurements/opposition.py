@@ -26,9 +26,9 @@ MASKING_RATE = 0.15
 class Opposition(Measurement):
     """Cosines between the gradients of rows of text, of all parameters and of each layer's.
 
-    A row's loss is the mean over its predicted tokens. Rows: part (all, embeddings, layer 0 …, head), a, b (numbers of two
-    rows of `blocks`, a ≤ b), dot, cosine (null where a gradient is zero). The first `examples` rows are taken; masks of
-    a masked model are drawn by `seed`.
+    A row's loss is the mean over its predicted tokens. Rows: part (all, embeddings, layer 0 …, head), a, b (numbers of
+    two rows of `blocks`, a ≤ b), dot, cosine (null where a gradient is zero). The first `examples` rows are taken;
+    masks of a masked model are drawn by `seed`.
 
     Raises UserError if the rows are too few, or the architecture is not supported.
     """
@@ -88,7 +88,7 @@ class GroupOpposition(Measurement):
 
 
 def tape_of(checkpoint, blocks: Blocks, examples: int, seed: int, device: str) -> Tape:
-    """The first rows of `blocks`, read once by the checkpoint's model; raises a UserError if there are fewer than two."""
+    """The first rows of `blocks`, read once by the checkpoint's model; a UserError if there are fewer than two."""
     model = checkpoint.model("eager", device).float()
     check_rows(model, blocks)
     n = min(examples, len(blocks))
@@ -100,11 +100,10 @@ def tape_of(checkpoint, blocks: Blocks, examples: int, seed: int, device: str) -
 
 
 def row_grams(tape: Tape) -> dict[str, Float[Tensor, "rows rows"]]:
-    """⟨g_a, g_b⟩ of the rows' gradients, by part, float64. No more than a slice of one layer's gradients is ever formed."""
+    """⟨g_a, g_b⟩ of the rows' gradients, by part, float64; a slice of one layer's gradients is formed at a time."""
     counts = torch.bincount(tape.rows, minlength=len(tape.ids)).clamp(min=1)
     head, by_state = tape.head_deltas((1 / counts)[tape.rows].to(tape.losses))
-    deltas = {layer: delta for layer, delta in head.items()}
-    deltas |= {layer: delta[0] for layer, delta in tape.body_deltas(by_state[None]).items()}
+    deltas = head | {layer: delta[0] for layer, delta in tape.body_deltas(by_state[None]).items()}
     where = {name: part for level, part, names in parts(tape) if level == "layer" for name in names}
     names = {id(p): name for name, p in tape.model.named_parameters()}
     rows = Rows(tape)

@@ -173,7 +173,7 @@ class Tape:
         return {layer: delta[0] for layer, delta in zip(head, found, strict=False)}, found[-1][0]
 
     def body_deltas(self, by_state: Float[Tensor, "examples tokens width"]) -> dict[Layer, Tensor]:
-        """Derivatives by what the body's layers wrote, [examples, B, T, ·], from those by the states that it ends in."""
+        """Derivatives by what the body's layers wrote, [examples, B, T, ·], from those by its last hidden states."""
         body = [layer for layer in self.layers if not layer.in_head]
         found = torch.autograd.grad(
             [self.states],

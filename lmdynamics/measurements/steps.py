@@ -1,9 +1,9 @@
 """One step of a run's own optimizer from one of its checkpoints: what it changes, and whose loss it moves which way.
 
 The step is the recipe's: AdamW with its state at the checkpoint, its learning rate, clipping and precision, on float32
-weights; losses before and after are taken in float32. (The analysis published by Mircea et al. 2025, arXiv 2506.05447, rounds weights to bf16 first,
-does not clip, and where the last learning rate is 0 takes the first.) Only the rows stepped on are others: held-out
-ones, which no run has seen.
+weights; losses before and after are taken in float32. (The analysis published by Mircea et al. 2025, arXiv 2506.05447,
+rounds weights to bf16 first, does not clip, and where the last learning rate is 0 takes the first.) Only the rows
+stepped on are others: held-out ones, which no run has seen.
 """
 
 from collections.abc import Iterator
@@ -35,10 +35,10 @@ MASKING_RATE = 0.15  # of held-out rows, whatever the run was trained at
 class OneStep(Measurement):
     """Change of each token's loss by one optimizer step. One row per batch, split, direction and predicted token.
 
-    Batch b steps on rows `b * batch_size` and following of `blocks`; what comes after all batches is held out, `held_out`
-    rows of it. `batch_size` 0 is the recipe's own. `direction`: `update`, what the optimizer does, and as a control
-    `random`, a Gaussian step of the same norm in every parameter tensor. `loss`: before the step; `change`: measured
-    after it (nats; below 0 the token gained); `first_order`: what the gradients at the checkpoint foretell.
+    Batch b steps on rows `b * batch_size` and following of `blocks`; what comes after all batches is held out,
+    `held_out` rows of it. `batch_size` 0 is the recipe's own. `direction`: `update`, what the optimizer does, and as a
+    control `random`, a Gaussian step of the same norm in every parameter tensor. `loss`: before the step; `change`:
+    measured after it (nats; below 0 the token gained); `first_order`: what the gradients at the checkpoint foretell.
 
     Raises UserError where the run has no recipe or no optimizer state at the step, the learning rate is 0, a syntactic
     penalty is on, or the rows are too few.
@@ -86,8 +86,8 @@ class OneStep(Measurement):
 
 
 SCHEMA = {
-    "batch": pl.Int32, "split": pl.String, "direction": pl.String, "row": pl.Int32, "position": pl.Int32, "token": pl.Int32,
-    "loss": pl.Float32, "change": pl.Float32, "first_order": pl.Float32,
+    "batch": pl.Int32, "split": pl.String, "direction": pl.String, "row": pl.Int32, "position": pl.Int32,
+    "token": pl.Int32, "loss": pl.Float32, "change": pl.Float32, "first_order": pl.Float32,
 }  # fmt: skip
 
 
@@ -126,8 +126,8 @@ class Step:
             )
         if recipe.regularizer.strength_at(checkpoint.step):
             raise UserError(
-                f"{checkpoint.run_name} trains with a syntactic penalty at step {checkpoint.step}; a step of its optimizer "
-                "is not one on the loss alone"
+                f"{checkpoint.run_name} trains with a syntactic penalty at step {checkpoint.step}; a step of its "
+                "optimizer is not one on the loss alone"
             )
         self.checkpoint, self.recipe, self.device = checkpoint, recipe, device
         self.batch_size = batch_size or recipe.training.batch_size
@@ -140,8 +140,8 @@ class Step:
         size, there = self.batch_size, len(blocks)
         if there < batches * size + min(1, held_out):
             raise UserError(
-                f"{batches} batches of {size} rows and some held out need more than {there} rows; give more text, fewer "
-                "batches or a smaller batch_size"
+                f"{batches} batches of {size} rows and some held out need more than {there} rows; give more text, "
+                "fewer batches or a smaller batch_size"
             )
         rate = self.recipe.schedule(self.checkpoint.step / self.recipe.training.steps)
         after = batches * size

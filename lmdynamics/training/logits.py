@@ -20,8 +20,8 @@ def logits_at(
     share of the head. The hidden states are thinned out between the model's body and its head, so this works for any
     `transformers` model whose head treats positions independently and reads its body's last hidden state. `model` may
     be wrapped for several processes; under `torch.compile`, compile the body's `forward`, not the whole. A list given
-    as `attentions` is filled with every layer's attention, which the model must compute by `eager`; one given as `states`
-    with the hidden states that the head reads, [1, selected, width].
+    as `attentions` is filled with every layer's attention, which the model must compute by `eager`; one given as
+    `states` with the hidden states that the head reads, [1, selected, width].
 
     Raises
     ------

@@ -5,8 +5,8 @@ import torch
 import transformers as hf
 
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.first_order import token_sums
 from lmdynamics.measurements.per_example import ELEMENTS, Tape, directional_derivative, gradient
+from lmdynamics.measurements.token_sums import token_sums
 from tests.measurements.families import EACH, SIZE, TIED, VOCAB, naive_gradients, random_update, tiny, tiny_tape
 
 
