@@ -3,8 +3,8 @@
 The published way (Mircea et al. 2025, arXiv 2506.05447): for each of a batch's T predicted tokens, one backward pass
 through the batch, the whole gradient g_i, p_i = g_i u; then C_g, C_ug, C_uG, D, M and |ΔL| from the running sums.
 Ours, on the same model and batch: D, M and |ΔL| from one forward-mode pass (at least 50 times faster), C_g exactly (at
-least 2) and from a sample of tokens (within 2 %, at least 10). In turns within one process, so that a busy machine falls
-on all; peak memory, over that of the loaded model, each in a process of its own. Then cost against size.
+least 2) and from a sample of tokens (within 2 %, at least 10). In turns within one process, so that a busy machine
+falls on all; peak memory, over that of the loaded model, each in a process of its own. Then cost against size.
 
     python benchmarks/interference.py [--rounds 3] [--share 0.3] [--draws 50] [--threads 1]
 """
