@@ -61,7 +61,8 @@ def over_batches(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "d
 
     *by, interference, magnitude, mean_change, first_order_interference, each with _low and _high (95 %, Student's t
     over batches; null with one batch; D kept within 0 and 1, M above 0), slope and correlation (of the measured change
-    on the one that first order foretells), tokens (in all), batches.
+    on the one that first order foretells), tokens (in all), batches. Held-out rows are the same for every batch: their
+    interval is over steps that might have been taken, not over text.
 
     Raises
     ------

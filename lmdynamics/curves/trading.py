@@ -32,12 +32,13 @@ def traded(
     grouped = with_groups(changes, groups, "what was traded")
     change = pl.col("change").cast(pl.Float64)
     sums = {"gained": (-change.clip(None, 0)).sum(), "lost": change.clip(0).sum(), "tokens": pl.len()}
-    options = {"resamples": resamples, "seed": seed}
-    made = row_sums(grouped, by, sums, within=["group"], **options)
-    whole = row_sums(grouped, by, {"tokens": pl.len(), "rows": pl.lit(1)}, **options)
-    of = made.keys.select(by).join(whole.keys.with_row_index(), on=list(by), nulls_equal=True, maintain_order="left")
-    at = of["index"].to_numpy()
-    tokens, rows, drawn_tokens = whole.total("tokens")[at], whole.total("rows")[at], whole.drawn("tokens")[:, at]
+    made = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)
+    of = made.keys.select(by)
+    at = of.join(of.unique().with_row_index(), on=list(by), nulls_equal=True, maintain_order="left")["index"].to_numpy()
+    text = np.zeros((at.max() + 1, made.sums["tokens"].shape[1]))
+    np.add.at(text, at, made.sums["tokens"])
+    made.sums["text"] = text[at]  # tokens of the row, in whatever group
+    tokens, drawn_tokens, rows = made.total("text"), made.drawn("text"), (text > 0).sum(1)[at].astype(float)
     gained, lost = made.total("gained"), made.total("lost")
     drawn_gained, drawn_lost = made.drawn("gained"), made.drawn("lost")
     numbers = {}

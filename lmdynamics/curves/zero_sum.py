@@ -56,9 +56,15 @@ def changes_between(losses: pl.DataFrame, pairs: Iterable[tuple[int, int]]) -> p
 def between_runs(losses: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     """A control: at each step both have, the losses of another run of the same recipe (another seed) less these.
 
-    Two runs have learnt the same amount, so that what one token has over the other run's another must lack: D is close
-    to 1, and M says how far models differ that are equally good. Changes over a doubling no larger than that may be
-    wandering, not trading. Columns as of `doublings`; `until` is `step`.
+    As far as two runs have learnt the same amount, what one token has over the other run's another must lack: then D
+    is close to 1, and M says how far models differ that are equally good. Where the runs stand apart, `mean_change`
+    says by how much. Changes over a doubling no larger than such an M may be wandering, not trading. Columns as of
+    `doublings`; `until` is `step`.
+
+    Raises
+    ------
+    UserError
+        If no step was measured in both, or not on the same tokens.
     """
     for frame in (losses, others):
         need_numbers(frame, ["step", *TOKEN, "loss"], "losses of two runs")
