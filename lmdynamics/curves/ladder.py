@@ -1,5 +1,7 @@
 """Loss curves of a ladder of sizes, and which of their breaks a fit has found."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import polars as pl
 
@@ -9,8 +11,9 @@ from lmdynamics.curves.preparation import prepare
 from lmdynamics.curves.scaling import power_laws
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
+from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.run import Run, open_run
 
 NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
 
@@ -116,3 +119,30 @@ def as_published(fits: pl.DataFrame) -> str:
             verdict = "as published" if (way == "falls") == falls else "not as published"
             said.append(f"{found}: {way} with size, {verdict}")
     return "; ".join(said) + f" ({len(slowing)} of {len(fits)} curves decelerate)."
+
+
+def trace_ladder(
+    runs: pl.DataFrame,
+    measurement: Measurement,
+    *,
+    steps: Iterable[int] | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> pl.DataFrame:
+    """One measurement of every run of a ladder: the rows of `trace`, with `curve` and `size` in front.
+
+    `runs`: curve, size, run, as `ladder_curves` gives them. `steps`: by default 1, 2, 4, …, those a run has.
+    """
+    need_columns(runs, ["curve", "size", "run"], "tracing a ladder")
+    frames = []
+    for curve, size, name in runs.select("curve", "size", "run").iter_rows():
+        run = open_run(name)
+        at = doubling_steps(run) if steps is None else steps
+        found = trace(run, measurement, steps=at, device=device, progress=progress)
+        frames.append(found.select(pl.lit(curve).alias("curve"), pl.lit(size).alias("size"), pl.all()))
+    return pl.concat(frames)
+
+
+def doubling_steps(run: Run) -> list[int]:
+    """The run's checkpoints at 1, 2, 4, … steps."""
+    return [step for step in run.steps if step and step & (step - 1) == 0]

@@ -26,6 +26,7 @@ from lmdynamics.measurements.losses import (
     prediction_batches,
 )
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.training.batches import mix
 from lmdynamics.training.logits import logits_at
 
 LOGITS = 1 << 24  # at most so many at once: 64 MiB
@@ -35,7 +36,10 @@ LOGITS = 1 << 24  # at most so many at once: 64 MiB
 class Dissent(Measurement):
     """Gradient dissent at every predicted token, which is named as in `TokenLosses`. Rows: row, position, token, and
     (Float32) probability (p_1), norm_hidden, norm_attractive, norm_repulsive, dissent (cos(∇h⁺, ∇h⁻)),
-    cos_hidden_attractive (cos(h, ∇h⁺)), cos_hidden_repulsive (cos(h, ∇h⁻)).
+    cos_hidden_attractive (cos(h, ∇h⁺)), cos_hidden_repulsive (cos(h, ∇h⁻)), dissent_control.
+
+    The control is the cosine of a token's attraction with the repulsion at another position, drawn at random: what the
+    two have in common in any context, because all rows of U share a direction or some tokens are always likely.
 
     h is what the output embedding reads: in BERT, behind the head's own layer. Norms are of one token's gradient, not
     of the mean loss's. A cosine with a vector of zeros is null. Models whose logits are not those of one linear layer
@@ -55,7 +59,7 @@ class Dissent(Measurement):
         frames, first = [], 0
         for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):
             hidden = read_by_the_head(model, batch, device)
-            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias)
+            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias, mix(self.seed, first))
             numbers = {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in found._asdict().items()}
             named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
             frames.append(named.with_columns(**numbers).with_columns(pl.col(pl.Float32).fill_nan(None)))
@@ -128,6 +132,7 @@ class Dissents(NamedTuple):
     dissent: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻); -1: nothing is left of the two but their difference
     cos_hidden_attractive: Float[Tensor, " tokens"]
     cos_hidden_repulsive: Float[Tensor, " tokens"]
+    dissent_control: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻ of another token)
 
 
 @torch.no_grad()
@@ -136,30 +141,30 @@ def dissent(
     weight: Float[Tensor, "vocab width"],
     gold: Int[Tensor, " tokens"],
     bias: Float[Tensor, " vocab"] | None = None,
+    seed: int = 0,
 ) -> Dissents:
-    """Dissent of each token from what the output embedding reads (`hidden`) and its `weight`.
+    """Dissent of each token from what the output embedding reads (`hidden`) and its `weight`; `seed` pairs the control.
 
     In the type of `hidden`, but at least in float32. Both parts are 1 - p_1 times a vector that does not depend on
     p_1: U_1, and the mean of the other rows of U, each as probable as the model takes it to be if token 1 is ruled
     out. So cosines stay exact where p_1 is 1 to the last digit.
     """
-    chunks = []
+    hidden = _wide(hidden)
+    right, others = weight[gold].to(hidden.dtype), torch.empty_like(hidden)
+    surprise = hidden.new_empty(len(gold))
     for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
-        h = _wide(hidden[part])
-        right, others, surprise = _directions(h, weight, gold[part], bias)
-        chunks.append(
-            (
-                torch.sigmoid(-surprise),
-                h.norm(dim=1),
-                torch.sigmoid(surprise) * right.norm(dim=1),
-                torch.sigmoid(surprise) * others.norm(dim=1),
-                -_cosine(right, others),
-                -_cosine(h, right),
-                _cosine(h, others),
-            )
-        )
-    none = [(_wide(hidden[:0, 0]),) * len(Dissents._fields)]
-    return Dissents(*(torch.cat(each) for each in zip(*(chunks or none), strict=True)))
+        _, others[part], surprise[part] = _directions(hidden[part], weight, gold[part], bias)
+    drawn = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).to(gold.device)
+    return Dissents(
+        torch.sigmoid(-surprise),
+        hidden.norm(dim=1),
+        torch.sigmoid(surprise) * right.norm(dim=1),
+        torch.sigmoid(surprise) * others.norm(dim=1),
+        -_cosine(right, others),
+        -_cosine(hidden, right),
+        _cosine(hidden, others),
+        -_cosine(right, others[drawn]),
+    )
 
 
 @torch.no_grad()

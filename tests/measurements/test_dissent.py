@@ -168,7 +168,7 @@ def test_a_vector_of_zeros_has_no_direction():
 
 def test_no_tokens_give_no_rows():
     hidden, weight, gold, bias = some(tokens=0)
-    assert [len(x) for x in dissent(hidden, weight, gold, bias)] == [0] * 7
+    assert [len(x) for x in dissent(hidden, weight, gold, bias)] == [0] * 8
     assert [x.shape for x in opposing_gradients(hidden, weight, gold, bias)] == [(0, 8)] * 2
 
 
@@ -206,7 +206,7 @@ def test_each_architecture_equals_autograd_row_by_row(kind, tied, blocks, monkey
                 ]
                 expected.append([float(x) for x in (h.norm(), attractive.norm(), repulsive.norm(), *cosines)])
     hook.remove()
-    found = frame.drop("row", "position", "token", "probability").to_numpy()
+    found = frame.drop("row", "position", "token", "probability", "dissent_control").to_numpy()
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
 
     monkeypatch.setattr(module, "LOGITS", 1)  # one row, one token at a time
@@ -220,7 +220,7 @@ def test_the_frame_names_the_predicted_token_and_has_null_for_no_direction(block
         checkpoint.model().lm_head.weight[7] = 0
     frame = Dissent(blocks)(checkpoint)
     numbers = ["probability", "norm_hidden", "norm_attractive", "norm_repulsive", "dissent"]
-    numbers += ["cos_hidden_attractive", "cos_hidden_repulsive"]
+    numbers += ["cos_hidden_attractive", "cos_hidden_repulsive", "dissent_control"]
     assert dict(frame.schema) == dict.fromkeys(["row", "position", "token"], pl.Int32) | dict.fromkeys(
         numbers, pl.Float32
     )
@@ -241,3 +241,25 @@ def test_what_is_no_linear_head_is_refused_by_name(blocks):
         Dissent(blocks)(checkpoint)
     with pytest.raises(UserError, match="1 held-out rows have no token to predict"):
         Dissent(Blocks.from_rows([[2, 3]]))(Small("bert"))
+
+
+def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():
+    """Where competitors resemble the right token, dissent is deep in its own context only."""
+    torch.manual_seed(0)
+    topics = torch.eye(8).repeat_interleave(5, 0)  # 8 topics of 5 tokens: rows of U of one topic are alike
+    weight = topics + 0.1 * torch.randn(40, 8)
+    gold = torch.randint(40, (400,))
+    found = dissent(4 * topics[gold], weight, gold, seed=1)  # the model knows the topic, not the token
+    assert found.dissent.mean() < -0.9
+    assert abs(found.dissent_control.mean()) < 0.3
+    attractive, repulsive = opposing_gradients(4 * topics[gold], weight, gold)
+    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
+    assert torch.equal(found.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)
+
+
+def test_what_all_rows_share_shows_in_the_control():
+    torch.manual_seed(0)
+    weight = torch.randn(40, 8) + 10
+    found = dissent(torch.randn(200, 8), weight, torch.randint(40, (200,)))
+    assert found.dissent_control.max() < -0.9
