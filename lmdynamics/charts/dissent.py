@@ -5,7 +5,7 @@ step goes against their sum. Dissent is cos(∇h⁺, ∇h⁻); at −1 the two c
 are those of `curves.dissent`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import polars as pl
@@ -33,13 +33,18 @@ X_TITLE, Y_TITLE = "cosine of h and the attractive gradient", "cosine of h and t
 
 
 def dissent_over_training(
-    table: pl.DataFrame, *, published: Mapping[str, float] | None = None, cursor: alt.Parameter | None = None
+    table: pl.DataFrame,
+    *,
+    published: Mapping[str, float] | None = None,
+    cursor: alt.Parameter | None = None,
+    groups: Sequence[str] | None = None,
 ) -> alt.HConcatChart:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
 
     `table`: step, group, dissent and its interval, as `curves.dissent.dissent_by_group` gives them, perhaps `curve`;
     groups stand in its order, as from rare to frequent. `published`: readings to compare with, by name, as faint lines.
-    `cursor`: a parameter that holds a step, marked by an upright line.
+    `cursor`: a parameter that holds a step, marked by an upright line. `groups`: all there are, so that each keeps its
+    colour where others are left out.
 
     Raises
     ------
@@ -48,14 +53,14 @@ def dissent_over_training(
     """
     rows = _tidy(table, ["dissent"], "dissent over training")
     rows = _bounded(rows, "dissent")
-    curves, groups, steps = _names(rows, "curve"), _names(rows, "group"), steps_of(rows)
+    curves, colours, steps = _names(rows, "curve"), _colours(rows, groups), steps_of(rows)
     top = max(0.0, rows["dissent"].max(), rows["high"].max() or 0.0)
     y = alt.Y("dissent:Q").scale(domain=[-1, min(1.0, top + 0.05)], nice=False).axis(tickCount=6)
     panels = []
     for index, curve in enumerate(curves):
         data = rows.filter(pl.col("curve") == curve)
         x = step_axis(steps, sparse=len(curves) > 2)
-        colour = colour_by("group", ramp(groups), columns=5)
+        colour = colour_by("group", colours, columns=5)
         y = y.copy()
         y["title"] = "dissent (cosine of attraction and repulsion)" if index == 0 else None
         ends = y.copy()
@@ -85,12 +90,17 @@ def dissent_over_training(
 
 
 def dissent_plane(
-    table: pl.DataFrame, step: int | None = None, *, cursor: alt.Parameter | None = None
+    table: pl.DataFrame,
+    step: int | None = None,
+    *,
+    cursor: alt.Parameter | None = None,
+    groups: Sequence[str] | None = None,
 ) -> alt.HConcatChart:
     """Where the hidden state points: cos(h, ∇h⁺) along, cos(h, ∇h⁻) up, a trajectory per group, a panel per curve.
 
     `table`: step, group, cos_hidden_attractive, cos_hidden_repulsive (no unit), perhaps `curve`. A larger dot stands at
     `step` (default: the last); it follows the chart's parameter `plane_step`, or `cursor`, another one with a step.
+    `groups`: as for `dissent_over_training`.
 
     Raises
     ------
@@ -99,7 +109,7 @@ def dissent_plane(
     """
     what = "dissent plane"
     rows = _tidy(table, list(PLANE), what)
-    curves, groups, steps = _names(rows, "curve"), _names(rows, "group"), steps_of(rows)
+    curves, colours, steps = _names(rows, "curve"), _colours(rows, groups), steps_of(rows)
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
@@ -112,7 +122,7 @@ def dissent_plane(
     for index, curve in enumerate(curves):
         y = alt.Y(f"{PLANE[1]}:Q", title=Y_TITLE if index == 0 else None, scale=scale, axis=ticks)
         data = alt.Chart(rows.filter(pl.col("curve") == curve))
-        colour = colour_by("group", ramp(groups), columns=5)
+        colour = colour_by("group", colours, columns=5)
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in PLANE)]
         base = data.encode(x, y, colour)
         at = base.transform_filter(f"datum.step == {chosen.name}")
@@ -145,7 +155,7 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
         If a column is missing, or there is nothing to draw.
     """
     rows = _tidy(table, list(NORMS), "norms over training")
-    curves, groups, steps = _names(rows, "curve"), _names(rows, "group"), steps_of(rows)
+    curves, colours, steps = _names(rows, "curve"), _colours(rows, None), steps_of(rows)
     panels = []
     for name, title in NORMS.items():
         data = rows.filter(pl.col(name) > 0)
@@ -154,7 +164,7 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
         for curve in curves:
             y = alt.Y(f"{name}:Q", title=title if curve == curves[0] else None)
             y = y.scale(type="log", domain=ends, nice=False).axis(values=log_ticks(*ends, 4), format="~g")
-            colour = colour_by("group", ramp(groups), columns=5)
+            colour = colour_by("group", colours, columns=5)
             colour["legend"] = colour["legend"] if last and curve == curves[0] else None
             x = step_axis(steps, "training step (log scale)" if last else None, sparse=len(curves) > 2)
             tips = ["group:N", "step:Q", alt.Tooltip(f"{name}:Q", format=".3~g")]
@@ -207,6 +217,12 @@ def _names(rows: pl.DataFrame, column: str) -> list[str]:
     return rows[column].unique(maintain_order=True).to_list()
 
 
+def _colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str, str]:
+    present = _names(rows, "group")
+    colours = ramp(groups or present)
+    return {name: colours[name] for name in present}
+
+
 def _panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
     alone = len(curves) == 1 if alone is None else alone
     chart = chart.properties(width=WIDTH if alone and narrow == 300 else narrow + 50 * alone, height=height)
@@ -250,7 +266,7 @@ def _found(rows: pl.DataFrame) -> str:
     far, near = last.row(0, named=True), last.row(-1, named=True)
 
     def named(row: dict) -> str:
-        return f"{row['dissent']:.2f} for {row['group']} tokens" + (f" of {row['curve']}" if row["curve"] else "")
+        return f"{row['dissent']:.2f} ({', '.join(filter(None, (row['curve'], row['group'])))})"
 
     return f"Dissent at the end: from {named(near)} to {named(far)}".replace("-", "−")
 

@@ -1,6 +1,8 @@
 """Whether gradients of different examples agree: cosines between the gradients of rows of text, and of token groups."""
 
+import json
 from collections.abc import Iterable
+from textwrap import wrap
 
 import altair as alt
 import polars as pl
@@ -159,13 +161,15 @@ def group_opposition(frame: pl.DataFrame, step: int | None = None, *, part: str 
     what = "opposition of groups"
     need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
     here, step = _at(_of_part(frame, part, what), step, what)
+    here = here.with_columns(pl.col("a", "b").cast(pl.String))
     groups = list(dict.fromkeys([*here["a"], *here["b"]]))
-    both = _mirrored(here.select(pl.col("a", "b").cast(pl.String), "cosine"))
+    both = _mirrored(here.select("a", "b", "cosine"))
     apart = both.filter(pl.col("a") != pl.col("b")).sort("cosine")
     most = max(0.05, apart["cosine"].abs().max() or 0.0)
+    short = json.dumps({name: wrap(name, 14) for name in groups})
     base = alt.Chart(both).encode(
         alt.X("b:N", title=None, sort=groups).axis(
-            labelAngle=0, domain=False, ticks=False, orient="top", labelLimit=90
+            labelAngle=0, domain=False, ticks=False, labelPadding=6, labelExpr=f"{short}[datum.label]"
         ),
         alt.Y("a:N", title=None, sort=groups).axis(domain=False, ticks=False),
         tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format="+.3f")],
@@ -178,13 +182,13 @@ def group_opposition(frame: pl.DataFrame, step: int | None = None, *, part: str 
     if len(apart):
         least = apart.row(0, named=True)
         way = "opposed" if least["cosine"] < 0 else "least alike"
-        title = f"At step {step:,} {least['a']} and {least['b']} tokens are {way}: cosine {least['cosine']:+.2f}"
+        title = f"At step {step:,} “{least['a']}” and “{least['b']}” are {way}: cosine {least['cosine']:+.2f}"
     listed = "; ".join(
         f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in here.to_dicts() if row["a"] != row["b"]
     )
     return figure(
         alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", most)), number).properties(
-            width=74 * len(groups), height=38 * len(groups)
+            width=84 * len(groups), height=38 * len(groups)
         ),
         lines(title.replace("-", "−"), 60),
         "blue: a step for one serves the other; orange: it harms the other",

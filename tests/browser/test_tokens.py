@@ -34,7 +34,7 @@ HOSTILE = [
 ]
 SHOWN = {**{token: token for token in HOSTILE}, "\u202edrow": "\\u202edrow", "a\x00b": "a\\x00b"}
 
-IN_A_NOTEBOOK = """\
+FRAMES = """\
 import json
 import polars as pl
 from lmdynamics.charts import ColouredTokens
@@ -42,7 +42,23 @@ tokens = json.loads({tokens!r})
 n = len(tokens) - 1
 change = [(-1) ** i * 0.1 * (i + 1) for i in range(n)]
 changes = pl.DataFrame({{"row": 0, "position": range(1, n + 1), "change": change}})
-ColouredTokens({{0: tokens}}, changes, title="<b>title</b>")
+"""
+
+TOKENS = """\
+ColouredTokens({0: tokens}, changes, title="<b>title</b>")
+"""
+
+EXPLORER = """\
+from lmdynamics.explorers.zero_sum import ZeroSumExplorer
+steps = [2**i for i in range(8)]
+changes = pl.concat([
+    pl.DataFrame({"step": step, "batch": batch, "split": "held out", "direction": "update", "row": row,
+                  "position": range(1, n + 1), "token": range(n), "loss": 3.0,
+                  "change": [0.1 * (j - 4) / step for j in range(n)], "first_order": [0.1 * (j - 4) for j in range(n)]})
+    for step in steps for batch in range(2) for row in range(2)
+])
+groups = pl.DataFrame({"token": range(n), "group": tokens[1:]})
+ZeroSumExplorer(changes, lambda split, batch, row: tokens, groups).show()
 """
 
 LOOK = """() => {
@@ -100,19 +116,46 @@ def test_a_page_of_its_own(tmp_path, scheme):
         assert ink == ("rgb(0, 0, 0)" if scheme == "light" else "rgb(255, 255, 255)")
 
 
-def test_in_jupyterlab_run_there_or_elsewhere(tmp_path_factory):
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
     root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    write_notebook(root / "tokens.ipynb", IN_A_NOTEBOOK.format(tokens=json.dumps(HOSTILE)), parameters=None)
+    with jupyter_lab(root, scratch) as address:
+        yield root, address
+
+
+def test_in_jupyterlab_run_there_or_elsewhere(lab):
+    root, address = lab
+    write_notebook(root / "tokens.ipynb", FRAMES.format(tokens=json.dumps(HOSTILE)) + TOKENS, parameters=None)
     came = write_notebook(root / "came.ipynb", "view", parameters=None)
     content = json.loads(came.read_text())  # as out of a batch run: outputs that JupyterLab does not trust
     content["cells"][1]["outputs"] = [
         {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": view()._repr_mimebundle_()}
     ]
     came.write_text(json.dumps(content))
-    with jupyter_lab(root, scratch) as address, notebook_page() as notebook:
+    with notebook_page() as notebook:
         notebook.open(address, "tokens.ipynb")
         notebook.run_all()
         assert notebook.errors() == []
         check(notebook)
         notebook.open(address, "came.ipynb")
+        check(notebook)
+
+
+def test_in_the_explorer_while_keys_move_its_checkpoint(lab):
+    root, address = lab
+    write_notebook(root / "explorer.ipynb", FRAMES.format(tokens=json.dumps(HOSTILE)) + EXPLORER, parameters=None)
+    with notebook_page() as notebook:
+        notebook.open(address, "explorer.ipynb")
+        notebook.run_all()
+        assert notebook.errors() == []
+        page = notebook.page
+        page.locator(".vega-embed svg, .vega-embed canvas").nth(2).wait_for(timeout=30_000)
+        said = page.locator(".widget-html-content")
+        said.filter(has_text="Step 128, held-out text").wait_for(timeout=10_000)
+        check(notebook)
+        page.locator(".noUi-handle").first.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowLeft")
+        said.filter(has_text="Step 16, held-out text").wait_for(timeout=10_000)
+        said.filter(has_text="Step 16, row 0").wait_for(timeout=10_000)
         check(notebook)

@@ -45,12 +45,25 @@ def test_groups_keep_the_order_of_the_frame():
     assert found(spec, "line")[0]["encoding"]["color"]["scale"]["domain"] == frames.GROUPS
 
 
+def test_a_group_keeps_its_colour_where_others_are_left_out():
+    whole = found(EVERY["one curve"]().to_dict(), "line")[0]["encoding"]["color"]["scale"]
+    common = ONE.filter(pl.col("group").is_in(["common", "frequent"]))
+    for chart in (charts.dissent_over_training, charts.dissent_plane):
+        part = found(chart(common, groups=frames.GROUPS).to_dict(), "line")[0]["encoding"]["color"]["scale"]
+        assert part["domain"] == ["common", "frequent"]
+        assert part["range"] == whole["range"][2:]
+
+
+def test_groups_may_be_an_enumeration():
+    ordered = ONE.with_columns(pl.col("group").cast(pl.Enum(frames.GROUPS)))
+    assert charts.dissent_plane(ordered).to_dict()["title"] == charts.dissent_plane(ONE).to_dict()["title"]
+
+
 def test_the_title_names_who_goes_furthest():
     last = frames.dissent().filter(pl.col("step") == 1024).sort("dissent")
     far, near = last.row(0, named=True), last.row(-1, named=True)
     assert said(EVERY["over training"]()) == (
-        f"Dissent at the end: from {near['dissent']:.2f} for frequent tokens of 260k to {far['dissent']:.2f} for rare "
-        "tokens of 17k"
+        f"Dissent at the end: from {near['dissent']:.2f} (260k, frequent) to {far['dissent']:.2f} (17k, rare)"
     ).replace("-", "−")
 
 

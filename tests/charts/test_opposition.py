@@ -72,6 +72,14 @@ def test_a_gram_matrix_is_whole_and_symmetric():
     assert "At step 64" in said(charts.gram(frames.opposition(), 64))
 
 
+def test_a_groups_name_may_hold_anything():
+    name = "'\"</text> \\ rarer than 1 in 10,000"
+    named = frames.group_opposition().with_columns(pl.col("a", "b").replace("rare", name))
+    svg = charts.to_svg(charts.group_opposition(named))
+    assert "undefined" not in svg
+    assert "'\"&lt;/text&gt; \\" in svg.replace("&quot;", '"').replace("&#39;", "'")
+
+
 def test_many_rows_are_cut_and_said():
     spec = charts.gram(frames.opposition(rows=80, steps=(1,)), 1).to_dict()
     assert len(rows_of(spec, found(spec, "rect")[0])) == 64 * 64
@@ -81,7 +89,7 @@ def test_many_rows_are_cut_and_said():
 
 def test_groups_name_the_pair_that_is_most_opposed():
     chart = charts.group_opposition(frames.group_opposition())
-    assert said(chart) == "At step 1,024 rare and frequent tokens are opposed: cosine −0.40"
+    assert said(chart) == "At step 1,024 “rare” and “frequent” are opposed: cosine −0.40"
     spec = chart.to_dict()
     assert len(rows_of(spec, found(spec, "rect")[0])) == 16
     assert found(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS

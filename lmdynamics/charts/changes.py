@@ -1,0 +1,156 @@
+"""Changes of tokens' losses at one checkpoint, which a parameter holding a step chooses: what an explorer shows."""
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from lmdynamics.charts.decomposition import span
+from lmdynamics.charts.dissent import upright
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
+from lmdynamics.charts.trades import SIGNED
+from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError
+
+WIDTH = 420
+BINS = 36  # an even number: zero is an edge
+SIDES = {"fell": BLUE, "rose": VERMILION}
+
+
+def interference_cursor(
+    table: pl.DataFrame, cursor: alt.Parameter, each: pl.DataFrame | None = None, caption: str = ""
+) -> alt.LayerChart:
+    """D over training with its band, and an upright line at the step that `cursor` holds.
+
+    `table`: step, interference, interference_low, interference_high (null: no band). `each`: step, interference of one
+    batch alone, thin. `caption`: what is looked at.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there is no number to draw.
+    """
+    what = "interference at a checkpoint"
+    need_columns(table, ["step", "interference", "interference_low", "interference_high"], what)
+    rows = on_step_axis(table).filter(pl.col("interference").is_finite())
+    if rows.is_empty():
+        raise UserError(f"{what}: no step has a number; nothing changed at any of them")
+    x, title = step_axis(steps_of(rows)), "destructive interference D"
+    scale = alt.Scale(domain=[0, 1])
+    y = alt.Y("interference:Q", title=title, scale=scale).axis(tickCount=5)
+    tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip("interference:Q", format=".3f")]
+    layers = []
+    if len(reach := rows.drop_nulls(["interference_low", "interference_high"])):
+        low, high = alt.Y("interference_low:Q", title=title, scale=scale), alt.Y2("interference_high:Q")
+        layers.append(alt.Chart(reach).mark_area(color=BLUE, opacity=0.2, clip=True).encode(x, low, high))
+    base = alt.Chart(rows).encode(x, y)
+    layers += [
+        base.mark_line(color=BLUE, strokeWidth=2.2),
+        base.mark_point(color=BLUE, size=22, filled=True, opacity=1).encode(tooltip=tips),
+    ]
+    if each is not None and len(each):
+        layers.append(alt.Chart(on_step_axis(each)).mark_line(color=GREY, strokeWidth=1.2).encode(x, y))
+    layers.append(upright(cursor, x))
+    told = f"from {span(rows['interference'][:1])} to {span(rows['interference'][-1:])}"
+    key = ["band: 95 %" if len(reach) else "", "grey: this batch alone" if each is not None and len(each) else ""]
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=200).add_params(cursor),
+        f"Destructive interference goes {told}",
+        [*lines(caption, 72), "; ".join(filter(None, key))],
+        f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
+    )
+
+
+def change_bins(changes: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    """How many tokens of each of `by` changed how much: *by, low, high (nats), share (of its tokens), side.
+
+    The edges are the same everywhere: 36 bins, evenly spaced around 0 and ever wider away from it.
+    """
+    change = changes["change"].cast(pl.Float64)
+    most = float(change.abs().max() or 0.0) or 1e-6
+    centre = float(change.abs().median() or 0.0) or most / 10
+    half = centre * np.expm1(np.linspace(0, np.log1p(most / centre), BINS // 2 + 1))
+    edges = np.concatenate([-half[:0:-1], half])
+    edges[[0, -1]] = -most, most
+    place = np.clip(np.searchsorted(edges, change.to_numpy(), side="right") - 1, 0, BINS - 1)
+    return (
+        changes.select(by)
+        .with_columns(bin=pl.Series(place))
+        .group_by([*by, "bin"], maintain_order=True)
+        .agg(tokens=pl.len())
+        .with_columns(share=pl.col("tokens") / pl.col("tokens").sum().over(by))
+        .join(pl.DataFrame({"bin": range(BINS), "low": edges[:-1], "high": edges[1:]}), on="bin", maintain_order="left")
+        .with_columns(side=pl.when(pl.col("bin") < BINS // 2).then(pl.lit("fell")).otherwise(pl.lit("rose")))
+        .sort([*by, "bin"])
+    )
+
+
+def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
+    """How tokens' changes are spread at the step that `cursor` holds: those whose loss fell in blue, rose in orange.
+
+    `bins`: step, low, high, share, side, tokens of `change_bins` by step.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there are no bins.
+    """
+    what = "changes at a checkpoint"
+    need_columns(bins, ["step", "low", "high", "share", "side", "tokens"], what)
+    if bins.is_empty():
+        raise UserError(f"{what}: there are no changes to count")
+    most = bins["high"].max() if bins["high"].max() > -bins["low"].min() else -bins["low"].min()
+    inner = bins.filter(pl.col("low") >= 0)["high"].min() or bins.filter(pl.col("high") <= 0)["low"].abs().min()
+    scale = alt.Scale(type="symlog", constant=10 * (inner or most), domain=[-most, most], nice=False)
+    marks = [sign * 10.0**e for e in range(-9, 3) for sign in (-1, 1) if inner < 10.0**e <= most][-6:]
+    x = alt.X("low:Q", title="change of a token's loss (nats; wider steps further out)", scale=scale)
+    x = x.axis(values=sorted([0, *marks]), labelExpr=SIGNED, grid=False)
+    y = alt.Y("share:Q", title="share of tokens").scale(domain=[0, bins["share"].max() * 1.05], nice=False)
+    colour = alt.Color("side:N", legend=None).scale(domain=list(SIDES), range=list(SIDES.values()))
+    tips = [*(alt.Tooltip(f"{name}:Q", format="+.3~g") for name in ("low", "high")), "tokens:Q"]
+    base = alt.Chart(bins).transform_filter(f"datum.step == {cursor.name}")
+    bars = base.mark_rect(stroke=None).encode(
+        x, alt.X2("high:Q"), y.axis(format="%", tickCount=4), alt.Y2(datum=0), colour, tooltip=tips
+    )
+    zero = alt.Chart(alt.Data(values=[{"low": 0}])).mark_rule(color=TEXT).encode(x)
+    return figure(
+        alt.layer(bars, zero).properties(width=WIDTH, height=150).add_params(cursor),
+        alt.ExprRef(f"'How far losses moved at step ' + format({cursor.name}, ',d')"),
+        "blue: the loss fell; orange: it rose",
+        "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
+    )
+
+
+def traded_at(table: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
+    """How far each group's losses fell and rose at the step that `cursor` holds.
+
+    `table`: step, group, gained, lost, net, as `curves.trading.traded` gives them by step.
+    """
+    what = "losses traded at a checkpoint"
+    need_columns(table, ["step", "group", "gained", "lost", "net"], what)
+    if table.is_empty():
+        raise UserError(f"{what}: the frame has no rows")
+    rows = table.with_columns(pl.col("group").cast(pl.String), away=-pl.col("gained"))
+    groups = rows["group"].unique(maintain_order=True).to_list()
+    name = cursor.name
+    here = alt.Chart(rows).transform_filter(f"datum.step == {name}")
+    y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
+    y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8)
+    axis = alt.Axis(tickCount=5, labelExpr=SIGNED, grid=False)
+    title = "change of loss (nats per token of the text)"
+    tips = ["group:N", *(alt.Tooltip(f"{column}:Q", format="+.3~g") for column in ("gained", "lost", "net"))]
+    layers = [
+        here.mark_bar(color=colour, height=13).encode(alt.X(f"{column}:Q", title=title, axis=axis), y, tooltip=tips)
+        for column, colour in (("away", BLUE), ("lost", VERMILION))
+    ]
+    dot = here.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=45, opacity=1)
+    layers += [
+        here.mark_rule(color=TEXT).encode(x=alt.datum(0)),
+        dot.encode(alt.X("net:Q", title=title, axis=axis), y, tooltip=tips),
+    ]
+    return figure(
+        alt.layer(*layers).properties(width=WIDTH, height=22 * len(groups)).add_params(cursor),
+        alt.ExprRef(f"'Whose losses fell and rose at step ' + format({name}, ',d')"),
+        "blue: how far losses fell; orange: rose; dot: the sum of both",
+        f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
+    )

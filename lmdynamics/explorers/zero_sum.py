@@ -1,0 +1,245 @@
+"""Whose loss one step moves, and which way: a checkpoint, a batch and a row of text, with every token coloured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import altair as alt
+import ipywidgets as widgets
+import polars as pl
+from IPython.display import display
+
+from lmdynamics import charts
+from lmdynamics.charts.changes import change_histogram, interference_cursor, traded_at
+from lmdynamics.charts.tokens import ColouredTokens, reach
+from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, number, start, told
+from lmdynamics.explorers.live import LiveChart
+
+Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
+CURSOR = "zero_sum_step"
+
+
+class ZeroSumExplorer:
+    """Pick a checkpoint, a batch and a row of text, and see whose loss fell and whose rose.
+
+    `changes`: a trace of `OneStep`, or a frame of `curves.zero_sum.doublings`; of several runs, a mapping by name.
+    `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); with
+    several runs that read different tokens, a mapping of such by run. `groups`: row, position, group or token, group,
+    as `curves.trading.traded` takes them, for bars of who traded with whom. `step`, `split`, `direction`, `batch` and
+    `row` choose where to start: by default the last step, held-out text, the update, the first batch and row.
+
+    All numbers are worked out when a run is first looked at; moving only looks up.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, there are no changes, a start value is not among those there are, or a row has no text.
+    """
+
+    def __init__(
+        self,
+        changes: pl.DataFrame | Mapping[str, pl.DataFrame],
+        texts: Texts | Mapping[str, Texts],
+        groups: pl.DataFrame | None = None,
+        *,
+        step: int | None = None,
+        split: str = "held out",
+        direction: str | None = None,
+        batch: int | None = None,
+        row: int | None = None,
+    ):
+        frames = {"the run": changes} if isinstance(changes, pl.DataFrame) else dict(changes)
+        if not frames:
+            raise UserError("the zero-sum explorer: there are no runs; give the changes of one or more")
+        self.runs = {str(name): moved(frame, groups) for name, frame in frames.items()}
+        self.texts = texts
+        self._switching = True  # while controls are set one after the other, nothing is drawn
+        self._charts: dict[str, LiveChart] = {}
+        self._drawn: tuple = ()
+        self._texts: dict[tuple, list[str]] = {}
+        self._make_controls()
+        seen = self.seen
+        wanted = {
+            "split": split if split in seen.options("split") else seen.options("split")[0],
+            "direction": direction or seen.options("direction")[0],
+            "batch": seen.options("batch")[0] if batch is None else batch,
+            "step": seen.steps[-1] if step is None else step,
+        }
+        self._offer(wanted, strict=True)
+        rows = [value for _, value in self.row.options]
+        if row is not None and row not in rows:
+            raise UserError(f"there is no row {row} in this batch; rows: {', '.join(map(str, rows))}")
+        self.row.value = rows[0] if row is None else row
+        self._switching = False
+        self._look()
+        self._bind()
+
+    @property
+    def seen(self) -> Moved:
+        return self.runs[self.run.value]
+
+    @property
+    def chosen(self) -> dict[str, str | int]:
+        """Split, direction and batch that are looked at."""
+        return {"split": self.split.value, "direction": self.direction.value, "batch": self.batch.value}
+
+    @property
+    def tokens(self) -> ColouredTokens:
+        """The row that is looked at, coloured; the scale is that of all rows at this checkpoint."""
+        here = self._here()
+        row = self.row.value
+        step = f"step {self.step.value:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
+        title = f"{step}, row {row}"
+        return ColouredTokens({row: self._text(row)}, here.filter(pl.col("row") == row), most=reach(here), title=title)
+
+    def stills(self) -> dict[str, alt.TopLevelMixin]:
+        """The charts as they stand, by name: what a page without controls shows."""
+        seen, chosen = self.seen, self.chosen
+        cursor = alt.param(name=CURSOR, value=self.step.value)
+        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
+        alone = seen.each.filter(**chosen) if len(self.batch.options) > 1 else None
+        caption = f"{SPLITS.get(chosen['split'], chosen['split'])}, {DIRECTIONS.get(chosen['direction'])}"
+        made = {
+            "explorer_interference": interference_cursor(mean, cursor, alone, caption),
+            "explorer_changes": change_histogram(seen.bins.filter(**chosen), cursor),
+        }
+        if seen.traded is not None:
+            made["explorer_traded"] = traded_at(seen.traded.filter(**chosen), cursor)
+        return made
+
+    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
+        """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
+        if interactive:
+            return self.widget
+        for name, chart in self.stills().items():
+            display(charts.show(chart, name, output_dir, interactive=False))
+        display(self.tokens)
+        if output_dir:
+            self.tokens.save(Path(output_dir) / "explorer_tokens.html")
+        return None
+
+    def _make_controls(self) -> None:
+        style = {"description_width": "80px"}
+        narrow = {"style": style, "layout": widgets.Layout(width="250px")}
+        self.run = widgets.Dropdown(options=list(self.runs), description="run", **narrow)
+        self.split = widgets.Dropdown(description="text", **narrow)
+        self.direction = widgets.Dropdown(description="moved by", **narrow)
+        self.batch = widgets.Dropdown(description="batch", **narrow)
+        self.step = widgets.SelectionSlider(
+            options=[("", 0)], description="checkpoint", style=style, layout=widgets.Layout(width="520px")
+        )
+        self.row = widgets.Dropdown(description="row", style=style, layout=widgets.Layout(width="520px"))
+        self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
+        self.views = widgets.HBox(layout=widgets.Layout(flex_flow="wrap", align_items="flex-start"))
+        self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
+        self.widget = widgets.VBox([self._pickers, self.step, self.said, self.views, self.row, self.text])
+
+    def _bind(self) -> None:
+        for control in (self.run, self.split, self.direction, self.batch):
+            control.observe(lambda _: self._switching or self._try(self._switch), names="value")
+        self.step.observe(lambda _: self._switching or self._try(self._moved_to), names="value")
+        self.row.observe(lambda _: self._switching or self._say(), names="value")
+
+    def _try(self, move: Callable[[], None]) -> None:
+        """What cannot be shown is said where the numbers stand."""
+        try:
+            move()
+        except UserError as error:
+            self.said.value, self.text.value = escape(str(error)), ""
+
+    def _switch(self) -> None:
+        """Another run, text, direction or batch: what it does not have gives way to what it has first."""
+        self._switching = True
+        try:
+            self._offer({**self.chosen, "step": self.step.value})
+        finally:
+            self._switching = False
+        self._look()
+
+    def _offer(self, wanted: Mapping[str, str | int], strict: bool = False) -> None:
+        """Fill the controls with what there is, and set them to what is wanted, or to the nearest or first."""
+        seen, fixed = self.seen, {}
+        for column, control in (("split", self.split), ("direction", self.direction), ("batch", self.batch)):
+            known = seen.options(column, **fixed)
+            value = wanted[column]
+            if value not in known:
+                if strict:
+                    raise UserError(f"there is no {column} {value!r}{did_you_mean(str(value), map(str, known))}")
+                value = known[0]
+            names = {"split": SPLITS, "direction": DIRECTIONS}.get(column, {})
+            named = [(names.get(each, str(each)), each) for each in known]
+            control.options, control.value = named, value
+            fixed[column] = value
+        steps = seen.options("step", **fixed)
+        if strict and wanted["step"] not in steps:
+            raise UserError(f"step {wanted['step']} was not measured; measured: {', '.join(map(str, steps))}")
+        self.step.options = [(f"{step:,}", step) for step in steps]
+        self.step.value = min(steps, key=lambda step: abs(step - wanted["step"]))
+        self._offer_rows()
+        several = ((self.run, self.runs), (self.split, self.split.options), (self.direction, self.direction.options))
+        shown = [control for control, known in (*several, (self.batch, self.batch.options)) if len(known) > 1]
+        self._pickers.children = shown
+
+    def _offer_rows(self) -> None:
+        """The rows of this batch at this checkpoint, each with the start of its text; the one looked at is kept."""
+        before, known = self.row.value, self._here()["row"].unique().sort().to_list()
+        options = [(f"{row}: {start(self._text(row))}", row) for row in known]
+        if options != list(self.row.options):
+            self.row.options = options
+            self.row.value = before if before in known else known[0]
+
+    def _here(self) -> pl.DataFrame:
+        return self.seen.tokens[*(self.chosen[key] for key in KEYS), self.step.value]
+
+    def _text(self, row: int) -> Sequence[str]:
+        run, key = self.run.value, (self.split.value, self.batch.value, row)
+        if (run, *key) not in self._texts:
+            texts = self.texts
+            if isinstance(texts, Mapping) and run in texts:
+                texts = texts[run]
+            try:
+                self._texts[run, *key] = list(texts(*key) if callable(texts) else texts[key])
+            except (KeyError, IndexError) as error:
+                raise UserError(
+                    f"there is no text of split {key[0]!r}, batch {key[1]}, row {key[2]}; give it"
+                ) from error
+        return self._texts[run, *key]
+
+    def _look(self) -> None:
+        """Another run, text, direction or batch: other charts, in the place of those before."""
+        looked_at = (self.run.value, *self.chosen.values())
+        if looked_at != self._drawn:
+            self._drawn = looked_at
+            for name, chart in self.stills().items():
+                if name in self._charts:
+                    self._charts[name].redraw(chart)
+                else:
+                    self._charts[name] = LiveChart(chart, **{CURSOR: self.step.value})
+            self.views.children = [chart.widget for chart in self._charts.values()]
+        self._moved_to()
+
+    def _moved_to(self) -> None:
+        """Another checkpoint: a number goes out, and the text is coloured anew."""
+        for chart in self._charts.values():
+            chart.set(**{CURSOR: self.step.value})
+        self._switching = True
+        try:
+            self._offer_rows()
+        finally:
+            self._switching = False
+        self._say()
+
+    def _say(self) -> None:
+        self.said.value = escape(self.sentence)
+        self.text.value = self.tokens._repr_html_()
+
+    @property
+    def sentence(self) -> str:
+        """D, M and ΔL at this checkpoint in words, with what is known of their uncertainty."""
+        chosen = self.chosen
+        said = told(self.seen, self.step.value, chosen["split"], chosen["direction"])
+        if len(self.batch.options) > 1:
+            own = self.seen.each.filter(step=self.step.value, **chosen).row(0, named=True)
+            said += f" Batch {chosen['batch']} alone: D {number(own['interference'], '.2f')}."
+        return f"{self.run.value}: {said}" if len(self.runs) > 1 else said
