@@ -3,7 +3,7 @@
 from lmdynamics.charts.arcs import sentence_arcs
 from lmdynamics.charts.breaks import break_profile, broken_by_hand
 from lmdynamics.charts.deceleration import deceleration, power_law_claim
-from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
+from lmdynamics.charts.dissent import dissent_over_training, norms_over_training
 from lmdynamics.charts.family import family_tree
 from lmdynamics.charts.first_order import (
     coefficients_by_layer,
@@ -20,6 +20,7 @@ from lmdynamics.charts.interventions import (
 )
 from lmdynamics.charts.opposition import cosine_distribution, gram, group_opposition, opposition_map
 from lmdynamics.charts.overview import loss_and_uas
+from lmdynamics.charts.plane import dissent_plane
 from lmdynamics.charts.predictions import predictions_over_training
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import masking_rates, speedup_curves

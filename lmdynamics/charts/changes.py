@@ -12,7 +12,7 @@ from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
-WIDTH = 420
+WIDTH = 330  # two stand side by side
 BINS = 36  # an even number: zero is an edge
 SIDES = {"fell": BLUE, "rose": VERMILION}
 

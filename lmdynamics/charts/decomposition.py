@@ -1,5 +1,6 @@
 """The three measures of a change in tokens' losses, D, M and |ΔL| = M (1 − D), one above the other over training."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -79,7 +80,9 @@ def panels(
             ends = y.copy()
             ends["shorthand"] = "low:Q"
             layers.append(
-                alt.Chart(reach).mark_area(opacity=0.18).encode(x, ends, alt.Y2("high:Q"), colour, detail=f"{key}:N")
+                alt.Chart(reach)
+                .mark_area(opacity=0.18 if dashes is None else 0.1)
+                .encode(x, ends, alt.Y2("high:Q"), colour, detail=f"{key}:N")
             )
         layers.append(base.mark_line(strokeWidth=2).encode(*_dash(field, dashes, colour["legend"])))
         for rose in sorted(data["rose"].unique()):
@@ -112,7 +115,12 @@ def measure_axis(name: str, *parts: pl.DataFrame) -> alt.Y:
     if name == "magnitude":
         return y.scale(domain=[0, 1.05 * most], nice=False).axis(tickCount=4, format="~g")
     low, high = (rows["value"].min() or 0.1) / 1.4, 1.2 * most
-    return y.scale(type="log", domain=[low, high], nice=False).axis(values=log_ticks(low, high, 4), format="~g")
+    if high / low > 1e4:  # such ticks would not fit as numbers written out
+        tens = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+        ticks, style = [10.0**e for e in tens[:: -(-len(tens) // 4)]], "~e"
+    else:
+        ticks, style = log_ticks(low, high, 4), "~g"
+    return y.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format=style)
 
 
 def _size_alone(part: pl.DataFrame) -> pl.DataFrame:

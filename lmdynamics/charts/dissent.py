@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.deceleration import log_ticks
 from lmdynamics.charts.decomposition import colour_by
 from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, lines, ramp, step_axis
@@ -17,19 +18,12 @@ from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
-PLANE = ("cos_hidden_attractive", "cos_hidden_repulsive")
 NORMS = {
     "norm_hidden": ["norm of the", "hidden state h"],
     "norm_attractive": ["norm of the", "attraction"],
     "norm_repulsive": ["norm of the", "repulsion"],
 }
-QUADRANTS = {  # (side, height): what a step along minus the gradient does to ‖h‖
-    (-1, 1): ["attraction lengthens h,", "repulsion shortens it"],
-    (1, 1): ["both shorten h"],
-    (-1, -1): ["both lengthen h"],
-    (1, -1): ["attraction shortens h,", "repulsion lengthens it"],
-}
-X_TITLE, Y_TITLE = "cosine of h and the attractive gradient", "cosine of h and the repulsive gradient"
+CONTROL = "dissent_control"
 
 
 def dissent_over_training(
@@ -38,23 +32,24 @@ def dissent_over_training(
     published: Mapping[str, float] | None = None,
     cursor: alt.Parameter | None = None,
     groups: Sequence[str] | None = None,
-) -> alt.HConcatChart:
+) -> alt.TopLevelMixin:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
 
     `table`: step, group, dissent and its interval, as `curves.dissent.dissent_by_group` gives them, perhaps `curve`;
-    groups stand in its order, as from rare to frequent. `published`: readings to compare with, by name, as faint lines.
-    `cursor`: a parameter that holds a step, marked by an upright line. `groups`: all there are, so that each keeps its
-    colour where others are left out.
+    groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted. `published`:
+    readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by an upright
+    line. `groups`: all there are, so that each keeps its colour where others are left out.
 
     Raises
     ------
     UserError
         If a column is missing, or there is nothing to draw.
     """
-    rows = _tidy(table, ["dissent"], "dissent over training")
+    rows = grouped(table, ["dissent"], "dissent over training")
     rows = _bounded(rows, "dissent")
-    curves, colours, steps = _names(rows, "curve"), _colours(rows, groups), steps_of(rows)
-    top = max(0.0, rows["dissent"].max(), rows["high"].max() or 0.0)
+    curves, colours, steps = names_of(rows, "curve"), group_colours(rows, groups), steps_of(rows)
+    control = CONTROL in rows.columns
+    top = max(0.0, rows["dissent"].max(), rows["high"].max() or 0.0, (rows[CONTROL].max() or 0.0) if control else 0.0)
     y = alt.Y("dissent:Q").scale(domain=[-1, min(1.0, top + 0.05)], nice=False).axis(tickCount=6)
     panels = []
     for index, curve in enumerate(curves):
@@ -62,11 +57,11 @@ def dissent_over_training(
         x = step_axis(steps, sparse=len(curves) > 2)
         colour = colour_by("group", colours, columns=5)
         y = y.copy()
-        y["title"] = "dissent (cosine of attraction and repulsion)" if index == 0 else None
+        y["title"] = "dissent (cosine of attraction and repulsion)" if index % 2 == 0 else None
         ends = y.copy()
         ends["shorthand"] = "low:Q"
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("dissent", "low", "high"))]
-        layers = _levels(published or {}, y, label=index == len(curves) - 1)
+        layers = _levels(published or {}, y, label=index % 2 == 1 or index == len(curves) - 1)
         if len(reach := data.drop_nulls(["low", "high"])):
             reach = reach.with_columns(pl.col("low", "high").clip(-1, 1))
             layers.append(alt.Chart(reach).mark_area(opacity=0.18).encode(x, ends, alt.Y2("high:Q"), colour))
@@ -75,71 +70,25 @@ def dissent_over_training(
             base.mark_line(strokeWidth=2),
             base.mark_point(size=20, filled=True, opacity=1).encode(tooltip=tips),
         ]
+        if control and len(other := data.filter(pl.col(CONTROL).is_finite())):
+            placed = y.copy()
+            placed["shorthand"] = f"{CONTROL}:Q"
+            line = alt.Chart(other).mark_line(strokeWidth=1.4, strokeDash=[2, 3], clip=True)
+            layers.append(
+                line.encode(x, placed, colour, tooltip=["group:N", alt.Tooltip(f"{CONTROL}:Q", format="+.3f")])
+            )
         if cursor is not None:
             layers.append(upright(cursor, x))
-        panels.append(_panel(alt.layer(*layers), curve, curves, 300))
-    chart = alt.hconcat(*panels, spacing=14)
+        panels.append(panel(alt.layer(*layers), curve, curves, 300))
+    chart = side_by_side(panels)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
-    caption += ["dashed: published, read off a poster (approximate)" if published else ""]
+    caption += ["dotted: attraction with the repulsion at another position" if control else ""]
+    caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
         chart if cursor is None else chart.add_params(cursor),
         lines(_found(rows), 76),
-        "; ".join(filter(None, caption)),
+        lines("; ".join(filter(None, caption)), 92),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
-    )
-
-
-def dissent_plane(
-    table: pl.DataFrame,
-    step: int | None = None,
-    *,
-    cursor: alt.Parameter | None = None,
-    groups: Sequence[str] | None = None,
-) -> alt.HConcatChart:
-    """Where the hidden state points: cos(h, ∇h⁺) along, cos(h, ∇h⁻) up, a trajectory per group, a panel per curve.
-
-    `table`: step, group, cos_hidden_attractive, cos_hidden_repulsive (no unit), perhaps `curve`. A larger dot stands at
-    `step` (default: the last); it follows the chart's parameter `plane_step`, or `cursor`, another one with a step.
-    `groups`: as for `dissent_over_training`.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, the step was not measured, or there is nothing to draw.
-    """
-    what = "dissent plane"
-    rows = _tidy(table, list(PLANE), what)
-    curves, colours, steps = _names(rows, "curve"), _colours(rows, groups), steps_of(rows)
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
-    chosen = alt.param(name="plane_step", value=step) if cursor is None else cursor
-    most = min(1.0, 1.35 * max(0.1, *(rows[name].abs().max() for name in PLANE)))
-    scale = alt.Scale(domain=[-most, most], nice=False)
-    ticks = alt.Axis(tickCount=5, grid=False, format="~g")
-    x = alt.X(f"{PLANE[0]}:Q", title=X_TITLE, scale=scale, axis=ticks)
-    panels = []
-    for index, curve in enumerate(curves):
-        y = alt.Y(f"{PLANE[1]}:Q", title=Y_TITLE if index == 0 else None, scale=scale, axis=ticks)
-        data = alt.Chart(rows.filter(pl.col("curve") == curve))
-        colour = colour_by("group", colours, columns=5)
-        tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in PLANE)]
-        base = data.encode(x, y, colour)
-        at = base.transform_filter(f"datum.step == {chosen.name}")
-        layers = [
-            *_quadrants(most, x, y),
-            base.mark_line(strokeWidth=1.4, opacity=0.8).encode(order="step:Q"),
-            base.mark_point(size=14, filled=True, opacity=0.7).encode(tooltip=tips),
-            at.mark_point(size=170, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(tooltip=tips),
-        ]
-        panels.append(_panel(alt.layer(*layers), curve, curves, 330, height=330 if len(curves) > 1 else 380))
-    told = "'Attraction and repulsion against the hidden state, step ' + "
-    return figure(
-        alt.hconcat(*panels, spacing=14).add_params(chosen),
-        alt.ExprRef(f"{told}format({chosen.name}, ',d')"),
-        "lines: a group's course over training; large dots: at this step",
-        f"The plane of the cosines of h with attraction and with repulsion. At step {step:,}: "
-        + _spoken_plane(rows, step),
     )
 
 
@@ -154,8 +103,8 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
     UserError
         If a column is missing, or there is nothing to draw.
     """
-    rows = _tidy(table, list(NORMS), "norms over training")
-    curves, colours, steps = _names(rows, "curve"), _colours(rows, None), steps_of(rows)
+    rows = grouped(table, list(NORMS), "norms over training")
+    curves, colours, steps = names_of(rows, "curve"), group_colours(rows, None), steps_of(rows)
     panels = []
     for name, title in NORMS.items():
         data = rows.filter(pl.col(name) > 0)
@@ -164,7 +113,7 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
         for curve in curves:
             y = alt.Y(f"{name}:Q", title=title if curve == curves[0] else None)
             y = y.scale(type="log", domain=ends, nice=False).axis(values=log_ticks(*ends, 4), format="~g")
-            colour = colour_by("group", colours, columns=5)
+            colour = colour_by("group", colours, columns=5 if len(curves) == 1 else 2)
             colour["legend"] = colour["legend"] if last and curve == curves[0] else None
             x = step_axis(steps, "training step (log scale)" if last else None, sparse=len(curves) > 2)
             tips = ["group:N", "step:Q", alt.Tooltip(f"{name}:Q", format=".3~g")]
@@ -174,7 +123,16 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
                 base.mark_point(size=16, filled=True, opacity=1).encode(tooltip=tips),
             ]
             titled = curves if name == next(iter(NORMS)) else [curve]
-            panels.append(_panel(alt.layer(*layers), curve, titled, 300, height=110, alone=len(curves) == 1))
+            panels.append(
+                panel(
+                    alt.layer(*layers),
+                    curve,
+                    titled,
+                    300 if len(curves) < 3 else 150,
+                    height=110,
+                    alone=len(curves) == 1,
+                )
+            )
     moved = []
     for name, symbol in zip(NORMS, ("h", "attraction", "repulsion"), strict=True):
         ends = rows.group_by("step").agg(pl.col(name).mean()).sort("step")[name]
@@ -195,7 +153,8 @@ def upright(cursor: alt.Parameter, x: alt.X) -> alt.Chart:
     return at.mark_rule(color=TEXT, strokeWidth=2).encode(x)
 
 
-def _tidy(table: pl.DataFrame, columns: list[str], what: str) -> pl.DataFrame:
+def grouped(table: pl.DataFrame, columns: list[str], what: str) -> pl.DataFrame:
+    """The rows that have numbers, in order of steps, with `curve` (empty where there is none) and group as text."""
     need_columns(table, ["step", "group", *columns], what)
     rows = table if "curve" in table.columns else table.with_columns(curve=pl.lit(""))
     rows = rows.with_columns(pl.col("curve", "group").cast(pl.String), pl.col(columns).cast(pl.Float64))
@@ -213,17 +172,15 @@ def _bounded(rows: pl.DataFrame, name: str) -> pl.DataFrame:
     )
 
 
-def _names(rows: pl.DataFrame, column: str) -> list[str]:
-    return rows[column].unique(maintain_order=True).to_list()
-
-
-def _colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str, str]:
-    present = _names(rows, "group")
+def group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str, str]:
+    """A colour for each group that is present, as it is among all groups."""
+    present = names_of(rows, "group")
     colours = ramp(groups or present)
     return {name: colours[name] for name in present}
 
 
-def _panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
+def panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
+    """One curve\'s chart with its size, and its name where there are several."""
     alone = len(curves) == 1 if alone is None else alone
     chart = chart.properties(width=WIDTH if alone and narrow == 300 else narrow + 50 * alone, height=height)
     if len(curves) == 1:
@@ -231,6 +188,11 @@ def _panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 2
     return chart.properties(
         title=alt.TitleParams(curve, fontSize=12, fontWeight="normal", frame="group", anchor="start")
     )
+
+
+def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:
+    """Two panels in a row."""
+    return alt.hconcat(*panels, spacing=14) if len(panels) < 3 else alt.concat(*panels, columns=2, spacing=14)
 
 
 def _levels(levels: Mapping[str, float], y: alt.Y, label: bool) -> list[alt.Chart]:
@@ -242,22 +204,6 @@ def _levels(levels: Mapping[str, float], y: alt.Y, label: bool) -> list[alt.Char
         text = data.mark_text(color=TEXT, align="left", dx=6, fontSize=10)
         rules.append(text.encode(y, text="name:N", x=alt.value("width")))
     return rules
-
-
-def _quadrants(most: float, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    axes = alt.Chart(alt.Data(values=[{}]))
-    layers = [
-        axes.mark_rule(color=GREY, strokeWidth=1).encode(x=alt.datum(0)),
-        axes.mark_rule(color=GREY, strokeWidth=1).encode(y=alt.datum(0)),
-    ]
-    for (side, height), text in QUADRANTS.items():
-        place = alt.Chart(alt.Data(values=[{PLANE[0]: side * most, PLANE[1]: height * most}]))
-        inward = {"align": "left" if side < 0 else "right", "dx": -7 * side}
-        onward = {"baseline": "top" if height > 0 else "bottom", "dy": 7 if height > 0 else -7 - 12 * (len(text) - 1)}
-        layers.append(
-            place.mark_text(text=text, fontSize=10.5, color=TEXT, opacity=0.85, **inward, **onward).encode(x, y)
-        )
-    return layers
 
 
 def _found(rows: pl.DataFrame) -> str:
@@ -277,11 +223,3 @@ def _spoken(rows: pl.DataFrame, name: str) -> list[str]:
         who = f"{curve}, {group}" if curve else group
         said.append(f"{who}: {name} {part[name][0]:.2f} → {part[name][-1]:.2f}.".replace("-", "−"))
     return said
-
-
-def _spoken_plane(rows: pl.DataFrame, step: int) -> str:
-    here = rows.filter(pl.col("step") == step)
-    places = [
-        f"{row['curve']} {row['group']} ({row[PLANE[0]]:+.2f}, {row[PLANE[1]]:+.2f})".strip() for row in here.to_dicts()
-    ]
-    return ("; ".join(places) + ".").replace("-", "−")

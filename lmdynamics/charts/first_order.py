@@ -43,7 +43,7 @@ COEFFICIENTS = {  # a column: (what it is called, colour)
 
 def first_order_against_measured(
     changes: pl.DataFrame, steps: Sequence[int] | None = None, *, seed: int = 0
-) -> alt.VConcatChart:
+) -> alt.ConcatChart:
     """Each token's change of loss in one step against the change that the first order predicts; a panel per step.
 
     `changes`: step, split, first_order, change (nats), a trace of `OneStep`; rows of a random direction are left out.
@@ -67,33 +67,29 @@ def first_order_against_measured(
     if missing := [step for step in steps if step not in known]:
         raise UserError(f"{what}: step {missing[0]} was not measured; measured: {', '.join(map(str, known))}")
     splits = {split: of for split, of in SPLITS.items() if split in rows["split"]}
-    most, made, slopes, said = MOST_POINTS // len(splits), [], {}, []
+    most, panels, slopes, said = MOST_POINTS // len(splits), [], {}, []
     for split, (name, colour) in splits.items():
-        panels = []
         for step in steps:
             here = rows.filter(pl.col("step") == step, pl.col("split") == split)
-            if here.is_empty():
-                continue
-            slope, correlation = _line(here)
-            slopes.setdefault(split, []).append(correlation)
-            text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
-            said.append(f"Step {step:,}, {name}: {text}.")
-            head = alt.TitleParams(
-                f"step {step:,}", subtitle=text, fontSize=12, fontWeight="normal", anchor="start", frame="group"
-            )
+            text = "no tokens"
+            if len(here):
+                slope, correlation = _line(here)
+                slopes.setdefault(split, []).append(correlation)
+                text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
+                said.append(f"Step {step:,}, {name}: {text}.")
+            head = {"fontSize": 12, "fontWeight": "normal", "anchor": "start", "frame": "group"}
             shown = here.sample(most, seed=seed) if len(here) > most else here
-            first, left = split == next(iter(splits)), step == steps[0]
-            y = ["measured change", f"(nats), {name}"] if left else None
-            under = None if len(splits) > 1 and first else "predicted (nats)"
-            panels.append(_scatter(shown, colour, under, y).properties(title=head))
-        made.append(alt.hconcat(*panels, spacing=14))
+            y = ["measured change", f"(nats), {name}"] if step == steps[0] else None
+            under = "predicted (nats)" if split == list(splits)[-1] else None
+            title = alt.TitleParams(f"step {step:,}", subtitle=text, **head)
+            panels.append(_scatter(shown, colour, under, y).properties(title=title))
     worst = {split: (min(each), max(each)) for split, each in slopes.items()}
     told = [
         f"{SPLITS[split][0]}: {low:.2f}" + (f" to {high:.2f}" if high - low > 0.005 else "")
         for split, (low, high) in worst.items()
     ]
     return figure(
-        alt.vconcat(*made, spacing=16),
+        alt.concat(*panels, columns=len(steps), spacing=14),
         lines(
             f"First order against measured change, correlation over tokens ({'; '.join(told)})".replace("-", "−"), 84
         ),
@@ -217,7 +213,7 @@ def step_tiles(cells: pl.DataFrame, parts: Sequence[str]) -> tuple[alt.Chart, di
 
 def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str] | None) -> alt.LayerChart:
     values = [*rows["first_order"], *rows["change"]]
-    low, high = min(0.0, *values), max(0.0, *values)
+    low, high = min([0.0, *values]), max([0.0, *values])
     ends = [1.06 * low or -1e-9, 1.06 * high or 1e-9]
     axis = alt.Axis(tickCount=3, labelExpr=SIGNED)
     x = alt.X("first_order:Q", title=under, axis=axis).scale(domain=ends, nice=False)

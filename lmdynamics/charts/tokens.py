@@ -14,7 +14,8 @@ Texts = Mapping[int, Sequence[str]] | Callable[[int], Sequence[str]]
 LONGEST = 60  # characters of one token that are shown
 FAINTEST, STRONGEST = 0.10, 0.55  # of the colour behind a token; text stays readable on it, on white and on black
 TEXT_ONLY = "mathjax_ignore tex2jax_ignore"  # or a notebook typesets what stands between two dollar signs
-TOKEN = "unicode-bidi:isolate;padding:2px 1px;border-bottom:3px"  # what a token of another script does stays inside it
+PLAIN = "unicode-bidi:isolate;padding:2px;margin-right:2px"  # isolate: a token of another script turns no neighbour
+TOKEN = f"{PLAIN};border-bottom:3px"
 
 
 class ColouredTokens:
@@ -93,14 +94,14 @@ class ColouredTokens:
             raise UserError(f"cannot write the page {path}: {error.strerror}; choose another output_dir") from error
 
     def _row(self, row: int, tokens: list[tuple[str, dict | None]]) -> str:
-        inside = "".join(self._token(token, change) for token, change in tokens)
+        inside = "<wbr>".join(self._token(token, change) for token, change in tokens)
         name = f'<span style="opacity:0.7;padding-right:0.8em">row {int(row)}</span>' if len(self.rows) > 1 else ""
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:6px">{name}{inside}</div>'
 
     def _token(self, token: str, change: dict | None) -> str:
         shown = escape(visible(token), quote=True)
         if change is None:
-            return f'<span style="unicode-bidi:isolate;opacity:0.6" title="not predicted">{shown}</span>'
+            return f'<span style="{PLAIN};opacity:0.6" title="not predicted">{shown}</span>'
         told = escape(_told(token, change), quote=True)
         return f'<span style="{self._style(change["change"])}" title="{told}">{shown}</span>'
 
@@ -130,8 +131,12 @@ def reach(changes: pl.DataFrame) -> float:
 
 
 def visible(token: str) -> str:
-    """A token as it is shown: a space stays a space, what cannot be seen is escaped, what is long is cut."""
-    return shortened(printable(token), LONGEST) or "∅"
+    """A token as it is shown: what cannot be seen is escaped, what is long is cut.
+
+    A space stays a space, and so does a tokenizer's sign for one in front (Ġ of byte-level BPE, ▁ of SentencePiece).
+    """
+    spaced = f" {token[1:]}" if token[:1] in ("Ġ", "▁") else token
+    return shortened(printable(spaced), LONGEST) or "∅"
 
 
 def _told(token: str, change: Mapping) -> str:

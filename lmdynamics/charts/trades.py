@@ -7,8 +7,9 @@ import polars as pl
 
 from lmdynamics.charts.conditions import ROW, capital
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.tokens import visible
 from lmdynamics.curves.intervals import need_columns
-from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.errors import UserError, shortened
 
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 MOST_PANELS = 4  # doublings side by side
@@ -39,15 +40,15 @@ def traded(table: pl.DataFrame) -> alt.HConcatChart:
     most = 1.08 * max(rows["gained"].max(), rows["lost"].max(), 1e-12)
     tips = ["group:N", *(alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("gained", "lost", "net"))]
     tips += [f"{name}:Q" for name in ("interference", "tokens") if name in rows.columns]
+    end = float(f"{most / 1.6:.1g}")
+    ticks = {"tickCount": 5} if len(steps) < 3 else {"values": [-end, 0, end]}
     panels, said = [], []
     for index, step in enumerate(steps):
         here = rows if step is None else rows.filter(pl.col("step") == step)
         y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
         y = y.axis(labels=index == 0, ticks=False, domain=False, labelLimit=200, labelPadding=8)
         x = alt.X(title="nats per token" if len(steps) > 2 else "change of loss (nats per token of the text)")
-        x = x.scale(domain=[-most, most], nice=False).axis(
-            tickCount=5 if len(steps) < 3 else 3, labelExpr=SIGNED, grid=False
-        )
+        x = x.scale(domain=[-most, most], nice=False).axis(labelExpr=SIGNED, grid=False, **ticks)
         base = alt.Chart(here).encode(y, tooltip=tips)
         bars = [
             base.mark_bar(color=colour, height=14).encode(_along(x, name))
@@ -132,8 +133,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
 
 def clipped(text: str, most: int = LONGEST) -> str:
     """A token as a label: nothing that acts, a space as ·, and not too long."""
-    text = printable(text.replace(" ", "·").replace("Ġ", "·"))
-    return shortened(text, most) if text else "(nothing)"
+    return shortened(visible(text).replace(" ", "·"), most)
 
 
 def spread(steps: list[int], most: int) -> list[int]:

@@ -47,7 +47,7 @@ def interference_over_training(
     scales = {name: measure_axis(name, *(part for part in (rows, theirs) if part is not None)) for name in MEASURES}
     wide = WIDTH if theirs is None else 360
     by = "size" if "size" in rows.columns else "curve"
-    named = colour_by(by, ramp(rows[by]))
+    named = colour_by(by, ramp(rows[by]), columns=6 if theirs is None else 3)
     ours = panels(rows, scales, wide, named, breaks=None if breaks is None else _breaks(breaks, rows))
     if theirs is None:
         chart = alt.vconcat(*ours, spacing=10)
@@ -143,7 +143,7 @@ def _found(rows: pl.DataFrame) -> str:
     d = rows.filter(pl.col("measure") == "interference").sort("step")
     by = d.group_by("curve", maintain_order=True)
     last, least = by.agg(pl.col("value").last())["value"], by.agg(pl.col("value").min())["value"]
-    of = "" if len(last) == 1 else f", for all {len(last)} curves"
+    of = "" if len(last) == 1 else ", for both curves" if len(last) == 2 else f", for all {len(last)} curves"
     if (last > 1.1 * least).all():
         rise = f"from {span(least)} at its lowest to {span(last)} over the last doubling"
         return f"Destructive interference rises {rise}{of}"

@@ -82,7 +82,8 @@ def moved(changes: pl.DataFrame, groups: pl.DataFrame | None) -> Moved:
 
 
 def start(tokens: Sequence[str], most: int = 60) -> str:
-    text = "".join(map(visible, tokens))
+    shown = [visible(token) for token in tokens]
+    text = ("" if any(token.startswith(" ") for token in shown) else " ").join(shown)
     return text if len(text) <= most else f"{text[:most]}…"
 
 

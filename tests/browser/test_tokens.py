@@ -96,7 +96,7 @@ def check(notebook):
     seen = page.evaluate(LOOK)
     assert seen["shown"] == list(SHOWN.values())
     assert all(shown in title for shown, title in list(zip(seen["shown"], seen["titles"], strict=True))[1:])
-    assert seen["elements"] == ["B", "DIV", "SPAN"]
+    assert seen["elements"] == ["B", "DIV", "SPAN", "WBR"]
     assert seen["attributes"] == ["style", "title"]
     assert seen["pwned"] is None
     assert set(seen["underlines"][1:]) == {"solid", "dotted"}

@@ -191,4 +191,4 @@ def dissent(curves=("17k", "260k")):
         (pl.col(name) + sign * 0.02).alias(f"{name}_{end}")
         for name in ("dissent", "cos_hidden_attractive", "cos_hidden_repulsive")
         for end, sign in (("low", -1), ("high", 1))
-    ).with_columns(probability=pl.lit(0.3), tokens=pl.lit(2000))
+    ).with_columns(probability=pl.lit(0.3), tokens=pl.lit(2000), dissent_control=0.3 * pl.col("dissent"))

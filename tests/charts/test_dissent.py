@@ -40,6 +40,15 @@ def test_a_panel_per_curve_on_one_scale_from_total_dissent():
     assert "title" not in EVERY["one curve"]().to_dict()["hconcat"][0]
 
 
+def test_four_curves_stand_two_in_a_row():
+    four = frames.dissent(("17k", "43k", "115k", "260k"))
+    for chart in (charts.dissent_over_training(four, published=READINGS), charts.dissent_plane(four)):
+        spec = chart.to_dict()
+        assert (len(spec["concat"]), spec["columns"]) == (4, 2)
+        assert "<svg" in charts.to_svg(chart)
+    assert charts.norms_over_training(four).to_dict()["columns"] == 4
+
+
 def test_groups_keep_the_order_of_the_frame():
     spec = EVERY["over training"]().to_dict()
     assert found(spec, "line")[0]["encoding"]["color"]["scale"]["domain"] == frames.GROUPS
@@ -80,6 +89,15 @@ def test_without_intervals_there_are_no_bands():
     bare = ONE.with_columns(dissent_low=pl.lit(None, pl.Float64))
     assert not found(charts.dissent_over_training(bare).to_dict(), "area")
     assert not found(charts.dissent_over_training(ONE.drop("dissent_low", "dissent_high")).to_dict(), "area")
+
+
+def test_the_control_is_dotted_where_there_is_one():
+    spec = charts.dissent_over_training(ONE).to_dict()
+    dotted = [layer for layer in found(spec, "line") if "strokeDash" in layer["mark"]]
+    assert [layer["encoding"]["y"]["field"] for layer in dotted] == ["dissent_control"]
+    assert "another position" in str(spec["title"]["subtitle"])
+    bare = charts.dissent_over_training(ONE.drop("dissent_control")).to_dict()
+    assert not any("strokeDash" in layer["mark"] for layer in found(bare, "line"))
 
 
 def test_the_plane_follows_its_parameter():

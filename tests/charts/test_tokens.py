@@ -55,7 +55,7 @@ def titled(view):
 def test_only_our_elements_and_attributes_appear():
     view = tokens(title="<b>a title</b>")
     found = Elements(view._repr_html_())
-    assert {tag for tag, _ in found.seen} == {"div", "span", "b"}
+    assert {tag for tag, _ in found.seen} == {"div", "span", "b", "wbr"}
     assert sum(tag == "b" for tag, _ in found.seen) == 1
     assert {name for _, attributes in found.seen for name in attributes} == {"style", "title", "dir", "class"}
     assert "<b>a title</b>" in found.text
@@ -138,7 +138,17 @@ def test_the_page_is_written_whole(tmp_path):
 
 @pytest.mark.parametrize(
     ("token", "shown"),
-    [("", "∅"), (" the", " the"), ("\n", "\\n"), ("x" * 200, "x" * 30 + "…" + "x" * 15), ("ש", "ש"), ("\xa0", "\\xa0")],
+    [
+        ("", "∅"),
+        (" the", " the"),
+        ("\n", "\\n"),
+        ("x" * 200, "x" * 30 + "…" + "x" * 15),
+        ("ש", "ש"),
+        ("\xa0", "\\xa0"),
+        ("Ġa", " a"),
+        ("▁a", " a"),
+        ("aĠ", "aĠ"),
+    ],
 )
 def test_what_a_token_is_shown_as(token, shown):
     assert visible(token) == shown

@@ -143,7 +143,7 @@ def test_a_scatter_shows_at_most_so_many_tokens_and_its_slope_is_that_of_all():
     one = big.filter((pl.col("split") == "stepped") & (pl.col("direction") == "update"))
     slope = one.select(pl.cov("first_order", "change") / pl.col("first_order").var()).item()
     r = one.select(pl.corr("first_order", "change")).item()
-    head = spec["vconcat"][0]["hconcat"][0]["title"]
+    head = spec["concat"][0]["title"]
     assert head["subtitle"] == f"slope {slope:.2f}, r {r:.3f}"
     held_out = charts.first_order_against_measured(big.filter(pl.col("split") == "held out")).to_dict()
     assert [len(rows_of(held_out, layer)) for layer in found(held_out, "point")] == [1200]
@@ -153,8 +153,11 @@ def test_four_steps_are_chosen_evenly_unless_named():
     assert spread(frames.STEPS, 4) == [1, 8, 128, 1024]
     assert spread([0, 1, 2], 4) == [0, 1, 2]
     assert spread([0, *frames.STEPS], 4)[0] == 1
-    heads = charts.first_order_against_measured(frames.one_step(), [2, 16]).to_dict()["vconcat"][0]["hconcat"]
-    assert [panel["title"]["text"] for panel in heads] == ["step 2", "step 16"]
+    heads = charts.first_order_against_measured(frames.one_step(), [2, 16]).to_dict()["concat"]
+    assert [panel["title"]["text"] for panel in heads] == ["step 2", "step 16"] * 2
+    uneven = frames.one_step().filter((pl.col("split") == "stepped") | (pl.col("step") > 2))
+    heads = charts.first_order_against_measured(uneven, [2, 16]).to_dict()["concat"]
+    assert [panel["title"]["subtitle"] == "no tokens" for panel in heads] == [False, False, True, False]
 
 
 def test_bars_go_both_ways_and_the_title_says_how_much_was_undone():
@@ -198,8 +201,8 @@ def test_tokens_are_text_and_told_apart():
     assert "<script" not in svg
     assert said(chart) == "“·the” gained most (−0.90 nats), “t100” lost most (+0.70 nats)"
     given = frames.extremes(1).with_columns(form=pl.Series(["a", ""]))
-    assert "“(nothing)” lost most" in said(charts.winners_and_losers(given))
-    assert clipped("\n") == "\\n"
+    assert "“∅” lost most" in said(charts.winners_and_losers(given))
+    assert [clipped(text) for text in ("\n", "Ġthe", "▁the", " a b")] == ["\\n", "·the", "·the", "·a·b"]
 
 
 @pytest.mark.parametrize(
