@@ -100,6 +100,7 @@ def _dash(key: str, dashes: Mapping[str, Sequence[int]] | None, legend: alt.Lege
 
 
 def colour_by(field: str, colours: Mapping[str, str], columns: int = 6) -> alt.Color:
+    """A line's or a point's colour by a field; a legend below where there are several."""
     key = alt.Legend(orient="bottom", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if len(colours) > 1 else None)

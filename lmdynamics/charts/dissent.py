@@ -180,7 +180,7 @@ def group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str,
 
 
 def panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
-    """One curve\'s chart with its size, and its name where there are several."""
+    """One curve's chart with its size, and its name where there are several."""
     alone = len(curves) == 1 if alone is None else alone
     chart = chart.properties(width=WIDTH if alone and narrow == 300 else narrow + 50 * alone, height=height)
     if len(curves) == 1:

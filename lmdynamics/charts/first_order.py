@@ -10,7 +10,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from lmdynamics.charts.conditions import count
+from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.deceleration import log_ticks
 from lmdynamics.charts.heads import ROUND
 from lmdynamics.charts.theme import (
@@ -74,8 +74,10 @@ def first_order_against_measured(
             text = "no tokens"
             if len(here):
                 slope, correlation = _line(here)
-                slopes.setdefault(split, []).append(correlation)
-                text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
+                text = "no line: nothing varies"
+                if np.isfinite(correlation):
+                    slopes.setdefault(split, []).append(correlation)
+                    text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
                 said.append(f"Step {step:,}, {name}: {text}.")
             head = {"fontSize": 12, "fontWeight": "normal", "anchor": "start", "frame": "group"}
             shown = here.sample(most, seed=seed) if len(here) > most else here
@@ -186,7 +188,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
     chart = tile.mark_rect().encode(color=colour.legend(gradientLength=100, format=".2~g"), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("value")
     least, most = last.row(0, named=True), last.row(-1, named=True)
-    title = f"{coefficient} by {level}: at the last step from {_short(least['value'])} ({least['part']})"
+    title = f"{capital(coefficient)} by {level}: at the last step from {_short(least['value'])} ({least['part']})"
     return figure(
         chart.properties(**size),
         lines(f"{title} to {_short(most['value'])} ({most['part']})", 76),
@@ -208,7 +210,7 @@ def step_tiles(cells: pl.DataFrame, parts: Sequence[str]) -> tuple[alt.Chart, di
         ),
         alt.Y("part:N", title=None, sort=list(parts)).axis(domain=False, ticks=False, labelLimit=240),
     )
-    return base, {"width": width * len(steps), "height": 24 * len(parts)}
+    return base, {"width": width * len(steps), "height": (24 if len(parts) <= 16 else 15) * len(parts)}
 
 
 def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str] | None) -> alt.LayerChart:

@@ -1,7 +1,7 @@
 """Whether gradients of different examples agree: cosines between the gradients of rows of text, and of token groups."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 import altair as alt
@@ -38,7 +38,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", most), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("mean")
     least, step = last.row(0, named=True), last["step"][0]
-    way = "are opposed most" if least["mean"] < 0 else "agree least"
+    way = "are opposed most" if least["mean"] <= -0.005 else "agree least"
     return figure(
         chart.properties(**size),
         lines(f"At step {step:,} rows {way} in {least['part']}: {_told(least)}", 76),
@@ -148,10 +148,12 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     )
 
 
-def group_opposition(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> alt.LayerChart:
+def group_opposition(
+    frame: pl.DataFrame, step: int | None = None, *, part: str = "all", groups: Sequence[str] | None = None
+) -> alt.LayerChart:
     """Cosines between the gradients of groups of tokens at one step (default: the last), as a matrix of numbers.
 
-    `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`; groups stand in its order.
+    `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`. `groups`: their order (or the frame's).
 
     Raises
     ------
@@ -162,7 +164,8 @@ def group_opposition(frame: pl.DataFrame, step: int | None = None, *, part: str 
     need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
     here, step = _at(_of_part(frame, part, what), step, what)
     here = here.with_columns(pl.col("a", "b").cast(pl.String))
-    groups = list(dict.fromkeys([*here["a"], *here["b"]]))
+    present = dict.fromkeys([*here["a"], *here["b"]])
+    groups = [*(name for name in groups or () if name in present), *(n for n in present if n not in (groups or ()))]
     both = _mirrored(here.select("a", "b", "cosine"))
     apart = both.filter(pl.col("a") != pl.col("b")).sort("cosine")
     most = max(0.05, apart["cosine"].abs().max() or 0.0)
@@ -234,7 +237,8 @@ def _mirrored(half: pl.DataFrame) -> pl.DataFrame:
 
 
 def _told(row: dict) -> str:
-    return f"mean cosine {row['mean']:+.2f}, {row['negative']:.0%} negative".replace("-", "−")
+    mean = round(row["mean"], 2) + 0.0  # no −0.00
+    return f"mean cosine {mean:+.2f}, {row['negative']:.0%} negative".replace("-", "−")
 
 
 def _counted(pairs: Iterable[int]) -> str:

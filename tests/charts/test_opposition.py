@@ -53,6 +53,13 @@ def test_the_title_names_the_part_where_rows_are_most_opposed():
     assert said(charts.opposition_map(early)).startswith("At step 8 rows agree least in head")
 
 
+def test_a_mean_of_nearly_nothing_is_not_called_opposed():
+    none = frames.opposition().with_columns(cosine=pl.lit(-0.001))
+    assert (
+        said(charts.opposition_map(none)) == "At step 1,024 rows agree least in all: mean cosine +0.00, 100% negative"
+    )
+
+
 def test_bands_are_quantiles_of_the_pairs():
     spec = charts.cosine_distribution(frames.opposition(), part="layer 1").to_dict()
     row = next(row for row in rows_of(spec, found(spec, "line")[0]) if row["step"] == 64)
@@ -93,6 +100,8 @@ def test_groups_name_the_pair_that_is_most_opposed():
     spec = chart.to_dict()
     assert len(rows_of(spec, found(spec, "rect")[0])) == 16
     assert found(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS
+    backwards = charts.group_opposition(frames.group_opposition(), groups=frames.GROUPS[::-1]).to_dict()
+    assert found(backwards, "rect")[0]["encoding"]["y"]["sort"] == frames.GROUPS[::-1]
     one = frames.group_opposition().filter(pl.col("a") == "frequent")
     assert "Opposition between groups" in said(charts.group_opposition(one))
 

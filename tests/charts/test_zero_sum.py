@@ -160,6 +160,13 @@ def test_four_steps_are_chosen_evenly_unless_named():
     assert [panel["title"]["subtitle"] == "no tokens" for panel in heads] == [False, False, True, False]
 
 
+def test_where_nothing_varies_there_is_no_line():
+    still = frames.one_step().with_columns(change=pl.when(pl.col("step") > 4).then("change").otherwise(0.0))
+    panels = charts.first_order_against_measured(still, [2, 16]).to_dict()["concat"]
+    assert panels[0]["title"]["subtitle"] == "no line: nothing varies"
+    assert "nan" not in said(charts.first_order_against_measured(still, [2]))
+
+
 def test_bars_go_both_ways_and_the_title_says_how_much_was_undone():
     table = frames.traded()
     spec = charts.traded(table).to_dict()
