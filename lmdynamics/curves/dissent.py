@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from lmdynamics.curves.deceleration import with_interval
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.row_sums import as_columns, interval, ratio, row_sums, with_groups
 from lmdynamics.errors import UserError
@@ -24,8 +25,8 @@ def dissent_by_group(
 
     `frame`: a trace of `Dissent`; `groups`: token, group (as of `frequency_groups`), or row, position, group; None: all
     tokens in one group, "all". Tokens in none are in the group "other". Rows, sorted by group inside each of `by`:
-    *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, dissent_control, each with _low and _high (95 %, bootstrap over
-    rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a cosine (a vector
+    *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, dissent_control, each with _low and _high (95 %,
+    bootstrap over rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a cosine (a vector
     of zeros) do not count in its mean, which is null where there are no others.
 
     Raises
@@ -49,3 +50,46 @@ def dissent_by_group(
             drawn = ratio(made.drawn(name), made.drawn(f"{name}_n"))
             columns[f"{name}_low"], columns[f"{name}_high"] = interval(drawn, made.total("rows"))
     return made.keys.hstack([*as_columns(columns), pl.Series("tokens", made.total("tokens").astype(np.int64))])
+
+
+def towards_total(table: pl.DataFrame) -> pl.DataFrame:
+    """Where dissent stands at the end of each curve, and which way it goes; with a sentence for each curve and group.
+
+    `table`: of `dissent_by_group`, with `curve`. The last step is compared with half of it: dissent `deepens` (towards
+    -1) or `eases` where the two 95 % intervals lie apart, and is `steady` otherwise. Rows: curve, group, step, dissent,
+    dissent_low, dissent_high, dissent_control, before (at half the step; null if that was not measured), verdict,
+    sentence.
+
+    Raises
+    ------
+    UserError
+        If a column is missing.
+    """
+    bounds = {"low": "dissent_low", "high": "dissent_high"}
+    need_columns(table, ["curve", "group", "step", "dissent", *bounds.values(), "dissent_control"], "total dissent")
+    last = table.filter(pl.col("step") == pl.col("step").max().over("curve"))
+    half = table.select("curve", "group", step=2 * pl.col("step"), before="dissent", **bounds)
+    both = last.join(half, on=["curve", "group", "step"], how="left", maintain_order="left")
+    verdict = (
+        pl.when(pl.col("dissent_high") < pl.col("low"))
+        .then(pl.lit("deepens"))
+        .when(pl.col("dissent_low") > pl.col("high"))
+        .then(pl.lit("eases"))
+        .otherwise(pl.lit("steady"))
+    )
+    both = both.with_columns(verdict=verdict)
+    said = [_told(row) for row in both.to_dicts()]
+    names = ["curve", "group", "step", "dissent", "dissent_low", "dissent_high", "dissent_control", "before", "verdict"]
+    return both.select(*names, pl.Series("sentence", said, dtype=pl.String))
+
+
+def _told(row: dict) -> str:
+    bounds = None if row["dissent_low"] is None else (row["dissent_low"], row["dissent_high"])
+    if row["dissent"] is None:
+        return f"{row['curve']}, {row['group']}: no dissent at step {row['step']:,}, its vectors have no direction"
+    compared = "" if row["before"] is None else f", {row['verdict']} since step {row['step'] // 2:,}"
+    control = "none" if row["dissent_control"] is None else f"{row['dissent_control']:.2f}"
+    return (
+        f"{row['curve']}, {row['group']}: dissent {with_interval(row['dissent'], bounds, '.2f')} at step "
+        f"{row['step']:,}{compared}; control {control}"
+    )

@@ -61,7 +61,7 @@ def row_sums(
     rows = frame.select(pl.col("row").unique().sort()).with_row_index("_row")
     summed = (
         frame.group_by([*keys, "row"])
-        .agg(**sums)
+        .agg(sum.alias(f"_{name}") for name, sum in sums.items())  # `by` may have a column of that name
         .join(groups.with_row_index("_group"), on=keys, nulls_equal=True)
         .join(rows, on="row")
     )
@@ -69,7 +69,7 @@ def row_sums(
     arrays = {}
     for name in sums:
         arrays[name] = np.zeros((len(groups), len(rows)))
-        arrays[name][at] = summed[name].cast(pl.Float64).to_numpy()
+        arrays[name][at] = summed[f"_{name}"].cast(pl.Float64).to_numpy()
     return RowSums(groups, arrays, resamples, seed)
 
 

@@ -11,7 +11,6 @@ from IPython.display import display
 from lmdynamics import charts
 from lmdynamics.curves.comparison import compare_runs
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_cost
 from lmdynamics.runs.run import Run
 
@@ -124,7 +123,7 @@ class BranchExplorer:
 
 def branch_points(run: Run) -> list[int]:
     """Steps that a run can be branched at: those with optimizer state, but for the last."""
-    return [step for step in run.steps[:-1] if (run[step].folder / store.TRAINING_STATE).exists()]
+    return [step for step in run.steps[:-1] if run[step].has_optimizer_state]
 
 
 def comparison_chart(parent: Run, branched: Run, device: str = "cpu"):

@@ -22,7 +22,6 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import directional_derivative
-from lmdynamics.runs import store
 from lmdynamics.training.batches import mix
 from lmdynamics.training.logits import logits_at
 from lmdynamics.training.loop import build_optimizer
@@ -117,7 +116,7 @@ class Step:
                 f"{checkpoint.run_name} was trained elsewhere, so its optimizer is not known; measure changes between "
                 "checkpoints instead"
             )
-        if not (checkpoint.folder / store.TRAINING_STATE).exists():
+        if not checkpoint.has_optimizer_state:
             checkpoint.optimizer_state()  # says what to do
         self.lr = recipe.training.lr_at(checkpoint.step)
         if not self.lr > 0:

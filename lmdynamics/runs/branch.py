@@ -65,8 +65,8 @@ def branched_recipe(
             f"{run.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
         )
     checkpoint = run[step]
-    if not (checkpoint.folder / store.TRAINING_STATE).exists():
-        kept = [s for s in run.steps if (run[s].folder / store.TRAINING_STATE).exists()]
+    if not checkpoint.has_optimizer_state:
+        kept = [s for s in run.steps if run[s].has_optimizer_state]
         nearest = ", ".join(map(str, sorted(sorted(kept, key=lambda s: abs(s - step))[:3])))
         raise UserError(
             f"{run.name} keeps no optimizer state at step {step}, so it cannot go on from there; "

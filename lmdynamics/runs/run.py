@@ -42,13 +42,16 @@ class Checkpoint:
         """What the run was trained by; None if it was trained elsewhere."""
         return Run(self.folder.parent.parent).recipe
 
+    @property
+    def has_optimizer_state(self) -> bool:
+        return (self.folder / store.TRAINING_STATE).exists()
+
     def optimizer_state(self) -> dict[str, Any]:
         """Optimizer tensors by `PARAMETER.exp_avg` and so on, on the CPU.
 
         Raises UserError where none was kept.
         """
-        path = self.folder / store.TRAINING_STATE
-        if not path.exists():
+        if not self.has_optimizer_state:
             raise UserError(
                 f"{self.run_name} keeps no optimizer state at step {self.step}; "
                 "train it with --set checkpoints.optimizer_state=all"
@@ -56,7 +59,7 @@ class Checkpoint:
         from safetensors.torch import load_file
 
         store.check_sizes(self.folder)
-        return load_file(path)
+        return load_file(self.folder / store.TRAINING_STATE)
 
     @cached_property
     def content_hash(self) -> str:

@@ -191,6 +191,18 @@ def _step_near(recipe: Recipe, at: float) -> int:
 
 def _execute(jobs: list[Job], workers: int | None, device: str | None, progress: bool | None) -> dict[str, str]:
     """Train the jobs, a branch after the run it leaves; returns what went wrong, by run."""
+    errors: dict[str, str] = {}
+    waiting = []
+    for job in jobs:  # what is there already needs no process of its own
+        if _progress(job) < job.steps:
+            waiting.append(job)
+            continue
+        try:
+            _make(job, device)
+        except UserError as error:
+            errors[job.run] = str(error)
+    if not waiting:
+        return errors
     import torch
 
     cores, gpus = os.cpu_count() or 1, torch.cuda.device_count() if device != "cpu" else 0
@@ -204,7 +216,7 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
         return ProcessPoolExecutor(1, context, _start_worker, given)
 
     pools = {worker: pool(worker) for worker in range(workers)}
-    waiting, errors, idle = list(jobs), {}, list(pools)
+    idle = list(pools)
     running: dict[Future, tuple[Job, int]] = {}
     with bar(sum(job.steps for job in jobs), f"{len(jobs)} runs", progress, unit="step") as shown:
         try:
@@ -271,17 +283,21 @@ def _listen() -> None:
         os._exit(1)  # the sweep was killed: nobody would end this process
 
 
-def _train(job: Job, device: str | None) -> None:
+def _make(job: Job, device: str | None) -> None:
     options = {"name": job.run, "device": device, "progress": False}
+    if job.parent is None:
+        train(job.recipe, job.profile, job.seed, job.overrides, **options)
+    else:
+        branch(open_run(job.parent), job.at, job.overrides, **options)
+
+
+def _train(job: Job, device: str | None) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with _training:
             if _sweep.poll():
                 return
-            if job.parent is None:
-                train(job.recipe, job.profile, job.seed, job.overrides, **options)
-            else:
-                branch(open_run(job.parent), job.at, job.overrides, **options)
+            _make(job, device)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.curves.dissent import COSINES, MEANS, dissent_by_group
+from lmdynamics.curves.dissent import COSINES, MEANS, dissent_by_group, towards_total
 from lmdynamics.curves.intervals import resample_counts
 from lmdynamics.errors import UserError
 
@@ -72,3 +72,36 @@ def test_what_cannot_be_grouped_is_refused(frame):
         dissent_by_group(frame.clear(), GROUPS)
     with pytest.raises(UserError, match="token 1 has several groups"):
         dissent_by_group(frame, pl.concat([GROUPS, GROUPS[1:2]]))
+
+
+def ends(before: tuple, last: tuple) -> dict:
+    """The verdict of a curve whose dissent is (value, low, high) at steps 512 and 1,024."""
+    rows = [
+        {"curve": "a", "group": "all", "step": step, "dissent": d, "dissent_low": low, "dissent_high": high}
+        for step, (d, low, high) in ((512, before), (1024, last))
+    ]
+    schema = dict.fromkeys(("dissent", "dissent_low", "dissent_high"), pl.Float64)
+    table = pl.DataFrame(rows, schema_overrides=schema).with_columns(dissent_control=pl.lit(-0.1))
+    return towards_total(table).row(0, named=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "verdict"),
+    [
+        ((-0.5, -0.52, -0.48), (-0.6, -0.62, -0.58), "deepens"),
+        ((-0.6, -0.62, -0.58), (-0.5, -0.52, -0.48), "eases"),
+        ((-0.5, -0.56, -0.44), (-0.55, -0.6, -0.5), "steady"),
+        ((-0.5, None, None), (-0.9, None, None), "steady"),  # one row of text: nothing is known
+    ],
+)
+def test_which_way_dissent_goes_is_said_where_intervals_lie_apart(before, last, verdict):
+    row = ends(before, last)
+    assert (row["step"], row["before"], row["verdict"]) == (1024, before[0], verdict)
+    assert f"{verdict} since step 512; control -0.10" in row["sentence"]
+
+
+def test_without_half_the_step_there_is_nothing_to_compare(frame):
+    found = towards_total(dissent_by_group(frame.with_columns(curve=pl.lit("a")), GROUPS, by=["curve", "step"]))
+    assert found["before"].null_count() == len(found) == 2
+    assert found["verdict"].to_list() == ["steady"] * 2
+    assert "since" not in found["sentence"][0]

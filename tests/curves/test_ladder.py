@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.curves.ladder import as_published, ladder_curves, unigram_entropy, unigram_phase_ends, which_break
+from lmdynamics.curves.ladder import (
+    as_published,
+    doubling_steps,
+    ladder_curves,
+    trace_ladder,
+    unigram_entropy,
+    unigram_phase_ends,
+    which_break,
+)
 from lmdynamics.curves.published import published_fits
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
@@ -57,6 +65,12 @@ def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
         ("small seed 0", "small", 0),
         ("wide seed 0", "wide", 0),
     ]
+    traced = trace_ladder(runs, HeldOutLoss(open_run(runs["run"][0]).held_out()), progress=False)
+    assert traced.columns[:3] == ["curve", "size", "step"]
+    assert traced.select("curve", "step").rows() == [
+        (f"{size} seed 0", s) for size in ("small", "wide") for s in (1, 2, 4)
+    ]
+    assert doubling_steps(open_run(runs["run"][0])) == [1, 2, 4]
     for row in runs.iter_rows(named=True):
         run = open_run(row["run"])
         of = curves.filter(pl.col("curve") == row["curve"])

@@ -65,6 +65,34 @@ PARAMETERS = {
         "interactive",
         "output_dir",
     ],
+    "04_zero_sum_learning": [
+        "plan",
+        "seeds",
+        "steps",
+        "profile",
+        "treebank",
+        "sentences",
+        "size",
+        "batches",
+        "share",
+        "examples",
+        "seed",
+        "device",
+        "interactive",
+        "output_dir",
+    ],
+    "05_gradient_dissent": [
+        "plan",
+        "seeds",
+        "steps",
+        "profile",
+        "treebank",
+        "sentences",
+        "seed",
+        "device",
+        "interactive",
+        "output_dir",
+    ],
     "03_loss_deceleration": [
         "plan",
         "seeds",
@@ -172,9 +200,13 @@ def test_a_failing_notebook_names_its_cell(tmp_path):
 
 
 def test_the_readme_example_runs(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     code = block.replace('lmd.train("grammar-mlm")', 'lmd.train("grammar-mlm", profile="smoke", progress=False)')
+    ladder = 'lmd.train("grammar-ladder", profile="smoke", progress=False)'
+    more = second.replace('lmd.open_run("grammar-ladder")', ladder).replace("[64, 512]", "[32, 64], progress=False")
     assert code != block
+    assert more.count("progress=False") == 4
+    code += more
     environment = os.environ | {"LMDYNAMICS_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
