@@ -26,8 +26,8 @@ def dissent_by_group(
     `frame`: a trace of `Dissent`; `groups`: token, group (as of `frequency_groups`), or row, position, group; None: all
     tokens in one group, "all". Tokens in none are in the group "other". Rows, sorted by group inside each of `by`:
     *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, dissent_control, each with _low and _high (95 %,
-    bootstrap over rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a cosine (a vector
-    of zeros) do not count in its mean, which is null where there are no others.
+    bootstrap over rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a
+    cosine (a vector of zeros) do not count in its mean, which is null where there are no others.
 
     Raises
     ------
