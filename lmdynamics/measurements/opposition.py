@@ -53,12 +53,11 @@ class GroupOpposition(Measurement):
     """Cosines between the gradients of groups of tokens. Rows: part, a, b (groups), dot, cosine, tokens_a, tokens_b.
 
     `groups`: the group of each token id, such as how frequent it is; a group's gradient is the mean over its predicted
-    tokens in the first `examples` rows. Groups come in `order`, by default that in which `groups` first has them.
+    tokens in the first `examples` rows. Groups come in the order in which they first appear in `groups`.
     """
 
     blocks: Blocks
     groups: tuple[str, ...]
-    order: tuple[str, ...] = ()
     examples: int = 64
     seed: int = 0
 
@@ -71,7 +70,7 @@ class GroupOpposition(Measurement):
                 f"groups= names the group of {len(self.groups)} token ids, the text has token {int(tape.gold.max())}; "
                 "give one for every id of the vocabulary"
             )
-        known = list(dict.fromkeys([*self.order, *self.groups]))
+        known = list(dict.fromkeys(self.groups))
         member = torch.tensor([known.index(self.groups[token]) for token in tape.gold.tolist()])
         counts = torch.bincount(member, minlength=len(known)).tolist()
         there = [i for i, count in enumerate(counts) if count]

@@ -86,19 +86,6 @@ def test_groups_equal_a_loop_over_tokens():
     assert (row["tokens_a"], row["tokens_b"]) == (counts["even"], counts["odd"])
 
 
-def test_groups_come_in_the_order_that_is_asked_for():
-    groups = tuple("odd" if token % 2 else "even" for token in range(24))
-    found = [
-        GroupOpposition(blocks(), groups, order, examples=4)(StandIn("llama")).filter(pl.col("part") == "all")
-        for order in ((), ("odd", "even"), ("none of the text", "odd"))
-    ]
-    assert [frame.select("a", "b").rows() for frame in found] == [
-        [("even", "even"), ("even", "odd"), ("odd", "odd")],
-        [("odd", "odd"), ("odd", "even"), ("even", "even")],
-        [("odd", "odd"), ("odd", "even"), ("even", "even")],
-    ]
-
-
 def test_groups_for_too_few_ids_are_refused():
     with pytest.raises(UserError, match="give one for every id"):
         GroupOpposition(blocks(), ("one",) * 3)(StandIn("llama"))
