@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.frequency import frequency_groups, group_names
+from lmdynamics.corpora.token_groups import frequency_groups, group_names
 from lmdynamics.curves.intervals import resample_counts
 from lmdynamics.curves.trading import token_names, traded, winners_and_losers
 from lmdynamics.curves.zero_sum import interference_table

@@ -1,4 +1,4 @@
-"""Tokens by how frequent they are: what a model learns of a word depends on how often it meets it."""
+"""Tokens in groups: by how frequent they are, and by where in their row they stand."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -48,3 +48,24 @@ def group_names(bins: Sequence[int] = BINS) -> list[str]:
     """What the groups between `bins` are called, from frequent to rare."""
     between = [f"1 in {a:,}–{b:,}" for a, b in pairwise(bins)]
     return [f"at least 1 in {bins[0]:,}", *between, f"rarer than 1 in {bins[-1]:,}"]
+
+
+def position_groups(blocks: Blocks) -> pl.DataFrame:
+    """Every token of some rows with the group of its position: 0, 1, 2–3, 4–7, … tokens stand before it.
+
+    Rows: row, position (Int32), group (Enum, from the first position to the last). What stands far in can be told from
+    more context.
+    """
+    if not len(blocks.ids):
+        raise UserError("no rows with positions to group; give some text")
+    lengths = blocks.lengths
+    position = np.arange(len(blocks.ids)) - np.repeat(np.asarray(blocks.offsets[:-1]), lengths)
+    octave = np.frexp(position)[1]  # 0, 1, 2, 2, 3, 3, 3, 3, …
+    names = ["0", "1", *(f"{2**k}–{2 ** (k + 1) - 1}" for k in range(1, max(2, int(octave.max()))))]
+    return pl.DataFrame(
+        {
+            "row": pl.Series(np.repeat(np.arange(len(blocks)), lengths), dtype=pl.Int32),
+            "position": pl.Series(position, dtype=pl.Int32),
+            "group": pl.Series([names[i] for i in octave], dtype=pl.Enum(names)),
+        }
+    )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.frequency import frequency_groups, group_names
+from lmdynamics.corpora.token_groups import frequency_groups, group_names, position_groups
 from lmdynamics.errors import UserError
 
 rows = st.lists(st.lists(st.integers(0, 19), max_size=30), min_size=1, max_size=10).filter(any)
@@ -64,3 +64,20 @@ def test_what_makes_no_groups_is_refused():
     for bins in ([], [1, 10], [10, 5], [10, 10]):
         with pytest.raises(UserError, match="frequency bins must rise, from 2 upwards"):
             frequency_groups(blocks, 8, bins)
+
+
+def test_positions_are_grouped_by_how_much_stands_before_them():
+    found = position_groups(Blocks.from_rows([[2] * 10, [3], [4] * 3]))
+    assert found["row"].to_list() == [0] * 10 + [1] + [2] * 3
+    assert found["position"].to_list() == [*range(10), 0, 0, 1, 2]
+    assert found["group"].to_list()[:10] == ["0", "1", "2–3", "2–3", "4–7", "4–7", "4–7", "4–7", "8–15", "8–15"]
+    assert found.sort("group", "position")["position"].is_sorted()
+    with pytest.raises(UserError, match="no rows with positions"):
+        position_groups(Blocks.from_rows([]))
+
+
+@given(st.integers(1, 200))
+def test_every_position_has_a_group_that_holds_it(n):
+    for position, group in position_groups(Blocks.from_rows([[1] * n])).select("position", "group").iter_rows():
+        low, _, high = group.partition("–")
+        assert int(low) <= position <= int(high or low)
