@@ -110,7 +110,10 @@ def _between(one: str, other: str, share: float) -> str:
 def opposed(field: str, title: str, most: float) -> alt.Color:
     """Colour for a quantity with a sign: vermilion below zero, blue above, the same reach on both sides."""
     scale = alt.Scale(domain=[-most, 0, most], range=list(OPPOSED), clamp=True, interpolate="rgb")
-    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format=".2~f", gradientLength=120, tickCount=5)
+    # squares: a page's SVG gradients share their names, so that a second one is drawn in the colours of the first
+    values = [round(most * share, 2) for share in (-1, -0.5, 0, 0.5, 1)]
+    legend = {"type": "symbol", "symbolType": "square", "symbolStrokeWidth": 0, "values": values, "format": "+.2f"}
+    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(**legend)
 
 
 def lines(text: str, width: int) -> list[str]:
