@@ -42,7 +42,8 @@ class Coefficients(Measurement):
     """C_g, C_ug, C_uG and D of first-order changes for an optimizer step. Rows: batch, and those of `coefficients`.
 
     Batches are those of `OneStep`; `rows` held-out rows carry the tokens. `share` below 1 forms the gradients of so
-    many tokens only. In float64 the identity 1 - D = C_g C_uG / C_ug holds to rounding, in float32 to about 1e-6.
+    many tokens only. For the whole model the identity 1 - D = C_g C_uG / C_ug holds to 1e-6, less well in a module that
+    hardly has a gradient: some architectures take softmax and norms in float32 in any case.
 
     Raises UserError as `OneStep` and `coefficients` do.
     """
