@@ -46,15 +46,10 @@ def _as_page(executed: Path) -> Path | None:
     page = executed.with_suffix(".html")
     if page.exists() and page.stat().st_mtime >= executed.stat().st_mtime:
         return page
-    import nbformat
-    from nbconvert import HTMLExporter
+    from lmdynamics.batch.page import static_page
 
-    exporter = HTMLExporter(template_name="lab")
-    # the page must open without a network, so nothing is loaded from elsewhere
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.mermaid_js_url = ""
-    exporter.embed_images = True
     try:
-        body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+        body = static_page(executed)
     except (ValueError, AttributeError, KeyError):
         return None
     temporary = page.with_name(f".{page.name}.{os.getpid()}")

@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 
 import altair as alt
 import ipywidgets as widgets
 import polars as pl
 import traitlets
-from IPython.display import display
 
 from lmdynamics import charts
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.curves.heads import DIRECTIONS, predicted_heads
 from lmdynamics.curves.intervals import uas_by_step
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.live import LiveChart
+from lmdynamics.explorers.sas_controls import Controls
+from lmdynamics.explorers.saving import show_still
 from lmdynamics.measurements.arcs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
 from lmdynamics.measurements.trace import trace, trace_all
@@ -178,204 +178,47 @@ class SasExplorer:
         """The three views as they stand, by name: what a page without controls shows."""
         return {"explorer_curves": self.curves(), "explorer_heads": self.head_map(), "explorer_arcs": self.arcs()}
 
+    def linked(self) -> Linked:
+        """The three views with every checkpoint's data inside, for a page whose slider needs no kernel."""
+        seen, state = self.measured, self.state
+        cursor = alt.param(name="cursor", value=state.step)
+        views = {
+            "explorer_curves": self.curves(cursor),
+            # a description that names one step would soon be wrong; `said` tells what is seen at each
+            "explorer_heads": self.head_map(cursor).properties(
+                description=f"Accuracy of each attention head on the relation {state.relation} at one checkpoint."
+            ),
+            "explorer_arcs": self.arcs(cursor),
+        }
+        steps, said = seen.run.steps, self._said()
+        places = [Place(f"{step:,}", {"cursor": step}, said.get(step, "")) for step in steps]
+        return Linked("checkpoint at step", places, steps.index(state.step), views)
+
+    def _said(self) -> dict[int, str]:
+        """What curves and map show at each step, in words."""
+        seen, relation = self.measured, self.state.relation
+        mapped = seen.scores.filter(pl.col("relation") == relation, pl.col("split") == "all", pl.col("count") > 0)
+        best = mapped.sort("accuracy", descending=True).group_by("step", maintain_order=True).first()
+        found = seen.curve.filter(pl.col("source") == "attention").select("step", "uas")
+        return {
+            row["step"]: f"Step {row['step']:,}: heads find {row['uas']:.0%} of all arcs; {relation} is followed best "
+            f"in layer {row['layer']}, head {row['head']} ({row['accuracy']:.0%})."
+            for row in best.join(found, on="step").iter_rows(named=True)
+        }
+
     def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
         """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
         if interactive:
             return self.widget
-        for name, chart in self.stills().items():
-            display(charts.show(chart, name, output_dir, interactive=False))
+        show_still(self.stills(), self.linked(), output_dir)
         return None
 
     @cached_property
+    def controls(self) -> Controls:
+        """The controls, bound to the state, with the views that follow them."""
+        return Controls(self)
+
+    @property
     def widget(self) -> widgets.Widget:
         """Controls and linked views. Made once; showing it twice shows the same state twice."""
-        return _Page(self).box
-
-
-class _Page:
-    """The controls of one explorer, each bound to one value of its state, and the views that follow."""
-
-    def __init__(self, explorer: SasExplorer):
-        self.explorer, self.state = explorer, explorer.state
-        self.switching = False  # between two runs, when controls and state do not yet agree
-        state, seen = self.state, explorer.measured
-        style = {"description_width": "80px"}
-
-        def narrow(width: int) -> dict:
-            return {"style": {"description_width": "auto"}, "layout": widgets.Layout(width=f"{width}px")}
-
-        label = {"style": style, "layout": widgets.Layout(width="260px")}
-        self.run = widgets.Dropdown(
-            options=[(run.name, i) for i, run in enumerate(explorer.runs)], value=state.run, description="run", **label
-        )
-        self.step = widgets.SelectionSlider(
-            options=_step_options(seen.run.steps), value=state.step, description="checkpoint",
-            style=style, layout=widgets.Layout(width="480px"),
-        )  # fmt: skip
-        self.play = widgets.Play(
-            min=0, max=len(seen.run.steps) - 1, value=seen.run.steps.index(state.step), interval=350,
-            layout=widgets.Layout(width="120px"),
-        )  # fmt: skip
-        widgets.jslink((self.play, "value"), (self.step, "index"))
-        self.relation = widgets.Dropdown(options=seen.relations, value=state.relation, description="relation", **label)
-        self.layer = widgets.Dropdown(
-            options=_numbers(seen, "layer"), value=state.layer, description="layer", **narrow(130)
-        )
-        self.head = widgets.Dropdown(
-            options=_numbers(seen, "head"), value=state.head, description="head", **narrow(130)
-        )
-        self.direction = widgets.Dropdown(
-            options=list(DIRECTIONS), value=state.direction, description="read as", **narrow(230)
-        )
-        wide = {"style": style, "layout": widgets.Layout(width="720px")}
-        self.sentence = widgets.Dropdown(options=self._sentences(), value=state.words, description="sentence", **wide)
-        self.text = widgets.Text(
-            placeholder="a sentence of your own, words and punctuation parted by spaces, then press Enter",
-            description="or", continuous_update=False, style=style, layout=widgets.Layout(width="720px"),
-        )  # fmt: skip
-        self.status = widgets.HTML()
-
-        step = {"cursor": state.step}
-        chosen = {"chosen_layer": state.layer, "chosen_head": state.head}
-        self.curves = LiveChart(explorer.curves(self._cursor()), **step)
-        self.map = LiveChart(explorer.head_map(self._cursor(), self._chosen()), **step, **chosen)
-        self.arcs = LiveChart(explorer.arcs(self._cursor()), **step)
-        self.arcs_of = (state.run, state.words, state.relation, state.layer, state.head, state.direction)
-        self._bind()
-        controls = [
-            *([self.run] if len(explorer.runs) > 1 else []),
-            widgets.HBox([self.step, self.play]),
-            widgets.HBox(
-                [self.relation, self.layer, self.head, self.direction], layout=widgets.Layout(flex_flow="wrap")
-            ),
-            self.sentence,
-            self.text,
-            self.status,
-        ]
-        views = widgets.HBox(
-            [self.curves.widget, self.map.widget], layout=widgets.Layout(flex_flow="wrap", align_items="flex-start")
-        )
-        self.box = widgets.VBox([*controls, views, self.arcs.widget])
-
-    def _bind(self) -> None:
-        for name in ("step", "relation", "layer", "head", "direction"):
-            traitlets.link((getattr(self, name), "value"), (self.state, name))
-        self.sentence.observe(lambda change: self._read(change["new"]), names="value")
-        self.text.observe(lambda change: self._read(tuple(change["new"].split())), names="value")
-        self.state.observe(lambda _: self.switching or self._send(), names="step")
-        self.state.observe(lambda _: self._relation_changed(), names="relation")
-        self.state.observe(lambda _: self._head_changed(), names=["layer", "head", "direction"])
-        self.run.observe(self._run_changed, names="value")  # no link: a run that fails is left again
-
-    def _relation_changed(self) -> None:
-        """Another relation brings its best head with it."""
-        if self.switching:
-            return
-        layer, head, direction = self.explorer.measured.best_head(self.state.relation)
-        with self.state.hold_trait_notifications():
-            self.state.layer, self.state.head, self.state.direction = layer, head, direction
-        self._draw_map()
-        self._draw_arcs()
-
-    def _head_changed(self) -> None:
-        if not self.switching:
-            self._send()
-            self._draw_arcs()
-
-    def _run_changed(self, change) -> None:
-        """Another run: keep step and relation as far as it has them. One that cannot be measured is left again."""
-        if self.switching:
-            return
-        state, self.status.value = self.state, "measuring …"
-        state.run, self.switching = change["new"], True
-        try:
-            seen = self.explorer.measured
-            self.explorer.attention()
-        except UserError as error:
-            state.run = self.run.value = change["old"]
-            self._say(error)
-        else:
-            relation = state.relation if state.relation in seen.relations else seen.relations[0]
-            near = min(seen.run.steps, key=lambda step: abs(step - state.step))
-            layer, head, direction = seen.best_head(relation)
-            self.relation.options, self.step.options = seen.relations, _step_options(seen.run.steps)
-            self.layer.options, self.head.options = _numbers(seen, "layer"), _numbers(seen, "head")
-            self.play.max = len(seen.run.steps) - 1
-            state.relation, state.step, state.layer, state.head, state.direction = (
-                relation,
-                near,
-                layer,
-                head,
-                direction,
-            )
-            self.curves.redraw(self.explorer.curves(self._cursor()))
-            self._draw_map()
-            self._draw_arcs()
-            self._send()
-            self._say()
-        finally:
-            self.switching = False
-
-    def _read(self, words: tuple[str, ...]) -> None:
-        """Look at another sentence; if the model cannot read it, say so and stay."""
-        if not words or words == self.state.words:
-            return
-        before, self.state.words = self.state.words, words
-        try:
-            self.explorer.attention()
-        except UserError as error:
-            self.state.words = before
-            self._say(error)
-            return
-        self.sentence.options = self._sentences()
-        self.sentence.value = words
-        self._draw_arcs()
-        self._say()
-
-    def _send(self) -> None:
-        self.map.set(chosen_layer=self.state.layer, chosen_head=self.state.head)
-        for view in (self.curves, self.map, self.arcs):
-            view.set(cursor=self.state.step)
-
-    def _draw_map(self) -> None:
-        self.map.redraw(self.explorer.head_map(self._cursor(), self._chosen()))
-
-    def _draw_arcs(self) -> None:
-        """Three values change at once when a relation is picked: draw for the last of them only."""
-        state = self.state
-        wanted = (state.run, state.words, state.relation, state.layer, state.head, state.direction)
-        if wanted != self.arcs_of:
-            self.arcs_of = wanted
-            self.arcs.redraw(self.explorer.arcs(self._cursor()))
-
-    def _cursor(self) -> alt.Parameter:
-        return alt.param(name="cursor", value=self.state.step)
-
-    def _chosen(self) -> tuple[alt.Parameter, alt.Parameter]:
-        layer, head = self.state.layer, self.state.head
-        return alt.param(name="chosen_layer", value=layer), alt.param(name="chosen_head", value=head)
-
-    def _say(self, error: UserError | None = None) -> None:
-        """The line under the controls: an error, or words the model has never seen; always as text, never as HTML."""
-        tokenizer = self.explorer.runs[self.state.run][self.state.step].tokenizer
-        unknown = [
-            word
-            for word in self.state.words
-            if tokenizer.unk_token_id in tokenizer([word], is_split_into_words=True)["input_ids"]
-        ]
-        line = str(error) if error else f"unknown to this model: {', '.join(unknown)}" if unknown else ""
-        self.status.value = escape(line)
-
-    def _sentences(self) -> list[tuple[str, tuple[str, ...]]]:
-        offered = [sentence.words for sentence in self.explorer.sentences(self.state.relation)]
-        if self.state.words not in offered:
-            offered.insert(0, self.state.words)
-        return [(" ".join(words), words) for words in dict.fromkeys(offered)]
-
-
-def _numbers(seen: Measured, column: str) -> list[int]:
-    return seen.scores[column].unique().sort().to_list()
-
-
-def _step_options(steps: Sequence[int]) -> list[tuple[str, int]]:
-    return [(f"{step:,}", step) for step in steps]
+        return self.controls.box

@@ -1,0 +1,92 @@
+"""The page of an executed notebook, without a kernel and without a browser; `tests/browser` opens one."""
+
+import json
+import re
+
+import altair as alt
+import nbformat
+import pytest
+
+from lmdynamics.batch.page import static_page
+from lmdynamics.charts import show
+from lmdynamics.charts.linked import MIME_TYPE, STILL, Linked, Place
+from lmdynamics.charts.theme import figure
+
+HOSTILE = "</script><script>alert(1)</script>"
+
+
+def linked(start=1):
+    data = alt.Data(values=[{"step": 1, "name": HOSTILE}, {"step": 2, "name": "b"}])
+    chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == cursor")
+    chart = figure(chart.add_params(alt.param(name="cursor", value=2)), "Names", "", "One name.")
+    return chart, Linked(
+        f"step {HOSTILE}", [Place(str(k), {"cursor": k}, HOSTILE) for k in (1, 2)], start, {"v": chart}
+    )
+
+
+def output(shown, metadata=None):
+    bundle = shown._repr_mimebundle_()
+    data, own = bundle if isinstance(bundle, tuple) else (bundle, {})
+    data = {kind: value for kind, value in data.items() if kind != "image/png"}
+    return nbformat.v4.new_output("display_data", data=data, metadata=own | (metadata or {}))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*outputs):
+        path = tmp_path / "some_page.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=list(outputs))]), path)
+        return path
+
+    return write
+
+
+def test_a_page_without_moving_views_carries_no_vega(write):
+    chart, _ = linked()
+    page = static_page(write(output(show(chart, "v", interactive=False))))
+    assert "vegaEmbed" not in page
+    assert page.count('<img alt="One name."') == 1
+    assert len(page) < 500_000
+
+
+def test_the_script_is_there_once_and_the_views_are_data(write):
+    _, views = linked()
+    page = static_page(write(output(views), output(views)))
+    assert page.count('querySelectorAll(".lmd-linked")') == 1
+    contents = re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S)
+    assert [json.loads(content) for content in contents] == [json.loads(json.dumps(views.content()))] * 2
+    assert 'src="http' not in page
+
+
+def test_words_from_data_stay_words(write):
+    page = static_page(write(output(linked()[1])))
+    assert HOSTILE not in page
+
+
+def test_stills_of_the_same_views_are_for_those_without_scripts(write):
+    chart, views = linked()
+    still = show(chart, "v", interactive=False)
+    page = static_page(write(output(still, STILL), output(views), output(still)))
+    inside = re.search(r"<noscript>(.*?)</noscript>", page, flags=re.S)[1]
+    assert inside.count('<img alt="One name."') == 1
+    assert page.count('<img alt="One name."') == 2  # the other one is nobody's double
+
+
+def test_a_reader_in_the_dark_gets_a_dark_page(write):
+    page = static_page(write(output(linked()[1])))
+    assert "prefers-color-scheme: dark" in page
+    assert "<title>some_page</title>" in page
+
+
+def test_half_a_notebook_is_no_page(tmp_path):
+    (tmp_path / "cut.ipynb").write_text('{"cells": [')
+    with pytest.raises(ValueError):  # noqa: PT011 -- whatever the reader of JSON says
+        static_page(tmp_path / "cut.ipynb")
+
+
+def test_the_output_keeps_its_type_in_the_notebook(write):
+    path = write(output(linked()[1]))
+    before = path.read_bytes()
+    static_page(path)
+    assert path.read_bytes() == before
+    assert MIME_TYPE.encode() in before

@@ -1,0 +1,128 @@
+"""A notebook's page opened from disk, with the network off: its slider moves every view, by keyboard."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.browser.lab import _FLAGS, CHROMIUM
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+OUT = Path(__file__).parent / "out"
+MOST = 5_000_000  # bytes of a page
+VIEWS = ".lmd-linked .lmd-view svg"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def page_of(tmp_path_factory):
+    """The HTML file that a batch at profile smoke makes of a notebook."""
+    home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("out")
+
+    def made(name: str) -> Path:
+        page = out / name / f"{name}.html"
+        if not page.exists():
+            code = "from lmdynamics.cli import main; main()"
+            arguments = ["batch", str(NOTEBOOKS / f"{name}.ipynb"), "--profile", "smoke", "--out", str(out)]
+            environment = os.environ | {"LMDYNAMICS_HOME": str(home)}
+            done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True)
+            assert done.returncode == 0, done.stdout.decode()
+        return page
+
+    return made
+
+
+@pytest.fixture
+def opened():
+    """Open a file with the network off; gives the page and the list of everything untoward that it does."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+
+        def open_file(path: Path, scheme: str = "light", **options):
+            context = browser.new_context(
+                offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 1000}, **options
+            )
+            page, seen = context.new_page(), []
+            page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error: seen.append(str(error)))
+            page.on("request", lambda request: seen.append(request.url))
+            page.goto(path.as_uri())
+            return page, seen
+
+        yield open_file
+        browser.close()
+
+
+def drawn(page) -> list[str]:
+    return page.locator(VIEWS).evaluate_all("found => found.map(view => view.outerHTML)")
+
+
+def press(page, key: str, times: int = 1) -> None:
+    slider = page.locator(".lmd-linked input[type=range]").first
+    slider.focus()
+    for _ in range(times):
+        page.keyboard.press(key)
+    page.wait_for_timeout(600)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_syntax_emerges_without_a_kernel(page_of, opened, scheme):
+    path = page_of("02_sas_emergence")
+    assert path.stat().st_size < MOST
+    page, seen = opened(path, scheme)
+    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
+    page.locator(".lmd-linked").scroll_into_view_if_needed()
+    page.wait_for_timeout(600)
+    at_first = {"views": drawn(page), "said": page.locator(".lmd-linked [role=status]").inner_text()}
+    picture = page.screenshot(path=OUT / f"static-{scheme}-0.png")
+    assert page.locator(".lmd-linked output").inner_text() == "64"  # the last checkpoint of a smoke run
+    press(page, "ArrowLeft", 2)
+    moved = drawn(page)
+    assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True, True, True]
+    assert page.locator(".lmd-linked output").inner_text() == "16"
+    assert page.locator(".lmd-linked [role=status]").inner_text().startswith("Step 16: ")
+    assert page.screenshot(path=OUT / f"static-{scheme}-1.png") != picture
+    press(page, "ArrowRight", 2)
+    assert drawn(page) == at_first["views"]
+    assert page.locator(".lmd-linked [role=status]").inner_text() == at_first["said"]
+    assert seen == [path.as_uri()]
+
+
+@pytest.mark.slow
+def test_play_runs_to_the_last_checkpoint_and_stops(page_of, opened):
+    page, seen = opened(page_of("02_sas_emergence"))
+    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
+    press(page, "Home")
+    assert page.locator(".lmd-linked output").inner_text() == "0"
+    button = page.locator(".lmd-linked button")
+    button.click()
+    assert button.inner_text() == "pause"
+    page.wait_for_function("document.querySelector('.lmd-linked output').value === '64'", timeout=20_000)
+    page.wait_for_function("document.querySelector('.lmd-linked button').textContent === 'play'", timeout=5_000)
+    assert len(seen) == 1
+
+
+@pytest.mark.slow
+def test_views_say_what_they_are_and_the_slider_where_it_stands(page_of, opened):
+    page, _ = opened(page_of("02_sas_emergence"))
+    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
+    told = page.locator(".lmd-view").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
+    assert [bool(each) for each in told] == [True] * 3
+    slider = page.get_by_role("slider", name="checkpoint at step")
+    assert slider.get_attribute("aria-valuetext") == "64"
+
+
+@pytest.mark.slow
+def test_without_scripts_the_pictures_are_there(page_of, opened):
+    page, _ = opened(page_of("02_sas_emergence"), java_script_enabled=False)
+    assert page.locator("noscript img[alt]").count() == 3
+    assert page.locator(".lmd-controls").is_hidden()
