@@ -1,0 +1,338 @@
+"""Training in a process of its own: it is told and watched, and nothing that ends it loses anything."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from lmdynamics.errors import UserError
+from lmdynamics.runs import background, live, store
+from lmdynamics.runs.background import SavedRun, branch_of, training_of
+from lmdynamics.runs.build import train
+from lmdynamics.runs.live import LIVE, LiveLog, read_live
+from lmdynamics.runs.run import open_run
+from tests.conftest import TINY
+
+LONG = {**TINY, "steps": 800}  # some seconds
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Whatever a test does, no process and no thread of its outlives it."""
+    threads = alive()
+    background._trainings.clear()
+    yield
+    made = list(background._trainings.values())
+    for training in made:
+        training.stop()
+    for training in made:
+        training.wait(60)
+        assert training._process is None
+    assert alive() <= threads
+
+
+def alive() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}  # which progress bars leave
+
+
+def wait_for(holds, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def underway(training) -> bool:
+    assert training.state in ("starting", "training"), training.error
+    return len(training.log()) > 0
+
+
+def weights(run, step: int) -> dict:
+    return run[step].model().state_dict()
+
+
+# live rows ------------------------------------------------------------------------------------------------------------
+
+
+def add(log: LiveLog, *steps: int, loss: float = 0.1) -> None:
+    for step in steps:
+        log.add(step, torch.tensor(loss), 1e-3, 0.15, 100, step / 3)
+
+
+def test_live_rows_are_what_the_log_will_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "EVERY", 0)
+    log = LiveLog(tmp_path / "log.parquet")
+    assert read_live(tmp_path).is_empty()
+    add(log, 0, 1, 2)
+    seen = read_live(tmp_path)
+    log.write()
+    assert (tmp_path / LIVE).read_bytes() == b""
+    assert seen.equals(read_live(tmp_path))
+    assert seen.equals(pl.read_parquet(tmp_path / "log.parquet"))
+    add(log, 3)
+    assert read_live(tmp_path)["step"].to_list() == [0, 1, 2, 3]
+    assert read_live(tmp_path)["tokens"].to_list() == [100, 200, 300, 400]
+
+
+def test_no_penalty_and_losses_that_are_no_numbers_are_read_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "EVERY", 0)
+    log = LiveLog(tmp_path / "log.parquet")
+    log.add(0, torch.tensor(float("nan")), 1e-3, None, 10, 0.5)
+    log.add(1, torch.tensor(float("inf")), 1e-3, None, 10, 0.5, torch.tensor(0.25))
+    seen = read_live(tmp_path)
+    assert seen["loss"].is_nan().to_list() == [True, False]
+    assert seen["loss"][1] == float("inf")
+    assert seen["penalty"].to_list() == [None, 0.25]
+    assert seen["masking_rate"].to_list() == [None, None]
+
+
+def test_half_a_line_is_left_for_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "EVERY", 0)
+    log = LiveLog(tmp_path / "log.parquet")
+    add(log, 0, 1)
+    whole = (tmp_path / LIVE).read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / LIVE).write_bytes(whole[:cut])
+        assert read_live(tmp_path)["step"].to_list() == [0, 1][: whole[:cut].count(b"\n")]
+
+
+def test_rows_are_written_now_and_then(tmp_path):
+    log = LiveLog(tmp_path / "log.parquet")
+    add(log, *range(1000))
+    assert len(read_live(tmp_path)) == 1  # a thousand steps in far less than EVERY
+
+
+def test_a_log_that_is_being_saved_is_read_whole(tmp_path, monkeypatch):
+    """A reader never sees a gap, nor half a file, whatever the writer is at."""
+    monkeypatch.setattr(live, "EVERY", 0)
+    done = threading.Event()
+
+    def write() -> None:
+        log = LiveLog(tmp_path / "log.parquet")
+        for step in range(400):
+            add(log, step)
+            if step % 3 == 0:
+                log.write()
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    last = 0
+    while not done.is_set():
+        steps = read_live(tmp_path)["step"].to_list()
+        assert steps == list(range(len(steps)))
+        assert len(steps) >= last
+        last = len(steps)
+    writer.join()
+    assert len(read_live(tmp_path)) == 400
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pause_and_resume_give_the_weights_of_an_uninterrupted_run():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    assert training.state == "ready"
+    training.start()
+    wait_for(lambda: underway(training))
+    training.pause()
+    assert training.wait(60) == "paused"
+    at = training.saved
+    assert 0 < at < 800
+    assert len(training.log()) == at
+    process = training._process.pid
+    training.start()
+    wait_for(lambda: len(training.log()) > at)
+    assert training._process.pid == process
+    training.stop()
+    assert training.wait(60) == "stopped"
+    assert training._process is None
+    training.start()
+    assert training.wait(120) == "done", training.error
+    whole, made = train("grammar-mlm", overrides=LONG, name="whole", progress=False), open_run("live")
+    assert made.steps == whole.steps
+    for name, value in weights(whole, 800).items():
+        assert torch.equal(value, weights(made, 800)[name]), name
+    assert made.log.drop("seconds").equals(whole.log.drop("seconds"))
+    assert not (made.folder / LIVE).exists()
+    training.start()  # nothing left to do
+    assert training.state == "done"
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_in_one_line_and_gone_on_from():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    training.start()
+    wait_for(lambda: underway(training) and training.saved >= 16)
+    os.kill(training._process.pid, signal.SIGKILL)
+    assert training.wait(60) == "failed"
+    assert "the training process ended (signal 9)" in training.error
+    assert "is saved, and resume goes on from there" in training.error
+    assert "\n" not in training.error
+    training.start()
+    assert training.error == ""
+    assert training.wait(120) == "done", training.error
+    assert open_run("live").log["step"].to_list() == list(range(800))
+
+
+@pytest.mark.slow
+def test_the_same_run_is_attached_to_and_another_recipe_refused():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    training.start()
+    assert training_of("grammar-mlm", overrides=LONG, name="live") is training
+    with pytest.raises(UserError, match="give this another name|--name"):
+        training_of("grammar-mlm", overrides={**LONG, "lr": 0.5}, name="live")
+    process = training._process.pid
+    training.start()
+    assert training._process.pid == process
+
+
+def test_a_run_that_another_process_trains_is_watched_and_not_begun_twice():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    with store.locked(training.folder):
+        assert training.state == "elsewhere"
+        training.start()
+        assert training._process is None
+    assert training.state == "ready"
+
+
+def test_what_goes_wrong_in_the_process_is_one_line():
+    training = training_of("grammar-mlm", overrides={**TINY, "stages": 1.0, "trees": "/nowhere.conllu"}, name="bad")
+    training.start()
+    assert training.wait(60) == "failed"
+    assert "nowhere.conllu" in training.error
+    assert "\n" not in training.error
+
+
+@pytest.mark.slow
+def test_stopping_before_anything_was_made():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    training.start()
+    training.stop()
+    assert training.wait(60) in ("ready", "stopped")
+    assert training.error == ""
+
+
+@pytest.mark.slow
+def test_sigterm_saves():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    training.start()
+    wait_for(lambda: underway(training) and len(training.log()) > 20)
+    seen = training.log()["step"][-1]
+    os.kill(training._process.pid, signal.SIGTERM)
+    assert training.wait(60) == "stopped"
+    assert training.error == ""
+    assert training.saved > seen
+
+
+@pytest.mark.slow
+def test_a_branch_leaves_where_the_run_was_paused():
+    training = training_of("grammar-mlm", overrides=LONG, name="live")
+    training.start()
+    wait_for(lambda: underway(training) and len(training.log()) > 70)
+    training.pause()
+    assert training.wait(60) == "paused"
+    at = training.saved
+    leaving = branch_of(SavedRun(training.folder), at, ["lr=0.01", f"steps={at + 20}"])
+    leaving.start()
+    assert leaving.wait(120) == "done", leaving.error
+    made = open_run(leaving.folder)
+    assert made.parent["step"] == at == made.steps[0]
+    assert made.log["step"].to_list() == list(range(at + 20))
+    assert made.recipe.training.lr == 0.01
+    assert training.state == "paused"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["lrr=1"], "no setting 'lrr'"),
+        (["hidden_size=32"], "a branch cannot change model.hidden_size"),
+        (["steps=2"], "nothing is left to do"),
+        (["lr"], "lr"),
+    ],
+)
+def test_bad_changes_are_refused_before_anything_is_trained(tiny_run, overrides, said):
+    with pytest.raises(UserError, match=said) as caught:
+        branch_of(tiny_run, 8, overrides)
+    assert "\n" not in str(caught.value)
+    assert not background._trainings
+
+
+# the end of who started it --------------------------------------------------------------------------------------------
+
+KERNEL = """
+import signal, sys, time
+from lmdynamics.runs.background import training_of
+if __name__ == "__main__":
+    training = training_of("grammar-mlm", overrides={overrides!r}, name="live")
+    training.start()
+    while len(training.log()) < 80:
+        assert training.state in ("starting", "training"), training.error
+        time.sleep(0.02)
+    print(training._process.pid, flush=True)
+    {then}
+"""
+
+
+def kernel(folder: Path, then: str) -> subprocess.Popen:
+    """A process that starts a training, says its process id and does something."""
+    script = folder / "kernel.py"
+    script.write_text(KERNEL.format(overrides={**LONG, "steps": 20_000}, then=then))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, str(script)], env=env, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("then", "deed"),
+    [
+        ("time.sleep(600)", lambda p: p.kill()),
+        ("time.sleep(600)", lambda p: os.killpg(p.pid, signal.SIGTERM)),
+        ("sys.exit()", lambda p: None),
+    ],
+    ids=["killed", "group terminated", "ended"],
+)
+def test_when_the_kernel_ends_its_training_saves_and_ends(tmp_path, home, then, deed):
+    process = kernel(tmp_path, then)
+    try:
+        child = int(process.stdout.readline())
+        seen = len(read_live(home / "runs" / "live"))
+        deed(process)
+        process.wait(60)
+        wait_for(lambda: not Path(f"/proc/{child}").exists())
+    finally:
+        process.kill()
+        process.communicate()
+    training = training_of("grammar-mlm", overrides={**LONG, "steps": 20_000}, name="live")
+    assert training.state == "stopped"
+    assert seen <= training.saved < 20_000
+    assert len(training.log()) == training.saved
+    at = store.step_folder(training.folder / "resume", training.saved)
+    assert store.check_hashes(at if at.exists() else store.step_folder(training.folder / "checkpoints", training.saved))
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_the_kernel_leaves_training_alone(tmp_path, home):
+    process = kernel(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)")
+    try:
+        process.stdout.readline()
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        seen = len(read_live(home / "runs" / "live"))
+        wait_for(lambda: len(read_live(home / "runs" / "live")) > seen + 50)
+    finally:
+        process.kill()
+        process.communicate()
+    training = training_of("grammar-mlm", overrides={**LONG, "steps": 20_000}, name="live")
+    assert training.wait(60) == "stopped"
