@@ -19,9 +19,9 @@ from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 NORMS = {
-    "norm_hidden": ["norm of the", "hidden state h"],
-    "norm_attractive": ["norm of the", "attraction"],
-    "norm_repulsive": ["norm of the", "repulsion"],
+    "norm_hidden": ["norm of the", "hidden state (log)"],
+    "norm_attractive": ["norm of the", "attraction (log)"],
+    "norm_repulsive": ["norm of the", "repulsion (log)"],
 }
 CONTROL = "dissent_control"
 
@@ -198,10 +198,13 @@ def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:
 def _levels(levels: Mapping[str, float], y: alt.Y, label: bool) -> list[alt.Chart]:
     if not levels:
         return []
-    data = alt.Chart(pl.DataFrame({"name": list(levels), "dissent": [float(value) for value in levels.values()]}))
-    rules = [data.mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.2, opacity=0.8).encode(y)]
-    if label:
-        text = data.mark_text(color=TEXT, align="left", dx=6, fontSize=10)
+    ordered = sorted(levels.items(), key=lambda level: level[1])
+    rows = pl.DataFrame({"name": [name for name, _ in ordered], "dissent": [float(value) for _, value in ordered]})
+    rules = [alt.Chart(rows).mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.2, opacity=0.8).encode(y)]
+    near = rows["dissent"].diff().fill_null(1.0) < 0.1  # labels that would touch: the upper one goes above its line
+    places = ((rows.filter(near), -6), (rows.filter(~near), 3 if near.any() else 0)) if label else ()
+    for part, dy in ((part, dy) for part, dy in places if len(part)):
+        text = alt.Chart(part).mark_text(color=TEXT, align="left", dx=6, dy=dy, fontSize=10)
         rules.append(text.encode(y, text="name:N", x=alt.value("width")))
     return rules
 

@@ -185,7 +185,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
     colour = alt.Color("value:Q", title=coefficient).scale(scheme=SEQUENTIAL, zero=False, nice=False)
     tips = ["part:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
     tile, size = step_tiles(cells, parts)
-    chart = tile.mark_rect().encode(color=colour.legend(gradientLength=100, format=".2~g"), tooltip=tips)
+    chart = tile.mark_rect().encode(color=colour.legend(gradientLength=120, format=".2~g", tickCount=5), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("value")
     least, most = last.row(0, named=True), last.row(-1, named=True)
     title = f"{capital(coefficient)} by {level}: at the last step from {_short(least['value'])} ({least['part']})"

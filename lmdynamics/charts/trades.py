@@ -16,12 +16,13 @@ MOST_PANELS = 4  # doublings side by side
 LONGEST = 18  # characters of a token that are shown
 
 
-def traded(table: pl.DataFrame) -> alt.HConcatChart:
+def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
     """How far the losses of each group's tokens fell (left) and rose (right), and what is left of it.
 
     `table`: group, gained, lost, net (nats per token of the whole text, so that the bars of all groups add up) with
-    net_low and net_high, as `curves.zero_sum.traded` gives them. With `step`, a panel per step, spread evenly over
-    log step where there are more than 4; groups stand in the order of the frame.
+    net_low and net_high, as `curves.trading.traded` gives them. With `step`, a panel per step, spread evenly over log
+    step where there are more than 4; groups stand in the order of the frame, with their `tokens` if they have any.
+    `by`: what the groups are, for the title.
 
     Raises
     ------
@@ -36,6 +37,8 @@ def traded(table: pl.DataFrame) -> alt.HConcatChart:
     rows = rows.with_columns(pl.col("group").cast(pl.String), away=-pl.col("gained"))
     steps = spread(rows["step"].unique().sort().to_list(), MOST_PANELS) if "step" in rows.columns else [None]
     rows = rows if steps == [None] else rows.filter(pl.col("step").is_in(steps))
+    if counted := "tokens" in rows.columns and rows.select("group", "tokens").n_unique() == rows["group"].n_unique():
+        rows = rows.with_columns(pl.format("{} ({})", "group", pl.col("tokens").map_elements("{:,}".format, pl.String)))
     groups = rows["group"].unique(maintain_order=True).to_list()
     most = 1.08 * max(rows["gained"].max(), rows["lost"].max(), 1e-12)
     tips = ["group:N", *(alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("gained", "lost", "net"))]
@@ -46,7 +49,7 @@ def traded(table: pl.DataFrame) -> alt.HConcatChart:
     for index, step in enumerate(steps):
         here = rows if step is None else rows.filter(pl.col("step") == step)
         y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
-        y = y.axis(labels=index == 0, ticks=False, domain=False, labelLimit=200, labelPadding=8)
+        y = y.axis(labels=index == 0, ticks=False, domain=False, labelLimit=240, labelPadding=8)
         x = alt.X(title="nats per token" if len(steps) > 2 else "change of loss (nats per token of the text)")
         x = x.scale(domain=[-most, most], nice=False).axis(labelExpr=SIGNED, grid=False, **ticks)
         base = alt.Chart(here).encode(y, tooltip=tips)
@@ -72,8 +75,11 @@ def traded(table: pl.DataFrame) -> alt.HConcatChart:
         said.append(told if step is None else f"from step {step:,}: {told}")
     return figure(
         alt.hconcat(*panels, spacing=14),
-        lines(capital(said[-1]), 76),
-        ["blue: how far losses fell; orange: how far they rose; dot: the sum of both, with its 95 % interval"],
+        lines(f"By {by}, {said[-1]}" if by else capital(said[-1]), 76),
+        [
+            "blue: how far losses fell; orange: how far they rose; dot: the sum of both, with its 95 % interval",
+            "in brackets: how many tokens; a large group has long bars" if counted else "",
+        ],
         "Losses that fell and rose, by group of tokens. " + " ".join(_spoken(rows)),
     )
 

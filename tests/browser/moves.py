@@ -1,0 +1,50 @@
+"""Moving an explorer's slider as a reader does, and seeing what the page makes of it."""
+
+from playwright.sync_api import Page
+
+_AREAS = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
+  .map((area, i) => [area, i])
+  .filter(([area]) => area.querySelector('.noUi-handle') && area.querySelector('.vega-embed'))
+  .map(([_, i]) => i)"""
+_VIEWS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].querySelectorAll('.vega-embed')]
+  .map(view => (view.querySelector('svg') || view).outerHTML)"""
+_FOCUS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].querySelectorAll('.noUi-handle')]
+  .at(-1).focus()"""
+_WATCH = """i => {
+  const area = document.querySelectorAll('.jp-OutputArea-output')[i];
+  window.drawn = null;
+  window.pressed = null;
+  window.watching?.disconnect();
+  const inChart = node => (node.closest ? node : node.parentElement)?.closest('.vega-embed');
+  window.watching = new MutationObserver(changes => {
+    if (changes.some(change => inChart(change.target)))
+      requestAnimationFrame(() => { window.drawn = performance.now(); });
+  });
+  window.watching.observe(area, {subtree: true, childList: true, attributes: true, characterData: true});
+  area.addEventListener('keydown', () => { window.pressed = performance.now(); }, {once: true, capture: true});
+}"""
+_WAITED = "() => window.drawn && window.pressed ? window.drawn - window.pressed : null"
+
+
+def slider_areas(page: Page) -> list[int]:
+    """The numbers of those outputs that have a slider and a chart."""
+    return page.evaluate(_AREAS)
+
+
+def views(page: Page, area: int) -> list[str]:
+    """The charts of an output, as they are drawn."""
+    return page.evaluate(_VIEWS, area)
+
+
+def press(page: Page, area: int, key: str) -> None:
+    """A key on the last slider of an output: what comes before chooses what is looked at."""
+    page.evaluate(_FOCUS, area)
+    page.keyboard.press(key)
+
+
+def timed_move(page: Page, area: int, key: str, settle: int = 350) -> float | None:
+    """Milliseconds from the key to the last frame in which a chart of the output changed, `settle` at most; or None."""
+    page.evaluate(_WATCH, area)
+    press(page, area, key)
+    page.wait_for_timeout(settle)
+    return page.evaluate(_WAITED)
