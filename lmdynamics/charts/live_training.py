@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure, step_axis
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure, step_axis, step_ticks
 from lmdynamics.charts.trajectories import on_step_axis
 from lmdynamics.curves.intervals import loss_by_bin
 
@@ -60,7 +60,7 @@ def live_rows(log: pl.DataFrame, measured: pl.DataFrame | None = None) -> dict[s
 
 
 def _loss(data: Mapping[str, alt.InlineData], reach: Sequence[int]) -> alt.LayerChart:
-    axis, title = step_axis(reach, None), ["loss (nats per", "predicted token)"]
+    axis, title = _unlabelled(reach), ["loss (nats per", "predicted token)"]
     y = alt.Y("loss:Q", title=title).scale(zero=False)
     tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip("loss:Q", format=".3f")]
     smooth = alt.Chart(data["smooth"]).encode(axis)
@@ -75,10 +75,15 @@ def _line(data, reach, field: str, title, colour: str, form: str, only: str = ""
     y = alt.Y(f"{field}:Q", title=title).scale(zero=not points).axis(tickCount=3, format=form)
     tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip(f"{field}:Q", format=form)]
     mark = {"color": colour, "strokeWidth": 2, "point": {"color": colour, "size": 14} if points else False}
-    chart = alt.Chart(data).mark_line(**mark).encode(step_axis(reach, None), y, tooltip=tips)
+    chart = alt.Chart(data).mark_line(**mark).encode(_unlabelled(reach), y, tooltip=tips)
     if only:
         chart = chart.transform_filter(alt.FieldEqualPredicate(field="name", equal=only))
     return chart.properties(width=WIDTH, height=80 if points else 50)
+
+
+def _unlabelled(reach: Sequence[int]) -> alt.X:
+    axis = step_axis(reach, None)
+    return axis.axis(values=step_ticks(reach), labels=False, grid=False)
 
 
 def _with_title(panel: alt.Chart, reach: Sequence[int]) -> alt.Chart:
