@@ -1,8 +1,9 @@
 """Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views linked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
@@ -17,7 +18,7 @@ from lmdynamics.curves.intervals import uas_by_step
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.sas_controls import Controls
-from lmdynamics.explorers.saving import show_still
+from lmdynamics.explorers.saving import check_among, restored, show_still
 from lmdynamics.measurements.arcs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
 from lmdynamics.measurements.trace import trace, trace_all
@@ -36,6 +37,12 @@ class State(traitlets.HasTraits):
     head = traitlets.Int()
     direction = traitlets.Unicode(DIRECTIONS[0])
     words = traitlets.Tuple()
+    runs = traitlets.Tuple()  # what the runs are called
+
+    def __call__(self) -> dict[str, str | int | list[str]]:
+        """What is looked at as literals, for `SasExplorer.restore`."""
+        place = {name: getattr(self, name) for name in ("step", "relation", "layer", "head", "direction")}
+        return {"run": self.runs[self.run], **place, "sentence": list(self.words)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,9 @@ class SasExplorer:
         self._measured: dict[int, Measured] = {}
         self._attention: dict[tuple, pl.DataFrame] = {}
         self.progress = progress
-        self.state = State()
+        names = [run.name for run in self.runs]
+        unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+        self.state = State(runs=tuple(unique))
         first = self.measured
         relation = relation or first.relations[0]
         if relation not in first.relations:
@@ -112,7 +121,9 @@ class SasExplorer:
     @property
     def measured(self) -> Measured:
         """The traces of the run that is looked at, measured on first use."""
-        index = self.state.run
+        return self._measured_of(self.state.run)
+
+    def _measured_of(self, index: int) -> Measured:
         if index not in self._measured:
             run = self.runs[index]
             what = {"uas": UAS(self.treebank, self.min_count, self.seed)}
@@ -168,11 +179,55 @@ class SasExplorer:
 
     def attention(self) -> pl.DataFrame:
         """Attention within the sentence at every checkpoint of the run."""
-        key = (self.state.run, self.state.words)
-        if key not in self._attention:
-            run = self.runs[self.state.run]
-            self._attention[key] = trace(run, WordAttention(self.state.words), device=self.device, progress=False)
-        return self._attention[key]
+        return self._attention_of(self.state.run, self.state.words)
+
+    def _attention_of(self, index: int, words: tuple[str, ...]) -> pl.DataFrame:
+        if (index, words) not in self._attention:
+            measurement = WordAttention(words)
+            self._attention[index, words] = trace(self.runs[index], measurement, device=self.device, progress=False)
+        return self._attention[index, words]
+
+    def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
+        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+
+        Raises
+        ------
+        UserError
+            If the state has an entry that is not known, or that the runs do not have (any more); nothing changes then.
+        """
+        wanted = restored(state, self.state())
+        check_among("run", wanted["run"], self.state.runs)
+        index, words = self.state.runs.index(wanted["run"]), tuple(wanted["sentence"])
+        if not words or not all(isinstance(word, str) and word for word in words):
+            raise UserError("the state's sentence should be a list of words, such as ['the', 'dog', 'sleeps']")
+        seen = self._measured_of(index)
+        check_among("step", wanted["step"], seen.run.steps)
+        check_among("relation", wanted["relation"], seen.relations)
+        check_among("direction", wanted["direction"], DIRECTIONS)
+        for name in ("layer", "head"):
+            check_among(name, wanted[name], seen.scores[name].unique().sort().to_list())
+        self._attention_of(index, words)  # a sentence that the model cannot read is refused there
+        if "controls" in self.__dict__:
+            self.controls.put(index, words)
+        else:
+            self.state.run, self.state.words = index, words
+        for name in ("relation", "layer", "head", "direction", "step"):  # a relation brings its best head: it is first
+            self.state.set_trait(name, wanted[name])
+        return self
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The tidy data behind the views as they stand, by the names of `stills`."""
+        seen, state = self.measured, self.state
+        loss = seen.run.log.select("step", curve=pl.lit("loss"), value="loss") if len(seen.run.log) else None
+        uas = seen.curve.select("step", curve="uas, " + pl.col("source"), value="uas", low="low", high="high")
+        here = {"relation": state.relation, "step": state.step, "split": "all"}
+        heads = predicted_heads(self.attention(), state.direction)
+        arcs = heads.filter(layer=state.layer, head=state.head, step=state.step)
+        return {
+            "explorer_curves": uas if loss is None else pl.concat([loss, uas], how="diagonal_relaxed"),
+            "explorer_heads": seen.scores.filter(**here),
+            "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(state.words)))),
+        }
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
         """The three views as they stand, by name: what a page without controls shows."""

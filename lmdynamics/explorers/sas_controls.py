@@ -11,6 +11,7 @@ import traitlets
 from lmdynamics.curves.heads import DIRECTIONS
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.live import LiveChart
+from lmdynamics.explorers.saving import SaveRow
 
 if TYPE_CHECKING:
     from lmdynamics.explorers.sas import Measured, SasExplorer
@@ -79,7 +80,13 @@ class Controls:
         views = widgets.HBox(
             [self.curves.widget, self.map.widget], layout=widgets.Layout(flex_flow="wrap", align_items="flex-start")
         )
-        self.box = widgets.VBox([*controls, views, self.arcs.widget])
+        self.saving = SaveRow(explorer)
+        self.box = widgets.VBox([*controls, views, self.arcs.widget, self.saving.widget])
+
+    def put(self, run: int, words: tuple[str, ...]) -> None:
+        """Look at another run and sentence, both known to be there."""
+        self.run.value = run
+        self._read(words)
 
     def _bind(self) -> None:
         for name in ("step", "relation", "layer", "head", "direction"):

@@ -1,7 +1,9 @@
 """The explorer on a run of twelve steps: what it starts with, what a control changes, what it refuses."""
 
+import ast
 import json
 
+import polars as pl
 import pytest
 
 from lmdynamics.errors import UserError
@@ -164,3 +166,91 @@ def test_a_start_that_was_not_measured_is_refused(run, treebank, options, says):
 def test_no_run_is_refused(treebank):
     with pytest.raises(UserError, match="at least one run"):
         SasExplorer([], treebank)
+
+
+def pictures(explorer):
+    return {name: chart.to_dict() for name, chart in explorer.stills().items()}
+
+
+def elsewhere(run, treebank, shown):
+    """An explorer that has been moved, by its controls (`shown`) or before it was ever shown."""
+    explorer = SasExplorer(run, treebank, min_count=20, progress=False)
+    state = {"step": 4, "relation": explorer.measured.relations[1], "layer": 1, "head": 0, "sentence": ["the", "the"]}
+    if shown:
+        assert explorer.show() is explorer.widget
+    return explorer.restore(state)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_state_brings_back_the_same_pictures_and_data(run, treebank, shown):
+    before = elsewhere(run, treebank, not shown)
+    state = before.state()
+    assert state == ast.literal_eval(repr(state))
+    after = SasExplorer(run, treebank, min_count=20, progress=False)
+    assert pictures(after) != pictures(before)
+    if shown:
+        assert after.show() is after.widget
+    assert after.restore(state).state() == state
+    assert pictures(after) == pictures(before)
+    assert all(table.equals(before.tables()[name]) for name, table in after.tables().items())
+    for one, other in zip(views(after.widget), views(before.widget), strict=True):
+        assert one._params == other._params
+        assert one.spec["datasets"] == other.spec["datasets"]
+    assert control(after.widget, "SelectionSlider", "checkpoint")[0].value == 4
+    assert control(after.widget, "Dropdown", "sentence")[0].value == ("the", "the")
+
+
+def test_a_state_names_its_run(run, other, treebank):
+    explorer = SasExplorer([run, other], treebank, min_count=20, progress=False)
+    explorer.show()
+    explorer.restore({"run": "other", "step": 16, "layer": 2, "head": 0})
+    state = explorer.state()
+    assert (state["run"], state["step"], state["layer"]) == ("other", 16, 2)
+    fresh = SasExplorer([run, other], treebank, min_count=20, progress=False).restore(state)
+    assert pictures(fresh) == pictures(explorer)
+    assert SasExplorer([run, run], treebank, min_count=20, progress=False).state()["run"] == "tiny (1)"
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"step": 5}, "step is 5, which is not there"),
+        ({"run": "gone"}, "run is 'gone', which is not there .any more.; there are: tiny"),
+        ({"relation": "iobj"}, "relation is 'iobj'"),
+        ({"layer": 7}, "layer is 7"),
+        ({"direction": "up"}, "direction is 'up'"),
+        ({"sentence": []}, "a list of words"),
+        ({"sentence": ["the", 3]}, "a list of words"),
+        ({"sentence": ["the"] * 100}, "takes at most"),
+        ({"heads": 1}, "no entry 'heads'; did you mean 'head'"),
+    ],
+)
+def test_a_state_that_fits_no_more_changes_nothing(explorer, state, says):
+    before = explorer.state()
+    with pytest.raises(UserError, match=says) as refusal:
+        explorer.restore({"layer": 1, **state})
+    assert "\n" not in str(refusal.value)
+    assert explorer.state() == before
+
+
+def test_views_are_saved_with_the_data_they_show(explorer, tmp_path):
+    saving = explorer.controls.saving
+    saving.folder.value = str(tmp_path)
+    saving.save.click()
+    assert len(list(tmp_path.iterdir())) == 9
+    heads = pl.read_csv(tmp_path / "explorer_heads.csv")
+    assert set(heads["step"]) == {explorer.state.step}
+    assert set(heads["relation"]) == {explorer.state.relation}
+    arcs = pl.read_csv(tmp_path / "explorer_arcs.csv")
+    assert arcs["text"].to_list() == [explorer.state.words[word] for word in arcs["word"]]
+    assert set(pl.read_csv(tmp_path / "explorer_curves.csv")["curve"]) >= {"loss", "uas, attention"}
+
+
+def test_a_page_gets_every_checkpoint_and_the_same_start(explorer, run):
+    linked = explorer.linked()
+    assert [place.values["cursor"] for place in linked.places] == run.steps
+    assert linked.places[linked.start].values["cursor"] == explorer.state.step
+    assert linked.views.keys() == explorer.stills().keys()
+    rows = explorer.measured.scores.filter(step=4, relation=explorer.state.relation, split="all").to_dicts()
+    best = max(rows, key=lambda row: row["accuracy"])
+    assert f"layer {best['layer']}, head {best['head']} " in linked.places[run.steps.index(4)].said

@@ -1,0 +1,74 @@
+"""A view as files: the picture as SVG and PNG, and the tidy data behind it as CSV."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.show import to_png, to_svg
+from lmdynamics.errors import UserError, did_you_mean
+
+KINDS = ("svg", "png", "csv")
+
+
+def save(
+    views: Mapping[str, alt.TopLevelMixin],
+    tables: Mapping[str, pl.DataFrame],
+    folder: str | Path,
+    kinds: Sequence[str] = KINDS,
+) -> list[Path]:
+    """Write each view as NAME.svg, NAME.png and NAME.csv, and return where they are.
+
+    `tables`: the data behind the views, by the same names; a view without any has no CSV. Nothing is overwritten:
+    where a name is taken, all files of this call get the same number, NAME-2.svg. A file is there whole or not at all.
+
+    Raises
+    ------
+    UserError
+        If a kind is not known, no folder is named, or a file cannot be written.
+    """
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"a view is not saved as {unknown[0]!r}{did_you_mean(unknown[0], KINDS)}")
+    if not str(folder).strip():
+        raise UserError("no folder to save to; name one, such as out")
+    folder = Path(str(folder).strip()).expanduser().absolute()
+    make: dict[str, Callable[[str], bytes]] = {
+        "svg": lambda name: to_svg(views[name]).encode(),
+        "png": lambda name: to_png(views[name]),
+        "csv": lambda name: tables[name].write_csv().encode(),
+    }
+    wanted = [(name, kind) for name in views for kind in kinds if kind != "csv" or name in tables]
+    made = {(name, kind): make[kind](name) for name, kind in wanted}  # before the first is written: all or none
+    number, paths = 1, _named(folder, wanted, "")
+    while any(path.exists() for path in paths):
+        number += 1
+        paths = _named(folder, wanted, f"-{number}")
+    for path, content in zip(paths, made.values(), strict=True):
+        write_whole(path, content)
+    return paths
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all; its folder is made if need be.
+
+    Raises
+    ------
+    UserError
+        If it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}; name another folder") from error
+
+
+def _named(folder: Path, wanted: Sequence[tuple[str, str]], number: str) -> list[Path]:
+    return [folder / f"{name}{number}.{kind}" for name, kind in wanted]

@@ -1,0 +1,56 @@
+"""A view as files: whole, or not there."""
+
+import os
+
+import altair as alt
+import polars as pl
+import pytest
+
+from lmdynamics.charts import export
+from lmdynamics.charts.export import save, write_whole
+from lmdynamics.charts.theme import figure
+from lmdynamics.errors import UserError
+
+
+@pytest.fixture
+def views():
+    bars = alt.Chart(pl.DataFrame({"x": [1, 2]})).mark_bar().encode(x="x:Q")
+    return {"bars": figure(bars, "Bars", "", "Two bars."), "more": bars}
+
+
+def test_pictures_carry_their_words_and_tables_their_columns(views, tmp_path):
+    table = pl.DataFrame({"step": [1, 2], "loss": [0.1, None]})
+    paths = save(views, {"bars": table}, tmp_path / "new" / "deep")
+    assert [path.name for path in paths] == ["bars.svg", "bars.png", "bars.csv", "more.svg", "more.png"]
+    assert 'aria-label="Two bars."' in paths[0].read_text(encoding="utf-8")
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert pl.read_csv(paths[2]).equals(table)
+
+
+def test_an_unknown_kind_is_refused(views, tmp_path):
+    with pytest.raises(UserError, match="not saved as 'pgn'; did you mean 'png'"):
+        save(views, {}, tmp_path, ["pgn"])
+
+
+def test_a_view_that_cannot_be_drawn_leaves_no_file(views, tmp_path, monkeypatch):
+    def fails(chart):
+        raise UserError("no picture")
+
+    monkeypatch.setattr(export, "to_png", fails)
+    with pytest.raises(UserError, match="no picture"):
+        save(views, {}, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="No space left on device; name another folder"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.csv"]
