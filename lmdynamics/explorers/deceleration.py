@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
 import numpy as np
 import polars as pl
-from IPython.display import display
 
 from lmdynamics import charts
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
 from lmdynamics.curves.fits import break_profile
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.live import LiveChart
+from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
 
 SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # first steps that may be left out
 ASIDE = 1 / 3  # of the best step: where the break starts, so that the difference is seen
@@ -89,12 +91,13 @@ class DecelerationExplorer:
         self._charts: dict[str, LiveChart] = {}
         self._step: float | None = None  # where the break was put last; none until a curve is fitted
         self._look(afresh=True)
-        self.curve.observe(lambda _: self._look(afresh=True), names="value")
+        self.curve.observe(lambda _: self._switching or self._look(afresh=True), names="value")
         for control in (self.smoothing, self.skip):
-            control.observe(lambda _: self._look(), names="value")
+            control.observe(lambda _: self._switching or self._look(), names="value")
         self.place.observe(lambda _: self._switching or self._moved(), names="value")
         controls = widgets.HBox([self.curve, self.smoothing, self.skip], layout=widgets.Layout(flex_flow="wrap"))
-        self.widget = widgets.VBox([controls, self.place, self.said, self.views])
+        self.saving = SaveRow(self)
+        self.widget = widgets.VBox([controls, self.place, self.said, self.views, self.saving.widget])
 
     @property
     def found(self) -> Fitted | UserError:
@@ -140,9 +143,68 @@ class DecelerationExplorer:
         """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
         if interactive:
             return self.widget
-        for name, chart in self.stills().items():
-            display(charts.show(chart, name, output_dir, interactive=False))
+        show_still(self.stills(), self.linked(), output_dir)
         return None
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The data behind the views, by the names of `stills`.
+
+        Raises
+        ------
+        UserError
+            If the curve cannot be fitted.
+        """
+        seen = self.found
+        if isinstance(seen, UserError):
+            raise seen
+        return {"break_by_hand": seen.points, "break_profile": seen.profile}
+
+    def linked(self) -> Linked:
+        """The views with the fit of every place inside, for a page whose slider needs no kernel."""
+        views, seen = self.stills(), self.found
+        columns = {name: column for of_view in HAND.values() for name, column in of_view.items()}
+        places = [
+            Place(
+                f"{row['step_at_break']:,.0f}",
+                {name: row[column] for name, column in columns.items()},
+                f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
+                f"{row['rsle']:.4f}; the best, {seen.fit.told('step_at_break', ',.0f')}, leaves "
+                f"{seen.fit.told('rsle', '.4f')}.",
+            )
+            for row in seen.profile.iter_rows(named=True)
+        ]
+        return Linked("break at step", places, self.place.value, views)
+
+    def state(self) -> dict[str, str | float]:
+        """What is looked at as literals, for `restore`."""
+        chosen = {"curve": self.curve.value, "smoothing": self.smoothing.value, "skip_steps": self.skip.value}
+        return {**chosen, "break_step": self._step or 0.0}
+
+    def restore(self, state: Mapping[str, Any]) -> "DecelerationExplorer":
+        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+
+        The break goes to the place nearest to `break_step`; 0, where none was, puts it aside of the best.
+
+        Raises
+        ------
+        UserError
+            If the state has an entry that is not known, or that there is not (any more).
+        """
+        wanted = restored(state, self.state())
+        check_among("curve", wanted["curve"], self.curve.options)
+        check_among("smoothing", wanted["smoothing"], self.smoothing.options)
+        check_among("skip_steps", wanted["skip_steps"], [value for _, value in self.skip.options])
+        if not 0 <= wanted["break_step"] < np.inf:
+            raise UserError(f"the state's break_step is {wanted['break_step']}; it should be a step, 0 or more")
+        self._switching = True  # one look at the end, not one for each
+        try:
+            self.curve.value, self.smoothing.value = wanted["curve"], wanted["smoothing"]
+            self.skip.value = float(wanted["skip_steps"])
+        finally:
+            self._switching = False
+        self._step = float(wanted["break_step"]) or None
+        self._look()
+        return self
 
     def _fitted(self, curve: str, smoothing: str, skip: float) -> Fitted:
         rows = self.frame.filter(pl.col("curve") == curve)

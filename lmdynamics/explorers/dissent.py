@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
 import polars as pl
-from IPython.display import display
 
 from lmdynamics import charts
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.live import LiveChart
+from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
 
 ALL = ""  # no curve and no group has this name, unless there is only one curve
 CURSOR = "plane_step"
@@ -73,7 +75,9 @@ class DissentExplorer:
         pickers = [self.curve] * (len(self.curves) > 1) + [self.group] * (len(self.groups) > 1)
         self.views = widgets.VBox([chart.widget for chart in self._charts.values()])
         wrap = widgets.Layout(flex_flow="wrap")
-        self.widget = widgets.VBox([widgets.HBox(pickers, layout=wrap), self.step, self.said, self.views])
+        self.saving = SaveRow(self)
+        shown = [widgets.HBox(pickers, layout=wrap), self.step, self.said, self.views, self.saving.widget]
+        self.widget = widgets.VBox(shown)
         self.step.observe(lambda _: self._moved(), names="value")
         for picker in (self.curve, self.group):
             picker.observe(lambda _: self._picked(), names="value")
@@ -98,13 +102,50 @@ class DissentExplorer:
         """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
         if interactive:
             return self.widget
-        for name, chart in self.stills().items():
-            display(charts.show(chart, name, output_dir, interactive=False))
+        show_still(self.stills(), self.linked(), output_dir)
         return None
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The data behind the views: of the plane at its step, of the course at all of them."""
+        return {"dissent_plane": self.rows.filter(pl.col("step") == self._step()), "dissent_over_training": self.rows}
+
+    def linked(self) -> Linked:
+        """The views with every step inside, for a page whose slider needs no kernel."""
+        steps = self.rows["step"].unique().sort().to_list()
+        places = [Place(f"{step:,}", {CURSOR: step}, self._in_words(step)) for step in steps]
+        return Linked("checkpoint at step", places, steps.index(self._step()), self.stills())
+
+    def state(self) -> dict[str, str | int]:
+        """What is looked at as literals, for `restore`; an empty name is all of them."""
+        return {"curve": self.curve.value, "group": self.group.value, "step": self.step.value}
+
+    def restore(self, state: Mapping[str, Any]) -> "DissentExplorer":
+        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+
+        Raises
+        ------
+        UserError
+            If the state has an entry that is not known, or that the table does not have (any more).
+        """
+        wanted = restored(state, self.state())
+        controls = {"curve": self.curve, "group": self.group, "step": self.step}
+        for name, control in controls.items():
+            check_among(name, wanted[name], [value for _, value in control.options])
+        for name, control in controls.items():
+            control.value = wanted[name]
+        return self
 
     def _step(self) -> int:
         """The chosen step, or where a curve was not measured there, the nearest."""
         return min(self.rows["step"].unique(), key=lambda step: abs(step - self.step.value))
+
+    def _in_words(self, step: int) -> str:
+        """Dissent at a step, of each curve and group that is looked at."""
+        parts = [
+            f"{' '.join(filter(None, [row['curve'], row['group']]))} {_bounded(row, 'dissent')}"
+            for row in self.rows.filter(pl.col("step") == step).iter_rows(named=True)
+        ]
+        return f"Step {step:,}: dissent of {'; '.join(parts)}."
 
     def _moved(self) -> None:
         for chart in self._charts.values():

@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
 
-from lmdynamics import charts
 from lmdynamics.charts.changes import change_histogram, interference_cursor, traded_at
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, number, start, told
 from lmdynamics.explorers.live import LiveChart
+from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
 CURSOR = "zero_sum_step"
@@ -66,11 +68,7 @@ class ZeroSumExplorer:
             "batch": seen.options("batch")[0] if batch is None else batch,
             "step": seen.steps[-1] if step is None else step,
         }
-        self._offer(wanted, strict=True)
-        rows = [value for _, value in self.row.options]
-        if row is not None and row not in rows:
-            raise UserError(f"there is no row {row} in this batch; rows: {', '.join(map(str, rows))}")
-        self.row.value = rows[0] if row is None else row
+        self._put(wanted, row)
         self._switching = False
         self._look()
         self._bind()
@@ -112,12 +110,54 @@ class ZeroSumExplorer:
         """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
         if interactive:
             return self.widget
-        for name, chart in self.stills().items():
-            display(charts.show(chart, name, output_dir, interactive=False))
+        show_still(self.stills(), self.linked(), output_dir)
         display(self.tokens)
         if output_dir:
             self.tokens.save(Path(output_dir) / "explorer_tokens.html")
         return None
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The data behind the charts: of the course at all steps, of the others at the one that is looked at."""
+        seen, chosen = self.seen, self.chosen
+        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
+        made = {"explorer_interference": mean, "explorer_changes": self._here()}
+        if seen.traded is not None:
+            made["explorer_traded"] = seen.traded.filter(step=self.step.value, **chosen)
+        return made
+
+    def linked(self) -> Linked:
+        """The charts with every checkpoint inside, for a page whose slider needs no kernel."""
+        steps, split, direction = [step for _, step in self.step.options], self.split.value, self.direction.value
+        places = [Place(f"{step:,}", {CURSOR: step}, told(self.seen, step, split, direction)) for step in steps]
+        return Linked("checkpoint at step", places, steps.index(self.step.value), self.stills())
+
+    def state(self) -> dict[str, str | int]:
+        """What is looked at as literals, for `restore`."""
+        return {"run": self.run.value, **self.chosen, "step": self.step.value, "row": self.row.value}
+
+    def restore(self, state: Mapping[str, Any]) -> "ZeroSumExplorer":
+        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+
+        Raises
+        ------
+        UserError
+            If the state has an entry that is not known, or that there is not (any more); nothing changes then.
+        """
+        before = self.state()
+        wanted = restored(state, before)
+        check_among("run", wanted["run"], list(self.runs))
+        self._switching = True
+        try:
+            self.run.value = wanted["run"]
+            self._put(wanted, wanted["row"])
+        except UserError:
+            self.run.value = before["run"]
+            self._put(before, before["row"])
+            raise
+        finally:
+            self._switching = False
+        self._look()
+        return self
 
     def _make_controls(self) -> None:
         style = {"description_width": "80px"}
@@ -133,7 +173,9 @@ class ZeroSumExplorer:
         self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
         self.views = widgets.HBox(layout=widgets.Layout(flex_flow="wrap", align_items="flex-start"))
         self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
-        self.widget = widgets.VBox([self._pickers, self.step, self.said, self.views, self.row, self.text])
+        self.saving = SaveRow(self)
+        shown = [self._pickers, self.step, self.said, self.views, self.row, self.text, self.saving.widget]
+        self.widget = widgets.VBox(shown)
 
     def _bind(self) -> None:
         for control in (self.run, self.split, self.direction, self.batch):
@@ -180,6 +222,14 @@ class ZeroSumExplorer:
         several = ((self.run, self.runs), (self.split, self.split.options), (self.direction, self.direction.options))
         shown = [control for control, known in (*several, (self.batch, self.batch.options)) if len(known) > 1]
         self._pickers.children = shown
+
+    def _put(self, wanted: Mapping[str, str | int], row: int | None) -> None:
+        """Set the controls to what is wanted, or refuse it; without a row, to the first."""
+        self._offer(wanted, strict=True)
+        rows = [value for _, value in self.row.options]
+        if row is not None and row not in rows:
+            raise UserError(f"there is no row {row} in this batch; rows: {', '.join(map(str, rows))}")
+        self.row.value = rows[0] if row is None else row
 
     def _offer_rows(self) -> None:
         """The rows of this batch at this checkpoint, each with the start of its text; the one looked at is kept."""
