@@ -42,6 +42,24 @@ def press(page: Page, area: int, key: str) -> None:
     page.keyboard.press(key)
 
 
+def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[float]:
+    """Milliseconds from Enter behind a sentence in an output's text box to the last frame in which it changed a chart.
+
+    Sentences are those the output offers, their first word put last.
+    """
+    output = page.locator(".jp-OutputArea-output").nth(area)
+    box = output.locator("input[type=text]").first
+    offered = [text.split() for text in output.locator("option").all_inner_texts()]
+    waits = []
+    for first, *words in [words for words in offered if len(words) > 3][:n] if box.count() else []:
+        box.fill(" ".join([*words, first]))
+        page.evaluate(_WATCH, area)
+        box.press("Enter")
+        page.wait_for_timeout(settle)
+        waits.append(page.evaluate(_WAITED))
+    return [wait for wait in waits if wait is not None]
+
+
 def timed_move(page: Page, area: int, key: str, settle: int = 350) -> float | None:
     """Milliseconds from the key to the last frame in which a chart of the output changed, `settle` at most; or None."""
     page.evaluate(_WATCH, area)

@@ -10,6 +10,7 @@ import pytest
 from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
 from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+from tests.browser.moves import press, slider_areas, views
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
 OUT = Path(__file__).parent / "out"
@@ -50,6 +51,20 @@ def untoward(notebook) -> dict[str, list[str]]:
 
 
 NOTHING = {"errors": [], "console": [], "requests": []}
+
+
+def every_view_follows(page, area: int, name: str) -> None:
+    """Keys on a slider change every chart beside it; pictures before and after."""
+    before = views(page, area)
+    page.screenshot(path=OUT / f"{name}-slider{area}-before.png")
+    for _ in range(3):
+        press(page, area, "ArrowLeft")
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(500)
+    page.screenshot(path=OUT / f"{name}-slider{area}-after.png")
+    after = views(page, area)
+    assert len(after) == len(before)
+    assert [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old == new] == []
 
 
 def test_live_charts_and_widgets_work_without_a_network(lab):
@@ -114,6 +129,8 @@ def test_a_reader_runs_the_notebook(lab, path):
         notebook.open(address, copy.name)
         notebook.run_all()
         pictures = notebook.screenshots(OUT, path.stem)
+        for area in slider_areas(notebook.page):
+            every_view_follows(notebook.page, area, path.stem)
         assert untoward(notebook) == NOTHING
         assert notebook.page.locator(".jp-OutputArea-output:has-text('application/vnd')").count() == 0
         assert pictures
