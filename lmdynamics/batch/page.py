@@ -30,6 +30,8 @@ def static_page(executed: Path) -> str:
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.mermaid_js_url = ""
     exporter.embed_images = True
     notebook = nbformat.read(executed, as_version=4)
+    # the state of widgets would load their JavaScript from elsewhere, and there is no kernel for them to talk to
+    notebook.metadata.pop("widgets", None)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     moving = [_brought_to_life(cell) for cell in cells]
     for output in (output for cell in cells for output in cell.outputs if SVG in output.get("data", {})):

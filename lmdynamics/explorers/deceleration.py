@@ -168,8 +168,7 @@ class DecelerationExplorer:
                 f"{row['step_at_break']:,.0f}",
                 {name: row[column] for name, column in columns.items()},
                 f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
-                f"{row['rsle']:.4f}; the best, {seen.fit.told('step_at_break', ',.0f')}, leaves "
-                f"{seen.fit.told('rsle', '.4f')}.",
+                f"{row['rsle']:.3g}; with the best break, at step {seen.fit.step_at_break:,.0f}, {seen.fit.rsle:.3g}.",
             )
             for row in seen.profile.iter_rows(named=True)
         ]

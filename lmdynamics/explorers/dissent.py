@@ -140,12 +140,15 @@ class DissentExplorer:
         return min(self.rows["step"].unique(), key=lambda step: abs(step - self.step.value))
 
     def _in_words(self, step: int) -> str:
-        """Dissent at a step, of each curve and group that is looked at."""
+        """Dissent at a step: of what is looked at, or, of many curves and groups, the least and the most."""
+        rows = self.rows.filter(pl.col("step") == step).drop_nulls("dissent").sort("dissent").to_dicts()
+        if not rows:
+            return f"Step {step:,}: dissent is undefined."
+        ends = rows if len(rows) <= 4 else [rows[0], rows[-1]]
         parts = [
-            f"{' '.join(filter(None, [row['curve'], row['group']]))} {_bounded(row, 'dissent')}"
-            for row in self.rows.filter(pl.col("step") == step).iter_rows(named=True)
+            f"{_bounded(row, 'dissent')} ({', '.join(filter(None, [row['curve'], row['group']]))})" for row in ends
         ]
-        return f"Step {step:,}: dissent of {'; '.join(parts)}."
+        return f"Step {step:,}: dissent {' to '.join(parts) if len(rows) > 4 else '; '.join(parts)}."
 
     def _moved(self) -> None:
         for chart in self._charts.values():

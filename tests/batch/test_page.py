@@ -90,3 +90,12 @@ def test_the_output_keeps_its_type_in_the_notebook(write):
     static_page(path)
     assert path.read_bytes() == before
     assert MIME_TYPE.encode() in before
+
+
+def test_widgets_that_have_no_kernel_are_left_out(write):
+    path = write(output(linked()[1]))
+    notebook = nbformat.read(path, as_version=4)
+    state = {"version_major": 2, "version_minor": 0, "state": {}}
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
+    nbformat.write(notebook, path)
+    assert "unpkg" not in static_page(path)

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import sync_playwright
 
+from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
+from tests.explorers.made import MAKE
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 OUT = Path(__file__).parent / "out"
@@ -95,6 +98,25 @@ def test_syntax_emerges_without_a_kernel(page_of, opened, scheme):
     assert drawn(page) == at_first["views"]
     assert page.locator(".lmd-linked [role=status]").inner_text() == at_first["said"]
     assert seen == [path.as_uri()]
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
+    explorer = MAKE[name]()
+    linked = explorer.linked()
+    output = nbformat.v4.new_output("display_data", data=linked._repr_mimebundle_())
+    cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
+    (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
+    page, seen = opened(tmp_path / "some.html")
+    page.locator(VIEWS).nth(len(linked.views) - 1).wait_for(timeout=60_000)
+    press(page, "End")
+    at_end = drawn(page)
+    press(page, "ArrowLeft", 3)
+    assert all(one != other for one, other in zip(at_end, drawn(page), strict=True))
+    assert page.locator(".lmd-linked output").inner_text() == linked.places[-4].name
+    assert page.locator(".lmd-linked [role=status]").inner_text() == linked.places[-4].said
+    assert seen == [(tmp_path / "some.html").as_uri()]
 
 
 @pytest.mark.slow

@@ -8,16 +8,10 @@ import pytest
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
-from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
 from tests.charts.losses import points
+from tests.explorers.made import MAKE
 
-RUNS = {"a": frames.one_step(), "b": frames.one_step(batches=1)}
-MAKE = {
-    "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
-    "dissent": lambda: DissentExplorer(frames.dissent()),
-    "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
-}
 ELSEWHERE = {
     "deceleration": {"curve": "large", "smoothing": "log-average", "skip_steps": 20.0, "break_step": 900.0},
     "dissent": {"curve": "260k", "group": "common", "step": 64},
@@ -111,3 +105,13 @@ def test_what_cannot_be_fitted_cannot_be_saved_but_has_a_state(tmp_path):
     assert not list(tmp_path.iterdir())
     assert "\n" not in explorer.saving.said.value
     assert explorer.restore(explorer.state()).state()["curve"] == "few"
+
+
+def test_dissent_in_words_is_all_of_few_and_the_ends_of_many():
+    explorer = DissentExplorer(frames.dissent())
+    assert explorer.linked().places[-1].said.count(" to ") == 1
+    explorer.restore({"curve": "17k", "group": "rare"})
+    said = explorer.linked().places[-1].said
+    assert said.startswith("Step 1,024: dissent ")
+    assert said.endswith("(17k, rare).")
+    assert len(said) < 80
