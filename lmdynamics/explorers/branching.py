@@ -1,5 +1,6 @@
 """Branch from here: pick a run, a checkpoint and a change; see what it will cost; train it; compare."""
 
+import threading
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -11,8 +12,10 @@ from IPython.display import display
 from lmdynamics import charts
 from lmdynamics.curves.comparison import compare_runs
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.training import TrainingExplorer
+from lmdynamics.runs.background import ACTIVE, Training, branch_of
 from lmdynamics.runs.branch import branch, branch_cost
-from lmdynamics.runs.run import Run
+from lmdynamics.runs.run import Run, open_run
 
 CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "masking schedule", "learning rate", "seed")
 
@@ -20,7 +23,8 @@ CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "maskin
 class BranchExplorer:
     """A branch of one of `runs`, its cost shown first, then trained and laid beside its parent.
 
-    Nothing is trained before the button is pressed. `on_branch` is called with the finished branch.
+    Nothing is trained before the button is pressed; then a process of its own does it, and the kernel stays free.
+    `on_branch` is called with the finished branch, from another thread.
 
     Raises
     ------
@@ -41,6 +45,9 @@ class BranchExplorer:
             raise UserError("none of these runs keeps optimizer state; train one with --set optimizer_state=all")
         self.device, self.compare, self.on_branch = device, compare, on_branch
         self.branch: Run | None = None
+        self.live: TrainingExplorer | None = None
+        self._followed: set[Training] = set()
+        self._lock = threading.Lock()
         style, wide = {"description_width": "90px"}, widgets.Layout(width="460px")
         first = next(iter(self.runs.values()))
         points = branch_points(first)
@@ -55,14 +62,14 @@ class BranchExplorer:
         self.to = widgets.Text(value="0.0", description="to", style=style, layout=wide)
         self.cost, self.status = widgets.HTML(), widgets.HTML()
         self.button = widgets.Button(description="branch from here", button_style="primary")
-        self.output = widgets.Output()
+        self.training, self.output = widgets.VBox(), widgets.Output()
         self.run.observe(lambda _: self._run_changed(), names="value")
         self.change.observe(lambda _: self._change_changed(), names="value")
         for control in (self.step, self.to):
             control.observe(lambda _: self._price(), names="value")
-        self.button.on_click(lambda _: self.go())
+        self.button.on_click(lambda _: self.begin())
         self.widget = widgets.VBox(
-            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.output]
+            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.training, self.output]
         )
         self._price()
 
@@ -76,8 +83,53 @@ class BranchExplorer:
         except ValueError:
             raise UserError(f"{text!r} is no number; {self.change.value} needs one") from None
 
+    def begin(self) -> None:
+        """Train the branch in a process of its own, and show it as it goes; `follow` it to its end."""
+        self.status.value = ""
+        try:
+            training = branch_of(self.runs[self.run.value], self.step.value, self.changes, device=self.device)
+            if self.live is None or self.live.training is not training:
+                if self.live is not None:
+                    self.live.close()
+                self.live = TrainingExplorer(training, device=self.device)
+                self.training.children = [self.live.widget]
+                training.watch(self.follow)  # also when it is gone on with after a pause
+            training.start()
+            self.follow()
+        except UserError as error:
+            self.status.value = escape(str(error))
+
+    def follow(self) -> None:
+        """Once the branch is trained, lay it beside its parent; in a thread, which a pause ends."""
+        training = self.live.training
+        with self._lock:
+            if training not in self._followed:
+                self._followed.add(training)
+                threading.Thread(target=self._finish, args=(training,), daemon=True).start()
+
+    def _finish(self, training: Training) -> None:
+        while True:
+            state = training.wait()
+            with self._lock:
+                if training.state not in ACTIVE:
+                    self._followed.remove(training)
+                    break
+        if state != "done" or training is not self.live.training:  # meanwhile another branch may be shown
+            return
+        parent, self.branch = training.job.origin[0], open_run(training.folder)
+        try:
+            if self.compare:
+                self.status.value = "comparing …"
+                chart = comparison_chart(parent, self.branch, self.device)
+                self.training.children = [self.live.widget, chart]  # an Output is for the thread that runs cells
+            self.status.value = f"<code>{escape(self.branch.name)}</code>"
+            if self.on_branch:
+                self.on_branch(self.branch)
+        except UserError as error:
+            self.status.value = escape(str(error))
+
     def go(self) -> Run | None:
-        """Train the branch, show it beside its parent; what cannot be done is said under the button."""
+        """Train the branch here and now, and wait for it; what cannot be done is said under the button."""
         self.button.disabled = True
         try:
             parent = self.runs[self.run.value]

@@ -1,9 +1,8 @@
 """Watch a run while it is trained: start it, pause, go on, stop, branch from where it is; a chart that moves."""
 
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -16,6 +15,7 @@ from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
+from lmdynamics.runs.aside import aside, without_interrupts
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
 from lmdynamics.runs.run import Run, checkpoint_folders
 
@@ -32,10 +32,10 @@ class Watched:
     measurement: Measurement | Callable[[Run], Measurement]
     value: str | Callable[[pl.DataFrame], float]
 
-    def of(self, run: Run, step: int, device: str) -> float:
+    def of(self, run: Run, step: int, device: str, executor: Executor | None = None) -> float:
         """Measured at one checkpoint, or read from the cache."""
         made = self.measurement if isinstance(self.measurement, Measurement) else self.measurement(run)
-        frame = trace(run, made, steps=[step], device=device, progress=False)
+        frame = trace(run, made, steps=[step], executor=executor, device=device, progress=False)
         return float(frame[self.value].mean() if isinstance(self.value, str) else self.value(frame))
 
 
@@ -43,7 +43,7 @@ class TrainingExplorer:
     """A training with buttons and a chart. Nothing is trained before `start` is pressed, and the kernel stays free.
 
     What another explorer, or another notebook, has begun is shown where it stands. `measurements`: what to measure at
-    each checkpoint as it lands, by name; in a thread of low priority, so that training is not held up.
+    each checkpoint as it lands, by name; in a process of low priority, so that training is not held up.
     """
 
     def __init__(self, training: Training, measurements: Mapping[str, Watched] | None = None, *, device: str = "cpu"):
@@ -198,28 +198,33 @@ class TrainingExplorer:
             self._wake.clear()
 
     def _measure(self) -> None:
-        yield_to_others()
-        while not self._closed.is_set():
-            with self._lock:
-                training, todo = self.training, self._unmeasured()
-                if not todo and training.state not in ACTIVE:
-                    del self._threads["measure"]
-                    self._wake.set()
-                    return
-            if not todo:
-                self._closed.wait(EVERY)
-                continue
-            name, step = todo[0]
-            try:
-                value = self.measurements[name].of(Run(training.folder), step, self.device)
-            except UserError as error:
-                self._refused.add(name)
-                self.message.value = escape(f"{name}: {error}")
-                continue
-            with self._lock:
-                if training is self.training:
-                    self._measured[name, step] = value
-            self._wake.set()
+        without_interrupts()
+        with aside() as executor:
+            while not self._closed.is_set():
+                with self._lock:
+                    training, todo = self.training, self._unmeasured()
+                    if not todo and training.state not in ACTIVE:
+                        break
+                if not todo:
+                    self._closed.wait(EVERY)
+                    continue
+                name, step = todo[0]
+                try:
+                    value = self.measurements[name].of(Run(training.folder), step, self.device, executor)
+                except Exception as error:  # the reader's own measurement may raise anything; training goes on
+                    self._refused.add(name)
+                    self.message.value = escape(one_line(name, error))
+                    continue
+                with self._lock:
+                    if training is self.training:
+                        self._measured[name, step] = value
+                self._wake.set()
+        with self._lock:
+            del self._threads["measure"]
+            again = bool(self._unmeasured()) or self.training.state in ACTIVE
+        self._wake.set()
+        if again:  # it began anew while the executor went
+            self._watch()
 
     def _unmeasured(self) -> list[tuple[str, int]]:
         """What can be measured by now, the newest checkpoint first."""
@@ -284,7 +289,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
-def yield_to_others() -> None:
-    """Lowest priority for this thread and those it starts; the system calls for one thread exist on Linux only."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+def one_line(what: str, error: Exception) -> str:
+    """An error as a reader sees it: what is wrong, and its kind where it is none that a person causes."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{what}: {kind}{' '.join(str(error).split())}"

@@ -50,7 +50,7 @@ class LiveLog(Log):
         super().add(step, loss, lr, masking_rate, tokens, seconds, penalty)
         self._fresh.append((step, loss, lr, masking_rate, self.tokens, seconds, penalty))
         if time.perf_counter() - self._told > EVERY:
-            self._tell()
+            self.tell()
 
     def write(self) -> None:
         super().write()
@@ -64,7 +64,10 @@ class LiveLog(Log):
             fresh.write_bytes(b"")
             fresh.replace(self._live)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Write the rows that have come since the last time."""
+        if not self._fresh:
+            return
         losses = torch.stack([row[1] for row in self._fresh]).double().tolist()  # once for all: a GPU waits once
         lines = [
             ",".join("" if v is None else str(v) for v in (step, loss, *given, None if p is None else p.item()))

@@ -9,6 +9,7 @@ import pytest
 from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.explorers import training as module
+from lmdynamics.explorers.branching import CHANGES, BranchExplorer
 from lmdynamics.explorers.training import (
     TrainingExplorer,
     Watched,
@@ -19,7 +20,7 @@ from lmdynamics.explorers.training import (
 )
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs import background
-from lmdynamics.runs.background import training_of
+from lmdynamics.runs.background import ACTIVE, training_of
 from lmdynamics.runs.run import open_run
 from tests.conftest import TINY
 
@@ -160,8 +161,7 @@ def test_checkpoints_are_measured_as_they_land():
     explorer = train_live("grammar-mlm", overrides=LONG, name="live", measurements=HELD_OUT)
     explorer.start.click()
     wait_for(lambda: sent(explorer)["measured"])
-    assert explorer.training.state in ("starting", "training")
-    explorer.training.wait(120)
+    assert explorer.training.wait(120) == "done"
     steps = open_run("live").steps
     wait_for(lambda: [row["step"] for row in sent(explorer)["measured"]] == steps)
     values = [row["value"] for row in sent(explorer)["measured"]]
@@ -221,6 +221,32 @@ def test_bad_changes_are_said_as_text_and_training_goes_on(tiny_run, changes, sa
     assert said in explorer.message.value
     assert "<img" not in explorer.message.value
     assert explorer.training.folder.name == "tiny"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compare", [False, True])
+def test_the_branch_button_trains_in_a_process_and_then_compares(tiny_run, compare):
+    made = []
+    explorer = BranchExplorer([tiny_run], compare=compare, on_branch=made.append)
+    explorer.step.value = 8
+    explorer.change.value, explorer.to.value = CHANGES[3], "0.01"
+    explorer.button.click()
+    assert explorer.live.training.state in ACTIVE  # and the button has returned
+    wait_for(lambda: made, 120)
+    assert made[0].parent["changes"] == {"training.lr": 0.01}
+    assert made[0].name in explorer.status.value
+    assert len(explorer.training.children) == 1 + compare
+    explorer.button.click()  # it is there already
+    wait_for(lambda: len(made) == 2)
+    wait_for(lambda: not explorer._followed)
+
+
+def test_what_the_branch_button_cannot_do_is_said(tiny_run):
+    explorer = BranchExplorer([tiny_run], compare=False)
+    explorer.change.value, explorer.to.value = CHANGES[2], "<b>"
+    explorer.begin()
+    assert "&lt;b&gt;" in explorer.status.value
+    assert explorer.live is None
 
 
 def test_a_run_of_another_recipe_is_refused(tiny_run):
