@@ -89,7 +89,7 @@ def main() -> None:
                 for _ in range(options.rounds):
                     alone, _ = turn(client, run, options.seconds)
                     client.execute_interactive(show, timeout=60)
-                    turn(client, run, 1.0)
+                    turn(client, run, 1.0 if name == "live view" else 15.0)  # the measuring process has to start
                     beside, came = turn(client, run, options.seconds)
                     client.execute_interactive(HIDE, timeout=60)
                     ratios.append(alone / beside)

@@ -1,6 +1,7 @@
 """Watch a run while it is trained: start it, pause, go on, stop, branch from where it is; a chart that moves."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, tr
 from lmdynamics.runs.run import Run, checkpoint_folders
 
 EVERY = 1.0  # seconds between two looks at what is there
+REST = 5  # while it trains, times as long as a measurement took: even at low priority it slows what shares its core
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class TrainingExplorer:
                 if not todo:
                     self._closed.wait(EVERY)
                     continue
-                name, step = todo[0]
+                (name, step), began = todo[0], time.perf_counter()
                 try:
                     value = self.measurements[name].of(Run(training.folder), step, self.device, executor)
                 except Exception as error:  # the reader's own measurement may raise anything; training goes on
@@ -219,12 +221,18 @@ class TrainingExplorer:
                     if training is self.training:
                         self._measured[name, step] = value
                 self._wake.set()
+                self._rest(training, min(10.0, REST * (time.perf_counter() - began)))
         with self._lock:
             del self._threads["measure"]
             again = bool(self._unmeasured()) or self.training.state in ACTIVE
         self._wake.set()
         if again:  # it began anew while the executor went
             self._watch()
+
+    def _rest(self, training: Training, seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until and training.state in ACTIVE and not self._closed.is_set():
+            self._closed.wait(0.1)
 
     def _unmeasured(self) -> list[tuple[str, int]]:
         """What can be measured by now, the newest checkpoint first."""
