@@ -7,7 +7,6 @@ it saves where it is and ends. What it has done is read from the run's folder: `
 
 import _thread
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -155,9 +154,6 @@ class Training:
         try:
             with _without_interrupts():
                 self._process.start()
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            self._process = None
-            raise UserError(f"this recipe cannot go to another process ({error}); train it with lmd.train") from None
         finally:
             theirs.close()
 
