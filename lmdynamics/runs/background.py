@@ -30,7 +30,7 @@ from lmdynamics.runs.branch import branch, branch_name, branched_recipe
 from lmdynamics.runs.build import build, is_complete, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.run import Run, checkpoint_folders
-from lmdynamics.runs.sweep import _without_interrupts
+from lmdynamics.runs.sweep import without_interrupts
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
 from lmdynamics.training.state import resumable
 
@@ -152,7 +152,7 @@ class Training:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self.job), name=f"train {self.folder.name}")
         try:
-            with _without_interrupts():
+            with without_interrupts():
                 self._process.start()
         finally:
             theirs.close()

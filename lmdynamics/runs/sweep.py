@@ -229,7 +229,7 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
                     elif idle:
                         waiting.remove(job)
                         worker = idle.pop()
-                        with _without_interrupts():
+                        with without_interrupts():
                             running[pools[worker].submit(_train, job, device)] = job, worker
                 done, _ = wait(running, POLL, FIRST_COMPLETED)
                 for future in done:
@@ -253,7 +253,7 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Ctrl-C waits, and never reaches the processes started here: they are told by a pipe, whatever they are at."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -4,6 +4,7 @@ Data order, masks and dropout are functions of seed and step, so the step number
 """
 
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import polars as pl
@@ -143,7 +144,8 @@ def read_log(path: Path) -> pl.DataFrame:
     if not path.exists():
         return pl.DataFrame(schema=LOG_SCHEMA)
     try:
-        return pl.read_parquet(path)
+        # read at once: polars opens a path twice, and a run that is being trained may replace it in between
+        return pl.read_parquet(BytesIO(path.read_bytes()))
     except pl.exceptions.ComputeError as broken:
         raise UserError(
             f"{path} is damaged ({broken}); restore it from a copy, or delete the run and train again"
