@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.measurements.first_order import coefficients
 from lmdynamics.measurements.interference import decomposition
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.per_example import Tape, directional_derivative
 
 BLOCK = 64
@@ -42,7 +43,7 @@ def case(width: int = 128, layers: int = 4, rows: int = 8, seed: int = 0) -> tup
     selected = torch.ones_like(ids, dtype=torch.bool)
     selected[:, -1] = False
     update = {name: 1e-3 * torch.randn_like(p) for name, p in model.named_parameters()}
-    return Tape(model, ids, None, selected, ids.roll(-1, 1)[selected]), update
+    return Tape(model, Predictions(ids, None, selected, ids.roll(-1, 1)[selected])), update
 
 
 def as_published(tape: Tape, update: dict[str, torch.Tensor], tokens: int = 0) -> dict[str, float]:
@@ -51,7 +52,7 @@ def as_published(tape: Tape, update: dict[str, torch.Tensor], tokens: int = 0) -
     net = [torch.zeros_like(p) for p in parameters]
     size = [torch.zeros_like(p) for p in parameters]
     changes = []
-    fresh = Tape(tape.model, tape.ids, tape.mask, tape.selected, tape.gold)
+    fresh = Tape(tape.model, tape.batch)
     for loss in fresh.losses[: tokens or None]:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
         change = 0.0
@@ -73,13 +74,13 @@ def as_published(tape: Tape, update: dict[str, torch.Tensor], tokens: int = 0) -
 
 def forward_mode(tape: Tape, update: dict[str, torch.Tensor]) -> dict[str, float]:
     """D, M and |ΔL| at first order: one pass."""
-    change = directional_derivative(tape.model, update, tape.ids, tape.mask, tape.selected, tape.gold)
+    change = directional_derivative(tape.model, update, tape.batch)
     found = decomposition(change)
     return {"interference": found.interference, "magnitude": found.magnitude, "mean_change": found.mean_change}
 
 
 def ours(tape: Tape, update: dict[str, torch.Tensor], share: float = 1.0, seed: int = 0) -> dict[str, float]:
-    fresh = Tape(tape.model, tape.ids, tape.mask, tape.selected, tape.gold)
+    fresh = Tape(tape.model, tape.batch)
     return coefficients(fresh, update, share, seed).row(0, named=True)
 
 
@@ -113,7 +114,7 @@ def _peak() -> float:
 def compare(options: argparse.Namespace) -> None:
     tape, update = case()
     parameters = sum(p.numel() for p in tape.model.parameters())
-    print(f"{parameters:,} parameters, d = 128, 4 layers; {len(tape.gold)} predicted tokens in 8 rows of {BLOCK}")
+    print(f"{parameters:,} parameters, d = 128, 4 layers; {len(tape.losses)} predicted tokens in 8 rows of {BLOCK}")
     methods = {
         "as published": lambda: as_published(tape, update),
         "forward mode": lambda: forward_mode(tape, update),
@@ -160,7 +161,7 @@ def scaling(options: argparse.Namespace) -> None:
     for width, layers in ((32, 4), (64, 4), (128, 4), (256, 4)):
         for batch in (4, 8, 16):
             tape, update = case(width, layers, batch)
-            n, parameters = len(tape.gold), sum(p.numel() for p in tape.model.parameters())
+            n, parameters = len(tape.losses), sum(p.numel() for p in tape.model.parameters())
             forward_mode(tape, update)
             times = (
                 clock(lambda t=tape, u=update: as_published(t, u, 8))[0] * n / 8,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.losses import check_rows, prediction_batches
+from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.word_batches import check_length, encode_treebank
 from lmdynamics.training.batches import pad
@@ -66,7 +66,7 @@ class FisherTrace(Measurement):
 
     blocks: Blocks
     examples: int = 64
-    masking_rate: float = 0.15
+    masking_rate: float = MASKING_RATE
     seed: int = 0
 
     version = 1
@@ -98,10 +98,10 @@ class FisherTrace(Measurement):
 
 def squared_gradient(model: nn.Module, example, device: str = "cpu") -> float:
     """‖∇θ mean loss‖² of one batch of predictions (nats²)."""
-    mask = None if example.attention_mask is None else example.attention_mask.to(device)
+    example = example.to(device)
     with torch.enable_grad():
-        logits = logits_at(model, example.ids.to(device), mask, example.selected.to(device))
-        loss = F.cross_entropy(logits.float(), example.gold.to(device))
+        logits = logits_at(model, example.ids, example.attention_mask, example.selected)
+        loss = F.cross_entropy(logits.float(), example.gold)
         wanted = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
     return float(sum(g.double().square().sum() for g in gradients if g is not None))

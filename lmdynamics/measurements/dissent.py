@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import (
+    MASKING_RATE,
     ROWS,
     Predictions,
     check_rows,
@@ -47,7 +48,7 @@ class Dissent(Measurement):
     """
 
     blocks: Blocks
-    masking_rate: float = 0.15
+    masking_rate: float = MASKING_RATE
     seed: int = 0
 
     version = 1

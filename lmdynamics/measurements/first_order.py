@@ -56,7 +56,7 @@ class Coefficients(Measurement):
     precision: str = "float64"
     seed: int = 0
 
-    version = 1
+    version = 2
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if self.precision not in ("float32", "float64"):
@@ -66,8 +66,7 @@ class Coefficients(Measurement):
         frames = []
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.rows, self.seed):
             update = step.update(stepped)
-            batch, model = held_out.batch, step.model.to(getattr(torch, self.precision))
-            tape = Tape(model, batch.ids, batch.attention_mask, batch.selected, batch.gold)
+            tape = Tape(step.model.to(getattr(torch, self.precision)), held_out.batch)
             found = coefficients(tape, update, self.share, self.seed)
             frames.append(found.select(pl.lit(b, pl.Int32).alias("batch"), pl.all()))
             step.model.float()
@@ -93,7 +92,7 @@ def coefficients(
         If the fast gradients differ from plain ones, or nothing changes at first order.
     """
     cross_check(tape, update)
-    along = directional_derivative(tape.model, update, tape.ids, tape.mask, tape.selected, tape.gold).double()
+    along = directional_derivative(tape.model, update, tape.batch).double()
     whole = gradient(tape.losses, tape.model)
     sums, sampled = token_sums(tape, update, share, seed, rounds_at_once)
     signed = sum(of.signed for of in sums.values()).double()
@@ -105,7 +104,7 @@ def coefficients(
             f"fast gradients of single tokens of {type(tape.model).__name__} do not add up to what forward mode gives; "
             "this architecture is not supported"
         )
-    proxy = tape.head_deltas()[1].double().norm(dim=-1)
+    proxy = tape.by_token[1].double().norm(dim=-1)
     largest = max(float(of.size.max()) for of in sums.values()) if share == 1 else 0.0
     rows = []
     for level, part, names in parts(tape):
@@ -120,15 +119,15 @@ def coefficients(
         else:
             total = sum(float((sums[n].size.double() * update[n].to(sums[n].size).double().abs()).sum()) for n in names)
             mean_interference = _mean_interference([(whole[n], sums[n].size) for n in names], largest)
-        if not (total > 0 and by_parameter > 0):
+        change = along if level == "all" else own  # of the whole model, forward mode knows all tokens
+        size = float(change.abs().sum())
+        if not (total > 0 and by_parameter > 0 and size > 0):
             continue  # nothing moves here: no coefficient is defined
-        change = along if level == "all" else own
-        by_token = float(change.abs().sum()) * len(along) / len(change)
-        kept = abs(float(change.sum())) / float(change.abs().sum())
-        c_g, c_ug, c_u = by_parameter / total, by_token / total, net / by_parameter
-        if level == "all":
-            c_ug = float(own.abs().sum()) * len(along) / len(own) / total
-        error = abs(kept - c_g * c_u / c_ug) if share == 1 else None
+        kept, error = abs(float(change.sum())) / size, None
+        c_g, c_ug, c_u = by_parameter / total, size * len(along) / len(change) / total, net / by_parameter
+        if share == 1:  # then C_ug has another source than D, and the identity is put to the test
+            c_ug = float(own.abs().sum()) / total
+            error = abs(kept - c_g * c_u / c_ug)
         rows.append((level, part, total, c_g, c_ug, c_u, 1 - kept, mean_interference, c_g * stderr / total, error))
     return pl.DataFrame(rows, SCHEMA, orient="row")
 

@@ -19,6 +19,7 @@ from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker
 
 ROWS = 64  # per batch; the masks depend on it
+MASKING_RATE = 0.15  # at which every masked model is measured, whatever it was trained at (Ankner et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class HeldOutLoss(Measurement):
     """
 
     blocks: Blocks
-    masking_rate: float = 0.15
+    masking_rate: float = MASKING_RATE
     seed: int = 0
 
     version = 1
@@ -62,7 +63,7 @@ class TokenLosses(Measurement):
     """
 
     blocks: Blocks
-    masking_rate: float = 0.15
+    masking_rate: float = MASKING_RATE
     seed: int = 0
 
     version = 1
@@ -87,6 +88,10 @@ class Predictions:
     selected: Bool[Tensor, "batch time"]
     gold: Int[Tensor, " selected"]
 
+    def to(self, device: str) -> "Predictions":
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return Predictions(self.ids.to(device), mask, self.selected.to(device), self.gold.to(device))
+
 
 def predicted_losses(
     checkpoint, blocks: Blocks, masking_rate: float, seed: int, device: str
@@ -101,9 +106,9 @@ def predicted_losses(
 @torch.inference_mode()
 def batch_losses(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, " selected"]:
     """The loss of each predicted token of one batch (nats)."""
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    logits = logits_at(model, batch.ids.to(device), mask, batch.selected.to(device))
-    return -log_probability(logits, batch.gold.to(device)).cpu()
+    batch = batch.to(device)
+    logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected)
+    return -log_probability(logits, batch.gold).cpu()
 
 
 def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objective: str) -> pl.DataFrame:

@@ -15,11 +15,9 @@ from torch import Tensor
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.first_order import parts
-from lmdynamics.measurements.losses import check_rows, prediction_batches
+from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
-
-MASKING_RATE = 0.15
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Opposition(Measurement):
         tape = tape_of(checkpoint, self.blocks, self.examples, self.seed, device)
         grams = row_grams(tape)
         check_rows_of(tape, grams["all"])
-        names = [str(row) for row in range(len(tape.ids))]
+        names = [str(row) for row in range(len(tape.batch.ids))]
         frame = pl.concat(_pairs(part, gram, names) for part, gram in grams.items())
         return frame.with_columns(pl.col("a", "b").cast(pl.Int32))
 
@@ -65,13 +63,14 @@ class GroupOpposition(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         tape = tape_of(checkpoint, self.blocks, self.examples, self.seed, device)
-        if int(tape.gold.max()) >= len(self.groups):
+        gold = tape.batch.gold
+        if int(gold.max()) >= len(self.groups):
             raise UserError(
-                f"groups= names the group of {len(self.groups)} token ids, the text has token {int(tape.gold.max())}; "
+                f"groups= names the group of {len(self.groups)} token ids, the text has token {int(gold.max())}; "
                 "give one for every id of the vocabulary"
             )
         known = list(dict.fromkeys(self.groups))
-        member = torch.tensor([known.index(self.groups[token]) for token in tape.gold.tolist()])
+        member = torch.tensor([known.index(self.groups[token]) for token in gold.tolist()])
         counts = torch.bincount(member, minlength=len(known)).tolist()
         there = [i for i, count in enumerate(counts) if count]
         gradients = [gradient(tape.losses[(member == i).to(tape.losses.device)] / counts[i], tape.model) for i in there]
@@ -95,19 +94,20 @@ def tape_of(checkpoint, blocks: Blocks, examples: int, seed: int, device: str) -
     if n < 2:
         raise UserError(f"{n} rows make no pair; give at least 2 and examples=2 or more")
     (batch,) = prediction_batches(checkpoint, blocks.take(range(n)), MASKING_RATE, seed, n)
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    return Tape(model, batch.ids.to(device), mask, batch.selected.to(device), batch.gold.to(device))
+    return Tape(model, batch.to(device))
 
 
 def row_grams(tape: Tape) -> dict[str, Float[Tensor, "rows rows"]]:
     """⟨g_a, g_b⟩ of the rows' gradients, by part, float64; a slice of one layer's gradients is formed at a time."""
-    counts = torch.bincount(tape.rows, minlength=len(tape.ids)).clamp(min=1)
-    head, by_state = tape.head_deltas((1 / counts)[tape.rows].to(tape.losses))
-    deltas = head | {layer: delta[0] for layer, delta in tape.body_deltas(by_state[None]).items()}
+    counts = torch.bincount(tape.rows, minlength=len(tape.batch.ids)).clamp(min=1)
+    share = (1 / counts)[tape.rows].to(tape.losses)[:, None]  # a row's loss is the mean over its tokens
+    head, by_state = tape.by_token
+    deltas = {layer: delta * share for layer, delta in head.items()}
+    deltas |= {layer: delta[0] for layer, delta in tape.body_deltas(share * by_state[None]).items()}
     where = {name: part for level, part, names in parts(tape) if level == "layer" for name in names}
     names = {id(p): name for name, p in tape.model.named_parameters()}
     rows = Rows(tape)
-    zero = torch.zeros(len(tape.ids), len(tape.ids), dtype=torch.float64, device=tape.losses.device)
+    zero = torch.zeros(len(tape.batch.ids), len(tape.batch.ids), dtype=torch.float64, device=tape.losses.device)
     grams = {"all": zero} | {part: zero.clone() for part in dict.fromkeys(where.values())}
     for layer in tape.layers:
         for parameter, formed in row_gradients(layer, deltas, rows):
@@ -126,7 +126,7 @@ class Rows:
 
     def __init__(self, tape: Tape):
         rounds = tape.rounds()
-        numbers = torch.zeros(len(tape.ids), int(rounds.max()) + 1, dtype=torch.long, device=rounds.device)
+        numbers = torch.zeros(len(tape.batch.ids), int(rounds.max()) + 1, dtype=torch.long, device=rounds.device)
         there = torch.zeros_like(numbers, dtype=torch.bool)
         numbers[tape.rows, rounds] = torch.arange(len(rounds), device=rounds.device)
         there[tape.rows, rounds] = True
@@ -177,7 +177,7 @@ def _scattered(layer: Layer, delta: Float[Tensor, "batch time width"], first: in
 
 def check_rows_of(tape: Tape, gram: Float[Tensor, "rows rows"]) -> None:
     """Compare the products of two rows' gradients with those of a plain loop; a UserError if they differ."""
-    counts = torch.bincount(tape.rows, minlength=len(tape.ids))
+    counts = torch.bincount(tape.rows, minlength=len(tape.batch.ids))
     two = counts.nonzero()[:2, 0]
     plain = [gradient(tape.losses[tape.rows == row] / counts[row], tape.model) for row in two]
     dots = torch.stack([torch.stack([sum((a[n].double() * b[n]).sum() for n in a) for b in plain]) for a in plain])

@@ -11,15 +11,17 @@ Notation: B rows, T positions, N predicted tokens; an example is a token, or a r
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.training.logits import body_of, logits_at
 
 ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # of gradients formed at once: on a CPU, what its caches hold
@@ -66,16 +68,14 @@ class Tape:
     """
 
     model: nn.Module
-    ids: Int[Tensor, "batch time"]
-    mask: Bool[Tensor, "batch time"] | None
-    selected: Bool[Tensor, "batch time"]
-    gold: Int[Tensor, " tokens"]
+    batch: Predictions
     layers: list[Layer] = field(default_factory=list, init=False)
     losses: Float[Tensor, " tokens"] = field(init=False)
     states: Float[Tensor, "1 tokens width"] = field(init=False)
 
     def __post_init__(self):
-        if not self.selected.any():
+        batch, rows = self.batch, len(self.batch.ids)
+        if not batch.selected.any():
             raise UserError("these rows have no token to predict; give longer text or a higher masking rate")
         inside = set(body_of(self.model).modules())
         hooks, seen, states = [], set(), []
@@ -86,9 +86,9 @@ class Tape:
                     raise UserError(f"{self._is} uses {name} more than once; gradients of single tokens cannot be told")
                 seen.add(name)
                 read = arguments[0].detach()
-                if kind == "embedding" and output.shape[0] == 1 < len(self.ids):
+                if kind == "embedding" and output.shape[0] == 1 < rows:
                     # position ids are often [1, T]: give every row its own
-                    output, read = output.expand(len(self.ids), -1, -1), read.expand(len(self.ids), -1)
+                    output, read = output.expand(rows, -1, -1), read.expand(rows, -1)
                 self.layers.append(Layer(name, kind, module, read, output, module not in inside))
                 return output
 
@@ -99,8 +99,7 @@ class Tape:
                 hooks.append(module.register_forward_hook(watch(name, module, kind)))
         try:
             with torch.enable_grad():
-                logits = logits_at(self.model, self.ids, self.mask, self.selected, states=states)
-                self.losses = F.cross_entropy(logits.to(_wide(logits)), self.gold, reduction="none")
+                self.losses = token_losses(self.model, batch, states)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -142,34 +141,32 @@ class Tape:
     @property
     def rows(self) -> Int[Tensor, " tokens"]:
         """The row of each predicted token."""
-        return self.selected.nonzero()[:, 0]
+        return self.batch.selected.nonzero()[:, 0]
 
     def rounds(self, order: Int[Tensor, " tokens"] | None = None) -> Int[Tensor, " tokens"]:
         """Numbers 0, 1, … for the tokens of each row, left to right, or by rising `order`.
 
         Tokens with the same number stand in different rows, so one backward pass serves them all.
         """
-        n = len(self.gold)
-        order = torch.arange(n, device=self.gold.device) if order is None else order
+        n, gold = len(self.losses), self.batch.gold
+        order = torch.arange(n, device=gold.device) if order is None else order
         by_row = torch.argsort(self.rows * n + torch.argsort(torch.argsort(order)))
         first = torch.searchsorted(self.rows[by_row].contiguous(), self.rows.unique())
-        counts = torch.bincount(self.rows, minlength=len(self.ids))
+        counts = torch.bincount(self.rows, minlength=len(self.batch.ids))
         counts = counts[counts > 0]
         numbers = torch.empty_like(self.rows)
         numbers[by_row] = torch.arange(n, device=numbers.device) - torch.repeat_interleave(first, counts)
         return numbers
 
-    def head_deltas(
-        self, weights: Float[Tensor, " tokens"] | None = None
-    ) -> tuple[dict[Layer, Tensor], Float[Tensor, "tokens width"]]:
-        """Of every token at once: derivatives of its loss by what the head's layers wrote, [N, ·], and by its state.
+    @cached_property
+    def by_token(self) -> tuple[dict[Layer, Tensor], Float[Tensor, "tokens width"]]:
+        """Derivatives of each token's loss by what the head's layers wrote, [N, ·], and by its last hidden state.
 
-        The head treats positions one by one, so that one backward pass keeps them apart. `weights`: of the losses.
+        The head treats positions one by one, so that one backward pass keeps them apart.
         """
         head = [layer for layer in self.layers if layer.in_head]
-        weights = torch.ones_like(self.losses) if weights is None else weights
         wanted = [*(layer.wrote for layer in head), self.states]
-        found = torch.autograd.grad(self.losses, wanted, weights, retain_graph=True)
+        found = torch.autograd.grad(self.losses, wanted, torch.ones_like(self.losses), retain_graph=True)
         return {layer: delta[0] for layer, delta in zip(head, found, strict=False)}, found[-1][0]
 
     def body_deltas(self, by_state: Float[Tensor, "examples tokens width"]) -> dict[Layer, Tensor]:
@@ -192,12 +189,12 @@ class Tape:
         Where a row has no token left its number is -1 and its deltas are zero. Deltas end where a causal model's do,
         with the last of these tokens.
         """
-        _, by_state = self.head_deltas()
-        positions = self.selected.nonzero()[:, 1]
+        _, by_state = self.by_token
+        positions = self.batch.selected.nonzero()[:, 1]
         for start in range(0, upto, at_once):
             wanted = torch.arange(start, min(start + at_once, upto), device=rounds.device)
             chosen = rounds == wanted[:, None]  # [examples, N]
-            numbers = torch.full((len(wanted), len(self.ids)), -1, device=rounds.device)
+            numbers = torch.full((len(wanted), len(self.batch.ids)), -1, device=rounds.device)
             example, token = chosen.nonzero(as_tuple=True)
             numbers[example, self.rows[token]] = token
             deltas = self.body_deltas(by_state * chosen[..., None])
@@ -215,12 +212,7 @@ def gradient(losses: Float[Tensor, " tokens"], model: nn.Module) -> dict[str, Te
 
 
 def directional_derivative(
-    model: nn.Module,
-    direction: dict[str, Tensor],
-    ids: Int[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"] | None,
-    selected: Bool[Tensor, "batch time"],
-    gold: Int[Tensor, " tokens"],
+    model: nn.Module, direction: dict[str, Tensor], batch: Predictions
 ) -> Float[Tensor, " tokens"]:
     """How fast each token's loss changes along `direction`: Σ_j g_ij u_j for all tokens in one forward-mode pass.
 
@@ -231,7 +223,7 @@ def directional_derivative(
     along = {f"model.{name}": direction[name].to(p.dtype) for name, p in model.named_parameters() if p.requires_grad}
 
     def losses(parameters: dict[str, Tensor]) -> Tensor:
-        return functional_call(wrapped, parameters, (ids, mask, selected, gold))
+        return functional_call(wrapped, parameters, (batch,))
 
     with warnings.catch_warnings():  # torch scripts its own derivatives when forward mode is first used
         warnings.filterwarnings("ignore", message="`torch.jit", category=DeprecationWarning)
@@ -245,14 +237,15 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, mask: Tensor | None, selected: Tensor, gold: Tensor) -> Tensor:
-        logits = logits_at(self.model, ids, mask, selected)
-        return F.cross_entropy(logits.to(_wide(logits)), gold, reduction="none")
+    def forward(self, batch: Predictions) -> Tensor:
+        return token_losses(self.model, batch)
 
 
-def _wide(logits: Tensor) -> torch.dtype:
-    """Losses are taken in float32 at least."""
-    return torch.promote_types(logits.dtype, torch.float32)
+def token_losses(model: nn.Module, batch: Predictions, states: list[Tensor] | None = None) -> Float[Tensor, " tokens"]:
+    """Loss of every predicted token (nats, float32 at least), open to differentiation; `states` as for `logits_at`."""
+    logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected, states=states)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), batch.gold, reduction="none")
 
 
 def _kind(module: nn.Module) -> str | None:

@@ -10,24 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.losses import Predictions, check_rows, prediction_batches
+from lmdynamics.measurements.losses import MASKING_RATE, Predictions, check_rows, predicted_tokens, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.per_example import directional_derivative
+from lmdynamics.measurements.per_example import directional_derivative, token_losses
 from lmdynamics.training.batches import mix
-from lmdynamics.training.logits import logits_at
 from lmdynamics.training.loop import build_optimizer
 from lmdynamics.training.state import load_state
-
-MASKING_RATE = 0.15  # of held-out rows, whatever the run was trained at
 
 
 @dataclass(frozen=True)
@@ -65,42 +60,32 @@ class OneStep(Measurement):
                 with step.taken(moved):
                     after = {split: step.losses(text) for split, text in texts.items()}
                 for split, text in texts.items():
+                    place = {"batch": b, "split": split, "direction": direction}
+                    numbers = {
+                        "loss": before[split], "change": after[split] - before[split], "first_order": foretold[split]
+                    }  # fmt: skip
                     frames.append(
-                        pl.DataFrame(
-                            {
-                                "batch": b,
-                                "split": split,
-                                "direction": direction,
-                                "row": text.rows,
-                                "position": text.positions,
-                                "token": text.gold,
-                                "loss": before[split].cpu().numpy(),
-                                "change": (after[split] - before[split]).cpu().numpy(),
-                                "first_order": foretold[split].cpu().numpy(),
-                            },
-                            SCHEMA,
+                        text.tokens.select(
+                            *(pl.lit(value, SCHEMA[name]).alias(name) for name, value in place.items()),
+                            pl.all(),
+                            *(pl.Series(name, x.cpu().numpy(), SCHEMA[name]) for name, x in numbers.items()),
                         )
                     )
         return pl.concat(frames)
 
 
 SCHEMA = {
-    "batch": pl.Int32, "split": pl.String, "direction": pl.String, "row": pl.Int32, "position": pl.Int32,
-    "token": pl.Int32, "loss": pl.Float32, "change": pl.Float32, "first_order": pl.Float32,
+    "batch": pl.Int32, "split": pl.String, "direction": pl.String,
+    "loss": pl.Float32, "change": pl.Float32, "first_order": pl.Float32,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Rows as one batch, with where each of its predicted tokens stands in the Blocks they come from."""
+    """Rows as one batch on the device, and which tokens of the Blocks they come from are predicted."""
 
     batch: Predictions
-    rows: np.ndarray
-    positions: np.ndarray
-
-    @property
-    def gold(self) -> np.ndarray:
-        return self.batch.gold.cpu().numpy()
+    tokens: pl.DataFrame  # row, position, token, in the order of `batch.gold`
 
 
 class Step:
@@ -152,19 +137,14 @@ class Step:
         """`n` rows from `first` on as one batch on the device."""
         chosen = blocks.take(range(first, first + n))
         (batch,) = prediction_batches(self.checkpoint, chosen, rate, seed, n)
-        rows, positions = batch.selected.nonzero().numpy().T
-        positions = positions + (self.checkpoint.objective == "clm")  # of the token, not of what predicts it
-        mask = None if batch.attention_mask is None else batch.attention_mask.to(self.device)
-        there = Predictions(batch.ids.to(self.device), mask, batch.selected.to(self.device), batch.gold.to(self.device))
-        return Text(there, rows + first, positions)
+        return Text(batch.to(self.device), predicted_tokens(batch, blocks, first, self.checkpoint.objective))
 
     def losses(self, text: Text) -> Float[Tensor, " tokens"]:
         with torch.no_grad():
             return token_losses(self.model, text.batch)
 
     def along(self, direction: dict[str, Tensor], text: Text) -> Float[Tensor, " tokens"]:
-        b = text.batch
-        return directional_derivative(self.model, direction, b.ids, b.attention_mask, b.selected, b.gold)
+        return directional_derivative(self.model, direction, text.batch)
 
     def update(self, text: Text) -> dict[str, Tensor]:
         """What the optimizer adds to each parameter, in float32; the model is left as it was.
@@ -203,12 +183,6 @@ class Step:
     def _put(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
-
-
-def token_losses(model: nn.Module, batch: Predictions) -> Float[Tensor, " tokens"]:
-    """Loss of every predicted token of a batch (nats)."""
-    logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected)
-    return F.cross_entropy(logits.float(), batch.gold, reduction="none")
 
 
 def random_direction(update: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

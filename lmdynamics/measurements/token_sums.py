@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
 
 ROUNDS = {"cpu": 4, "cuda": 32}  # tokens of every row whose backward passes are batched into one
@@ -54,7 +55,7 @@ def token_sums(
     tape: Tape, update: dict[str, Tensor], share: float, seed: int, rounds_at_once: int = 0
 ) -> tuple[dict[str, Sums], Int[Tensor, " sampled"]]:
     """`Sums` for each parameter that a recorded layer holds, and the numbers of the tokens they are over."""
-    n, device = len(tape.gold), tape.losses.device
+    n, device = len(tape.losses), tape.losses.device
     rounds = tape.rounds(
         None if share == 1 else torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(device)
     )
@@ -76,7 +77,7 @@ def token_sums(
         return sums[name], update[name].to(parameter)
 
     with torch.no_grad():
-        head = tape.head_deltas()[0]
+        head, _ = tape.by_token
         for layer, delta in head.items():
             _add_head(layer, delta, sampled, of)
         slots = {layer: Slots.of(layer) for layer in tape.layers if layer.kind == "embedding"}
@@ -195,12 +196,12 @@ def cross_check(tape: Tape, update: dict[str, Tensor]) -> None:
     UserError
         If they differ.
     """
-    row = int(tape.rows[0])
-    selected = torch.zeros_like(tape.selected[row : row + 1])
-    selected[0, tape.selected[row].nonzero()[:2, 0]] = True
-    gold = tape.gold[: int(selected.sum())]
-    mask = None if tape.mask is None else tape.mask[row : row + 1]
-    few = Tape(tape.model, tape.ids[row : row + 1], mask, selected, gold)
+    batch, row = tape.batch, int(tape.rows[0])
+    selected = torch.zeros_like(batch.selected[row : row + 1])
+    selected[0, batch.selected[row].nonzero()[:2, 0]] = True
+    mask = None if batch.attention_mask is None else batch.attention_mask[row : row + 1]
+    first = Predictions(batch.ids[row : row + 1], mask, selected, batch.gold[: int(selected.sum())])
+    few = Tape(tape.model, first)
     fast, _ = token_sums(few, update, share=1.0, seed=0)
     slow = [gradient(loss[None], tape.model) for loss in few.losses]
     largest = max(float(g.abs().max()) for of_token in slow for g in of_token.values())

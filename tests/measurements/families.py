@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.per_example import Tape
 
 VOCAB = 40
@@ -61,7 +62,7 @@ def tiny_tape(model, kind: str, rows: int = 3, time: int = 9, padded: bool = Fal
         selected = mask.roll(-1, dims=1)
         selected[:, -1] = False
     gold = torch.randint(4, VOCAB, (int(selected.sum()),), generator=generator)
-    return Tape(model, ids, mask if padded else None, selected, gold)
+    return Tape(model, Predictions(ids, mask if padded else None, selected, gold))
 
 
 def random_update(model, seed: int = 0, size: float = 1e-3) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ import torch
 import transformers as hf
 
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.per_example import ELEMENTS, Tape, directional_derivative, gradient
 from lmdynamics.measurements.token_sums import token_sums
 from tests.measurements.families import EACH, SIZE, TIED, VOCAB, naive_gradients, random_update, tiny, tiny_tape
@@ -18,7 +19,7 @@ def test_sizes_of_token_gradients_equal_a_loop_over_tokens(kind, tied, padded):
     tape, update = tiny_tape(model, kind, padded=padded), random_update(model)
     sums, sampled = token_sums(tape, update, share=1.0, seed=0)
     naive = naive_gradients(tape)
-    assert sampled.tolist() == list(range(len(tape.gold)))
+    assert sampled.tolist() == list(range(len(tape.losses)))
     largest = max(float(g.abs().max()) for of_token in naive for g in of_token.values())
     reach = max(abs(float((of_token[name] * update[name]).sum())) for of_token in naive for name in of_token)
     for name, parameter in model.named_parameters():
@@ -57,7 +58,7 @@ def test_a_layer_too_large_to_be_formed_at_once_gives_the_same(monkeypatch):
 def test_forward_mode_equals_a_loop_over_tokens(kind, padded):
     model = tiny(kind)
     tape, update = tiny_tape(model, kind, padded=padded), random_update(model)
-    found = directional_derivative(model, update, tape.ids, tape.mask, tape.selected, tape.gold)
+    found = directional_derivative(model, update, tape.batch)
     naive = torch.stack([sum((g[n] * update[n]).sum() for n in g) for g in naive_gradients(tape)])
     assert torch.allclose(found, naive, rtol=1e-5, atol=1e-6 * float(naive.abs().max()))
 
@@ -72,7 +73,7 @@ def test_the_gradient_of_all_is_the_sum_of_each():
 
 def test_rounds_count_the_tokens_of_each_row():
     tape = tiny_tape(tiny("bert"), "bert", rows=5, time=12)
-    order = torch.randperm(len(tape.gold), generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(len(tape.losses), generator=torch.Generator().manual_seed(1))
     for rounds in (tape.rounds(), tape.rounds(order)):
         for row in tape.rows.unique():
             mine = rounds[tape.rows == row]
@@ -111,4 +112,4 @@ def test_nothing_to_predict_is_refused():
     ids = torch.randint(4, VOCAB, (2, 5))
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     with pytest.raises(UserError, match="no token to predict"):
-        Tape(tiny("llama"), ids, None, nothing, ids[nothing])
+        Tape(tiny("llama"), Predictions(ids, None, nothing, ids[nothing]))

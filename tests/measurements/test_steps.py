@@ -40,7 +40,7 @@ def test_the_step_is_that_of_training(make, objective, precision):
         recipe.training.steps,
     )[1]  # fmt: skip
     seen = Predictions(batch.ids, batch.attention_mask, batch.selected, batch.targets[batch.selected])
-    update = Step(run[1]).update(Text(seen, None, None))
+    update = Step(run[1]).update(Text(seen, pl.DataFrame()))
     before, after = (load_file(run[step].folder / store.WEIGHTS) for step in (1, 2))
     largest = max(float((after[name] - before[name]).abs().max()) for name in after)
     assert largest > 0
