@@ -1,8 +1,6 @@
 """A view as files: the picture as SVG and PNG, and the tidy data behind it as CSV."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import altair as alt
@@ -10,6 +8,7 @@ import polars as pl
 
 from lmdynamics.charts.show import to_png, to_svg
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.runs.store import atomic_file
 
 KINDS = ("svg", "png", "csv")
 
@@ -47,27 +46,12 @@ def save(
         number += 1
         paths = _named(folder, wanted, f"-{number}")
     for path, content in zip(paths, made.values(), strict=True):
-        write_whole(path, content)
+        try:
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:  # a full disk, or a file in the folder's place: another folder helps
+            raise UserError(f"cannot write {path}: {error.strerror}; name another folder") from error
     return paths
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all; its folder is made if need be.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; name another folder") from error
 
 
 def _named(folder: Path, wanted: Sequence[tuple[str, str]], number: str) -> list[Path]:

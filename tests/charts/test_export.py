@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.charts import export
-from lmdynamics.charts.export import save, write_whole
+from lmdynamics.charts.export import save
 from lmdynamics.charts.theme import figure
 from lmdynamics.errors import UserError
 
@@ -42,15 +42,15 @@ def test_a_view_that_cannot_be_drawn_leaves_no_file(views, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
-    path = tmp_path / "a.csv"
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(views, tmp_path, monkeypatch):
+    path = tmp_path / "bars.csv"
     path.write_bytes(b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(UserError, match="No space left on device; name another folder"):
-        write_whole(path, b"new")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot write .*No space left on device; name another folder"):
+        save(views, {"bars": pl.DataFrame({"x": [1]})}, tmp_path, ["csv"])
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.csv"]
+    assert os.listdir(tmp_path) == ["bars.csv"]

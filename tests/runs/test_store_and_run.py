@@ -1,6 +1,7 @@
 """Runs on disk: opened anywhere, checked when opened, refused in one line when something is wrong."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -182,6 +183,20 @@ def test_interrupted_writes_leave_nothing(tmp_path, write):
     with pytest.raises(RuntimeError):
         half()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_reach_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="could not save .*: no space left on device"):
+        store.write_json(path, {})
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(home):
