@@ -21,7 +21,6 @@ from typing import Any
 from weakref import WeakMethod
 
 import polars as pl
-from filelock import FileLock, Timeout
 
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
@@ -94,7 +93,7 @@ class Training:
                 return self._phase
         if store.step_folder(self.folder / "checkpoints", self.steps).is_dir():
             return "done"
-        if _is_locked(self.folder):
+        if store.is_locked(self.folder):
             return "elsewhere"
         return "failed" if self.error else "stopped" if (self.folder / "run.json").exists() else "ready"
 
@@ -246,19 +245,6 @@ def _register(job: Job) -> Training:
             raise UserError(f"{job.folder} is being trained with other settings; stop that, or give this another name")
         made = _trainings[job.folder] = Training(job)
         return made
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether some process is training in a folder."""
-    if not (folder / "run.lock").exists():
-        return False
-    lock = FileLock(folder / "run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 # in the process that trains ------------------------------------------------------------------------------------------

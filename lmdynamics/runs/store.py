@@ -132,6 +132,19 @@ def locked(folder: Path, say=None) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether some process holds a run's folder; none is made."""
+    if not (folder / "run.lock").exists():
+        return False
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def write_json(target: Path, content: Any) -> None:
     with saving(str(target)), atomic_file(target) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -199,6 +199,15 @@ def test_a_file_that_cannot_reach_the_disk_leaves_the_old_one(tmp_path, monkeypa
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_folder_is_locked_while_it_is_held(tmp_path):
+    folder = tmp_path / "run"
+    assert not store.is_locked(folder)
+    assert not folder.exists()
+    with store.locked(folder):
+        assert store.is_locked(folder)
+    assert not store.is_locked(folder)
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(home):
     """On a file system of 3 MB of its own."""
     small = home / "runs"
