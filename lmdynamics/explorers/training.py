@@ -16,8 +16,8 @@ from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
-from lmdynamics.runs.aside import aside, without_interrupts
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
+from lmdynamics.runs.processes import aside, without_interrupts
 from lmdynamics.runs.run import Run, checkpoint_folders
 
 EVERY = 1.0  # seconds between two looks at what is there

@@ -9,10 +9,9 @@ import os
 import signal
 import threading
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -26,6 +25,7 @@ from lmdynamics.progress import bar
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_name, changed_recipe
 from lmdynamics.runs.build import flat, run_name, train
+from lmdynamics.runs.processes import without_interrupts
 from lmdynamics.runs.run import open_run
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
@@ -250,16 +250,6 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
                 each.shutdown(wait=True, cancel_futures=True)  # a run that is stopped saves where it is
             told.close()
     return errors
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits, and never reaches the processes started here: they are told by a pipe, whatever they are at."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(gpu: str, threads: int, sweep) -> None:
