@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
     """Ctrl-C waits, and never reaches the processes started here: they are told by a pipe, whatever they are at."""
+    resource_tracker.ensure_running()  # the first spawn starts it, which lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
