@@ -25,7 +25,7 @@ import polars as pl
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch, branch_name, branched_recipe
+from lmdynamics.runs.branch import branch, branch_folder, branched_recipe
 from lmdynamics.runs.build import build, is_complete, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.processes import without_interrupts
@@ -227,11 +227,7 @@ def branch_of(
     """
     overrides = parse_overrides(overrides)
     changed, changes = branched_recipe(run, step, overrides)
-    folder = runs_dir() / (name or branch_name(run.name, step, changes))
-    if (folder / "run.json").exists():
-        found, wanted = Run(folder).parent or {}, (run.name, step, run[step].content_hash)
-        if (found.get("run"), found.get("step"), found.get("weights")) != wanted:
-            raise UserError(f"{folder} is no branch of this run at step {step}; give this one another name")
+    folder, _ = branch_folder(run, step, changes, name)
     return _register(Job(changed, folder, device, (run, step, overrides)))
 
 

@@ -45,15 +45,23 @@ def branch(
         of that name holds another run.
     """
     changed, changes = branched_recipe(run, step, overrides)
+    folder, parent = branch_folder(run, step, changes, name)
+    return build(
+        changed, folder, device=device, progress=progress, parent=parent, prepare=partial(_plant, run, step, folder)
+    )
+
+
+def branch_folder(
+    run: Run, step: int, changes: Mapping[str, Any], name: str | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Where a branch lies, and what it says of its parent; raises if another run is there."""
     folder = runs_dir() / (name or branch_name(run.name, step, changes))
     parent = {"run": run.name, "step": step, "weights": run[step].content_hash, "changes": changes}
     found = Run(folder).parent if (folder / "run.json").exists() else parent
     if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
         origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"
         raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")
-    return build(
-        changed, folder, device=device, progress=progress, parent=parent, prepare=partial(_plant, run, step, folder)
-    )
+    return folder, parent
 
 
 def branched_recipe(

@@ -267,6 +267,12 @@ def test_bad_changes_are_refused_before_anything_is_trained(tiny_run, overrides,
     assert not background._trainings
 
 
+def test_a_branch_is_refused_where_another_run_lies(tiny_run):
+    with pytest.raises(UserError, match="tiny is no branch; give this branch another --name"):
+        branch_of(tiny_run, 8, ["lr=0.01"], name="tiny")
+    assert not background._trainings
+
+
 # the end of who started it --------------------------------------------------------------------------------------------
 
 KERNEL = """
