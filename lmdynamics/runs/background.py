@@ -31,7 +31,7 @@ from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.processes import without_interrupts
 from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
-from lmdynamics.training.state import resumable
+from lmdynamics.training.state import Log, resumable
 
 ACTIVE = ("starting", "training", "pausing", "stopping", "elsewhere")
 
@@ -252,13 +252,11 @@ def _work(pipe, job: Job) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):  # a notebook would show these under whatever cell ran last
         os.dup2(nowhere, stream)
-    from lmdynamics.training import loop
 
     def live_log(path: Path) -> LiveLog:
         _say(pipe, "training")
         return LiveLog(path)
 
-    loop.Log = live_log  # in this process alone, which has nothing else to do
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whatever is not training
     halt, wanted = threading.Event(), queue.SimpleQueue()
 
@@ -285,7 +283,7 @@ def _work(pipe, job: Job) -> None:
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=listen, daemon=True).start()
     try:
-        while (outcome := _train(job, halt))[0] == "paused":
+        while (outcome := _train(job, halt, live_log))[0] == "paused":
             _say(pipe, *outcome)
             if wanted.get() == "end":
                 outcome = ("stopped", "")
@@ -295,7 +293,7 @@ def _work(pipe, job: Job) -> None:
     _say(pipe, *outcome)
 
 
-def _train(job: Job, halt: threading.Event) -> tuple[str, str]:
+def _train(job: Job, halt: threading.Event, log: Callable[[Path], Log]) -> tuple[str, str]:
     """What became of it: `done`, `paused`, `stopped` or `failed`, and why."""
     from lmdynamics.training.loop import Interrupted
 
@@ -303,11 +301,12 @@ def _train(job: Job, halt: threading.Event) -> tuple[str, str]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if halt.is_set():
             return "paused", ""
+        options = {"device": job.device, "progress": False, "log": log}
         if job.origin is None or store.step_folders(job.folder / "checkpoints"):
-            build(job.recipe, job.folder, device=job.device, progress=False)
+            build(job.recipe, job.folder, **options)
         else:
             run, step, overrides = job.origin
-            branch(run, step, overrides, name=job.folder.name, device=job.device, progress=False)
+            branch(run, step, overrides, name=job.folder.name, **options)
         (job.folder / LIVE).unlink(missing_ok=True)
         return "done", ""
     except Interrupted:

@@ -6,7 +6,7 @@ is the change's doing. A branch is a run of its own, in a folder of its own, whi
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from lmdynamics.runs import store
 from lmdynamics.runs.build import build, flat, folder_name, run_name
 from lmdynamics.runs.run import Run
 from lmdynamics.training.recipes import Recipe, recipe_from_dict
+from lmdynamics.training.state import Log
 
 FIXED = ("corpus.", "model.", "objective")  # what a checkpoint's weights are made for
 
@@ -32,11 +33,13 @@ def branch(
     name: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
+    log: Callable[[Path], Log] = Log,
 ) -> Run:
     """The run that leaves `run` at `step` and goes on under changed settings; trained now, gone on with, or opened.
 
     `overrides` as for `train`: `masking`, `stages`, `lr`, `seed`, `steps`, …; settings of the corpus, the model and the
-    objective cannot change. `name` is by default made from the parent's name, the step and the changes.
+    objective cannot change. `name` is by default made from the parent's name, the step and the changes. `log` as for
+    `pretrain`.
 
     Raises
     ------
@@ -46,9 +49,8 @@ def branch(
     """
     changed, changes = branched_recipe(run, step, overrides)
     folder, parent = branch_folder(run, step, changes, name)
-    return build(
-        changed, folder, device=device, progress=progress, parent=parent, prepare=partial(_plant, run, step, folder)
-    )
+    plant = partial(_plant, run, step, folder)
+    return build(changed, folder, device=device, progress=progress, parent=parent, prepare=plant, log=log)
 
 
 def branch_folder(

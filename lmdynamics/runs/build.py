@@ -15,6 +15,7 @@ from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.run import Run, open_run
 from lmdynamics.training.recipes import Recipe, load_recipe, recipe_from_dict
+from lmdynamics.training.state import Log
 
 
 def train(
@@ -66,10 +67,11 @@ def build(
     progress: bool | None = None,
     parent: Mapping[str, Any] | None = None,
     prepare: Callable[[], None] | None = None,
+    log: Callable[[Path], Log] = Log,
 ) -> Run:
     """Train `recipe` into `folder`; other processes that want the same folder wait.
 
-    A branch names its `parent`, and `prepare` puts into the folder what it starts from.
+    A branch names its `parent`, and `prepare` puts into the folder what it starts from. `log` as for `pretrain`.
     """
     if is_complete(folder, recipe):
         return open_run(folder)
@@ -86,9 +88,9 @@ def build(
                     store.write_json(folder / "run.json", facts)
                 if prepare and not store.step_folders(folder / "checkpoints"):
                     prepare()
-                pretrain(recipe, folder, device=device, progress=progress)
+                pretrain(recipe, folder, device=device, progress=progress, log=log)
     else:
-        pretrain(recipe, folder, device=device, progress=False)
+        pretrain(recipe, folder, device=device, progress=False, log=log)
     return open_run(folder)
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,8 +51,17 @@ class SummedLoss(nn.Module):
         return loss, penalty_sum(seen, links, self.form)
 
 
-def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progress: bool | None = None) -> None:
+def pretrain(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str | None = None,
+    progress: bool | None = None,
+    log: Callable[[Path], Log] = Log,
+) -> None:
     """Train `recipe` into `folder`, or go on where it stopped; returns when the last checkpoint is there.
+
+    `log` makes the log that is written to, from its path.
 
     Raises UserError where the folder cannot be gone on from or the disk is full, Interrupted after Ctrl-C.
     """
@@ -78,7 +88,7 @@ def pretrain(recipe: Recipe, folder: Path, *, device: str | None = None, progres
     optimizer = build_optimizer(recipe, model)
     apart = open_trees(recipe, corpus, longest=getattr(model.config, "max_position_embeddings", 512))
     trees = apart and TreeBatches(apart, recipe.regularizer, recipe.seed, corpus.tokenizer.pad_token_id)
-    log = Log(folder / "log.parquet")
+    log = log(folder / "log.parquet")
     start, found = max(resumable(folder).items(), default=(0, None))
     if found:
         load_state(found, model, optimizer)
