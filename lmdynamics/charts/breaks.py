@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.charts.cursor import clickable
 from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, smooth_line, step_ends, thinned
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, step_axis
 from lmdynamics.curves.intervals import need_columns
@@ -50,6 +51,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
         layers += [
             at.mark_rule(color=HAND, strokeDash=[4, 3]).encode(x),
             at.mark_point(color=HAND, filled=True, size=110, opacity=1, shape="diamond").encode(x, y, tooltip=tips),
+            clickable(rows.with_columns(step="x"), x, tips[1:]),
         ]
         hand = {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
         chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in hand.items()))
@@ -112,6 +114,7 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
         by_hand.mark_line(color=HAND, strokeWidth=2.2, clip=True).encode(x, y),
         pieces.mark_line(color=HAND, strokeWidth=1.2, strokeDash=[5, 4], clip=True).encode(x, y, order="end:Q"),
         at.mark_point(color=HAND, filled=True, size=110, shape="diamond", opacity=1, clip=True).encode(x, y),
+        clickable(data.select("x", "loss", step="x"), x, [LOSS_TIP]),
     ]
     hand = dict(zip(("loss", "step", "before", "after", "width"), (float(row[part]) for part in SHAPE), strict=True))
     chart = alt.layer(*layers).add_params(

@@ -4,8 +4,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.charts.cursor import clickable, upright
 from lmdynamics.charts.decomposition import span
-from lmdynamics.charts.dissent import upright
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
@@ -31,14 +31,15 @@ def interference_cursor(
         If a column is missing, or there is no number to draw.
     """
     what = "interference at a checkpoint"
-    need_columns(table, ["step", "interference", "interference_low", "interference_high"], what)
+    columns = ["interference", "interference_low", "interference_high"]
+    need_columns(table, ["step", *columns], what)
     rows = on_step_axis(table).filter(pl.col("interference").is_finite())
     if rows.is_empty():
         raise UserError(f"{what}: no step has a number; nothing changed at any of them")
     x, title = step_axis(steps_of(rows)), "destructive interference D"
     scale = alt.Scale(domain=[0, 1])
     y = alt.Y("interference:Q", title=title, scale=scale).axis(tickCount=5)
-    tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip("interference:Q", format=".3f")]
+    tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in columns]
     layers = []
     if len(reach := rows.drop_nulls(["interference_low", "interference_high"])):
         low, high = alt.Y("interference_low:Q", title=title, scale=scale), alt.Y2("interference_high:Q")
@@ -46,11 +47,11 @@ def interference_cursor(
     base = alt.Chart(rows).encode(x, y)
     layers += [
         base.mark_line(color=BLUE, strokeWidth=2.2),
-        base.mark_point(color=BLUE, size=22, filled=True, opacity=1).encode(tooltip=tips),
+        base.mark_point(color=BLUE, size=22, filled=True, opacity=1),
     ]
     if each is not None and len(each):
         layers.append(alt.Chart(on_step_axis(each)).mark_line(color=GREY, strokeWidth=1.2).encode(x, y))
-    layers.append(upright(cursor, x))
+    layers += [upright(cursor, x), clickable(rows.select("x", "step", *columns), x, tips)]
     told = f"from {span(rows['interference'][:1])} to {span(rows['interference'][-1:])}"
     key = ["band: 95 %" if len(reach) else "", "grey: this batch alone" if each is not None and len(each) else ""]
     return figure(

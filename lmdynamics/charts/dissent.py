@@ -11,6 +11,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.conditions import names_of
+from lmdynamics.charts.cursor import by_step, clickable, upright
 from lmdynamics.charts.deceleration import log_ticks
 from lmdynamics.charts.decomposition import colour_by
 from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, lines, ramp, step_axis
@@ -78,7 +79,8 @@ def dissent_over_training(
                 line.encode(x, placed, colour, tooltip=["group:N", alt.Tooltip(f"{CONTROL}:Q", format="+.3f")])
             )
         if cursor is not None:
-            layers.append(upright(cursor, x))
+            here, told = by_step(data, "group", "dissent", "+.3f")
+            layers += [upright(cursor, x), clickable(here, x, told, panel=index)]
         panels.append(panel(alt.layer(*layers), curve, curves, 300))
     chart = side_by_side(panels)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
@@ -145,12 +147,6 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
         "Norms of the hidden state and of both parts of its gradient over training. "
         + " ".join(text for name in NORMS for text in _spoken(rows, name)),
     )
-
-
-def upright(cursor: alt.Parameter, x: alt.X) -> alt.Chart:
-    """A line at the step that a parameter holds."""
-    at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x=f"max({cursor.name}, 0.5)")
-    return at.mark_rule(color=TEXT, strokeWidth=2).encode(x)
 
 
 def grouped(table: pl.DataFrame, columns: list[str], what: str) -> pl.DataFrame:

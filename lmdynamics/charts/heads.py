@@ -8,6 +8,7 @@ from lmdynamics.curves.intervals import need_columns, wilson
 from lmdynamics.errors import UserError
 
 PERCENT = ".0%"
+PICK = "pick"  # the selection that holds which head a reader clicked
 ROUND = "format(datum.value, datum.value < 1000 ? 'd' : '.2~s')"  # 1024 -> 1k
 
 
@@ -62,6 +63,8 @@ def layer_head_map(
         base = base.transform_filter(f"datum.step == {cursor.name}")
     colour = accuracy_colour()
     tile = base.mark_rect().encode(colour)
+    if cursor is not None:
+        tile = tile.add_params(alt.selection_point(name=PICK, on="click", fields=["layer", "head"], clear=False))
     best = base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3)
     number = base.mark_text(fontSize=11).encode(
         alt.Text("accuracy:Q", format=PERCENT),

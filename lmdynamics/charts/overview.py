@@ -3,7 +3,8 @@
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.theme import BLUE, GREY, ORANGE, TEXT, figure, step_axis
+from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.theme import BLUE, GREY, ORANGE, figure, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
 from lmdynamics.curves.intervals import loss_by_bin, need_columns
 from lmdynamics.curves.onsets import Onset
@@ -27,19 +28,22 @@ def loss_and_uas(
     loss = loss_by_bin(loss, per_decade=15) if len(loss) > 60 else loss.select("step", "loss")
     steps = steps_of(loss, curve)
     last = steps[-1] if steps else 0
-    place = cursor.name if cursor is not None else str(last if step is None else step)
-    mark = alt.Chart(alt.Data(values=[{}])).transform_calculate(x=f"max({place}, 0.5)", step=place)
+    place = cursor if cursor is not None else last if step is None else step
     axes = [step_axis(steps, None), step_axis(steps)]
-    lines = [mark.mark_rule(color=TEXT, strokeWidth=2).encode(axis) for axis in axes]
-    number = mark.mark_text(color=TEXT, fontWeight="bold", baseline="bottom", dy=-3).encode(
-        axes[0], alt.Text("step:Q", format=",d"), y=alt.value(0)
-    )
     falling = alt.Chart(on_step_axis(loss)).encode(axes[0]).mark_line(color=BLUE, strokeWidth=2)
+    over = []
+    if cursor is not None:
+        losses = on_step_axis(loss).select("x", "step", "loss")
+        over.append(clickable(losses, axes[0], [alt.Tooltip("loss:Q", format=".3f")], panel=0))
+        named = on_step_axis(curve).filter(pl.col("source").is_in(["attention", "shuffled", "offset"]))
+        shares, tips = by_step(named, "source", "uas", ".1%")
+        over.append(clickable(shares, axes[1], tips, panel=1))
     upper = alt.layer(
         *onset_bands([onset] if onset else [], axes[0], labels=False),
         falling.encode(alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)),
-        lines[0],
-        number,
+        upright(place, axes[0]),
+        step_number(place, axes[0]),
+        *over[:1],
     ).properties(width=WIDTH, height=110)
     rising = alt.Chart(on_step_axis(curve)).encode(axes[1])
     share = alt.Axis(format="%", tickCount=4)
@@ -54,7 +58,7 @@ def loss_and_uas(
         dash = {"attention": [1, 0], "shuffled": [2, 2], "offset": [6, 4]}[source]
         layers.append(of_source.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y))
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
-    lower = alt.layer(*bands, *layers, lines[1]).properties(width=WIDTH, height=130)
+    lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
     chart = alt.vconcat(upper, lower, spacing=12)
     if cursor is not None:
         chart = chart.add_params(cursor)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import Broken, fit, scanned_gain, slopes
 from lmdynamics.curves.correlated import blocks_of, local_scale, moved_draws, wild_draws
+from lmdynamics.curves.intervals import with_interval
 from lmdynamics.curves.preparation import prepare
 from lmdynamics.errors import UserError
 
@@ -87,11 +88,6 @@ class Deceleration:
             f"{self.verdict}: L_d {self.told('loss_at_break', '.3f')}, t_d {self.told('step_at_break', ',.0f')}, "
             f"r_d {self.told('rate_after_break', '.4f')}"
         )
-
-
-def with_interval(value: float, bounds: tuple[float, float] | None, style: str) -> str:
-    """A number, and its interval in brackets where it has one."""
-    return f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if bounds else "")
 
 
 def fit_deceleration(

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from lmdynamics.curves.deceleration import with_interval
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.row_sums import as_columns, interval, ratio, row_sums, with_groups
 from lmdynamics.errors import UserError
 
@@ -84,7 +83,7 @@ def towards_total(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _told(row: dict) -> str:
-    bounds = None if row["dissent_low"] is None else (row["dissent_low"], row["dissent_high"])
+    bounds = row["dissent_low"], row["dissent_high"]
     if row["dissent"] is None:
         return f"{row['curve']}, {row['group']}: no dissent at step {row['step']:,}, its vectors have no direction"
     compared = "" if row["before"] is None else f", {row['verdict']} since step {row['step'] // 2:,}"

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import WIDTHS, fit
-from lmdynamics.curves.deceleration import Deceleration, fit_deceleration, with_interval
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
+from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
@@ -87,7 +87,7 @@ def told(fits: pl.DataFrame, *columns: str) -> pl.DataFrame:
 
     def text(row: dict, name: str, style: str) -> str:
         value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        return "–" if value is None else with_interval(value, None if low is None else (low, high), style)
+        return "–" if value is None else with_interval(value, (low, high), style)
 
     rows = [
         {name: row[name] for name in (*columns, "verdict")}

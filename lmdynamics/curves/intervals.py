@@ -4,6 +4,7 @@ UAS is resampled over sentences, the same resample at every checkpoint, because 
 fall together. Accuracy on minimal pairs is a count, so that Wilson's interval is enough.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,19 @@ def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
     shape = (len(steps), len(units))
     arrays = {name: frame[name].cast(pl.Float64).to_numpy().reshape(shape) for name in values}
     return Grid(tuple(steps), tuple(units), arrays)
+
+
+def with_interval(value: float | None, bounds: tuple[float | None, float | None] | None, style: str) -> str:
+    """A number, and its interval in brackets where it has one; without a number, "undefined"."""
+    if value is None:
+        return "undefined"
+    known = bounds is not None and None not in bounds
+    return f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if known else "")
+
+
+def bounded(row: Mapping, name: str, style: str) -> str:
+    """The number `name` of a row with its interval (`name_low`, `name_high`) for a reader: −0.62 [−0.63, −0.61]."""
+    return with_interval(row[name], (row.get(f"{name}_low"), row.get(f"{name}_high")), style).replace("-", "−")
 
 
 def need_columns(frame: pl.DataFrame, columns: list[str], what: str) -> None:

@@ -8,7 +8,7 @@ import polars as pl
 
 from lmdynamics.charts.changes import change_bins
 from lmdynamics.charts.tokens import visible
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.intervals import bounded, need_columns
 from lmdynamics.curves.one_step import each_batch, over_batches
 from lmdynamics.curves.trading import traded
 from lmdynamics.curves.zero_sum import interference_table
@@ -87,21 +87,11 @@ def start(tokens: Sequence[str], most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def number(value: float | None, style: str) -> str:
-    return "undefined" if value is None else f"{value:{style}}".replace("-", "−")
-
-
-def _bounded(row: Mapping, name: str, style: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    between = "" if low is None or high is None else f" [{number(low, style)}, {number(high, style)}]"
-    return number(row[name], style) + between
-
-
 def told(seen: Moved, step: int, split: str, direction: str) -> str:
     """D, M and ΔL at a checkpoint with their intervals, what they were taken over, and what they come to."""
     row = seen.table.filter(step=step, split=split, direction=direction).row(0, named=True)
     numbers = ", ".join(
-        f"{name} {_bounded(row, column, style)}{unit}" for name, (column, style, unit) in NUMBERS.items()
+        f"{name} {bounded(row, column, style)}{unit}" for name, (column, style, unit) in NUMBERS.items()
     )
     if seen.doublings:
         over = f"{row['rows']:,} rows of text" if row["rows"] > 1 else "one row of text"

@@ -11,26 +11,27 @@ import numpy as np
 import polars as pl
 
 from lmdynamics import charts
+from lmdynamics.charts.cursor import JUMP
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
 from lmdynamics.curves.fits import break_profile
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.explorers.live import LiveChart
-from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
+from lmdynamics.explorers.explorer import Explorer
+from lmdynamics.explorers.live import Views
+from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.tables import html_table
 
 SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # first steps that may be left out
 ASIDE = 1 / 3  # of the best step: where the break starts, so that the difference is seen
-HAND = {  # a view: its parameters, and the columns of a profile that they take
-    "break_by_hand": {
-        "hand_step": "step_at_break",
-        "hand_loss": "loss_at_break",
-        "hand_before": "rate_before_break",
-        "hand_after": "rate_after_break",
-        "hand_width": "f1",
-    },
-    "break_profile": {"hand_step": "step_at_break", "hand_rsle": "rsle"},
+HAND = {  # parameters of the views, and the columns of a profile that they take
+    "hand_step": "step_at_break",
+    "hand_loss": "loss_at_break",
+    "hand_before": "rate_before_break",
+    "hand_after": "rate_after_break",
+    "hand_width": "f1",
+    "hand_rsle": "rsle",
 }
 
 
@@ -47,7 +48,7 @@ class Fitted:
         return int(np.abs(np.log(self.profile["step_at_break"].to_numpy() / step)).argmin())
 
 
-class DecelerationExplorer:
+class DecelerationExplorer(Explorer):
     """Choose a curve and how it is prepared, then put its break where you like: fit, error and numbers follow.
 
     `curves`: curve, step, loss. Each curve is fitted once for each way of preparing it, when first looked at; dragging
@@ -87,8 +88,7 @@ class DecelerationExplorer:
         )
         self.place = widgets.SelectionSlider(options=[("", 0)], description="break at step", **wide)
         self.said = widgets.HTML()
-        self.views = widgets.HBox(layout=widgets.Layout(flex_flow="wrap", align_items="flex-start"))
-        self._charts: dict[str, LiveChart] = {}
+        self.views = Views({JUMP: self._put})
         self._step: float | None = None  # where the break was put last; none until a curve is fitted
         self._look(afresh=True)
         self.curve.observe(lambda _: self._switching or self._look(afresh=True), names="value")
@@ -97,7 +97,7 @@ class DecelerationExplorer:
         self.place.observe(lambda _: self._switching or self._moved(), names="value")
         controls = widgets.HBox([self.curve, self.smoothing, self.skip], layout=widgets.Layout(flex_flow="wrap"))
         self.saving = SaveRow(self)
-        self.widget = widgets.VBox([controls, self.place, self.said, self.views, self.saving.widget])
+        self.widget = widgets.VBox([controls, self.place, self.said, self.views.widget, self.saving.widget])
 
     @property
     def found(self) -> Fitted | UserError:
@@ -123,50 +123,24 @@ class DecelerationExplorer:
         return None if isinstance(seen, UserError) else seen.fit
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The two views as they stand, by name: what a page without controls shows.
-
-        Raises
-        ------
-        UserError
-            If the curve cannot be fitted.
-        """
-        seen = self.found
-        if isinstance(seen, UserError):
-            raise seen
-        hand = self.hand
+        """The two views as they stand; raises UserError if the curve cannot be fitted."""
+        seen, hand = self._whole(), self.hand
         return {
             "break_by_hand": charts.broken_by_hand(seen.points, hand, seen.fit.to_dict()),
             "break_profile": charts.break_profile(seen.profile, seen.fit.step_at_break, hand["step_at_break"]),
         }
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
-        """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
-        if interactive:
-            return self.widget
-        show_still(self.stills(), self.linked(), output_dir)
-        return None
-
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The data behind the views, by the names of `stills`.
-
-        Raises
-        ------
-        UserError
-            If the curve cannot be fitted.
-        """
-        seen = self.found
-        if isinstance(seen, UserError):
-            raise seen
+        """The data behind them; raises UserError if the curve cannot be fitted."""
+        seen = self._whole()
         return {"break_by_hand": seen.points, "break_profile": seen.profile}
 
     def linked(self) -> Linked:
-        """The views with the fit of every place inside, for a page whose slider needs no kernel."""
-        views, seen = self.stills(), self.found
-        columns = {name: column for of_view in HAND.values() for name, column in of_view.items()}
+        views, seen = self.stills(), self._whole()
         places = [
             Place(
                 f"{row['step_at_break']:,.0f}",
-                {name: row[column] for name, column in columns.items()},
+                {name: row[column] for name, column in HAND.items()},
                 f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
                 f"{row['rsle']:.3g}; with the best break, at step {seen.fit.step_at_break:,.0f}, {seen.fit.rsle:.3g}.",
             )
@@ -175,20 +149,11 @@ class DecelerationExplorer:
         return Linked("break at step", places, self.place.value, views)
 
     def state(self) -> dict[str, str | float]:
-        """What is looked at as literals, for `restore`."""
         chosen = {"curve": self.curve.value, "smoothing": self.smoothing.value, "skip_steps": self.skip.value}
         return {**chosen, "break_step": self._step or 0.0}
 
     def restore(self, state: Mapping[str, Any]) -> "DecelerationExplorer":
-        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
-
-        The break goes to the place nearest to `break_step`; 0, where none was, puts it aside of the best.
-
-        Raises
-        ------
-        UserError
-            If the state has an entry that is not known, or that there is not (any more).
-        """
+        """As for any explorer; the break goes to the place nearest to `break_step`, 0 puts it aside of the best."""
         wanted = restored(state, self.state())
         check_among("curve", wanted["curve"], self.curve.options)
         check_among("smoothing", wanted["smoothing"], self.smoothing.options)
@@ -205,6 +170,15 @@ class DecelerationExplorer:
         self._look()
         return self
 
+    def _whole(self) -> Fitted:
+        if isinstance(self.found, UserError):
+            raise self.found
+        return self.found
+
+    def _put(self, clicked: Mapping[str, float]) -> None:
+        """The break where a reader clicked."""
+        self.place.value = self._whole().nearest(clicked["x"])
+
     def _fitted(self, curve: str, smoothing: str, skip: float) -> Fitted:
         rows = self.frame.filter(pl.col("curve") == curve)
         step, loss = (rows[column].cast(pl.Float64).to_numpy() for column in ("step", "loss"))
@@ -218,7 +192,7 @@ class DecelerationExplorer:
         seen = self.found
         self.place.disabled = isinstance(seen, UserError)
         if isinstance(seen, UserError):
-            self.views.children = ()
+            self.views.clear()
             self.said.value = escape(f"{self.curve.value}: {seen}")
             return
         if afresh or self._step is None:
@@ -229,45 +203,27 @@ class DecelerationExplorer:
             self.place.value = seen.nearest(self._step)
         finally:
             self._switching = False
-        for name, chart in self.stills().items():
-            if name in self._charts:
-                self._charts[name].redraw(chart)
-            else:
-                self._charts[name] = LiveChart(chart, **self._values(name))
-        self.views.children = [chart.widget for chart in self._charts.values()]
+        self.views.draw(self.stills())
         self._moved()
 
     def _moved(self) -> None:
         hand = self.hand
         self._step = hand["step_at_break"]
-        for name, chart in self._charts.items():
-            chart.set(**self._values(name))
+        self.views.set(**{name: hand[column] for name, column in HAND.items()})
         self.said.value = _told(hand, self.best)
-
-    def _values(self, view: str) -> dict[str, float]:
-        hand = self.hand
-        return {name: hand[column] for name, column in HAND[view].items()}
 
 
 def _told(hand: Mapping[str, float], best: Deceleration) -> str:
     """The numbers of both breaks as a table, and what the fit is judged to be."""
     columns = {
-        "t<sub>d</sub>": ("step_at_break", ",.0f"),
-        "L<sub>d</sub>": ("loss_at_break", ".3f"),
-        "r<sub>d</sub>": ("rate_after_break", ".4f"),
+        "t_d": ("step_at_break", ",.0f"),
+        "L_d": ("loss_at_break", ".3f"),
+        "r_d": ("rate_after_break", ".4f"),
         "RSLE": ("rsle", ".4f"),
     }
-
-    rows = {
-        "by hand": [f"{hand[name]:{style}}" for name, style in columns.values()],
-        "best": [best.told(name, style) for name, style in columns.values()],
-    }
-    cell = "padding: 0 1.2em 0 0; text-align: left"
-    head = "".join(f"<th style='{cell}'>{name}</th>" for name in ("break", *columns))
-    body = "".join(
-        f"<tr><td style='{cell}'>{name}</td>"
-        + "".join(f"<td style='{cell}'>{value.replace('-', '−')}</td>" for value in values)
-        + "</tr>"
-        for name, values in rows.items()
-    )
-    return f"<table><tr>{head}</tr>{body}</table>{escape(best.verdict)}: {escape(best.reason)}"
+    rows = [
+        ["by hand", *(f"{hand[name]:{style}}" for name, style in columns.values())],
+        ["best", *(best.told(name, style) for name, style in columns.values())],
+    ]
+    rows = [[value.replace("-", "−") for value in row] for row in rows]
+    return f"{html_table(['break', *columns], rows)}{escape(best.verdict)}: {escape(best.reason)}"

@@ -1,7 +1,6 @@
 """Gradient dissent, to step through: the plane and the course over training move together."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import altair as alt
@@ -10,10 +9,13 @@ import polars as pl
 
 from lmdynamics import charts
 from lmdynamics.charts.linked import Linked, Place
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.intervals import bounded, need_columns
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.explorers.live import LiveChart
-from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
+from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
+from lmdynamics.explorers.explorer import Explorer
+from lmdynamics.explorers.live import Views
+from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.tables import html_table
 
 ALL = ""  # no curve and no group has this name, unless there is only one curve
 CURSOR = "plane_step"
@@ -24,7 +26,7 @@ COLUMNS = {
 }
 
 
-class DissentExplorer:
+class DissentExplorer(Explorer):
     """Move through checkpoints, and see where attraction and repulsion point, for each group of tokens.
 
     `table`: step, group, dissent, cos_hidden_attractive, cos_hidden_repulsive and their intervals, perhaps `curve`, as
@@ -66,19 +68,16 @@ class DissentExplorer:
         self.group = widgets.Dropdown(
             options=_with_all(self.groups), value=group or ALL, description="tokens", **narrow
         )
-        self.step = widgets.SelectionSlider(
-            options=[(f"{each:,}", each) for each in steps], value=steps[-1] if step is None else step,
-            description="checkpoint", style=style, layout=widgets.Layout(width="520px"),
-        )  # fmt: skip
+        self.checkpoint = CheckpointSlider(steps, step)
         self.said = widgets.HTML()
-        self._charts = {name: LiveChart(chart, **{CURSOR: self.step.value}) for name, chart in self.stills().items()}
+        self.views = Views(self.checkpoint.clicks, upright=True)
+        self.views.draw(self.stills())
         pickers = [self.curve] * (len(self.curves) > 1) + [self.group] * (len(self.groups) > 1)
-        self.views = widgets.VBox([chart.widget for chart in self._charts.values()])
         wrap = widgets.Layout(flex_flow="wrap")
         self.saving = SaveRow(self)
-        shown = [widgets.HBox(pickers, layout=wrap), self.step, self.said, self.views, self.saving.widget]
-        self.widget = widgets.VBox(shown)
-        self.step.observe(lambda _: self._moved(), names="value")
+        shown = [self.checkpoint, self.said, self.views.widget, self.saving.widget]
+        self.widget = widgets.VBox([widgets.HBox(pickers, layout=wrap), *shown])
+        self.checkpoint.observe(lambda _: self._moved(), names="step")
         for picker in (self.curve, self.group):
             picker.observe(lambda _: self._picked(), names="value")
         self._moved()
@@ -90,54 +89,40 @@ class DissentExplorer:
         return self.table.filter(**{name: value for name, value in chosen.items() if value != ALL})
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The two views as they stand, by name: what a page without controls shows."""
-        cursor = alt.param(name=CURSOR, value=self.step.value)
+        cursor = alt.param(name=CURSOR, value=self.checkpoint.step)
         options = {"cursor": cursor, "groups": self.groups}
         return {
             "dissent_plane": charts.dissent_plane(self.rows, self._step(), **options),
             "dissent_over_training": charts.dissent_over_training(self.rows, published=self.published, **options),
         }
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
-        """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
-        if interactive:
-            return self.widget
-        show_still(self.stills(), self.linked(), output_dir)
-        return None
-
     def tables(self) -> dict[str, pl.DataFrame]:
         """The data behind the views: of the plane at its step, of the course at all of them."""
         return {"dissent_plane": self.rows.filter(pl.col("step") == self._step()), "dissent_over_training": self.rows}
 
     def linked(self) -> Linked:
-        """The views with every step inside, for a page whose slider needs no kernel."""
         steps = self.rows["step"].unique().sort().to_list()
         places = [Place(f"{step:,}", {CURSOR: step}, self._in_words(step)) for step in steps]
         return Linked("checkpoint at step", places, steps.index(self._step()), self.stills())
 
     def state(self) -> dict[str, str | int]:
         """What is looked at as literals, for `restore`; an empty name is all of them."""
-        return {"curve": self.curve.value, "group": self.group.value, "step": self.step.value}
+        return {"curve": self.curve.value, "group": self.group.value, "step": self.checkpoint.step}
 
     def restore(self, state: Mapping[str, Any]) -> "DissentExplorer":
-        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
-
-        Raises
-        ------
-        UserError
-            If the state has an entry that is not known, or that the table does not have (any more).
-        """
         wanted = restored(state, self.state())
-        controls = {"curve": self.curve, "group": self.group, "step": self.step}
+        controls = {"curve": self.curve, "group": self.group}
         for name, control in controls.items():
             check_among(name, wanted[name], [value for _, value in control.options])
+        check_among("step", wanted["step"], self.checkpoint.steps)
         for name, control in controls.items():
             control.value = wanted[name]
+        self.checkpoint.go(wanted["step"])
         return self
 
     def _step(self) -> int:
         """The chosen step, or where a curve was not measured there, the nearest."""
-        return min(self.rows["step"].unique(), key=lambda step: abs(step - self.step.value))
+        return nearest(self.rows["step"].unique().sort(), self.checkpoint.step)
 
     def _in_words(self, step: int) -> str:
         """Dissent at a step: of what is looked at, or, of many curves and groups, the least and the most."""
@@ -146,18 +131,17 @@ class DissentExplorer:
             return f"Step {step:,}: dissent is undefined."
         ends = rows if len(rows) <= 4 else [rows[0], rows[-1]]
         parts = [
-            f"{_bounded(row, 'dissent')} ({', '.join(filter(None, [row['curve'], row['group']]))})" for row in ends
+            f"{bounded(row, 'dissent', '.2f')} ({', '.join(filter(None, [row['curve'], row['group']]))})"
+            for row in ends
         ]
         return f"Step {step:,}: dissent {' to '.join(parts) if len(rows) > 4 else '; '.join(parts)}."
 
     def _moved(self) -> None:
-        for chart in self._charts.values():
-            chart.set(**{CURSOR: self._step()})
+        self.views.set(**{CURSOR: self._step()})
         self.said.value = _told(self.rows.filter(pl.col("step") == self._step()))
 
     def _picked(self) -> None:
-        for name, chart in self.stills().items():
-            self._charts[name].redraw(chart)
+        self.views.draw(self.stills())
         self._moved()
 
 
@@ -167,21 +151,9 @@ def _with_all(names: list[str]) -> list[tuple[str, str]]:
 
 def _told(rows: pl.DataFrame) -> str:
     """The numbers at one step as a table."""
-    cell = "padding: 0 1.2em 0 0; text-align: left"
-    curves = rows["curve"].n_unique() > 1
-    heads = [*(["curve"] if curves else []), "tokens", *COLUMNS.values()]
-    body = []
-    for row in rows.iter_rows(named=True):
-        values = [*([row["curve"]] if curves else []), row["group"], *(_bounded(row, name) for name in COLUMNS)]
-        body.append("".join(f"<td style='{cell}'>{escape(str(value))}</td>" for value in values))
-    head = "".join(f"<th style='{cell}'>{name}</th>" for name in heads)
-    lines = "".join(f"<tr>{line}</tr>" for line in body)
-    return f"<table class='mathjax_ignore tex2jax_ignore'><tr>{head}</tr>{lines}</table>"
-
-
-def _bounded(row: Mapping, name: str) -> str:
-    if row[name] is None:
-        return "undefined"
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    between = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{row[name]:.2f}{between}".replace("-", "−")
+    curves = ["curve"] if rows["curve"].n_unique() > 1 else []
+    lines = [
+        [*(row[name] for name in [*curves, "group"]), *(bounded(row, name, ".2f") for name in COLUMNS)]
+        for row in rows.iter_rows(named=True)
+    ]
+    return html_table([*curves, "tokens", *COLUMNS.values()], lines)

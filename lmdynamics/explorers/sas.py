@@ -1,12 +1,14 @@
 """Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views linked."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
+import numpy as np
 import polars as pl
 import traitlets
 
@@ -14,11 +16,12 @@ from lmdynamics import charts
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.curves.heads import DIRECTIONS, predicted_heads
-from lmdynamics.curves.intervals import uas_by_step
+from lmdynamics.curves.intervals import loss_by_bin, uas_by_step
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.sas_controls import Controls
-from lmdynamics.explorers.saving import check_among, restored, show_still
+from lmdynamics.explorers.saving import check_among, restored
 from lmdynamics.measurements.arcs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
 from lmdynamics.measurements.trace import trace, trace_all
@@ -39,11 +42,6 @@ class State(traitlets.HasTraits):
     words = traitlets.Tuple()
     runs = traitlets.Tuple()  # what the runs are called
 
-    def __call__(self) -> dict[str, str | int | list[str]]:
-        """What is looked at as literals, for `SasExplorer.restore`."""
-        place = {name: getattr(self, name) for name in ("step", "relation", "layer", "head", "direction")}
-        return {"run": self.runs[self.run], **place, "sentence": list(self.words)}
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -63,13 +61,21 @@ class Measured:
         counts = counts.with_columns(aside=pl.col("relation").is_in(["root", "punct"]))
         return counts.sort("aside", "count", "relation", descending=[False, True, False])["relation"].to_list()
 
+    @cached_property
+    def losses(self) -> dict[int, float]:
+        """Training loss around each checkpoint (nats per token), where there is a log."""
+        binned = loss_by_bin(self.run.log) if len(self.run.log) else self.run.log
+        if binned.is_empty():
+            return {}
+        return dict(zip(self.run.steps, np.interp(self.run.steps, binned["step"], binned["loss"]), strict=True))
+
     def best_head(self, relation: str) -> tuple[int, int, str]:
         """Layer, head and direction that follow `relation` best at the last checkpoint."""
         row = self.best.filter(pl.col("relation") == relation).sort("step").row(-1, named=True)
         return row["layer"], row["head"], row["direction"]
 
 
-class SasExplorer:
+class SasExplorer(Explorer):
     """Scrub through checkpoints and ask which head follows which relation, in numbers and in a sentence.
 
     Everything shown comes from `UAS`, `HeadScores` and `WordAttention`, traced on `runs` (and kept in the cache).
@@ -105,7 +111,7 @@ class SasExplorer:
         self.progress = progress
         names = [run.name for run in self.runs]
         unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-        self.state = State(runs=tuple(unique))
+        self.now = State(runs=tuple(unique))
         first = self.measured
         relation = relation or first.relations[0]
         if relation not in first.relations:
@@ -114,21 +120,27 @@ class SasExplorer:
         first.run[step]  # a step without a checkpoint is refused there
         layer, head, direction = first.best_head(relation)
         words = tuple(sentence) if sentence else self.sentences(relation)[0].words
-        self.state.set_trait("relation", relation)
+        self.now.set_trait("relation", relation)
         for name, value in {"step": step, "layer": layer, "head": head, "direction": direction, "words": words}.items():
-            self.state.set_trait(name, value)
+            self.now.set_trait(name, value)
 
     @property
     def measured(self) -> Measured:
         """The traces of the run that is looked at, measured on first use."""
-        return self._measured_of(self.state.run)
+        return self.measure(self.now.run)
 
-    def _measured_of(self, index: int) -> Measured:
+    def knows(self, index: int, words: tuple[str, ...]) -> bool:
+        """Whether a run is measured and a sentence read by it, so that looking at them computes nothing."""
+        return index in self._measured and (index, words) in self._attention
+
+    def measure(self, index: int, executor: Executor | None = None) -> Measured:
+        """The traces of one of the runs, measured on first use, perhaps elsewhere."""
         if index not in self._measured:
             run = self.runs[index]
             what = {"uas": UAS(self.treebank, self.min_count, self.seed)}
             what["heads"] = HeadScores(self.treebank, self.min_count, self.seed)
-            traces = trace_all(run, what, device=self.device, progress=self.progress)
+            progress = self.progress if executor is None else False
+            traces = trace_all(run, what, executor=executor, device=self.device, progress=progress)
             baseline = offset_baseline(self.treebank, self.min_count, self.seed).filter(pl.col("split") == "all")
             self._measured[index] = Measured(
                 run,
@@ -149,23 +161,21 @@ class SasExplorer:
     def curves(self, cursor: alt.Parameter | None = None) -> alt.VConcatChart:
         """Loss and UAS with a line at the checkpoint."""
         seen = self.measured
-        log = (
-            seen.run.log
-            if len(seen.run.log)
-            else pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
-        )
-        return charts.loss_and_uas(log, seen.curve, seen.onset, self.state.step, cursor)
+        log = seen.run.log
+        if log.is_empty():
+            log = pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+        return charts.loss_and_uas(log, seen.curve, seen.onset, self.now.step, cursor)
 
     def head_map(self, cursor: alt.Parameter | None = None, chosen=None) -> alt.LayerChart:
         """Every head's accuracy on the relation at the checkpoint."""
-        seen, state = self.measured, self.state
+        seen, state = self.measured, self.now
         chosen = chosen or (state.layer, state.head)
         offset = seen.offsets.get(state.relation)
         return charts.layer_head_map(seen.scores, state.relation, state.step, offset, cursor=cursor, chosen=chosen)
 
     def arcs(self, cursor: alt.Parameter | None = None) -> alt.LayerChart:
         """What the chosen head makes of the sentence, over its gold tree if the treebank has one."""
-        state = self.state
+        state = self.now
         predicted = predicted_heads(self.attention(), state.direction).filter(
             (pl.col("layer") == state.layer) & (pl.col("head") == state.head)
         )
@@ -179,45 +189,45 @@ class SasExplorer:
 
     def attention(self) -> pl.DataFrame:
         """Attention within the sentence at every checkpoint of the run."""
-        return self._attention_of(self.state.run, self.state.words)
+        return self.read(self.now.run, self.now.words)
 
-    def _attention_of(self, index: int, words: tuple[str, ...]) -> pl.DataFrame:
+    def read(self, index: int, words: tuple[str, ...], executor: Executor | None = None) -> pl.DataFrame:
+        """Attention within a sentence at every checkpoint of one of the runs."""
         if (index, words) not in self._attention:
-            measurement = WordAttention(words)
-            self._attention[index, words] = trace(self.runs[index], measurement, device=self.device, progress=False)
+            run, measurement = self.runs[index], WordAttention(words)
+            self._attention[index, words] = trace(
+                run, measurement, executor=executor, device=self.device, progress=False
+            )
         return self._attention[index, words]
 
-    def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
-        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+    def state(self) -> dict[str, str | int | list[str]]:
+        now = self.now
+        place = {name: getattr(now, name) for name in ("step", "relation", "layer", "head", "direction")}
+        return {"run": now.runs[now.run], **place, "sentence": list(now.words)}
 
-        Raises
-        ------
-        UserError
-            If the state has an entry that is not known, or that the runs do not have (any more); nothing changes then.
-        """
+    def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
         wanted = restored(state, self.state())
-        check_among("run", wanted["run"], self.state.runs)
-        index, words = self.state.runs.index(wanted["run"]), tuple(wanted["sentence"])
+        check_among("run", wanted["run"], self.now.runs)
+        index, words = self.now.runs.index(wanted["run"]), tuple(wanted["sentence"])
         if not words or not all(isinstance(word, str) and word for word in words):
             raise UserError("the state's sentence should be a list of words, such as ['the', 'dog', 'sleeps']")
-        seen = self._measured_of(index)
+        seen = self.measure(index)
         check_among("step", wanted["step"], seen.run.steps)
         check_among("relation", wanted["relation"], seen.relations)
         check_among("direction", wanted["direction"], DIRECTIONS)
         for name in ("layer", "head"):
             check_among(name, wanted[name], seen.scores[name].unique().sort().to_list())
-        self._attention_of(index, words)  # a sentence that the model cannot read is refused there
+        self.read(index, words)  # a sentence that the model cannot read is refused there
         if "controls" in self.__dict__:
             self.controls.put(index, words)
         else:
-            self.state.run, self.state.words = index, words
+            self.now.run, self.now.words = index, words
         for name in ("relation", "layer", "head", "direction", "step"):  # a relation brings its best head: it is first
-            self.state.set_trait(name, wanted[name])
+            self.now.set_trait(name, wanted[name])
         return self
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The tidy data behind the views as they stand, by the names of `stills`."""
-        seen, state = self.measured, self.state
+        seen, state = self.measured, self.now
         loss = seen.run.log.select("step", curve=pl.lit("loss"), value="loss") if len(seen.run.log) else None
         uas = seen.curve.select("step", curve="uas, " + pl.col("source"), value="uas", low="low", high="high")
         here = {"relation": state.relation, "step": state.step, "split": "all"}
@@ -230,12 +240,10 @@ class SasExplorer:
         }
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The three views as they stand, by name: what a page without controls shows."""
         return {"explorer_curves": self.curves(), "explorer_heads": self.head_map(), "explorer_arcs": self.arcs()}
 
     def linked(self) -> Linked:
-        """The three views with every checkpoint's data inside, for a page whose slider needs no kernel."""
-        seen, state = self.measured, self.state
+        seen, state = self.measured, self.now
         cursor = alt.param(name="cursor", value=state.step)
         views = {
             "explorer_curves": self.curves(cursor),
@@ -251,7 +259,7 @@ class SasExplorer:
 
     def _said(self) -> dict[int, str]:
         """What curves and map show at each step, in words."""
-        seen, relation = self.measured, self.state.relation
+        seen, relation = self.measured, self.now.relation
         mapped = seen.scores.filter(pl.col("relation") == relation, pl.col("split") == "all", pl.col("count") > 0)
         best = mapped.sort("accuracy", descending=True).group_by("step", maintain_order=True).first()
         found = seen.curve.filter(pl.col("source") == "attention").select("step", "uas")
@@ -260,13 +268,6 @@ class SasExplorer:
             f"in layer {row['layer']}, head {row['head']} ({row['accuracy']:.0%})."
             for row in best.join(found, on="step").iter_rows(named=True)
         }
-
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
-        """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
-        if interactive:
-            return self.widget
-        show_still(self.stills(), self.linked(), output_dir)
-        return None
 
     @cached_property
     def controls(self) -> Controls:

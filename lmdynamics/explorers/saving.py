@@ -2,34 +2,17 @@
 
 from collections.abc import Collection, Mapping
 from html import escape
-from typing import Any, Protocol
+from typing import Any
 
-import altair as alt
 import ipywidgets as widgets
-import polars as pl
-from IPython.display import display
 
-from lmdynamics import charts
 from lmdynamics.charts.export import KINDS, save
-from lmdynamics.charts.linked import STILL, Linked
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
+from lmdynamics.explorers.explorer import Explorer
 
 State = dict[str, Any]  # of literals only, so that its text in a cell makes it again
 FOLDER = "out"  # where a view goes unless the reader names another folder
 ALL = "SVG, PNG and CSV"
-
-
-class Explorer(Protocol):
-    """What can be saved."""
-
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The views as they stand, by name."""
-
-    def tables(self) -> dict[str, pl.DataFrame]:
-        """The tidy data behind them, by the same names."""
-
-    def state(self) -> State:
-        """What is looked at, as literals."""
 
 
 class SaveRow:
@@ -116,14 +99,6 @@ def check_among(name: str, value: Any, known: Collection) -> None:
     if value not in known:
         there = shortened(", ".join(map(str, known)), 160)
         raise UserError(f"the state's {name} is {_told(value)}, which is not there (any more); there are: {there}")
-
-
-def show_still(stills: Mapping[str, alt.TopLevelMixin], linked: Linked | None, output_dir: str = "") -> None:
-    """An explorer in a headless run: its views as still figures (and files), and as views that a page can move."""
-    for name, chart in stills.items():
-        display(charts.show(chart, name, output_dir, interactive=False), metadata=STILL if linked else {})
-    if linked is not None:
-        display(linked)
 
 
 def _told(value: Any) -> str:

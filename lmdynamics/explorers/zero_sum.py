@@ -13,16 +13,19 @@ from IPython.display import display
 from lmdynamics.charts.changes import change_histogram, interference_cursor, traded_at
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach
+from lmdynamics.curves.intervals import bounded
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, number, start, told
-from lmdynamics.explorers.live import LiveChart
-from lmdynamics.explorers.saving import SaveRow, check_among, restored, show_still
+from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, start, told
+from lmdynamics.explorers.checkpoints import CheckpointSlider
+from lmdynamics.explorers.explorer import Explorer
+from lmdynamics.explorers.live import Views
+from lmdynamics.explorers.saving import SaveRow, check_among, restored
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
 CURSOR = "zero_sum_step"
 
 
-class ZeroSumExplorer:
+class ZeroSumExplorer(Explorer):
     """Pick a checkpoint, a batch and a row of text, and see whose loss fell and whose rose.
 
     `changes`: a trace of `OneStep`, or a frame of `curves.zero_sum.doublings`; of several runs, a mapping by name.
@@ -57,7 +60,6 @@ class ZeroSumExplorer:
         self.runs = {str(name): moved(frame, groups) for name, frame in frames.items()}
         self.texts = texts
         self._switching = True  # while controls are set one after the other, nothing is drawn
-        self._charts: dict[str, LiveChart] = {}
         self._drawn: tuple = ()
         self._texts: dict[tuple, list[str]] = {}
         self._make_controls()
@@ -87,14 +89,13 @@ class ZeroSumExplorer:
         """The row that is looked at, coloured; the scale is that of all rows at this checkpoint."""
         here = self._here()
         row = self.row.value
-        step = f"step {self.step.value:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
+        step = f"step {self.checkpoint.step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
         title = f"{step}, row {row}"
         return ColouredTokens({row: self._text(row)}, here.filter(pl.col("row") == row), most=reach(here), title=title)
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The charts as they stand, by name: what a page without controls shows."""
         seen, chosen = self.seen, self.chosen
-        cursor = alt.param(name=CURSOR, value=self.step.value)
+        cursor = alt.param(name=CURSOR, value=self.checkpoint.step)
         mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
         alone = seen.each.filter(**chosen) if len(self.batch.options) > 1 else None
         caption = f"{SPLITS.get(chosen['split'], chosen['split'])}, {DIRECTIONS.get(chosen['direction'])}"
@@ -108,13 +109,12 @@ class ZeroSumExplorer:
 
     def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
         """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
-        if interactive:
-            return self.widget
-        show_still(self.stills(), self.linked(), output_dir)
-        display(self.tokens)
-        if output_dir:
-            self.tokens.save(Path(output_dir) / "explorer_tokens.html")
-        return None
+        shown = super().show(output_dir, interactive)
+        if not interactive:
+            display(self.tokens)
+            if output_dir:
+                self.tokens.save(Path(output_dir) / "explorer_tokens.html")
+        return shown
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """The data behind the charts: of the course at all steps, of the others at the one that is looked at."""
@@ -122,27 +122,18 @@ class ZeroSumExplorer:
         mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
         made = {"explorer_interference": mean, "explorer_changes": self._here()}
         if seen.traded is not None:
-            made["explorer_traded"] = seen.traded.filter(step=self.step.value, **chosen)
+            made["explorer_traded"] = seen.traded.filter(step=self.checkpoint.step, **chosen)
         return made
 
     def linked(self) -> Linked:
-        """The charts with every checkpoint inside, for a page whose slider needs no kernel."""
-        steps, split, direction = [step for _, step in self.step.options], self.split.value, self.direction.value
+        steps, split, direction = self.checkpoint.steps, self.split.value, self.direction.value
         places = [Place(f"{step:,}", {CURSOR: step}, told(self.seen, step, split, direction)) for step in steps]
-        return Linked("checkpoint at step", places, steps.index(self.step.value), self.stills())
+        return Linked("checkpoint at step", places, steps.index(self.checkpoint.step), self.stills())
 
     def state(self) -> dict[str, str | int]:
-        """What is looked at as literals, for `restore`."""
-        return {"run": self.run.value, **self.chosen, "step": self.step.value, "row": self.row.value}
+        return {"run": self.run.value, **self.chosen, "step": self.checkpoint.step, "row": self.row.value}
 
     def restore(self, state: Mapping[str, Any]) -> "ZeroSumExplorer":
-        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
-
-        Raises
-        ------
-        UserError
-            If the state has an entry that is not known, or that there is not (any more); nothing changes then.
-        """
         before = self.state()
         wanted = restored(state, before)
         check_among("run", wanted["run"], list(self.runs))
@@ -166,21 +157,19 @@ class ZeroSumExplorer:
         self.split = widgets.Dropdown(description="text", **narrow)
         self.direction = widgets.Dropdown(description="moved by", **narrow)
         self.batch = widgets.Dropdown(description="batch", **narrow)
-        self.step = widgets.SelectionSlider(
-            options=[("", 0)], description="checkpoint", style=style, layout=widgets.Layout(width="520px")
-        )
+        self.checkpoint = CheckpointSlider([0])
         self.row = widgets.Dropdown(description="row", style=style, layout=widgets.Layout(width="520px"))
         self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
-        self.views = widgets.HBox(layout=widgets.Layout(flex_flow="wrap", align_items="flex-start"))
+        self.views = Views(self.checkpoint.clicks)
         self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
         self.saving = SaveRow(self)
-        shown = [self._pickers, self.step, self.said, self.views, self.row, self.text, self.saving.widget]
+        shown = [self._pickers, self.checkpoint, self.said, self.views.widget, self.row, self.text, self.saving.widget]
         self.widget = widgets.VBox(shown)
 
     def _bind(self) -> None:
         for control in (self.run, self.split, self.direction, self.batch):
             control.observe(lambda _: self._switching or self._try(self._switch), names="value")
-        self.step.observe(lambda _: self._switching or self._try(self._moved_to), names="value")
+        self.checkpoint.observe(lambda _: self._switching or self._try(self._moved_to), names="step")
         self.row.observe(lambda _: self._switching or self._say(), names="value")
 
     def _try(self, move: Callable[[], None]) -> None:
@@ -194,7 +183,7 @@ class ZeroSumExplorer:
         """Another run, text, direction or batch: what it does not have gives way to what it has first."""
         self._switching = True
         try:
-            self._offer({**self.chosen, "step": self.step.value})
+            self._offer({**self.chosen, "step": self.checkpoint.step})
         finally:
             self._switching = False
         self._look()
@@ -216,8 +205,7 @@ class ZeroSumExplorer:
         steps = seen.options("step", **fixed)
         if strict and wanted["step"] not in steps:
             raise UserError(f"step {wanted['step']} was not measured; measured: {', '.join(map(str, steps))}")
-        self.step.options = [(f"{step:,}", step) for step in steps]
-        self.step.value = min(steps, key=lambda step: abs(step - wanted["step"]))
+        self.checkpoint.offer(steps, wanted["step"])
         self._offer_rows()
         several = ((self.run, self.runs), (self.split, self.split.options), (self.direction, self.direction.options))
         shown = [control for control, known in (*several, (self.batch, self.batch.options)) if len(known) > 1]
@@ -240,7 +228,7 @@ class ZeroSumExplorer:
             self.row.value = before if before in known else known[0]
 
     def _here(self) -> pl.DataFrame:
-        return self.seen.tokens[*(self.chosen[key] for key in KEYS), self.step.value]
+        return self.seen.tokens[*(self.chosen[key] for key in KEYS), self.checkpoint.step]
 
     def _text(self, row: int) -> Sequence[str]:
         run, key = self.run.value, (self.split.value, self.batch.value, row)
@@ -261,18 +249,12 @@ class ZeroSumExplorer:
         looked_at = (self.run.value, *self.chosen.values())
         if looked_at != self._drawn:
             self._drawn = looked_at
-            for name, chart in self.stills().items():
-                if name in self._charts:
-                    self._charts[name].redraw(chart)
-                else:
-                    self._charts[name] = LiveChart(chart, **{CURSOR: self.step.value})
-            self.views.children = [chart.widget for chart in self._charts.values()]
+            self.views.draw(self.stills())
         self._moved_to()
 
     def _moved_to(self) -> None:
         """Another checkpoint: a number goes out, and the text is coloured anew."""
-        for chart in self._charts.values():
-            chart.set(**{CURSOR: self.step.value})
+        self.views.set(**{CURSOR: self.checkpoint.step})
         self._switching = True
         try:
             self._offer_rows()
@@ -288,8 +270,8 @@ class ZeroSumExplorer:
     def sentence(self) -> str:
         """D, M and ΔL at this checkpoint in words, with what is known of their uncertainty."""
         chosen = self.chosen
-        said = told(self.seen, self.step.value, chosen["split"], chosen["direction"])
+        said = told(self.seen, self.checkpoint.step, chosen["split"], chosen["direction"])
         if len(self.batch.options) > 1:
-            own = self.seen.each.filter(step=self.step.value, **chosen).row(0, named=True)
-            said += f" Batch {chosen['batch']} alone: D {number(own['interference'], '.2f')}."
+            own = self.seen.each.filter(step=self.checkpoint.step, **chosen).select("interference").row(0, named=True)
+            said += f" Batch {chosen['batch']} alone: D {bounded(own, 'interference', '.2f')}."
         return f"{self.run.value}: {said}" if len(self.runs) > 1 else said

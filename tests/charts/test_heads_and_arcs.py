@@ -33,7 +33,7 @@ def test_a_cursor_carries_every_checkpoint_and_filters():
     spec = charts.layer_head_map(head_scores(), "det", step=64, cursor=cursor, chosen=(0, 3)).to_dict()
     assert {cell["step"] for cell in rows_of(spec, "accuracy")} == set(STEPS)
     assert "datum.step == cursor" in str(spec)
-    assert spec["params"][0]["value"] == 64
+    assert [param["value"] for param in spec["params"] if "value" in param] == [64]
     assert "<svg" in charts.to_svg(charts.layer_head_map(head_scores(), "det", cursor=cursor))
 
 

@@ -24,7 +24,7 @@ def test_the_break_starts_aside_of_the_best(explorer):
 def test_dragging_sends_numbers_and_fits_nothing(explorer, monkeypatch):
     monkeypatch.setattr(deceleration, "fit_deceleration", None)
     monkeypatch.setattr(deceleration, "break_profile", None)
-    by_hand, profile = (view for view in explorer.views.children)
+    by_hand, profile = (view for view in explorer.views.widget.children)
     specs = by_hand.spec, profile.spec
     explorer.place.value = 60
     assert (by_hand.spec, profile.spec) == specs
@@ -36,13 +36,13 @@ def test_dragging_sends_numbers_and_fits_nothing(explorer, monkeypatch):
 
 
 def test_each_view_is_sent_only_parameters_that_it_has(explorer):
-    for view in explorer.views.children:
-        assert set(view._params) == {param["name"] for param in view.spec["params"]}
+    for view in explorer.views.widget.children:
+        assert set(view._params) == {param["name"] for param in view.spec["params"] if "select" not in param}
 
 
 def test_another_curve_is_drawn_and_another_preparation_keeps_the_break(explorer):
     explorer.curve.value = "large"
-    assert "'large'" in str(explorer.views.children[0].spec["title"])
+    assert "'large'" in str(explorer.views.widget.children[0].spec["title"])
     assert explorer.hand["step_at_break"] == pytest.approx(explorer.best.step_at_break / 3, rel=0.1)
     explorer.place.value = 50
     before = explorer.hand["step_at_break"]
@@ -63,13 +63,13 @@ def test_a_curve_that_cannot_be_fitted_says_so_and_the_next_one_is_drawn():
     explorer = DecelerationExplorer(pl.concat([short, points()]))
     assert "few: 5 points are left" in explorer.said.value
     assert explorer.place.disabled
-    assert explorer.views.children == ()
+    assert explorer.views.widget.children == ()
     assert explorer.hand is None
     explorer.curve.value = "small"
-    assert len(explorer.views.children) == 2
+    assert len(explorer.views.widget.children) == 2
     assert not explorer.place.disabled
     explorer.curve.value = "few"
-    assert explorer.views.children == ()
+    assert explorer.views.widget.children == ()
     with pytest.raises(UserError, match="5 points are left"):
         explorer.show(interactive=False)
 

@@ -15,28 +15,28 @@ def explorer():
 
 
 def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
-    assert explorer.step.value == 1024
+    assert explorer.checkpoint.slider.value == 1024
     assert explorer.rows.equals(frames.dissent())
     assert "17k" in explorer.said.value
     assert explorer.said.value.count("<tr>") == 1 + 2 * len(frames.GROUPS)
 
 
 def test_the_slider_moves_both_views_and_redraws_none(explorer):
-    specs = [view.spec for view in explorer.views.children]
-    explorer.step.value = 64
-    assert [view._params for view in explorer.views.children] == [{"plane_step": 64.0}] * 2
-    assert all(view.spec is spec for view, spec in zip(explorer.views.children, specs, strict=True))
+    specs = [view.spec for view in explorer.views.widget.children]
+    explorer.checkpoint.slider.value = 64
+    assert [view._params for view in explorer.views.widget.children] == [{"plane_step": 64.0}] * 2
+    assert all(view.spec is spec for view, spec in zip(explorer.views.widget.children, specs, strict=True))
     row = frames.dissent().filter(step=64, curve="17k", group="rare").row(0, named=True)
     assert f"{row['dissent']:.2f}".replace("-", "−") in explorer.said.value
 
 
 def test_each_view_is_sent_only_parameters_that_it_has(explorer):
-    for view in explorer.views.children:
-        assert set(view._params) == {param["name"] for param in view.spec["params"]}
+    for view in explorer.views.widget.children:
+        assert set(view._params) == {param["name"] for param in view.spec["params"] if "select" not in param}
 
 
 def test_pickers_redraw_and_groups_keep_their_colours(explorer):
-    plane = explorer.views.children[0]
+    plane = explorer.views.widget.children[0]
     whole = found(plane.spec, "line")[0]["encoding"]["color"]["scale"]
     explorer.curve.value = "260k"
     explorer.group.value = "common"
@@ -51,7 +51,7 @@ def test_a_curve_that_was_not_measured_there_is_shown_at_its_nearest_step():
     table = frames.dissent().filter((pl.col("curve") == "260k") | (pl.col("step") <= 64))
     explorer = DissentExplorer(table)
     explorer.curve.value = "17k"
-    assert explorer.views.children[0]._params == {"plane_step": 64.0}
+    assert explorer.views.widget.children[0]._params == {"plane_step": 64.0}
     assert explorer.said.value.count("<tr>") == 1 + len(frames.GROUPS)
 
 

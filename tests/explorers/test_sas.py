@@ -40,7 +40,7 @@ def views(box):
 
 
 def test_it_starts_at_the_last_checkpoint_with_the_best_head_of_the_most_frequent_relation(explorer, run):
-    state, seen = explorer.state, explorer.measured
+    state, seen = explorer.now, explorer.measured
     assert state.step == run.steps[-1]
     assert state.relation == seen.relations[0]
     assert (state.layer, state.head, state.direction) == seen.best_head(state.relation)
@@ -55,7 +55,7 @@ def test_stills_are_three_pictures_and_files(explorer, tmp_path, capsys):
         "explorer_curves.svg",
         "explorer_heads.svg",
     ]
-    assert explorer.state.words[0] in (tmp_path / "explorer_arcs.svg").read_text(encoding="utf-8")
+    assert explorer.now.words[0] in (tmp_path / "explorer_arcs.svg").read_text(encoding="utf-8")
 
 
 def test_moving_the_slider_moves_every_view_and_redraws_none(explorer):
@@ -73,7 +73,7 @@ def test_a_relation_brings_its_best_head_and_redraws_map_and_arcs(explorer):
     other = explorer.measured.relations[1]
     control(box, "Dropdown", "relation")[0].value = other
     best = explorer.measured.best_head(other)
-    assert (explorer.state.layer, explorer.state.head, explorer.state.direction) == best
+    assert (explorer.now.layer, explorer.now.head, explorer.now.direction) == best
     assert control(box, "Dropdown", "head")[0].value == best[1]
     assert (heads.params.chosen_layer, heads.params.chosen_head) == best[:2]
     assert other in heads.spec["title"]["text"]
@@ -84,9 +84,9 @@ def test_another_head_moves_the_mark_without_redrawing_the_map(explorer):
     box = explorer.show(interactive=True)
     _, heads, arcs = views(box)
     before = heads.spec, arcs.spec
-    control(box, "Dropdown", "head")[0].value = 1 - explorer.state.head
+    control(box, "Dropdown", "head")[0].value = 1 - explorer.now.head
     assert heads.spec is before[0]
-    assert heads.params.chosen_head == explorer.state.head
+    assert heads.params.chosen_head == explorer.now.head
     assert arcs.spec is not before[1]
 
 
@@ -95,8 +95,8 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
     text = control(box, "Text", "or")[0]
     text.value = "<img/src=x> the"
     arcs = views(box)[2]
-    assert explorer.state.words == ("<img/src=x>", "the")
-    assert control(box, "Dropdown", "sentence")[0].value == explorer.state.words
+    assert explorer.now.words == ("<img/src=x>", "the")
+    assert control(box, "Dropdown", "sentence")[0].value == explorer.now.words
     assert "gold" not in json.dumps(arcs.spec)
     status = control(box, "HTML", "")[0]
     assert status.value == "unknown to this model: &lt;img/src=x&gt;"
@@ -104,9 +104,9 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
 
 def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explorer):
     box = explorer.show(interactive=True)
-    before = explorer.state.words
+    before = explorer.now.words
     control(box, "Text", "or")[0].value = "the " * 100
-    assert explorer.state.words == before
+    assert explorer.now.words == before
     assert "takes at most" in control(box, "HTML", "")[0].value
 
 
@@ -122,14 +122,14 @@ def test_another_run_keeps_what_it_can(run, other, treebank):
     explorer = SasExplorer([run, other], treebank, min_count=20, step=12, progress=False)
     box = explorer.show(interactive=True)
     curves, heads, arcs = views(box)
-    relation = explorer.state.relation
+    relation = explorer.now.relation
     control(box, "Dropdown", "run")[0].value = 1
-    state = explorer.state
-    assert (state.relation, state.step) == (relation, 8)  # 12 is no checkpoint there; 8 and 16 are as near
+    state = explorer.now
+    assert (state.relation, state.step) == (relation, 16)  # 16 is nearer to 12 than 8, log-wise
     assert (state.layer, state.head, state.direction) == explorer.measured.best_head(relation)
     assert control(box, "Dropdown", "layer")[0].options == (0, 1, 2)
-    assert control(box, "SelectionSlider", "checkpoint")[0].value == 8
-    assert [view.params.cursor for view in (curves, heads, arcs)] == [8.0] * 3
+    assert control(box, "SelectionSlider", "checkpoint")[0].value == 16
+    assert [view.params.cursor for view in (curves, heads, arcs)] == [16.0] * 3
     assert heads.params.chosen_layer == state.layer
     control(box, "Dropdown", "run")[0].value = 0
     assert explorer.measured.run is run
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monke
 
     monkeypatch.setattr("lmdynamics.explorers.sas.trace_all", damaged)
     control(box, "Dropdown", "run")[0].value = 1
-    assert explorer.state.run == 0
+    assert explorer.now.run == 0
     assert control(box, "Dropdown", "run")[0].value == 0
     assert control(box, "HTML", "")[0].value == "step 8 is &lt;damaged&gt;; copy it anew"
 
@@ -239,18 +239,18 @@ def test_views_are_saved_with_the_data_they_show(explorer, tmp_path):
     saving.save.click()
     assert len(list(tmp_path.iterdir())) == 9
     heads = pl.read_csv(tmp_path / "explorer_heads.csv")
-    assert set(heads["step"]) == {explorer.state.step}
-    assert set(heads["relation"]) == {explorer.state.relation}
+    assert set(heads["step"]) == {explorer.now.step}
+    assert set(heads["relation"]) == {explorer.now.relation}
     arcs = pl.read_csv(tmp_path / "explorer_arcs.csv")
-    assert arcs["text"].to_list() == [explorer.state.words[word] for word in arcs["word"]]
+    assert arcs["text"].to_list() == [explorer.now.words[word] for word in arcs["word"]]
     assert set(pl.read_csv(tmp_path / "explorer_curves.csv")["curve"]) >= {"loss", "uas, attention"}
 
 
 def test_a_page_gets_every_checkpoint_and_the_same_start(explorer, run):
     linked = explorer.linked()
     assert [place.values["cursor"] for place in linked.places] == run.steps
-    assert linked.places[linked.start].values["cursor"] == explorer.state.step
+    assert linked.places[linked.start].values["cursor"] == explorer.now.step
     assert linked.views.keys() == explorer.stills().keys()
-    rows = explorer.measured.scores.filter(step=4, relation=explorer.state.relation, split="all").to_dicts()
+    rows = explorer.measured.scores.filter(step=4, relation=explorer.now.relation, split="all").to_dicts()
     best = max(rows, key=lambda row: row["accuracy"])
     assert f"layer {best['layer']}, head {best['head']} " in linked.places[run.steps.index(4)].said

@@ -36,7 +36,7 @@ EACH = pytest.mark.parametrize("name", MAKE)
 def seen(explorer) -> dict:
     """Everything that a reader sees of an explorer."""
     drawn = {name: chart.to_dict() for name, chart in explorer.stills().items()}
-    parameters = [view._params for view in explorer.views.children]
+    parameters = [view._params for view in explorer.views.widget.children]
     return {"drawn": drawn, "parameters": parameters, "said": explorer.said.value}
 
 
@@ -88,11 +88,11 @@ def test_views_are_saved_with_their_data(name, tmp_path):
 def test_a_page_gets_every_place_and_the_same_start(name):
     explorer = MAKE[name]()
     linked = explorer.linked()
-    slider = explorer.place if name == "deceleration" else explorer.step
+    slider = explorer.place if name == "deceleration" else explorer.checkpoint.slider
     assert [place.name for place in linked.places] == [label for label, _ in slider.options]
     start = linked.places[linked.start]
     assert start.name == slider.label
-    for view in explorer.views.children:
+    for view in explorer.views.widget.children:
         assert view._params.items() <= {key: float(value) for key, value in start.values.items()}.items()
     assert all(place.said for place in linked.places)
 

@@ -26,12 +26,12 @@ def explorer():
 
 
 def views(explorer):
-    return list(explorer.views.children)
+    return list(explorer.views.widget.children)
 
 
 def test_it_starts_at_the_last_step_on_held_out_text_with_the_update(explorer):
     assert explorer.chosen == {"split": "held out", "direction": "update", "batch": 0}
-    assert explorer.step.value == frames.STEPS[-1]
+    assert explorer.checkpoint.slider.value == frames.STEPS[-1]
     assert explorer.row.value == 0
     assert len(views(explorer)) == 3
     assert "cat" in explorer.text.value
@@ -42,7 +42,7 @@ def test_moving_to_a_checkpoint_sends_a_number_and_computes_nothing(explorer, mo
         monkeypatch.setattr(moves, name, None)
     specs = [view.spec for view in views(explorer)]
     before = explorer.text.value
-    explorer.step.value = 64
+    explorer.checkpoint.slider.value = 64
     assert all(view.spec is spec for view, spec in zip(views(explorer), specs, strict=True))
     assert [view._params for view in views(explorer)] == [{"zero_sum_step": 64.0}] * 3
     assert explorer.text.value != before
@@ -51,11 +51,11 @@ def test_moving_to_a_checkpoint_sends_a_number_and_computes_nothing(explorer, mo
 
 def test_each_view_is_sent_only_parameters_that_it_has(explorer):
     for view in views(explorer):
-        assert set(view._params) == {param["name"] for param in view.spec["params"]}
+        assert set(view._params) == {param["name"] for param in view.spec["params"] if "select" not in param}
 
 
 def test_the_sentence_has_the_numbers_of_over_batches(explorer):
-    explorer.step.value = 64
+    explorer.checkpoint.slider.value = 64
     row = over_batches(frames.one_step()).row(
         by_predicate=(pl.col("step") == 64) & (pl.col("split") == "held out") & (pl.col("direction") == "update"),
         named=True,
@@ -85,18 +85,18 @@ def test_the_sentence_claims_no_move_that_the_interval_does_not_show():
 
 
 def test_another_batch_or_text_redraws_and_keeps_checkpoint_and_row(explorer):
-    explorer.step.value, explorer.row.value = 64, 2
+    explorer.checkpoint.slider.value, explorer.row.value = 64, 2
     specs = [view.spec for view in views(explorer)]
     explorer.batch.value = 1
     explorer.split.value = "stepped"
-    assert (explorer.step.value, explorer.row.value) == (64, 2)
+    assert (explorer.checkpoint.slider.value, explorer.row.value) == (64, 2)
     assert all(view.spec is not spec for view, spec in zip(views(explorer), specs, strict=True))
     assert "s12" in explorer.text.value
     assert "the batch stepped on" in explorer.said.value
 
 
 def test_the_row_is_coloured_by_its_own_changes(explorer):
-    explorer.step.value, explorer.row.value = 16, 1
+    explorer.checkpoint.slider.value, explorer.row.value = 16, 1
     own = frames.one_step().filter(step=16, split="held out", direction="update", batch=0, row=1)
     shown = explorer.tokens.rows[1]
     assert [change["change"] for _, change in shown[1:]] == own["change"].to_list()
@@ -107,10 +107,10 @@ def test_runs_are_switched_and_keep_the_checkpoint_they_have():
     early = frames.one_step().filter(pl.col("step") <= 64)
     explorer = ZeroSumExplorer({"long": frames.one_step(), "short": early}, frames.texts, step=1024)
     explorer.run.value = "short"
-    assert explorer.step.value == 64
+    assert explorer.checkpoint.slider.value == 64
     assert explorer.said.value.startswith("short: Step 64")
     explorer.run.value = "long"
-    assert explorer.step.value == 64
+    assert explorer.checkpoint.slider.value == 64
 
 
 def test_texts_may_be_mappings_and_differ_between_runs():
