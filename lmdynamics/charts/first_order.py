@@ -192,7 +192,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
     return figure(
         chart.properties(**size),
         lines(f"{title} to {_short(most['value'])} ({most['part']})", 76),
-        "mean over batches",
+        "mean over batches; no interval" if cells["batches"].max() > 1 else "one batch; no interval",
         f"{coefficient} of each part over training; at step {cells['step'].max():,}: "
         + "; ".join(f"{row['part']} {_short(row['value'])}" for row in last.to_dicts())
         + ".",

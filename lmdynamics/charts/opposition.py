@@ -49,18 +49,23 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     )
 
 
-def cosine_distribution(frame: pl.DataFrame, *, part: str = "all") -> alt.VConcatChart:
+def cosine_distribution(
+    frame: pl.DataFrame, shares: pl.DataFrame | None = None, *, part: str = "all"
+) -> alt.VConcatChart:
     """How the cosines between gradients of two rows are spread over training, and below, which share is negative.
 
-    `frame`: as for `opposition_map`; `part`: of the model ("all": all parameters).
+    `frame`: as for `opposition_map`; `part`: of the model ("all": all parameters). `shares`: step, part, negative_low,
+    negative_high, an `opposition_table` of the frame: the interval of the share, where it has one.
 
     Raises
     ------
     UserError
         If a column or the part is missing, or there are no two rows to compare.
     """
-    pairs = _of_part(_pairs(frame, "cosines over training"), part, "cosines over training")
-    by_step = on_step_axis(_summed(pairs, ["step"]))
+    what = "cosines over training"
+    pairs = _of_part(_pairs(frame, what), part, what)
+    by_step = on_step_axis(_bounded(_summed(pairs, ["step"]), shares, part, what))
+    bounded = by_step.drop_nulls(["low", "high"])
     steps = steps_of(by_step)
     above, below = step_axis(steps, None), step_axis(steps)
     low, high = min(0.0, by_step["q05"].min()), max(0.0, by_step["q95"].max())
@@ -81,25 +86,33 @@ def cosine_distribution(frame: pl.DataFrame, *, part: str = "all") -> alt.VConca
         base.mark_line(color=BLUE, strokeWidth=2.2).encode(middle),
         base.mark_point(color=BLUE, size=22, filled=True, opacity=1).encode(middle, tooltip=tips),
     ).properties(width=WIDTH, height=HEIGHT - 40)
-    share = alt.Y("negative:Q", title=["share of pairs", "below zero"]).scale(
-        domain=[0, max(0.1, by_step["negative"].max() * 1.1)], nice=False
-    )
-    under = alt.Chart(by_step).encode(below, share.axis(format="%", tickCount=4))
+    name = ["share of pairs", "below zero"]
+    top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))
+    share = alt.Y("negative:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False)).axis(format="%", tickCount=4)
+    under = alt.Chart(by_step).encode(below, share)
+    band = alt.Chart(bounded).mark_area(opacity=0.16, color=VERMILION)
+    shown = [alt.Tooltip(f"{column}:Q", format=".1%") for column in ("negative", "low", "high")]
     lower = alt.layer(
+        *([band.encode(below, alt.Y("low:Q", title=name), alt.Y2("high:Q"))] if len(bounded) else []),
         under.mark_line(color=VERMILION, strokeWidth=2.2),
         under.mark_point(color=VERMILION, size=22, filled=True, opacity=1).encode(
-            tooltip=["step:Q", alt.Tooltip("negative:Q", format=".1%"), "pairs:Q"]
+            tooltip=["step:Q", *shown, "pairs:Q"]
         ),
     ).properties(width=WIDTH, height=90)
     first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
     where = "" if part == "all" else f" in {part}"
     moved = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"
     title = f"Median cosine between gradients of two rows{where}: {moved}".replace("-", "−")
+    known = last["step"] in bounded["step"]
+    ends = f" (95 % interval {last['low']:.0%} to {last['high']:.0%})" if known else " (no interval)"
     return figure(
         alt.vconcat(upper, lower, spacing=12),
         lines(title, 76),
-        f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
-        f"{title}, from step {first['step']:,} to {last['step']:,}.",
+        [
+            f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
+            "share below zero: 95 % interval, over rows of text" if len(bounded) else "share below zero: no interval",
+        ],
+        f"{title}{ends}, from step {first['step']:,} to {last['step']:,}.",
     )
 
 
@@ -194,7 +207,7 @@ def group_opposition(
             width=84 * len(groups), height=38 * len(groups)
         ),
         lines(title.replace("-", "−"), 60),
-        "blue: a step for one serves the other; orange: it harms the other",
+        ["blue: a step for one serves the other;", "orange: it harms the other; no interval"],
         f"Cosines between gradients of token groups at step {step:,}: {listed}.",
     )
 
@@ -205,6 +218,15 @@ def _pairs(frame: pl.DataFrame, what: str) -> pl.DataFrame:
     if pairs.is_empty():
         raise UserError(f"{what}: there are no cosines between two rows; trace Opposition on two rows or more")
     return pairs
+
+
+def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, what: str) -> pl.DataFrame:
+    """With low and high, the interval of the share of negative cosines; null where none is given."""
+    if shares is None:
+        return by_step.with_columns(pl.lit(None, pl.Float64).alias(end) for end in ("low", "high"))
+    need_columns(shares, ["step", "part", "negative_low", "negative_high"], f"shares of {what}")
+    ends = shares.filter(pl.col("part") == part).select("step", low="negative_low", high="negative_high")
+    return by_step.join(ends, on="step", how="left", maintain_order="left")
 
 
 def _summed(pairs: pl.DataFrame, by: list[str]) -> pl.DataFrame:

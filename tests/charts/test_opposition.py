@@ -4,13 +4,15 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.curves.opposition import opposition_table
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
 from tests.charts.specs import found, rows_of, said
 
 EVERY = {
     "map": lambda: charts.opposition_map(frames.opposition()),
-    "distribution": lambda: charts.cosine_distribution(frames.opposition()),
+    "distribution": lambda: charts.cosine_distribution(frames.opposition(), opposition_table(frames.opposition())),
+    "distribution without intervals": lambda: charts.cosine_distribution(frames.opposition()),
     "gram": lambda: charts.gram(frames.opposition()),
     "groups": lambda: charts.group_opposition(frames.group_opposition()),
 }
@@ -71,6 +73,32 @@ def test_bands_are_quantiles_of_the_pairs():
     assert "in layer 1" in said(charts.cosine_distribution(frames.opposition(), part="layer 1"))
 
 
+def test_the_share_below_zero_has_the_interval_of_the_table():
+    frame = frames.opposition()
+    table = opposition_table(frame, resamples=100)
+    chart = charts.cosine_distribution(frame, table, part="head").to_dict()
+    (band,) = found(chart["vconcat"][1], "area", chart.get("data"))
+    drawn = {row["step"]: (row["low"], row["high"]) for row in rows_of(chart, band)}
+    of_head = table.filter(pl.col("part") == "head").select("step", "negative_low", "negative_high")
+    assert drawn == {step: pytest.approx(ends) for step, *ends in of_head.iter_rows()}
+    top = found(chart["vconcat"][1], "line")[0]["encoding"]["y"]["scale"]["domain"][1]
+    assert top > of_head["negative_high"].max()
+    assert "share below zero: 95 % interval, over rows of text" in chart["title"]["subtitle"]
+    low, high = of_head.row(-1)[1:]
+    assert f"negative (95 % interval {low:.0%} to {high:.0%})" in chart["description"]
+
+
+def test_where_there_is_no_interval_that_is_said():
+    frame = frames.opposition()
+    none = opposition_table(frame).with_columns(negative_low=pl.lit(None, pl.Float64))
+    for chart in (charts.cosine_distribution(frame), charts.cosine_distribution(frame, none)):
+        spec = chart.to_dict()
+        assert not found(spec["vconcat"][1], "area")
+        assert "share below zero: no interval" in spec["title"]["subtitle"]
+        assert "negative (no interval)" in spec["description"]
+    assert "no interval" in charts.group_opposition(frames.group_opposition()).to_dict()["title"]["subtitle"][-1]
+
+
 def test_a_gram_matrix_is_whole_and_symmetric():
     spec = charts.gram(frames.opposition(), 64).to_dict()
     cells = {(cell["a"], cell["b"]): cell["cosine"] for cell in rows_of(spec, found(spec, "rect")[0])}
@@ -113,6 +141,7 @@ def test_groups_name_the_pair_that_is_most_opposed():
         (lambda: charts.opposition_map(frames.opposition().filter(pl.col("a") == pl.col("b"))), "two rows or more"),
         (lambda: charts.cosine_distribution(frames.opposition(), part="layer 9"), "no part 'layer 9'; parts: all, emb"),
         (lambda: charts.cosine_distribution(frames.opposition().clear()), "no cosines"),
+        (lambda: charts.cosine_distribution(frames.opposition(), frames.opposition()), "shares of cosines over"),
         (lambda: charts.gram(frames.opposition(), 3), "step 3 was not measured; measured: 1, 2"),
         (lambda: charts.gram(frames.opposition().clear()), "parts: none"),
         (lambda: charts.group_opposition(frames.group_opposition().drop("a")), "needs the columns"),

@@ -194,6 +194,9 @@ def test_a_layer_map_has_a_tile_for_each_part_and_step():
     for coefficient in ("C_g", "C_ug", "C_uG", "interference"):
         spec = charts.coefficients_by_layer(frames.coefficients(), coefficient).to_dict()
         assert len(rows_of(spec, found(spec, "rect")[0])) == len(frames.PARTS) * len(frames.STEPS)
+        assert spec["title"]["subtitle"] == ["mean over batches; no interval"]
+    one = charts.coefficients_by_layer(frames.coefficients().filter(pl.col("batch") == 0)).to_dict()
+    assert one["title"]["subtitle"] == ["one batch; no interval"]
     assert said(charts.coefficients_by_layer(frames.coefficients())).startswith("C_g by layer: at the last step from")
 
 
