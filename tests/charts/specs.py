@@ -1,4 +1,22 @@
-"""What a chart's specification says: its title, its marks, the rows that a mark draws."""
+"""What a chart's specification says: its title, its marks, the rows that a mark draws; what every figure must hold."""
+
+from html import escape
+
+from lmdynamics import charts
+
+
+def drawn(chart):
+    """Specification and SVG of a figure, after a look at what each must have: title, description, nothing undefined."""
+    spec, svg = chart.to_dict(), charts.to_svg(chart)
+    title = spec["title"]["text"]
+    first = title[0] if isinstance(title, list) else title
+    assert first
+    assert isinstance(first, dict) or escape(first, quote=False) in svg  # an expression follows a parameter
+    assert len(spec["description"]) > 60
+    assert spec["config"]["background"] == "transparent"
+    assert "NaN" not in svg
+    assert "undefined" not in svg
+    return spec, svg
 
 
 def said(chart):

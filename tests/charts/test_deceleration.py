@@ -9,14 +9,11 @@ from lmdynamics.charts.deceleration import log_ticks, smooth_line
 from lmdynamics.curves.fits import fits_table
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
+from tests.charts.specs import drawn, rows_of
 
 
 def marks(spec):
     return [layer["mark"]["type"] for layer in spec["layer"]]
-
-
-def rows_of(spec, layer):
-    return spec["datasets"][layer["data"]["name"]]
 
 
 def claims(name="small", seen=0.02):
@@ -41,12 +38,7 @@ def every_chart():
 
 @pytest.mark.parametrize("name", ["many", "one", "profile", "by hand", "claim"])
 def test_every_figure_draws_and_says_what_it_shows(name):
-    chart = every_chart()[name]
-    spec = chart.to_dict()
-    assert spec["title"]["text"]
-    assert len(spec["description"]) > 40
-    assert spec["config"]["background"] == "transparent"
-    assert "<svg" in charts.to_svg(chart)
+    drawn(every_chart()[name])
 
 
 def test_the_title_counts_the_curves_that_decelerate():

@@ -6,7 +6,7 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found, rows_of, said
+from tests.charts.specs import drawn, found, rows_of, said
 
 ONE = frames.dissent(("17k",)).drop("curve")
 READINGS = {"14M ≈ −.97": -0.97, "1B ≈ −.31": -0.31}
@@ -22,13 +22,7 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_draws_and_says_what_it_shows(name):
-    chart = EVERY[name]()
-    spec = chart.to_dict()
-    assert spec["title"]["text"]
-    assert len(spec["description"]) > 60
-    svg = charts.to_svg(chart)
-    assert "NaN" not in svg
-    assert "undefined" not in svg
+    drawn(EVERY[name]())
 
 
 def test_a_panel_per_curve_on_one_scale_from_total_dissent():

@@ -7,7 +7,7 @@ from lmdynamics import charts
 from lmdynamics.curves.opposition import opposition_table
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found, rows_of, said
+from tests.charts.specs import drawn, found, rows_of, said
 
 EVERY = {
     "map": lambda: charts.opposition_map(frames.opposition()),
@@ -20,13 +20,7 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_draws_and_says_what_it_shows(name):
-    chart = EVERY[name]()
-    spec = chart.to_dict()
-    assert spec["title"]["text"]
-    assert len(spec["description"]) > 60
-    svg = charts.to_svg(chart)
-    assert "NaN" not in svg
-    assert "undefined" not in svg
+    drawn(EVERY[name]())
 
 
 def test_a_row_does_not_count_against_itself():

@@ -8,6 +8,7 @@ from lmdynamics import charts
 from lmdynamics.curves.scaling import power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
 from tests.charts.losses import points
+from tests.charts.specs import drawn, said
 
 SIZES = {"1M": 1e6, "10M": 1e7, "100M": 1e8}
 
@@ -41,11 +42,6 @@ def early(errors):
     return pl.DataFrame(rows, ["curve", "share", "method", "error"], orient="row")
 
 
-def said(chart):
-    text = chart.to_dict()["title"]["text"]
-    return " ".join(text) if isinstance(text, list) else text
-
-
 @pytest.mark.parametrize(
     "chart",
     [
@@ -55,10 +51,7 @@ def said(chart):
     ],
 )
 def test_every_figure_draws_and_says_what_it_shows(chart):
-    spec = chart().to_dict()
-    assert spec["title"]["text"]
-    assert len(spec["description"]) > 40
-    assert "<svg" in charts.to_svg(chart())
+    drawn(chart())
 
 
 def test_three_panels_each_with_its_exponent():

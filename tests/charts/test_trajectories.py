@@ -9,6 +9,7 @@ from lmdynamics.charts.trajectories import onset_bands
 from lmdynamics.curves.intervals import accuracy_by_step, loss_by_bin, uas_by_step
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
+from tests.charts.specs import drawn
 from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
 STRUCTURE = Onset("structure", 300, 250, 400, 200, 150, 250, None, "because", 1.0)
@@ -40,13 +41,8 @@ def every_chart():
 
 @pytest.mark.parametrize("name", ["loss", "uas", "pairs", "complexity"])
 def test_every_figure_says_what_it_shows_and_draws(name):
-    chart = every_chart()[name]
-    spec = chart.to_dict()
-    assert spec["title"]["text"]
-    assert len(spec["description"]) > 40
-    assert spec["config"]["background"] == "transparent"
+    spec, svg = drawn(every_chart()[name])
     assert "log" in str(spec)
-    svg = charts.to_svg(chart)
     assert spec["title"]["text"] in svg
     assert "onset at step" in spec["description"]
 
