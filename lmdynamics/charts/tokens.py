@@ -26,7 +26,8 @@ class ColouredTokens:
 
     `texts`: the tokens of each row, as a mapping or a function of the row. `changes`: row, position, change (nats),
     perhaps loss (before) and first_order; rows of text are shown in its order. `most`: the change (nats) at full colour
-    (default: so that 1 in 20 tokens is beyond it). `title`: a line above.
+    (default: so that 1 in 20 tokens is beyond it). `title`: a line above. `by="loss"` colours by a column `loss` instead,
+    in vermilion, the stronger the larger the loss; no column `change` is then needed.
 
     Nothing in a token acts: what is not printable is shown as its escape, and all else as text.
 
@@ -36,15 +37,17 @@ class ColouredTokens:
         If a column is missing, there are no changes, a token has two, or a position lies outside its row's text.
     """
 
-    def __init__(self, texts: Texts, changes: pl.DataFrame, *, most: float | None = None, title: str = ""):
+    def __init__(
+        self, texts: Texts, changes: pl.DataFrame, *, most: float | None = None, title: str = "", by: str = "change"
+    ):
         what = "coloured tokens"
-        need_columns(changes, ["row", "position", "change"], what)
-        known = changes.filter(pl.col("change").is_finite())
+        need_columns(changes, ["row", "position", by], what)
+        known = changes.filter(pl.col(by).is_finite())
         if known.is_empty():
             raise UserError(f"{what}: there are no changes to show; choose a row of text that was measured")
         if known.select("row", "position").is_duplicated().any():
             raise UserError(f"{what}: a token has several changes; choose one checkpoint, batch, split and direction")
-        self.title, self.most = title, reach(known) if most is None else float(most)
+        self.title, self.by, self.most = title, by, reach(known, by) if most is None else float(most)
         self.rows: dict[int, list[tuple[str, dict | None]]] = {}
         for (row,), part in known.group_by("row", maintain_order=True):
             tokens = list(texts(row) if callable(texts) else texts[row])
@@ -52,11 +55,13 @@ class ColouredTokens:
             if not 0 <= min(at) <= max(at) < len(tokens):
                 raise UserError(f"{what}: row {row} has {len(tokens)} tokens, and a change at position {max(at)}")
             self.rows[row] = [(token, at.get(place)) for place, token in enumerate(tokens)]
-        size = known["change"]
-        self.summary = (
-            f"{(size < 0).sum()} tokens gained, {(size > 0).sum()} lost; "
-            f"from {_signed(size.min())} to {_signed(size.max())} nats"
-        )
+        size = known[by]
+        if by == "loss":
+            self.summary = f"mean loss {size.mean():.2f} nats; from {size.min():.2f} to {size.max():.2f}"
+        else:
+            gained, lost = (size < 0).sum(), (size > 0).sum()
+            ends = f"from {_signed(size.min())} to {_signed(size.max())} nats"
+            self.summary = f"{gained} tokens gained, {lost} lost; {ends}"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": str(self)}
@@ -67,7 +72,10 @@ class ColouredTokens:
         return f'<div class="{TEXT_ONLY}" dir="ltr">{head}<div>{escape(self.summary)}</div>{self._legend()}{rows}</div>'
 
     def __str__(self) -> str:
-        rows = [f"{name}: {' '.join(_plain(token, change) for token, change in of)}" for name, of in self.rows.items()]
+        rows = [
+            f"{name}: {' '.join(_plain(token, change, self.by) for token, change in of)}"
+            for name, of in self.rows.items()
+        ]
         return "\n".join([*([printable(self.title)] if self.title else []), self.summary, *rows])
 
     __repr__ = __str__
@@ -103,7 +111,7 @@ class ColouredTokens:
         if change is None:
             return f'<span style="{PLAIN};opacity:0.6" title="not predicted">{shown}</span>'
         told = escape(_told(token, change), quote=True)
-        return f'<span style="{self._style(change["change"])}" title="{told}">{shown}</span>'
+        return f'<span style="{self._style(change[self.by])}" title="{told}">{shown}</span>'
 
     def _style(self, change: float) -> str:
         """Numbers made here, and nothing from the text."""
@@ -116,18 +124,19 @@ class ColouredTokens:
         return f"{TOKEN} {line} rgb({red},{green},{blue});{background}"
 
     def _legend(self) -> str:
+        of_loss = self.by == "loss"
         samples = "".join(
-            f'<span style="{self._style(share * self.most)}"> {_signed(share * self.most)} </span> '
-            for share in (-1, -0.5, 0, 0.5, 1)
+            f'<span style="{self._style(share * self.most)}"> {_signed(share * self.most).lstrip("+" * of_loss)} </span> '
+            for share in ((0.25, 0.5, 1) if of_loss else (-1, -0.5, 0, 0.5, 1))
         )
-        said = "change of loss (nats): "
-        key = '<span style="opacity:0.8">solid: fell, dotted: rose</span>'
+        said = "loss (nats): " if of_loss else "change of loss (nats): "
+        key = "" if of_loss else '<span style="opacity:0.8">solid: fell, dotted: rose</span>'
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:4px">{said}{samples}{key}</div>'
 
 
-def reach(changes: pl.DataFrame) -> float:
-    """The size of change that 1 in 20 tokens passes: where colour is full."""
-    return float(changes["change"].cast(pl.Float64).abs().quantile(0.95) or 0.0) or 1e-6
+def reach(changes: pl.DataFrame, by: str = "change") -> float:
+    """The size of change (or loss) that 1 in 20 tokens passes: where colour is full."""
+    return float(changes[by].cast(pl.Float64).abs().quantile(0.95) or 0.0) or 1e-6
 
 
 def visible(token: str) -> str:
@@ -141,16 +150,19 @@ def visible(token: str) -> str:
 
 def _told(token: str, change: Mapping) -> str:
     parts = [f"“{visible(token)}”"]
-    for name, column in (("loss before", "loss"), ("change", "change"), ("first order", "first_order")):
+    before = "loss before" if "change" in change else "loss"
+    for name, column in ((before, "loss"), ("change", "change"), ("first order", "first_order")):
         if change.get(column) is not None:
             value = change[column]
             parts.append(f"{name} {f'{value:.3f}' if column == 'loss' else _signed(value)} nats")
     return "; ".join(parts)
 
 
-def _plain(token: str, change: Mapping | None) -> str:
+def _plain(token: str, change: Mapping | None, by: str) -> str:
     text = visible(token).strip() or "␣"
-    return text if change is None else f"{text}({_signed(change['change'])})"
+    if change is None:
+        return text
+    return f"{text}({change[by]:.2f})" if by == "loss" else f"{text}({_signed(change[by])})"
 
 
 def _signed(value: float) -> str:

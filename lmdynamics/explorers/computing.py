@@ -123,7 +123,8 @@ def _settle(result: Callable[[], Any], then: Callable[[Any], None], otherwise: C
         found = result()
     except CancelledError:
         return  # somebody has said so already
-    except UserError as error:
-        otherwise(str(error))
+    except Exception as error:  # what was asked for may raise anything; the page stays
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        otherwise(kind + " ".join(str(error).split()))
     else:
         then(found)

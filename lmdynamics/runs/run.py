@@ -1,5 +1,6 @@
 """A run is a trajectory: its checkpoints by step, its log, its recipe. Nothing downstream knows where it came from."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -17,6 +18,8 @@ from lmdynamics.runs import store
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log
+
+LOADING = threading.Lock()  # transformers changes torch's defaults while it loads, for all threads of the process
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def _load_model(folder: Path, objective: str, attention: str):
     logging.disable_progress_bar()
     options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
     try:
-        return model_class(objective).from_pretrained(folder, **options)
+        with LOADING:
+            return model_class(objective).from_pretrained(folder, **options)
     except SafetensorError as broken:
         raise UserError(
             f"{folder / store.WEIGHTS} is damaged ({broken}); copy that folder anew or train it again"

@@ -1,7 +1,9 @@
 """The explorer on a run of twelve steps: what it starts with, what a control changes, what it refuses."""
 
 import ast
+import asyncio
 import json
+import threading
 
 import polars as pl
 import pytest
@@ -148,6 +150,52 @@ def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monke
     assert explorer.now.run == 0
     assert control(box, "Dropdown", "run")[0].value == 0
     assert control(box, "HTML", "")[0].value == "step 8 is &lt;damaged&gt;; copy it anew"
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, treebank, monkeypatch, cancelled):
+    explorer = SasExplorer([run, other], treebank, min_count=20, progress=False)
+    box, go_on, measure = explorer.show(), threading.Event(), explorer.measure
+    picker, slider = control(box, "Dropdown", "run")[0], control(box, "SelectionSlider", "checkpoint")[0]
+    monkeypatch.setattr(explorer, "knows", lambda *_: False)
+
+    def held(index, executor=None):
+        if executor is not None:
+            executor.submit(go_on.wait, 20).result()
+        return measure(index, executor)
+
+    monkeypatch.setattr(explorer, "measure", held)
+    computing = explorer.controls.computing
+
+    async def notebook():
+        picker.value = 1
+        while computing.widget.layout.display == "none":
+            await asyncio.sleep(0.01)
+        assert computing.said.value.startswith("measuring other")
+        slider.value = 4
+        assert (explorer.now.run, explorer.now.step) == (0, 4)
+        if cancelled:
+            computing.cancel.click()
+        go_on.set()
+        while computing.busy:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(notebook())
+    assert (explorer.now.run, picker.value) == ((0, 0) if cancelled else (1, 1))
+    assert slider.value == 4
+    assert views(box)[0].params.cursor == 4.0
+
+
+def test_a_click_picks_a_head_and_a_checkpoint(explorer):
+    box = explorer.show()
+    curves, heads, arcs = views(box)
+    heads._vl_selections = {"pick": {"value": {"layer": [0], "head": [1]}, "store": []}}
+    assert (explorer.now.layer, explorer.now.head) == (0, 1)
+    assert heads._vl_selections["pick"]["value"] is None
+    for jump in ("jump_0", "jump_1"):
+        explorer.now.step = 12
+        curves._vl_selections = {**curves._vl_selections, jump: {"value": {"x": [2.2]}, "store": []}}
+        assert [view.params.cursor for view in (curves, heads, arcs)] == [2.0] * 3
 
 
 @pytest.mark.parametrize(

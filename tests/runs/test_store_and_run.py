@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
@@ -161,6 +162,15 @@ def test_a_trainer_folder_opens(tmp_path):
     assert run.steps == [2, 4]
     assert run[4].model().config.hidden_size == 16
     assert len(run[4].tokenizer) == len(tokenizer)
+
+
+def test_models_are_opened_by_several_threads_at_once(tiny_run):
+    steps = tiny_run.steps * 6
+    with ThreadPoolExecutor(6) as threads:
+        models = list(threads.map(lambda step: tiny_run[step].model(), steps))
+    for step, model in zip(steps, models, strict=True):
+        alone = tiny_run[step].model().state_dict()
+        assert all(torch.equal(value, alone[name]) for name, value in model.state_dict().items())
 
 
 def test_names_tell_runs_apart():

@@ -1,0 +1,94 @@
+"""Runs side by side: each panel has its own run, all share scale and cursor, and what is shown is what is there."""
+
+import altair as alt
+import polars as pl
+import pytest
+
+from lmdynamics.charts import to_svg
+from lmdynamics.charts.small_multiples import small_multiples, told_at
+from lmdynamics.errors import UserError
+
+STEPS = [0, 1, 8, 64, 512]
+
+
+def curves(runs=("a", "b", "c"), measures=("loss", "accuracy"), bounds=True) -> pl.DataFrame:
+    rows = [
+        {"run": run, "measure": measure, "step": step, "value": (1 + i) * (5.0 - i * j) / (1 + 0.1 * j)}
+        for i, run in enumerate(runs)
+        for measure in measures
+        for j, step in enumerate(STEPS)
+    ]
+    frame = pl.DataFrame(rows)
+    return frame.with_columns(low=pl.col("value") - 0.2, high=pl.col("value") + 0.3) if bounds else frame
+
+
+def panels(spec: dict) -> list[list[dict]]:
+    return [row["concat"] for row in spec["vconcat"]]
+
+
+def test_a_panel_for_each_run_and_measure():
+    spec = small_multiples(curves()).to_dict()
+    assert [len(row) for row in panels(spec)] == [3, 3]
+    titles = [panel["title"]["text"] for panel in panels(spec)[0]]
+    assert titles == [["a"], ["b"], ["c"]]
+
+
+def test_all_panels_of_a_measure_share_their_scale():
+    spec = small_multiples(curves()).to_dict()
+    for row in panels(spec):
+        domains = {str(layer["encoding"]["y"]["scale"]["domain"]) for p in row for layer in p["layer"] if "y2" in str(layer["encoding"].keys())}  # fmt: skip
+        assert len(domains) == 1
+
+
+def test_the_cursor_goes_through_every_panel_and_each_can_be_clicked():
+    chart = small_multiples(curves(), alt.param(name="here", value=8))
+    spec = chart.to_dict()
+    assert [p["value"] for p in spec["params"] if p["name"] == "here"] == [8]
+    jumps = [p for p in spec["params"] if "select" in p]
+    names = {layer.get("name") for row in panels(spec) for p in row for layer in p["layer"]}
+    assert len(jumps) == 6
+    assert all(set(p["views"]) <= names for p in jumps)
+    assert str(panels(spec)[1][2]).count("datum.step == here") == 2
+
+
+def test_one_run_has_no_grey_lines_and_no_title():
+    spec = small_multiples(curves(runs=("a",))).to_dict()
+    assert "title" not in panels(spec)[0][0]
+    assert "detail" not in str(spec["vconcat"])
+    assert "grey" not in str(spec["title"])
+
+
+def test_chosen_runs_keep_the_others_behind():
+    spec = small_multiples(curves(), runs=["b"]).to_dict()
+    assert [len(row) for row in panels(spec)] == [1, 1]
+    assert {row["condition"] for rows in spec["datasets"].values() for row in rows if "condition" in row} == {"a", "b", "c"}  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", [True, False])
+def test_it_says_whether_there_are_intervals(bounds):
+    said = str(small_multiples(curves(bounds=bounds)).to_dict()["title"]["subtitle"])
+    assert ("band: 95 %" in said) is bounds
+    assert ("no intervals" in said) is not bounds
+
+
+def test_the_title_names_the_ends():
+    title = small_multiples(curves(measures=("loss",))).to_dict()["title"]["text"]
+    assert title == ["Loss at the end: -6.43 (c) to 3.57 (a)"]
+    assert "<svg" in to_svg(small_multiples(curves()))
+
+
+def test_many_runs_wrap():
+    spec = small_multiples(curves(runs=tuple("abcdefgh"))).to_dict()
+    assert panels(spec)[0][6]["title"]["text"] == ["g"]
+    assert spec["vconcat"][0]["columns"] == 6
+
+
+def test_what_is_said_at_a_step():
+    assert told_at(curves(runs=("a",), measures=("loss",)), 1) == "Step 1: loss 4.55."
+    assert told_at(curves(measures=("loss",)), 1) == "Step 1: loss 4.55 (a) to 8.18 (c)."
+    assert told_at(curves(), 3) == "Step 3: nothing was measured."
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(UserError, match="none of 0 rows|no rows"):
+        small_multiples(curves().clear())

@@ -1,0 +1,128 @@
+"""Computing beside the page: its result arrives in the loop, later ones replace earlier ones, and it can be given up."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from lmdynamics.errors import UserError
+from lmdynamics.explorers.computing import Computing
+
+
+def failing(_):
+    raise UserError("there is <no> such step")
+
+
+async def settled(computing: Computing) -> None:
+    while computing.busy:
+        await asyncio.sleep(0.01)
+
+
+def test_without_a_loop_all_is_done_at_once():
+    found, said = [], []
+    Computing().begin(lambda executor: [executor], found.append, said.append)
+    Computing().begin(failing, found.append, said.append)
+    assert (found, said) == ([[None]], ["there is <no> such step"])
+
+
+def test_in_a_loop_the_result_comes_back_to_the_loops_own_thread():
+    computing, found, threads = Computing(), [], []
+
+    def compute(executor):
+        threads.append(threading.current_thread())
+        return executor.submit(lambda: 6 * 7).result()
+
+    async def notebook():
+        computing.begin(compute, lambda value: found.append((value, threading.current_thread())))
+        assert found == []
+        await settled(computing)
+
+    asyncio.run(notebook())
+    assert found == [(42, threading.main_thread())]
+    assert threads != [threading.main_thread()]
+
+
+def test_the_page_says_what_is_computed_and_how_far_it_is():
+    computing, go_on, seen = Computing(), threading.Event(), []
+
+    def compute(executor):
+        executor.submit(int).result()
+        last = executor.submit(go_on.wait)
+        return last.result()
+
+    async def notebook():
+        computing.begin(compute, lambda _: None, what="measuring <b>")
+        assert computing.widget.layout.display == "none"
+        while not computing.said.value.endswith("1 of 2 checkpoints"):
+            await asyncio.sleep(0.01)
+        seen.append((computing.said.value, computing.widget.layout.display))
+        go_on.set()
+        await settled(computing)
+
+    asyncio.run(asyncio.wait_for(notebook(), 30))
+    assert seen == [("measuring &lt;b&gt; … 1 of 2 checkpoints", None)]
+    assert (computing.said.value, computing.widget.layout.display) == ("", "none")
+
+
+def test_cancelling_ends_what_has_not_begun_and_says_so():
+    computing, begun, said, found = Computing(), [], [], []
+
+    def compute(executor):
+        work = [executor.submit(lambda i=i: (begun.append(i), time.sleep(0.05))) for i in range(50)]
+        return [each.result() for each in work]
+
+    async def notebook():
+        computing.begin(compute, found.append, said.append)
+        while not begun:
+            await asyncio.sleep(0.01)
+        computing.cancel.click()
+        assert not computing.busy
+        await asyncio.sleep(0.3)
+
+    asyncio.run(notebook())
+    assert found == []
+    assert said == ["cancelled; what was computed so far is kept"]
+    assert len(begun) < 50
+
+
+def test_of_two_only_the_later_arrives():
+    computing, found, left = Computing(), [], []
+
+    async def notebook():
+        computing.begin(lambda _: time.sleep(0.1) or 1, found.append, left.append)
+        await asyncio.sleep(0.02)
+        computing.begin(lambda _: 2, found.append, left.append)
+        await settled(computing)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(notebook())
+    assert found == [2]
+    assert len(left) == 1
+
+
+def test_of_several_in_a_row_only_the_last_is_begun():
+    computing, begun, found = Computing(), [], []
+
+    async def notebook():
+        for i in range(5):
+            computing.begin(lambda _, i=i: begun.append(i) or i, found.append, wait=0.05)
+        await settled(computing)
+
+    asyncio.run(notebook())
+    assert (begun, found) == ([4], [4])
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_what_goes_wrong_is_said_in_one_line(loop):
+    computing, said = Computing(), []
+
+    def broken(_):
+        raise ValueError("no\nsuch thing")
+
+    async def notebook():
+        computing.begin(broken, print, said.append)
+        await settled(computing)
+
+    asyncio.run(notebook()) if loop else computing.begin(broken, print, said.append)
+    assert said == ["ValueError: no such thing"]
