@@ -1,8 +1,5 @@
 """The training explorer: what its buttons do, what it sends to the page, what it refuses; no thread outlives it."""
 
-import threading
-import time
-
 import polars as pl
 import pytest
 
@@ -19,12 +16,11 @@ from lmdynamics.explorers.training import (
     train_live,
 )
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.runs import background
 from lmdynamics.runs.background import ACTIVE, training_of
 from lmdynamics.runs.run import open_run
 from tests.conftest import TINY
+from tests.runs.trainings import LONG, ended, wait_for
 
-LONG = {**TINY, "steps": 800}
 HELD_OUT = {"held-out loss": Watched(lambda run: HeldOutLoss(run.held_out()), "loss")}
 
 
@@ -32,27 +28,8 @@ HELD_OUT = {"held-out loss": Watched(lambda run: HeldOutLoss(run.held_out()), "l
 def nothing_left(monkeypatch):
     """Whatever a test does, no process and no thread of its outlives it."""
     monkeypatch.setattr(module, "EVERY", 0.1)
-    threads = alive()
-    background._trainings.clear()
-    yield
-    made = list(background._trainings.values())
-    for training in made:
-        training.stop()
-    for training in made:
-        training.wait(60)
-        assert training._process is None
-    wait_for(lambda: alive() <= threads)
-
-
-def alive() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}  # which progress bars leave
-
-
-def wait_for(holds, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    with ended(60):
+        yield
 
 
 def sent(explorer) -> dict[str, list]:

@@ -19,34 +19,14 @@ from lmdynamics.runs.build import train
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.run import open_run
 from tests.conftest import TINY
-
-LONG = {**TINY, "steps": 800}  # some seconds
+from tests.runs.trainings import LONG, ended, wait_for
 
 
 @pytest.fixture(autouse=True)
 def nothing_left():
     """Whatever a test does, no process and no thread of its outlives it."""
-    threads = alive()
-    background._trainings.clear()
-    yield
-    made = list(background._trainings.values())
-    for training in made:
-        training.stop()
-    for training in made:
-        training.wait(60)
-        assert training._process is None
-    assert alive() <= threads
-
-
-def alive() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}  # which progress bars leave
-
-
-def wait_for(holds, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    with ended():
+        yield
 
 
 def underway(training) -> bool:

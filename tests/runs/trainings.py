@@ -1,0 +1,37 @@
+"""Trainings in processes of their own, as tests start them, and an end to whatever they leave."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lmdynamics.runs import background
+from tests.conftest import TINY
+
+LONG = {**TINY, "steps": 800}  # some seconds
+
+
+@contextmanager
+def ended(seconds: float = 0) -> Iterator[None]:
+    """No process begun inside outlives it, nor a thread by more than some seconds."""
+    threads = alive()
+    background._trainings.clear()
+    yield
+    made = list(background._trainings.values())
+    for training in made:
+        training.stop()
+    for training in made:
+        training.wait(60)
+        assert training._process is None
+    wait_for(lambda: alive() <= threads, seconds)
+
+
+def alive() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}  # which progress bars leave
+
+
+def wait_for(holds, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
