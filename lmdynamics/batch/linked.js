@@ -5,6 +5,7 @@ for (const section of document.querySelectorAll(".lmd-linked")) {
   const play = section.querySelector("button");
   const name = section.querySelector("output");
   const said = section.querySelector("[role=status]");
+  const under = section.querySelector(".lmd-under");
   const { places, views } = content;
 
   const rows = columns => {
@@ -22,6 +23,7 @@ for (const section of document.querySelectorAll(".lmd-linked")) {
     name.value = place.name;
     slider.setAttribute("aria-valuetext", place.name);
     said.textContent = place.said;
+    under.innerHTML = place.under; // made and escaped where the page was
     for (const { view } of await Promise.all(drawn)) {
       const own = new Set(Object.keys(view.getState({ signals: () => true, data: () => false }).signals));
       for (const [parameter, value] of Object.entries(place.values)) {
@@ -53,6 +55,24 @@ for (const section of document.querySelectorAll(".lmd-linked")) {
     stop();
     move();
   });
+  // a click on a chart over training goes to the nearest place, seen on its logarithmic axis
+  const log = x => Math.log(Math.max(x, 0.5));
+  const nearest = x => {
+    const away = places.map(({ at }) => (at === null ? Infinity : Math.abs(log(at) - log(x))));
+    return away.indexOf(Math.min(...away));
+  };
+  for (const ready of drawn) {
+    ready.then(({ view, spec }) => {
+      for (const { name: selection } of (spec.params ?? []).filter(({ name }) => name.startsWith("jump"))) {
+        view.addSignalListener(selection, (_, value) => {
+          if (!value.x?.length) return;
+          stop();
+          slider.value = nearest(value.x[0]);
+          move();
+        });
+      }
+    });
+  }
   section.querySelector(".lmd-controls").hidden = false;
   slider.value = content.start; // browsers keep a slider where it was before a reload
   move();

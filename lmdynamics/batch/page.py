@@ -55,10 +55,14 @@ def _brought_to_life(cell: NotebookNode) -> bool:
         return False
     stills = [output for output in cell.outputs if output.get("metadata", {}).get("lmdynamics") == STILL["lmdynamics"]]
     for index, output in enumerate(found):
-        pictures = "".join(map(_picture, stills)) if index == 0 else ""
+        pictures = "".join(map(_still, stills)) if index == 0 else ""
         output.data = NotebookNode({"text/html": _section(output.data[MIME_TYPE], pictures)})
     cell.outputs = [output for output in cell.outputs if output not in stills]
     return True
+
+
+def _still(output: NotebookNode) -> str:
+    return _picture(output) if SVG in output.data else "".join(output.data["text/html"])
 
 
 def _picture(output: NotebookNode) -> str:
@@ -79,7 +83,7 @@ def _section(content: dict, pictures: str) -> str:
         f'<section class="lmd-linked"><div class="lmd-controls" hidden><label>{escape(content["label"])} '
         f'<input type="range" min="0" max="{last}" step="1" value="{int(content["start"])}"></label>'
         '<output aria-hidden="true"></output><button type="button">play</button></div><p role="status"></p>'
-        f'<div class="lmd-views">{views}</div><noscript>{pictures}</noscript>'
+        f'<div class="lmd-views">{views}</div><div class="lmd-under"></div><noscript>{pictures}</noscript>'
         f'<script type="application/json">{data}</script></section>'
     )
 

@@ -6,7 +6,7 @@ whoever makes a page of the notebook puts Vega and a slider around them.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import altair as alt
 
@@ -17,11 +17,17 @@ DIGITS = 4  # of a number in a picture: a pixel is a thousandth of it
 
 @dataclass(frozen=True)
 class Place:
-    """One place of a slider: what it is called, the parameters' values there, and what is seen there, in words."""
+    """One place of a slider: what it is called, the parameters' values there, and what is seen there, in words.
+
+    `at`: where it lies on a chart's step axis, for a click to find it. `under`: HTML below the charts, escaped by
+    whoever made it.
+    """
 
     name: str
     values: Mapping[str, float]
     said: str = ""
+    at: float | None = None
+    under: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Linked:
 
     def content(self) -> dict:
         """Everything as plain JSON; rows of data as columns, numbers to four digits."""
-        places = [{"name": place.name, "values": dict(place.values), "said": place.said} for place in self.places]
+        places = [{**asdict(place), "values": dict(place.values)} for place in self.places]
         views = [{"name": name, "spec": compact(chart.to_dict())} for name, chart in self.views.items()]
         return {"label": self.label, "start": self.start, "places": places, "views": views}
 

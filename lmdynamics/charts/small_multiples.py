@@ -87,7 +87,8 @@ def _panel(
     high = max(data[column].max() for column in columns if data[column].is_not_null().any())
     reach = (high - low) or abs(high) or 1.0
     scale = alt.Scale(domain=[low - 0.06 * reach, high + 0.14 * reach], nice=False)
-    axis = alt.Axis(format=axis_format(measure, percent), tickCount=4, labels=first, ticks=first)
+    aligned = {"minExtent": 36, "maxExtent": 36} if first else {}  # rows of panels stand under each other
+    axis = alt.Axis(format=axis_format(measure, percent), tickCount=4, labels=first, ticks=first, **aligned)
     y = alt.Y("value:Q", title=stacked(measure) if first else None, scale=scale, axis=axis)
     middle = math.sqrt(data["x"].min() * data["x"].max())
     everyone, own = alt.Chart(data), data.filter(pl.col("condition") == name)

@@ -26,8 +26,8 @@ class ColouredTokens:
 
     `texts`: the tokens of each row, as a mapping or a function of the row. `changes`: row, position, change (nats),
     perhaps loss (before) and first_order; rows of text are shown in its order. `most`: the change (nats) at full colour
-    (default: so that 1 in 20 tokens is beyond it). `title`: a line above. `by="loss"` colours by a column `loss` instead,
-    in vermilion, the stronger the larger the loss; no column `change` is then needed.
+    (default: so that 1 in 20 tokens is beyond it). `title`: a line above. `by="loss"` colours by a column `loss`
+    instead, in vermilion, the stronger the larger the loss; no column `change` is then needed.
 
     Nothing in a token acts: what is not printable is shown as its escape, and all else as text.
 
@@ -72,10 +72,10 @@ class ColouredTokens:
         return f'<div class="{TEXT_ONLY}" dir="ltr">{head}<div>{escape(self.summary)}</div>{self._legend()}{rows}</div>'
 
     def __str__(self) -> str:
-        rows = [
-            f"{name}: {' '.join(_plain(token, change, self.by) for token, change in of)}"
-            for name, of in self.rows.items()
-        ]
+        lines = {
+            name: " ".join(_plain(token, change, self.by) for token, change in of) for name, of in self.rows.items()
+        }
+        rows = [f"{name}: {line}" for name, line in lines.items()]
         return "\n".join([*([printable(self.title)] if self.title else []), self.summary, *rows])
 
     __repr__ = __str__
@@ -125,10 +125,9 @@ class ColouredTokens:
 
     def _legend(self) -> str:
         of_loss = self.by == "loss"
-        samples = "".join(
-            f'<span style="{self._style(share * self.most)}"> {_signed(share * self.most).lstrip("+" * of_loss)} </span> '
-            for share in ((0.25, 0.5, 1) if of_loss else (-1, -0.5, 0, 0.5, 1))
-        )
+        values = [share * self.most for share in ((0.25, 0.5, 1) if of_loss else (-1, -0.5, 0, 0.5, 1))]
+        told = {value: _signed(value).lstrip("+" * of_loss) for value in values}
+        samples = "".join(f'<span style="{self._style(value)}"> {text} </span> ' for value, text in told.items())
         said = "loss (nats): " if of_loss else "change of loss (nats): "
         key = "" if of_loss else '<span style="opacity:0.8">solid: fell, dotted: rose</span>'
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:4px">{said}{samples}{key}</div>'

@@ -143,6 +143,7 @@ class DecelerationExplorer(Explorer):
                 {name: row[column] for name, column in HAND.items()},
                 f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
                 f"{row['rsle']:.3g}; with the best break, at step {seen.fit.step_at_break:,.0f}, {seen.fit.rsle:.3g}.",
+                row["step_at_break"],
             )
             for row in seen.profile.iter_rows(named=True)
         ]

@@ -102,7 +102,7 @@ class DissentExplorer(Explorer):
 
     def linked(self) -> Linked:
         steps = self.rows["step"].unique().sort().to_list()
-        places = [Place(f"{step:,}", {CURSOR: step}, self._in_words(step)) for step in steps]
+        places = [Place(f"{step:,}", {CURSOR: step}, self._in_words(step), step) for step in steps]
         return Linked("checkpoint at step", places, steps.index(self._step()), self.stills())
 
     def state(self) -> dict[str, str | int]:

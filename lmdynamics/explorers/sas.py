@@ -254,7 +254,7 @@ class SasExplorer(Explorer):
             "explorer_arcs": self.arcs(cursor),
         }
         steps, said = seen.run.steps, self._said()
-        places = [Place(f"{step:,}", {"cursor": step}, said.get(step, "")) for step in steps]
+        places = [Place(f"{step:,}", {"cursor": step}, said.get(step, ""), step) for step in steps]
         return Linked("checkpoint at step", places, steps.index(state.step), views)
 
     def _said(self) -> dict[int, str]:

@@ -17,7 +17,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
-from lmdynamics.runs.processes import aside, without_interrupts
+from lmdynamics.runs.processes import aside
 from lmdynamics.runs.run import Run, checkpoint_folders
 
 EVERY = 1.0  # seconds between two looks at what is there
@@ -200,7 +200,6 @@ class TrainingExplorer:
             self._wake.clear()
 
     def _measure(self) -> None:
-        without_interrupts()
         with aside() as executor:
             while not self._closed.is_set():
                 with self._lock:

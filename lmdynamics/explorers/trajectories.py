@@ -6,9 +6,10 @@ from typing import Any, Protocol
 import altair as alt
 import ipywidgets as widgets
 import polars as pl
+from IPython.display import display
 
 from lmdynamics.charts.conditions import is_share, names_of
-from lmdynamics.charts.linked import Linked, Place
+from lmdynamics.charts.linked import STILL, Linked, Place
 from lmdynamics.charts.small_multiples import small_multiples, told_at
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.errors import UserError, did_you_mean
@@ -93,12 +94,22 @@ class TrajectoryExplorer(Explorer):
         runs = None if self.run.value == ALL else [self.run.value]
         return {VIEW: small_multiples(self.rows, cursor, percent=self.percent, runs=runs)}
 
+    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
+        """As for any explorer; what stands beside the charts stands below the still figures."""
+        shown = super().show(output_dir, interactive)
+        if not interactive and self.beside is not None:
+            display(self.beside(self.checkpoint.step), metadata=STILL)
+        return shown
+
     def tables(self) -> dict[str, pl.DataFrame]:
         return {VIEW: self.rows}
 
     def linked(self) -> Linked:
         steps = self.checkpoint.steps
-        places = [Place(f"{step:,}", {CURSOR: step}, told_at(self.rows, step, self.percent)) for step in steps]
+        places = [
+            Place(f"{step:,}", {CURSOR: step}, told_at(self.rows, step, self.percent), step, self._under(step))
+            for step in steps
+        ]
         return Linked("checkpoint at step", places, steps.index(self.checkpoint.step), self.stills())
 
     def state(self) -> dict[str, str | int]:
@@ -122,8 +133,10 @@ class TrajectoryExplorer(Explorer):
         step = self.checkpoint.step
         self.views.set(**{CURSOR: step})
         self.said.value = self._numbers(step)
-        if self.beside is not None:
-            self.under.value = self.beside(step)._repr_html_()
+        self.under.value = self._under(step)
+
+    def _under(self, step: int) -> str:
+        return "" if self.beside is None else self.beside(step)._repr_html_()
 
     def _numbers(self, step: int) -> str:
         """Every run's measures at the checkpoint, or at its own nearest one, as a table."""
@@ -141,7 +154,7 @@ class TrajectoryExplorer(Explorer):
 def _value(row: Mapping | None, share: bool) -> str:
     if row is None or row["value"] is None:
         return "–"
-    return with_interval(row["value"], (row.get("low"), row.get("high")), ".1%" if share else ".4g").replace("-", "−")
+    return with_interval(row["value"], (row.get("low"), row.get("high")), ".1%" if share else "#.4g").replace("-", "−")
 
 
 def _with_all(names: list[str]) -> list[tuple[str, str]]:

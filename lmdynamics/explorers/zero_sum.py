@@ -11,7 +11,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.charts.changes import change_histogram, interference_cursor, traded_at
-from lmdynamics.charts.linked import Linked, Place
+from lmdynamics.charts.linked import STILL, Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach
 from lmdynamics.curves.intervals import bounded
 from lmdynamics.errors import UserError, did_you_mean
@@ -87,9 +87,11 @@ class ZeroSumExplorer(Explorer):
     @property
     def tokens(self) -> ColouredTokens:
         """The row that is looked at, coloured; the scale is that of all rows at this checkpoint."""
-        here = self._here()
-        row = self.row.value
-        step = f"step {self.checkpoint.step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
+        return self._tokens_at(self.checkpoint.step)
+
+    def _tokens_at(self, step: int) -> ColouredTokens:
+        here, row = self._here(step), self.row.value
+        step = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
         title = f"{step}, row {row}"
         return ColouredTokens({row: self._text(row)}, here.filter(pl.col("row") == row), most=reach(here), title=title)
 
@@ -111,7 +113,7 @@ class ZeroSumExplorer(Explorer):
         """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
         shown = super().show(output_dir, interactive)
         if not interactive:
-            display(self.tokens)
+            display(self.tokens, metadata=STILL)
             if output_dir:
                 self.tokens.save(Path(output_dir) / "explorer_tokens.html")
         return shown
@@ -127,7 +129,10 @@ class ZeroSumExplorer(Explorer):
 
     def linked(self) -> Linked:
         steps, split, direction = self.checkpoint.steps, self.split.value, self.direction.value
-        places = [Place(f"{step:,}", {CURSOR: step}, told(self.seen, step, split, direction)) for step in steps]
+        places = [
+            Place(f"{step:,}", {CURSOR: step}, told(self.seen, step, split, direction), step, self._coloured(step))
+            for step in steps
+        ]
         return Linked("checkpoint at step", places, steps.index(self.checkpoint.step), self.stills())
 
     def state(self) -> dict[str, str | int]:
@@ -227,8 +232,14 @@ class ZeroSumExplorer(Explorer):
             self.row.options = options
             self.row.value = before if before in known else known[0]
 
-    def _here(self) -> pl.DataFrame:
-        return self.seen.tokens[*(self.chosen[key] for key in KEYS), self.checkpoint.step]
+    def _coloured(self, step: int) -> str:
+        """The row at another checkpoint, if it was measured there."""
+        known = self.row.value in self._here(step)["row"]
+        return self._tokens_at(step)._repr_html_() if known else ""
+
+    def _here(self, step: int | None = None) -> pl.DataFrame:
+        step = self.checkpoint.step if step is None else step
+        return self.seen.tokens[*(self.chosen[key] for key in KEYS), step]
 
     def _text(self, row: int) -> Sequence[str]:
         run, key = self.run.value, (self.split.value, self.batch.value, row)

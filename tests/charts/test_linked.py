@@ -38,6 +38,8 @@ def test_an_output_is_json_and_says_in_words_what_it_is():
     linked = Linked("checkpoint", [Place("1", {"cursor": 1}), Place("2", {"cursor": 2}, "Two.")], 1, {"points": chart})
     bundle = linked._repr_mimebundle_()
     content = json.loads(json.dumps(bundle[MIME_TYPE]))
-    assert content["places"][1] == {"name": "2", "values": {"cursor": 2}, "said": "Two."}
+    assert content["places"][1] == {
+        "name": "2", "values": {"cursor": 2}, "said": "Two.", "at": None, "under": ""
+    }  # fmt: skip
     assert [view["name"] for view in content["views"]] == ["points"]
     assert "slider over 2 places" in bundle["text/plain"]

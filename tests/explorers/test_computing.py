@@ -1,4 +1,4 @@
-"""Computing beside the page: its result arrives in the loop, later ones replace earlier ones, and it can be given up."""
+"""Computing beside the page: results arrive in the loop, later ones replace earlier ones, and it can be given up."""
 
 import asyncio
 import threading
