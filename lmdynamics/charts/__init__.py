@@ -20,6 +20,7 @@ from lmdynamics.charts.interventions import (
 )
 from lmdynamics.charts.opposition import cosine_distribution, gram, group_opposition, opposition_map
 from lmdynamics.charts.overview import loss_and_uas
+from lmdynamics.charts.pair_race import pair_race
 from lmdynamics.charts.plane import dissent_plane
 from lmdynamics.charts.predictions import predictions_over_training
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
@@ -65,6 +66,7 @@ __all__ = [
     "norms_over_training",
     "opposition_map",
     "pair_accuracy_over_training",
+    "pair_race",
     "power_law_claim",
     "predictions_over_training",
     "sentence_arcs",

@@ -1,0 +1,164 @@
+"""The race of minimal pairs: both sentences' log-probability over training, and which kinds are judged right."""
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
+from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
+from lmdynamics.curves.intervals import need_columns, with_interval
+from lmdynamics.curves.onsets import Onset
+from lmdynamics.curves.pair_race import leads_from
+from lmdynamics.errors import UserError
+
+WIDTH = 440
+LINES = {"good": (BLUE, [1, 0]), "bad": (VERMILION, [6, 4])}  # told apart by dashes alone, too
+LEVEL = ["log-probability per", "sentence (nats)"]
+LEAD = ["good − bad", "(nats)"]
+
+
+def pair_race(
+    rows: pl.DataFrame,
+    cursor: alt.Parameter | None = None,
+    step: int | None = None,
+    onset: Onset | None = None,
+    caption: str = "",
+) -> alt.VConcatChart:
+    """Log-probability of the good and of the bad sentence above, their difference below, on one step axis.
+
+    `rows`: frame of `curves.pair_race.pair_race`; what has no interval gets no band. A vertical line at `step`, by
+    default the last, or at the step that `cursor` holds. `onset`: a band behind. `caption`: what is looked at.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there are no rows.
+    """
+    columns = ["step", "paradigm", "pair", "score", "value", "low", "high", "pairs"]
+    need_columns(rows, columns, "the race of minimal pairs")
+    if rows.is_empty():
+        raise UserError("the race of minimal pairs: the frame has no rows; trace PairAccuracy first")
+    data = on_step_axis(rows)
+    scores, lead = data.filter(pl.col("score") != "difference"), data.filter(pl.col("score") == "difference")
+    steps = steps_of(rows)
+    place = cursor if cursor is not None else steps[-1] if step is None else step
+    axes = [step_axis(steps, None), step_axis(steps)]
+    level, zero = alt.Scale(zero=False), alt.Scale(zero=True)
+    above = [
+        layer
+        for score, (colour, dash) in LINES.items()
+        for layer in _line(scores.filter(pl.col("score") == score), axes[0], LEVEL, level, colour, dash)
+    ]
+    nought = alt.Chart(alt.Data(values=[{"value": 0}])).mark_rule(color=GREY, strokeWidth=1.2)
+    points = alt.Chart(lead).mark_point(color=TEXT, size=18, filled=True, opacity=1)
+    below = [nought.encode(alt.Y("value:Q", title=LEAD)), *_line(lead, axes[1], LEAD, zero, TEXT, [1, 0])]
+    below.append(points.encode(axes[1], alt.Y("value:Q", title=LEAD, scale=zero)))
+    over: list[list[alt.Chart]] = [[], []]
+    if cursor is not None:
+        here, tips = by_step(scores, "score", "value", ".2f")
+        over[0].append(clickable(here, axes[0], tips, panel=0))
+        known = ["value", *(["low", "high"] if lead["low"].is_not_null().any() else [])]
+        tips = [alt.Tooltip("value:Q", title="good − bad", format="+.2f")]
+        tips += [alt.Tooltip(f"{name}:Q", format="+.2f") for name in known[1:]]
+        over[1].append(clickable(lead.select("x", "step", *known), axes[1], tips, panel=1))
+    bands = [onset_bands([onset] if onset else [], axis, labels=False) for axis in axes]
+    marks = [upright(place, axes[0]), step_number(place, axes[0])]
+    upper = alt.layer(*bands[0], *above, *marks, *over[0]).properties(width=WIDTH, height=150)
+    lower = alt.layer(*bands[1], *below, upright(place, axes[1]), *over[1]).properties(width=WIDTH, height=110)
+    chart = alt.vconcat(upper, lower, spacing=12)
+    count, alone = rows["pairs"][0], lead["low"].is_null().all()
+    key = ["solid blue: good sentence; dashed orange: bad sentence"]
+    key.append(("one pair" if count == 1 else f"{count:,} pairs, one of some kind") + ", no interval")
+    if not alone:
+        key[1] = f"bands: 95 % over {count:,} pairs"
+    if onset is not None and onset.step is not None:
+        key.append(f"upright band: {onset.name} onset, step {onset.step:,}")
+    finding = race_in_words(rows)
+    return figure(
+        chart if cursor is None else chart.add_params(cursor),
+        lines(finding, 56),
+        [line for part in [*caption.split("\n"), "; ".join(key)] for line in lines(part, 82)],
+        f"Log-probability of good and bad sentences over training, with a line at one checkpoint. {finding}. "
+        f"{_ends(rows)} {caption}".replace("\n", " ").strip(),
+    )
+
+
+def race_in_words(rows: pl.DataFrame) -> str:
+    """What the race comes to: since when the good sentence leads, and by how much at the end."""
+    end = rows.filter(pl.col("score") == "difference").sort("step").row(-1, named=True)
+    first, since = rows["step"].min(), leads_from(rows)
+    name = spoken(end["paradigm"]) + ("" if end["pair"] is None else ", one pair")
+    if since is None:
+        ahead = with_interval(end["value"], (end["low"], end["high"]), "+.2f").replace("-", "−")
+        return f"{name}: the good sentence never leads for good; good − bad is {ahead} nats at the end"
+    start = "from the start" if since == first else f"from step {since:,} on"
+    ahead = f"{end['value']:.1f}" if end["value"] >= 0.1 else f"{end['value']:.2g}"
+    return f"{name}: the good sentence leads {start}, by {ahead} nats at the end"
+
+
+def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "", chance: float = 0.5):
+    """Share of pairs judged right at the step that `cursor` holds, a dot and its interval for each paradigm.
+
+    `accuracy`: frame of `accuracy_by_step`; all steps go into the chart. Paradigms stand in the order of their accuracy
+    at the last step. `chosen`: the paradigm that gets a ring.
+    """
+    need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "pairs judged right at a step")
+    if accuracy.is_empty():
+        raise UserError("pairs judged right at a step: the frame has no rows; trace PairAccuracy first")
+    rows = accuracy.with_columns(name=pl.Series([spoken(paradigm) for paradigm in accuracy["paradigm"]]))
+    last = rows.filter(pl.col("step") == pl.col("step").max()).sort("accuracy", "name", descending=[True, False])
+    order = last["name"].to_list()
+    y = alt.Y("name:N", title=None, sort=order).scale(domain=order)
+    y = y.axis(ticks=False, domain=False, grid=True, labelLimit=0, labelPadding=8)
+    scale, axis = alt.Scale(domain=[0, 1]), alt.Axis(format="%", tickCount=5, grid=False)
+    x = alt.X("accuracy:Q", title="pairs judged right", axis=axis, scale=scale)
+    low = alt.X("low:Q", title="pairs judged right", axis=axis, scale=scale)
+    here = alt.Chart(rows).transform_filter(f"datum.step == {cursor.name}")
+    tips = [alt.Tooltip("name:N", title="paradigm"), "step:Q"]
+    tips += [*(alt.Tooltip(f"{column}:Q", format=".1%") for column in ("accuracy", "low", "high")), "pairs:Q"]
+    guess = alt.Chart(alt.Data(values=[{"accuracy": chance}])).mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5)
+    layers = [
+        guess.encode(x),
+        here.mark_rule(color=BLUE, strokeWidth=2).encode(low, alt.X2("high:Q"), y),
+        here.mark_point(color=BLUE, size=60, filled=True, opacity=1).encode(x, y, tooltip=tips),
+    ]
+    key = [f"dashed: chance ({chance:.0%})", "bars: 95 %"]
+    if chosen in accuracy["paradigm"]:
+        ring = here.transform_filter(alt.FieldEqualPredicate(field="paradigm", equal=chosen))
+        layers.append(ring.mark_point(color=TEXT, size=170, strokeWidth=2, opacity=1).encode(x, y))
+        key.append("ring: the one looked at")
+    ends = "; ".join(f"{row['name']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
+    return figure(
+        alt.layer(*layers)
+        .properties(width=240, height=(28 if len(order) <= 12 else 14) * len(order))
+        .add_params(cursor),
+        alt.ExprRef(f"'Pairs judged right at step ' + format({cursor.name}, ',d')"),
+        ["; ".join(key), "best at the last checkpoint on top"],
+        f"Share of minimal pairs judged right at one checkpoint, by kind of pair. At the last one: {ends}.",
+    )
+
+
+def spoken(paradigm: str) -> str:
+    """A paradigm's name for a reader: "agreement no attractor"."""
+    return paradigm.replace("_", " ").replace("-", ": ", 1)
+
+
+def _line(rows: pl.DataFrame, x: alt.X, title: list[str], scale: alt.Scale, colour: str, dash: list[int]):
+    """A score over training: its band, if it has one, and its line; points would hide the line behind."""
+    layers = []
+    if len(known := rows.drop_nulls(["low", "high"])):
+        low = alt.Y("low:Q", title=title, scale=scale)
+        layers.append(alt.Chart(known).mark_area(color=colour, opacity=0.18).encode(x, low, alt.Y2("high:Q")))
+    y = alt.Y("value:Q", title=title, scale=scale).axis(tickCount=5)
+    base = alt.Chart(rows).encode(x, y)
+    return [*layers, base.mark_line(color=colour, strokeWidth=2.2, strokeDash=dash)]
+
+
+def _ends(rows: pl.DataFrame) -> str:
+    """Start and end of both lines, for those who cannot see them."""
+    ordered = rows.sort("step")
+    told = []
+    for score in LINES:
+        values = ordered.filter(pl.col("score") == score)["value"]
+        told.append(f"{score} sentence {values[0]:.1f} → {values[-1]:.1f} nats")
+    return f"{'; '.join(told)}.".replace("-", "−")
