@@ -1,14 +1,33 @@
 """One of each explorer that looks at a table."""
 
+import polars as pl
+
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
+from lmdynamics.explorers.pairs import PairExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
 from tests.charts.losses import points
+from tests.curves.frames import pairs_trace
 
+STEPS = [0, 1, 2, 4, 8, 16]
+JUDGED = {
+    name: pairs_trace({"near": [0.5, 0.5, 0.6, 0.8, 0.9, 1.0], "far": 0.6}, pairs=8, steps=STEPS, seed=seed)
+    for seed, name in enumerate("ab")
+}
+PAIRS = MinimalPairs(
+    "some pairs",
+    JUDGED["a"]
+    .select("paradigm", "pair")
+    .unique(maintain_order=True)
+    .with_columns(good=pl.format("dog {} sleeps", "pair"), bad=pl.format("dog {} sleep", "pair")),
+    True,
+)
 RUNS = {"a": frames.one_step(), "b": frames.one_step(batches=1)}
 MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
+    "pairs": lambda: PairExplorer(JUDGED, PAIRS),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
 }

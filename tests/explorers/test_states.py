@@ -15,6 +15,7 @@ from tests.explorers.made import MAKE
 ELSEWHERE = {
     "deceleration": {"curve": "large", "smoothing": "log-average", "skip_steps": 20.0, "break_step": 900.0},
     "dissent": {"curve": "260k", "group": "common", "step": 64},
+    "pairs": {"run": "b", "paradigm": "far", "pair": 11, "step": 4},
     "zero_sum": {"run": "b", "split": "stepped", "direction": "random", "step": 8, "row": 1},
 }
 STALE = [
@@ -25,6 +26,11 @@ STALE = [
     ("dissent", {"group": "<b>"}, "group is '<b>'"),
     ("dissent", {"step": 3}, "step is 3, which is not there .any more.; there are: 0, 1"),
     ("dissent", {"steps": 3}, "did you mean 'step'"),
+    ("pairs", {"paradigm": "farr"}, "paradigm is 'farr'"),
+    ("pairs", {"paradigm": "far", "pair": 3}, "pair is 3, which is not there .any more.; there are: -1, 8"),
+    ("pairs", {"pair": 3}, "there are: -1$"),
+    ("pairs", {"run": "b", "step": 3}, "step is 3"),
+    ("pairs", {"run": "c"}, "there are: a, b"),
     ("zero_sum", {"run": "c"}, "there are: a, b"),
     ("zero_sum", {"run": "b", "batch": 1}, "no batch 1"),
     ("zero_sum", {"step": 3}, "step 3 was not measured"),
