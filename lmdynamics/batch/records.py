@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lmdynamics.errors import UserError
+from lmdynamics.html import html_table
 
 MIME_TYPE = "application/vnd.lmdynamics.record+json"
 FILE_NAME = "records.json"
+WIDTHS = (44, 22, 22, 12)  # characters of a table's columns, the same in every line
 
 Scalar = bool | int | float | str | None
 
@@ -35,14 +37,17 @@ class Record:
     high: float | None = None
     unit: str = ""
 
+    @property
+    def told(self) -> tuple[str, str, str, str]:
+        """Name, value with its unit, interval and tolerance as texts; empty where there is none."""
+        shown = "none" if self.value is None else f"{_short(self.value)} {self.unit}".strip()
+        bounded = self.low is not None or self.high is not None
+        interval = f"[{_short(self.low)}, {_short(self.high)}]" if bounded else ""
+        return self.name, shown, interval, "" if self.tolerance is None else f"± {_short(self.tolerance)}"
+
     def __str__(self) -> str:
-        shown = "none" if self.value is None else _short(self.value)
-        parts = [f"{self.name}: {shown}", "" if self.value is None else self.unit]
-        if self.low is not None or self.high is not None:
-            parts.append(f"[{_short(self.low)}, {_short(self.high)}]")
-        if self.tolerance is not None:
-            parts.append(f"± {_short(self.tolerance)}")
-        return " ".join(part for part in parts if part)
+        name, *rest = self.told
+        return " ".join(part for part in (f"{name}:", *rest) if part)
 
 
 class _Sink:
@@ -179,4 +184,7 @@ def _show(made: Record) -> None:
         return
     from IPython.display import display
 
-    display({MIME_TYPE: asdict(made), "text/plain": str(made)}, raw=True)
+    # each record is an output of its own; together they make one table, with its heads on the first
+    heads = ("recorded", "value", "95 % interval", "tolerance") if len(_Sink.records) == 1 else ()
+    line = html_table(heads, [made.told], WIDTHS)
+    display({MIME_TYPE: asdict(made), "text/html": line, "text/plain": str(made)}, raw=True)

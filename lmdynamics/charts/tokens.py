@@ -9,11 +9,11 @@ import polars as pl
 from lmdynamics.charts.theme import BLUE, VERMILION
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.html import LITERAL
 
 Texts = Mapping[int, Sequence[str]] | Callable[[int], Sequence[str]]
 LONGEST = 60  # characters of one token that are shown
 FAINTEST, STRONGEST = 0.10, 0.55  # of the colour behind a token; text stays readable on it, on white and on black
-TEXT_ONLY = "mathjax_ignore tex2jax_ignore"  # or a notebook typesets what stands between two dollar signs
 PLAIN = "unicode-bidi:isolate;padding:2px;margin-right:2px"  # isolate: a token of another script turns no neighbour
 TOKEN = f"{PLAIN};border-bottom:3px"
 
@@ -69,7 +69,7 @@ class ColouredTokens:
     def _repr_html_(self) -> str:
         head = f"<div><b>{escape(printable(self.title))}</b></div>" if self.title else ""
         rows = "".join(self._row(row, tokens) for row, tokens in self.rows.items())
-        return f'<div class="{TEXT_ONLY}" dir="ltr">{head}<div>{escape(self.summary)}</div>{self._legend()}{rows}</div>'
+        return f'<div class="{LITERAL}" dir="ltr">{head}<div>{escape(self.summary)}</div>{self._legend()}{rows}</div>'
 
     def __str__(self) -> str:
         lines = {

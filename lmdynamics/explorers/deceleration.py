@@ -21,7 +21,7 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, restored
-from lmdynamics.explorers.tables import html_table
+from lmdynamics.html import html_table
 
 SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # first steps that may be left out
 ASIDE = 1 / 3  # of the best step: where the break starts, so that the difference is seen

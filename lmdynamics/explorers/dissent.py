@@ -15,7 +15,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, restored
-from lmdynamics.explorers.tables import html_table
+from lmdynamics.html import html_table
 
 ALL = ""  # no curve and no group has this name, unless there is only one curve
 CURSOR = "plane_step"

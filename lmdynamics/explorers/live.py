@@ -52,7 +52,8 @@ class LiveChart:
     def _clicked(self, selections: Mapping[str, Mapping], clicks: Mapping[str, Click]) -> None:
         for name, selection in selections.items():
             deed = next((deed for start, deed in clicks.items() if name.startswith(start)), None)
-            fields = {field: values[0] for field, values in (selection.get("value") or {}).items() if values}
+            clicked = selection.get("value") or {}
+            fields = {field: found[0] for field, found in clicked.items() if isinstance(found, list) and found}
             if deed is not None and fields:
                 # forgotten at once, or a second click on the same place would change nothing
                 self.widget._vl_selections = {**selections, name: {"value": None, "store": []}}

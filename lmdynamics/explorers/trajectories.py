@@ -17,7 +17,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, restored
-from lmdynamics.explorers.tables import html_table
+from lmdynamics.html import html_table
 
 ALL = ""  # no run and no measure has this name
 CURSOR = "curves_step"

@@ -134,3 +134,10 @@ def test_a_notebook_carries_its_records(folder, monkeypatch):
     (data,) = shown
     assert data["text/plain"] == "uas: 0.7512 of arcs"
     assert json.loads(json.dumps(data[MIME_TYPE]))["value"] == 0.75123
+    record("<b>$x$", None, low=1, tolerance=0.5)
+    lines = [each["text/html"] for each in shown]
+    assert ["recorded" in line for line in lines] == [True, False]
+    assert "&lt;b&gt;$x$" in lines[1]
+    assert "mathjax_ignore" in lines[1]
+    assert [">none<" in line for line in lines] == [False, True]
+    assert ["[1, ]" in line for line in lines] == [False, True]

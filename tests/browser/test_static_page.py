@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
@@ -116,6 +116,12 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     assert all(one != other for one, other in zip(at_end, drawn(page), strict=True))
     assert page.locator(".lmd-linked output").inner_text() == linked.places[-4].name
     assert page.locator(".lmd-linked [role=status]").inner_text() == linked.places[-4].said
+    assert bool(page.locator(".lmd-under").inner_text()) is bool(linked.places[-4].under)
+    panel = page.locator(".lmd-view g[class*='voronoi']").first
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
+    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    expect(page.locator(".lmd-linked output")).to_have_text(linked.places[0].name)
     assert seen == [(tmp_path / "some.html").as_uri()]
 
 

@@ -47,7 +47,10 @@ def test_a_click_in_any_panel_goes_to_the_nearest_checkpoint(explorer):
     names = list(chart(explorer)._vl_selections)
     assert len(names) == 6
     for name, x, step in zip(names, (0.5, 0.8, 5, 30, 1e4, 1.1), (0, 1, 8, 64, 512, 1), strict=True):
-        chart(explorer)._vl_selections = {**chart(explorer)._vl_selections, name: {"value": {"x": [x]}, "store": []}}
+        chart(explorer)._vl_selections = {
+            **chart(explorer)._vl_selections,
+            name: {"value": {"x": [x], "vlPoint": {"or": []}}, "store": []},
+        }
         assert explorer.checkpoint.step == step
 
 

@@ -1,0 +1,75 @@
+"""A click on a chart: to a checkpoint or a head in JupyterLab, and a sentence of one's own read meanwhile."""
+
+import os
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.batch.notebooks import write_notebook
+from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+
+OUT = Path(__file__).parent / "out"
+SYNTAX = """\
+import lmdynamics as lmd
+from lmdynamics.explorers.sas import SasExplorer
+run = lmd.train("grammar-mlm", "smoke", progress=False)
+explorer = SasExplorer(run, run.treebank("grammar", 80), min_count=20, progress=False)
+explorer.show()
+"""
+
+expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+
+def click(page: Page, panel: Locator, along: float) -> None:
+    """A click into a panel over training, at a share of its width."""
+    box = panel.locator("g[class*='voronoi']").first.bounding_box()
+    page.mouse.click(box["x"] + along * box["width"], box["y"] + box["height"] / 2)
+
+
+@pytest.mark.slow
+def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(tmp_path):
+    root, scratch = tmp_path / "notebooks", tmp_path / "jupyter"
+    root.mkdir()
+    scratch.mkdir()
+    write_notebook(root / "syntax.ipynb", SYNTAX, parameters=None)
+    home = str(tmp_path / "home")
+    with jupyter_lab(root, scratch, LMDYNAMICS_HOME=home) as address, notebook_page() as notebook:
+        notebook.open(address, "syntax.ipynb")
+        notebook.run_all()
+        page = notebook.page
+        page.locator(".vega-embed svg").nth(2).wait_for(timeout=60_000)
+        curves, heads, arcs = (page.locator(".vega-embed svg").nth(i) for i in range(3))
+        readout = page.locator(".widget-readout").first
+        curves.scroll_into_view_if_needed()
+        expect(readout).to_have_text("64")
+        click(page, curves, 0.02)
+        expect(readout).to_have_text("0")
+        page.locator(".noUi-handle").first.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        expect(readout).to_have_text("4")
+        click(page, curves, 0.02)  # the same place again
+        expect(readout).to_have_text("0")
+        click(page, curves, 0.98)
+        expect(readout).to_have_text("64")
+        layer, head = (page.get_by_label(name, exact=True) for name in ("layer", "head"))
+        chosen, before = (layer.input_value(), head.input_value()), arcs.inner_html()
+        for tile in heads.locator("g.mark-rect path").all()[:2]:  # one of them is another head
+            tile.click(force=True)
+            page.wait_for_timeout(700)
+            if (layer.input_value(), head.input_value()) != chosen:
+                break
+        assert (layer.input_value(), head.input_value()) != chosen
+        assert arcs.inner_html() != before
+        box = page.get_by_placeholder("a sentence of your own")
+        box.fill("the the the")
+        box.press("Enter")
+        page.get_by_role("option", name="the the the").wait_for(state="attached", timeout=30_000)
+        page.screenshot(path=OUT / "clicks.png")
+        assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])
