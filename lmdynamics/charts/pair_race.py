@@ -13,7 +13,7 @@ from lmdynamics.errors import UserError
 
 WIDTH = 440
 LINES = {"good": (BLUE, [1, 0]), "bad": (VERMILION, [6, 4])}  # told apart by dashes alone, too
-LEVEL = ["log-probability per", "sentence (nats)"]
+LEVEL = ["(pseudo-)log-probability", "per sentence (nats)"]
 LEAD = ["good − bad", "(nats)"]
 
 

@@ -22,7 +22,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, restored
-from lmdynamics.explorers.tables import CELL, LITERAL
+from lmdynamics.html import CELL, LITERAL
 
 ALL = ""  # paradigms: their average
 EVERY = -1  # pairs: their mean
@@ -215,8 +215,8 @@ class PairExplorer(Explorer):
         row = self.accuracy[run].filter(step=step, paradigm=paradigm or WHOLE).row(0, named=True)
         mean = "" if paradigm else f" (mean over {len(self.paradigms)} paradigms)"
         return (
-            f"{of}: log-probability of the good sentence {here['good']} nats, of the bad one {here['bad']}; difference "
-            f"{here['difference']}. Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of "
+            f"{of}: log-probability of the good sentence {here['good']}, of the bad one {here['bad']}, difference "
+            f"{here['difference']} nats. Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of "
             f"{row['pairs']:,} pairs{mean}."
         )
 
