@@ -7,14 +7,13 @@ from typing import Any
 
 import ipywidgets as widgets
 import polars as pl
-from IPython.display import display
 
 from lmdynamics import charts
 from lmdynamics.curves.comparison import compare_runs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.training import TrainingExplorer
 from lmdynamics.runs.background import ACTIVE, Training, branch_of
-from lmdynamics.runs.branch import branch, branch_cost
+from lmdynamics.runs.branch import branch_cost
 from lmdynamics.runs.run import Run, open_run
 
 CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "masking schedule", "learning rate", "seed")
@@ -62,14 +61,14 @@ class BranchExplorer:
         self.to = widgets.Text(value="0.0", description="to", style=style, layout=wide)
         self.cost, self.status = widgets.HTML(), widgets.HTML()
         self.button = widgets.Button(description="branch from here", button_style="primary")
-        self.training, self.output = widgets.VBox(), widgets.Output()
+        self.training = widgets.VBox()
         self.run.observe(lambda _: self._run_changed(), names="value")
         self.change.observe(lambda _: self._change_changed(), names="value")
         for control in (self.step, self.to):
             control.observe(lambda _: self._price(), names="value")
         self.button.on_click(lambda _: self.begin())
         self.widget = widgets.VBox(
-            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.training, self.output]
+            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.training]
         )
         self._price()
 
@@ -121,33 +120,12 @@ class BranchExplorer:
             if self.compare:
                 self.status.value = "comparing …"
                 chart = comparison_chart(parent, self.branch, self.device)
-                self.training.children = [self.live.widget, chart]  # an Output is for the thread that runs cells
+                self.training.children = [self.live.widget, chart]
             self.status.value = f"<code>{escape(self.branch.name)}</code>"
             if self.on_branch:
                 self.on_branch(self.branch)
         except UserError as error:
             self.status.value = escape(str(error))
-
-    def go(self) -> Run | None:
-        """Train the branch here and now, and wait for it; what cannot be done is said under the button."""
-        self.button.disabled = True
-        try:
-            parent = self.runs[self.run.value]
-            self.status.value = "training …"
-            with self.output:
-                self.output.clear_output()
-                self.branch = branch(parent, self.step.value, self.changes, device=self.device)
-                if self.compare:
-                    self.status.value = "comparing …"
-                    display(comparison_chart(parent, self.branch, self.device))
-            self.status.value = f"<code>{escape(self.branch.name)}</code>"
-            if self.on_branch:
-                self.on_branch(self.branch)
-        except (UserError, KeyboardInterrupt) as error:
-            self.status.value = escape(str(error) or "stopped; press again to go on")
-        finally:
-            self.button.disabled = False
-        return self.branch
 
     def _run_changed(self) -> None:
         points = branch_points(self.runs[self.run.value])

@@ -19,6 +19,7 @@ from lmdynamics.curves.heads import DIRECTIONS, predicted_heads
 from lmdynamics.curves.intervals import loss_by_bin, uas_by_step
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.sas_controls import Controls
 from lmdynamics.explorers.saving import check_among, restored
@@ -273,6 +274,10 @@ class SasExplorer(Explorer):
     def controls(self) -> Controls:
         """The controls, bound to the state, with the views that follow them."""
         return Controls(self)
+
+    @property
+    def checkpoint(self) -> CheckpointSlider:
+        return self.controls.checkpoint
 
     @property
     def widget(self) -> widgets.Widget:

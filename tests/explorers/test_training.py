@@ -211,11 +211,20 @@ def test_the_branch_button_trains_in_a_process_and_then_compares(tiny_run, compa
     assert explorer.live.training.state in ACTIVE  # and the button has returned
     wait_for(lambda: made, 120)
     assert made[0].parent["changes"] == {"training.lr": 0.01}
+    assert made[0].steps == [8, 12]
     assert made[0].name in explorer.status.value
     assert len(explorer.training.children) == 1 + compare
     explorer.button.click()  # it is there already
     wait_for(lambda: len(made) == 2)
     wait_for(lambda: not explorer._followed)
+
+
+@pytest.mark.slow
+def test_a_branch_that_changes_nothing_is_laid_beside_its_parent(tiny_run):
+    explorer = BranchExplorer([tiny_run])
+    explorer.change.value = CHANGES[0]
+    explorer.button.click()
+    wait_for(lambda: explorer.status.value == "<code>tiny@2</code>", 120)
 
 
 def test_what_the_branch_button_cannot_do_is_said(tiny_run):

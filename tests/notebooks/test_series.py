@@ -200,13 +200,16 @@ def test_a_failing_notebook_names_its_cell(tmp_path):
 
 
 def test_the_readme_example_runs(tmp_path):
-    block, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block, second, third = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     code = block.replace('lmd.train("grammar-mlm")', 'lmd.train("grammar-mlm", profile="smoke", progress=False)')
     ladder = 'lmd.train("grammar-ladder", profile="smoke", progress=False)'
     more = second.replace('lmd.open_run("grammar-ladder")', ladder).replace("[64, 512]", "[32, 64], progress=False")
     assert code != block
     assert more.count("progress=False") == 4
-    code += more
+    explored = third.replace("HeldOutLoss(text)", "HeldOutLoss(text), progress=False")
+    explored = explored.replace("run.treebank()", "run.treebank(), progress=False")
+    assert explored.count("progress=False") == 2
+    code += more + explored
     environment = os.environ | {"LMDYNAMICS_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
