@@ -155,3 +155,47 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
         "blue: how far losses fell; orange: rose; dot: the sum of both",
         f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
     )
+
+
+def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.VConcatChart | alt.LayerChart:
+    """One token over training: its loss, and how far it moved at each checkpoint, with a line at `cursor`.
+
+    `rows`: step, change (nats), perhaps loss (nats, before the change). There is no interval: it is one token.
+
+    Raises
+    ------
+    UserError
+        If a column is missing, or there are no rows.
+    """
+    what = "a token over training"
+    need_columns(rows, ["step", "change"], what)
+    if rows.is_empty():
+        raise UserError(f"{what}: it was measured at no checkpoint")
+    data = on_step_axis(rows)
+    loss = "loss" in rows.columns and data["loss"].is_not_null().any()
+    columns = ["loss", "change"] if loss else ["change"]
+    panels = []
+    for i, column in enumerate(columns):
+        x = step_axis(steps_of(data), "training step (log)" if column == "change" else None)
+        y = alt.Y(f"{column}:Q", title=f"{column} (nats)").scale(zero=column == "change").axis(tickCount=4)
+        base = alt.Chart(data).encode(x, y)
+        if column == "loss":
+            marks = [base.mark_line(color=BLUE, strokeWidth=2), base.mark_point(color=BLUE, size=16, filled=True)]
+        else:
+            fell = alt.condition("datum.change < 0", alt.value(BLUE), alt.value(VERMILION))
+            bars = base.mark_rule(strokeWidth=4).encode(alt.Y2(datum=0), color=fell)
+            marks = [bars, alt.Chart(data).mark_rule(color=TEXT).encode(y=alt.datum(0))]
+        tip = alt.Tooltip(f"{column}:Q", format="+.3~g" if column == "change" else ".3f")
+        over = [upright(cursor, x), clickable(data.select("x", "step", column), x, [tip], panel=i)]
+        panels.append(alt.layer(*marks, *over).properties(width=WIDTH, height=90))
+    chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
+    largest = data.sort(pl.col("change").abs())["step"][-1]
+    told = f"moved most at step {largest:,}, by {data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")
+    if loss:
+        told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
+    return figure(
+        chart.add_params(cursor),
+        lines(f"“{token}”: {told}", 56),
+        "blue: its loss fell; orange: rose; one token, no interval",
+        f"One token over training: {told}.",
+    )

@@ -81,6 +81,11 @@ class Views:
         self.widget.children = [chart.widget for chart in self.charts.values()]
         self.set(**values)
 
+    def redraw(self, name: str, chart: alt.TopLevelMixin, **values: float) -> None:
+        """One of them, which is there."""
+        self.charts[name].redraw(chart)
+        self.charts[name].set(**values)
+
     def clear(self) -> None:
         self.widget.children = ()
 

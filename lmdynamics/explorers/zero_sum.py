@@ -10,9 +10,9 @@ import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
 
-from lmdynamics.charts.changes import change_histogram, interference_cursor, traded_at
+from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.linked import STILL, Linked, Place
-from lmdynamics.charts.tokens import ColouredTokens, reach
+from lmdynamics.charts.tokens import ColouredTokens, reach, visible
 from lmdynamics.curves.intervals import bounded
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, start, told
@@ -107,7 +107,15 @@ class ZeroSumExplorer(Explorer):
         }
         if seen.traded is not None:
             made["explorer_traded"] = traded_at(seen.traded.filter(**chosen), cursor)
-        return made
+        return {**made, "explorer_token": self._course()}
+
+    def _course(self) -> alt.TopLevelMixin:
+        token = visible(self._text(self.row.value)[self.position.value]).strip()
+        return token_course(self._of_token(), token, alt.param(name=CURSOR, value=self.checkpoint.step))
+
+    def _of_token(self) -> pl.DataFrame:
+        """The token that is looked at, at every checkpoint."""
+        return self.seen.changes.filter(**self.chosen, row=self.row.value, position=self.position.value)
 
     def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
         """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
@@ -125,7 +133,7 @@ class ZeroSumExplorer(Explorer):
         made = {"explorer_interference": mean, "explorer_changes": self._here()}
         if seen.traded is not None:
             made["explorer_traded"] = seen.traded.filter(step=self.checkpoint.step, **chosen)
-        return made
+        return {**made, "explorer_token": self._of_token()}
 
     def linked(self) -> Linked:
         steps, split, direction = self.checkpoint.steps, self.split.value, self.direction.value
@@ -136,7 +144,8 @@ class ZeroSumExplorer(Explorer):
         return Linked("checkpoint at step", places, steps.index(self.checkpoint.step), self.stills())
 
     def state(self) -> dict[str, str | int]:
-        return {"run": self.run.value, **self.chosen, "step": self.checkpoint.step, "row": self.row.value}
+        text = {"row": self.row.value, "position": self.position.value}
+        return {"run": self.run.value, **self.chosen, "step": self.checkpoint.step, **text}
 
     def restore(self, state: Mapping[str, Any]) -> "ZeroSumExplorer":
         before = self.state()
@@ -145,10 +154,10 @@ class ZeroSumExplorer(Explorer):
         self._switching = True
         try:
             self.run.value = wanted["run"]
-            self._put(wanted, wanted["row"])
+            self._put(wanted, wanted["row"], wanted["position"] if "position" in state else None)
         except UserError:
             self.run.value = before["run"]
-            self._put(before, before["row"])
+            self._put(before, before["row"], before["position"])
             raise
         finally:
             self._switching = False
@@ -164,18 +173,21 @@ class ZeroSumExplorer(Explorer):
         self.batch = widgets.Dropdown(description="batch", **narrow)
         self.checkpoint = CheckpointSlider([0])
         self.row = widgets.Dropdown(description="row", style=style, layout=widgets.Layout(width="520px"))
+        self.position = widgets.Dropdown(description="token", **narrow)
         self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
         self.views = Views(self.checkpoint.clicks)
         self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
         self.saving = SaveRow(self)
-        shown = [self._pickers, self.checkpoint, self.said, self.views.widget, self.row, self.text, self.saving.widget]
+        text = widgets.HBox([self.row, self.position], layout=widgets.Layout(flex_flow="wrap"))
+        shown = [self._pickers, self.checkpoint, self.said, self.views.widget, text, self.text, self.saving.widget]
         self.widget = widgets.VBox(shown)
 
     def _bind(self) -> None:
         for control in (self.run, self.split, self.direction, self.batch):
             control.observe(lambda _: self._switching or self._try(self._switch), names="value")
         self.checkpoint.observe(lambda _: self._switching or self._try(self._moved_to), names="step")
-        self.row.observe(lambda _: self._switching or self._say(), names="value")
+        self.row.observe(lambda _: self._switching or self._row_changed(), names="value")
+        self.position.observe(lambda _: self._switching or self._draw_course(), names="value")
 
     def _try(self, move: Callable[[], None]) -> None:
         """What cannot be shown is said where the numbers stand."""
@@ -216,13 +228,19 @@ class ZeroSumExplorer(Explorer):
         shown = [control for control, known in (*several, (self.batch, self.batch.options)) if len(known) > 1]
         self._pickers.children = shown
 
-    def _put(self, wanted: Mapping[str, str | int], row: int | None) -> None:
-        """Set the controls to what is wanted, or refuse it; without a row, to the first."""
+    def _put(self, wanted: Mapping[str, str | int], row: int | None, position: int | None = None) -> None:
+        """Set the controls to what is wanted, or refuse it; without a row or a token, to the first."""
         self._offer(wanted, strict=True)
         rows = [value for _, value in self.row.options]
         if row is not None and row not in rows:
             raise UserError(f"there is no row {row} in this batch; rows: {', '.join(map(str, rows))}")
         self.row.value = rows[0] if row is None else row
+        self._offer_tokens()
+        positions = [value for _, value in self.position.options]
+        if position is not None:
+            if position not in positions:
+                raise UserError(f"no token was measured at position {position} of row {self.row.value}")
+            self.position.value = position
 
     def _offer_rows(self) -> None:
         """The rows of this batch at this checkpoint, each with the start of its text; the one looked at is kept."""
@@ -231,6 +249,34 @@ class ZeroSumExplorer(Explorer):
         if options != list(self.row.options):
             self.row.options = options
             self.row.value = before if before in known else known[0]
+        self._offer_tokens()
+
+    def _offer_tokens(self) -> None:
+        """The tokens of this row that have a change; the place that is looked at is kept."""
+        text, row, before = self._text(self.row.value), self.row.value, self.position.value
+        places = self.seen.changes.filter(**self.chosen, row=row)["position"].unique().sort().to_list()
+        options = [(f"{place}: {visible(text[place])}", place) for place in places]
+        if options != list(self.position.options):
+            self.position.options = options
+            self.position.value = before if before in places else places[0]
+
+    def _row_changed(self) -> None:
+        self._switching = True
+        try:
+            self._offer_tokens()
+        finally:
+            self._switching = False
+        self._draw_course()
+        self._say()
+
+    def _draw_course(self) -> None:
+        self._drawn = self._drawing
+        self.views.redraw("explorer_token", self._course(), **{CURSOR: self.checkpoint.step})
+
+    @property
+    def _drawing(self) -> tuple:
+        """What the charts depend on, but for the checkpoint."""
+        return self.run.value, *self.chosen.values(), self.row.value, self.position.value
 
     def _coloured(self, step: int) -> str:
         """The row at another checkpoint, if it was measured there."""
@@ -257,9 +303,8 @@ class ZeroSumExplorer(Explorer):
 
     def _look(self) -> None:
         """Another run, text, direction or batch: other charts, in the place of those before."""
-        looked_at = (self.run.value, *self.chosen.values())
-        if looked_at != self._drawn:
-            self._drawn = looked_at
+        if self._drawing != self._drawn:
+            self._drawn = self._drawing
             self.views.draw(self.stills())
         self._moved_to()
 
@@ -271,6 +316,8 @@ class ZeroSumExplorer(Explorer):
             self._offer_rows()
         finally:
             self._switching = False
+        if self._drawing != self._drawn:  # this checkpoint lacks the row that was looked at
+            self._draw_course()
         self._say()
 
     def _say(self) -> None:

@@ -33,7 +33,7 @@ def test_it_starts_at_the_last_step_on_held_out_text_with_the_update(explorer):
     assert explorer.chosen == {"split": "held out", "direction": "update", "batch": 0}
     assert explorer.checkpoint.slider.value == frames.STEPS[-1]
     assert explorer.row.value == 0
-    assert len(views(explorer)) == 3
+    assert len(views(explorer)) == 4
     assert "cat" in explorer.text.value
 
 
@@ -44,9 +44,24 @@ def test_moving_to_a_checkpoint_sends_a_number_and_computes_nothing(explorer, mo
     before = explorer.text.value
     explorer.checkpoint.slider.value = 64
     assert all(view.spec is spec for view, spec in zip(views(explorer), specs, strict=True))
-    assert [view._params for view in views(explorer)] == [{"zero_sum_step": 64.0}] * 3
+    assert [view._params for view in views(explorer)] == [{"zero_sum_step": 64.0}] * 4
     assert explorer.text.value != before
     assert explorer.said.value.startswith("Step 64, held-out text")
+
+
+def test_a_token_is_followed_through_all_checkpoints(explorer):
+    others = [view.spec for view in views(explorer)[:3]]
+    explorer.position.value = 4
+    spec = views(explorer)[3].spec
+    assert [view.spec for view in views(explorer)[:3]] == others
+    rows = frames.one_step().filter(split="held out", direction="update", batch=0, row=0, position=4).sort("step")
+    drawn = {row["step"]: row["change"] for rows in spec["datasets"].values() for row in rows if "change" in row}
+    assert drawn == dict(rows.select("step", "change").iter_rows())
+    assert "“on”" in str(spec["title"])
+    assert explorer.tables()["explorer_token"].sort("step").equals(rows)
+    explorer.row.value = 1  # the same place in another row
+    assert explorer.position.value == 4
+    assert views(explorer)[3].spec != spec
 
 
 def test_each_view_is_sent_only_parameters_that_it_has(explorer):
@@ -151,10 +166,11 @@ def test_a_text_that_is_missing_later_is_said_and_the_next_one_is_shown():
     assert "cat" in explorer.text.value
 
 
-def test_the_still_explorer_is_three_figures_and_a_page(explorer, tmp_path):
+def test_the_still_explorer_is_four_figures_and_a_page(explorer, tmp_path):
     assert explorer.show(str(tmp_path), interactive=False) is None
     assert {path.name for path in tmp_path.iterdir()} == {
-        "explorer_interference.svg", "explorer_changes.svg", "explorer_traded.svg", "explorer_tokens.html"
+        "explorer_interference.svg", "explorer_changes.svg", "explorer_traded.svg", "explorer_token.svg",
+        "explorer_tokens.html",
     }  # fmt: skip
     assert "undefined" not in (tmp_path / "explorer_changes.svg").read_text(encoding="utf-8")
     assert explorer.show() is explorer.widget
