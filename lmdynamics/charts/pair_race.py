@@ -11,7 +11,7 @@ from lmdynamics.curves.onsets import Onset
 from lmdynamics.curves.pair_race import leads_from
 from lmdynamics.errors import UserError
 
-WIDTH = 440
+WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names
 LINES = {"good": (BLUE, [1, 0]), "bad": (VERMILION, [6, 4])}  # told apart by dashes alone, too
 LEVEL = ["(pseudo-)log-probability", "per sentence (nats)"]
 LEAD = ["good − bad", "(nats)"]
@@ -76,8 +76,8 @@ def pair_race(
     finding = race_in_words(rows)
     return figure(
         chart if cursor is None else chart.add_params(cursor),
-        lines(finding, 56),
-        [line for part in [*caption.split("\n"), "; ".join(key)] for line in lines(part, 82)],
+        lines(finding, 54),
+        [line for part in [*caption.split("\n"), "; ".join(key)] for line in lines(part, 80)],
         f"Log-probability of good and bad sentences over training, with a line at one checkpoint. {finding}. "
         f"{_ends(rows)} {caption}".replace("\n", " ").strip(),
     )
@@ -130,7 +130,7 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "
     ends = "; ".join(f"{row['name']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     return figure(
         alt.layer(*layers)
-        .properties(width=240, height=(28 if len(order) <= 12 else 14) * len(order))
+        .properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order))
         .add_params(cursor),
         alt.ExprRef(f"'Pairs judged right at step ' + format({cursor.name}, ',d')"),
         ["; ".join(key), "best at the last checkpoint on top"],
@@ -139,8 +139,8 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "
 
 
 def spoken(paradigm: str) -> str:
-    """A paradigm's name for a reader: "agreement no attractor"."""
-    return paradigm.replace("_", " ").replace("-", ": ", 1)
+    """A paradigm's name for a reader: "filler-gap: wh question subject"."""
+    return ": ".join(paradigm.replace("_", " ").rsplit("-", 1))
 
 
 def _line(rows: pl.DataFrame, x: alt.X, title: list[str], scale: alt.Scale, colour: str, dash: list[int]):

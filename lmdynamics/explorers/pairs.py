@@ -130,11 +130,11 @@ class PairExplorer(Explorer):
 
     def _make_controls(self) -> None:
         narrow = {"style": {"description_width": "80px"}, "layout": widgets.Layout(width="300px")}
-        wide = {**narrow, "layout": widgets.Layout(width="520px")}
+        wide = {**narrow, "layout": widgets.Layout(width="440px")}
         named = [(spoken(name), name) for name in self.paradigms]
         options = [(f"all (average of {len(named)})", ALL), *named] if len(named) > 1 else named
         self.run = widgets.Dropdown(options=list(self.traces), description="run", **narrow)
-        self.paradigm = widgets.Dropdown(options=options, description="paradigm", **narrow)
+        self.paradigm = widgets.Dropdown(options=options, description="paradigm", **wide)
         self.pair = widgets.Dropdown(description="pair", **wide)
         self.checkpoint = CheckpointSlider([0])
         self.said, self.text = widgets.HTML(), widgets.HTML()

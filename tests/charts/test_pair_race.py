@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.charts.pair_race import pairs_at_step
+from lmdynamics.charts.pair_race import pairs_at_step, spoken
 from lmdynamics.curves.intervals import accuracy_by_step
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.curves.pair_race import judged_right, pair_race
@@ -126,6 +126,11 @@ def test_paradigms_stand_by_their_last_accuracy_and_follow_the_cursor():
     for text in ("step 64", "near verb"):
         assert text in charts.to_svg(pairs_at_step(accuracy, CURSOR))
     assert "ring" not in str(pairs_at_step(accuracy, CURSOR).to_dict()["title"])
+
+
+def test_a_paradigm_is_spoken_by_kind_and_case():
+    assert spoken("filler-gap-wh_question_subject") == "filler-gap: wh question subject"
+    assert spoken("agreement_no_attractor") == "agreement no attractor"
 
 
 def test_many_paradigms_are_drawn_closer():
