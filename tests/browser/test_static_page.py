@@ -16,7 +16,8 @@ from tests.explorers.made import MAKE
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 OUT = Path(__file__).parent / "out"
 MOST = 5_000_000  # bytes of a page
-VIEWS = ".lmd-linked .lmd-view svg"
+LAST = ".lmd-linked >> nth=-1"  # of a page's sliders with their views
+VIEWS = f"{LAST} >> .lmd-view svg"
 
 pytestmark = [
     pytest.mark.browser,
@@ -69,7 +70,7 @@ def drawn(page) -> list[str]:
 
 
 def press(page, key: str, times: int = 1) -> None:
-    slider = page.locator(".lmd-linked input[type=range]").first
+    slider = page.locator(f"{LAST} >> input[type=range]")
     slider.focus()
     for _ in range(times):
         page.keyboard.press(key)
@@ -83,20 +84,20 @@ def test_syntax_emerges_without_a_kernel(page_of, opened, scheme):
     assert path.stat().st_size < MOST
     page, seen = opened(path, scheme)
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
-    page.locator(".lmd-linked").scroll_into_view_if_needed()
+    page.locator(LAST).scroll_into_view_if_needed()
     page.wait_for_timeout(600)
-    at_first = {"views": drawn(page), "said": page.locator(".lmd-linked [role=status]").inner_text()}
+    at_first = {"views": drawn(page), "said": page.locator(f"{LAST} >> [role=status]").inner_text()}
     picture = page.screenshot(path=OUT / f"static-{scheme}-0.png")
-    assert page.locator(".lmd-linked output").inner_text() == "64"  # the last checkpoint of a smoke run
+    assert page.locator(f"{LAST} >> output").inner_text() == "64"  # the last checkpoint of a smoke run
     press(page, "ArrowLeft", 2)
     moved = drawn(page)
     assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True, True, True]
-    assert page.locator(".lmd-linked output").inner_text() == "16"
-    assert page.locator(".lmd-linked [role=status]").inner_text().startswith("Step 16: ")
+    assert page.locator(f"{LAST} >> output").inner_text() == "16"
+    assert page.locator(f"{LAST} >> [role=status]").inner_text().startswith("Step 16: ")
     assert page.screenshot(path=OUT / f"static-{scheme}-1.png") != picture
     press(page, "ArrowRight", 2)
     assert drawn(page) == at_first["views"]
-    assert page.locator(".lmd-linked [role=status]").inner_text() == at_first["said"]
+    assert page.locator(f"{LAST} >> [role=status]").inner_text() == at_first["said"]
     assert seen == [path.as_uri()]
 
 
@@ -114,14 +115,14 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     at_end = drawn(page)
     press(page, "ArrowLeft", 3)
     assert all(one != other for one, other in zip(at_end, drawn(page), strict=True))
-    assert page.locator(".lmd-linked output").inner_text() == linked.places[-4].name
-    assert page.locator(".lmd-linked [role=status]").inner_text() == linked.places[-4].said
+    assert page.locator(f"{LAST} >> output").inner_text() == linked.places[-4].name
+    assert page.locator(f"{LAST} >> [role=status]").inner_text() == linked.places[-4].said
     assert bool(page.locator(".lmd-under").inner_text()) is bool(linked.places[-4].under)
     panel = page.locator(".lmd-view g[class*='voronoi']").first
     panel.scroll_into_view_if_needed()
     box = panel.bounding_box()
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    expect(page.locator(".lmd-linked output")).to_have_text(linked.places[0].name)
+    expect(page.locator(f"{LAST} >> output")).to_have_text(linked.places[0].name)
     assert seen == [(tmp_path / "some.html").as_uri()]
 
 
@@ -130,12 +131,12 @@ def test_play_runs_to_the_last_checkpoint_and_stops(page_of, opened):
     page, seen = opened(page_of("02_sas_emergence"))
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
     press(page, "Home")
-    assert page.locator(".lmd-linked output").inner_text() == "0"
-    button = page.locator(".lmd-linked button")
+    assert page.locator(f"{LAST} >> output").inner_text() == "0"
+    button = page.locator(f"{LAST} >> button")
     button.click()
     assert button.inner_text() == "pause"
-    page.wait_for_function("document.querySelector('.lmd-linked output').value === '64'", timeout=20_000)
-    page.wait_for_function("document.querySelector('.lmd-linked button').textContent === 'play'", timeout=5_000)
+    expect(page.locator(f"{LAST} >> output")).to_have_text("64", timeout=20_000)
+    expect(button).to_have_text("play")
     assert len(seen) == 1
 
 
@@ -144,13 +145,13 @@ def test_views_say_what_they_are_and_the_slider_where_it_stands(page_of, opened)
     page, _ = opened(page_of("02_sas_emergence"))
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
     told = page.locator(".lmd-view").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
-    assert [bool(each) for each in told] == [True] * 3
-    slider = page.get_by_role("slider", name="checkpoint at step")
+    assert [bool(each) for each in told] == [True] * 5
+    slider = page.locator(LAST).get_by_role("slider", name="checkpoint at step")
     assert slider.get_attribute("aria-valuetext") == "64"
 
 
 @pytest.mark.slow
 def test_without_scripts_the_pictures_are_there(page_of, opened):
     page, _ = opened(page_of("02_sas_emergence"), java_script_enabled=False)
-    assert page.locator("noscript img[alt]").count() == 3
-    assert page.locator(".lmd-controls").is_hidden()
+    assert page.locator("noscript img[alt]").count() == 5
+    assert page.locator(".lmd-controls:visible").count() == 0
