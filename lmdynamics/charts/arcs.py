@@ -15,6 +15,7 @@ BASE, LEVEL = (
     21.0,
 )  # pixels: from the words' middle to where arcs begin; how much higher an arc stands over others
 ALONG = "[0,.02,.05,.1,.16,.24,.33,.42,.5,.58,.67,.76,.84,.9,.95,.98,1]"  # places along an arc
+WEIGHT = "datum.chosen ? 'bold' : 'normal'"
 RIGHT, WRONG, UNKNOWN = "as in the gold tree", "elsewhere", "strongest attention"
 
 
@@ -130,8 +131,8 @@ def _drawn_tree(below: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     return [
         lines.encode(x, y, color=colour, strokeWidth=thick, detail="word:N", order="t:Q", tooltip=["name:N"]),
         alt.Chart(labels)
-        .mark_text(fontSize=10, baseline="top", dy=2)
-        .encode(x, y, text="name:N", color=alt.condition("datum.chosen", alt.value(ORANGE), alt.value(TEXT))),
+        .mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=alt.ExprRef(WEIGHT))
+        .encode(x, y, text="name:N"),
     ]
 
 

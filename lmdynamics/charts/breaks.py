@@ -11,7 +11,7 @@ import polars as pl
 
 from lmdynamics.charts.cursor import clickable
 from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, smooth_line, step_ends, thinned
-from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, step_axis
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure, step_axis
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
@@ -36,10 +36,12 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
     y = alt.Y("rsle:Q", title=title).scale(domain=[0, rows["rsle"].max() * 1.12], nice=False).axis(tickCount=5)
     tips = [alt.Tooltip("x:Q", title="break at step", format=",.0f"), alt.Tooltip("rsle:Q", format=".4f")]
     best = alt.Chart(alt.Data(values=[{"x": best_step, "rsle": least, "label": f"best: {best_step:,.0f}"}]))
+    beside = {"align": "right", "dx": -11} if best_step > rows["x"].median() else {"align": "left", "dx": 11}
+    label = {"dy": 14, "baseline": "top"} if least > 0.17 * rows["rsle"].max() else beside  # clear of the axis
     layers = [
         alt.Chart(rows).mark_line(color=GREY, strokeWidth=2).encode(x, y, tooltip=tips),
         best.mark_point(color=BEST, filled=True, size=110, opacity=1).encode(x, y, tooltip=tips),
-        best.mark_text(color=BEST, dy=14, baseline="top", fontSize=11).encode(x, y, text="label:N"),
+        best.mark_text(color=TEXT, fontSize=11, **label).encode(x, y, text="label:N"),
     ]
     shown: str | alt.ExprRef = f"The error is least with the break at step {best_step:,.0f}"
     within = f"within a tenth of it from step {near.min():,.0f} to {near.max():,.0f}" if len(near) > 1 else ""

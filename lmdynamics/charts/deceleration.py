@@ -144,7 +144,7 @@ def power_law_claim(
         apart = {"baseline": "middle"} if abs(np.log(claimed / truth)) > 0.06 else {"baseline": side}
         layers += [
             one.mark_point(filled=True, size=80, color=hue, opacity=1).encode(x, y),
-            one.mark_text(align="left", dx=9, fontSize=12, color=hue, **apart).encode(x, y, text="label:N"),
+            one.mark_text(align="left", dx=9, fontSize=12, color=TEXT, **apart).encode(x, y, text="label:N"),
         ]
     through = "One power law"
     if share is not None:

@@ -38,7 +38,8 @@ def gain_by_paradigm(
         here, middle = (t.filter(pl.col("condition") == name) for t in (data, mean))
         y = alt.Y("name:N", title=None, sort=order).scale(domain=order)
         y = y.axis(labels=index == 0, ticks=False, domain=False, grid=True, labelLimit=0, labelPadding=8)
-        axis = alt.Axis(labelExpr=SIGNED, tickCount=4, grid=False)
+        width = max(104, min(240, WIDTH // len(colours)))
+        axis = alt.Axis(labelExpr=SIGNED, tickCount=4 if width > 140 else 3, grid=False)
         x = alt.X("value:Q", title="percentage points", axis=axis, scale=scale)
         tips = [alt.Tooltip("name", title="paradigm"), alt.Tooltip("value", title="gain (points)", format="+.1f")]
         none = alt.Chart(alt.Data(values=[{"value": 0}])).mark_rule(color=TEXT, strokeWidth=1.2).encode(x)
@@ -57,7 +58,6 @@ def gain_by_paradigm(
             anchor="middle",
             offset=6,
         )
-        width = max(104, min(240, WIDTH // len(colours)))
         panels.append(panel.properties(width=width, height=(16 if dense else ROW) * len(order), title=head))
         said.append(f"{name} {told}")
     gains = {name: gain for name, gain in gains.items() if gain is not None}

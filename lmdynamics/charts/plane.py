@@ -65,7 +65,7 @@ def dissent_plane(
         at = base.transform_filter(f"datum.step == {chosen.name}")
         layers = [
             *_quadrants(most, x, y),
-            base.mark_line(strokeWidth=1.4, opacity=0.8).encode(order="step:Q"),
+            base.mark_line(strokeWidth=1.4).encode(order="step:Q"),
             base.mark_point(size=14, filled=True, opacity=0.7).encode(tooltip=tips),
             at.mark_point(size=170, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(tooltip=tips),
         ]

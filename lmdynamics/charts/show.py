@@ -1,11 +1,13 @@
 """One figure, for whoever reads it: live in a notebook, a still picture and a file in a headless run."""
 
+import json
 import re
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import altair as alt
 
+from lmdynamics.charts.theme import STILL_TEXT, TEXT
 from lmdynamics.errors import UserError
 
 
@@ -57,7 +59,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     import vl_convert
 
     spec = chart.to_dict()
-    svg = vl_convert.vegalite_to_svg(spec, vl_version=_vegalite_version())
+    svg = vl_convert.vegalite_to_svg(_written(spec, STILL_TEXT), vl_version=_vegalite_version())
     return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
 
@@ -67,7 +69,12 @@ def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
 
     # vl-convert falsifies half-transparent colours on a transparent ground: orange comes out olive
     spec = {**chart.to_dict(), "background": "white"}
-    return vl_convert.vegalite_to_png(spec, vl_version=_vegalite_version(), scale=scale)
+    return vl_convert.vegalite_to_png(_written(spec, "#444444"), vl_version=_vegalite_version(), scale=scale)
+
+
+def _written(spec: dict, colour: str) -> str:
+    """The specification as JSON, its text in one colour: a picture has no page to take it from."""
+    return json.dumps(spec).replace(json.dumps(TEXT), json.dumps(colour))
 
 
 def _vegalite_version() -> str:

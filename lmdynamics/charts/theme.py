@@ -1,7 +1,8 @@
 """How every figure looks: one palette, one step axis, titles that say what is seen.
 
 Colours are Okabe & Ito's (2008), told apart with any of the common kinds of colour blindness. Backgrounds are
-transparent and text is mid-grey, so that a figure reads on a light page and on a dark one.
+transparent and text has the colour of the page's own, so that a figure reads on a light page and on a dark one. No
+label has a colour of its own: none of these, nor any grey, has a contrast of 4.5 on both.
 """
 
 import re
@@ -16,7 +17,8 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "
 GREY = "#8c8c8c"
 BROWN, CHARCOAL = "#8b5a2b", "#5a5a5a"  # for Okabe & Ito's yellow and black, which a white or a black page swallows
 CONDITIONS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BROWN, CHARCOAL)
-TEXT = "#7a7a7a"  # contrast 4.3 on white and on #111
+TEXT = "currentColor"  # whatever the page writes in
+STILL_TEXT = "#7a7a7a"  # in a picture, which does not know its page: contrast 4.3 on white and on #111
 SEQUENTIAL = "viridis"
 RAMP = ("#e3a02c", "#dd7a3c", "#c9505f", "#a0478f", "#6f5fb4", "#3f7fc4")  # ordered, and seen on white and on black
 OPPOSED = (VERMILION, "#e9e9e6", BLUE)  # below zero, zero, above
@@ -65,8 +67,8 @@ def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "acc
 
 
 def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
-    """Text on such a colour: dark on the light end, light on the dark end."""
-    return alt.condition(f"datum.{field} > {0.6 * top}", alt.value("#111111"), alt.value("#ffffff"))
+    """Text on such a colour: dark on the light end, light on the dark end, with a contrast of 4.5 at least."""
+    return alt.condition(f"datum.{field} > {0.435 * top}", alt.value("#000000"), alt.value("#ffffff"))
 
 
 def condition_colours(present: Iterable[str], order: Sequence[str] | None = None) -> dict[str, str]:

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.conditions import ROW, capital
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure, lines
 from lmdynamics.charts.tokens import visible
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, shortened
@@ -120,7 +120,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     base = alt.Chart(rows).encode(y, tooltip=tips)
     layers = [base.mark_bar(height=13).encode(x, colour), base.mark_rule(color=TEXT).encode(x=alt.datum(0))]
     if "low" in rows.columns and len(bounded := rows.drop_nulls(["low", "high"])):
-        ends = alt.Chart(bounded).mark_rule(color=GREY, strokeWidth=2).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
+        ends = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=1.5).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
         layers.append(ends)
     first, last = rows.row(0, named=True), rows.row(-1, named=True)
     ends = [

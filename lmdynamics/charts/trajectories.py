@@ -271,7 +271,7 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
             first_of_many = index == 0 and len(present) > 1
             leftward = first_of_many or (len(present) == 1 and _along(place["x"], axis) > 0.7)
             outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
-            text = base.mark_text(color=colour, baseline="bottom", dy=-3, fontWeight="bold", **outward)
+            text = base.mark_text(color=TEXT, baseline="bottom", dy=-3, fontWeight="bold", **outward)
             layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
     return layers
 

@@ -48,7 +48,8 @@ def interference_over_training(
     wide = WIDTH if theirs is None else 360
     by = "size" if "size" in rows.columns else "curve"
     named = colour_by(by, ramp(rows[by]), columns=6 if theirs is None else 3)
-    ours = panels(rows, scales, wide, named, breaks=None if breaks is None else _breaks(breaks, rows))
+    marked = None if breaks is None else _breaks(breaks, rows)
+    ours = panels(rows, scales, wide, named, breaks=marked)
     if theirs is None:
         chart = alt.vconcat(*ours, spacing=10)
     else:
@@ -63,7 +64,7 @@ def interference_over_training(
     bounded = rows["low"].is_not_null().any()
     caption = [
         "bands: 95 % over rows of text" if bounded else "",
-        "t_d: where that curve's loss decelerates" if breaks is not None else "",
+        "t_d: where that curve's loss decelerates" if marked is not None and len(marked) else "",
         "hollow: the loss rose" if rows["rose"].any() else "",
         "a point stands at the step from which its doubling starts",
     ]
@@ -128,11 +129,12 @@ def _tidy_published(published: pl.DataFrame) -> pl.DataFrame:
 
 
 def _breaks(breaks: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The curves' breaks, those that lie close together as a group, which has one label."""
+    """The curves' breaks at steps that are shown, those that lie close together as a group, which has one label."""
     need_columns(breaks, ["curve", "step_at_break"], "interference over training: breaks")
     curves = rows.select(set(rows.columns) & {"curve", "size"}).unique()
     known = breaks.select(pl.col("curve").cast(pl.String), x=pl.col("step_at_break").cast(pl.Float64))
     known = known.drop_nulls("x").join(curves, on="curve").sort("x")
+    known = known.filter(pl.col("x").is_between(rows["x"].min(), 1.08 * rows["x"].max()))
     places = known["x"].to_list()
     group = np.cumsum([0, *(b > NEARBY * a for a, b in pairwise(places))])[: len(places)]
     return known.with_columns(pl.Series("group", group, pl.Int64))

@@ -1,5 +1,6 @@
 """A real JupyterLab on a loopback port, and a page in Chromium that opens notebooks in it."""
 
+import ast
 import json
 import os
 import shutil
@@ -28,7 +29,18 @@ _SETTINGS = {  # no dialog over the page, and every cell rendered, also those ou
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 _RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+_RESTART = """() => {
+  window.restarted = false;
+  window.jupyterapp.commands.execute('notebook:restart-run-all').then(() => { window.restarted = true; });
+}"""
+_ASK = """async asked => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const future = kernel.requestExecute({code: '', silent: true, store_history: false, user_expressions: {asked}});
+  return (await future.done).content.user_expressions.asked;
+}"""
+_THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
 _MODEL = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON()"
 _READY = """path => {
   const widget = window.jupyterapp?.shell.currentWidget;
@@ -119,6 +131,27 @@ class Notebook:
         self.page.evaluate(_RUN_ALL)
         self.page.wait_for_function(_DONE, timeout=600_000, polling=250)
         self.page.wait_for_timeout(1500)
+
+    def restart_and_run_all(self) -> None:
+        """Kernel > Restart Kernel and Run All Cells, its question answered with yes; wait as `run_all` does."""
+        self.page.evaluate(_RESTART)
+        self.page.locator(".jp-Dialog button.jp-mod-accept").click()
+        self.page.wait_for_function("window.restarted", timeout=600_000, polling=250)
+        self.page.wait_for_function(_DONE, timeout=600_000, polling=250)
+        self.page.wait_for_timeout(1500)
+
+    def ask(self, expression: str):
+        """What a Python expression is in the kernel, a literal; what the page sent before has been heard by then."""
+        answer = self.page.evaluate(_ASK, expression)
+        if answer["status"] != "ok":
+            raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
+        return ast.literal_eval(answer["data"]["text/plain"])
+
+    def dress(self, theme: str) -> None:
+        """Give JupyterLab another theme, one of `THEMES`."""
+        self.page.evaluate(_THEME, THEMES[theme])
+        self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=THEMES[theme])
+        self.page.wait_for_timeout(500)
 
     def outputs(self) -> list[dict]:
         """The outputs of all cells, as the notebook file would hold them."""

@@ -42,6 +42,19 @@ def press(page: Page, area: int, key: str) -> None:
     page.keyboard.press(key)
 
 
+def drag(page: Page, area: int, share: float) -> None:
+    """The mouse takes the last slider's handle to a share of its way."""
+    slider = page.locator(".jp-OutputArea-output").nth(area).locator(".noUi-target").last
+    handle = slider.locator(".noUi-handle").last
+    handle.scroll_into_view_if_needed()
+    held, way = handle.bounding_box(), slider.bounding_box()
+    y = held["y"] + held["height"] / 2
+    page.mouse.move(held["x"] + held["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(way["x"] + share * way["width"], y, steps=25)
+    page.mouse.up()
+
+
 def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[float]:
     """Milliseconds from Enter behind a sentence in an output's text box to the last frame in which it changed a chart.
 

@@ -1,8 +1,9 @@
 """Look at a notebook: run it in JupyterLab and save a picture of each screenful.
 
-    python -m tests.browser.screenshot notebooks/02_sas_emergence.ipynb --out DIR [-p name value]...
+    python -m tests.browser.screenshot notebooks/02_sas_emergence.ipynb --out DIR [-p NAME VALUE]... [--theme dark]
 
-The notebook is run from a copy, so the file itself stays as it is.
+The notebook is run from a copy, so the file itself stays as it is. What is hard to read in its charts is told as well:
+texts and lines that stand out too little, texts that are cut off or lie on each other.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 from tests.browser.copies import copy_with_parameters
-from tests.browser.lab import jupyter_lab, notebook_page
+from tests.browser.lab import THEMES, jupyter_lab, notebook_page
+from tests.browser.legible import cut, faint, overlapping, seen
 
 
 def main() -> int:
@@ -21,6 +23,7 @@ def main() -> int:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     parser.add_argument("--width", type=int, default=1400)
     parser.add_argument("--height", type=int, default=1000)
+    parser.add_argument("--theme", nargs="+", choices=list(THEMES), default=["light"], help="one picture in each")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root, scratch = Path(folder, "root"), Path(folder, "scratch")
@@ -30,8 +33,15 @@ def main() -> int:
         with jupyter_lab(root, scratch) as address, notebook_page(arguments.width, arguments.height) as notebook:
             notebook.open(address, copy.name)
             notebook.run_all()
-            for picture in notebook.screenshots(arguments.out, copy.stem):
-                print(picture)
+            for theme in arguments.theme:
+                notebook.dress(theme)
+                name = copy.stem if arguments.theme == ["light"] else f"{copy.stem}-{theme}"
+                for picture in notebook.screenshots(arguments.out, name):
+                    print(picture)
+                found = seen(notebook.page)
+                for what, told in (("faint", faint), ("cut off", cut), ("on each other", overlapping)):
+                    for line in told(found):
+                        print(f"{what}, {theme}: {line}")
             for kind, found in (
                 ("error", notebook.errors()),
                 ("console", notebook.console),

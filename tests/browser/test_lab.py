@@ -9,7 +9,8 @@ import pytest
 
 from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
-from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+from tests.browser.lab import CHROMIUM, THEMES, jupyter_lab, notebook_page
+from tests.browser.legible import unreadable
 from tests.browser.moves import press, slider_areas, views
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
@@ -47,10 +48,12 @@ def lab(tmp_path_factory):
 
 
 def untoward(notebook) -> dict[str, list[str]]:
-    return {"errors": notebook.errors(), "console": notebook.console, "requests": notebook.outside}
+    warned = [output["text"] for output in notebook.outputs() if output.get("name") == "stderr"]
+    found = {"errors": notebook.errors(), "console": notebook.console, "requests": notebook.outside}
+    return found | {"warnings": warned}
 
 
-NOTHING = {"errors": [], "console": [], "requests": []}
+NOTHING = {"errors": [], "console": [], "requests": [], "warnings": []}
 
 
 def every_view_follows(page, area: int, name: str) -> None:
@@ -131,6 +134,9 @@ def test_a_reader_runs_the_notebook(lab, path):
         pictures = notebook.screenshots(OUT, path.stem)
         for area in slider_areas(notebook.page):
             every_view_follows(notebook.page, area, path.stem)
+        for theme in reversed(THEMES):
+            notebook.dress(theme)
+            assert unreadable(notebook.page) == [], theme
         assert untoward(notebook) == NOTHING
         assert notebook.page.locator(".jp-OutputArea-output:has-text('application/vnd')").count() == 0
         assert pictures

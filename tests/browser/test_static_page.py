@@ -11,6 +11,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
+from tests.browser.legible import unreadable
 from tests.explorers.made import MAKE
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -101,16 +102,18 @@ def test_syntax_emerges_without_a_kernel(page_of, opened, scheme):
     assert seen == [path.as_uri()]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", MAKE)
-def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
+def test_every_explorers_views_follow_their_slider(opened, tmp_path, name, scheme):
     explorer = MAKE[name]()
     linked = explorer.linked()
     output = nbformat.v4.new_output("display_data", data=linked._repr_mimebundle_())
     cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
     (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
-    page, seen = opened(tmp_path / "some.html")
+    page, seen = opened(tmp_path / "some.html", scheme)
     page.locator(VIEWS).nth(len(linked.views) - 1).wait_for(timeout=60_000)
+    assert unreadable(page) == []
     press(page, "End")
     at_end = drawn(page)
     press(page, "ArrowLeft", 3)

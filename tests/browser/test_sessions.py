@@ -1,0 +1,136 @@
+"""A long sitting in JupyterLab: a restarted kernel, explorers beside each other, hundreds of moves."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.batch.notebooks import write_notebook
+from tests.browser.lab import CHROMIUM, Notebook, jupyter_lab, notebook_page
+from tests.browser.moves import drag, press, slider_areas, views
+
+ROOT = Path(__file__).parents[2]
+MOVES = 200
+MOST = 50e6  # bytes that the kernel may grow by meanwhile
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+RUN = """\
+import lmdynamics as lmd
+from lmdynamics.explorers.sas import SasExplorer
+from tests.explorers.made import MAKE
+run = lmd.train("grammar-mlm", "smoke", progress=False)
+trees = run.treebank("grammar", 150)
+"""
+EXPLORER = """\
+{name} = SasExplorer(run, trees, min_count=20, progress=False)
+{name}_steps = []
+{name}.now.observe(lambda change: {name}_steps.append(change["new"]), "step")
+{name}.show()
+"""
+RSS = "__import__('psutil').Process().memory_info().rss"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab with a home of its own, whose kernels can make the tests' explorers; gives its root and address."""
+    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    environment = {"LMDYNAMICS_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
+    with jupyter_lab(root, scratch, **environment) as address:
+        yield root, address
+
+
+def opened(notebook: Notebook, lab, name: str, *cells: str) -> list[int]:
+    """Write a notebook, run it, and give the numbers of the outputs with an explorer in them."""
+    root, address = lab
+    write_notebook(root / f"{name}.ipynb", *cells, parameters=None)
+    notebook.open(address, f"{name}.ipynb")
+    notebook.run_all()
+    assert notebook.errors() == []
+    return slider_areas(notebook.page)
+
+
+def drawn(page, area: int) -> list[str]:
+    """The marks of an explorer's charts, without the numbers that Vega gives to its gradients and clips.
+
+    And without labels, in which Vega keeps a parameter's value of when it first drew.
+    """
+    unnumbered = [re.sub(r"\b(clip|gradient_)\d+", r"\1", view) for view in views(page, area)]
+    return [re.sub(r' aria-label="[^"]*"', "", view) for view in unnumbered]
+
+
+def move(notebook: Notebook, area: int, *keys: str) -> list[str]:
+    """Press keys on an explorer's slider, and wait until the page stands still."""
+    for key in keys:
+        press(notebook.page, area, key)
+        notebook.ask("0")
+    notebook.page.wait_for_timeout(800)
+    return drawn(notebook.page, area)
+
+
+def different(before: list[str], after: list[str]) -> list[bool]:
+    return [old != new for old, new in zip(before, after, strict=True)]
+
+
+def nothing_untoward(notebook: Notebook) -> None:
+    assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])
+
+
+def test_a_restarted_kernel_draws_the_same_charts(lab):
+    with notebook_page() as notebook:
+        (area,) = opened(notebook, lab, "restart", RUN, EXPLORER.format(name="explorer"))
+        first = drawn(notebook.page, area)
+        moved = move(notebook, area, "ArrowLeft", "ArrowLeft")
+        assert different(first, moved) == [True] * 3
+        kernel = notebook.ask("__import__('os').getpid()")
+        notebook.restart_and_run_all()
+        assert notebook.ask("__import__('os').getpid()") != kernel
+        assert slider_areas(notebook.page) == [area]
+        assert different(first, drawn(notebook.page, area)) == [False] * 3
+        assert different(moved, move(notebook, area, "ArrowLeft", "ArrowLeft")) == [False] * 3
+        nothing_untoward(notebook)
+
+
+def test_explorers_beside_each_other_keep_apart(lab):
+    cells = [*(EXPLORER.format(name=name) for name in ("one", "other")), "MAKE['dissent']().show()"]
+    with notebook_page() as notebook:
+        areas = opened(notebook, lab, "beside", RUN, *cells)
+        assert len(areas) == 3
+        for key in ("ArrowLeft", "ArrowRight"):
+            for moved in areas:
+                before = {area: drawn(notebook.page, area) for area in areas}
+                move(notebook, moved, key)
+                for area in areas:
+                    changed = different(before[area], drawn(notebook.page, area))
+                    assert changed == [area == moved] * len(changed), (moved, area)
+        assert notebook.ask("(one_steps, other_steps)") == ([32, 64], [32, 64])
+        nothing_untoward(notebook)
+
+
+def test_hundreds_of_moves_leave_the_kernels_memory(lab):
+    with notebook_page() as notebook:
+        (area,) = opened(notebook, lab, "moves", RUN, EXPLORER.format(name="explorer"))
+        page = notebook.page
+        at_end = drawn(page, area)
+        drag(page, area, 0.0)
+        assert notebook.ask("(explorer_steps[-1], len(explorer_steps) > 2)") == (0, True)  # not in one leap
+        page.wait_for_timeout(800)
+        assert different(at_end, drawn(page, area)) == [True] * 3
+        drag(page, area, 1.0)
+        page.wait_for_timeout(800)
+        assert different(at_end, drawn(page, area)) == [False] * 3
+
+        places = notebook.ask("len(run.steps)") - 1
+        rounds = [*["ArrowLeft"] * places, *["ArrowRight"] * places]
+        before, count = notebook.ask(RSS), notebook.ask("len(explorer_steps)")
+        for i in range(MOVES):
+            press(page, area, rounds[i % len(rounds)])
+            notebook.ask("0")
+        assert notebook.ask("len(explorer_steps)") == count + MOVES
+        assert notebook.ask(RSS) - before < MOST
+        nothing_untoward(notebook)

@@ -1,0 +1,96 @@
+"""Every explorer's charts, and the notebooks' (in `test_lab`), are read in JupyterLab's light theme and in its dark."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.batch.notebooks import write_notebook
+from tests.browser.lab import CHROMIUM, THEMES, jupyter_lab, notebook_page
+from tests.browser.legible import cut, faint, overlapping, seen, unreadable
+from tests.explorers.made import MAKE
+
+ROOT, OUT = Path(__file__).parents[2], Path(__file__).parent / "out"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
+]
+
+SAS = """\
+import lmdynamics as lmd
+from lmdynamics.explorers.sas import SasExplorer
+run = lmd.train("grammar-mlm", "smoke", progress=False)
+SasExplorer(run, run.treebank("grammar", 150), min_count=20, progress=False).show()
+"""
+OTHER = "from tests.explorers.made import MAKE\nMAKE[{name!r}]().show()"
+CELLS = {"sas": SAS, **{name: OTHER.format(name=name) for name in MAKE}}
+
+POOR = """\
+import altair as alt
+alt.JupyterChart.enable_offline()
+dots = alt.Chart(alt.Data(values=[{"x": 1, "y": 1, "a": "grey as can be"}, {"x": 1, "y": 1, "a": "black"}]))
+cell = dots.mark_rect(width=300, height=40, color="#222222").encode(x="x:Q", y="y:Q")
+text = dots.mark_text().encode(x="x:Q", y="y:Q", text="a:N", color=alt.value("black"))
+grey = {"labelColor": "#7a7a7a", "titleColor": "currentColor", "domainColor": "#888888", "tickColor": "#888888"}
+alt.JupyterChart((cell + text).configure(background="transparent").configure_axis(**grey))
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab with a home of its own, whose kernels can make the tests' explorers; gives its root and address."""
+    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    environment = {"LMDYNAMICS_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
+    with jupyter_lab(root, scratch, **environment) as address:
+        yield root, address
+
+
+@pytest.fixture
+def page_of(lab):
+    """Run a cell in a notebook of its own; gives the notebook."""
+    root, address = lab
+    with notebook_page(height=2200) as notebook:
+
+        def run(name: str, cell: str):
+            write_notebook(root / f"{name}.ipynb", cell, parameters=None)
+            notebook.open(address, f"{name}.ipynb")
+            notebook.run_all()
+            assert notebook.errors() == []
+            return notebook
+
+        yield run
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_an_explorer_is_read_in_both_themes(page_of, name):
+    notebook, grounds = page_of(name, CELLS[name]), []
+    for theme in THEMES:
+        notebook.dress(theme)
+        found = seen(notebook.page)
+        charts = notebook.page.locator(".vega-embed svg").count()
+        assert {one["chart"] for one in found if one["kind"] == "text"} == set(range(charts))
+        assert unreadable(notebook.page) == []
+        grounds.append(
+            notebook.page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor")
+        )
+        notebook.page.screenshot(path=OUT / f"explorer-{name}-{theme}.png")
+    assert grounds == ["rgb(255, 255, 255)", "rgb(17, 17, 17)"]
+    assert (notebook.console, notebook.outside) == ([], [])
+
+
+def test_what_cannot_be_read_is_noticed(page_of):
+    notebook = page_of("poor", POOR)
+    for theme in THEMES:
+        notebook.dress(theme)
+        found = seen(notebook.page)
+        told = faint(found)
+        for text in ("grey as can be", "black", "1.0"):  # black on a dark cell in both; no grey reads on both grounds
+            assert any(f"text {text!r}" in one for one in told), theme
+        assert not any("text 'x'" in one for one in told)
+        assert not any("axis" in one for one in told)
+        assert overlapping(found) == ["chart 0 (): 'grey as can be' and 'black'"]
+        assert cut(found) == []
+    notebook.page.evaluate("document.querySelector('.vega-embed svg').setAttribute('width', 60)")
+    notebook.page.evaluate("document.querySelector('.vega-embed svg').removeAttribute('viewBox')")
+    assert len(cut(seen(notebook.page))) > 2
