@@ -174,10 +174,12 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
     data = on_step_axis(rows)
     loss = "loss" in rows.columns and data["loss"].is_not_null().any()
     columns = ["loss", "change"] if loss else ["change"]
+    by = "a doubling" if "until" in rows.columns else "one step"
+    titles = {"loss": "loss (nats)", "change": [f"change by {by}", "(nats)"]}
     panels = []
     for i, column in enumerate(columns):
         x = step_axis(steps_of(data), "training step (log)" if column == "change" else None)
-        y = alt.Y(f"{column}:Q", title=f"{column} (nats)").scale(zero=column == "change").axis(tickCount=4)
+        y = alt.Y(f"{column}:Q", title=titles[column]).scale(zero=column == "change").axis(tickCount=4)
         base = alt.Chart(data).encode(x, y)
         if column == "loss":
             marks = [base.mark_line(color=BLUE, strokeWidth=2), base.mark_point(color=BLUE, size=16, filled=True)]
@@ -190,7 +192,8 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
         panels.append(alt.layer(*marks, *over).properties(width=WIDTH, height=90))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
-    told = f"moved most at step {largest:,}, by {data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")
+    most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")
+    told = f"{by} moves it most at {largest:,}, by {most}"
     if loss:
         told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
     return figure(

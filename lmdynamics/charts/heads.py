@@ -64,7 +64,8 @@ def layer_head_map(
     colour = accuracy_colour()
     tile = base.mark_rect().encode(colour)
     if cursor is not None:
-        tile = tile.add_params(alt.selection_point(name=PICK, on="click", fields=["layer", "head"], clear=False))
+        fields = ["layer", "head", "direction"]
+        tile = tile.add_params(alt.selection_point(name=PICK, on="click", fields=fields, clear=False))
     best = base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3)
     number = base.mark_text(fontSize=11).encode(
         alt.Text("accuracy:Q", format=PERCENT),
@@ -83,7 +84,11 @@ def layer_head_map(
     return figure(
         chart,
         f"Which heads follow {relation}",
-        [f"{where}outlined: the best head; {top['count']:,} arcs", baseline],
+        [
+            f"{where}outlined: the best head on all sentences; {top['count']:,} arcs",
+            "each in the better of its two directions" + ("; dot: the head below" if chosen is not None else ""),
+            baseline,
+        ],
         f"Accuracy of each attention head on the relation {relation} at step {step}. Best: layer {top['layer']}, head "
         f"{top['head']} ({top['direction']}), {top['accuracy']:.0%} "
         f"(95 % interval {top['low']:.0%} to {top['high']:.0%}). "

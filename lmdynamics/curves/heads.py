@@ -3,32 +3,34 @@
 import polars as pl
 
 from lmdynamics.curves.intervals import need_columns, wilson
-from lmdynamics.curves.onsets import first_run
 from lmdynamics.errors import UserError
 
 DIRECTIONS = ("dependent→head", "head→dependent")
 
 
-def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
+def head_history(best: pl.DataFrame) -> pl.DataFrame:
     """One row per relation, the most frequent first, from a trace's best heads (step × relation).
 
     `best`: step, relation, layer, head, direction, accuracy, count, offset (accuracy of the best fixed offset).
     Result: relation, count, head ("layer-head" at the last step), direction, accuracy, low, high (95 %, Wilson),
-    offset, since (step from which this head has been the best without interruption), passes_offset (first of
-    `k` consecutive checkpoints above the offset baseline, null where there is none).
+    offset, since (step from which this head has been the best without interruption), appears (step from which even the
+    lower end of the interval has stayed above the offset baseline, null where the last does not), not_yet (the
+    checkpoint before), first_head ("layer-head" there).
     """
     need_columns(
         best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "head history"
     )
-    rows = []
+    low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    best, rows = best.with_columns(low=low, high=high), []
     for (relation,), frame in best.sort("step").group_by("relation", maintain_order=True):
         last = frame.row(-1, named=True)
         same = (frame["layer"] == last["layer"]) & (frame["head"] == last["head"])
         same &= frame["direction"] == last["direction"]
         changes = [step for step, kept in zip(frame["step"], same, strict=True) if not kept]
         since = next(step for step in frame["step"] if not changes or step > changes[-1])
-        above = (frame["accuracy"] > frame["offset"]).to_numpy()[None]
-        crossed, first = first_run(above, k) if len(frame) >= k else ([False], [0])
+        below = [i for i, above in enumerate(frame["low"] > frame["offset"]) if not above]
+        first = below[-1] + 1 if below else 0
+        appeared = frame.row(first, named=True) if first < len(frame) else None
         rows.append(
             {
                 "relation": relation,
@@ -37,16 +39,34 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
                 "direction": last["direction"],
                 "accuracy": last["accuracy"],
                 "offset": last["offset"],
+                "low": last["low"],
+                "high": last["high"],
                 "since": since,
-                "passes_offset": frame["step"][int(first[0])] if crossed[0] else None,
+                "appears": appeared and appeared["step"],
+                "not_yet": frame["step"][first - 1] if first else None,
+                "first_head": appeared and f"{appeared['layer']}-{appeared['head']}",
             }
         )
     if not rows:
         raise UserError("head history: the trace names no relation; lower min_count or give more sentences")
-    low, high = wilson(pl.col("accuracy"), pl.col("count"))
-    table = pl.DataFrame(rows, schema_overrides={"passes_offset": pl.Int64}).with_columns(low=low, high=high)
-    order = ["relation", "count", "head", "direction", "accuracy", "low", "high", "offset", "since", "passes_offset"]
-    return table.select(order).sort("count", "relation", descending=[True, False])
+    schema = {"appears": pl.Int64, "not_yet": pl.Int64, "first_head": pl.String}
+    order = ["relation", "count", "head", "direction", "accuracy", "low", "high", "offset", "since"]
+    return pl.DataFrame(rows, schema_overrides=schema).select(*order, *schema).sort(
+        "count", "relation", descending=[True, False]
+    )  # fmt: skip
+
+
+def told(history: pl.DataFrame, relation: str) -> str:
+    """When a relation appeared and in which head, in one sentence with its control, from `head_history`."""
+    row = history.row(by_predicate=pl.col("relation") == relation, named=True)
+    now = (
+        f"at the end head {row['head']} ({row['direction']}) finds {row['accuracy']:.1%} [{row['low']:.1%}, "
+        f"{row['high']:.1%}] of its {row['count']:,} arcs, the best fixed offset {row['offset']:.1%}"
+    )
+    if row["appears"] is None:
+        return f"{relation} has not appeared: {now}."
+    before = "" if row["not_yet"] is None else f" (not yet at {row['not_yet']:,})"
+    return f"{relation} appears at step {row['appears']:,}{before}, first in head {row['first_head']}; {now}."
 
 
 def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> pl.DataFrame:

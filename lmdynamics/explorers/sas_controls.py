@@ -101,6 +101,7 @@ class Controls:
         """The head that a reader clicked on."""
         with self.now.hold_trait_notifications():
             self.now.layer, self.now.head = int(clicked["layer"]), int(clicked["head"])
+            self.now.direction = clicked["direction"]
 
     def _relation_changed(self) -> None:
         """Another relation brings its best head with it."""

@@ -7,7 +7,8 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.charts.arcs import RIGHT, UNKNOWN, WRONG, arc_levels
 from lmdynamics.charts.heads import layer_head_map
-from lmdynamics.curves.heads import DIRECTIONS, head_history, predicted_heads
+from lmdynamics.curves.heads import DIRECTIONS, head_history, predicted_heads, told
+from lmdynamics.curves.intervals import wilson
 from lmdynamics.errors import UserError
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
 from tests.curves.frames import STEPS
@@ -24,7 +25,7 @@ def test_a_map_has_one_cell_per_head_and_outlines_the_best():
     best = [cell for cell in cells if cell["best"]]
     assert [(cell["layer"], cell["head"]) for cell in best] == [(1, 2)]
     assert best[0]["low"] < best[0]["accuracy"] < best[0]["high"]
-    assert "best fixed offset: 40%" in spec["title"]["subtitle"][1]
+    assert "best fixed offset: 40%" in spec["title"]["subtitle"][2]
     assert {cell["step"] for cell in cells} == {STEPS[-1]}
 
 
@@ -63,10 +64,20 @@ def test_head_history_says_since_when():
     nsubj = history.row(by_predicate=pl.col("relation") == "nsubj", named=True)
     assert (nsubj["head"], nsubj["since"]) == ("1-2", 305)
     assert nsubj["low"] < nsubj["accuracy"] < nsubj["high"]
-    crossing = best.filter((pl.col("relation") == "nsubj") & (pl.col("accuracy") > 0.4))["step"].min()
-    assert nsubj["passes_offset"] == crossing
+    of_nsubj = best.filter(pl.col("relation") == "nsubj").sort("step")
+    bounded = of_nsubj.select("step", low=wilson(pl.col("accuracy"), pl.col("count"))[0])
+    clear = bounded.filter(pl.col("low") > 0.4)["step"].to_list()
+    assert nsubj["appears"] == clear[0]
+    assert nsubj["not_yet"] == max(step for step in STEPS if step < clear[0])
+    assert nsubj["first_head"] == ("1-0" if clear[0] < 300 else "1-2")
+    said = told(history, "nsubj")
+    assert said.startswith(f"nsubj appears at step {clear[0]:,} (not yet at {nsubj['not_yet']:,}), first in head 1-")
+    assert "the best fixed offset 40.0%" in said
+    dip = pl.when(pl.col("step") == clear[-2]).then(0.1).otherwise("accuracy")  # what is lost again has not appeared
+    assert head_history(best.with_columns(accuracy=dip))["appears"].to_list() == [clear[-1]] * 2
     never = head_history(best.with_columns(offset=pl.lit(0.99)))
-    assert never["passes_offset"].to_list() == [None, None]
+    assert never["appears"].to_list() == [None, None]
+    assert told(never, "nsubj").startswith("nsubj has not appeared: at the end head 1-2 ")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

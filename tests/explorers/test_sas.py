@@ -189,8 +189,9 @@ def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, tr
 def test_a_click_picks_a_head_and_a_checkpoint(explorer):
     box = explorer.show()
     curves, heads, arcs = views(box)
-    heads._vl_selections = {"pick": {"value": {"layer": [0], "head": [1]}, "store": []}}
-    assert (explorer.now.layer, explorer.now.head) == (0, 1)
+    clicked = {"layer": [0], "head": [1], "direction": ["head→dependent"]}
+    heads._vl_selections = {"pick": {"value": clicked, "store": []}}
+    assert (explorer.now.layer, explorer.now.head, explorer.now.direction) == (0, 1, "head→dependent")
     assert heads._vl_selections["pick"]["value"] is None
     for jump in ("jump_0", "jump_1"):
         explorer.now.step = 12
