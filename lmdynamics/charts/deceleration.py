@@ -79,7 +79,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
             reach = alt.Chart(bounded).encode(low, high, colour)
             band = reach.mark_rect(opacity=0.12, clip=True)
             layers.insert(0, band) if len(names) == 1 else layers.append(
-                reach.mark_rule(strokeWidth=2.5, opacity=0.8, clip=True).encode(y)
+                reach.mark_rule(strokeWidth=2.5, clip=True).encode(y)
             )
         layers += [
             alt.Chart(sharp)
