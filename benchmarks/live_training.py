@@ -2,8 +2,9 @@
 
 One training, in a process of its own, and a real Jupyter kernel that shows the explorer and takes it away again, in
 turns of some seconds, so that a busy machine falls on both; this process receives what a page would. Then the same with
-`HeldOutLoss` measured at each checkpoint as it lands. Prints the slow-down (pace without ÷ pace with, median over pairs
-of turns), the longest that the page waited for new steps, and what writing the live rows costs the training process.
+`HeldOutLoss` measured at each checkpoint as it lands, the start of the measuring process (`STARTING` seconds) apart.
+Prints the slow-down (pace without ÷ pace with, median over pairs of turns), the longest that the page waited for new
+steps, and what writing the live rows costs the training process.
 
     python benchmarks/live_training.py [--seconds 5] [--rounds 8]
 """
@@ -35,6 +36,7 @@ SHOW = {
     "live view and held-out loss": "explorer = TrainingExplorer(training, {'held-out loss': held_out})",
 }
 HIDE = "explorer.close()"
+STARTING = 15.0  # seconds in which the measuring process starts and catches up with the checkpoints that have landed
 
 
 def turn(client, run: Path, seconds: float) -> tuple[float, list[float]]:
@@ -85,14 +87,16 @@ def main() -> None:
             while len(read_live(run)) < 300:  # from there on, checkpoints are far enough apart
                 time.sleep(0.1)
             for name, show in SHOW.items():
-                ratios, paces, longest = [], [], 0.0
+                ratios, at_start, paces, longest = [], [], [], 0.0
+                measures = name != "live view"
                 for _ in range(options.rounds):
                     alone, _ = turn(client, run, options.seconds)
                     client.execute_interactive(show, timeout=60)
-                    turn(client, run, 1.0 if name == "live view" else 15.0)  # the measuring process has to start
+                    starting, _ = turn(client, run, STARTING if measures else 1.0)
                     beside, came = turn(client, run, options.seconds)
                     client.execute_interactive(HIDE, timeout=60)
                     ratios.append(alone / beside)
+                    at_start.append(alone / starting)
                     paces.append((alone, beside))
                     longest = max([longest, *(b - a for a, b in itertools.pairwise(came))])
                 pace = [statistics.mean(each) for each in zip(*paces, strict=True)]
@@ -101,6 +105,11 @@ def main() -> None:
                     f"(median of {len(ratios)}; {min(ratios):.2f} to {max(ratios):.2f}); "
                     f"longest gap between updates {longest:.2f} s"
                 )
+                if measures:
+                    print(
+                        f"  its first {STARTING:.0f} s: slow-down {statistics.median(at_start):.3f} "
+                        f"({min(at_start):.2f} to {max(at_start):.2f})"
+                    )
             client.execute_interactive("training.stop(); training.wait()", timeout=120)
         finally:
             client.stop_channels()

@@ -5,12 +5,13 @@ from html import escape
 from itertools import chain, repeat
 
 LITERAL = "mathjax_ignore tex2jax_ignore"  # a class, without which a notebook typesets what stands between two "$"
+LETTER = 0.55  # em: a letter's width; "ch" would be another one in a table's bold heads
 CELL = "padding:0 1.2em 0 0;text-align:left"
 
 
 def html_table(heads: Sequence[object], rows: Iterable[Sequence[object]], widths: Sequence[int] = ()) -> str:
     """A small table. `widths`: of its columns, in characters, so that several tables stand under each other."""
-    least = [f";min-width:{width}ch" for width in widths]
+    least = [f";min-width:{width * LETTER:.1f}em" for width in widths]
 
     def cells(tag: str, texts: Sequence[object]) -> str:
         inside = (

@@ -5,18 +5,17 @@ from collections.abc import Iterable, Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.theme import BLUE, GREY, ORANGE, TEXT, figure
+from lmdynamics.charts.theme import BLUE, GREY, ORANGE, PURPLE, TEXT, figure
+from lmdynamics.curves.heads import DIRECTIONS
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 LETTER, GAP = 7.6, 24.0  # pixels: a letter's width; between words
-BASE, LEVEL = (
-    14.0,
-    21.0,
-)  # pixels: from the words' middle to where arcs begin; how much higher an arc stands over others
+BASE, LEVEL = 14.0, 21.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
+HIGHEST = 5  # levels over the words; where more arcs nest, they stand closer
 ALONG = "[0,.02,.05,.1,.16,.24,.33,.42,.5,.58,.67,.76,.84,.9,.95,.98,1]"  # places along an arc
 WEIGHT = "datum.chosen ? 'bold' : 'normal'"
-RIGHT, WRONG, UNKNOWN = "as in the gold tree", "elsewhere", "strongest attention"
+RIGHT, WRONG, UNKNOWN = "as in the gold tree", "elsewhere", "no gold tree to compare with"
 
 
 def sentence_arcs(
@@ -27,18 +26,21 @@ def sentence_arcs(
     relation: str | None = None,
     cursor: alt.Parameter | None = None,
     caption: str = "",
+    direction: str = DIRECTIONS[0],
 ) -> alt.LayerChart:
-    """Arcs from each word to the head that attention predicts (thicker: more attention), over the gold arcs.
+    """Arcs between each word and the head that attention predicts (thicker: more attention), over the gold arcs.
 
-    `predicted`: word, predicted, weight (0-based indices; of one attention head, see `curves.heads.predicted_heads`),
-    with `step` where `cursor`, a parameter holding a step, chooses among checkpoints. `heads`: gold head of each word,
-    −1 for the root (in bold); `relations`: their names; arcs of `relation` stand out. Without `heads` only attention
-    is drawn.
+    `predicted`: word, predicted, weight (0-based indices; of one attention head, see `curves.heads.predicted_heads`,
+    read in `direction`), with `step` where `cursor`, a parameter holding a step, chooses among checkpoints. A dot
+    stands at the word attended to: the predicted head, or, read head→dependent, the dependent. `heads`: gold head of
+    each word, −1 for the root (in bold); `relations`: their names; arcs of `relation` stand out. Without `heads` only
+    attention is drawn.
 
     Raises
     ------
     UserError
-        If there are no words, or attention, heads or relations are those of a sentence of another length.
+        If there are no words, attention, heads or relations are those of a sentence of another length, or the
+        direction is none of `curves.heads.DIRECTIONS`.
     """
     need_columns(predicted, ["word", "predicted", "weight"], "sentence arcs")
     if not words:
@@ -48,23 +50,27 @@ def sentence_arcs(
         raise UserError(f"sentence arcs: {counts}; there must be one of each per word")
     if len(predicted) and max(predicted["word"].max(), predicted["predicted"].max()) >= len(words):
         raise UserError(f"sentence arcs: attention over more words than the sentence's {len(words)}")
+    if direction not in DIRECTIONS:
+        raise UserError(f"sentence arcs: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
     middle, width = _places(words)
-    above = _attention(words, predicted, heads, middle)
+    above = _attention(words, predicted, heads, middle, direction)
     below = _tree(heads, relations, middle) if heads is not None else None
-    top = max([20.0, *above["rise"]]) + BASE + 8
+    top = LEVEL * min(len(words), HIGHEST) + BASE + 8  # the same for every head and step, or the words would jump
     bottom = -(max([0.0, *(-below["rise"])]) + BASE + 18) if below is not None else -14.0
     x = alt.X("x:Q", axis=None).scale(domain=[0, width], nice=False, zero=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[bottom, top], nice=False, zero=False)
 
-    verdicts = [RIGHT, WRONG] if heads is not None else [UNKNOWN]
-    colour = alt.Color("verdict:N", title="each word's strongest attention").scale(domain=verdicts, range=[BLUE, GREY])
-    colour = colour.legend(orient="top", symbolType="stroke", symbolStrokeWidth=3) if heads else colour.legend(None)
+    verdicts = {RIGHT: BLUE, WRONG: GREY} if heads is not None else {UNKNOWN: PURPLE}
+    colour = alt.Color("verdict:N", title="each word's strongest attention")
+    colour = colour.scale(domain=list(verdicts), range=list(verdicts.values()))
+    colour = colour.legend(orient="top", symbolType="stroke", symbolStrokeWidth=3)
     thickness = alt.StrokeWidth("weight:Q", legend=None).scale(domain=[0, 1], range=[0.7, 5])
     tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
     attention = _curved(alt.Chart(above), cursor).mark_line(opacity=0.85, strokeCap="round", interpolate="cardinal")
     parts = [attention.encode(x, y, colour, thickness, alt.Detail("word:N"), alt.Order("t:Q"), tooltip=tips)]
     ends = alt.Chart(above).transform_filter(f"datum.step == {cursor.name}") if cursor is not None else alt.Chart(above)
-    place = {"x": alt.X("x1:Q", axis=None, scale=x["scale"]), "y": alt.Y("base:Q", axis=None, scale=y["scale"])}
+    attended = "x1:Q" if direction == DIRECTIONS[0] else "x0:Q"
+    place = {"x": alt.X(attended, axis=None, scale=x["scale"]), "y": alt.Y("base:Q", axis=None, scale=y["scale"])}
     parts.append(ends.mark_point(filled=True, opacity=1, size=26).encode(**place, color=colour, tooltip=tips))
     if below is not None:
         chosen = pl.col("name") == (relation or "")
@@ -84,7 +90,7 @@ def sentence_arcs(
     if heads is not None and cursor is None:
         arcs = sum(head >= 0 for head in heads)
         found = f"{above.filter(pl.col('verdict') == RIGHT).height} of {arcs} arcs as in the gold tree"
-    key = "above: attention (thicker: more), a dot where it points"
+    key = "above: attention (thicker: more), a dot at the word attended to"
     key += "; below: the gold tree, its root in bold" if heads is not None else ""
     return figure(
         chart,
@@ -94,7 +100,7 @@ def sentence_arcs(
     )
 
 
-def _attention(words, predicted: pl.DataFrame, heads, middle) -> pl.DataFrame:
+def _attention(words, predicted: pl.DataFrame, heads, middle, direction: str) -> pl.DataFrame:
     """Attention's arcs with their geometry, per step if there are steps; a word that attends to none has no arc."""
     gold = list(heads) if heads is not None else [None] * len(words)
     parts = []
@@ -106,11 +112,10 @@ def _attention(words, predicted: pl.DataFrame, heads, middle) -> pl.DataFrame:
         parts.append(
             _with_geometry(arcs, pairs, middle, 1).with_columns(pl.Series("verdict", verdict, dtype=pl.String))
         )
-    named = {"return_dtype": pl.String}
-    index = list(range(len(words)))
+    named = {"old": list(range(len(words))), "new": list(words), "return_dtype": pl.String}
+    attending, attended = ("word", "predicted") if direction == DIRECTIONS[0] else ("predicted", "word")
     return pl.concat(parts).with_columns(
-        pl.col("word").replace_strict(index, list(words), **named).alias("from"),
-        pl.col("predicted").replace_strict(index, list(words), **named).alias("to"),
+        pl.col(attending).replace_strict(**named).alias("from"), pl.col(attended).replace_strict(**named).alias("to")
     )
 
 
@@ -162,10 +167,12 @@ def arc_levels(pairs: Iterable[tuple[int, int]]) -> list[int]:
 def _with_geometry(arcs: pl.DataFrame, pairs: list[tuple[int, int]], middle: list[float], sign: int) -> pl.DataFrame:
     """`x0` (the dependent), `x1` (its head, a little to the near side), `base` and `rise` of each arc, in pixels."""
     toward = [5.0 if head < word else -5.0 for word, head in pairs]
+    levels = arc_levels(pairs)
+    squeezed = min(1.0, HIGHEST / max(levels, default=1))
     columns = {
         "x0": [middle[word] - side / 2 for (word, _), side in zip(pairs, toward, strict=True)],
         "x1": [middle[head] + side for (_, head), side in zip(pairs, toward, strict=True)],
-        "rise": [sign * LEVEL * level for level in arc_levels(pairs)],
+        "rise": [sign * LEVEL * squeezed * level for level in levels],
     }
     series = [pl.Series(name, values, dtype=pl.Float64) for name, values in columns.items()]
     return arcs.with_columns(*series, base=pl.lit(sign * BASE))

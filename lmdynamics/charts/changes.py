@@ -122,10 +122,10 @@ def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChar
     )
 
 
-def traded_at(table: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
+def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.LayerChart:
     """How far each group's losses fell and rose at the step that `cursor` holds.
 
-    `table`: step, group, gained, lost, net, as `curves.trading.traded` gives them by step.
+    `table`: step, group, gained, lost, net, as `curves.trading.traded` gives them by step. `by`: what the groups are.
     """
     what = "losses traded at a checkpoint"
     need_columns(table, ["step", "group", "gained", "lost", "net"], what)
@@ -135,7 +135,7 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
     groups = rows["group"].unique(maintain_order=True).to_list()
     name = cursor.name
     here = alt.Chart(rows).transform_filter(f"datum.step == {name}")
-    y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
+    y = alt.Y("group:N", title=by or None, sort=groups).scale(domain=groups)
     y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8)
     axis = alt.Axis(tickCount=5, labelExpr=SIGNED, grid=False)
     title = "change of loss (nats per token of the text)"
@@ -188,8 +188,8 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
             bars = base.mark_rule(strokeWidth=4).encode(alt.Y2(datum=0), color=fell)
             marks = [bars, alt.Chart(data).mark_rule(color=TEXT).encode(y=alt.datum(0))]
         tip = alt.Tooltip(f"{column}:Q", format="+.3~g" if column == "change" else ".3f")
-        over = [upright(cursor, x), clickable(data.select("x", "step", column), x, [tip], panel=i)]
-        panels.append(alt.layer(*marks, *over).properties(width=WIDTH, height=90))
+        over = clickable(data.select("x", "step", column), x, [tip], panel=i)
+        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=90))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
     most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")

@@ -86,7 +86,8 @@ def layer_head_map(
         f"Which heads follow {relation}",
         [
             f"{where}outlined: the best head on all sentences; {top['count']:,} arcs",
-            "each in the better of its two directions" + ("; dot: the head below" if chosen is not None else ""),
+            "each in the better of its two directions",
+            "dot: the head below; a relation brings the one best on half of them" if chosen is not None else "",
             baseline,
         ],
         f"Accuracy of each attention head on the relation {relation} at step {step}. Best: layer {top['layer']}, head "

@@ -4,10 +4,12 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
-from lmdynamics.charts.theme import BLUE, GREY, ORANGE, figure, step_axis
+from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
-from lmdynamics.curves.intervals import loss_by_bin, need_columns
+from lmdynamics.curves.heads import head_history, told
+from lmdynamics.curves.intervals import loss_by_bin, need_columns, wilson
 from lmdynamics.curves.onsets import Onset
+from lmdynamics.errors import shortened
 
 WIDTH = 420
 
@@ -18,10 +20,12 @@ def loss_and_uas(
     onset: Onset | None = None,
     step: int | None = None,
     cursor: alt.Parameter | None = None,
+    best: pl.DataFrame | None = None,
 ) -> alt.VConcatChart:
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
 
-    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`.
+    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: one
+    relation's best heads, as `curves.heads.head_history` takes them, for a third panel: when that relation appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
@@ -29,7 +33,7 @@ def loss_and_uas(
     steps = steps_of(loss, curve)
     last = steps[-1] if steps else 0
     place = cursor if cursor is not None else last if step is None else step
-    axes = [step_axis(steps, None), step_axis(steps)]
+    axes = [step_axis(steps, None), step_axis(steps, None) if best is not None else step_axis(steps)]
     falling = alt.Chart(on_step_axis(loss)).encode(axes[0]).mark_line(color=BLUE, strokeWidth=2)
     over = []
     if cursor is not None:
@@ -51,7 +55,7 @@ def loss_and_uas(
     layers = []
     for source, colour in shown.items():
         of_source = rising.transform_filter(alt.FieldEqualPredicate(field="source", equal=source))
-        y = alt.Y("uas:Q", title=["UAS (share of", "arcs found)"], axis=share)
+        y = alt.Y("uas:Q", title=["UAS (share of", "all arcs found)"], axis=share)
         if source != "offset":
             band = of_source.mark_area(color=colour, opacity=0.2)
             layers.append(band.encode(alt.Y("low:Q", title=y["title"], axis=share), alt.Y2("high:Q")))
@@ -59,14 +63,47 @@ def loss_and_uas(
         layers.append(of_source.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y))
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
     lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
-    chart = alt.vconcat(upper, lower, spacing=12)
+    panels, caption = [upper, lower], []
+    if best is not None:
+        panels.append(_one_relation(best, step_axis(steps), place, clicks=cursor is not None))
+        caption = lines(told(head_history(best), best["relation"][0]), 84)
+    chart = alt.vconcat(*panels, spacing=12)
     if cursor is not None:
         chart = chart.add_params(cursor)
     said = "" if onset is None else f"{str(onset).capitalize()}."
-    band = "" if onset is None or onset.step is None else "; band: structure onset"
+    band = "" if onset is None or onset.step is None else "; band: onset of structure"
     return figure(
         chart,
         "Where in training",
-        f"blue: attention heads; orange: shuffled trees; grey: best offset{band}",
-        f"Loss and UAS over training, with a line at one checkpoint. {said}",
+        [f"blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *caption],
+        " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, *caption]),
     )
+
+
+def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clicks: bool) -> alt.LayerChart:
+    """Accuracy of one relation's best head over its best fixed offset, and the step from which it stays above."""
+    low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    head = pl.format("{}-{}", "layer", "head")
+    data = on_step_axis(best).with_columns(low=low, high=high, name=head)
+    relation, share = best["relation"][0], alt.Axis(format="%", tickCount=4)
+    history = head_history(best).row(0, named=True)
+    base, layers = alt.Chart(data).encode(x), []
+    if history["appears"] is not None:
+        ends = {"from": history["appears"] if history["not_yet"] is None else history["not_yet"]}
+        ends = pl.DataFrame({**ends, "to": history["appears"]}).with_columns(pl.all().clip(BEFORE_ONE))
+        start = x.copy()
+        start["shorthand"] = "from:Q"
+        between = alt.Chart(ends).mark_rect(color=VERMILION, opacity=0.25)
+        layers.append(between.encode(start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")))
+    y = alt.Y("accuracy:Q", title=[f"{shortened(relation, 14)}:", "its best head"], axis=share)
+    layers += [
+        base.mark_area(color=BLUE, opacity=0.2).encode(alt.Y("low:Q", title=y["title"], axis=share), alt.Y2("high:Q")),
+        base.mark_line(color=BLUE, strokeWidth=2).encode(y),
+        base.mark_line(color=GREY, strokeWidth=2, strokeDash=[6, 4]).encode(alt.Y("offset:Q")),
+        upright(place, x),
+    ]
+    if clicks:
+        tips = [alt.Tooltip("name:N", title="layer-head"), "direction:N"]
+        tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("accuracy", "low", "high", "offset")]
+        layers.append(clickable(data, x, tips, panel=2))
+    return alt.layer(*layers).properties(width=WIDTH, height=110)

@@ -64,7 +64,7 @@ def small_multiples(
             panels.append(panel)
         rows.append(alt.concat(*panels, columns=across, spacing=14))
         ends = of_measure.group_by("condition", maintain_order=True).last()
-        said.append(f"{measure} at the end: {span(ends, is_share(measure, percent))}")
+        said.append(f"{measure} at the end of training: {span(ends, is_share(measure, percent))}")
     chart = alt.vconcat(*rows, spacing=16)
     if cursor is not None:
         chart = chart.add_params(cursor)

@@ -16,6 +16,7 @@ LONGEST = 60  # characters of one token that are shown
 FAINTEST, STRONGEST = 0.10, 0.55  # of the colour behind a token; text stays readable on it, on white and on black
 PLAIN = "unicode-bidi:isolate;padding:2px;margin-right:2px"  # isolate: a token of another script turns no neighbour
 TOKEN = f"{PLAIN};border-bottom:3px"
+FRAME = ";outline:2px solid currentColor"
 
 
 class ColouredTokens:
@@ -26,7 +27,8 @@ class ColouredTokens:
 
     `texts`: the tokens of each row, as a mapping or a function of the row. `changes`: row, position, change (nats),
     perhaps loss (before) and first_order; rows of text are shown in its order. `most`: the change (nats) at full colour
-    (default: so that 1 in 20 tokens is beyond it). `title`: a line above. `by="loss"` colours by a column `loss`
+    (default: so that 1 in 20 tokens is beyond it). `title`: a line above. `marked`: row and position of a token in a
+    frame. `by="loss"` colours by a column `loss`
     instead, in vermilion, the stronger the larger the loss; no column `change` is then needed.
 
     Nothing in a token acts: what is not printable is shown as its escape, and all else as text.
@@ -38,7 +40,14 @@ class ColouredTokens:
     """
 
     def __init__(
-        self, texts: Texts, changes: pl.DataFrame, *, most: float | None = None, title: str = "", by: str = "change"
+        self,
+        texts: Texts,
+        changes: pl.DataFrame,
+        *,
+        most: float | None = None,
+        title: str = "",
+        by: str = "change",
+        marked: tuple[int, int] | None = None,
     ):
         what = "coloured tokens"
         need_columns(changes, ["row", "position", by], what)
@@ -48,6 +57,7 @@ class ColouredTokens:
         if known.select("row", "position").is_duplicated().any():
             raise UserError(f"{what}: a token has several changes; choose one checkpoint, batch, split and direction")
         self.title, self.by, self.most = title, by, reach(known, by) if most is None else float(most)
+        self.marked = marked
         self.rows: dict[int, list[tuple[str, dict | None]]] = {}
         for (row,), part in known.group_by("row", maintain_order=True):
             tokens = list(texts(row) if callable(texts) else texts[row])
@@ -102,16 +112,20 @@ class ColouredTokens:
             raise UserError(f"cannot write the page {path}: {error.strerror}; choose another output_dir") from error
 
     def _row(self, row: int, tokens: list[tuple[str, dict | None]]) -> str:
-        inside = "<wbr>".join(self._token(token, change) for token, change in tokens)
+        inside = "<wbr>".join(
+            self._token(token, change, framed=(row, place) == self.marked)
+            for place, (token, change) in enumerate(tokens)
+        )
         name = f'<span style="opacity:0.7;padding-right:0.8em">row {int(row)}</span>' if len(self.rows) > 1 else ""
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:6px">{name}{inside}</div>'
 
-    def _token(self, token: str, change: dict | None) -> str:
+    def _token(self, token: str, change: dict | None, framed: bool = False) -> str:
+        frame = FRAME if framed else ""
         shown = escape(visible(token), quote=True)
         if change is None:
-            return f'<span style="{PLAIN};opacity:0.6" title="not predicted">{shown}</span>'
+            return f'<span style="{PLAIN};opacity:0.6{frame}" title="not predicted">{shown}</span>'
         told = escape(_told(token, change), quote=True)
-        return f'<span style="{self._style(change[self.by])}" title="{told}">{shown}</span>'
+        return f'<span style="{self._style(change[self.by])}{frame}" title="{told}">{shown}</span>'
 
     def _style(self, change: float) -> str:
         """Numbers made here, and nothing from the text."""
@@ -129,7 +143,9 @@ class ColouredTokens:
         told = {value: _signed(value).lstrip("+" * of_loss) for value in values}
         samples = "".join(f'<span style="{self._style(value)}"> {text} </span> ' for value, text in told.items())
         said = "loss (nats): " if of_loss else "change of loss (nats): "
-        key = "" if of_loss else '<span style="opacity:0.8">solid: fell, dotted: rose</span>'
+        key = "full colour there and beyond" + ("" if of_loss else "; solid: fell, dotted: rose")
+        key += "" if self.marked is None else "; framed: the token followed"
+        key = f'<span style="opacity:0.8">{key}</span>'
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:4px">{said}{samples}{key}</div>'
 
 

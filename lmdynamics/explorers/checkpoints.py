@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import anywidget
 import ipywidgets as widgets
 import traitlets
 
@@ -10,6 +11,23 @@ from lmdynamics.charts.cursor import JUMP
 from lmdynamics.charts.theme import BEFORE_ONE
 
 TICK = 350  # milliseconds from one checkpoint to the next while it plays
+
+
+class Keyboard(anywidget.AnyWidget):
+    """Nothing to see: gives the keyboard to the slider in the same box, which a slider cannot be told itself."""
+
+    _esm = """
+    export default {
+      render({ model, el }) {
+        el.style.display = "none";
+        const handle = () => el.closest(".lmd-checkpoint")?.querySelector(".noUi-handle");
+        model.on("msg:custom", () => handle()?.focus({ preventScroll: true }));
+      },
+    };
+    """
+
+    def take(self) -> None:
+        self.send({})
 
 
 class CheckpointSlider(widgets.HBox):
@@ -29,9 +47,10 @@ class CheckpointSlider(widgets.HBox):
             layout=widgets.Layout(width=f"{width}px"),
         )  # fmt: skip
         self.play = widgets.Play(interval=TICK, layout=widgets.Layout(width="120px"))
-        self.loss = widgets.Label()
+        self.loss, self.keyboard = widgets.Label(), Keyboard()
         widgets.jslink((self.play, "value"), (self.slider, "index"))
-        super().__init__([self.slider, self.play, self.loss], layout=widgets.Layout(flex_flow="wrap"))
+        super().__init__([self.slider, self.play, self.loss, self.keyboard], layout=widgets.Layout(flex_flow="wrap"))
+        self.add_class("lmd-checkpoint")
         self._offering = False
         self.offer(steps, steps[-1] if step is None else step, losses)
         self.slider.observe(self._moved, names="value")
@@ -62,8 +81,13 @@ class CheckpointSlider(widgets.HBox):
 
     @property
     def clicks(self) -> dict[str, Callable[[Mapping[str, float]], None]]:
-        """For `LiveChart`: a click on a chart over training goes to the checkpoint there."""
-        return {JUMP: lambda clicked: self.go(clicked["x"])}
+        """For `LiveChart`: a click on a chart over training goes to the checkpoint there, and arrow keys on from it."""
+
+        def jump(clicked: Mapping[str, float]) -> None:
+            self.go(clicked["x"])
+            self.keyboard.take()
+
+        return {JUMP: jump}
 
     def _moved(self, _=None) -> None:
         if not self._offering:

@@ -17,10 +17,10 @@ from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
 from lmdynamics.curves.fits import break_profile
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
 from lmdynamics.html import html_table
 
 SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # first steps that may be left out
@@ -68,9 +68,8 @@ class DecelerationExplorer(Explorer):
             raise UserError("there are no curves to explore; the frame has no rows")
         self.frame = curves.with_columns(pl.col("curve").cast(pl.String))
         names = self.frame["curve"].unique(maintain_order=True).to_list()
-        for what, chosen, known in (("curve", curve, names), ("smoothing", smoothing, SMOOTHINGS)):
-            if chosen is not None and chosen not in known:
-                raise UserError(f"there is no {what} {chosen!r}{did_you_mean(str(chosen), known)}")
+        check_start("curve", curve, names)
+        check_start("smoothing", smoothing, SMOOTHINGS)
         self._kept: dict[tuple, Fitted | UserError] = {}
         self._switching = False  # while the places on offer change, and with them the slider's value
         style = {"description_width": "100px"}

@@ -10,11 +10,11 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.curves.intervals import bounded, need_columns
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
 from lmdynamics.html import html_table
 
 ALL = ""  # no curve and no group has this name, unless there is only one curve
@@ -57,11 +57,9 @@ class DissentExplorer(Explorer):
             table[name].cast(pl.String).unique(maintain_order=True).to_list() for name in ("curve", "group")
         )
         steps = table["step"].unique().sort().to_list()
-        for what, chosen, known in (("curve", curve, self.curves), ("group", group, self.groups)):
-            if chosen is not None and chosen not in known:
-                raise UserError(f"there is no {what} {chosen!r}{did_you_mean(chosen, known)}")
-        if step is not None and step not in steps:
-            raise UserError(f"step {step} was not measured; measured: {', '.join(map(str, steps))}")
+        check_start("curve", curve, self.curves)
+        check_start("group", group, self.groups)
+        check_start("step", step, steps)
         style = {"description_width": "80px"}
         narrow = {"style": style, "layout": widgets.Layout(width="300px")}
         self.curve = widgets.Dropdown(options=_with_all(self.curves), value=curve or ALL, description="curve", **narrow)

@@ -17,11 +17,11 @@ from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.curves.pair_race import WHOLE, judged_right, pair_race
-from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.errors import UserError, shortened
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
 from lmdynamics.html import CELL, LITERAL
 
 ALL = ""  # paradigms: their average
@@ -64,18 +64,15 @@ class PairExplorer(Explorer):
         self._races: dict[tuple, pl.DataFrame] = {}
         for name in self.traces:  # a hole or a NaN in any is refused here, not at a click
             self._race(name, ALL, EVERY)
-        if run is not None and run not in self.traces:
-            raise UserError(f"there is no run {run!r}{did_you_mean(run, self.traces)}")
-        if paradigm is not None and paradigm not in self.paradigms:
-            raise UserError(f"there is no paradigm {paradigm!r}{did_you_mean(paradigm, self.paradigms)}")
+        check_start("run", run, self.traces)
+        check_start("paradigm", paradigm, self.paradigms)
         if pair is not None:
             of = dict(self.texts.select("pair", "paradigm").iter_rows()).get(pair)
             if of is None or (paradigm or of) != of:
                 raise UserError(f"there is no pair {pair} in {'this trace' if paradigm is None else paradigm}")
             paradigm = of
         steps = self._steps(run or first)
-        if step is not None and step not in steps:
-            raise UserError(f"step {step} was not measured; measured: {', '.join(map(str, steps))}")
+        check_start("step", step, steps)
         self._make_controls()
         several = len(self.paradigms) > 1
         start = paradigm or (ALL if several else self.paradigms[0])

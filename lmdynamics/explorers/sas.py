@@ -16,7 +16,7 @@ from lmdynamics import charts
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.curves.heads import DIRECTIONS, predicted_heads
-from lmdynamics.curves.intervals import loss_by_bin, uas_by_step
+from lmdynamics.curves.intervals import loss_by_bin, uas_by_step, wilson
 from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider
@@ -24,7 +24,7 @@ from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.sas_controls import Controls
 from lmdynamics.explorers.saving import check_among, restored
 from lmdynamics.measurements.arcs import offset_baseline
-from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
+from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run
 
@@ -50,7 +50,7 @@ class Measured:
 
     run: Run
     scores: pl.DataFrame
-    best: pl.DataFrame  # best head per step and relation
+    best: pl.DataFrame  # best head per step and relation, beside the best fixed offset
     curve: pl.DataFrame  # UAS with intervals
     onset: Onset
     offsets: dict[str, float]
@@ -146,7 +146,7 @@ class SasExplorer(Explorer):
             self._measured[index] = Measured(
                 run,
                 traces["heads"],
-                best_heads(traces["heads"]).drop_nulls("accuracy"),
+                best_heads_and_offset(traces["heads"], self.treebank, self.min_count, self.seed),
                 uas_by_step(traces["uas"]),
                 structure_onset(traces["uas"], margin=self.margin, seed=self.seed),
                 dict(baseline.select("relation", "accuracy").iter_rows()),
@@ -160,12 +160,13 @@ class SasExplorer(Explorer):
         return fitting[:SENTENCES]
 
     def curves(self, cursor: alt.Parameter | None = None) -> alt.VConcatChart:
-        """Loss and UAS with a line at the checkpoint."""
+        """Loss, UAS and the relation's best head, with a line at the checkpoint."""
         seen = self.measured
         log = seen.run.log
         if log.is_empty():
             log = pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
-        return charts.loss_and_uas(log, seen.curve, seen.onset, self.now.step, cursor)
+        best = seen.best.filter(pl.col("relation") == self.now.relation)
+        return charts.loss_and_uas(log, seen.curve, seen.onset, self.now.step, cursor, best)
 
     def head_map(self, cursor: alt.Parameter | None = None, chosen=None) -> alt.LayerChart:
         """Every head's accuracy on the relation at the checkpoint."""
@@ -186,7 +187,7 @@ class SasExplorer(Explorer):
             where += f", step {state.step:,}"
         gold = next((sentence for sentence in self.treebank if sentence.words == state.words), None)
         tree = (gold.heads, gold.relations, state.relation) if gold else (None, None, None)
-        return charts.sentence_arcs(state.words, predicted, *tree, cursor=cursor, caption=where)
+        return charts.sentence_arcs(state.words, predicted, *tree, cursor, where, state.direction)
 
     def attention(self) -> pl.DataFrame:
         """Attention within the sentence at every checkpoint of the run."""
@@ -234,8 +235,12 @@ class SasExplorer(Explorer):
         here = {"relation": state.relation, "step": state.step, "split": "all"}
         heads = predicted_heads(self.attention(), state.direction)
         arcs = heads.filter(layer=state.layer, head=state.head, step=state.step)
+        low, high = wilson(pl.col("accuracy"), pl.col("count"))
+        best = seen.best.filter(pl.col("relation") == state.relation)
+        best = best.select("step", curve=pl.lit("best head, ") + "relation", value="accuracy", low=low, high=high)
+        curves = [uas, best] if loss is None else [loss, uas, best]
         return {
-            "explorer_curves": uas if loss is None else pl.concat([loss, uas], how="diagonal_relaxed"),
+            "explorer_curves": pl.concat(curves, how="diagonal_relaxed"),
             "explorer_heads": seen.scores.filter(**here),
             "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(state.words)))),
         }

@@ -110,6 +110,7 @@ class Controls:
         layer, head, direction = self.explorer.measured.best_head(self.now.relation)
         with self.now.hold_trait_notifications():
             self.now.layer, self.now.head, self.now.direction = layer, head, direction
+        self._draw_curves()
         self._draw_map()
         self._draw_arcs()
 
@@ -145,7 +146,7 @@ class Controls:
             self.checkpoint.offer(seen.run.steps, nearest(seen.run.steps, now.step), seen.losses)
             self.layer.options, self.head.options = _numbers(seen, "layer"), _numbers(seen, "head")
             now.relation, now.layer, now.head, now.direction = relation, layer, head, direction
-            self.curves.redraw(self.explorer.curves(self._cursor()))
+            self._draw_curves()
             self._draw_map()
             self._draw_arcs()
             self._send()
@@ -165,6 +166,8 @@ class Controls:
             try:
                 self.sentence.options = self._sentences()
                 self.sentence.value = words
+                if tuple(self.text.value.split()) != words:  # one of the list: the box holds an older one
+                    self.text.value = ""
             finally:
                 self.switching = False
             self._draw_arcs()
@@ -201,6 +204,9 @@ class Controls:
         for view in (self.curves, self.map, self.arcs):
             view.set(cursor=now.step, chosen_layer=now.layer, chosen_head=now.head)
 
+    def _draw_curves(self) -> None:
+        self.curves.redraw(self.explorer.curves(self._cursor()))
+
     def _draw_map(self) -> None:
         self.map.redraw(self.explorer.head_map(self._cursor(), self._chosen()))
 
@@ -231,7 +237,7 @@ class Controls:
             if tokenizer.unk_token_id in tokenizer([word], is_split_into_words=True)["input_ids"]
         ]
         if not line and unknown:
-            line = f"unknown to this model: {', '.join(unknown)}"
+            line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
         self.status.value = escape(line)
 
     def _sentences(self) -> list[tuple[str, tuple[str, ...]]]:

@@ -101,5 +101,19 @@ def check_among(name: str, value: Any, known: Collection) -> None:
         raise UserError(f"the state's {name} is {_told(value)}, which is not there (any more); there are: {there}")
 
 
+def check_start(what: str, value: Any, known: Collection) -> None:
+    """Refuse a start value that is not among what there is; None leaves the choice to the explorer.
+
+    Raises
+    ------
+    UserError
+        If it is not.
+    """
+    if value is not None and value not in known:
+        if what == "step":
+            raise UserError(f"step {value} was not measured; measured: {', '.join(map(str, known))}")
+        raise UserError(f"there is no {what} {value!r}{did_you_mean(str(value), map(str, known))}")
+
+
 def _told(value: Any) -> str:
     return shortened(printable(repr(value)))

@@ -12,11 +12,11 @@ from lmdynamics.charts.conditions import is_share, names_of
 from lmdynamics.charts.linked import STILL, Linked, Place
 from lmdynamics.charts.small_multiples import small_multiples, told_at
 from lmdynamics.curves.intervals import need_columns, with_interval
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
 from lmdynamics.html import html_table
 
 ALL = ""  # no run and no measure has this name
@@ -60,11 +60,9 @@ class TrajectoryExplorer(Explorer):
         self.percent, self.beside = percent, beside
         self.runs, self.measures = names_of(self.table, "run"), names_of(self.table, "measure")
         steps = self.table["step"].unique().sort().to_list()
-        for what, chosen, known in (("run", run, self.runs), ("measure", measure, self.measures)):
-            if chosen is not None and chosen not in known:
-                raise UserError(f"there is no {what} {chosen!r}{did_you_mean(chosen, known)}")
-        if step is not None and step not in steps:
-            raise UserError(f"step {step} was not measured; measured: {', '.join(map(str, steps))}")
+        check_start("run", run, self.runs)
+        check_start("measure", measure, self.measures)
+        check_start("step", step, steps)
         style = {"style": {"description_width": "80px"}, "layout": widgets.Layout(width="330px")}
         self.run = widgets.Dropdown(options=_with_all(self.runs), value=run or ALL, description="run", **style)
         self.measure = widgets.Dropdown(

@@ -14,15 +14,16 @@ from lmdynamics.charts.changes import change_histogram, interference_cursor, tok
 from lmdynamics.charts.linked import STILL, Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach, visible
 from lmdynamics.curves.intervals import bounded
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError
 from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, start, told
 from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
 CURSOR = "zero_sum_step"
+UNNAMED = "the run"
 
 
 class ZeroSumExplorer(Explorer):
@@ -31,8 +32,9 @@ class ZeroSumExplorer(Explorer):
     `changes`: a trace of `OneStep`, or a frame of `curves.zero_sum.doublings`; of several runs, a mapping by name.
     `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); with
     several runs that read different tokens, a mapping of such by run. `groups`: row, position, group or token, group,
-    as `curves.trading.traded` takes them, for bars of who traded with whom. `step`, `split`, `direction`, `batch` and
-    `row` choose where to start: by default the last step, held-out text, the update, the first batch and row.
+    as `curves.trading.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
+    `direction`, `batch` and `row` choose where to start: by default the last step, held-out text, the update, the first
+    batch and row.
 
     All numbers are worked out when a run is first looked at; moving only looks up.
 
@@ -48,17 +50,18 @@ class ZeroSumExplorer(Explorer):
         texts: Texts | Mapping[str, Texts],
         groups: pl.DataFrame | None = None,
         *,
+        by: str = "",
         step: int | None = None,
         split: str = "held out",
         direction: str | None = None,
         batch: int | None = None,
         row: int | None = None,
     ):
-        frames = {"the run": changes} if isinstance(changes, pl.DataFrame) else dict(changes)
+        frames = {UNNAMED: changes} if isinstance(changes, pl.DataFrame) else dict(changes)
         if not frames:
             raise UserError("the zero-sum explorer: there are no runs; give the changes of one or more")
         self.runs = {str(name): moved(frame, groups) for name, frame in frames.items()}
-        self.texts = texts
+        self.texts, self.by = texts, by
         self._switching = True  # while controls are set one after the other, nothing is drawn
         self._drawn: tuple = ()
         self._texts: dict[tuple, list[str]] = {}
@@ -93,7 +96,8 @@ class ZeroSumExplorer(Explorer):
         here, row = self._here(step), self.row.value
         step = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
         title = f"{step}, row {row}"
-        return ColouredTokens({row: self._text(row)}, here.filter(pl.col("row") == row), most=reach(here), title=title)
+        of_row, marked = here.filter(pl.col("row") == row), (row, self.position.value)
+        return ColouredTokens({row: self._text(row)}, of_row, most=reach(here), title=title, marked=marked)
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
         seen, chosen = self.seen, self.chosen
@@ -106,7 +110,7 @@ class ZeroSumExplorer(Explorer):
             "explorer_changes": change_histogram(seen.bins.filter(**chosen), cursor),
         }
         if seen.traded is not None:
-            made["explorer_traded"] = traded_at(seen.traded.filter(**chosen), cursor)
+            made["explorer_traded"] = traded_at(seen.traded.filter(**chosen), cursor, self.by)
         return {**made, "explorer_token": self._course()}
 
     def _course(self) -> alt.TopLevelMixin:
@@ -175,12 +179,12 @@ class ZeroSumExplorer(Explorer):
         self.row = widgets.Dropdown(description="row", style=style, layout=widgets.Layout(width="520px"))
         self.position = widgets.Dropdown(description="token", **narrow)
         self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
-        self.views = Views(self.checkpoint.clicks)
+        self.views, self.course = Views(self.checkpoint.clicks), Views(self.checkpoint.clicks)
         self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
         self.saving = SaveRow(self)
         text = widgets.HBox([self.row, self.position], layout=widgets.Layout(flex_flow="wrap"))
-        shown = [self._pickers, self.checkpoint, self.said, self.views.widget, text, self.text, self.saving.widget]
-        self.widget = widgets.VBox(shown)
+        shown = [self._pickers, self.checkpoint, self.said, self.views.widget]
+        self.widget = widgets.VBox([*shown, text, self.text, self.course.widget, self.saving.widget])
 
     def _bind(self) -> None:
         for control in (self.run, self.split, self.direction, self.batch):
@@ -213,15 +217,15 @@ class ZeroSumExplorer(Explorer):
             value = wanted[column]
             if value not in known:
                 if strict:
-                    raise UserError(f"there is no {column} {value!r}{did_you_mean(str(value), map(str, known))}")
+                    check_start(column, value, known)
                 value = known[0]
             names = {"split": SPLITS, "direction": DIRECTIONS}.get(column, {})
             named = [(names.get(each, str(each)), each) for each in known]
             control.options, control.value = named, value
             fixed[column] = value
         steps = seen.options("step", **fixed)
-        if strict and wanted["step"] not in steps:
-            raise UserError(f"step {wanted['step']} was not measured; measured: {', '.join(map(str, steps))}")
+        if strict:
+            check_start("step", wanted["step"], steps)
         self.checkpoint.offer(steps, wanted["step"])
         self._offer_rows()
         several = ((self.run, self.runs), (self.split, self.split.options), (self.direction, self.direction.options))
@@ -267,11 +271,12 @@ class ZeroSumExplorer(Explorer):
         finally:
             self._switching = False
         self._draw_course()
-        self._say()
 
     def _draw_course(self) -> None:
+        """Another token: its own chart, and its frame in the text."""
         self._drawn = self._drawing
-        self.views.redraw("explorer_token", self._course(), **{CURSOR: self.checkpoint.step})
+        self.course.redraw("explorer_token", self._course(), **{CURSOR: self.checkpoint.step})
+        self._say()
 
     @property
     def _drawing(self) -> tuple:
@@ -305,12 +310,15 @@ class ZeroSumExplorer(Explorer):
         """Another run, text, direction or batch: other charts, in the place of those before."""
         if self._drawing != self._drawn:
             self._drawn = self._drawing
-            self.views.draw(self.stills())
+            made = self.stills()
+            self.course.draw({"explorer_token": made.pop("explorer_token")})
+            self.views.draw(made)
         self._moved_to()
 
     def _moved_to(self) -> None:
         """Another checkpoint: a number goes out, and the text is coloured anew."""
-        self.views.set(**{CURSOR: self.checkpoint.step})
+        for views in (self.views, self.course):
+            views.set(**{CURSOR: self.checkpoint.step})
         self._switching = True
         try:
             self._offer_rows()
@@ -332,4 +340,4 @@ class ZeroSumExplorer(Explorer):
         if len(self.batch.options) > 1:
             own = self.seen.each.filter(step=self.checkpoint.step, **chosen).select("interference").row(0, named=True)
             said += f" Batch {chosen['batch']} alone: D {bounded(own, 'interference', '.2f')}."
-        return f"{self.run.value}: {said}" if len(self.runs) > 1 else said
+        return said if list(self.runs) == [UNNAMED] else f"{self.run.value}: {said}"

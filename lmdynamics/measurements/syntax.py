@@ -17,6 +17,7 @@ from lmdynamics.measurements.arcs import (
     best_candidate,
     gold_arcs,
     gold_heads,
+    offset_baseline,
     offset_candidates,
     score_half,
     shuffled,
@@ -176,6 +177,15 @@ def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
     order = head_scores.select(by).unique(maintain_order=True)
     found = chosen.join(scored, on=which)
     return order.join(found, on=by, maintain_order="left").select(*which, "accuracy", "weight", "count")
+
+
+def best_heads_and_offset(
+    head_scores: pl.DataFrame, treebank: Treebank, min_count: int = 100, seed: int = 0
+) -> pl.DataFrame:
+    """`best_heads` with `offset` beside each: how far the relation's best fixed offset gets on the same sentences."""
+    baseline = offset_baseline(treebank, min_count, seed).filter(pl.col("split") == "score")
+    best = best_heads(head_scores).drop_nulls("accuracy")
+    return best.join(baseline.select("relation", offset="accuracy"), on="relation", maintain_order="left")
 
 
 _RECENT: OrderedDict[tuple, Parents] = OrderedDict()

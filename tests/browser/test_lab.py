@@ -9,7 +9,7 @@ import pytest
 
 from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
-from tests.browser.lab import CHROMIUM, THEMES, jupyter_lab, notebook_page
+from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import unreadable
 from tests.browser.moves import press, slider_areas, views
 
@@ -37,14 +37,6 @@ from lmdynamics.curves.published import drawn_from, published_fits
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)])).show()
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A JupyterLab whose runs and caches lie in a folder of its own; gives its root and address."""
-    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    with jupyter_lab(root, scratch, LMDYNAMICS_HOME=str(tmp_path_factory.mktemp("home"))) as address:
-        yield root, address
 
 
 def untoward(notebook) -> dict[str, list[str]]:

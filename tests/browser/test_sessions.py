@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.batch.notebooks import write_notebook
-from tests.browser.lab import CHROMIUM, Notebook, jupyter_lab, notebook_page
+from tests.browser.lab import CHROMIUM, Notebook, notebook_page
 from tests.browser.moves import drag, press, slider_areas, views
 
 ROOT = Path(__file__).parents[2]
@@ -35,15 +35,6 @@ EXPLORER = """\
 {name}.show()
 """
 RSS = "__import__('psutil').Process().memory_info().rss"
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A JupyterLab with a home of its own, whose kernels can make the tests' explorers; gives its root and address."""
-    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    environment = {"LMDYNAMICS_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
-    with jupyter_lab(root, scratch, **environment) as address:
-        yield root, address
 
 
 def opened(notebook: Notebook, lab, name: str, *cells: str) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.batch.notebooks import write_notebook
-from tests.browser.lab import CHROMIUM, THEMES, jupyter_lab, notebook_page
+from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import cut, faint, overlapping, seen, unreadable
 from tests.explorers.made import MAKE
 
@@ -36,15 +36,6 @@ text = dots.mark_text().encode(x="x:Q", y="y:Q", text="a:N", color=alt.value("bl
 grey = {"labelColor": "#7a7a7a", "titleColor": "currentColor", "domainColor": "#888888", "tickColor": "#888888"}
 alt.JupyterChart((cell + text).configure(background="transparent").configure_axis(**grey))
 """
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A JupyterLab with a home of its own, whose kernels can make the tests' explorers; gives its root and address."""
-    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
-    environment = {"LMDYNAMICS_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
-    with jupyter_lab(root, scratch, **environment) as address:
-        yield root, address
 
 
 @pytest.fixture

@@ -105,6 +105,31 @@ def test_arcs_are_told_apart_by_the_gold_tree():
     assert set(chosen) == {"nsubj"}
 
 
+def test_a_dot_stands_at_the_word_attended_to():
+    frame = attention(steps=[512])
+    for direction, place in zip(DIRECTIONS, ("x1", "x0"), strict=True):
+        predicted = predicted_heads(frame, direction).drop("step")
+        spec = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, direction=direction).to_dict()
+        dots = [layer for layer in spec["layer"] if layer["mark"].get("size") == 26]
+        assert [layer["encoding"]["x"]["field"] for layer in dots] == [place]
+        for row in rows_of(spec, "verdict"):
+            told = (row["from"], row["to"]) if direction == DIRECTIONS[0] else (row["to"], row["from"])
+            assert told == (WORDS[row["word"]], WORDS[row["predicted"]])
+    with pytest.raises(UserError, match="direction 'up' is neither"):
+        charts.sentence_arcs(WORDS, predicted, direction="up")
+
+
+def test_words_stand_where_they_stood_whatever_the_head():
+    low, high = (
+        pl.DataFrame({"word": range(11), "predicted": predicted, "weight": 0.5})
+        for predicted in ([(i + 1) % 11 for i in range(11)], [10 - i if i != 5 else 0 for i in range(11)])
+    )
+    specs = [charts.sentence_arcs(WORDS, frame).to_dict() for frame in (low, high)]
+    assert specs[0]["height"] == specs[1]["height"]
+    tops = [max(row["base"] + row["rise"] for row in rows_of(spec, "rise")) for spec in specs]
+    assert all(top <= spec["height"] for top, spec in zip(tops, specs, strict=True))
+
+
 def test_arcs_without_a_tree_claim_nothing():
     spec = charts.sentence_arcs(WORDS, predicted_heads(attention(steps=[512])).drop("step")).to_dict()
     assert {row["verdict"] for row in rows_of(spec, "verdict")} == {UNKNOWN}

@@ -76,7 +76,7 @@ def test_it_says_whether_there_are_intervals(bounds):
 
 def test_the_title_names_the_ends():
     title = small_multiples(curves(measures=("loss",))).to_dict()["title"]["text"]
-    assert title == ["Loss at the end: -6.43 (c) to 3.57 (a)"]
+    assert title == ["Loss at the end of training: -6.43 (c) to 3.57 (a)"]
     assert "<svg" in to_svg(small_multiples(curves()))
 
 

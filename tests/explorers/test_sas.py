@@ -99,9 +99,10 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
     arcs = views(box)[2]
     assert explorer.now.words == ("<img/src=x>", "the")
     assert control(box, "Dropdown", "sentence")[0].value == explorer.now.words
-    assert "gold" not in json.dumps(arcs.spec)
+    assert "no gold tree to compare with" in json.dumps(arcs.spec)
+    assert "as in the gold tree" not in json.dumps(arcs.spec)
     status = control(box, "HTML", "")[0]
-    assert status.value == "unknown to this model: &lt;img/src=x&gt;"
+    assert status.value == "not in the model&#x27;s vocabulary, each read as [UNK]: &lt;img/src=x&gt;"
 
 
 def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explorer):

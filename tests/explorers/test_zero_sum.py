@@ -26,7 +26,7 @@ def explorer():
 
 
 def views(explorer):
-    return list(explorer.views.widget.children)
+    return [*explorer.views.widget.children, *explorer.course.widget.children]
 
 
 def test_it_starts_at_the_last_step_on_held_out_text_with_the_update(explorer):
