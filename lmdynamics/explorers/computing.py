@@ -38,11 +38,10 @@ class Computing:
         then: Callable[[Any], None],
         otherwise: Callable[[str], None] = lambda said: None,
         what: str = "computing",
-        wait: float = 0.0,
     ) -> None:
         """`compute`, and then `then` with its result, or `otherwise` with one line that says why there is none.
 
-        `wait`: seconds to hold back, so that of several in a row only the last is begun.
+        Of several in a row only the last is begun.
         """
         self.give_up()
         try:
@@ -80,7 +79,7 @@ class Computing:
                 loop.call_later(AFTER, tell)
 
         self._give_up = lambda: otherwise("cancelled; what was computed so far is kept")
-        loop.call_later(wait, start)
+        loop.call_soon(start)
 
     def give_up(self) -> None:
         """Cancel what is being computed, if anything is."""

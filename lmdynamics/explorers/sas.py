@@ -132,7 +132,7 @@ class SasExplorer(Explorer):
 
     def knows(self, index: int, words: tuple[str, ...]) -> bool:
         """Whether a run is measured and a sentence read by it, so that looking at them computes nothing."""
-        return index in self._measured and (index, words) in self._attention
+        return index in self._measured and (index, words, None) in self._attention
 
     def measure(self, index: int, executor: Executor | None = None) -> Measured:
         """The traces of one of the runs, measured on first use, perhaps elsewhere."""
@@ -190,17 +190,24 @@ class SasExplorer(Explorer):
         return charts.sentence_arcs(state.words, predicted, *tree, cursor, where, state.direction)
 
     def attention(self) -> pl.DataFrame:
-        """Attention within the sentence at every checkpoint of the run."""
-        return self.read(self.now.run, self.now.words)
+        """Attention within the sentence at every checkpoint of the run, or, while it is being read, at this one."""
+        now = self.now
+        here = (now.run, now.words, now.step)
+        known = self.knows(now.run, now.words) or here not in self._attention
+        return self.read(now.run, now.words) if known else self._attention[here]
 
-    def read(self, index: int, words: tuple[str, ...], executor: Executor | None = None) -> pl.DataFrame:
-        """Attention within a sentence at every checkpoint of one of the runs."""
-        if (index, words) not in self._attention:
-            run, measurement = self.runs[index], WordAttention(words)
-            self._attention[index, words] = trace(
-                run, measurement, executor=executor, device=self.device, progress=False
-            )
-        return self._attention[index, words]
+    def read(
+        self, index: int, words: tuple[str, ...], executor: Executor | None = None, step: int | None = None
+    ) -> pl.DataFrame:
+        """Attention within a sentence at every checkpoint of one of the runs, or at one `step`."""
+        key = (index, words, step)
+        if key not in self._attention:
+            steps = None if step is None else [step]
+            self._attention[key] = trace(
+                self.runs[index], WordAttention(words), steps=steps, executor=executor, device=self.device,
+                progress=False,
+            )  # fmt: skip
+        return self._attention[key]
 
     def state(self) -> dict[str, str | int | list[str]]:
         now = self.now

@@ -19,8 +19,6 @@ from lmdynamics.explorers.saving import SaveRow
 if TYPE_CHECKING:
     from lmdynamics.explorers.sas import Measured, SasExplorer
 
-SOON = 0.1  # seconds before a typed sentence is read, so that of several in a row only the last is
-
 
 class Controls:
     """The controls of one explorer, each bound to one value of its state, and the views that follow."""
@@ -90,8 +88,8 @@ class Controls:
         for name in ("relation", "layer", "head", "direction"):
             traitlets.link((getattr(self, name), "value"), (self.now, name))
         self.sentence.observe(lambda change: self._read(change["new"]), names="value")
-        self.text.observe(lambda change: self._read(tuple(change["new"].split()), SOON), names="value")
-        self.now.observe(lambda _: self.switching or self._send(), names="step")
+        self.text.observe(lambda change: self._read(tuple(change["new"].split())), names="value")
+        self.now.observe(lambda _: self.switching or self._moved(), names="step")
         self.now.observe(lambda _: self._relation_changed(), names="relation")
         self.now.observe(lambda _: self._head_changed(), names=["layer", "head", "direction"])
         # no link: a run that cannot be measured is left again
@@ -154,11 +152,11 @@ class Controls:
         finally:
             self.switching = False
 
-    def _read(self, words: tuple[str, ...], wait: float = 0.0) -> None:
-        """Look at another sentence, once the model has read it; if it cannot, say so and stay."""
+    def _read(self, words: tuple[str, ...]) -> None:
+        """Look at another sentence, once this checkpoint has read it, and let the others follow; or say why not."""
         if self.switching or not words or words == self.now.words:
             return
-        explorer, index = self.explorer, self.now.run
+        explorer, index, step = self.explorer, self.now.run, self.now.step
 
         def look() -> None:
             self.now.words = words
@@ -172,15 +170,26 @@ class Controls:
                 self.switching = False
             self._draw_arcs()
             self._say()
+            self._read_on()
 
         def left_again(said: str) -> None:
             self.sentence.value = self.now.words
             self._say(said)
 
         def compute(executor: Executor | None) -> None:
-            explorer.read(index, words, executor)
+            explorer.read(index, words, executor, step)
 
-        self._compute(compute, look, left_again, "reading the sentence", index, words, wait)
+        self._compute(compute, look, left_again, "reading the sentence", index, words)
+
+    def _read_on(self) -> None:
+        """The sentence at all other checkpoints, so that the slider moves its arcs too."""
+        explorer, index, words = self.explorer, self.now.run, self.now.words
+        if not explorer.knows(index, words):
+
+            def compute(executor: Executor | None) -> None:
+                explorer.read(index, words, executor)
+
+            self.computing.begin(compute, lambda _: self._draw_arcs(), self._say, "reading the sentence")
 
     def _compute(
         self,
@@ -190,14 +199,18 @@ class Controls:
         what: str,
         index: int,
         words: tuple[str, ...],
-        wait: float = 0.0,
     ) -> None:
         """Beside the page, unless all of it is known already."""
         if self.explorer.knows(index, words):
             self.computing.give_up()
             then()
         else:
-            self.computing.begin(compute, lambda _: then(), otherwise, what, wait)
+            self.computing.begin(compute, lambda _: then(), otherwise, what)
+
+    def _moved(self) -> None:
+        self._send()
+        if not self.computing.busy:  # somebody has cancelled that
+            self._read_on()
 
     def _send(self) -> None:
         now = self.now
@@ -213,7 +226,8 @@ class Controls:
     @property
     def _arcs_wanted(self) -> tuple:
         now = self.now
-        return now.run, now.words, now.relation, now.layer, now.head, now.direction
+        whole = self.explorer.knows(now.run, now.words)
+        return now.run, now.words, whole, now.relation, now.layer, now.head, now.direction
 
     def _draw_arcs(self) -> None:
         """Three values change at once when a relation is picked: draw for the last of them only."""

@@ -10,20 +10,26 @@ _VIEWS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].query
   .map(view => (view.querySelector('svg') || view).outerHTML)"""
 _FOCUS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].querySelectorAll('.noUi-handle')]
   .at(-1).focus()"""
-_WATCH = """i => {
+_WATCH = """([i, wanted]) => {
   const area = document.querySelectorAll('.jp-OutputArea-output')[i];
   window.drawn = null;
+  window.shown = null;
   window.pressed = null;
   window.watching?.disconnect();
   const inChart = node => (node.closest ? node : node.parentElement)?.closest('.vega-embed');
   window.watching = new MutationObserver(changes => {
     if (changes.some(change => inChart(change.target)))
-      requestAnimationFrame(() => { window.drawn = performance.now(); });
+      requestAnimationFrame(() => {
+        window.drawn = performance.now();
+        const texts = [...area.querySelectorAll('.vega-embed svg text')].map(text => text.textContent);
+        if (wanted && texts.join(' ').includes(wanted)) window.shown ??= window.drawn;
+      });
   });
   window.watching.observe(area, {subtree: true, childList: true, attributes: true, characterData: true});
   area.addEventListener('keydown', () => { window.pressed = performance.now(); }, {once: true, capture: true});
 }"""
 _WAITED = "() => window.drawn && window.pressed ? window.drawn - window.pressed : null"
+_SHOWN = "() => window.shown && window.pressed ? window.shown - window.pressed : null"
 
 
 def slider_areas(page: Page) -> list[int]:
@@ -56,26 +62,28 @@ def drag(page: Page, area: int, share: float) -> None:
 
 
 def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[float]:
-    """Milliseconds from Enter behind a sentence in an output's text box to the last frame in which it changed a chart.
+    """Milliseconds from Enter behind a sentence in an output's text box to the frame that shows its arcs.
 
-    Sentences are those the output offers, their first word put last.
+    That frame is of the checkpoint looked at; the others follow. Sentences are those the output offers, their first
+    word put last.
     """
     output = page.locator(".jp-OutputArea-output").nth(area)
     box = output.locator("input[type=text]").first
     offered = [text.split() for text in output.locator("option").all_inner_texts()]
     waits = []
     for first, *words in [words for words in offered if len(words) > 3][:n] if box.count() else []:
-        box.fill(" ".join([*words, first]))
-        page.evaluate(_WATCH, area)
+        sentence = " ".join([*words, first])
+        box.fill(sentence)
+        page.evaluate(_WATCH, [area, sentence])
         box.press("Enter")
         page.wait_for_timeout(settle)
-        waits.append(page.evaluate(_WAITED))
+        waits.append(page.evaluate(_SHOWN))
     return [wait for wait in waits if wait is not None]
 
 
 def timed_move(page: Page, area: int, key: str, settle: int = 350) -> float | None:
     """Milliseconds from the key to the last frame in which a chart of the output changed, `settle` at most; or None."""
-    page.evaluate(_WATCH, area)
+    page.evaluate(_WATCH, [area, ""])
     press(page, area, key)
     page.wait_for_timeout(settle)
     return page.evaluate(_WAITED)

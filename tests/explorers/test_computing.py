@@ -106,7 +106,7 @@ def test_of_several_in_a_row_only_the_last_is_begun():
 
     async def notebook():
         for i in range(5):
-            computing.begin(lambda _, i=i: begun.append(i) or i, found.append, wait=0.05)
+            computing.begin(lambda _, i=i: begun.append(i) or i, found.append)
         await settled(computing)
 
     asyncio.run(notebook())

@@ -187,6 +187,39 @@ def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, tr
     assert views(box)[0].params.cursor == 4.0
 
 
+def test_a_sentence_is_seen_at_this_checkpoint_before_the_others_have_read_it(run, treebank):
+    explorer = SasExplorer(run, treebank, min_count=20, progress=False, step=4)
+    box, computing, seen = explorer.show(), explorer.controls.computing, []
+    arcs, go_on, read = views(box)[2], threading.Event(), explorer.read
+
+    def held(index, words, executor=None, step=None):
+        if executor is not None and step is None:
+            executor.submit(go_on.wait, 20).result()
+        return read(index, words, executor, step)
+
+    explorer.read = held
+
+    def steps_drawn():
+        return {row["step"] for rows in arcs.spec["datasets"].values() for row in rows if "verdict" in row}
+
+    async def notebook():
+        control(box, "Text", "or")[0].value = "the the the"
+        while explorer.now.words != ("the", "the", "the"):
+            await asyncio.sleep(0.01)
+        seen.append(steps_drawn())
+        computing.cancel.click()
+        assert explorer.controls.status.value == "cancelled; what was computed so far is kept"
+        go_on.set()
+        control(box, "SelectionSlider", "checkpoint")[0].value = 8  # reading goes on where it is needed
+        assert computing.busy
+        while computing.busy:
+            await asyncio.sleep(0.01)
+        seen.append(steps_drawn())
+
+    asyncio.run(asyncio.wait_for(notebook(), 60))
+    assert seen == [{4}, set(run.steps)]
+
+
 def test_a_click_picks_a_head_and_a_checkpoint(explorer):
     box = explorer.show()
     curves, heads, arcs = views(box)
