@@ -171,7 +171,7 @@ def verify(run: Annotated[str, typer.Argument(help="A run by name, or its folder
 
 @app.command()
 def batch(
-    notebooks: Annotated[list[Path], typer.Argument(help="Notebook files.")],
+    notebooks: Annotated[list[Path] | None, typer.Argument(help="Notebook files.")] = None,
     parameters: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", metavar="NAME=VALUE", help="A notebook parameter.")
     ] = None,
@@ -179,11 +179,25 @@ def batch(
     out: Annotated[Path, typer.Option(help="Folder for executed notebooks, records, figures and index.html.")] = Path(
         "out"
     ),
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE,VALUE", help="Run with each value; several: all pairs.")
+    ] = None,
+    plan: Annotated[Path | None, typer.Option(help="A TOML file of notebooks, parameters and grids.")] = None,
+    executor: Annotated[str, typer.Option(help="local, dask://HOST:PORT, or slurm.")] = "local",
+    workers: Annotated[int | None, typer.Option(help="Items at a time; by default one per GPU or core.")] = None,
+    slurm: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of SLURM, as submitit calls it.")
+    ] = None,
+    retry: Annotated[int, typer.Option(help="How often an item that failed is tried again.")] = 0,
+    timeout: Annotated[float | None, typer.Option(help="Seconds an item may take.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run also what is done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and say what would run.")] = False,
 ) -> None:
-    """Run notebooks headless, each in its own process, with records, figures and an index."""
-    from lmdynamics.batch.command import batch
+    """Run notebooks headless, several at a time, with records, figures and an index; what is done is not run again."""
+    from lmdynamics.batch.command import Options, batch
 
-    raise typer.Exit(batch(notebooks, parameters or [], profile, out))
+    options = Options(executor, workers, slurm or [], retry, timeout, force, dry_run)
+    raise typer.Exit(batch(notebooks or [], parameters or [], profile, out, grid or [], plan, options))
 
 
 @app.command()

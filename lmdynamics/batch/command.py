@@ -1,67 +1,177 @@
-"""`lmdynamics batch`: notebooks in, a folder of results out."""
+"""`lmdynamics batch`: notebooks × parameters in, a folder of results out."""
 
+import json
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lmdynamics.batch.execute import Outcome, run_notebook
+from filelock import FileLock, Timeout
+
+from lmdynamics.batch.execute import PROGRESS, STOP, Outcome, is_done, read_outcome
+from lmdynamics.batch.executors import Pending, Where, open_executor
 from lmdynamics.batch.plan import Job, plan
+from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
 
 INTERRUPTED = 130
+HELD = ".batch.lock"  # in the batch's folder, by the one batch that may write there
+_POLL = 0.2  # seconds between two looks at what has ended
+_PATIENCE = 30  # seconds that items get to stop after Ctrl-C
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a batch is executed. `timeout`: seconds an item may take; `retry`: times a failed one is tried again."""
+
+    executor: str = "local"
+    workers: int | None = None
+    slurm: Sequence[str] = ()  # "name=value"
+    retry: int = 0
+    timeout: float | None = None
+    force: bool = False
+    dry_run: bool = False
 
 
 def batch(
-    notebooks: Sequence[Path], parameters: Sequence[str] = (), profile: str | None = None, out: Path = Path("out")
+    notebooks: Sequence[Path] = (),
+    parameters: Sequence[str] = (),
+    profile: str | None = None,
+    out: Path = Path("out"),
+    grid: Sequence[str] = (),
+    plan_file: Path | None = None,
+    options: Options | None = None,
 ) -> int:
-    """Execute notebooks one after another, each in a process of its own, and write `out/index.html` over all of them.
+    """Execute notebooks × parameters, and write `out/index.html` and `out/records.parquet` over all of them.
 
-    `parameters` are "name=value", given to every notebook. Everything is checked before anything runs. If one notebook
-    fails the others still run; on Ctrl-C those that have finished stay as they are.
+    For what is given see `batch.plan.plan`. Everything is checked before anything runs. What has finished already,
+    from the same notebook, parameters, runs and package, is not run again. If an item fails the others still run; on
+    Ctrl-C those that have finished stay as they are, and the same command goes on.
 
     Returns 0 if all finished, 1 if one failed, 130 on Ctrl-C.
 
     Raises
     ------
     UserError
-        For a wrong notebook, parameter, profile or folder.
+        For a wrong notebook, parameter, profile, plan, executor or folder, or if another batch writes to the folder.
     """
-    jobs = plan(notebooks, parameters, profile, out)
+    options = options or Options()
+    if options.retry < 0 or (options.timeout is not None and options.timeout <= 0):
+        raise UserError("--retry should be 0 or more, and --timeout more than 0 seconds")
+    jobs = plan(notebooks, parameters, profile, out, grid, plan_file)
     out = jobs[0].folder.parent
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be made: {error.strerror}; name another folder with --out") from error
-    from lmdynamics.batch.index import write_index
-
+    todo = [job for job in jobs if options.force or not is_done(job)]
+    if options.dry_run or len(jobs) > 1:
+        planned(jobs, todo)
+    if options.dry_run:
+        return 0
+    lock = _own(out)
+    (out / STOP).unlink(missing_ok=True)  # left by a batch that was stopped
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and schedulers stop it like Ctrl-C
     try:
-        outcomes = [_run_with_progress(job) for job in jobs]
+        flags = _flags(options.slurm)
+        gpu = any(job.parameters.get("device", "cpu") != "cpu" for job in todo)
+        with open_executor(options.executor, options.workers, flags, out, gpu) as where:
+            outcomes = _run(todo, where, options)
     except KeyboardInterrupt:
-        print(f"interrupted; what has finished is in {write_index(out)}", flush=True)
+        print(f"interrupted; what has finished is in {_summed_up(out)}; the same command goes on", flush=True)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)
-    print(f"results: {write_index(out)}", flush=True)
+        lock.release()
+    print(f"results: {_summed_up(out)}", flush=True)
     return int(any(outcome.status != "finished" for outcome in outcomes))
 
 
-def _run_with_progress(job: Job) -> Outcome:
-    """Run one job under a progress bar in a terminal, or between two plain lines elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
+    """Submit the jobs, follow them, try again those that failed; on Ctrl-C stop what runs and raise."""
+    asked = {"timeout": options.timeout, "force": options.force}
+    outcomes: dict[str, Outcome] = {}
+    with Table(jobs, where.at_once) as table:
+        pending: dict[Pending, tuple[Job, int]] = {}
+        try:
+            for job in jobs:
+                pending[where.submit(job, attempts=1, **asked)] = job, 1
+            while pending:
+                for future in [future for future in pending if future.done()]:
+                    job, attempt = pending.pop(future)
+                    outcome = _outcome(future, job, attempt)
+                    if outcome.status == "failed" and attempt <= options.retry:
+                        table.says(f"{outcome}; trying again ({attempt} of {options.retry})")
+                        again = {**asked, "force": True, "attempts": attempt + 1}
+                        pending[where.submit(job, **again)] = job, attempt + 1
+                        continue
+                    outcomes[job.name] = outcome
+                    table.ended(outcome)
+                table.look({job.name: _progress(job) for job, _ in pending.values()})
+                time.sleep(_POLL)
+        except BaseException:
+            jobs[0].folder.parent.joinpath(STOP).touch()
+            for future in pending:
+                future.cancel()
+            _wait_for(pending, lambda future: future.done())
+            raise
+    return list(outcomes.values())
 
-    console = Console(soft_wrap=True, highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("cell {task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    if not console.is_terminal:
-        print(f"{job.name}: running", flush=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(job.name, total=None)
-        outcome = run_notebook(job, lambda cell, cells: progress.update(task, completed=cell, total=cells))
-    print(outcome, flush=True)
-    return outcome
+
+def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:
+    """What came of an item; where its worker was lost, that is what came of it."""
+    try:
+        return future.result()
+    except Exception as error:  # whatever a cluster may raise
+        found = read_outcome(job.folder)
+        if found is not None and found.status == "finished" and found.key == job.key:
+            return found
+        said = " ".join(f"its worker was lost ({type(error).__name__}: {error})".split())
+        return Outcome(
+            job.name, "failed", 0.0, job.parameters, error=said, notebook=job.notebook.stem, attempts=attempt
+        )
+
+
+def _wait_for(pending: Sequence[Pending], done: Callable[[Pending], bool]) -> None:
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until and not all(map(done, pending)):
+        time.sleep(_POLL)
+
+
+def _progress(job: Job) -> tuple[int, int] | None:
+    """Which cell of how many an item is at; None if it has not begun."""
+    try:
+        found = json.loads((job.folder / PROGRESS).read_text("utf-8"))
+        return found["cell"], found["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _own(out: Path) -> FileLock:
+    """Make the batch's folder and hold it: two batches in one would take away each other's results."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / HELD)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another batch is writing to {out}; wait for it, or name another folder with --out") from None
+    except OSError as error:
+        raise UserError(f"{out} cannot be made: {error.strerror}; name another folder with --out") from error
+    return lock
+
+
+def _flags(texts: Sequence[str]) -> dict[str, str]:
+    flags: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--slurm {text!r} is not of the form name=value, such as slurm_partition=gpu")
+        flags[name] = value
+    return flags
+
+
+def _summed_up(out: Path) -> Path:
+    """The records of all items as one file, and the page over them."""
+    from lmdynamics.batch.collect import collect
+    from lmdynamics.batch.index import write_index
+
+    collect(out)
+    return write_index(out)

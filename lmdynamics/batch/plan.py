@@ -1,33 +1,37 @@
-"""What a batch will run, settled and checked before anything runs.
+"""What a batch will run, settled and checked before anything runs: notebooks × parameters."""
 
-papermill itself only warns about a parameter that a notebook does not have, and then runs with the defaults; here that
-is an error, and so is a value of the wrong type.
-"""
-
-import ast
-from collections.abc import Sequence
-from dataclasses import dataclass
+import glob
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lmdynamics.batch.key import content_key
+from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, notebook_parameters, parse_value
 from lmdynamics.errors import UserError, did_you_mean
 
-PROFILES = ("smoke", "default", "full")
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+LONGEST = 100  # characters of an item's name, which is a folder's
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to execute: everything it makes goes into `folder`, and nothing else is touched."""
+    """One notebook to execute: everything it makes goes into `folder`, and nothing else is touched.
+
+    `key` is a hash of all that determines its results (`batch.key`).
+    """
 
     notebook: Path
     folder: Path
     parameters: dict[str, Any]
+    key: str = ""
 
     @property
     def name(self) -> str:
-        return self.notebook.stem
+        return self.folder.name
 
     @property
     def executed(self) -> Path:
@@ -36,167 +40,155 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One line of a parameters cell: `name: type = default  # help`."""
+class Entry:
+    """Some notebooks, what all of them are given, and what each of them is given in turn."""
 
-    name: str
-    type_name: str
-    default: Any
-    help: str
+    notebooks: tuple[Path, ...]
+    parameters: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
 
 
-def plan(notebooks: Sequence[Path], parameters: Sequence[str], profile: str | None, out: Path) -> list[Job]:
-    """The jobs of a batch, every path absolute.
+def plan(
+    notebooks: Sequence[Path] = (),
+    parameters: Sequence[str] = (),
+    profile: str | None = None,
+    out: Path = Path("out"),
+    grid: Sequence[str] = (),
+    plan_file: Path | None = None,
+) -> list[Job]:
+    """The jobs of a batch, every path absolute: each notebook with each combination of the grid's values.
 
-    Each notebook gets the named `parameters` ("name=value"), and, where its parameters cell has them,
-    `interactive=False`, `output_dir` (its own folder under `out`) and `profile`.
+    Each notebook gets the named `parameters` ("name=value"), one value of each of `grid` ("name=value,value"), and,
+    where its parameters cell has them, `interactive=False`, `output_dir` (its own folder under `out`) and `profile`.
+    `plan_file` is TOML: tables `[[entry]]` with `notebooks` (paths beside the file, `*` allowed), and perhaps
+    `parameters` and `grid`; what is given here goes over it.
 
     Raises
     ------
     UserError
-        For anything wrong with a notebook, a parameter's name or its value, or the folder: nothing has run then.
+        For anything wrong with a notebook, a parameter's name or its value, the plan or the folder: nothing has run
+        then.
     """
-    if not notebooks:
-        raise UserError("no notebook named; try `lmdynamics batch notebooks/00_start_here.ipynb`")
+    if not notebooks and plan_file is None:
+        raise UserError("no notebook named; try `lmdynamics batch notebooks/00_start_here.ipynb`, or --plan FILE")
     if profile is not None and profile not in PROFILES:
         raise UserError(f"no profile {profile!r}{did_you_mean(profile, PROFILES)}")
     out = out.expanduser().absolute()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; --out takes a folder")
-    given = _split(parameters)
+    entries = [Entry(tuple(notebooks), {}, {})] if notebooks else []
+    entries += _read(plan_file) if plan_file is not None else []
+    given, varied = _split(parameters, "-p name value"), _split(grid, "--grid name=value,value")
+    if both := given.keys() & varied.keys():
+        raise UserError(f"parameter {min(both)!r} is given with -p and with --grid; choose one")
     jobs: dict[str, Job] = {}
-    for path in notebooks:
-        path = path.expanduser().absolute()
-        known = {parameter.name: parameter for parameter in notebook_parameters(path)}
-        values = {}
-        for name, text in given.items():
-            if name not in known:
-                raise UserError(f"{path.name} has no parameter {name!r}{did_you_mean(name, known)}")
-            values[name] = parse_value(path, known[name], text)
-        job = Job(path, out / path.stem, values)
-        if job.folder in path.parents:
-            raise UserError(
-                f"{path} lies in {job.folder}, which this batch writes anew; name another folder with --out"
-            )
-        if job.name in jobs:
-            raise UserError(f"{path} and {jobs[job.name].notebook} would both write to {job.folder}; rename one")
-        automatic = {"interactive": False, "output_dir": str(job.folder), "profile": profile}
-        values |= {
+    for entry in entries:
+        for path in entry.notebooks:
+            for job in _of_notebook(path.expanduser().absolute(), entry, given, varied, profile, out):
+                if job.name in jobs:
+                    raise UserError(
+                        f"{job.notebook} and {jobs[job.name].notebook} would both write to {job.folder}; rename one, "
+                        "or put what differs between them into a grid"
+                    )
+                jobs[job.name] = job
+    return [replace(job, key=content_key(job)) for job in jobs.values()]
+
+
+def _of_notebook(
+    path: Path, entry: Entry, given: Mapping[str, str], varied: Mapping[str, str], profile: str | None, out: Path
+) -> Iterator[Job]:
+    """One notebook with each combination of values."""
+    known = {parameter.name: parameter for parameter in notebook_parameters(path)}
+
+    def parameter(name: str) -> Parameter:
+        if name not in known:
+            raise UserError(f"{path.name} has no parameter {name!r}{did_you_mean(name, known)}")
+        return known[name]
+
+    fixed = {name: checked_value(path, parameter(name), value) for name, value in entry.parameters.items()}
+    fixed |= {name: parse_value(path, parameter(name), text) for name, text in given.items()}
+    several = {
+        name: [checked_value(path, parameter(name), value) for value in values] for name, values in entry.grid.items()
+    }
+    several |= {
+        name: [parse_value(path, parameter(name), text) for text in _texts(texts)] for name, texts in varied.items()
+    }
+    for name in given:
+        several.pop(name, None)
+    for name, values in several.items():
+        if len(set(map(repr, values))) < len(values):
+            raise UserError(f"{path.name}: the grid gives {name} the same value twice: {', '.join(map(str, values))}")
+    for values in product(*several.values()):
+        chosen = dict(zip(several, values, strict=True))
+        folder = out / _item_name(path.stem, chosen)
+        if folder in path.parents:
+            raise UserError(f"{path} lies in {folder}, which this batch writes anew; name another folder with --out")
+        automatic = {"interactive": False, "output_dir": str(folder), "profile": profile}
+        settled = {**fixed, **chosen}
+        settled |= {
             name: value
             for name, value in automatic.items()
-            if name in known and name not in values and value is not None
+            if name in known and name not in settled and value is not None
         }
-        jobs[job.name] = job
-    return list(jobs.values())
+        yield Job(path, folder, settled)
 
 
-def notebook_parameters(path: Path) -> list[Parameter]:
-    """The parameters of a notebook, as papermill will see them.
-
-    Raises
-    ------
-    UserError
-        If there is no such file, it is not a notebook, or its parameters cell has a line that papermill would miss.
-    """
-    from papermill import inspect_notebook
-    from papermill.iorw import load_notebook_node
-    from papermill.utils import find_first_tagged_cell_index
-
-    if path.is_file() and path.suffix != ".ipynb":
-        raise UserError(f"{path} is not a Jupyter notebook: its name does not end in .ipynb")
-    if not path.is_file():
-        siblings = sorted(sibling.name for sibling in path.parent.glob("*.ipynb"))
-        hint = did_you_mean(path.name, siblings) if siblings else f"; there are no notebooks in {path.parent}"
-        raise UserError(f"no notebook {path}{hint}")
-    try:
-        notebook = load_notebook_node(str(path))
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not a Jupyter notebook: {_first_line(error)}") from error
-    cell = find_first_tagged_cell_index(notebook, "parameters")
-    if cell < 0:
-        return []
-    seen = inspect_notebook(notebook)
-    _refuse_lost(path, notebook.cells[cell].source, set(seen))
-    return [
-        Parameter(name, found["inferred_type_name"], _literal(found["default"]), found["help"])
-        for name, found in seen.items()
-    ]
+def _item_name(stem: str, chosen: Mapping[str, Any]) -> str:
+    """A notebook and the grid's values, as the name of a folder: `02_sas_emergence--profile=smoke--seed=1`."""
+    exact = "--".join([stem, *(f"{name}={value}" for name, value in sorted(chosen.items()))])
+    name = stem + re.sub(r"[^\w.,=+-]", "_", exact[len(stem) :])
+    if name == exact and len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if chosen else stem
 
 
-def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
-    """`text` as a value of the parameter's type: its annotation's, or else its default's.
-
-    Raises
-    ------
-    UserError
-        If the text is not such a value.
-    """
-    kind, _, inner = parameter.type_name.partition("[")
-    expected = _TYPES.get(kind, str if parameter.default is None else type(parameter.default))
-    if expected is str:
-        return text
-    if expected is bool:
-        value = _WORDS.get(text.lower(), text)
-    else:
-        value = _literal(text)
-        if expected is float and type(value) is int:
-            value = float(value)
-    if type(value) is not expected or not _elements_fit(value, inner.rstrip("]")):
-        wanted = parameter.type_name if kind in _TYPES else expected.__name__
-        raise UserError(
-            f"{path.name}: {parameter.name}={text} is not {_article(wanted)} (its default is {parameter.default!r})"
-        )
-    return value
+def _texts(text: str) -> list[str]:
+    """`1,2,3`, or, for values with commas in them, `[1,2];[3]`."""
+    return text.split(";") if ";" in text else text.split(",")
 
 
-def _split(parameters: Sequence[str]) -> dict[str, str]:
+def _split(parameters: Sequence[str], form: str) -> dict[str, str]:
     given: dict[str, str] = {}
     for parameter in parameters:
         name, equals, text = parameter.partition("=")
         if not equals or not name.isidentifier():
-            raise UserError(f"parameter {parameter!r} is not of the form `-p name value`")
+            raise UserError(f"parameter {parameter!r} is not of the form `{form}`")
         if name in given:
             raise UserError(f"parameter {name!r} is given twice: {given[name]!r} and {text!r}")
         given[name] = text
     return given
 
 
-def _refuse_lost(path: Path, source: str, seen: set[str]) -> None:
-    """Refuse a parameters cell that assigns names which papermill's inspector does not find (it reads line by line)."""
+def _read(path: Path) -> list[Entry]:
+    """The entries of a plan file."""
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"there is no plan {path}; --plan takes a TOML file")
     try:
-        statements = ast.parse(source).body
-    except SyntaxError as error:
-        raise UserError(f"{path.name}: its parameters cell does not parse: {error.msg}, line {error.lineno}") from error
-    targets = [
-        target.id
-        for statement in statements
-        for target in (statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)])
-        if isinstance(target, ast.Name)
-    ]
-    if lost := [name for name in targets if name not in seen]:
-        raise UserError(
-            f"{path.name}: papermill cannot see the parameter {lost[0]!r}; write it as `name: type = literal  # help` "
-            "on one line, with a plain type and a single `=`"
-        )
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise UserError(f"{path} is not a plan: {broken}") from None
+    entries = table.get("entry")
+    if not isinstance(entries, list) or not entries or set(table) != {"entry"}:
+        raise UserError(f"{path}: a plan is one or more tables [[entry]] with notebooks, parameters and grid")
+    return [_entry(f"{path}: entry {number}", entry, path.parent) for number, entry in enumerate(entries, 1)]
 
 
-def _elements_fit(value: Any, inner: str) -> bool:
-    element = _TYPES.get(inner.split(",")[0].strip())
-    if element is None or not isinstance(value, (list, tuple)):
-        return True
-    return all(type(item) is element or (element is float and type(item) is int) for item in value)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return None
-
-
-def _article(type_name: str) -> str:
-    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(type_name, f"a {type_name}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _entry(where: str, entry: Any, beside: Path) -> Entry:
+    known = ("notebooks", "parameters", "grid")
+    if unknown := sorted(set(entry) - set(known)):
+        raise UserError(f"{where} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    named, parameters, grid = entry.get("notebooks"), entry.get("parameters", {}), entry.get("grid", {})
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named) or not named:
+        raise UserError(f"{where}: notebooks should be a list of paths, such as ['notebooks/*.ipynb']")
+    if not isinstance(parameters, dict) or not isinstance(grid, dict):
+        raise UserError(f"{where}: parameters and grid are tables, such as {{ seed = [0, 1, 2] }}")
+    if single := [name for name, values in grid.items() if not isinstance(values, list) or not values]:
+        raise UserError(f"{where}: the grid's {single[0]} should be a list of values")
+    found: list[Path] = []
+    for name in named:
+        matching = sorted(glob.glob(str(beside / name))) if "*" in name else [str(beside / name)]
+        if not matching:
+            raise UserError(f"{where}: no notebook matches {name!r} in {beside}")
+        found += map(Path, matching)
+    return Entry(tuple(found), parameters, grid)

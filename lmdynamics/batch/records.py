@@ -11,6 +11,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lmdynamics.environment import environment, repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.html import html_table
 
@@ -54,19 +55,22 @@ class _Sink:
     """Where this process's records go: the folder is set by `start_records`, once per notebook."""
 
     folder: Path | None = None
+    device: str = "cpu"
     records: dict[str, Record] = {}  # noqa: RUF012 -- one notebook per process, so one table per process
 
 
-def start_records(output_dir: str | Path) -> None:
+def start_records(output_dir: str | Path, device: str = "cpu") -> None:
     """Begin a notebook's records: `records.json` in `output_dir`, or none if it is empty (a reader is at the page).
+
+    With them goes what computed them (`environment`): versions, `device`, precision, memory.
 
     Raises
     ------
     UserError
         If the folder cannot be made.
     """
-    _Sink.records = {}
-    _Sink.folder = None
+    _Sink.records, _Sink.device, _Sink.folder = {}, device, None
+    repeatable()
     if not str(output_dir):
         return
     folder = Path(output_dir).expanduser().absolute()
@@ -146,7 +150,8 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _write(folder: Path) -> None:
-    write_json(folder / FILE_NAME, {"format": 1, "records": [asdict(made) for made in _Sink.records.values()]})
+    records = [asdict(made) for made in _Sink.records.values()]
+    write_json(folder / FILE_NAME, {"format": 1, "environment": environment(_Sink.device), "records": records})
 
 
 def _scalar(name: str, value: object) -> Scalar:

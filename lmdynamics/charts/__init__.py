@@ -34,6 +34,7 @@ from lmdynamics.charts.trajectories import (
     pair_accuracy_over_training,
     uas_over_training,
 )
+from lmdynamics.charts.trend import record_trend
 from lmdynamics.charts.zero_sum import interference_over_training, step_interference
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "pair_race",
     "power_law_claim",
     "predictions_over_training",
+    "record_trend",
     "sentence_arcs",
     "show",
     "size_trends",

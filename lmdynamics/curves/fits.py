@@ -16,6 +16,7 @@ from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
+from lmdynamics.runs.processes import cores_here
 
 FITTED = ("loss_at_break", "step_at_break", "rate_before_break", "rate_after_break")
 OTHERS = ("b", "c0", "c1", "log_d1", "f1", "rsle", "delta_aic_power_law", "delta_aic_two_breaks")
@@ -171,7 +172,7 @@ def _fit_some(job) -> dict[str, Deceleration | UserError]:
 @contextmanager
 def _workers(workers: int | None, curves: int) -> Iterator[Executor | None]:
     """A pool of processes with a thread each; none where the work is small."""
-    workers = workers or (1 if curves < FEW else min(os.cpu_count() or 1, -(-curves // 8)))
+    workers = workers or (1 if curves < FEW else min(cores_here(), -(-curves // 8)))
     if workers == 1:
         yield None
         return

@@ -1,15 +1,13 @@
 """Make a run from a recipe, or go on with one that was stopped."""
 
 import hashlib
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
@@ -129,12 +127,9 @@ def _circumstances() -> dict[str, Any]:
     """What a reader needs to make this run again: versions, commit, device."""
     import torch
 
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    packages = ("lmdynamics", "torch", "transformers", "tokenizers", "accelerate")
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "git_commit": commit or None,
+        "versions": versions(),
+        "git_commit": commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }

@@ -8,6 +8,13 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process, resource_tracker
 
+CORES = "LMDYNAMICS_CORES"
+
+
+def cores_here() -> int:
+    """How many cores this process may use: all, unless whoever started several of its kind has divided them."""
+    return int(os.environ.get(CORES) or os.cpu_count() or 1)
+
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:

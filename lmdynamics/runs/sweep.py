@@ -25,7 +25,7 @@ from lmdynamics.progress import bar
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_name, changed_recipe
 from lmdynamics.runs.build import flat, run_name, train
-from lmdynamics.runs.processes import without_interrupts
+from lmdynamics.runs.processes import cores_here, without_interrupts
 from lmdynamics.runs.run import open_run
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
@@ -205,7 +205,7 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
         return errors
     import torch
 
-    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count() if device != "cpu" else 0
+    cores, gpus = cores_here(), torch.cuda.device_count() if device != "cpu" else 0
     workers = workers or gpus or cores
     context = get_context("spawn")  # torch does not survive a fork
     told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmdynamics.environment import repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.runs import store
@@ -73,6 +74,7 @@ def pretrain(
     t, keep = recipe.training, recipe.checkpoints
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier run here may have used another precision
+    repeatable()
     accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=device == "cpu")
     accelerator.wait_for_everyone()  # the main process may have waited for another training of this run
     corpus = open_corpus(recipe)

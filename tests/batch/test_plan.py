@@ -3,7 +3,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lmdynamics.batch.plan import notebook_parameters, plan
+from lmdynamics.batch.parameters import notebook_parameters
+from lmdynamics.batch.plan import plan
 from lmdynamics.errors import UserError
 from tests.batch.notebooks import write_notebook
 

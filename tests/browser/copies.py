@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 
-from lmdynamics.batch.plan import notebook_parameters, parse_value
+from lmdynamics.batch.parameters import notebook_parameters, parse_value
 
 
 def copy_with_parameters(notebook: Path, folder: Path, parameters: dict[str, str]) -> Path:

@@ -1,0 +1,184 @@
+"""Accepted figures, in files that a version control shows line by line: one per notebook, profile and kind of device.
+
+`02_sas_emergence.smoke.cpu.json` holds the records of each item: under "" those of the notebook's defaults, under
+"seed=1" those of that parameter.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lmdynamics.batch.collect import NOT_SETTINGS
+from lmdynamics.batch.records import Record, write_json
+from lmdynamics.errors import UserError, printable
+
+FORMAT = 1
+IN_FILE_NAME = ("profile", "device")
+VERSIONS = ("torch", "transformers", "lmdynamics")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One file: `items` has, by the items' parameters, their records by name; `accepted` who, when and with what."""
+
+    accepted: Mapping[str, Any]
+    items: Mapping[str, Mapping[str, Record]]
+
+
+Baselines = Mapping[str, Baseline]  # by file name
+
+
+def file_name(notebook: str, profile: str | None, device: str) -> str:
+    """Where the baseline of a notebook lies; without a profile it runs as the profile `default`.
+
+    Raises
+    ------
+    UserError
+        If one of them cannot be part of a file's name.
+    """
+    pieces = (notebook, profile or "default", device)
+    for piece in pieces:
+        if not piece or Path(piece).name != piece or (piece is not notebook and "." in piece):
+            raise UserError(f"{piece!r} cannot be part of a baseline's file name; use a word without '/' and '.'")
+    return ".".join(pieces) + ".json"
+
+
+def item_key(parameters: str) -> str:
+    """An item's place in its file: its other parameters (JSON text of all) as "name=value", sorted; "" if none."""
+    others = {k: v for k, v in json.loads(parameters).items() if k not in (*IN_FILE_NAME, *NOT_SETTINGS)}
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for name, value in sorted(others.items())
+    )
+
+
+def read_baselines(folder: Path) -> Baselines:
+    """Every baseline in a folder.
+
+    Raises
+    ------
+    UserError
+        If there is no such folder, or a file in it is not a baseline.
+    """
+    if not folder.is_dir():
+        raise UserError(f"no folder of baselines {folder}; name another one, or accept a batch to make it")
+    return {path.name: _read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
+    """Make a batch's records (`collect.gather`) the baselines of its items; other items of the same files stay.
+
+    Returns the files written, each whole or not at all. Nothing is written if anything is refused.
+
+    Raises
+    ------
+    UserError
+        If an item did not finish, two items would have the same place, a value is NaN, or nobody accepts.
+    """
+    if not who.strip():
+        raise UserError("a baseline is accepted by someone, found no name; say who")
+    _refuse(frame)
+    made: dict[str, dict[str, pl.DataFrame]] = {}
+    for (name,), rows in frame.group_by("item", maintain_order=True):
+        row = rows.row(0, named=True)
+        items = made.setdefault(file_name(row["notebook"], row["profile"], row["device"]), {})
+        key = item_key(row["parameters"])
+        if key in items:
+            other = items[key]["item"][0]
+            raise UserError(f"{other} and {name} have the same parameters, so one baseline; accept one of them alone")
+        items[key] = rows
+    contents = {folder / name: _content(folder / name, items, who.strip()) for name, items in made.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, content in contents.items():
+            write_json(path, content)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}; name another folder") from error
+    return list(contents)
+
+
+def _refuse(frame: pl.DataFrame) -> None:
+    if frame.is_empty():
+        raise UserError("there is nothing to accept: the batch has no items; run one first")
+    left = frame.filter(pl.col("status").ne_missing("finished")).unique("item", maintain_order=True)
+    if len(left):
+        name, status = left.row(0, named=True)["item"], left["status"][0]
+        more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+        raise UserError(
+            f"{printable(name)} {status}{more}; only a finished batch is accepted: run it again until it is"
+        )
+    numbers = ("value", "low", "high", "tolerance")
+    for row in frame.iter_rows(named=True):
+        if any(row[number] is not None and not math.isfinite(row[number]) for number in numbers):
+            raise UserError(
+                f"{printable(row['item'])}: {printable(row['record'])} has a number that is not finite, which nothing "
+                "can equal; record None where there is no figure"
+            )
+
+
+def _content(path: Path, items: Mapping[str, pl.DataFrame], who: str) -> dict[str, Any]:
+    """What the file is to hold: these items, and those it has already."""
+    kept = _read(path).items if path.exists() else {}
+    entries = {key: [_entry(record) for record in records.values()] for key, records in kept.items()}
+    for key, rows in items.items():
+        columns = ("record", "text", "tolerance", "low", "high", "unit")
+        records = rows.drop_nulls("record").select(columns).iter_rows()
+        entries[key] = [_entry(Record(n, json.loads(text), *rest, unit or "")) for n, text, *rest, unit in records]
+    every = pl.concat(list(items.values()))
+    return {
+        "format": FORMAT,
+        "accepted": {
+            "who": who,
+            "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "versions": {name: _only(every[name]) for name in VERSIONS},
+            "device": _only(every["device_name"]),
+            "commit": _only(every["commit"]),
+        },
+        "items": {key: dict(entries[key]) for key in sorted(entries)},
+    }
+
+
+def _entry(record: Record) -> tuple[str, dict[str, Any]]:
+    return record.name, {field: getattr(record, field) for field in ("value", "tolerance", "low", "high", "unit")}
+
+
+def _only(column: pl.Series) -> str | None:
+    """The one value of a column, or all of them in a list of words: items of a batch may come from several machines."""
+    return ", ".join(sorted(column.drop_nulls().unique())) or None
+
+
+def _read(path: Path) -> Baseline:
+    remedy = "restore it, or delete it and accept a batch anew"
+    if path.name.count(".") < 3:
+        raise UserError(f"{path} is not called NOTEBOOK.PROFILE.DEVICE.json, as a baseline is; move it away")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {content['format']!r}, expected {FORMAT}; update lmdynamics, or {remedy}"
+            )
+        items = {
+            key: {name: Record(name, fields["value"], **_rest(fields)) for name, fields in records.items()}
+            for key, records in content["items"].items()
+        }
+        return Baseline(dict(content.get("accepted") or {}), items)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a baseline ({str(error).partition(chr(10))[0]}); {remedy}") from error
+
+
+def _rest(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """All but the value of a record, checked: a tolerance that is no distance would let anything pass."""
+    if not (fields["value"] is None or isinstance(fields["value"], (bool, int, float, str))):
+        raise ValueError(f"the value {json.dumps(fields['value'])[:40]} is not a scalar")
+    for name in ("tolerance", "low", "high"):
+        number = fields.get(name)
+        plain = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        if number is not None and not (plain and (name != "tolerance" or number >= 0)):
+            raise ValueError(f"{name} is {json.dumps(number)[:40]}")
+    return {name: value for name, value in fields.items() if name != "value"}

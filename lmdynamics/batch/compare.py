@@ -1,0 +1,178 @@
+"""A batch against what was accepted before: which figures are the same, which changed, and what to say of it first."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+
+from lmdynamics.batch.baselines import Baselines, file_name, item_key
+from lmdynamics.batch.records import Record, Scalar
+from lmdynamics.curves.intervals import need_columns
+from lmdynamics.errors import UserError, printable, shortened
+
+SAME, CHANGED, NEW, GONE, FAILED, NO_BASELINE = VERDICTS = "same", "changed", "new", "gone", "failed", "no baseline"
+PASSING = (SAME, NEW, NO_BASELINE)
+SCHEMA = {
+    **dict.fromkeys(("item", "notebook", "profile", "device", "record"), pl.String),
+    **dict.fromkeys(("value", "baseline"), pl.String),  # as JSON; null where there is no such record
+    **dict.fromkeys(("difference", "tolerance"), pl.Float64),
+    **dict.fromkeys(("verdict", "why"), pl.String),
+    "seconds": pl.Float64,  # of the whole item
+}
+RELATIVE = 1e-9  # how far floats without a tolerance may lie apart
+SHOWN = 3  # changes that the summary tells one by one
+
+
+def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
+    """A verdict per record of a batch (`collect.gather`); an item that did not finish, or records nothing, has one row.
+
+    "same": within the baseline's tolerance; without one, equal (floats to 1e-9 of their size). "changed": not so, or
+    of another kind (a word, a truth value, none), or NaN. "new": its item has a baseline, but none for this record.
+    "gone": the baseline has a record that the item no longer makes. "no baseline": for the whole item. "failed".
+    `why` says it in words.
+
+    Raises
+    ------
+    UserError
+        If the frame is not one of records.
+    """
+    needed = ["item", "notebook", "profile", "device", "parameters", "record", "text", "unit", "status", "seconds"]
+    need_columns(frame, [*needed, "error"], "comparing a batch")
+    verdicts = [
+        {name: rows[name][0] for name in ("item", "notebook", "profile", "device", "seconds")} | verdict
+        for _, rows in frame.group_by("item", maintain_order=True)
+        for verdict in _of_item(rows, baselines)
+    ]
+    return pl.DataFrame(verdicts, schema=SCHEMA)
+
+
+def status(verdicts: pl.DataFrame, strict: bool = False) -> int:
+    """Exit status: 1 if anything changed, is gone or failed; `strict`: also if anything has no baseline yet."""
+    passing = (SAME,) if strict else PASSING
+    return int(not verdicts["verdict"].is_in(passing).all())
+
+
+def summary(verdicts: pl.DataFrame) -> str:
+    """One line: how many records of how many items, and what changed, the first few by name."""
+    parts = []
+    for verdict in VERDICTS:
+        rows = verdicts.filter(pl.col("verdict") == verdict)
+        if verdict != FAILED:
+            rows = rows.drop_nulls("record")
+        if rows.is_empty():
+            continue
+        said = {FAILED: f"{_count(len(rows), 'item')} failed", NO_BASELINE: f"{len(rows)} without a baseline"}
+        told = f" ({_first(rows)})" if verdict in (CHANGED, GONE, FAILED) else ""
+        parts.append(said.get(verdict, f"{len(rows)} {verdict}") + told)
+    silent = verdicts.filter(pl.col("record").is_null(), pl.col("verdict") != FAILED)
+    if len(silent):
+        parts.append(f"{_count(len(silent), 'item')} without records")
+    records, items = len(verdicts["record"].drop_nulls()), verdicts["item"].n_unique()
+    return f"{_count(records, 'record')} in {_count(items, 'item')}: {', '.join(parts)}"
+
+
+def same_value(value: Scalar, baseline: Scalar, tolerance: float | None = None) -> bool:
+    """Whether a value may stand for its baseline."""
+    if _kind(value) != _kind(baseline):
+        return False
+    if _kind(value) != "number":
+        return value == baseline
+    if not (math.isfinite(value) and math.isfinite(baseline)):
+        return False
+    whole = isinstance(value, int) and isinstance(baseline, int)
+    if tolerance is None:
+        return value == baseline if whole else math.isclose(value, baseline, rel_tol=RELATIVE)
+    # 0.65 - 0.6 is not within 0.05 until the subtraction's own rounding is allowed for
+    rounding = 0.0 if whole else 4 * sys.float_info.epsilon * max(abs(value), abs(baseline))
+    return abs(value - baseline) <= tolerance + rounding
+
+
+def _of_item(rows: pl.DataFrame, baselines: Baselines) -> Iterator[dict[str, Any]]:
+    item = rows.row(0, named=True)
+    if item["status"] != "finished":
+        yield {"verdict": FAILED, "why": item["error"] or item["status"] or "it has no status"}
+        return
+    name, key = file_name(item["notebook"], item["profile"], item["device"]), item_key(item["parameters"])
+    made = {row["record"]: row for row in rows.drop_nulls("record").iter_rows(named=True)}
+    if len(made) < rows["record"].drop_nulls().len():
+        raise UserError(f"{printable(item['item'])} has two records of one name; give each its own, and run it again")
+    accepted = baselines[name].items.get(key) if name in baselines else None
+    if accepted is None:
+        why = f"no {name}" if name not in baselines else f"{name} has none for {key or 'the default parameters'}"
+        for record in [*made] or [None]:
+            value = {"record": record, "value": made[record]["text"]} if record is not None else {}
+            yield value | {"verdict": NO_BASELINE, "why": why}
+        return
+    if not made and not accepted:
+        yield {"verdict": SAME, "why": "records nothing, as before"}
+    for record, row in made.items():
+        yield {"record": record, "value": row["text"]} | _of_record(row, accepted.get(record))
+    for record, was in accepted.items():
+        if record not in made:
+            why = f"was {_short(was.value)}, is not recorded any more"
+            yield {"record": record, "tolerance": was.tolerance, "verdict": GONE, "why": why, "baseline": _json(was)}
+
+
+def _of_record(row: dict[str, Any], was: Record | None) -> dict[str, Any]:
+    if was is None:
+        return {"verdict": NEW, "why": "no baseline for this record"}
+    value = json.loads(row["text"])
+    compared = {"baseline": _json(was), "tolerance": was.tolerance, "difference": _difference(value, was.value)}
+    unit = row["unit"] or ""
+    if was.unit and unit and unit != was.unit:  # 5.2 nats within 0.1 of 5.2 bits is no agreement
+        return compared | {"verdict": CHANGED, "why": f"the unit {was.unit} → {unit}"}
+    if same_value(value, was.value, was.tolerance):
+        return compared | {"verdict": SAME, "why": ""}
+    one, other = _apart(was.value, value)
+    why = f"{one} → {other}" + (f" {unit}" if unit else "")
+    if _kind(value) != _kind(was.value):
+        why += f", a {_kind(was.value)} before" if was.value is not None else ""
+    elif was.tolerance is not None and _kind(value) == "number":
+        why += f", tolerance {was.tolerance:.4g}"
+    return compared | {"verdict": CHANGED, "why": why}
+
+
+def _kind(value: Scalar) -> str:
+    if value is None:
+        return "none"
+    return "truth value" if isinstance(value, bool) else "word" if isinstance(value, str) else "number"
+
+
+def _difference(value: Scalar, baseline: Scalar) -> float | None:
+    numbers = _kind(value) == _kind(baseline) == "number"
+    return float(value - baseline) if numbers else None
+
+
+def _json(record: Record) -> str:
+    return json.dumps(record.value, ensure_ascii=False)
+
+
+def _short(value: Scalar, digits: int = 4) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.{digits}g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _apart(one: Scalar, other: Scalar) -> tuple[str, str]:
+    """Both values in as few digits as tell them apart."""
+    for digits in (4, 7, 17):
+        texts = _short(one, digits), _short(other, digits)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _first(rows: pl.DataFrame) -> str:
+    """The first few rows in words, and that there are more."""
+    told = []
+    for row in rows.head(SHOWN).iter_rows(named=True):
+        record = f"{row['record']} " if row["record"] is not None else ""
+        told.append(printable(f"{row['item']}: {record}{shortened(row['why'], 120)}"))
+    return "; ".join([*told, *(["…"] if len(rows) > SHOWN else [])])
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")

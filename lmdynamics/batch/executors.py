@@ -1,0 +1,160 @@
+"""Where the items of a batch are executed: processes here, the workers of a dask scheduler, or jobs of SLURM.
+
+All are used in the same way: `submit` gives something with `done`, `result` and `cancel`.
+"""
+
+import os
+import queue
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from lmdynamics.batch.execute import Outcome, run_notebook
+from lmdynamics.batch.plan import Job
+from lmdynamics.errors import UserError
+from lmdynamics.runs.processes import CORES, cores_here
+
+
+class Pending(Protocol):
+    """An item that was submitted."""
+
+    def done(self) -> bool: ...
+    def result(self) -> Outcome: ...
+    def cancel(self) -> Any: ...
+
+
+class Where(Protocol):
+    """What executes items. `at_once`: how many at a time, None where others decide."""
+
+    at_once: int | None
+
+    def submit(self, job: Job, **options: Any) -> Pending: ...
+
+
+@contextmanager
+def open_executor(
+    where: str, workers: int | None, flags: dict[str, str], folder: Path, gpu: bool = False
+) -> Iterator[Where]:
+    """What `where` names: `local`, `dask://HOST:PORT`, `slurm`, or `slurm-local` (SLURM's stand-in, on this machine).
+
+    `workers`: items at a time, by default one per core, or with `gpu` one per visible GPU; of SLURM, jobs at a time.
+    `flags`: SLURM's settings as submitit calls them (`timeout_min`, `slurm_partition`, `gpus_per_node`, …). `folder`:
+    the batch's own.
+
+    Raises
+    ------
+    UserError
+        If there is no such executor, a package it needs is missing, or its scheduler does not answer.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}; at least 1 is needed")
+    if flags and not where.startswith("slurm"):
+        raise UserError(f"--slurm is for --executor slurm; this one is {where!r}")
+    if where == "local":
+        with Local(workers, gpu) as local:
+            yield local
+    elif where.startswith("dask://"):
+        with _dask(where.removeprefix("dask://"), workers) as dask:
+            yield dask
+    elif where in ("slurm", "slurm-local"):
+        yield _slurm("slurm" if where == "slurm" else "local", workers, flags, folder)
+    else:
+        raise UserError(f"there is no executor {where!r}; known: local, dask://HOST:PORT, slurm")
+
+
+class Local(ThreadPoolExecutor):
+    """Threads, each of which waits for one notebook's own process; a GPU each, or a share of the cores."""
+
+    def __init__(self, workers: int | None = None, gpu: bool = False):
+        gpus, cores = _visible_gpus() if gpu else [], cores_here()
+        self.at_once = workers or len(gpus) or cores
+        super().__init__(self.at_once)
+        self._slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        for slot in range(self.at_once):
+            own = {CORES: str(max(1, cores // self.at_once))}
+            self._slots.put(own | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}))
+
+    def submit(self, job: Job, **options: Any) -> Pending:
+        return super().submit(self._run, job, options)
+
+    def _run(self, job: Job, options: dict[str, Any]) -> Outcome:
+        slot = self._slots.get()
+        try:
+            return run_notebook(job, environment={**one_thread(), **slot}, **options)
+        finally:
+            self._slots.put(slot)
+
+
+def one_thread() -> dict[str, str]:
+    """A kernel computes with one thread, unless told otherwise: sums do not depend on how many cores there are."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def run_there(job: Job, options: dict[str, Any]) -> Outcome:
+    """An item on a worker of a cluster, which shares this package and the batch's folder."""
+    return run_notebook(job, environment=one_thread(), **options)
+
+
+@contextmanager
+def _dask(address: str, workers: int | None) -> Iterator[Where]:
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise UserError("--executor dask:// needs dask; run `pip install 'lmdynamics[cluster]'`") from None
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no dask scheduler answers at {address}: {' '.join(str(error).split())}") from None
+    with client:
+        yield _Dask(client, workers)
+
+
+class _Dask:
+    def __init__(self, client: Any, workers: int | None):
+        self.client, self.at_once = client, workers
+
+    def submit(self, job: Job, **options: Any) -> Pending:
+        # impure: the same item may be tried again; a worker that is killed is no fault of the item's
+        return self.client.submit(run_there, job, options, pure=False, retries=0)
+
+
+def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Path) -> Where:
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--executor slurm needs submitit; run `pip install 'lmdynamics[cluster]'`") from None
+    try:
+        executor = submitit.AutoExecutor(folder / ".slurm", cluster=cluster)
+        most = {"slurm_array_parallelism": workers} if workers and cluster == "slurm" else {}
+        executor.update_parameters(**{"timeout_min": 60, "name": "lmdynamics", **most, **_typed(flags)})
+    except (RuntimeError, NameError, TypeError, ValueError) as error:
+        raise UserError(f"SLURM is not to be had as asked: {' '.join(str(error).split())}") from None
+    return _Slurm(executor, workers)
+
+
+class _Slurm:
+    def __init__(self, executor: Any, workers: int | None):
+        self.executor, self.at_once = executor, workers
+
+    def submit(self, job: Job, **options: Any) -> Pending:
+        return self.executor.submit(run_there, job, options)
+
+
+def _typed(flags: dict[str, str]) -> dict[str, Any]:
+    """SLURM's settings: whole numbers as such, all else as text."""
+    return {name: int(text) if text.lstrip("-").isdigit() else text for name, text in flags.items()}
+
+
+def _visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:  # quicker to know than by importing torch
+        return []
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,70 @@
+"""A hash of all that determines what a notebook will show: as long as it is the same, an item need not run again.
+
+Folders, clocks and machines are not in it; the notebook's code, its parameters, the runs and files that they name, and
+the package with the recipes and figures it ships are, and so are the versions of torch and transformers.
+"""
+
+import hashlib
+import json
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmdynamics.paths import runs_dir, shipped
+
+if TYPE_CHECKING:
+    from lmdynamics.batch.plan import Job
+
+ELSEWHERE = ("output_dir", "interactive")  # parameters that change no result
+SHIPPED = ("recipes", "sweeps", "published")
+PACKAGES = ("torch", "transformers")
+
+
+def content_key(job: "Job") -> str:
+    """The key of an item: 16 hexadecimal digits."""
+    values = {name: value for name, value in job.parameters.items() if name not in ELSEWHERE}
+    named = {name: found for name, value in sorted(values.items()) if (found := _named(value, job.notebook.parent))}
+    parts = [_source(job.notebook), sorted(values.items()), named, _package()]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
+
+
+def _source(notebook: Path) -> list[tuple[str, str]]:
+    """Kind and text of each cell: outputs, ids and layout change no result."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+def _named(value: Any, beside: Path) -> Any:
+    """What a value names: a run's manifests, or a file's bytes; None if it names neither."""
+    if not isinstance(value, str) or not value:
+        return None
+    for path in (runs_dir() / value, Path(value).expanduser(), beside / value):
+        if (path / "run.json").is_file() and _is_recipe(value):
+            return None  # made from what the package ships: how far it has been trained is no difference
+        if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
+            manifests = sorted(path.glob("checkpoints/*/manifest.json"))
+            return [_digest(file) for file in (path / "run.json", *manifests) if file.is_file()]
+        if path.is_file():
+            return _digest(path)
+        if path.is_dir():
+            return sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*"))
+    return None
+
+
+def _is_recipe(name: str) -> bool:
+    return (shipped("recipes") / f"{name}.toml").is_file()
+
+
+@lru_cache(maxsize=1)
+def _package() -> list[str]:
+    """The package's own code and what it ships, and the versions of what it computes with."""
+    root = Path(__file__).parents[1]
+    files = sorted(root.rglob("*.py"))
+    files += sorted(file for name in SHIPPED for file in shipped(name).rglob("*") if file.is_file())
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    return [*versions, *(f"{file.name} {_digest(file)}" for file in files)]
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,160 @@
+"""A notebook's parameters, as papermill will see them, and texts turned into their values.
+
+papermill itself only warns about a parameter that a notebook does not have, and then runs with the defaults; here that
+is an error, and so is a value of the wrong type or outside its range.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmdynamics.errors import UserError, did_you_mean
+
+PROFILES = ("smoke", "default", "full")
+_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_NUMBER = r"(-?\d+(?:\.\d+)?)"
+_RANGE = re.compile(rf"\bat least {_NUMBER}|\bbetween {_NUMBER} and {_NUMBER}")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name: type = default  # help`.
+
+    A help text that says "at least 1" or "between 0 and 1" bounds the value.
+    """
+
+    name: str
+    type_name: str
+    default: Any
+    help: str
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        found = _RANGE.search(self.help)
+        if found is None:
+            return float("-inf"), float("inf")
+        least, low, high = found.groups()
+        return float(least or low), float(high or "inf")
+
+
+def notebook_parameters(path: Path) -> list[Parameter]:
+    """The parameters of a notebook, as papermill will see them.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, it is not a notebook, or its parameters cell has a line that papermill would miss.
+    """
+    from papermill import inspect_notebook
+    from papermill.iorw import load_notebook_node
+    from papermill.utils import find_first_tagged_cell_index
+
+    if path.is_file() and path.suffix != ".ipynb":
+        raise UserError(f"{path} is not a Jupyter notebook: its name does not end in .ipynb")
+    if not path.is_file():
+        siblings = sorted(sibling.name for sibling in path.parent.glob("*.ipynb"))
+        hint = did_you_mean(path.name, siblings) if siblings else f"; there are no notebooks in {path.parent}"
+        raise UserError(f"no notebook {path}{hint}")
+    try:
+        notebook = load_notebook_node(str(path))
+    except (ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is not a Jupyter notebook: {_first_line(error)}") from error
+    cell = find_first_tagged_cell_index(notebook, "parameters")
+    if cell < 0:
+        return []
+    seen = inspect_notebook(notebook)
+    _refuse_lost(path, notebook.cells[cell].source, set(seen))
+    return [
+        Parameter(name, found["inferred_type_name"], _literal(found["default"]), found["help"])
+        for name, found in seen.items()
+    ]
+
+
+def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
+    """`text` as a value of the parameter's type: its annotation's, or else its default's.
+
+    Raises
+    ------
+    UserError
+        If the text is not such a value, or the value lies outside its range.
+    """
+    expected, _ = _expected(parameter)
+    if expected is str:
+        return checked_value(path, parameter, text)
+    value = _WORDS.get(text.lower(), text) if expected is bool else _literal(text)
+    return checked_value(path, parameter, value, text)
+
+
+def checked_value(path: Path, parameter: Parameter, value: Any, text: str | None = None) -> Any:
+    """A value of the parameter's type and within its range; a whole number will do for a float.
+
+    Raises
+    ------
+    UserError
+        If it is not.
+    """
+    expected, inner = _expected(parameter)
+    told = f"{path.name}: {parameter.name}={value if text is None else text}"
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected or not _elements_fit(value, inner):
+        wanted = parameter.type_name if parameter.type_name.partition("[")[0] in _TYPES else expected.__name__
+        raise UserError(f"{told} is not {_article(wanted)} (its default is {parameter.default!r})")
+    if parameter.name == "profile" and value not in PROFILES:
+        raise UserError(f"{told}: there is no such profile{did_you_mean(value, PROFILES)}")
+    low, high = parameter.bounds
+    if expected in (int, float) and not low <= value <= high:
+        wanted = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise UserError(f"{told} is out of range; it should be {wanted}")
+    return value
+
+
+def _expected(parameter: Parameter) -> tuple[type, str]:
+    """The type of a parameter's values, and the name of the type inside a list's brackets."""
+    kind, _, inner = parameter.type_name.partition("[")
+    default = str if parameter.default is None else type(parameter.default)
+    return _TYPES.get(kind, default), inner.rstrip("]")
+
+
+def _refuse_lost(path: Path, source: str, seen: set[str]) -> None:
+    """Refuse a parameters cell that assigns names which papermill's inspector does not find (it reads line by line)."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise UserError(f"{path.name}: its parameters cell does not parse: {error.msg}, line {error.lineno}") from error
+    targets = [
+        target.id
+        for statement in statements
+        for target in (statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)])
+        if isinstance(target, ast.Name)
+    ]
+    if lost := [name for name in targets if name not in seen]:
+        raise UserError(
+            f"{path.name}: papermill cannot see the parameter {lost[0]!r}; write it as `name: type = literal  # help` "
+            "on one line, with a plain type and a single `=`"
+        )
+
+
+def _elements_fit(value: Any, inner: str) -> bool:
+    element = _TYPES.get(inner.split(",")[0].strip())
+    if element is None or not isinstance(value, (list, tuple)):
+        return True
+    return all(type(item) is element or (element is float and type(item) is int) for item in value)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def _article(type_name: str) -> str:
+    return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(type_name, f"a {type_name}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
