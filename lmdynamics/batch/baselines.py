@@ -15,8 +15,9 @@ from typing import Any
 import polars as pl
 
 from lmdynamics.batch.collect import NOT_SETTINGS
-from lmdynamics.batch.records import Record, write_json
+from lmdynamics.batch.records import Record
 from lmdynamics.errors import UserError, printable
+from lmdynamics.runs import store
 
 FORMAT = 1
 IN_FILE_NAME = ("profile", "device")
@@ -97,7 +98,7 @@ def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
-            write_json(path, content)
+            store.write_json(path, content)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}; name another folder") from error
     return list(contents)

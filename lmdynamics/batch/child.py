@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lmdynamics.batch.plan import Job
+from lmdynamics.runs import store
 
 MOST = 2_000_000  # characters that one cell may print into its notebook and its log
 
@@ -67,6 +68,9 @@ def execute(job: Job, pipe: int) -> int:
     except PapermillExecutionError as error:
         _write_page(job)
         tell(status="failed", cell=own(error.cell_index) + 1, source=first_line(error.source), error=_error_line(error))
+        return 1
+    except OSError as error:  # a full disk, say: nothing more could be written down
+        tell(status="failed", error=f"{error.strerror or error}: {error.filename or job.folder}")
         return 1
     _write_page(job)
     # papermill takes sys.exit(0) for success; here it is a notebook that did not come to its end
@@ -120,11 +124,11 @@ def _write_page(job: Job) -> None:
     """The executed notebook as a page beside it, while its time still counts as the item's."""
     from lmdynamics.batch.page import static_page
 
-    with suppress(ValueError, AttributeError, KeyError):
+    with suppress(OSError, ValueError, AttributeError, KeyError):
         page = job.executed.with_suffix(".html")
-        temporary = page.with_name(f".{page.name}.{os.getpid()}")
-        temporary.write_text(static_page(job.executed), "utf-8")
-        os.replace(temporary, page)
+        body = static_page(job.executed)
+        with store.atomic_file(page) as temporary:
+            temporary.write_text(body, "utf-8")
 
 
 def _end_with_parent() -> None:

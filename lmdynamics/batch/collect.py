@@ -1,7 +1,6 @@
 """Every record of a batch in one tidy frame: what a laboratory compares, keeps and draws."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from lmdynamics.batch.execute import OUTCOME
 from lmdynamics.batch.records import FILE_NAME as RECORDS
 from lmdynamics.batch.records import Record, Scalar, read_records
 from lmdynamics.errors import UserError
+from lmdynamics.runs import store
 
 FILE_NAME = "records.parquet"
 STATUSES = ("finished", "failed", "interrupted")
@@ -59,15 +59,14 @@ def gather(out: Path) -> pl.DataFrame:
 
 
 def collect(out: Path) -> Path:
-    """Write `gather(out)` to `out/records.parquet`, whole or not at all, and return its path."""
-    frame, path = gather(out), out / FILE_NAME
-    temporary = out / f".{FILE_NAME}.{os.getpid()}"
-    try:
+    """Write `gather(out)` to `out/records.parquet`, whole or not at all, and return its path.
+
+    A batch that was stopped before any item ended has no rows, which is no mistake of anyone's.
+    """
+    frame = gather(out) if any(out.glob(f"*/{OUTCOME}")) or not out.is_dir() else pl.DataFrame(schema=SCHEMA)
+    path = out / FILE_NAME
+    with store.saving(str(path)), store.atomic_file(path) as temporary:
         frame.write_parquet(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; make room or rights there") from error
     return path
 
 
@@ -102,7 +101,7 @@ def _item(path: Path) -> pl.DataFrame:
     try:
         return pl.DataFrame([item | _record(made) for made in records] or [item], schema=SCHEMA)
     except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{written} holds something that is no record; run its notebook again") from error
+        raise UserError(f"{folder} holds something that is no record; delete it and run the batch again") from error
 
 
 def _record(made: Record) -> dict[str, Any]:

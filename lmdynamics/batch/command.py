@@ -4,17 +4,19 @@ import json
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmdynamics.batch.execute import PROGRESS, STOP, Outcome, is_done, read_outcome
+from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
 from lmdynamics.batch.plan import Job, plan
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
+from lmdynamics.runs import store
 
 INTERRUPTED = 130
 HELD = ".batch.lock"  # in the batch's folder, by the one batch that may write there
@@ -75,14 +77,17 @@ def batch(
         gpu = any(job.parameters.get("device", "cpu") != "cpu" for job in todo)
         with open_executor(options.executor, options.workers, flags, out, gpu) as where:
             outcomes = _run(todo, where, options)
+        print(f"results: {_summed_up(out)}", flush=True)
+        return int(any(outcome.status != "finished" for outcome in outcomes))
     except KeyboardInterrupt:
         print(f"interrupted; what has finished is in {_summed_up(out)}; the same command goes on", flush=True)
         return INTERRUPTED
+    except OSError as error:
+        raise UserError(f"{error.strerror or error}: {error.filename or out}; what has finished is kept") from error
     finally:
         signal.signal(signal.SIGTERM, previous)
-        lock.release()
-    print(f"results: {_summed_up(out)}", flush=True)
-    return int(any(outcome.status != "finished" for outcome in outcomes))
+        with suppress(OSError):
+            lock.release()
 
 
 def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
@@ -121,13 +126,14 @@ def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # whatever a cluster may raise
-        found = read_outcome(job.folder)
-        if found is not None and found.status == "finished" and found.key == job.key:
-            return found
+        if is_done(job):
+            return read_outcome(job.folder)
         said = " ".join(f"its worker was lost ({type(error).__name__}: {error})".split())
-        return Outcome(
-            job.name, "failed", 0.0, job.parameters, error=said, notebook=job.notebook.stem, attempts=attempt
-        )
+        rest = {"notebook": job.notebook.stem, "key": job.key, "attempts": attempt}
+        lost = Outcome(job.name, "failed", 0.0, job.parameters, error=said, **rest)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        store.write_json(job.folder / OUTCOME, asdict(lost))
+        return lost
 
 
 def _wait_for(pending: Sequence[Pending], done: Callable[[Pending], bool]) -> None:

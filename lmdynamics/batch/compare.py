@@ -37,10 +37,12 @@ def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
     Raises
     ------
     UserError
-        If the frame is not one of records.
+        If the frame is not one of records, or is empty: nothing compared is not nothing changed.
     """
     needed = ["item", "notebook", "profile", "device", "parameters", "record", "text", "unit", "status", "seconds"]
     need_columns(frame, [*needed, "error"], "comparing a batch")
+    if frame.is_empty():
+        raise UserError("there is nothing to compare: the batch has no items; run one first")
     verdicts = [
         {name: rows[name][0] for name in ("item", "notebook", "profile", "device", "seconds")} | verdict
         for _, rows in frame.group_by("item", maintain_order=True)

@@ -21,11 +21,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lmdynamics.batch.plan import Job
-from lmdynamics.batch.records import write_json
+from lmdynamics.errors import UserError
+from lmdynamics.runs import store
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
 LOG = "log.txt"
+HISTORY = "history.jsonl"  # in the batch's folder: one line for each item that has come to an end, never rewritten
 STOP = ".stop"  # in the batch's folder: whoever executes an item of it should stop
 LOCK = ".lock"  # in an item's folder: somebody executes it
 _GRACE = 10  # seconds a notebook gets to stop its kernel after Ctrl-C
@@ -107,8 +109,12 @@ def run_notebook(
         interrupted = ended.pop("interrupted", False)
         seconds = round(time.monotonic() - started, 2)
         outcome = Outcome(seconds=seconds, ended=time.strftime("%Y-%m-%dT%H:%M:%S"), **common, **ended)
-        write_json(job.folder / OUTCOME, asdict(outcome))
+        store.write_json(job.folder / OUTCOME, asdict(outcome))
+        _remember(job.folder.parent / HISTORY, outcome)
         (job.folder / PROGRESS).unlink(missing_ok=True)
+    except (OSError, UserError) as error:  # a full disk, or one that is gone
+        said = str(error) if isinstance(error, UserError) else f"{error.strerror}: {error.filename or job.folder}"
+        return Outcome(status="failed", seconds=round(time.monotonic() - started, 2), error=said, **common)
     finally:
         lock.release()
     if interrupted:
@@ -159,7 +165,7 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
                         for line in lines:
                             last = json.loads(line)
                             if "cells" in last:
-                                write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
+                                store.write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
                     late = timeout is not None and time.monotonic() - started > timeout
                     stopped = _stopped(job)
                     if late or stopped:
@@ -182,6 +188,13 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
     death = f"{_death(child.returncode)}; see {job.folder / LOG}"
     failed = {"cell": last.get("cell"), "source": last.get("source", ""), "error": last.get("error", death)}
     return {"status": "failed", **failed, **told}
+
+
+def _remember(history: Path, outcome: Outcome) -> None:
+    """One line more, in one write, so that items that end at the same time do not mix."""
+    line = json.dumps({name: value for name, value in asdict(outcome).items() if name not in ("source", "cell")})
+    with open(history, "ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
 
 
 def _stopped(job: Job) -> bool:

@@ -17,6 +17,8 @@ from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
 from lmdynamics.runs.processes import CORES, cores_here
 
+PATIENCE = 10  # seconds for a scheduler to answer
+
 
 class Pending(Protocol):
     """An item that was submitted."""
@@ -105,7 +107,7 @@ def _dask(address: str, workers: int | None) -> Iterator[Where]:
     except ImportError:
         raise UserError("--executor dask:// needs dask; run `pip install 'lmdynamics[cluster]'`") from None
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address}: {' '.join(str(error).split())}") from None
     with client:

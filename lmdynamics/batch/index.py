@@ -1,12 +1,12 @@
 """`index.html` over a batch: what ran, how it ended, the recorded figures and the charts; one page, no scripts."""
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
 from lmdynamics.batch.records import read_records
+from lmdynamics.runs import store
 
 
 def write_index(out: Path) -> Path:
@@ -20,9 +20,8 @@ def write_index(out: Path) -> Path:
     template = Path(__file__).with_name("index.html.jinja").read_text("utf-8")
     page = environment.from_string(template).render(title=f"Notebooks in {out.name}", entries=entries)
     index = out / "index.html"
-    temporary = out / f".index.html.{os.getpid()}"
-    temporary.write_text(page, "utf-8")
-    os.replace(temporary, index)
+    with store.saving(str(index)), store.atomic_file(index) as temporary:
+        temporary.write_text(page, "utf-8")
     return index
 
 

@@ -6,6 +6,7 @@ the package with the recipes and figures it ships are, and so are the versions o
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -21,9 +22,9 @@ SHIPPED = ("recipes", "sweeps", "published")
 PACKAGES = ("torch", "transformers")
 
 
-def content_key(job: "Job") -> str:
-    """The key of an item: 16 hexadecimal digits."""
-    values = {name: value for name, value in job.parameters.items() if name not in ELSEWHERE}
+def content_key(job: "Job", defaults: Mapping[str, Any]) -> str:
+    """The key of an item, 16 hexadecimal digits. `defaults`: of the parameters that the job does not set."""
+    values = {name: value for name, value in {**defaults, **job.parameters}.items() if name not in ELSEWHERE}
     named = {name: found for name, value in sorted(values.items()) if (found := _named(value, job.notebook.parent))}
     parts = [_source(job.notebook), sorted(values.items()), named, _package()]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]

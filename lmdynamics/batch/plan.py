@@ -91,7 +91,7 @@ def plan(
                         "or put what differs between them into a grid"
                     )
                 jobs[job.name] = job
-    return [replace(job, key=content_key(job)) for job in jobs.values()]
+    return list(jobs.values())
 
 
 def _of_notebook(
@@ -130,7 +130,8 @@ def _of_notebook(
             for name, value in automatic.items()
             if name in known and name not in settled and value is not None
         }
-        yield Job(path, folder, settled)
+        job = Job(path, folder, settled)
+        yield replace(job, key=content_key(job, {name: each.default for name, each in known.items()}))
 
 
 def _item_name(stem: str, chosen: Mapping[str, Any]) -> str:

@@ -7,13 +7,13 @@ of them also go to `records.json` beside the executed notebook.
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lmdynamics.environment import environment, repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.html import html_table
+from lmdynamics.runs import store
 
 MIME_TYPE = "application/vnd.lmdynamics.record+json"
 FILE_NAME = "records.json"
@@ -142,16 +142,9 @@ def read_records(folder: Path) -> list[Record]:
         raise UserError(f"{path} does not hold records ({error}); run its notebook again") from error
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of either."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-    os.replace(temporary, path)
-
-
 def _write(folder: Path) -> None:
     records = [asdict(made) for made in _Sink.records.values()]
-    write_json(folder / FILE_NAME, {"format": 1, "environment": environment(_Sink.device), "records": records})
+    store.write_json(folder / FILE_NAME, {"format": 1, "environment": environment(_Sink.device), "records": records})
 
 
 def _scalar(name: str, value: object) -> Scalar:

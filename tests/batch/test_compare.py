@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmdynamics.batch.baselines import accept, file_name, item_key, read_baselines
+from lmdynamics.batch.collect import SCHEMA as COLUMNS
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.compare import compare, same_value, status, summary
 from lmdynamics.errors import UserError
@@ -246,12 +247,13 @@ def test_accepting_anew_drops_the_items_old_records(accepted):
     assert list(json.loads(path.read_text())["items"][""]) == ["uas"]
 
 
-def test_a_batch_that_did_not_finish_is_not_accepted(accepted):
+@pytest.mark.parametrize("how", ["failed", "interrupted"])
+def test_a_batch_that_did_not_finish_is_not_accepted(accepted, how):
     out = accepted.parent / "second"
     write_item(out, "01_a", {"x": 1})
-    write_item(out, "02_sas", status="failed", error="no")
+    write_item(out, "02_sas", status=how, error="no")
     before = {path: path.read_bytes() for path in accepted.iterdir()}
-    with pytest.raises(UserError, match="^02_sas failed; only a finished batch is accepted") as refusal:
+    with pytest.raises(UserError, match=f"^02_sas {how}; only a finished batch is accepted") as refusal:
         accept(gather(out), accepted, "Ada")
     assert "\n" not in str(refusal.value)
     assert {path: path.read_bytes() for path in accepted.iterdir()} == before
@@ -337,3 +339,8 @@ def test_folders_without_baselines(tmp_path):
 def test_a_frame_of_something_else_is_refused():
     with pytest.raises(UserError, match="comparing a batch needs the columns"):
         compare(pl.DataFrame({"item": ["a"]}), {})
+
+
+def test_nothing_compared_is_not_nothing_changed():
+    with pytest.raises(UserError, match="there is nothing to compare"):
+        compare(pl.DataFrame(schema=COLUMNS), {})

@@ -1,0 +1,272 @@
+"""Where items are executed: processes here, a dask cluster on loopback, SLURM's stand-in; and what they are told."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lmdynamics.batch.command import Options, batch
+from lmdynamics.batch.execute import Outcome, is_done, read_outcome, run_notebook
+from lmdynamics.batch.executors import Local, open_executor
+from lmdynamics.batch.plan import plan
+from lmdynamics.batch.records import read_records
+from lmdynamics.errors import UserError
+from tests.batch.notebooks import write_notebook
+
+RECORDING = """\
+from pathlib import Path
+from lmdynamics.batch.records import record, start_records
+start_records(output_dir)
+with Path(output_dir).parent.joinpath("ran.txt").open("a") as log:  # one line each time that it runs to its end
+    log.write(f"{seed}\\n")
+record("doubled", 2 * seed)
+"""
+TOLD = """\
+import os
+from lmdynamics.batch.records import record, start_records
+start_records(output_dir)
+for name in ("OMP_NUM_THREADS", "LMDYNAMICS_CORES", "CUDA_VISIBLE_DEVICES"):
+    record(name, os.environ.get(name))
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    return write_notebook(tmp_path / "one.ipynb", RECORDING)
+
+
+def doubled(out: Path) -> dict[str, int]:
+    return {
+        path.name: read_records(path)[0].value
+        for path in sorted(out.iterdir())
+        if path.is_dir() and path.name[0] != "."
+    }
+
+
+WANTED = {f"one--seed={seed}": 2 * seed for seed in range(4)}
+GRID = ["seed=0,1,2,3"]
+
+
+def test_a_grid_runs_each_item_once_and_a_second_batch_none(notebook, capsys):
+    out = notebook.parent / "out"
+    assert batch([notebook], out=out, grid=GRID, options=Options(workers=2)) == 0
+    assert doubled(out) == WANTED
+    assert "4 items, 0 done already, 4 to do" in capsys.readouterr().out
+    assert batch([notebook], out=out, grid=["seed=0,1,2,3,4"], options=Options(workers=2)) == 0
+    assert "5 items, 4 done already, 1 to do" in capsys.readouterr().out
+    assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3", "4"]
+    assert batch([notebook], out=out, grid=GRID, options=Options(workers=2, force=True)) == 0
+    assert len((out / "ran.txt").read_text().split()) == 9
+
+
+def test_a_dry_run_writes_nothing(notebook, capsys):
+    assert batch([notebook], out=notebook.parent / "out", grid=GRID, options=Options(dry_run=True)) == 0
+    assert "one--seed=3" in capsys.readouterr().out
+    assert not (notebook.parent / "out").exists()
+
+
+def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LMDYNAMICS_CORES", "6")
+    notebook = write_notebook(tmp_path / "told.ipynb", TOLD)
+    (job,) = plan([notebook], out=tmp_path / "out")
+    with Local(workers=2) as local:
+        assert local.submit(job).result().status == "finished"
+    told = {made.name: made.value for made in read_records(job.folder)}
+    assert (told["OMP_NUM_THREADS"], told["LMDYNAMICS_CORES"]) == ("1", "3")
+
+
+def test_each_item_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    seen = []
+
+    def noted(job, environment, **options):
+        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+        time.sleep(0.2)
+
+    monkeypatch.setattr("lmdynamics.batch.executors.run_notebook", noted)
+    with Local(gpu=True) as local:
+        assert local.at_once == 2
+        for future in [local.submit(None) for _ in range(2)]:
+            future.result()
+    assert sorted(seen) == ["4", "7"]
+
+
+def test_what_fails_is_tried_again_and_counted(tmp_path, capsys):
+    third_time = """\
+from pathlib import Path
+file = Path(output_dir).parent / "tries"
+tries = int(file.read_text()) if file.exists() else 0
+file.write_text(str(tries + 1))
+assert tries == 2, "not yet"
+"""
+    notebook = write_notebook(tmp_path / "stubborn.ipynb", third_time)
+    assert batch([notebook], out=tmp_path / "out", options=Options(retry=1)) == 1
+    assert read_outcome(tmp_path / "out" / "stubborn").attempts == 2
+    assert batch([notebook], out=tmp_path / "out", options=Options(retry=1)) == 0
+    assert capsys.readouterr().out.count("trying again (1 of 1)") == 1
+
+
+def test_what_takes_too_long_is_stopped_with_its_kernel(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "slow.ipynb", "import os", "print(os.getpid(), flush=True)", "import time\ntime.sleep(600)"
+    )
+    assert batch([notebook], out=tmp_path / "out", options=Options(timeout=12)) == 1
+    outcome = read_outcome(tmp_path / "out" / "slow")
+    assert outcome.error == "stopped: it took longer than 12 s"
+    assert outcome.cell == 5
+    kernel = next(line for line in (tmp_path / "out" / "slow" / "log.txt").read_text().splitlines() if line.isdigit())
+    assert ends(int(kernel))
+
+
+def ends(pid: int, seconds: float = 30) -> bool:
+    """Whether a process is gone within some time, or waits only to be noticed by its parent."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@contextmanager
+def dask_cluster(folder: Path, workers: int = 3):
+    """A scheduler and workers as processes of their own; gives its address and the workers."""
+    environment = os.environ | {
+        "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s",
+    }
+    file = folder / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    started = [
+        subprocess.Popen(
+            [*command, "--no-dashboard", "--scheduler-file", str(file)], env=environment, stderr=subprocess.DEVNULL
+        )
+    ]
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (file.exists() and file.read_text().endswith("}")):
+            time.sleep(0.1)
+        address = json.loads(file.read_text())["address"]
+        worker = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_worker",
+            address,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+            "--no-nanny",
+        ]
+        folders = [["--local-directory", str(folder / f"worker-{i}")] for i in range(workers)]
+        started += [subprocess.Popen([*worker, *own], env=environment, stderr=subprocess.DEVNULL) for own in folders]
+        yield address.removeprefix("tcp://"), started[1:]
+    finally:
+        for process in reversed(started):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(notebook, tmp_path):
+    slow = write_notebook(tmp_path / "slow.ipynb", "import time\ntime.sleep(4)", RECORDING)
+    out = tmp_path / "out"
+    with dask_cluster(tmp_path) as (address, workers):
+        command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(slow), "--grid", GRID[0], "--out", str(out)]
+        running = subprocess.Popen([*command, "--executor", f"dask://{address}"], stdout=subprocess.PIPE, text=True)
+        until = time.monotonic() + 60
+        while time.monotonic() < until and len(list(out.glob("*/progress.json"))) < 3:
+            time.sleep(0.1)
+        workers[0].kill()
+        printed = running.communicate(timeout=120)[0]
+    assert running.returncode == 0, printed
+    assert doubled(out) == {name.replace("one", "slow"): value for name, value in WANTED.items()}
+    assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_slurms_stand_in_gives_the_same_records(notebook):
+    out = notebook.parent / "out"
+    options = Options(executor="slurm-local", slurm=["timeout_min=5"])
+    assert batch([notebook], out=out, grid=GRID, options=options) == 0
+    assert doubled(out) == WANTED
+
+
+def test_an_item_of_two_batches_runs_once(notebook):
+    """As when a batch's client was killed and its workers went on."""
+    (job,) = plan([notebook], ["seed=3"], out=notebook.parent / "out")
+    with Local(workers=2) as local:
+        outcomes = [future.result() for future in [local.submit(job), local.submit(job)]]
+    assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
+    assert (notebook.parent / "out" / "ran.txt").read_text() == "3\n"
+
+
+def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, monkeypatch):
+    out = notebook.parent / "out"
+
+    def key(*parameters, where=out):
+        (job,) = plan([notebook], parameters, out=where)
+        return job.key
+
+    first = key("seed=1")
+    assert key("seed=1", where=out / "elsewhere") == first
+    assert key("seed=2") != first
+    source = notebook.read_text()
+    notebook.write_text(
+        source.replace('"outputs": []', '"outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}]')
+    )
+    assert key("seed=1") == first
+    notebook.write_text(source.replace("2 * seed", "3 * seed"))
+    assert key("seed=1") != first
+    notebook.write_text(source)
+    data = notebook.parent / "a-run"  # what the parameter `run` names
+    data.mkdir()
+    (data / "run.json").write_text("{}")
+    with_run = key("seed=1")
+    assert with_run != first
+    (data / "run.json").write_text('{"seed": 1}')
+    assert key("seed=1") != with_run
+    monkeypatch.setattr("lmdynamics.batch.key._package", lambda: ["another version"])
+    assert key("seed=2") != first
+
+
+def test_a_finished_item_of_another_key_is_not_done(notebook):
+    (job,) = plan([notebook], out=notebook.parent / "out")
+    assert not is_done(job)
+    assert run_notebook(job).status == "finished"
+    assert is_done(job)
+    outcome = json.loads((job.folder / "outcome.json").read_text())
+    (job.folder / "outcome.json").write_text(json.dumps({**outcome, "key": "older"}))
+    assert not is_done(job)
+    (job.folder / "outcome.json").write_text('{"name": "one", "sta')  # a disk that was full
+    assert not is_done(job)
+
+
+@pytest.mark.parametrize(
+    ("where", "workers", "flags", "says"),
+    [
+        ("cluster", None, {}, "there is no executor 'cluster'; known: local, dask://HOST:PORT, slurm"),
+        ("local", 0, {}, "--workers is 0"),
+        ("local", None, {"slurm_partition": "gpu"}, "--slurm is for --executor slurm"),
+        ("dask://127.0.0.1:9", None, {}, "no dask scheduler answers at 127.0.0.1:9"),
+        ("slurm-local", None, {"no_such_thing": "1"}, "not to be had as asked"),
+    ],
+)
+def test_what_cannot_execute_is_said_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
+    monkeypatch.setattr("lmdynamics.batch.executors.PATIENCE", 1)
+    with pytest.raises(UserError, match=says) as refusal, open_executor(where, workers, flags, tmp_path):
+        pass
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_outcome_in_words():
+    common = {"name": "one", "seconds": 3.4, "parameters": {}}
+    assert str(Outcome(status="finished", **common)) == "one: finished after 3 s"
+    failed = Outcome(status="failed", cell=3, source="x", error="E: no", **common)
+    assert str(failed) == "one: cell 3 (`x`) failed: E: no"
