@@ -1,4 +1,4 @@
-"""The command line: `lmdynamics train|branch|sweep|fit|runs|batch|fetch|doctor`. Each command is a thin call."""
+"""The command line: `lmdynamics train|branch|sweep|fit|runs|batch|compare|fetch|doctor`. Each command is a thin call."""
 
 import sys
 from contextlib import contextmanager
@@ -198,6 +198,23 @@ def batch(
 
     options = Options(executor, workers, slurm or [], retry, timeout, force, dry_run)
     raise typer.Exit(batch(notebooks or [], parameters or [], profile, out, grid or [], plan, options))
+
+
+@app.command()
+def compare(
+    out: Annotated[Path, typer.Argument(help="The folder of a batch.")],
+    baseline: Annotated[Path, typer.Option(help="A folder of accepted results.")] = Path("tests/baselines"),
+    accept: Annotated[bool, typer.Option("--accept", help="Make this batch the baseline.")] = False,
+    who: Annotated[str | None, typer.Option(help="Who accepts; your user name by default.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="What has no baseline fails too.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,
+) -> None:
+    """What a batch's records have come to, beside accepted ones: one line, then what differs."""
+    from lmdynamics.batch.verdict import verdict
+
+    asked = {"accepting": accept, "who": who, "strict": strict, "junit_file": junit, "markdown_file": markdown}
+    raise typer.Exit(verdict(out, baseline, **asked))
 
 
 @app.command()

@@ -156,7 +156,7 @@ def test_a_full_disk(notebook, undisturbed, tmp_path):
     out = disk / "out"
     try:
         filler = disk / "filler"
-        filler.write_bytes(b"x" * 1_900_000)
+        filler.write_bytes(b"x" * 2_070_000)
         status, printed, wrong = ended(begin(notebook, out, "--workers", "2"))
         assert status in (1, 2)
         assert "Traceback" not in printed + wrong

@@ -1,0 +1,72 @@
+"""`lmdynamics compare`: does yesterday's result still hold? In one line, and for those who want more."""
+
+from getpass import getuser
+from pathlib import Path
+
+import polars as pl
+
+from lmdynamics.batch.baselines import accept, read_baselines
+from lmdynamics.batch.collect import gather
+from lmdynamics.batch.compare import SAME, compare, status, summary
+from lmdynamics.batch.reports import junit, markdown
+from lmdynamics.errors import UserError
+from lmdynamics.runs import store
+
+MOST = 40  # rows of a table in a terminal
+
+
+def verdict(
+    out: Path,
+    baseline: Path,
+    *,
+    accepting: bool = False,
+    who: str | None = None,
+    strict: bool = False,
+    junit_file: Path | None = None,
+    markdown_file: Path | None = None,
+) -> int:
+    """Print what differs between a batch in `out` and the baselines in a folder; the exit status that tells.
+
+    `accepting` makes the batch's records the new baseline instead, signed by `who` (default: the user's name).
+
+    Raises
+    ------
+    UserError
+        If there is no batch in `out`, no baseline, or a file cannot be written.
+    """
+    frame = gather(out)
+    if accepting:
+        written = accept(frame, baseline, who or getuser())
+        print(f"accepted {frame['item'].n_unique()} items: {', '.join(path.name for path in written)} in {baseline}")
+        return 0
+    verdicts = compare(frame, read_baselines(baseline))
+    for file, text in ((junit_file, junit), (markdown_file, markdown)):
+        if file is not None:
+            _write(file, text(verdicts, strict) if text is junit else text(verdicts, f"{out.name} against {baseline}"))
+    print(summary(verdicts))
+    _table(verdicts.filter(pl.col("verdict") != SAME))
+    return status(verdicts, strict)
+
+
+def _table(rows: pl.DataFrame) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if rows.is_empty():
+        return
+    table = Table("item", "record", "verdict", "why", box=None, pad_edge=False)
+    for row in rows.head(MOST).iter_rows(named=True):
+        table.add_row(*(escape(str(row[name] or "")) for name in ("item", "record", "verdict", "why")))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    if len(rows) > MOST:
+        print(f"and {len(rows) - MOST} more")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        with store.saving(str(file)), store.atomic_file(file.expanduser().absolute()) as temporary:
+            temporary.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; name another file") from error
