@@ -1,4 +1,4 @@
-"""The command line: `lmdynamics train|branch|sweep|fit|runs|batch|compare|fetch|doctor`. Each command is a thin call."""
+"""The command line, `lmdynamics train|branch|sweep|fit|runs|batch|compare|fetch|doctor`: each command a thin call."""
 
 import sys
 from contextlib import contextmanager
@@ -191,12 +191,13 @@ def batch(
     retry: Annotated[int, typer.Option(help="How often an item that failed is tried again.")] = 0,
     timeout: Annotated[float | None, typer.Option(help="Seconds an item may take.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run also what is done already.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train and measure anew, once for each code version.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check, and say what would run.")] = False,
 ) -> None:
     """Run notebooks headless, several at a time, with records, figures and an index; what is done is not run again."""
     from lmdynamics.batch.command import Options, batch
 
-    options = Options(executor, workers, slurm or [], retry, timeout, force, dry_run)
+    options = Options(executor, workers, slurm or [], retry, timeout, force, fresh, dry_run)
     raise typer.Exit(batch(notebooks or [], parameters or [], profile, out, grid or [], plan, options))
 
 

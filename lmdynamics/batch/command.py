@@ -1,6 +1,7 @@
 """`lmdynamics batch`: notebooks × parameters in, a folder of results out."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ from filelock import FileLock, Timeout
 
 from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
+from lmdynamics.batch.key import code_version
 from lmdynamics.batch.plan import Job, plan
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
+from lmdynamics.paths import home
 from lmdynamics.runs import store
 
 INTERRUPTED = 130
@@ -34,6 +37,7 @@ class Options:
     retry: int = 0
     timeout: float | None = None
     force: bool = False
+    fresh: bool = False  # train and measure anew, in a house of its own for each version of the code
     dry_run: bool = False
 
 
@@ -93,6 +97,7 @@ def batch(
 def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
     """Submit the jobs, follow them, try again those that failed; on Ctrl-C stop what runs and raise."""
     asked = {"timeout": options.timeout, "force": options.force}
+    asked["environment"] = _fresh(jobs[0].folder.parent) if options.fresh and jobs else {}
     outcomes: dict[str, Outcome] = {}
     with Table(jobs, where.at_once) as table:
         pending: dict[Pending, tuple[Job, int]] = {}
@@ -119,6 +124,12 @@ def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
             _wait_for(pending, lambda future: future.done())
             raise
     return list(outcomes.values())
+
+
+def _fresh(out: Path) -> dict[str, str]:
+    """A house for runs and traces where nothing lies that another version of the code has made; corpora stay."""
+    data = os.environ.get("LMDYNAMICS_DATA") or str(home() / "fetched")
+    return {"LMDYNAMICS_HOME": str(out / f"home-{code_version()}"), "LMDYNAMICS_DATA": data}
 
 
 def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:

@@ -6,7 +6,7 @@ All are used in the same way: `submit` gives something with `done`, `result` and
 import os
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +85,7 @@ class Local(ThreadPoolExecutor):
     def _run(self, job: Job, options: dict[str, Any]) -> Outcome:
         slot = self._slots.get()
         try:
-            return run_notebook(job, environment={**one_thread(), **slot}, **options)
+            return run_there(job, options, slot)
         finally:
             self._slots.put(slot)
 
@@ -95,9 +95,10 @@ def one_thread() -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
-def run_there(job: Job, options: dict[str, Any]) -> Outcome:
-    """An item on a worker of a cluster, which shares this package and the batch's folder."""
-    return run_notebook(job, environment=one_thread(), **options)
+def run_there(job: Job, options: dict[str, Any], slot: Mapping[str, str] | None = None) -> Outcome:
+    """An item where it is executed, perhaps by a worker of a cluster, which shares package and the batch's folder."""
+    own = {**one_thread(), **(slot or {}), **options.get("environment", {})}
+    return run_notebook(job, **{**options, "environment": own})
 
 
 @contextmanager

@@ -30,6 +30,11 @@ def content_key(job: "Job", defaults: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
+def code_version() -> str:
+    """A hash of the package's code, what it ships, and what it computes with."""
+    return hashlib.sha256(json.dumps(_package()).encode()).hexdigest()[:12]
+
+
 def _source(notebook: Path) -> list[tuple[str, str]]:
     """Kind and text of each cell: outputs, ids and layout change no result."""
     cells = json.loads(notebook.read_text("utf-8"))["cells"]

@@ -207,6 +207,26 @@ def test_an_item_of_two_batches_runs_once(notebook):
     assert (notebook.parent / "out" / "ran.txt").read_text() == "3\n"
 
 
+def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
+    told = """\
+import os
+from lmdynamics.batch.records import record, start_records
+start_records(output_dir)
+record("home", os.environ["LMDYNAMICS_HOME"])
+record("data", os.environ["LMDYNAMICS_DATA"])
+"""
+    monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
+    notebook, homes = write_notebook(tmp_path / "told.ipynb", told), []
+    for version in ("one", "one", "two"):
+        monkeypatch.setattr("lmdynamics.batch.key._package", lambda version=version: [version])
+        assert batch([notebook], out=tmp_path / "out", options=Options(fresh=True, force=True)) == 0
+        home, data = (made.value for made in read_records(tmp_path / "out" / "told"))
+        assert data == os.path.join(os.environ["LMDYNAMICS_HOME"], "fetched")  # corpora need not be fetched anew
+        homes.append(home)
+    assert homes[0] == homes[1] != homes[2]
+    assert all(Path(home).parent == tmp_path / "out" for home in homes)
+
+
 def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, monkeypatch):
     out = notebook.parent / "out"
 

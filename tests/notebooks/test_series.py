@@ -112,10 +112,9 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """The whole series in one batch, in a fresh house; gives the command's result and its folder."""
-    out = tmp_path_factory.mktemp("series") / "out"
-    done = lmdynamics("batch", *NOTEBOOKS, "--profile", "smoke", "--out", out, home=tmp_path_factory.mktemp("home"))
-    return done, out
+    """The whole series in one batch, all of it made anew; gives the command's result and its folder."""
+    out, home = tmp_path_factory.mktemp("series") / "out", tmp_path_factory.mktemp("home")
+    return lmdynamics("batch", *NOTEBOOKS, "--profile", "smoke", "--fresh", "--out", out, home=home), out
 
 
 def test_the_series_finishes(series):
@@ -123,6 +122,24 @@ def test_the_series_finishes(series):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == f"results: {out / 'index.html'}"
+
+
+def test_the_records_are_the_accepted_ones(series, tmp_path):
+    baselines = ROOT / "tests" / "baselines"
+    done = lmdynamics("compare", series[1], "--baseline", baselines, "--strict", home=tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["00_start_here", "02_sas_emergence"])
+def test_marked_cells_print_the_same_again(series, name):
+    """nbval runs the executed page once more, on runs and traces that are there, and compares the marked cells."""
+    (home,) = series[1].glob("home-*")
+    executed = series[1] / name / f"{name}.ipynb"
+    assert executed.read_text("utf-8").count("# NBVAL_CHECK_OUTPUT") >= 2
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    environment = os.environ | {"LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1", "LMDYNAMICS_BATCH": "1"}
+    done = subprocess.run([*command, executed], env=environment, cwd=executed.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @EACH
