@@ -9,10 +9,11 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup series lab test bench lint format
+.PHONY: help setup series site lab test bench lint format
 
 help:
 	@echo "make series   run the notebooks headless and write $(OUT)/index.html"
+	@echo "make site     the same as static pages in out/site, for any web server or disk"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make test     run the tests"
 	@echo "make bench    run the benchmarks: each claim about speed, against the tool one would use instead"
@@ -32,6 +33,9 @@ $(READY): requirements.lock pyproject.toml
 
 series: $(READY)
 	$(BIN)/lmdynamics batch $(SERIES) --profile $(PROFILE) --out $(OUT)
+
+site: series
+	$(BIN)/lmdynamics site $(OUT) --to out/site
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

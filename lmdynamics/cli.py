@@ -1,4 +1,4 @@
-"""The command line, `lmdynamics train|branch|sweep|fit|runs|batch|compare|fetch|doctor`: each command a thin call."""
+"""The command line, train|branch|sweep|fit|runs|batch|compare|site|fetch|doctor: each command is a thin call."""
 
 import sys
 from contextlib import contextmanager
@@ -216,6 +216,18 @@ def compare(
 
     asked = {"accepting": accept, "who": who, "strict": strict, "junit_file": junit, "markdown_file": markdown}
     raise typer.Exit(verdict(out, baseline, **asked))
+
+
+@app.command()
+def site(
+    outs: Annotated[list[Path], typer.Argument(help="Folders of batches; the last is shown, the others for trends.")],
+    to: Annotated[Path, typer.Option(help="Folder of the site.")] = Path("site"),
+    baseline: Annotated[Path | None, typer.Option(help="A folder of accepted results to compare with.")] = None,
+) -> None:
+    """The executed notebooks of a batch as static pages, with an index, figures, records and trends."""
+    from lmdynamics.batch.site import write_site
+
+    typer.echo(str(write_site(outs, to, baseline)))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """`index.html` over a batch: what ran, how it ended, the recorded figures and the charts; one page, no scripts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,8 +10,11 @@ from lmdynamics.batch.records import read_records
 from lmdynamics.runs import store
 
 
-def write_index(out: Path) -> Path:
-    """Write `out/index.html` over every notebook that has been run into `out`, and return its path."""
+def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = ()) -> Path:
+    """Write `out/index.html` over every notebook that has been run into `out`, and return its path.
+
+    `said`: a line above the table. `links`: label and relative address of what else there is.
+    """
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True)
@@ -18,7 +22,8 @@ def write_index(out: Path) -> Path:
     folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
     entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
     template = Path(__file__).with_name("index.html.jinja").read_text("utf-8")
-    page = environment.from_string(template).render(title=f"Notebooks in {out.name}", entries=entries)
+    shown = {"entries": entries, "said": said, "links": links}
+    page = environment.from_string(template).render(title=f"Notebooks in {out.name}", **shown)
     index = out / "index.html"
     with store.saving(str(index)), store.atomic_file(index) as temporary:
         temporary.write_text(page, "utf-8")

@@ -1,7 +1,8 @@
 """A hash of all that determines what a notebook will show: as long as it is the same, an item need not run again.
 
-Folders, clocks and machines are not in it; the notebook's code, its parameters, the runs and files that they name, and
-the package with the recipes and figures it ships are, and so are the versions of torch and transformers.
+Folders, clocks and machines are not in it; the notebook's code, its parameters, the runs and files that they name, the
+names and sizes of real corpora, and the package with the recipes and figures it ships are, and so are the versions of
+torch and transformers.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmdynamics.paths import runs_dir, shipped
+from lmdynamics.paths import real_data_dirs, runs_dir, shipped
 
 if TYPE_CHECKING:
     from lmdynamics.batch.plan import Job
@@ -26,7 +27,7 @@ def content_key(job: "Job", defaults: Mapping[str, Any]) -> str:
     """The key of an item, 16 hexadecimal digits. `defaults`: of the parameters that the job does not set."""
     values = {name: value for name, value in {**defaults, **job.parameters}.items() if name not in ELSEWHERE}
     named = {name: found for name, value in sorted(values.items()) if (found := _named(value, job.notebook.parent))}
-    parts = [_source(job.notebook), sorted(values.items()), named, _package()]
+    parts = [_source(job.notebook), sorted(values.items()), named, _corpora(), _package()]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 
@@ -54,8 +55,20 @@ def _named(value: Any, beside: Path) -> Any:
         if path.is_file():
             return _digest(path)
         if path.is_dir():
-            return sorted((str(file.relative_to(path)), file.stat().st_size) for file in path.rglob("*"))
+            return _listing(path)
     return None
+
+
+def _listing(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of all files below a folder: reading corpora whole would take too long."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted((str(file.relative_to(folder)), file.stat().st_size) for file in files)
+
+
+@lru_cache(maxsize=1)
+def _corpora() -> list[list[tuple[str, int]]]:
+    """The real corpora on this machine: some pages show more where there are some."""
+    return [_listing(folder) for folder in real_data_dirs() if folder.is_dir()]
 
 
 def _is_recipe(name: str) -> bool:

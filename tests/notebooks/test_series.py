@@ -23,10 +23,12 @@ pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("series")]
 
 
 def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess:
-    """Run the command line in a process of its own."""
+    """Run the command line in a process of its own, without real corpora: pages show more where there are some."""
     code = "from lmdynamics.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | {"LMDYNAMICS_HOME": str(home)}, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
+    environment["LMDYNAMICS_HOME"] = str(home)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 COMMON = ["profile", "seed", "device", "interactive", "output_dir"]
