@@ -10,10 +10,11 @@ from lmdynamics.batch.records import read_records
 from lmdynamics.runs import store
 
 
-def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = ()) -> Path:
+def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
     """Write `out/index.html` over every notebook that has been run into `out`, and return its path.
 
-    `said`: a line above the table. `links`: label and relative address of what else there is.
+    `said`: a line above the table. `links`: label and relative address of what else there is. `title`: instead of one
+    that names the folder.
     """
     from jinja2 import Environment
 
@@ -23,7 +24,7 @@ def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = ()
     entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
     template = Path(__file__).with_name("index.html.jinja").read_text("utf-8")
     shown = {"entries": entries, "said": said, "links": links}
-    page = environment.from_string(template).render(title=f"Notebooks in {out.name}", **shown)
+    page = environment.from_string(template).render(title=title or f"Notebooks in {out.name}", **shown)
     index = out / "index.html"
     with store.saving(str(index)), store.atomic_file(index) as temporary:
         temporary.write_text(page, "utf-8")

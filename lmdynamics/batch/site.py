@@ -45,19 +45,19 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
         said = summary(compare(frame, read_baselines(baseline))) if baseline is not None else ""
         links = [("all records (Parquet)", FILE_NAME)]
         if len(outs) > 1:
-            _write_trend(outs, folder / TREND)
+            _write_trend(outs, folder / TREND, baseline)
             links.append(("over past batches", TREND))
-        write_index(folder, said, links)
+        write_index(folder, said, links, f"Notebooks of {newest.name}")
     return to / "index.html"
 
 
-def _write_trend(outs: Sequence[Path], page: Path) -> None:
-    """A chart for each record that has been finite in two batches or more."""
+def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> None:
+    """A chart for each record that is a number in two batches or more, over what was accepted."""
     from jinja2 import Environment
 
     from lmdynamics import charts
 
-    rows = trend(outs).filter(pl.col("value").is_not_null())
+    rows = trend(outs, None if baseline is None else read_baselines(baseline)).filter(pl.col("value").is_not_null())
     drawn = []
     for (item, record), of_record in rows.group_by("item", "record", maintain_order=True):
         if of_record["batch"].n_unique() > 1:

@@ -31,6 +31,8 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
     x = alt.X("ended:T", title="batch ended (local time)").scale(padding=12)
     x = x.axis(grid=False, tickCount=4, labelOverlap=True, format="%Y-%m-%d %H:%M")
     y = alt.Y("value:Q", title=f"{name} ({unit})" if unit else name).scale(zero=False)
+    if (only := data["value"][0]) == data["value"].min() == data["value"].max():  # or its one tick would be rounded
+        y = y.scale(zero=False, domain=[only - abs(only) / 10 - 1e-9, only + abs(only) / 10 + 1e-9], clamp=False)
     columns = [column for column in ("value", "low", "high", "baseline", "tolerance") if column in data.columns]
     tips = ["batch", alt.Tooltip("ended:T", format="%Y-%m-%d %H:%M")]
     tips += [alt.Tooltip(f"{column}:Q", format=",.4~g") for column in columns]

@@ -31,6 +31,7 @@ def test_a_site_has_pages_figures_records_and_trends(outs, tmp_path):
     for link in re.findall(r'(?:href|src)="([^"#]+)"', page):
         assert (index.parent / link).exists(), link
     assert "over past batches" in page
+    assert "<h1>Notebooks of night-1</h1>" in page
     assert "<b>name" not in page
     assert not (index.parent / "one" / "secret.txt").exists()
     trend = (index.parent / "trend.html").read_text("utf-8")
