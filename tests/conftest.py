@@ -1,10 +1,15 @@
 """What every test may use: real data if there is any, a house of its own, tiny models."""
 
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,6 +30,26 @@ def home(tmp_path_factory, monkeypatch, request) -> Path:
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("LMDYNAMICS_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def smoke_series(tmp_path_factory, worker_id) -> tuple[subprocess.CompletedProcess, Path, Path]:
+    """The whole series at profile smoke in one batch, all of it made anew: its result, folder, and the house it made.
+
+    Made once for all of a test run's processes. Without real corpora, because pages show more where there are some.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+    out, told = root / "series" / "out", root / "series" / "told.json"
+    command = [sys.executable, "-m", "lmdynamics.cli", "batch", *map(str, NOTEBOOKS), "--profile", "smoke", "--fresh"]
+    environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
+    environment["LMDYNAMICS_HOME"] = str(root / "series" / "home")
+    with FileLock(root / "series.lock"):
+        if not told.exists():
+            done = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, text=True)
+            told.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+    (home,) = out.glob("home-*")
+    return subprocess.CompletedProcess(*json.loads(told.read_text())), out, home
 
 
 TINY = {

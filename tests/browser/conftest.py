@@ -1,4 +1,4 @@
-"""What browser tests share: one JupyterLab for a module."""
+"""What browser tests share: one JupyterLab for a module, or one where the series' runs and traces lie already."""
 
 from pathlib import Path
 
@@ -15,4 +15,12 @@ def lab(tmp_path_factory):
     root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
     environment = {"LMDYNAMICS_HOME": str(tmp_path_factory.mktemp("home")), "PYTHONPATH": str(ROOT)}
     with jupyter_lab(root, scratch, **environment) as address:
+        yield root, address
+
+
+@pytest.fixture(scope="module")
+def furnished_lab(tmp_path_factory, smoke_series):
+    """A JupyterLab that finds all runs of the series at profile smoke; gives its root and address."""
+    root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
+    with jupyter_lab(root, scratch, LMDYNAMICS_HOME=str(smoke_series[2])) as address:
         yield root, address

@@ -1,8 +1,6 @@
 """A notebook's page opened from disk, with the network off: its slider moves every view, by keyboard."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -27,22 +25,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def page_of(tmp_path_factory):
+@pytest.fixture
+def emergence(smoke_series):
     """The HTML file that a batch at profile smoke makes of a notebook."""
-    home, out = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("out")
-
-    def made(name: str) -> Path:
-        page = out / name / f"{name}.html"
-        if not page.exists():
-            code = "from lmdynamics.cli import main; main()"
-            arguments = ["batch", str(NOTEBOOKS / f"{name}.ipynb"), "--profile", "smoke", "--out", str(out)]
-            environment = os.environ | {"LMDYNAMICS_HOME": str(home)}
-            done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True)
-            assert done.returncode == 0, done.stdout.decode()
-        return page
-
-    return made
+    return smoke_series[1] / "02_sas_emergence" / "02_sas_emergence.html"
 
 
 @pytest.fixture
@@ -80,8 +66,8 @@ def press(page, key: str, times: int = 1) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_syntax_emerges_without_a_kernel(page_of, opened, scheme):
-    path = page_of("02_sas_emergence")
+def test_syntax_emerges_without_a_kernel(emergence, opened, scheme):
+    path = emergence
     assert path.stat().st_size < MOST
     page, seen = opened(path, scheme)
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
@@ -130,8 +116,8 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name, schem
 
 
 @pytest.mark.slow
-def test_play_runs_to_the_last_checkpoint_and_stops(page_of, opened):
-    page, seen = opened(page_of("02_sas_emergence"))
+def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
+    page, seen = opened(emergence)
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
     press(page, "Home")
     assert page.locator(f"{LAST} >> output").inner_text() == "0"
@@ -144,8 +130,8 @@ def test_play_runs_to_the_last_checkpoint_and_stops(page_of, opened):
 
 
 @pytest.mark.slow
-def test_views_say_what_they_are_and_the_slider_where_it_stands(page_of, opened):
-    page, _ = opened(page_of("02_sas_emergence"))
+def test_views_say_what_they_are_and_the_slider_where_it_stands(emergence, opened):
+    page, _ = opened(emergence)
     page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
     told = page.locator(".lmd-view").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
     assert [bool(each) for each in told] == [True] * 5
@@ -154,7 +140,7 @@ def test_views_say_what_they_are_and_the_slider_where_it_stands(page_of, opened)
 
 
 @pytest.mark.slow
-def test_without_scripts_the_pictures_are_there(page_of, opened):
-    page, _ = opened(page_of("02_sas_emergence"), java_script_enabled=False)
+def test_without_scripts_the_pictures_are_there(emergence, opened):
+    page, _ = opened(emergence, java_script_enabled=False)
     assert page.locator("noscript img[alt]").count() == 5
     assert page.locator(".lmd-controls:visible").count() == 0

@@ -113,10 +113,9 @@ PARAMETERS = {
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory):
-    """The whole series in one batch, all of it made anew; gives the command's result and its folder."""
-    out, home = tmp_path_factory.mktemp("series") / "out", tmp_path_factory.mktemp("home")
-    return lmdynamics("batch", *NOTEBOOKS, "--profile", "smoke", "--fresh", "--out", out, home=home), out
+def series(smoke_series):
+    """The series' result and its folder."""
+    return smoke_series[:2]
 
 
 def test_the_series_finishes(series):
@@ -133,10 +132,10 @@ def test_the_records_are_the_accepted_ones(series, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["00_start_here", "02_sas_emergence"])
-def test_marked_cells_print_the_same_again(series, name):
+def test_marked_cells_print_the_same_again(smoke_series, name):
     """nbval runs the executed page once more, on runs and traces that are there, and compares the marked cells."""
-    (home,) = series[1].glob("home-*")
-    executed = series[1] / name / f"{name}.ipynb"
+    _, out, home = smoke_series
+    executed = out / name / f"{name}.ipynb"
     assert executed.read_text("utf-8").count("# NBVAL_CHECK_OUTPUT") >= 2
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
     environment = os.environ | {"LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1", "LMDYNAMICS_BATCH": "1"}
