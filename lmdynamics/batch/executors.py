@@ -3,6 +3,7 @@
 All are used in the same way: `submit` gives something with `done`, `result` and `cancel`.
 """
 
+import logging
 import os
 import queue
 import shutil
@@ -129,6 +130,7 @@ def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Pat
         import submitit
     except ImportError:
         raise UserError("--executor slurm needs submitit; run `pip install 'lmdynamics[cluster]'`") from None
+    logging.getLogger("submitit").setLevel(logging.ERROR)  # without accounting, every look at a job would be a warning
     try:
         executor = submitit.AutoExecutor(folder / ".slurm", cluster=cluster)
         most = {"slurm_array_parallelism": workers} if workers and cluster == "slurm" else {}
@@ -147,8 +149,11 @@ class _Slurm:
 
 
 def _typed(flags: dict[str, str]) -> dict[str, Any]:
-    """SLURM's settings: whole numbers as such, all else as text."""
-    return {name: int(text) if text.lstrip("-").isdigit() else text for name, text in flags.items()}
+    """SLURM's settings: whole numbers and truth values as such, all else as text."""
+    words = {"true": True, "false": False}
+    return {
+        name: int(text) if text.lstrip("-").isdigit() else words.get(text.lower(), text) for name, text in flags.items()
+    }
 
 
 def _visible_gpus() -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -187,6 +189,86 @@ def test_a_dask_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker
         printed = running.communicate(timeout=120)[0]
     assert running.returncode == 0, printed
     assert doubled(out) == {name.replace("one", "slow"): value for name, value in WANTED.items()}
+    assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
+
+
+CONFIGURATION = """\
+ClusterName=here
+SlurmctldHost={host}(127.0.0.1)
+AuthInfo=socket={folder}/munge.sock
+SlurmUser=root
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_res
+SelectTypeParameters=CR_CPU
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES State=UP
+"""
+
+
+@contextmanager
+def slurm_cluster(folder: Path):
+    """SLURM's controller and one node on loopback, everything in a folder; skips where it cannot be started."""
+    if os.getuid() or any(shutil.which(name) is None for name in ("munged", "slurmctld", "slurmd")):
+        pytest.skip("needs SLURM and root (apt install slurm-wlm munge)")
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True)
+    folder.chmod(0o755)
+    ports = dict(zip(("controller", "daemon"), free_ports(2), strict=True))
+    (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=socket.gethostname(), **ports))
+    (folder / "munge.key").write_bytes(os.urandom(1024))
+    (folder / "munge.key").chmod(0o400)
+    files = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed")]
+    environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    commands = [["munged", "--force", "--foreground", f"--socket={folder}/munge.sock", *files]]
+    commands += [["slurmctld", "-D"], ["slurmd", "-D"]]
+    started = []
+    try:
+        for command in commands:
+            log = (folder / f"{command[0]}.out").open("w")
+            started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+            log.close()
+            time.sleep(1)
+        until, states = time.monotonic() + 30, ""
+        while time.monotonic() < until and "idle" not in states:
+            time.sleep(0.5)
+            states = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout
+        if "idle" not in states:
+            pytest.skip(f"SLURM does not start here: {(folder / 'slurmd.out').read_text()[-200:]}")
+        yield environment
+    finally:
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    for each in held:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+@pytest.mark.slow
+def test_slurm_itself_gives_the_same_records(notebook, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(notebook), "--grid", GRID[0], "--out", str(out)]
+    with slurm_cluster(tmp_path / "slurm") as environment:  # no srun: it would look for its settings in /etc
+        slurm = ["--executor", "slurm", "--slurm", "timeout_min=5", "--slurm", "slurm_use_srun=false"]
+        done = subprocess.run([*command, *slurm], env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert doubled(out) == WANTED
     assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
 
 
