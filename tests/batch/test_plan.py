@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import nbformat
@@ -165,3 +166,101 @@ def test_a_notebook_of_a_later_format_is_refused_in_one_line(tmp_path):
         plan([later], [], None, tmp_path / "out")
     assert "\n" not in str(refusal.value)
     assert nbformat.current_nbformat == 4
+
+
+BOUNDED = """\
+seeds: int = 1  # runs; at least 1
+share: float = 0.1  # of training, between 0 and 1
+below: float = 0.0  # between -2.5 and 0
+profile: str = "default"  # smoke, default or full
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seeds=0", "seeds=0 is out of range; it should be at least 1"),
+        ("share=1.01", "share=1.01 is out of range; it should be between 0 and 1"),
+        ("share=nan", "share=nan is not a number"),
+        ("below=-3", "should be between -2.5 and 0"),
+        ("profile=smok", "there is no such profile; did you mean 'smoke'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(tmp_path, text, says):
+    bounded = write_notebook(tmp_path / "bounded.ipynb", "1", parameters=BOUNDED)
+    for fine in ("seeds=1", "share=1", "share=0", "below=-2.5", "profile=smoke"):
+        plan([bounded], [fine], out=tmp_path / "out")
+    with pytest.raises(UserError, match=re.escape(says)):
+        plan([bounded], [text], out=tmp_path / "out")
+    with pytest.raises(UserError, match=re.escape(says)):
+        plan([bounded], grid=[text], out=tmp_path / "out")
+
+
+def test_a_grid_is_every_combination_and_names_its_items(notebook):
+    jobs = plan([notebook], ["run=x"], "smoke", notebook.parent / "out", grid=["seed=0,1", "rate=0.1,0.2,0.3"])
+    assert len(jobs) == 6
+    assert {(job.parameters["seed"], job.parameters["rate"]) for job in jobs} == {
+        (seed, rate) for seed in (0, 1) for rate in (0.1, 0.2, 0.3)
+    }
+    assert {job.parameters["run"] for job in jobs} == {"x"}
+    assert jobs[0].name == "one--rate=0.1--seed=0"
+    assert len({job.key for job in jobs}) == 6
+    lists = plan([notebook], grid=["sizes=[1,2];[3]"], out=notebook.parent / "out")
+    assert [job.parameters["sizes"] for job in lists] == [[1, 2], [3]]
+    named = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
+    assert len({job.name for job in named}) == 2
+    assert all(job.folder.parent == notebook.parent / "out" for job in named)
+
+
+@pytest.mark.parametrize(
+    ("grid", "given", "says"),
+    [
+        (["seed"], [], "not of the form `--grid name=value,value`"),
+        (["sed=1,2"], [], "did you mean 'seed'"),
+        (["seed=1,x"], [], "seed=x is not a whole number"),
+        (["seed=1,1"], [], "gives seed the same value twice"),
+        (["seed=1,2"], ["seed=3"], "given with -p and with --grid"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(notebook, grid, given, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        plan([notebook], given, out=notebook.parent / "out", grid=grid)
+
+
+def test_a_plan_file_names_notebooks_beside_it(notebook, tmp_path):
+    write_notebook(tmp_path / "two.ipynb", "2")
+    file = tmp_path / "nightly.toml"
+    file.write_text(
+        '[[entry]]\nnotebooks = ["*.ipynb"]\nparameters = { run = "r" }\n'
+        'grid = { seed = [0, 1], profile = ["smoke"] }\n'
+        '[[entry]]\nnotebooks = ["one.ipynb"]\ngrid = { rate = [1] }\n'
+    )
+    jobs = plan(plan_file=file, parameters=["run=other"], out=tmp_path / "out")
+    assert [job.name for job in jobs] == [
+        *(f"{name}--profile=smoke--seed={seed}" for name in ("one", "two") for seed in (0, 1)),
+        "one--rate=1.0",
+    ]
+    assert {job.parameters["run"] for job in jobs} == {"other"}  # what is typed goes over what is written
+    assert jobs[-1].parameters["rate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x =", "is not a plan"),
+        ("x = 1", "tables [[entry]]"),
+        ("[[entry]]\nnotebook = ['one.ipynb']", "no setting 'notebook'; did you mean 'notebooks'"),
+        ("[[entry]]\nnotebooks = 'one.ipynb'", "a list of paths"),
+        ("[[entry]]\nnotebooks = ['none*.ipynb']", "no notebook matches 'none*.ipynb'"),
+        ("[[entry]]\nnotebooks = ['one.ipynb']\ngrid = { seed = 1 }", "the grid's seed should be a list"),
+        ("[[entry]]\nnotebooks = ['one.ipynb']\ngrid = { seed = ['x'] }", "seed=x is not a whole number"),
+        ("[[entry]]\nnotebooks = ['one.ipynb']\nparameters = { sed = 1 }", "did you mean 'seed'"),
+        ("[[entry]]\nnotebooks = ['one.ipynb', 'one.ipynb']", "would both write to"),
+    ],
+)
+def test_a_plan_file_that_makes_no_sense_is_refused(notebook, tmp_path, text, says):
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(says)) as refusal:
+        plan(plan_file=file, out=tmp_path / "out")
+    assert "\n" not in str(refusal.value)
