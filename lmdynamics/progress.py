@@ -8,7 +8,7 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
 
     `show=None` decides by itself: yes in a terminal or a notebook, no when output goes to a file.
     """
-    in_notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
+    in_notebook = _in_notebook() and not sys.stderr.isatty()
     if show is None:
         show = in_notebook or sys.stderr.isatty()
     if in_notebook and show:
@@ -16,3 +16,9 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
     else:
         from tqdm import tqdm
     return tqdm(total=total, desc=what, unit=unit, initial=initial, disable=not show, leave=not in_notebook)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a kernel; to have imported one's modules is not enough."""
+    shell = sys.modules.get("IPython.core.getipython")
+    return getattr(shell and shell.get_ipython(), "kernel", None) is not None
