@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from lmdynamics.batch.plan import Job
 from lmdynamics.runs import store
 
+LONGEST_SOCKET = 95  # characters of a path; a socket's may have some hundred
 MOST = 2_000_000  # characters that one cell may print into its notebook and its log
 
 
@@ -53,7 +55,8 @@ def execute(job: Job, pipe: int) -> int:
         index = own(cell_index)
         tell(cell=index + 1, cells=len(notebook.cells), source=first_line(cell.source))
 
-    papermill_engines.register("lmdynamics", _engine())
+    sockets = tempfile.TemporaryDirectory(prefix="lmd-")
+    papermill_engines.register("lmdynamics", _engine(Path(sockets.name)))
     try:
         done = execute_notebook(
             _literally(job.notebook),
@@ -72,6 +75,8 @@ def execute(job: Job, pipe: int) -> int:
     except OSError as error:  # a full disk, say: nothing more could be written down
         tell(status="failed", error=f"{error.strerror or error}: {error.filename or job.folder}")
         return 1
+    finally:
+        sockets.cleanup()
     _write_page(job)
     # papermill takes sys.exit(0) for success; here it is a notebook that did not come to its end
     cells = [(i, cell) for i, cell in enumerate(done.cells) if cell.cell_type == "code" and cell.source.strip()]
@@ -87,11 +92,18 @@ def execute(job: Job, pipe: int) -> int:
     return 0
 
 
-def _engine() -> type:
-    """papermill's own engine, with a bound on what one cell may print."""
+def _engine(sockets: Path) -> type:
+    """papermill's own engine, with a bound on what one cell may print, and a kernel that is spoken to through files.
+
+    Of several kernels that start at once two may choose the same free TCP port, and one of them dies.
+    """
     from nbformat.v4 import new_output
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine
+    from traitlets.config import Config
+
+    place = str(sockets / "kernel")
+    alone = {"transport": "ipc", "ip": place} if len(place) < LONGEST_SOCKET else {}
 
     class Client(PapermillNotebookClient):
         printed = 0
@@ -114,7 +126,7 @@ def _engine() -> type:
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, log_output, start_timeout, on_cell_start, **_) -> Any:
             options = {"startup_timeout": start_timeout, "timeout": None, "on_cell_start": on_cell_start}
-            options["log"] = logging.getLogger("papermill")
+            options |= {"log": logging.getLogger("papermill"), "config": Config(ConnectionFileMixin=alone)}
             return Client(nb_man, kernel_name=kernel_name, log_output=log_output, **options).execute()
 
     return Engine
