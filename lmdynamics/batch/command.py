@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def batch(
         raise UserError("--retry should be 0 or more, and --timeout more than 0 seconds")
     jobs = plan(notebooks, parameters, profile, out, grid, plan_file)
     out = jobs[0].folder.parent
+    if options.fresh:  # what was made from runs and traces that lay there already is not as good
+        jobs = [replace(job, key=f"{job.key}-fresh") for job in jobs]
     todo = [job for job in jobs if options.force or not is_done(job)]
     if options.dry_run or len(jobs) > 1:
         planned(jobs, todo)
@@ -96,22 +99,24 @@ def batch(
 
 def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
     """Submit the jobs, follow them, try again those that failed; on Ctrl-C stop what runs and raise."""
-    asked = {"timeout": options.timeout, "force": options.force}
+    asked = {"timeout": options.timeout}
     asked["environment"] = _fresh(jobs[0].folder.parent) if options.fresh and jobs else {}
     outcomes: dict[str, Outcome] = {}
-    with Table(jobs, where.at_once) as table:
+    with Table(jobs) as table:
+        waiting = deque((job, 1) for job in jobs)
         pending: dict[Pending, tuple[Job, int]] = {}
         try:
-            for job in jobs:
-                pending[where.submit(job, attempts=1, **asked)] = job, 1
-            while pending:
+            while waiting or pending:
+                while waiting and (where.at_once is None or len(pending) < where.at_once):
+                    job, attempt = waiting.popleft()
+                    force = options.force or attempt > 1
+                    pending[where.submit(job, attempts=attempt, force=force, **asked)] = job, attempt
                 for future in [future for future in pending if future.done()]:
                     job, attempt = pending.pop(future)
                     outcome = _outcome(future, job, attempt)
                     if outcome.status == "failed" and attempt <= options.retry:
                         table.says(f"{outcome}; trying again ({attempt} of {options.retry})")
-                        again = {**asked, "force": True, "attempts": attempt + 1}
-                        pending[where.submit(job, **again)] = job, attempt + 1
+                        waiting.append((job, attempt + 1))
                         continue
                     outcomes[job.name] = outcome
                     table.ended(outcome)

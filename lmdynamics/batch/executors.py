@@ -30,7 +30,7 @@ class Pending(Protocol):
 
 
 class Where(Protocol):
-    """What executes items. `at_once`: how many at a time, None where others decide."""
+    """What executes items. `at_once`: how many to submit at a time, None for all."""
 
     at_once: int | None
 
@@ -43,7 +43,8 @@ def open_executor(
 ) -> Iterator[Where]:
     """What `where` names: `local`, `dask://HOST:PORT`, `slurm`, or `slurm-local` (SLURM's stand-in, on this machine).
 
-    `workers`: items at a time, by default one per core, or with `gpu` one per visible GPU; of SLURM, jobs at a time.
+    `workers`: items at a time; by default here one per core, or with `gpu` one per visible GPU, and elsewhere as many
+    as there are.
     `flags`: SLURM's settings as submitit calls them (`timeout_min`, `slurm_partition`, `gpus_per_node`, …). `folder`:
     the batch's own.
 
@@ -133,8 +134,7 @@ def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Pat
     logging.getLogger("submitit").setLevel(logging.ERROR)  # without accounting, every look at a job would be a warning
     try:
         executor = submitit.AutoExecutor(folder / ".slurm", cluster=cluster)
-        most = {"slurm_array_parallelism": workers} if workers and cluster == "slurm" else {}
-        executor.update_parameters(**{"timeout_min": 60, "name": "lmdynamics", **most, **_typed(flags)})
+        executor.update_parameters(**{"timeout_min": 60, "name": "lmdynamics", **_typed(flags)})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise UserError(f"SLURM is not to be had as asked: {' '.join(str(error).split())}") from None
     return _Slurm(executor, workers)

@@ -18,6 +18,7 @@ from lmdynamics.runs import store
 
 KEPT = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
 TREND = "trend.html"
+MARK = ".lmdynamics-site"  # in a folder that this module has written
 
 
 def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> Path:
@@ -34,7 +35,7 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
     frame = gather(newest)
     if to == newest or to in newest.parents or newest in to.parents:
         raise UserError(f"the site {to} and the batch {newest} must not lie in each other; name another --to")
-    if to.exists() and any(to.iterdir()) and not (to / "index.html").exists():
+    if to.exists() and any(to.iterdir()) and not (to / MARK).exists():  # it is written anew, all of it
         raise UserError(f"{to} holds something that is no site; name an empty folder with --to")
     with store.saving(f"the site {to}"), store.atomic_folder(to) as folder:
         for item in sorted({*frame["item"]}):
@@ -42,6 +43,7 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
                 (folder / item).mkdir(exist_ok=True)
                 shutil.copy2(file, folder / item / file.name)
         frame.write_parquet(folder / FILE_NAME)
+        (folder / MARK).touch()
         said = summary(compare(frame, read_baselines(baseline))) if baseline is not None else ""
         links = [("all records (Parquet)", FILE_NAME)]
         if len(outs) > 1:

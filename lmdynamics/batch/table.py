@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from lmdynamics.batch.execute import Outcome
@@ -21,7 +22,7 @@ def planned(jobs: Sequence[Job], todo: Sequence[Job]) -> None:
     for job in jobs:
         shown = {name: value for name, value in job.parameters.items() if name not in ("output_dir", "interactive")}
         told = ", ".join(f"{name}={value}" for name, value in shown.items())
-        table.add_row(job.name, told, "to do" if job.name in waiting else "done already")
+        table.add_row(job.name, escape(told), "to do" if job.name in waiting else "done already")
     if console.is_terminal or len(jobs) <= SHOWN:
         console.print(table)
     console.print(f"{len(jobs)} items, {len(jobs) - len(todo)} done already, {len(todo)} to do")
@@ -30,8 +31,8 @@ def planned(jobs: Sequence[Job], todo: Sequence[Job]) -> None:
 class Table:
     """The items of a batch while they run. In a terminal a live table, elsewhere a line as each begins and ends."""
 
-    def __init__(self, jobs: Sequence[Job], at_once: int | None):
-        self.console, self.at_once = _console(), at_once
+    def __init__(self, jobs: Sequence[Job]):
+        self.console = _console()
         self.state: dict[str, str] = {job.name: "waits" for job in jobs}
         self.began: dict[str, float] = {}
         self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self._follows else None

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -82,6 +82,43 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
         assert local.submit(job).result().status == "finished"
     told = {made.name: made.value for made in read_records(job.folder)}
     assert (told["OMP_NUM_THREADS"], told["LMDYNAMICS_CORES"]) == ("1", "3")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, None])
+def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, at_once):
+    running, most = [], []
+
+    class Counted:
+        def __init__(self, job):
+            self.job, self.looks = job, 0
+            running.append(self)
+            most.append(len(running))
+
+        def done(self):
+            self.looks += 1
+            if self.looks == 2:
+                running.remove(self)
+            return self.looks >= 2
+
+        def result(self):
+            return run_notebook(self.job)
+
+    class Elsewhere:
+        def submit(self, job, **options):
+            return Counted(job)
+
+    elsewhere = Elsewhere()
+    elsewhere.at_once = at_once
+    monkeypatch.setattr("lmdynamics.batch.command.open_executor", lambda *_: nullcontext(elsewhere))
+    assert batch([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"]) == 0
+    assert max(most) == (at_once or 3)
+
+
+def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
+    out = notebook.parent / "out"
+    assert batch([notebook], out=out, grid=["seed=0,1"]) == 0
+    assert batch([notebook], out=out, grid=["seed=0,1"], options=Options(fresh=True, dry_run=True)) == 0
+    assert "2 items, 0 done already, 2 to do" in capsys.readouterr().out
 
 
 def test_each_item_has_a_gpu_of_its_own(monkeypatch):

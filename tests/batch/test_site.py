@@ -48,6 +48,7 @@ def test_a_site_is_written_anew_and_nothing_else_is(outs, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
+    (other / "index.html").write_text("<p>my own pages</p>")
     with pytest.raises(UserError, match="holds something that is no site"):
         write_site(outs, other)
     assert (other / "notes.txt").read_text() == "mine"
