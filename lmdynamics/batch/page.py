@@ -1,14 +1,18 @@
 """An executed notebook as one HTML file that opens from disk without a network, its sliders alive without a kernel."""
 
 import base64
+import hashlib
 import json
 from html import escape
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 
-from lmdynamics.charts.linked import MIME_TYPE, STILL
+from lmdynamics.html import LINKED, STILL
+from lmdynamics.paths import cache_dir
+from lmdynamics.runs import store
 
 SVG = "image/svg+xml"
 
@@ -50,13 +54,13 @@ def static_page(executed: Path) -> str:
 
 def _brought_to_life(cell: NotebookNode) -> bool:
     """Put a slider and its views in the place of each output that holds some, and of the stills that it stands for."""
-    found = [output for output in cell.outputs if MIME_TYPE in output.get("data", {})]
+    found = [output for output in cell.outputs if LINKED in output.get("data", {})]
     if not found:
         return False
     stills = [output for output in cell.outputs if output.get("metadata", {}).get("lmdynamics") == STILL["lmdynamics"]]
     for index, output in enumerate(found):
         pictures = "".join(map(_still, stills)) if index == 0 else ""
-        output.data = NotebookNode({"text/html": _section(output.data[MIME_TYPE], pictures)})
+        output.data = NotebookNode({"text/html": _section(output.data[LINKED], pictures)})
     cell.outputs = [output for output in cell.outputs if output not in stills]
     return True
 
@@ -89,12 +93,18 @@ def _section(content: dict, pictures: str) -> str:
 
 
 def _scripts() -> str:
-    import altair as alt
-    import vl_convert
+    """Vega and what moves the views, made once for all pages: it takes longer than the page itself."""
+    own = _own("linked.js")
+    made_of = [own, *(metadata.version(name) for name in ("altair", "vl-convert-python"))]
+    bundle = cache_dir() / "pages" / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.js"
+    if not bundle.exists():
+        import altair as alt
+        import vl_convert
 
-    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle(_own("linked.js"), vl_version=version)
-    return f'<script type="module">{bundle}</script>'
+        version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+        with store.atomic_file(bundle) as temporary:
+            temporary.write_text(vl_convert.javascript_bundle(own, vl_version=version), "utf-8")
+    return f'<script type="module">{bundle.read_text("utf-8")}</script>'
 
 
 def _own(name: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 
 import altair as alt
 
-MIME_TYPE = "application/vnd.lmdynamics.linked+json"
-STILL = {"lmdynamics": {"still": True}}  # metadata of a picture of what linked views beside it show as well
+from lmdynamics.html import LINKED
+
 DIGITS = 4  # of a number in a picture: a pixel is a thousandth of it
 
 
@@ -50,7 +50,7 @@ class Linked:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         told = f"The same views with a slider over {len(self.places)} places are on this notebook's HTML page."
-        return {MIME_TYPE: self.content(), "text/plain": told}
+        return {LINKED: self.content(), "text/plain": told}
 
 
 def compact(spec: Mapping) -> dict:

@@ -10,7 +10,8 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics import charts
-from lmdynamics.charts.linked import STILL, Linked
+from lmdynamics.charts.linked import Linked
+from lmdynamics.html import STILL
 
 
 class Explorer(ABC):

@@ -9,7 +9,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.charts.conditions import is_share, names_of
-from lmdynamics.charts.linked import STILL, Linked, Place
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.small_multiples import small_multiples, told_at
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.errors import UserError
@@ -17,7 +17,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
-from lmdynamics.html import html_table
+from lmdynamics.html import STILL, html_table
 
 ALL = ""  # no run and no measure has this name
 CURSOR = "curves_step"

@@ -11,7 +11,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
-from lmdynamics.charts.linked import STILL, Linked, Place
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach, visible
 from lmdynamics.curves.intervals import bounded
 from lmdynamics.errors import UserError
@@ -20,6 +20,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views
 from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
+from lmdynamics.html import STILL
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
 CURSOR = "zero_sum_step"

@@ -9,8 +9,9 @@ import pytest
 
 from lmdynamics.batch.page import static_page
 from lmdynamics.charts import show
-from lmdynamics.charts.linked import MIME_TYPE, STILL, Linked, Place
+from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.theme import figure
+from lmdynamics.html import LINKED, STILL
 
 HOSTILE = "</script><script>alert(1)</script>"
 
@@ -89,7 +90,7 @@ def test_the_output_keeps_its_type_in_the_notebook(write):
     before = path.read_bytes()
     static_page(path)
     assert path.read_bytes() == before
-    assert MIME_TYPE.encode() in before
+    assert LINKED.encode() in before
 
 
 def test_widgets_that_have_no_kernel_are_left_out(write):

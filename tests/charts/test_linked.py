@@ -7,7 +7,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.charts.linked import MIME_TYPE, Linked, Place, compact
+from lmdynamics.charts.linked import Linked, Place, compact
+from lmdynamics.html import LINKED
 
 FINITE = st.floats(-1e12, 1e12)
 
@@ -37,7 +38,7 @@ def test_an_output_is_json_and_says_in_words_what_it_is():
     chart = alt.Chart(pl.DataFrame({"x": [1.0, 2.0]})).mark_point().encode(x="x").add_params(cursor)
     linked = Linked("checkpoint", [Place("1", {"cursor": 1}), Place("2", {"cursor": 2}, "Two.")], 1, {"points": chart})
     bundle = linked._repr_mimebundle_()
-    content = json.loads(json.dumps(bundle[MIME_TYPE]))
+    content = json.loads(json.dumps(bundle[LINKED]))
     assert content["places"][1] == {
         "name": "2", "values": {"cursor": 2}, "said": "Two.", "at": None, "under": ""
     }  # fmt: skip
