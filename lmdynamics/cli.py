@@ -196,9 +196,11 @@ def batch(
 ) -> None:
     """Run notebooks headless, several at a time, with records, figures and an index; what is done is not run again."""
     from lmdynamics.batch.command import Options, batch
+    from lmdynamics.batch.plan import plan as settle
 
     options = Options(executor, workers, slurm or [], retry, timeout, force, fresh, dry_run)
-    raise typer.Exit(batch(notebooks or [], parameters or [], profile, out, grid or [], plan, options))
+    jobs = settle(notebooks or [], parameters or [], profile, out, grid or [], plan)
+    raise typer.Exit(batch(jobs, options))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
 from lmdynamics.batch.key import code_version
-from lmdynamics.batch.plan import Job, plan
+from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
 from lmdynamics.paths import home
@@ -42,32 +42,22 @@ class Options:
     dry_run: bool = False
 
 
-def batch(
-    notebooks: Sequence[Path] = (),
-    parameters: Sequence[str] = (),
-    profile: str | None = None,
-    out: Path = Path("out"),
-    grid: Sequence[str] = (),
-    plan_file: Path | None = None,
-    options: Options | None = None,
-) -> int:
-    """Execute notebooks × parameters, and write `out/index.html` and `out/records.parquet` over all of them.
+def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
+    """Execute the jobs of a plan (`batch.plan.plan`), and write `index.html` and `records.parquet` beside them.
 
-    For what is given see `batch.plan.plan`. Everything is checked before anything runs. What has finished already,
-    from the same notebook, parameters, runs and package, is not run again. If an item fails the others still run; on
-    Ctrl-C those that have finished stay as they are, and the same command goes on.
+    What has finished already, from the same notebook, parameters, runs and package, is not run again. If an item fails
+    the others still run; on Ctrl-C those that have finished stay as they are, and the same command goes on.
 
     Returns 0 if all finished, 1 if one failed, 130 on Ctrl-C.
 
     Raises
     ------
     UserError
-        For a wrong notebook, parameter, profile, plan, executor or folder, or if another batch writes to the folder.
+        For a wrong option, executor or folder, or if another batch writes to the folder.
     """
     options = options or Options()
     if options.retry < 0 or (options.timeout is not None and options.timeout <= 0):
         raise UserError("--retry should be 0 or more, and --timeout more than 0 seconds")
-    jobs = plan(notebooks, parameters, profile, out, grid, plan_file)
     out = jobs[0].folder.parent
     if options.fresh:  # what was made from runs and traces that lay there already is not as good
         jobs = [replace(job, key=f"{job.key}-fresh") for job in jobs]

@@ -7,6 +7,8 @@ import logging
 import os
 import queue
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.runs.processes import CORES, cores_here
 
 PATIENCE = 10  # seconds for a scheduler to answer
+QUEUE_LOOK = 10  # seconds between two looks at SLURM's queue
 
 
 class Pending(Protocol):
@@ -137,15 +140,59 @@ def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Pat
         executor.update_parameters(**{"timeout_min": 60, "name": "lmdynamics", **_typed(flags)})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise UserError(f"SLURM is not to be had as asked: {' '.join(str(error).split())}") from None
-    return _Slurm(executor, workers)
+    return _Slurm(executor, workers, _Queue() if cluster == "slurm" else None)
 
 
 class _Slurm:
-    def __init__(self, executor: Any, workers: int | None):
-        self.executor, self.at_once = executor, workers
+    def __init__(self, executor: Any, workers: int | None, jobs: "_Queue | None"):
+        self.executor, self.at_once, self.jobs = executor, workers, jobs
 
     def submit(self, job: Job, **options: Any) -> Pending:
-        return self.executor.submit(run_there, job, options)
+        submitted = self.executor.submit(run_there, job, options)
+        return submitted if self.jobs is None else _SlurmJob(submitted, self.jobs)
+
+
+class _Queue:
+    """The jobs that SLURM still has: on a cluster without accounting nothing else tells that one has ended."""
+
+    def __init__(self) -> None:
+        self.looks, self._looked, self._jobs = 0, time.monotonic(), None
+
+    def lacks(self, job_id: str) -> bool:
+        """Whether SLURM has no such job; asked at most every `QUEUE_LOOK` seconds, False where it does not answer."""
+        if time.monotonic() - self._looked > QUEUE_LOOK:
+            self._looked, self.looks = time.monotonic(), self.looks + 1
+            asked = ["squeue", "--noheader", "--me", "--array", "--format=%i"]
+            try:
+                done = subprocess.run(asked, capture_output=True, text=True, timeout=QUEUE_LOOK)
+                self._jobs = set(done.stdout.split()) if done.returncode == 0 else None
+            except (OSError, subprocess.TimeoutExpired):
+                self._jobs = None
+        return self._jobs is not None and job_id not in self._jobs
+
+
+class _SlurmJob:
+    """A job of submitit's that is also done when it has left the queue without a result."""
+
+    def __init__(self, job: Any, queue: _Queue):
+        self.job, self.queue, self.cancel = job, queue, job.cancel
+        self._missed: int | None = None  # the look at which it was first not in the queue
+
+    def done(self) -> bool:
+        return self.job.done() or self._is_lost()
+
+    def _is_lost(self) -> bool:
+        if not self.queue.lacks(self.job.job_id):
+            self._missed = None
+        elif self._missed is None:
+            self._missed = self.queue.looks
+        # one look more, for a result that the network's file system shows late
+        return self._missed is not None and self.queue.looks > self._missed
+
+    def result(self) -> Outcome:
+        if not self.job.done():
+            raise RuntimeError(f"SLURM has no job {self.job.job_id} any more, and it has left no result")
+        return self.job.result()
 
 
 def _typed(flags: dict[str, str]) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def mixed(tmp_path_factory):
     ]
     sources = {path: path.read_bytes() for path in notebooks}
     cwd = os.getcwd()
-    status = batch(notebooks[:3], ["seed=4", "rate=1"], "smoke", folder / "out")
-    status_of_last = batch(notebooks[3:], [], None, folder / "out")
+    status = batch(plan(notebooks[:3], ["seed=4", "rate=1"], "smoke", folder / "out"))
+    status_of_last = batch(plan(notebooks[3:], [], None, folder / "out"))
     assert {path: path.read_bytes() for path in notebooks} == sources
     assert os.getcwd() == cwd
     return folder / "out", status, status_of_last
@@ -107,7 +107,7 @@ def test_the_executed_notebook_is_a_page_that_loads_nothing_from_elsewhere(mixed
 def test_nothing_runs_when_a_parameter_is_wrong(tmp_path):
     notebook = write_notebook(tmp_path / "one.ipynb", "1")
     with pytest.raises(UserError, match="has no parameter"):
-        batch([notebook], ["sed=1"], None, tmp_path / "out")
+        batch(plan([notebook], ["sed=1"], None, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

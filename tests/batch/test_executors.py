@@ -57,18 +57,18 @@ GRID = ["seed=0,1,2,3"]
 
 def test_a_grid_runs_each_item_once_and_a_second_batch_none(notebook, capsys):
     out = notebook.parent / "out"
-    assert batch([notebook], out=out, grid=GRID, options=Options(workers=2)) == 0
+    assert batch(plan([notebook], out=out, grid=GRID), Options(workers=2)) == 0
     assert doubled(out) == WANTED
     assert "4 items, 0 done already, 4 to do" in capsys.readouterr().out
-    assert batch([notebook], out=out, grid=["seed=0,1,2,3,4"], options=Options(workers=2)) == 0
+    assert batch(plan([notebook], out=out, grid=["seed=0,1,2,3,4"]), Options(workers=2)) == 0
     assert "5 items, 4 done already, 1 to do" in capsys.readouterr().out
     assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3", "4"]
-    assert batch([notebook], out=out, grid=GRID, options=Options(workers=2, force=True)) == 0
+    assert batch(plan([notebook], out=out, grid=GRID), Options(workers=2, force=True)) == 0
     assert len((out / "ran.txt").read_text().split()) == 9
 
 
 def test_a_dry_run_writes_nothing(notebook, capsys):
-    assert batch([notebook], out=notebook.parent / "out", grid=GRID, options=Options(dry_run=True)) == 0
+    assert batch(plan([notebook], out=notebook.parent / "out", grid=GRID), Options(dry_run=True)) == 0
     assert "one--seed=3" in capsys.readouterr().out
     assert not (notebook.parent / "out").exists()
 
@@ -110,14 +110,14 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
     elsewhere = Elsewhere()
     elsewhere.at_once = at_once
     monkeypatch.setattr("lmdynamics.batch.command.open_executor", lambda *_: nullcontext(elsewhere))
-    assert batch([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"]) == 0
+    assert batch(plan([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"])) == 0
     assert max(most) == (at_once or 3)
 
 
 def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
     out = notebook.parent / "out"
-    assert batch([notebook], out=out, grid=["seed=0,1"]) == 0
-    assert batch([notebook], out=out, grid=["seed=0,1"], options=Options(fresh=True, dry_run=True)) == 0
+    assert batch(plan([notebook], out=out, grid=["seed=0,1"])) == 0
+    assert batch(plan([notebook], out=out, grid=["seed=0,1"]), Options(fresh=True, dry_run=True)) == 0
     assert "2 items, 0 done already, 2 to do" in capsys.readouterr().out
 
 
@@ -146,9 +146,9 @@ file.write_text(str(tries + 1))
 assert tries == 2, "not yet"
 """
     notebook = write_notebook(tmp_path / "stubborn.ipynb", third_time)
-    assert batch([notebook], out=tmp_path / "out", options=Options(retry=1)) == 1
+    assert batch(plan([notebook], out=tmp_path / "out"), Options(retry=1)) == 1
     assert read_outcome(tmp_path / "out" / "stubborn").attempts == 2
-    assert batch([notebook], out=tmp_path / "out", options=Options(retry=1)) == 0
+    assert batch(plan([notebook], out=tmp_path / "out"), Options(retry=1)) == 0
     assert capsys.readouterr().out.count("trying again (1 of 1)") == 1
 
 
@@ -156,7 +156,7 @@ def test_what_takes_too_long_is_stopped_with_its_kernel(tmp_path):
     notebook = write_notebook(
         tmp_path / "slow.ipynb", "import os", "print(os.getpid(), flush=True)", "import time\ntime.sleep(600)"
     )
-    assert batch([notebook], out=tmp_path / "out", options=Options(timeout=12)) == 1
+    assert batch(plan([notebook], out=tmp_path / "out"), Options(timeout=12)) == 1
     outcome = read_outcome(tmp_path / "out" / "slow")
     assert outcome.error == "stopped: it took longer than 12 s"
     assert outcome.cell == 5
@@ -310,10 +310,32 @@ def test_slurm_itself_gives_the_same_records(notebook, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_job_that_slurm_drops_before_it_begins_is_no_reason_to_wait(notebook, tmp_path):
+    """There is no accounting here, so nothing tells of it but the queue."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(notebook), "--out", str(out), "--executor", "slurm"]
+    with slurm_cluster(tmp_path / "slurm") as environment:
+
+        def slurm(*words: str) -> str:
+            return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+        slurm("scontrol", "update", f"nodename={socket.gethostname()}", "state=drain", "reason=test")
+        running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        until, job = time.monotonic() + 60, ""
+        while time.monotonic() < until and not job:
+            time.sleep(0.1)
+            job = slurm("squeue", "--noheader", "--format=%A")
+        slurm("scancel", job)
+        printed = running.communicate(timeout=120)[0]
+    assert running.returncode == 1, printed
+    assert f"its worker was lost (RuntimeError: SLURM has no job {job} any more" in read_outcome(out / "one").error
+
+
+@pytest.mark.slow
 def test_slurms_stand_in_gives_the_same_records(notebook):
     out = notebook.parent / "out"
     options = Options(executor="slurm-local", slurm=["timeout_min=5"])
-    assert batch([notebook], out=out, grid=GRID, options=options) == 0
+    assert batch(plan([notebook], out=out, grid=GRID), options) == 0
     assert doubled(out) == WANTED
 
 
@@ -338,7 +360,7 @@ record("data", os.environ["LMDYNAMICS_DATA"])
     notebook, homes = write_notebook(tmp_path / "told.ipynb", told), []
     for version in ("one", "one", "two"):
         monkeypatch.setattr("lmdynamics.batch.key._package", lambda version=version: [version])
-        assert batch([notebook], out=tmp_path / "out", options=Options(fresh=True, force=True)) == 0
+        assert batch(plan([notebook], out=tmp_path / "out"), Options(fresh=True, force=True)) == 0
         home, data = (made.value for made in read_records(tmp_path / "out" / "told"))
         assert data == os.path.join(os.environ["LMDYNAMICS_HOME"], "fetched")  # corpora need not be fetched anew
         homes.append(home)

@@ -18,6 +18,7 @@ import pytest
 
 from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import read_outcome
+from lmdynamics.batch.plan import plan
 from lmdynamics.batch.records import read_records
 from tests.batch.notebooks import write_notebook
 from tests.batch.test_executors import dask_cluster, ends
@@ -116,7 +117,7 @@ def test_a_notebooks_process_or_kernel_is_killed(notebook, undisturbed, victim):
     assert status == 1
     (line,) = [line for line in printed.splitlines() if "failed" in line]
     assert ("SIGKILL" if victim == "lmdynamics.batch.child" else "kernel died") in line
-    assert batch([notebook], out=out, grid=[SEEDS], options=Options(workers=2)) == 0
+    assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     assert records(out) == undisturbed
     assert finished(out) == sorted(undisturbed)
 
@@ -172,7 +173,7 @@ def test_a_full_disk(notebook, undisturbed, tmp_path):
 @pytest.mark.parametrize("code", ["import sys\nsys.exit(0)", "import sys\nsys.exit(3)"])
 def test_a_notebook_that_ends_itself_has_not_finished(tmp_path, code):
     notebook = write_notebook(tmp_path / "leaves.ipynb", "x = 1", code, "x = 2", "x = 3")
-    assert batch([notebook], out=tmp_path / "out") == 1
+    assert batch(plan([notebook], out=tmp_path / "out")) == 1
     outcome = read_outcome(tmp_path / "out" / "leaves")
     assert (outcome.status, outcome.cell) == ("failed", 4)
 
@@ -180,7 +181,7 @@ def test_a_notebook_that_ends_itself_has_not_finished(tmp_path, code):
 def test_a_notebook_that_prints_a_hundred_megabytes(tmp_path):
     flood = "for _ in range(1000):\n    print('x' * 100_000)"
     notebook = write_notebook(tmp_path / "floods.ipynb", flood, "print('after the flood')")
-    assert batch([notebook], out=tmp_path / "out") == 0
+    assert batch(plan([notebook], out=tmp_path / "out")) == 0
     folder = tmp_path / "out" / "floods"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 12e6
     executed = nbformat.read(folder / "floods.ipynb", as_version=4)
@@ -202,26 +203,26 @@ losses = lmd.trace(run, HeldOutLoss(run.held_out()), progress=False)
 record("last", losses["loss"][-1])
 """
     notebook = write_notebook(tmp_path / "measures.ipynb", measuring)
-    assert batch([notebook], out=tmp_path / "out") == 0
+    assert batch(plan([notebook], out=tmp_path / "out")) == 0
     before = records(tmp_path / "out")
     files = sorted((home / "cache" / "traces").rglob("*.parquet"))
     assert files
     for number, file in enumerate(files):
         file.write_bytes([b"", b"PAR1", file.read_bytes()[:-20], os.urandom(500)][number % 4])
-    assert batch([notebook], out=tmp_path / "out", options=Options(force=True)) == 0
+    assert batch(plan([notebook], out=tmp_path / "out"), Options(force=True)) == 0
     assert records(tmp_path / "out") == before
 
 
 def test_clocks_that_are_wrong(notebook, undisturbed, capsys):
     """What is done is known by its content: neither files from the future nor from the past are run again."""
     out = notebook.parent / "out"
-    assert batch([notebook], out=out, grid=[SEEDS], options=Options(workers=2)) == 0
+    assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     for number, file in enumerate(sorted(out.rglob("*"))):
         when = (0, 4_000_000_000)[number % 2]
         os.utime(file, (when, when))
     os.utime(notebook, (4_000_000_000, 4_000_000_000))
     capsys.readouterr()
-    assert batch([notebook], out=out, grid=[SEEDS], options=Options(workers=2)) == 0
+    assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     assert "6 items, 6 done already, 0 to do" in capsys.readouterr().out
     assert records(out) == undisturbed
     assert set(pl.read_parquet(out / "records.parquet")["item"]) == set(undisturbed)
