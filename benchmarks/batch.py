@@ -1,20 +1,22 @@
 """What `lmdynamics batch` adds to papermill, and what two processes bring, on the series at profile smoke.
 
-For each notebook, in turns so that a busy machine falls on both: papermill alone (`papermill IN OUT -p …` in a process
-of its own) and `lmdynamics batch`, on runs and traces that are there already, so that as little as possible hides what
-is added: a child process, checks, records, a page, the index. Then the whole series, made anew, with one process and
-with two. Prints the ratio for each notebook and for their sum, and how much faster two processes are than one.
+The whole series is made anew each time, training and measuring included: by papermill alone (`papermill IN OUT -p …`,
+one notebook after the other, in a process each), and by `lmdynamics batch` with one process and with two. The batch
+adds a child process, checks, records, a page for each notebook and the index. Prints the seconds of each notebook and
+of all, the ratio to papermill for each round, and how much faster two processes are than one.
 
-    python benchmarks/batch.py [--rounds 3] [--skip-series] [NOTEBOOK...]
+    python benchmarks/batch.py [--rounds 1] [NOTEBOOK...]
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
@@ -30,46 +32,46 @@ def timed(command: list[str], home: Path) -> float:
     return time.perf_counter() - began
 
 
-def papermill(notebook: Path, out: Path) -> list[str]:
-    out.mkdir(parents=True, exist_ok=True)
-    given = ["-p", "profile", "smoke", "-p", "interactive", "False", "-p", "output_dir", str(out)]
-    return [sys.executable, "-m", "papermill", str(notebook), str(out / notebook.name), *given, "--no-progress-bar"]
+def papermill(notebooks: Sequence[Path], where: Path) -> tuple[float, dict[str, float]]:
+    """Seconds for all and for each."""
+    each = {}
+    for notebook in notebooks:
+        out = where / notebook.stem
+        out.mkdir(parents=True)
+        given = ["-p", "profile", "smoke", "-p", "interactive", "False", "-p", "output_dir", str(out)]
+        command = [sys.executable, "-m", "papermill", str(notebook), str(out / notebook.name), *given]
+        each[notebook.stem] = timed([*command, "--no-progress-bar"], where / "home")
+    return sum(each.values()), each
 
 
-def batch(notebooks: list[Path], out: Path, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "lmdynamics.cli", "batch", *map(str, notebooks), "--profile", "smoke", "--force"]
-    return [*command, "--out", str(out), "--workers", str(workers)]
+def batch(notebooks: Sequence[Path], where: Path, workers: int) -> tuple[float, dict[str, float]]:
+    command = [sys.executable, "-m", "lmdynamics.cli", "batch", *map(str, notebooks), "--profile", "smoke"]
+    seconds = timed([*command, "--out", str(where), "--workers", str(workers)], where / "home")
+    outcomes = [json.loads((where / notebook.stem / "outcome.json").read_text()) for notebook in notebooks]
+    return seconds, {outcome["notebook"]: outcome["seconds"] for outcome in outcomes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS, metavar="NOTEBOOK")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip-series", action="store_true", help="leave out the comparison of one process with two")
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        where, bare, ours = Path(folder), 0.0, 0.0
-        for notebook in options.notebooks:
-            timed(batch([notebook], where / "first", 1), where / "home")  # trains and measures what the rest will find
-            pairs = [
-                (
-                    timed(papermill(notebook, where / "papermill" / notebook.stem), where / "home"),
-                    timed(batch([notebook], where / "batch", 1), where / "home"),
-                )
-                for _ in range(options.rounds)
-            ]
-            ratios = [mine / alone for alone, mine in pairs]
-            alone, mine = (statistics.median(each) for each in zip(*pairs, strict=True))
-            bare, ours = bare + alone, ours + mine
-            print(
-                f"{notebook.stem}: papermill {alone:.1f} s, batch {mine:.1f} s, ratio {statistics.median(ratios):.3f} "
-                f"(median of {len(ratios)}; {min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
-            )
-        print(f"all of them: papermill {bare:.1f} s, batch {ours:.1f} s, ratio {ours / bare:.3f}")
-        if not options.skip_series:
-            one, two = (timed(batch(options.notebooks, where / f"series-{n}", n), where / f"home-{n}") for n in (1, 2))
-            print(f"the series made anew: one process {one:.0f} s, two {two:.0f} s: {one / two:.2f} times as fast")
+    ratios, gains = [], []
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            where = Path(folder)
+            alone, of_alone = papermill(options.notebooks, where / "papermill")
+            one, of_one = batch(options.notebooks, where / "one", 1)
+            two, _ = batch(options.notebooks, where / "two", 2)
+        for name, seconds in of_alone.items():
+            print(f"{name}: papermill {seconds:.1f} s, batch {of_one[name]:.1f} s, {of_one[name] / seconds:.3f}")
+        ratios.append(one / alone)
+        gains.append(one / two)
+        print(
+            f"round {number + 1}: papermill {alone:.0f} s; batch {one:.0f} s, with two processes {two:.0f} s;", end=" "
+        )
+        print(f"batch over papermill {ratios[-1]:.3f}, two processes {gains[-1]:.2f} times as fast as one", flush=True)
+    print(f"median of {options.rounds}: {statistics.median(ratios):.3f}, {statistics.median(gains):.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,23 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
     return WordBatches(name, tuple(batches), tuple(tokens), int(first[-1]))
 
 
+def spelled_words(tokenizer, treebank: Treebank) -> float:
+    """Share of words whose own tokens, put together, spell them: 1 unless the tokenizer does not know some.
+
+    Not how well anything was learnt: whether attention is read from the words it is said to be of.
+    """
+    words = [word.casefold() for sentence in treebank for word in sentence.words]
+    spelled = 0
+    for batch in encode_treebank(tokenizer, treebank).batches:
+        width = batch.between.shape[-1]
+        for cell, column in zip(batch.cells.tolist(), batch.columns.tolist(), strict=True):
+            row, word = divmod(cell, width)
+            own = [batch.start + word] if batch.membership is None else batch.membership[row, :, word].nonzero()[:, 0]
+            made = tokenizer.decode(batch.input_ids[row, own], clean_up_tokenization_spaces=False)
+            spelled += made.strip().casefold() == words[column]
+    return spelled / len(words)
+
+
 def _side_by_side(rows: list[list[int]], filler: int) -> Int[Tensor, "batch time"]:
     longest = max(map(len, rows))
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])

@@ -1,5 +1,7 @@
 """HeadScores and UAS against the naive loop; what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -186,3 +188,20 @@ def test_relations_too_rare_are_refused(treebank):
         UserError, match=r"random: no relation has 1000 dependents \(the most frequent is \w+ with \d+\)"
     ):
         UAS(treebank, min_count=1000)(StandIn())
+
+
+def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
+    tokenizer = wordpiece()
+    assert word_batches.spelled_words(tokenizer, treebank) == 1
+    encoded = word_batches.encode_treebank(tokenizer, treebank)
+    shifted = [
+        replace(
+            batch,
+            start=batch.start - 1,
+            membership=None if batch.membership is None else batch.membership.roll(-1, dims=1),
+        )
+        for batch in encoded.batches
+    ]
+    off_by_one = replace(encoded, batches=tuple(shifted))
+    monkeypatch.setattr(word_batches, "encode_treebank", lambda *_: off_by_one)
+    assert word_batches.spelled_words(tokenizer, treebank) < 0.3
