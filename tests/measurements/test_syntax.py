@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from tokenizers import decoders
 
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
@@ -192,6 +193,7 @@ def test_relations_too_rare_are_refused(treebank):
 
 def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
     tokenizer = wordpiece()
+    tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
     assert word_batches.spelled_words(tokenizer, treebank) == 1
     encoded = word_batches.encode_treebank(tokenizer, treebank)
     shifted = [
