@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+
+from tests.hub.server import Hub
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
@@ -94,6 +98,47 @@ def call(monkeypatch, capsys):
         return int(ended.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
+    """The Hugging Face hub on loopback; its client knows no other, here or in a process started from here.
+
+    In this process the client has read its environment already, so its constants are set besides.
+    """
+    from huggingface_hub import close_session, constants
+
+    home = tmp_path_factory.mktemp("hugging-face")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    with Hub() as hub:
+        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        for name, value in {**places, "no_proxy": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HOME", str(home))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+        close_session()  # it may have been opened with another environment
+        yield hub
+        close_session()
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+    """The seconds that the hub's client would have slept between tries; it sleeps none."""
+    from huggingface_hub import file_download
+    from huggingface_hub.utils import _http
+
+    slept: list[float] = []
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=slept.append))
+    return slept
 
 
 def refused(result: tuple[int, str, str], *words: str) -> bool:

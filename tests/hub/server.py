@@ -1,0 +1,622 @@
+"""The Hugging Face hub on loopback: repositories with their history, what its client asks for, and faults on demand.
+
+Large files go the way they go on the hub: /resolve/ redirects to a CDN of another origin, which is told no token.
+There are no Xet headers, so files come over plain HTTP.
+"""
+
+import hashlib
+import json
+import re
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+
+LARGE = (".safetensors", ".bin", ".h5", ".pt", ".msgpack", ".ckpt")  # kept in LFS, as .gitattributes says on the hub
+BORN = datetime(2023, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a commit. `make` gives its content when it is asked for; None where it is declared only."""
+
+    size: int
+    sha256: str
+    oid: str  # git's name for it: of its content, or of the pointer to it if it is large
+    pointer: int = 0  # the pointer's size; 0 if there is none because git holds the content itself
+    make: Callable[[], bytes] | None = field(default=None, compare=False)
+
+    @property
+    def large(self) -> bool:
+        return self.pointer > 0
+
+    @cached_property
+    def content(self) -> bytes:
+        if self.make is None:
+            raise Refused(501, "", "this file is declared by size and sha256 only; it has no content here")
+        return self.make()
+
+
+def plain(content: bytes) -> File:
+    """A file that git holds."""
+    return File(len(content), hashlib.sha256(content).hexdigest(), _blob(content), make=lambda: content)
+
+
+def large(content: bytes) -> File:
+    """A file in LFS."""
+    return declared(len(content), hashlib.sha256(content).hexdigest(), lambda: content)
+
+
+def declared(size: int, sha256: str, make: Callable[[], bytes] | None = None) -> File:
+    """A file in LFS whose content is made when first asked for, or never."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return File(size, sha256, _blob(pointer), len(pointer), make)
+
+
+def _blob(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Commit:
+    """All files of a repository at one time."""
+
+    sha: str
+    files: Mapping[str, File]
+    title: str
+    date: datetime
+    parent: "Commit | None" = field(repr=False)
+
+    def history(self) -> "list[Commit]":
+        """This commit and those before it, the first last."""
+        found, commit = [], self
+        while commit:
+            found.append(commit)
+            commit = commit.parent
+        return found
+
+
+@dataclass
+class Repository:
+    """A model on the hub: commits, and the branches and tags that point at them."""
+
+    name: str
+    private: bool = False
+    gated: bool = False
+    readers: set[str] = field(default_factory=set)  # who may read it if it is private or gated
+    branches: dict[str, Commit] = field(default_factory=dict)
+    tags: dict[str, Commit] = field(default_factory=dict)
+    commits: dict[str, Commit] = field(default_factory=dict)
+
+    def commit(
+        self, files: Mapping[str, File | bytes], branch: str = "main", title: str = "", parent: Commit | None = None
+    ) -> Commit:
+        """Make these the files of a branch, as a commit after `parent` (the branch's last if None)."""
+        parent = parent or self.branches.get(branch)
+        kept = {path: content if isinstance(content, File) else _kept(path, content) for path, content in files.items()}
+        told = [self.name, branch, title, parent.sha if parent else "", *(f"{p} {f.oid}" for p, f in kept.items())]
+        sha = hashlib.sha1("\n".join([*told, str(len(self.commits))]).encode()).hexdigest()
+        date = BORN + timedelta(hours=len(self.commits))
+        self.commits[sha] = self.branches[branch] = Commit(sha, kept, title or f"{branch} contents", date, parent)
+        return self.commits[sha]
+
+    def move(self, branch: str, to: Commit) -> None:
+        self.branches[branch] = to
+
+    def at(self, revision: str) -> Commit:
+        """The commit that a branch, a tag or a sha names."""
+        for named in (self.branches, self.tags, self.commits):
+            if found := named.get(revision):
+                return found
+        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+
+
+def _kept(path: str, content: bytes) -> File:
+    return large(content) if path.endswith(LARGE) else plain(content)
+
+
+class Refused(Exception):
+    """No for an answer."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str):
+        super().__init__(message)
+        self.answer = told({"error": message}, status)
+        self.answer.headers.update({"X-Error-Message": message}, **headers)
+        if code:
+            self.answer.headers["X-Error-Code"] = code
+
+
+@dataclass
+class Answer:
+    """What goes back, and how the connection behaves while it does."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    wait: float = 0  # seconds before it is sent
+    silent: bool = False  # the connection is closed instead
+    cut: int | None = None  # bytes of the body after which the connection ends
+    reset: bool = False  # it ends by a reset, not in order
+
+
+def told(data, status: int = 200) -> Answer:
+    return Answer(status, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(data).encode())
+
+
+@dataclass
+class Asked:
+    """A request as it came in, and what was planned as its answer: status, and bytes of the body."""
+
+    origin: str  # hub or cdn
+    method: str
+    target: str  # as sent: still quoted, with its query
+    range: str | None
+    user_agent: str
+    token: str | None
+    body: bytes = field(repr=False, default=b"")
+    user: str | None = None
+    status: int = 0
+    sent: int = 0
+
+    @property
+    def path(self) -> str:
+        return unquote(urlsplit(self.target).path)
+
+    @property
+    def segments(self) -> list[str]:
+        return [unquote(segment) for segment in urlsplit(self.target).path.split("/")[1:]]
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {name: values[-1] for name, values in parse_qs(urlsplit(self.target).query).items()}
+
+    @property
+    def authorised(self) -> bool:
+        return self.user is not None
+
+    def __str__(self) -> str:
+        return f"{self.method} {unquote(self.target)}"
+
+
+@dataclass
+class Fault:
+    change: Callable[[Answer], Answer]
+    match: str
+    times: int | None  # None: always
+
+
+class Hub:
+    """Repositories behind a loopback address, `url`, while it is started (`with Hub() as hub`)."""
+
+    def __init__(self, page: int = 1000):
+        self.page = page  # entries of a listing in one answer
+        self.repositories: dict[str, Repository] = {}
+        self.tokens: dict[str, str] = {}  # whose token it is
+        self.requests: list[Asked] = []
+        self.errors: list[BaseException] = []
+        self.faults: list[Fault] = []
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._ports = {"hub": 0, "cdn": 0}
+        self._servers: list[_Server] = []
+
+    # Repositories
+
+    def repository(self, name: str, **facts) -> Repository:
+        """The repository of that name, made if there is none: `private`, `gated`, `readers`."""
+        return self.repositories.setdefault(name, Repository(name, **facts))
+
+    # The address
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._ports['hub']}"
+
+    @property
+    def cdn(self) -> str:
+        return f"http://127.0.0.1:{self._ports['cdn']}"
+
+    def start(self) -> "Hub":
+        """Listen; after a stop, where it listened before."""
+        self.stopped.clear()
+        for origin, port in self._ports.items():
+            server = _Server(self, origin, port)
+            self._ports[origin] = server.server_address[1]
+            self._servers.append(server)
+            server.thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Refuse connections and end those there are."""
+        self.stopped.set()
+        for server in self._servers:
+            server.shutdown()
+            server.end_connections()
+            server.server_close()
+            server.thread.join()
+        self._servers.clear()
+
+    def __enter__(self) -> "Hub":
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+        if self.errors:
+            raise ExceptionGroup("the stand-in hub failed", self.errors)
+
+    # What was asked
+
+    def asked(self, match: str = "") -> list[Asked]:
+        """Requests whose `METHOD path?query` holds a match."""
+        return [request for request in self.requests if re.search(match, str(request))]
+
+    @property
+    def downloads(self) -> list[str]:
+        """Paths whose content was asked for, large ones by their path on the CDN."""
+        return [
+            request.path
+            for request in self.asked(r"^GET ")
+            if request.origin == "cdn" or (request.segments[2:3] == ["resolve"] and request.status // 100 == 2)
+        ]
+
+    # Faults meet requests whose `METHOD path?query` holds a match: the next `times` of them, one fault after the other
+    # in the order they were set; a fault whose `times` is None meets all of them, whatever else does
+
+    def change(self, change: Callable[[Answer], Answer], match: str = "", times: int | None = 1) -> None:
+        """Put another answer in an answer's place."""
+        self.faults.append(Fault(change, match, times))
+
+    def fail(self, status: int, match: str = "", times: int | None = 1, retry_after: int | None = None) -> None:
+        """Refuse with a status."""
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.change(lambda _: Refused(status, "", f"refused with {status}", **headers).answer, match, times)
+
+    def cut(self, after: int, match: str = "", times: int | None = 1, reset: bool = False) -> None:
+        """End the connection after some bytes of the body."""
+        self.change(lambda answer: replace(answer, cut=after, reset=reset), match, times)
+
+    def hang_up(self, match: str = "", times: int | None = 1, reset: bool = False) -> None:
+        """End the connection instead of answering."""
+        self.change(lambda answer: replace(answer, silent=True, reset=reset), match, times)
+
+    def delay(self, seconds: float, match: str = "", times: int | None = 1) -> None:
+        self.change(lambda answer: replace(answer, wait=seconds), match, times)
+
+    def alter(self, change: Callable[[bytes], bytes], match: str = "", times: int | None = 1) -> None:
+        """Send other content; Content-Length says what is sent."""
+        self.change(lambda answer: replace(answer, body=change(answer.body)), match, times)
+
+    def edit(self, change: Callable, match: str = "", times: int | None = 1) -> None:
+        """Send other JSON: `without_lfs`, or any change of what was decoded."""
+        self.alter(lambda body: json.dumps(change(json.loads(body))).encode(), match, times)
+
+    def label(self, headers: Mapping[str, str | None], match: str = "", times: int | None = 1) -> None:
+        """Send other headers; those that are None are left out."""
+
+        def labelled(answer: Answer) -> Answer:
+            merged = {**answer.headers, **headers}
+            return replace(answer, headers={name: value for name, value in merged.items() if value is not None})
+
+        self.change(labelled, match, times)
+
+    def then(self, do: Callable[[], object], match: str = "", times: int | None = 1) -> None:
+        """Do something between an answer's making and its sending, such as moving a branch."""
+
+        def done(answer: Answer) -> Answer:
+            do()
+            return answer
+
+        self.change(done, match, times)
+
+    # Answers
+
+    def answer(self, asked: Asked) -> Answer:
+        """The answer to a request, faults and all; the request is recorded with it."""
+        try:
+            answer = self._answer(asked)
+        except Refused as refused:
+            answer = refused.answer
+        except Exception as broken:
+            self.errors.append(broken)
+            answer = Refused(500, "", f"the stand-in failed: {type(broken).__name__}").answer
+        with self._lock:
+            for fault in self._due(asked):
+                answer = fault.change(answer)
+            answer = _ranged(answer, asked.range)
+            asked.status = 0 if answer.silent else answer.status
+            asked.sent = 0 if asked.method == "HEAD" or answer.silent else len(answer.body[: answer.cut])
+            self.requests.append(asked)
+        return answer
+
+    def _due(self, asked: Asked) -> list[Fault]:
+        matching = [fault for fault in self.faults if fault.times != 0 and re.search(fault.match, str(asked))]
+        counted = [fault for fault in matching if fault.times is not None][:1]
+        for fault in counted:
+            fault.times -= 1
+        return [fault for fault in matching if fault.times is None] + counted
+
+    def _answer(self, asked: Asked) -> Answer:
+        if asked.origin == "cdn":
+            return self._stored(*asked.segments)
+        if asked.token is not None:
+            if asked.token not in self.tokens:
+                raise Refused(401, "", "Invalid credentials in Authorization header")
+            asked.user = self.tokens[asked.token]
+        match asked.segments:
+            case ["api", "whoami-v2"]:
+                if asked.user is None:
+                    raise Refused(401, "", "Invalid username or password.")
+                return told({"type": "user", "name": asked.user, "orgs": [], "auth": {"type": "access_token"}})
+            case ["api", "models"]:
+                return self._page(self._found(asked), asked)
+            case ["api", "models", owner, name, *rest]:
+                repository = self._visible(f"{owner}/{name}", asked.user)
+                return self._about(repository, rest, asked)
+            case [owner, name, "resolve", revision, *path]:
+                repository = self._visible(f"{owner}/{name}", asked.user)
+                _let_in(repository, asked.user)
+                return self._resolved(repository, repository.at(revision), "/".join(path))
+        raise Refused(404, "", f"the stand-in does not know {asked}")
+
+    def _visible(self, name: str, user: str | None) -> Repository:
+        found = self.repositories.get(name)
+        if found and not (found.private and user not in found.readers):
+            return found
+        if user is None:  # who it is might matter, so the hub does not say that there is none
+            raise Refused(401, "RepoNotFound", "Invalid username or password.")
+        raise Refused(404, "RepoNotFound", "Repository not found")
+
+    def _about(self, repository: Repository, question: list[str], asked: Asked) -> Answer:
+        match question:
+            case []:
+                return told(_info(repository, repository.at("main"), "blobs" in asked.query))
+            case ["revision", revision]:
+                return told(_info(repository, repository.at(revision), "blobs" in asked.query))
+            case ["refs"]:
+                return told(
+                    {
+                        "branches": [_ref(name, "heads", commit) for name, commit in repository.branches.items()],
+                        "converts": [],
+                        "tags": [_ref(name, "tags", commit) for name, commit in repository.tags.items()],
+                        "pullRequests": [],
+                    }
+                )
+            case ["commits", revision]:
+                return self._page([_logged(commit) for commit in repository.at(revision).history()], asked)
+            case ["tree", revision, *path]:
+                recursive, expand = (asked.query.get(name) == "true" for name in ("recursive", "expand"))
+                return self._page(_tree(repository.at(revision), "/".join(path), recursive, expand), asked)
+            case ["paths-info", revision]:
+                wanted = parse_qs(asked.body.decode()).get("paths", [])
+                entries = _tree(repository.at(revision), "", recursive=True, expand=False)
+                return told([entry for entry in entries if entry["path"] in wanted])
+            case ["auth-check"]:
+                _let_in(repository, asked.user)
+                return told({})
+        raise Refused(404, "", f"the stand-in does not know {asked}")
+
+    def _found(self, asked: Asked) -> list[dict]:
+        author, words = asked.query.get("author"), asked.query.get("search", "").lower()
+        return [
+            _info(repository, repository.at("main"))
+            for repository in self.repositories.values()
+            if (not repository.private or asked.user in repository.readers)
+            and author in (None, repository.name.partition("/")[0])
+            and words in repository.name.lower()
+        ]
+
+    def _page(self, entries: list[dict], asked: Asked) -> Answer:
+        size, start = min(self.page, int(asked.query.get("limit", self.page))), int(asked.query.get("cursor", 0))
+        answer = told(entries[start : start + size])
+        if start + size < len(entries):
+            following = urlencode({**asked.query, "cursor": start + size})
+            answer.headers["Link"] = f'<{self.url}{urlsplit(asked.target).path}?{following}>; rel="next"'
+        return answer
+
+    def _resolved(self, repository: Repository, commit: Commit, path: str) -> Answer:
+        headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
+        if path not in commit.files:
+            raise Refused(404, "EntryNotFound", "Entry not found", **headers)
+        file = commit.files[path]
+        if not file.large:
+            headers |= {"ETag": f'"{file.oid}"', "Content-Type": "text/plain; charset=utf-8"}
+            return Answer(200, headers, file.content)
+        headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"'}
+        headers["Location"] = f"{self.cdn}/{quote(repository.name)}/{file.sha256}/{quote(path)}"
+        return Answer(302, headers, b"Found. Redirecting")
+
+    def _stored(self, owner: str, name: str, sha256: str, *_: str) -> Answer:
+        """Content from the CDN, which asks nobody's name: whoever was sent there may have it."""
+        for commit in self.repositories[f"{owner}/{name}"].commits.values():
+            for file in commit.files.values():
+                if file.sha256 == sha256:
+                    headers = {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes", "Content-Type": "binary/octet-stream"}
+                    return Answer(200, headers, file.content)
+        raise Refused(403, "", "AccessDenied")
+
+
+def without_lfs(entries: list[dict]) -> list[dict]:
+    """A listing of files that does not say which are large, nor their sha256 (for `Hub.edit`)."""
+    return [{name: value for name, value in entry.items() if name != "lfs"} for entry in entries]
+
+
+def spoilt(content: bytes) -> bytes:
+    """As many bytes, not the same (for `Hub.alter`)."""
+    return bytes([content[0] ^ 0xFF]) + content[1:]
+
+
+def _let_in(repository: Repository, user: str | None) -> None:
+    if repository.gated and user not in repository.readers:
+        status = 401 if user is None else 403
+        raise Refused(status, "GatedRepo", f"Access to model {repository.name} is restricted.")
+
+
+def _ref(name: str, kind: str, commit: Commit) -> dict:
+    return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit.sha}
+
+
+def _logged(commit: Commit) -> dict:
+    told = {"id": commit.sha, "title": commit.title, "message": "", "date": _date(commit)}
+    return {**told, "authors": [{"user": "somebody"}]}
+
+
+def _date(commit: Commit) -> str:
+    return commit.date.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def _info(repository: Repository, commit: Commit, blobs: bool = False) -> dict:
+    return {
+        "_id": hashlib.sha1(repository.name.encode()).hexdigest()[:24],
+        "id": repository.name,
+        "modelId": repository.name,
+        "author": repository.name.partition("/")[0],
+        "sha": commit.sha,
+        "createdAt": _date(commit.history()[-1]),
+        "lastModified": _date(commit),
+        "private": repository.private,
+        "gated": "auto" if repository.gated else False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": ["transformers"],
+        "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
+    }
+
+
+def _sibling(path: str, file: File, blobs: bool) -> dict:
+    if not blobs:
+        return {"rfilename": path}
+    told = {"rfilename": path, "size": file.size, "blobId": file.oid}
+    return {**told, "lfs": {"sha256": file.sha256, **_lfs_sizes(file)}} if file.large else told
+
+
+def _lfs_sizes(file: File) -> dict:
+    return {"size": file.size, "pointerSize": file.pointer}
+
+
+def _tree(commit: Commit, folder: str, recursive: bool, expand: bool) -> list[dict]:
+    inside = f"{folder}/" if folder else ""
+    entries = {}
+    for path, file in commit.files.items():
+        if not path.startswith(inside):
+            continue
+        *parents, _ = path.removeprefix(inside).split("/")
+        for depth in range(1, len(parents) + 1):
+            if recursive or depth == 1:
+                parent = inside + "/".join(parents[:depth])
+                oid = hashlib.sha1(f"{commit.sha}/{parent}".encode()).hexdigest()
+                entries[parent] = {"type": "directory", "oid": oid, "size": 0, "path": parent}
+        if recursive or not parents:
+            entries[path] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
+            if file.large:
+                entries[path]["lfs"] = {"oid": file.sha256, **_lfs_sizes(file)}
+    if folder and not entries:
+        raise Refused(404, "EntryNotFound", f"{folder} does not exist on {commit.sha}", **{"X-Repo-Commit": commit.sha})
+    last = {"lastCommit": {"id": commit.sha, "title": commit.title, "date": _date(commit)}} if expand else {}
+    return [{**entry, **last} for entry in entries.values()]
+
+
+def _ranged(answer: Answer, asked: str | None) -> Answer:
+    """The part of an answer that a Range header asks for."""
+    wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", asked or "")
+    if not wanted or not any(wanted.groups()) or answer.status != 200 or "Accept-Ranges" not in answer.headers:
+        return answer
+    first, last = wanted.groups()
+    size = len(answer.body)
+    start = int(first) if first else max(0, size - int(last))
+    end = min(int(last), size - 1) if first and last else size - 1
+    if start > end:
+        refusal = {**answer.headers, "Content-Range": f"bytes */{size}"}
+        return replace(answer, status=416, headers=refusal, body=b"")
+    headers = {**answer.headers, "Content-Range": f"bytes {start}-{end}/{size}"}
+    return replace(answer, status=206, headers=headers, body=answer.body[start : end + 1])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # so that closing waits for them
+    request_queue_size = 64
+
+    def __init__(self, hub: Hub, origin: str, port: int):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.hub, self.origin = hub, origin
+        self.connections: set[socket.socket] = set()
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.02,), name=f"{origin} on loopback")
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)  # HTTPServer's own looks the host name up, which can take seconds
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def process_request(self, request, client_address) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def end_connections(self) -> None:
+        for connection in list(self.connections):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it has just ended by itself
+                continue
+
+    def handle_error(self, request, client_address) -> None:
+        broken = sys.exception()
+        if not isinstance(broken, ConnectionError):  # those are a client that did not wait for the end
+            self.hub.errors.append(broken)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def do_GET(self) -> None:
+        hub = self.server.hub
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        asked = Asked(
+            origin=self.server.origin,
+            method=self.command,
+            target=self.path,
+            range=self.headers.get("Range"),
+            user_agent=self.headers.get("User-Agent", ""),
+            token=token,
+            body=body,
+        )
+        answer = hub.answer(asked)
+        if answer.wait:
+            hub.stopped.wait(answer.wait)
+        if not answer.silent:
+            self._send(answer)
+        if answer.silent or answer.cut is not None:
+            self._end(answer.reset)
+
+    do_HEAD = do_POST = do_GET
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body[: answer.cut])
+
+    def _end(self, reset: bool) -> None:
+        self.close_connection = True
+        if reset:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close()  # the socket is closed with the last who holds it
+            self.connection.close()
+
+    def log_message(self, *_) -> None:
+        pass
