@@ -1,0 +1,357 @@
+"""Published checkpoint suites in miniature: their names, revisions and files, with models of a few kilobytes.
+
+Weights go smoothly from one draw at the first step to another at the last, as log(1 + step) goes, so that any two steps
+differ and a trajectory through them looks like one.
+"""
+
+import hashlib
+import io
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tests.hub.server import Hub, Repository, declared
+
+PYTHIA_STEPS = (0, *(2**k for k in range(10)), *range(1_000, 144_000, 1_000))
+SHORT = (0, 1, 2, 512, 1_000, 143_000)
+SENTENCES = (
+    "the cat sees the dog that the children feed",
+    "a teacher gave her friends some of the old books",
+    "she was not sure whether it would rain again",
+    "they have seen more of the world than we have",
+    "no one knows why the boats were sold",
+)
+LAST = 150_000  # a step by which every suite's weights have arrived
+
+State = dict[str, torch.Tensor]
+
+
+def pythia(
+    hub: Hub, steps: Iterable[int] = SHORT, size: str = "14m", seed: int | None = None, deduped: bool = False
+) -> Repository:
+    """`EleutherAI/pythia-SIZE[-deduped][-seedN]`: a branch per step, and `main`, which is the last."""
+    name = f"EleutherAI/pythia-{size}" + "-deduped" * deduped + (f"-seed{seed}" if seed is not None else "")
+    repository = hub.repository(name)
+    for step in sorted(steps):
+        state = {key: tensor.half() for key, tensor in weights("pythia", seed or 0, step).items()}
+        files = {**cards(name), **config("pythia", torch_dtype="float16"), **fast_tokenizer("<|endoftext|>")}
+        weighed = {"model.safetensors": safe(state), "pytorch_model.bin": pickled(state)}
+        last = repository.commit({**files, **weighed}, branch=f"step{step}")
+    repository.move("main", last)
+    return repository
+
+
+def multiberts(hub: Hub, seed: int = 0, thousands: Iterable[int] = (0, 20, 40, 2_000)) -> list[Repository]:
+    """`google/multiberts-seed_N-step_Sk`: a repository per step, pickles and TensorFlow only, no fast tokenizer."""
+    made = []
+    for thousand in thousands:
+        state = weights("multiberts", seed, thousand)
+        name = f"google/multiberts-seed_{seed}-step_{thousand}k"
+        files = {**cards(name), **config("multiberts"), **wordpiece(), "pytorch_model.bin": pickled(_tied(state))}
+        repository = hub.repository(name)
+        repository.commit({**files, "tf_model.h5": b"\x89HDF\r\n\x1a\n" + _digest(name, "h5")})
+        made.append(repository)
+    return made
+
+
+def olmo2(
+    hub: Hub,
+    revisions: Iterable[str] = (
+        "stage1-step0-tokens0B",
+        "stage1-step10000-tokens21B",
+        "stage1-step20000-tokens42B",
+        "stage2-ingredient1-step1000-tokens3B",
+        "stage2-ingredient2-step1000-tokens3B",
+    ),
+    name: str = "allenai/OLMo-2-0425-1B",
+) -> Repository:
+    """OLMo 2: two stages, the second in several ingredients; weights in shards with an index; `main` is the last."""
+    repository = hub.repository(name)
+    for revision in revisions:
+        branch, _, step = revision.rpartition("-tokens")[0].rpartition("-step")
+        reached = int(step) + 100_000 * branch.startswith("stage2")
+        state = weights("olmo2", int(_digest(branch).hex()[:4], 16) if "ingredient" in branch else 0, reached)
+        files = {**cards(name), **config("olmo2"), **fast_tokenizer("<|endoftext|>"), **shards(state, 2)}
+        repository.move("main", repository.commit(files, branch=revision))
+    return repository
+
+
+def olmo(
+    hub: Hub, revisions: Iterable[str] = ("step0-tokens0B", "step1000-tokens4B", "step2000-tokens8B")
+) -> Repository:
+    """`allenai/OLMo-1B-hf`, the first OLMo as transformers reads it: `stepN-tokensMB`."""
+    repository = hub.repository("allenai/OLMo-1B-hf")
+    for revision in revisions:
+        step = int(revision.removeprefix("step").partition("-")[0])
+        files = {**cards(repository.name), **config("olmo"), **fast_tokenizer("<|endoftext|>")}
+        last = repository.commit({**files, "model.safetensors": safe(weights("olmo", 0, step))}, branch=revision)
+        repository.move("main", last)
+    return repository
+
+
+def crfm(
+    hub: Hub, steps: Iterable[int] = (10, 100, 1_000, 20_000, 400_000), run: str = "alias-gpt2-small-x21"
+) -> Repository:
+    """`stanford-crfm/alias-gpt2-small-x21`: every checkpoint a commit on `main`, in no order of steps, with a tag."""
+    repository = hub.repository(f"stanford-crfm/{run}")
+    for step in sorted(steps, key=str):
+        state = weights("crfm", int(run.partition("-x")[2]), step)
+        mask = {
+            f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for layer in (0, 1)
+        }
+        files = {**cards(repository.name), **config("crfm"), **slow_tokenizer(), "training_args.bin": pickled({})}
+        files["pytorch_model.bin"] = pickled({**_tied(state), **mask})
+        title = f"checkpoint-{step}"
+        repository.tags[title] = repository.commit(files, title=f"{title} contents")
+    return repository
+
+
+def sas(hub: Hub, seed: int = 0, steps: Iterable[int] = (0, 1_000, 20_000, 100_000)) -> list[Repository]:
+    """`angie-chen55/bert-base-seedS-ckpt-N`: a repository per step."""
+    made = []
+    for step in steps:
+        repository = hub.repository(f"angie-chen55/bert-base-seed{seed}-ckpt-{step}")
+        weighed = {"pytorch_model.bin": pickled(_tied(weights("sas", seed, step)))}
+        repository.commit({**cards(repository.name), **config("sas"), **wordpiece(), **weighed})
+        made.append(repository)
+    return made
+
+
+def zsl(hub: Hub, steps: Iterable[int] = (0, 512, 1_024), sizes: Iterable[str] = ("14M", "37M")) -> Repository:
+    """`mirandrom/zsl-checkpoints`: several runs in one repository, a branch per run and step, with optimizer state."""
+    repository = hub.repository("mirandrom/zsl-checkpoints")
+    repository.commit(cards(repository.name))
+    for number, size in enumerate(sizes):
+        for step in steps:
+            state = weights("olmo", number, step)
+            moments = {
+                f"state.{key}.{moment}": tensor.square() * 1e-3 if moment == "exp_avg_sq" else tensor * 1e-2
+                for key, tensor in state.items()
+                for moment in ("exp_avg", "exp_avg_sq")
+            }
+            files = {**config("olmo"), **fast_tokenizer("<|endoftext|>"), "model.safetensors": safe(state)}
+            optimizer = {"optim.safetensors": safe(moments), "train.pt": pickled({"global_step": step})}
+            repository.commit({**files, **optimizer}, branch=f"OLMo-{size}-step{step}")
+    return repository
+
+
+def unpickling_writes(hub: Hub, marker: Path, name: str = "someone/pickle") -> Repository:
+    """A model whose pickle, if anybody unpickles it without care, makes the file `marker`."""
+    repository = hub.repository(name)
+    state = {**weights("pythia", 0, 0), "payload": _Writes(marker)}
+    repository.commit({**config("pythia"), **fast_tokenizer("<|endoftext|>"), "pytorch_model.bin": pickled(state)})
+    return repository
+
+
+def importing_writes(hub: Hub, marker: Path, name: str = "someone/remote-code") -> Repository:
+    """A model that asks for code of its own to be run; the code, if imported, makes the file `marker`."""
+    repository = hub.repository(name)
+    code = f"from pathlib import Path\n\nPath({str(marker)!r}).touch()\n".encode()
+    automatic = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    told = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": automatic}
+    files = {"config.json": _json(told), "configuration_own.py": code, "modeling_own.py": code}
+    repository.commit({**files, **fast_tokenizer("<|endoftext|>"), "model.safetensors": safe(weights("pythia", 0, 0))})
+    return repository
+
+
+def clean_suite(
+    hub: Hub,
+    name: str = "EleutherAI/pythia-14m",
+    revisions: int = len(PYTHIA_STEPS),
+    same: Mapping[str, str] | None = None,
+    size: int = 28_143_880,
+) -> Repository:
+    """The first revisions of a Pythia, weights declared only; `same` gives some the weights of another revision."""
+    repository = hub.repository(name)
+    for step in PYTHIA_STEPS[:revisions]:
+        branch = f"step{step}"
+        origin = (same or {}).get(branch, branch)
+        weighed = {
+            file: declared(size, _digest(name, origin, file).hex())
+            for file in ("model.safetensors", "pytorch_model.bin")
+        }
+        last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch=branch)
+    repository.move("main", last)
+    return repository
+
+
+# Weights
+
+
+@cache
+def _configs() -> dict:
+    """What each suite's models are, at a few kilobytes."""
+    import transformers
+
+    bert = {
+        "vocab_size": 120,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
+    decoder = {**bert, "vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0}
+    gpt2 = {"vocab_size": 320, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    scaled = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
+    return {
+        "pythia": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**decoder)),
+        "multiberts": (transformers.BertForPreTraining, transformers.BertConfig(**bert)),
+        "sas": (transformers.BertForMaskedLM, transformers.BertConfig(**bert)),
+        "olmo2": (transformers.Olmo2ForCausalLM, transformers.Olmo2Config(**decoder, pad_token_id=1)),
+        "olmo": (transformers.OlmoForCausalLM, transformers.OlmoConfig(**decoder, pad_token_id=1)),
+        "crfm": (
+            transformers.GPT2LMHeadModel,
+            transformers.GPT2Config(**gpt2, **scaled, bos_token_id=0, eos_token_id=0),
+        ),
+    }
+
+
+@cache
+def _saved(kind: str) -> tuple[State, dict]:
+    """Weights and configuration of a new model, as transformers saves them."""
+    from safetensors.torch import load_file
+
+    architecture, told = _configs()[kind]
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        architecture(told).save_pretrained(folder)
+        return load_file(f"{folder}/model.safetensors"), json.loads(Path(folder, "config.json").read_text())
+
+
+@cache
+def _ends(kind: str, seed: int) -> tuple[State, State]:
+    """Where a run's weights start and where they go."""
+    generator = torch.Generator().manual_seed(int(_digest(kind, str(seed)).hex()[:12], 16))
+    fresh = _saved(kind)[0]
+    noise = [{key: torch.randn(tensor.shape, generator=generator) for key, tensor in fresh.items()} for _ in range(2)]
+    return (
+        {key: tensor + 0.02 * noise[0][key] for key, tensor in fresh.items()},
+        {key: tensor + 0.2 * noise[1][key] for key, tensor in fresh.items()},
+    )
+
+
+def weights(kind: str, seed: int, step: int) -> State:
+    start, end = _ends(kind, seed)
+    reached = math.log1p(step) / math.log1p(LAST)
+    return {key: torch.lerp(start[key], end[key], reached) for key in start}
+
+
+def _tied(state: State) -> State:
+    """What pickles of that time held twice: output weights, which are the input's."""
+    if "transformer.wte.weight" in state:
+        return {**state, "lm_head.weight": state["transformer.wte.weight"]}
+    twice = {"weight": state["bert.embeddings.word_embeddings.weight"], "bias": state["cls.predictions.bias"]}
+    return {**state, **{f"cls.predictions.decoder.{key}": tensor for key, tensor in twice.items()}}
+
+
+# Files
+
+
+def safe(state: State) -> bytes:
+    from safetensors.torch import save
+
+    return save({key: tensor.contiguous() for key, tensor in state.items()}, {"format": "pt"})
+
+
+def pickled(content: dict) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def shards(state: State, count: int) -> dict[str, bytes]:
+    keys = sorted(state)
+    names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
+    where = {key: names[position * count // len(keys)] for position, key in enumerate(keys)}
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = _json({"metadata": {"total_size": total}, "weight_map": where})
+    parts = {name: safe({key: state[key] for key in keys if where[key] == name}) for name in names}
+    return {"model.safetensors.index.json": index, **parts}
+
+
+def config(kind: str, **told) -> dict[str, bytes]:
+    """`config.json` as of its time, when `dtype` was called `torch_dtype`."""
+    saved = {**_saved(kind)[1], "transformers_version": "4.30.0"}
+    saved["torch_dtype"] = saved.pop("dtype", "float32")
+    return {"config.json": _json({**saved, **told})}
+
+
+def cards(name: str) -> dict[str, bytes]:
+    attributes = "*.bin filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+    return {".gitattributes": attributes.encode(), "README.md": f"# {name}\n".encode()}
+
+
+@cache
+def _bytewise(end: str):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[end, "<|padding|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def fast_tokenizer(end: str) -> dict[str, bytes]:
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+    told = {**special, "add_prefix_space": False, "model_max_length": 64, "tokenizer_class": "GPTNeoXTokenizer"}
+    return {
+        "tokenizer.json": _bytewise(end).to_str(pretty=True).encode(),
+        "tokenizer_config.json": _json(told),
+        "special_tokens_map.json": _json(special),
+    }
+
+
+def slow_tokenizer() -> dict[str, bytes]:
+    """GPT-2's: a vocabulary and its merges."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = _bytewise("<|endoftext|>").model.save(folder)
+        read = {Path(file).name: Path(file).read_bytes() for file in files}
+    return {**read, "tokenizer_config.json": _json({"model_max_length": 64, "tokenizer_class": "GPT2Tokenizer"})}
+
+
+def wordpiece() -> dict[str, bytes]:
+    """BERT's: a vocabulary, a line each."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = sorted({word for sentence in SENTENCES for word in sentence.split() if len(word) > 1})
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        ".",
+        ",",
+        *letters,
+        *("##" + c for c in letters),
+        *words,
+    ]
+    return {"vocab.txt": ("\n".join(vocabulary) + "\n").encode()}
+
+
+class _Writes:
+    """Pickles as an order to make a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def _json(content: Mapping) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _digest(*words: str) -> bytes:
+    return hashlib.sha256(" ".join(words).encode()).digest()
