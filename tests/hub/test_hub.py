@@ -9,7 +9,15 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -393,6 +401,19 @@ def test_a_slow_head_is_waited_for_the_second_time(fetch, hub, naps):
     hub.delay(0.3, "^HEAD")
     assert fetch(etag_timeout=0.05).read_bytes() == WEIGHTS
     assert len(hub.asked("^HEAD")) == 2
+
+
+def test_content_that_does_not_begin_to_come_is_asked_for_again(fetch, hub, naps, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.05)  # ten seconds by itself
+    hub.delay(0.3, "^GET")
+    assert fetch().read_bytes() == WEIGHTS
+    assert naps == [1]
+
+
+def test_refs_are_waited_for_without_end(api, hub):
+    hub.delay(0.3, "/refs")
+    assert api.list_repo_refs(NAME).branches
+    assert get_session().timeout == httpx2.Timeout(None)
 
 
 # Cut short
