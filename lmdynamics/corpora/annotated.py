@@ -5,6 +5,7 @@ import polars as pl
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.words import tokenize_words
 from lmdynamics.errors import UserError
 
 
@@ -19,18 +20,12 @@ def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tupl
     Raises
     ------
     UserError
-        If the tokenizer makes nothing of a word, or treats words unlike running text; or, to be packed, does not put
-        one special token before and one after a sentence, or the treebank does not fill one row.
+        Where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token before and one
+        after a sentence, or the treebank does not fill one row.
     """
     if not len(treebank):
         raise UserError(f"{treebank.name} has no sentences; give a treebank that has some")
-    check_word_boundaries(tokenizer)
-    encoded = tokenizer(
-        [list(sentence.words) for sentence in treebank],
-        is_split_into_words=True,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    ids, of_words = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
     words = pl.DataFrame(
         [
             (number, place, relation, form)
@@ -42,12 +37,8 @@ def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tupl
     )
     first = np.concatenate([[0], np.cumsum([len(sentence) for sentence in treebank])])
     # which of all words, counted through the treebank, each token belongs to; -1: none
-    numbers = [[-1 if word is None else first[i] + word for word in encoded.word_ids(i)] for i in range(len(treebank))]
-    blocks, of_word = Blocks.from_rows(encoded["input_ids"]), Blocks.from_rows(numbers)
-    if len(lost := np.setdiff1d(np.arange(len(words)), of_word.ids)):
-        raise UserError(
-            f"{treebank.name}: the tokenizer makes nothing of {words['form'][int(lost[0])]!r}; leave that sentence out"
-        )
+    numbers = [[-1 if word < 0 else first[i] + word for word in of_word] for i, of_word in enumerate(of_words)]
+    blocks, of_word = Blocks.from_rows(ids), Blocks.from_rows(numbers)
     if block_size:
         blocks, of_word = _packed(blocks, of_word, treebank, block_size)
     at = np.flatnonzero(of_word.ids >= 0)
@@ -71,14 +62,3 @@ def _packed(blocks: Blocks, of_word: Blocks, treebank: Treebank, block_size: int
             "sentences, or a block of 3 or more"
         )
     return blocks.packed(block_size), of_word.packed(block_size)
-
-
-def check_word_boundaries(tokenizer) -> None:
-    """Raise a UserError if words given one by one become other tokens than the same words in running text."""
-    words = ["the", "cat", "and", "the", "dog"]
-    apart = tokenizer(words, is_split_into_words=True)["input_ids"]
-    if apart != tokenizer(" ".join(words))["input_ids"]:
-        raise UserError(
-            "the tokenizer cuts words given one by one differently from running text; "
-            "a byte-level BPE must be built with add_prefix_space=True"
-        )

@@ -21,6 +21,7 @@ from lmdynamics.corpora.blocks import Blocks, write_array
 from lmdynamics.corpora.fetch import sha256_of
 from lmdynamics.corpora.passages import Passages, read_texts, text_files
 from lmdynamics.corpora.vocabulary import train_tokenizer
+from lmdynamics.corpora.words import special_around
 from lmdynamics.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ FORMAT = 1  # raise when what is written would change
 
 
 def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size: int) -> Blocks:
-    """Texts end to end, cut into rows of exactly `block_size`: [CLS], block_size - 2 tokens, [SEP].
+    """Texts end to end, cut into rows of exactly `block_size`, with what the tokenizer puts around a text around each.
 
-    What is left over at the end and does not fill a row is dropped.
+    So a row of BERT's has [CLS] before and [SEP] after block_size - 2 tokens, one of GPT-2's nothing but tokens. What
+    is left over at the end and does not fill a row is dropped.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size:
     if block_size < 3:
         raise ValueError(f"a block of {block_size} has no room between [CLS] and [SEP]: block_size must be at least 3")
     stream = np.concatenate([np.zeros(0, np.int32), *_token_ids(texts, tokenizer)])
-    count = len(stream) // (block_size - 2)
+    count = len(stream) // (block_size - sum(map(len, special_around(tokenizer))))
     slabs = [np.zeros((0, block_size), np.int32), *_rows(stream, np.arange(count), block_size, tokenizer)]
     return Blocks(np.concatenate(slabs).ravel(), np.arange(count + 1) * block_size)
 
@@ -164,15 +166,13 @@ def _held_out_rows(count: int, share: float) -> np.ndarray:
 def _rows(
     stream: np.ndarray, chosen: np.ndarray, block_size: int, tokenizer: "PreTrainedTokenizerFast"
 ) -> Iterator[np.ndarray]:
-    """The chosen rows of the stream, [CLS] before and [SEP] after, as slabs of shape [at most ROWS, block_size]."""
-    body = block_size - 2
+    """The chosen rows of the stream, special tokens around them, as slabs of shape [at most ROWS, block_size]."""
+    before, after = (np.array(ids, np.int32) for ids in special_around(tokenizer))
+    body = block_size - len(before) - len(after)
     whole = stream[: len(stream) // body * body].reshape(-1, body)
     for start in range(0, len(chosen), ROWS):
         inside = whole[chosen[start : start + ROWS]]
-        ends = (
-            np.full((len(inside), 1), token, np.int32) for token in (tokenizer.cls_token_id, tokenizer.sep_token_id)
-        )
-        yield np.hstack([next(ends), inside, next(ends)])
+        yield np.hstack([np.tile(before, (len(inside), 1)), inside, np.tile(after, (len(inside), 1))])
 
 
 def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor, nn
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.corpora.words import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.word_batches import longest_input
@@ -77,12 +78,16 @@ class PairSentences:
 
 @lru_cache(maxsize=4)
 def encode_pairs(tokenizer, pairs: MinimalPairs) -> PairSentences:
-    """Tokenise each different sentence once: word by word if the pairs are split into words, otherwise as text."""
+    """Tokenise each different sentence once: word by word if the pairs are split into words, otherwise as text.
+
+    A tokenizer that would glue the words together gets the text in any case, which has a space between them.
+    """
     texts = list(dict.fromkeys([*pairs.frame["good"], *pairs.frame["bad"]]))
     number = {text: i for i, text in enumerate(texts)}
+    words = pairs.split_into_words and takes_words(tokenizer)
     encoded = tokenizer(
-        [text.split(" ") for text in texts] if pairs.split_into_words else texts,
-        is_split_into_words=pairs.split_into_words,
+        [text.split(" ") for text in texts] if words else texts,
+        is_split_into_words=words,
         return_special_tokens_mask=True,
         verbose=False,  # too long a sentence is refused below, with its name
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmdynamics.corpora.labelled import LabelledSentences
+from lmdynamics.corpora.words import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.scores import SCORES, accuracy
@@ -161,9 +162,10 @@ def encode_splits(
 def _encode(tokenizer, limit: int | None, data: LabelledSentences, most: int, seed: int) -> Examples:
     frame = data.frame[np.sort(np.random.default_rng(seed).permutation(len(data))[:most])]
     texts = [frame[name].to_list() for name in ("text", "second") if name in frame.columns]
-    if data.split_into_words:
+    words = data.split_into_words and takes_words(tokenizer)  # others would glue them together
+    if words:
         texts = [[text.split(" ") for text in column] for column in texts]
-    options = {"is_split_into_words": data.split_into_words, "return_token_type_ids": True, "verbose": False}
+    options = {"is_split_into_words": words, "return_token_type_ids": True, "verbose": False}
     cut = {"truncation": True, "max_length": limit} if limit else {}
     encoded = tokenizer(*texts, return_special_tokens_mask=True, **options, **cut)
     content = tuple(~np.array(mask, dtype=bool) for mask in encoded["special_tokens_mask"])

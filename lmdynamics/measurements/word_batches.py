@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.annotated import check_word_boundaries
 from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.words import tokenize_words
 from lmdynamics.errors import UserError
 
 TOKENS = 2048  # per batch, padding included
@@ -60,28 +60,18 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
     Raises
     ------
     UserError
-        If there is no sentence, or the tokenizer drops a word, or does not treat words as it treats running text.
+        If there is no sentence, or where `tokenize_words` does.
     """
     if not sentences:
         raise UserError(f"{name} has no sentences; nothing can be measured on it")
-    check_word_boundaries(tokenizer)
-    encoded = tokenizer(
-        [list(words) for words in sentences], is_split_into_words=True, return_attention_mask=False, verbose=False
-    )
-    pieces = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
-    for words, of_word in zip(sentences, pieces, strict=True):
-        if lost := sorted(set(range(len(words))) - set(of_word)):
-            raise UserError(
-                f"{name}: the tokenizer makes nothing of {words[lost[0]]!r} in {_quote(words)}; "
-                "leave the sentence out or use the tokenizer the model was trained with"
-            )
+    ids_of, pieces = tokenize_words(tokenizer, sentences, name)
     split = [len(of_word) - of_word.count(-1) > len(words) for words, of_word in zip(sentences, pieces, strict=True)]
     tokens = [len(of_word) for of_word in pieces]
     first = np.concatenate([[0], np.cumsum([len(words) for words in sentences])])
     order = sorted(range(len(sentences)), key=lambda i: (split[i], tokens[i], i))
     batches = []
     for chosen in _alike(order, tokens, split):
-        ids = _side_by_side([encoded["input_ids"][i] for i in chosen], tokenizer.pad_token_id or 0)
+        ids = _side_by_side([ids_of[i] for i in chosen], tokenizer.pad_token_id or 0)
         of_word = _side_by_side([pieces[i] for i in chosen], -1)
         there = torch.arange(max(len(sentences[i]) for i in chosen)) < torch.tensor(
             [[len(sentences[i])] for i in chosen]
@@ -157,8 +147,3 @@ def _alike(order: list[int], tokens: list[int], split: list[bool]) -> Iterator[l
         batch.append(i)
     if batch:
         yield batch
-
-
-def _quote(words: Sequence[str]) -> str:
-    text = " ".join(words)
-    return repr(text if len(text) <= 60 else text[:57] + "...")
