@@ -4,6 +4,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.theme import TEXT, VERMILION, WIDTH, accuracy_colour, figure, ink
+from lmdynamics.curves.heads import within_reach
 from lmdynamics.curves.intervals import need_columns, wilson
 from lmdynamics.errors import UserError
 
@@ -79,7 +80,7 @@ def layer_head_map(
     chart = alt.layer(*parts).properties(width=size * heads, height=tall * layers)
     chart = chart.add_params(*(part for part in (cursor, *(chosen or ())) if isinstance(part, alt.Parameter)))
     top = cells.filter(pl.col("best") & (pl.col("step") == step)).row(0, named=True)
-    baseline = "" if offset is None else f"best fixed offset: {offset:.0%}"
+    baseline, reach = "" if offset is None else f"best fixed offset: {offset:.0%}", within_reach(rows)
     where = "" if cursor is not None else f"step {step:,}; "
     return figure(
         chart,
@@ -87,13 +88,14 @@ def layer_head_map(
         [
             f"{where}outlined: the best head on all sentences; {top['count']:,} arcs",
             "each in the better of its two directions",
+            reach,
             "dot: the head below; a relation brings the one best on half of them" if chosen is not None else "",
             baseline,
         ],
         f"Accuracy of each attention head on the relation {relation} at step {step}. Best: layer {top['layer']}, head "
         f"{top['head']} ({top['direction']}), {top['accuracy']:.0%} "
         f"(95 % interval {top['low']:.0%} to {top['high']:.0%}). "
-        f"{baseline.capitalize()}.",
+        f"{baseline.capitalize()}." + (f" {reach.capitalize()}." if reach else ""),
     )
 
 
@@ -101,7 +103,8 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     """Relation × checkpoint: accuracy of the best head, chosen on one half of the sentences, scored on the other.
 
     `best`: step, relation, layer, head, direction, accuracy, count, offset. A dot marks checkpoints where even the
-    lower end of the 95 % interval lies above the offset baseline; the last column names the head.
+    lower end of the 95 % interval lies above the offset baseline; the last column names the head. `reachable`, if it
+    is there and below 1 (causal models), stands in the tooltips.
     """
     need_columns(
         best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "heads by relation"
@@ -109,6 +112,7 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     if best.is_empty():
         raise UserError("heads by relation: no relation was measured; lower min_count or give more sentences")
     low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    causal = "reachable" in best.columns and bool((best["reachable"] < 1).any())
     name = pl.format("{}-{}", "layer", "head")
     data = best.with_columns(low=low, high=high, name=name).with_columns(above=pl.col("low") > pl.col("offset"))
     order = data.group_by("relation").agg(pl.col("count").max()).sort("count", "relation", descending=[True, False])
@@ -121,7 +125,8 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
         alt.Y("relation:N", title=None, sort=order["relation"].to_list()).axis(domain=False, ticks=False),
         tooltip=[
             "relation", "step", alt.Tooltip("name", title="layer-head"), "direction",
-            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high", "offset")), "count",
+            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high", "offset", *["reachable"] * causal)),
+            "count",
         ],
     )  # fmt: skip
     colour = accuracy_colour(offset=44)
@@ -147,6 +152,7 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
         [
             "accuracy of the relation's best head (named at the right: layer-head) on unseen sentences;",
             "dot: above the best fixed offset, interval included",
+            "a causal model looks left only: a tooltip's `reachable` is the most its head could find" if causal else "",
         ],
         f"Best head per relation over training; at step {steps[-1]}: {ends}.",
     )  # fmt: skip

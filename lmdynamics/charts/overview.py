@@ -6,7 +6,7 @@ import polars as pl
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
 from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
-from lmdynamics.curves.heads import head_history, told
+from lmdynamics.curves.heads import head_history, told, uas_within_reach
 from lmdynamics.curves.intervals import loss_by_bin, need_columns, wilson
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import shortened
@@ -63,10 +63,10 @@ def loss_and_uas(
         layers.append(of_source.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y))
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
     lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
-    panels, caption = [upper, lower], []
+    panels, caption = [upper, lower], lines(uas_within_reach(curve), 84)
     if best is not None:
         panels.append(_one_relation(best, step_axis(steps), place, clicks=cursor is not None))
-        caption = lines(told(head_history(best), best["relation"][0]), 84)
+        caption += lines(told(head_history(best), best["relation"][0]), 84)
     chart = alt.vconcat(*panels, spacing=12)
     if cursor is not None:
         chart = chart.add_params(cursor)

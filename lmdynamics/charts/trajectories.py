@@ -21,6 +21,7 @@ from lmdynamics.charts.theme import (
     figure,
     step_axis,
 )
+from lmdynamics.curves.heads import uas_within_reach
 from lmdynamics.curves.intervals import loss_by_bin, need_columns
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import UserError
@@ -121,6 +122,7 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
     )
     chart = alt.layer(*onset_bands([onset] if onset else [], axis), *bands, line, points)
     chart = chart.properties(width=WIDTH, height=HEIGHT)
+    reach = uas_within_reach(curve)
     ends = "; ".join(
         f"{name}: {rows['uas'][0]:.0%} to {rows['uas'][-1]:.0%}"
         for name in names
@@ -129,8 +131,8 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
     return figure(
         chart,
         "Syntactic attention structure over training",
-        "Each relation is read off the one head that follows it best; bands: 95 % over sentences",
-        f"UAS over training. {ends}. {_spoken([onset] if onset else [])}",
+        ["Each relation is read off the one head that follows it best; bands: 95 % over sentences", reach],
+        f"UAS over training. {ends}. {reach.capitalize()}{'. ' if reach else ''}{_spoken([onset] if onset else [])}",
     )
 
 

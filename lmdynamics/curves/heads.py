@@ -69,11 +69,36 @@ def told(history: pl.DataFrame, relation: str) -> str:
     return f"{relation} appears at step {row['appears']:,}{before}, first in head {row['first_head']}; {now}."
 
 
+def within_reach(scores: pl.DataFrame) -> str:
+    """How much of one relation heads that look left only could find at all, for a reader; "" where that is all of it.
+
+    `scores`: rows of `HeadScores` for one relation and split.
+    """
+    if "reachable" not in scores.columns or not (scores["reachable"] < 1).any():
+        return ""
+    share = dict(scores.group_by("direction").agg(pl.col("reachable").first()).iter_rows())
+    each = ", ".join(f"{share[direction]:.0%} read {direction}" for direction in DIRECTIONS if direction in share)
+    return f"a causal model looks left only: within reach are {each}"
+
+
+def uas_within_reach(curve: pl.DataFrame) -> str:
+    """How many of all arcs the chosen heads could find at all, for a reader; "" where that is all of them.
+
+    `curve`: frame of `curves.intervals.uas_by_step`.
+    """
+    if "reachable" not in curve.columns or not (curve["reachable"] < 1).any():
+        return ""
+    most = curve.filter(pl.col("source") == "attention")["reachable"]
+    shares = dict.fromkeys(f"{share:.0%}" for share in (most.min(), most.max()))
+    return f"a causal model looks left only: within reach of its chosen heads are {' to '.join(shares)}"
+
+
 def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> pl.DataFrame:
     """Each word's predicted head under each attention head: step (if there), layer, head, word, predicted, weight.
 
     `attention` is a trace of `WordAttention` (query, key, weight). Read as dependent→head, a word's head is the
-    word it attends to most; as head→dependent, the word that attends to it most. Ties go to the earlier word.
+    word it attends to most; as head→dependent, the word that attends to it most. Ties go to the earlier word. A word
+    that no weight leads anywhere has no row: in a causal model, the first one read as dependent→head.
     """
     need_columns(attention, ["layer", "head", "query", "key", "weight"], "predicted heads")
     if direction not in DIRECTIONS:
@@ -81,7 +106,7 @@ def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> 
     word, other = ("query", "key") if direction == DIRECTIONS[0] else ("key", "query")
     by = [*(["step"] if "step" in attention.columns else []), "layer", "head", word]
     return (
-        attention.filter(pl.col("query") != pl.col("key"))
+        attention.filter(pl.col("query") != pl.col("key"), pl.col("weight") > 0)
         .sort(*by, "weight", other, descending=[*[False] * len(by), True, False])
         .group_by(by, maintain_order=True)
         .first()

@@ -82,11 +82,15 @@ def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, 
 
 
 def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.DataFrame:
-    """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs."""
+    """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs.
+
+    And `reachable`, if the trace has it: the share of the arcs that the chosen heads could find; 1, but in causal
+    models.
+    """
     need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "UAS over steps")
-    parts = []
+    more, parts = [name for name in ["reachable"] if name in uas.columns], []
     for (source,), rows in sorted(uas.group_by("source")):
-        table = grid(rows, "sentence", ["arcs", "correct"], f"UAS ({source})")
+        table = grid(rows, "sentence", ["arcs", "correct", *more], f"UAS ({source})")
         arcs, correct = table.values["arcs"], table.values["correct"]
         counts = resample_counts(len(table.units), resamples, seed)
         with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences
@@ -101,6 +105,7 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
                     "low": low,
                     "high": high,
                     "arcs": arcs.sum(1).astype(int),
+                    **{name: table.values[name].sum(1) / arcs.sum(1) for name in more},
                 },
                 schema_overrides={"step": pl.Int64},
             )

@@ -112,11 +112,22 @@ def sum_by(values: np.ndarray, group: Int[np.ndarray, " n"], groups: int) -> np.
     return sums
 
 
+def within_reach(arcs: Arcs, causal: bool) -> Bool[np.ndarray, "2 arcs"]:
+    """The arcs that a head can find when read as dependent→head, and as head→dependent: all, unless it is causal.
+
+    A causal head attends from the later word to the earlier: the dependent to a head on its left, or the head to a
+    dependent on its left.
+    """
+    to_the_left = arcs.head < arcs.word
+    return np.stack([to_the_left, ~to_the_left]) | (not causal)
+
+
 def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> pl.DataFrame:
     """How far a fixed distance to the head gets: the best offset of each relation, without any model.
 
     Rows: `relation`, `offset` (head minus dependent, in words), `split`, `count`, `accuracy`. For "select" and
-    "score" the offset is chosen on the select half; for "all", on all sentences.
+    "score" the offset is chosen on the select half; for "all", on all sentences. An offset looks to one side, as does
+    a head of a causal model, so the two compare as they stand.
 
     Raises
     ------

@@ -1,7 +1,8 @@
 """How well attention heads follow dependency relations.
 
 Definitions: Clark et al. 2019; Chen et al. 2023 (arXiv 2309.07311). A head of a causal model sees only what stands
-to the left, so `dependent→head` can only find heads that precede, `head→dependent` only heads that follow.
+to the left, so `dependent→head` can only find heads that precede, `head→dependent` only heads that follow. Accuracy
+counts all arcs nonetheless, as for other models; `reachable` says how many of them could be found at all.
 """
 
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Bool, Int
 
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.measurements.arcs import (
@@ -22,6 +24,7 @@ from lmdynamics.measurements.arcs import (
     score_half,
     shuffled,
     sum_by,
+    within_reach,
 )
 from lmdynamics.measurements.attention import (
     DIRECTIONS,
@@ -42,16 +45,17 @@ class HeadScores(Measurement):
 
     Rows: `relation`, `layer` and `head` (0-based), `direction`, `split`, `count` (dependents with that relation),
     `accuracy` (share of them for which the gold head has the largest weight), `weight` (mean weight on the gold
-    head). `split` is "select" or "score", halves of the sentences drawn by `seed`, or "all": a head chosen on the
-    sentences it is scored on looks better than it is. Relations with fewer than `min_count` dependents in the whole
-    treebank are left out; one that a half lacks has `count` 0 and no accuracy there.
+    head), `reachable` (share of them that any head could find in this direction: 1, but in a causal model). `split`
+    is "select" or "score", halves of the sentences drawn by `seed`, or "all": a head chosen on the sentences it is
+    scored on looks better than it is. Relations with fewer than `min_count` dependents in the whole treebank are left
+    out; one that a half lacks has `count` 0 and no accuracy there.
     """
 
     treebank: Treebank
     min_count: int = 100
     seed: int = 0
 
-    version = 1
+    version = 2  # 2: `reachable`
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         arcs = gold_arcs(self.treebank, self.min_count)
@@ -59,15 +63,16 @@ class HeadScores(Measurement):
         score = score_half(len(self.treebank), self.seed)[arcs.sentence]
         group, groups = 2 * arcs.relation + score, 2 * len(arcs.names)  # the halves of each relation side by side
         correct = predicted.parent[..., arcs.column] == arcs.head
+        reach = within_reach(arcs, checkpoint.objective == "clm")[None, :, None]  # the same for all layers and heads
         by_group = (
             sum_by(correct, group, groups),
             sum_by(predicted.weight[..., arcs.column], group, groups),
-            np.bincount(group, minlength=groups),
+            sum_by(reach, group, groups),
+            np.bincount(group, minlength=groups)[None, None, None],
         )
-        # axes: split, (layer, direction, head,) relation
+        # axes: split, layer, direction, head, relation; then relation, layer, head, direction, split
         splits = [np.stack([s[..., 0::2], s[..., 1::2], s[..., 0::2] + s[..., 1::2]]) for s in by_group]
-        right, weight = (s.transpose(4, 1, 3, 2, 0) for s in splits[:2])
-        count = np.broadcast_to(splits[2].T[:, None, None, None, :], right.shape)
+        right, weight, reachable, count = np.broadcast_arrays(*(s.transpose(4, 1, 3, 2, 0) for s in splits))
         relation, layer, head, direction, split = (axis.ravel() for axis in np.indices(right.shape))
         frame = pl.DataFrame(
             {
@@ -79,68 +84,94 @@ class HeadScores(Measurement):
                 "count": count.ravel(),
                 "accuracy": right.ravel(),
                 "weight": weight.ravel(),
+                "reachable": reachable.ravel(),
             }
         )
-        n = pl.col("count")
-        return frame.with_columns(pl.when(n > 0).then(pl.col(x) / n).alias(x) for x in ("accuracy", "weight"))
+        n, shares = pl.col("count"), ("accuracy", "weight", "reachable")
+        return frame.with_columns(pl.when(n > 0).then(pl.col(x) / n).alias(x) for x in shares)
 
 
 @dataclass(frozen=True)
 class UAS(Measurement):
     """Unlabelled attachment by attention: every relation is followed by its own best head.
 
-    Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`; the UAS of a source is
-    sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the other),
-    "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the same
-    half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (heads chosen and scored
+    Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`, `reachable`; the UAS of a
+    source is sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the
+    other), "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the
+    same half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (heads chosen and scored
     likewise on trees whose words are dealt anew within each sentence). Relations with fewer than `min_count`
     dependents, `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
+
+    `reachable`: how many of the arcs lie on the side to which their relation's head looks, or its fixed distance. It
+    is all of them, but in a causal model, where sum(reachable) / sum(arcs) is the most that these heads could find.
     """
 
     treebank: Treebank
     min_count: int = 100
     seed: int = 0
 
-    version = 2
+    version = 3  # 3: `reachable`
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         predicted = predictions(checkpoint, self.treebank, device)
+        causal = checkpoint.objective == "clm"
         trees = (self.treebank, shuffled(self.treebank, self.seed))
         arcs, control = (gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees)
-        by_attention, by_chance = (_correct(predicted, a) for a in (arcs, control))
+        heads, chance = (_by_attention(predicted, a, causal) for a in (arcs, control))
+        offsets = _by_offset(arcs, causal)
         return pl.concat(
             [
-                self._score("attention", arcs, by_attention),
-                self._score("attention_same", arcs, by_attention, apart=False),
-                self._score("offset", arcs, offset_candidates(arcs)[1]),
-                self._score("shuffled", control, by_chance),
+                self._score("attention", arcs, heads),
+                self._score("attention_same", arcs, heads, apart=False),
+                self._score("offset", arcs, offsets),
+                self._score("shuffled", control, chance),
             ]
         )
 
-    def _score(self, source: str, arcs: Arcs, correct: np.ndarray, apart: bool = True) -> pl.DataFrame:
+    def _score(self, source: str, arcs: Arcs, candidates: "Candidates", apart: bool = True) -> pl.DataFrame:
         """Choose a candidate per relation and score it: on the other half, or (`apart=False`) on the same sentences."""
         scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if apart else np.ones(len(arcs), bool)
-        best = best_candidate(correct, arcs.relation, ~scoring if apart else scoring, len(arcs.names))[arcs.relation]
+        choosing, every = ~scoring if apart else scoring, np.arange(len(arcs))
+        best = best_candidate(candidates.correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
         scoring &= best >= 0
-        right = scoring & correct[best, np.arange(len(arcs))]
-        counts, hits = (np.bincount(arcs.sentence[which], minlength=len(self.treebank)) for which in (scoring, right))
+        found = candidates.correct[best, every], candidates.reach[candidates.direction[best], every]
+        counts, hits, reachable = (
+            np.bincount(arcs.sentence[scoring & which], minlength=len(self.treebank)) for which in (True, *found)
+        )
         there, half = np.flatnonzero(counts), "score" if apart else "all"
-        return pl.DataFrame({"sentence": there, "arcs": counts[there], "correct": hits[there]}).select(
-            "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), "arcs", "correct"
+        counted = {"arcs": counts[there], "correct": hits[there], "reachable": reachable[there]}
+        return pl.DataFrame({"sentence": there, **counted}).select(
+            "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), *counted
         )
 
 
-def _correct(predicted: Parents, arcs: Arcs) -> np.ndarray:
-    """Which arcs each head finds, shape [candidates, arcs]; candidates by layer, head, direction."""
-    return (predicted.parent[..., arcs.column] == arcs.head).swapaxes(1, 2).reshape(-1, len(arcs))
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What could stand for a relation: heads read in a direction, or fixed distances."""
+
+    correct: Bool[np.ndarray, "candidates arcs"]  # which arcs each finds
+    direction: Int[np.ndarray, " candidates"]  # in which it reads, as DIRECTIONS
+    reach: Bool[np.ndarray, "2 arcs"]  # which arcs could be found in each direction
+
+
+def _by_attention(predicted: Parents, arcs: Arcs, causal: bool) -> Candidates:
+    """Every head in either direction: by layer, head, direction."""
+    correct = (predicted.parent[..., arcs.column] == arcs.head).swapaxes(1, 2).reshape(-1, len(arcs))
+    return Candidates(correct, np.arange(len(correct)) % 2, within_reach(arcs, causal))
+
+
+def _by_offset(arcs: Arcs, causal: bool) -> Candidates:
+    """Every distance: to the left it is what dependent→head can follow, to the right what head→dependent can."""
+    offsets, correct = offset_candidates(arcs)
+    return Candidates(correct, (offsets > 0).astype(int), within_reach(arcs, causal))
 
 
 @dataclass(frozen=True)
 class WordAttention(Measurement):
     """Attention between the words of one sentence. Rows: `layer`, `head`, `query`, `key` (0-based), `weight`.
 
-    Weight 0 on the diagonal; the rest of a row sums to less than 1, by what falls on special tokens and the word
-    itself.
+    Weight 0 on the diagonal, and in a causal model on all words that follow; the rest of a row sums to less than 1, by
+    what falls on special tokens and the word itself.
     """
 
     words: tuple[str, ...]
@@ -163,7 +194,7 @@ def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
     """The head that follows each relation best, per step if there are steps: chosen on one half, scored on the other.
 
     Rows: (`step`,) `relation`, `layer`, `head`, `direction`, `accuracy` and `weight` on the score half, `count`
-    there. A relation that either half lacks is left out.
+    and, if given, `reachable` there. A relation that either half lacks is left out.
     """
     by = [name for name in ("step", "relation") if name in head_scores.columns]
     which = [*by, "layer", "head", "direction"]
@@ -176,7 +207,8 @@ def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
     scored = head_scores.filter(pl.col("split") == "score", pl.col("count") > 0)
     order = head_scores.select(by).unique(maintain_order=True)
     found = chosen.join(scored, on=which)
-    return order.join(found, on=by, maintain_order="left").select(*which, "accuracy", "weight", "count")
+    shown = [name for name in ("accuracy", "weight", "count", "reachable") if name in found.columns]
+    return order.join(found, on=by, maintain_order="left").select(*which, *shown)
 
 
 def best_heads_and_offset(

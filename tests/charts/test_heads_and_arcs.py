@@ -29,6 +29,20 @@ def test_a_map_has_one_cell_per_head_and_outlines_the_best():
     assert {cell["step"] for cell in cells} == {STEPS[-1]}
 
 
+def test_what_a_causal_head_cannot_see_is_said():
+    sides = pl.when(pl.col("direction") == DIRECTIONS[0]).then(0.25).otherwise(0.75)
+    for reachable, causal in ((sides, True), (pl.lit(1.0), False)):
+        scores = head_scores().with_columns(reachable=reachable)
+        best = best_heads().with_columns(reachable=reachable)
+        head_map, table = (
+            chart.to_dict() for chart in (layer_head_map(scores, "nsubj"), charts.heads_by_relation(best))
+        )
+        words = "within reach are 25% read dependent→head, 75% read head→dependent"
+        assert (words in str(head_map["title"]["subtitle"])) == (words in head_map["description"]) == causal
+        assert ("looks left only" in str(table["title"])) == ("'field': 'reachable'" in str(table["layer"])) == causal
+    assert layer_head_map(scores, "nsubj").to_dict() == layer_head_map(head_scores(), "nsubj").to_dict()
+
+
 def test_a_cursor_carries_every_checkpoint_and_filters():
     cursor = alt.param(name="cursor", value=64)
     spec = charts.layer_head_map(head_scores(), "det", step=64, cursor=cursor, chosen=(0, 3)).to_dict()
@@ -92,6 +106,17 @@ def test_predicted_heads_equal_a_loop(direction):
             row = found.row(by_predicate=(pl.col("step") == step) & (pl.col("word") == word), named=True)
             assert row["predicted"] == others[towards.index(max(towards))]
             assert row["weight"] == max(towards)
+
+
+def test_a_word_that_sees_none_has_no_arc():
+    """The first word of a causal model, read as dependent→head, and the last, read the other way."""
+    causal = attention().with_columns(weight=pl.when(pl.col("key") < pl.col("query")).then("weight").otherwise(0.0))
+    for direction, blind in zip(DIRECTIONS, (0, len(WORDS) - 1), strict=True):
+        found = predicted_heads(causal, direction)
+        assert set(range(len(WORDS))) - set(found["word"]) == {blind}
+        later = pl.max_horizontal("word", "predicted") == pl.col("word" if direction == DIRECTIONS[0] else "predicted")
+        assert found.select(later.all()).item()
+        charts.sentence_arcs(WORDS, found.filter(step=STEPS[-1]), HEADS, RELATIONS, direction=direction).to_dict()
 
 
 def test_arcs_are_told_apart_by_the_gold_tree():

@@ -141,3 +141,13 @@ def test_a_real_onset_reaches_the_figure():
     trace = uas_trace({"attention": sigmoid(STEPS, 0.2, 0.7, 300), "shuffled": 0.15}, sentences=100)
     onset = structure_onset(trace)
     assert str(onset).capitalize() in charts.uas_over_training(uas_by_step(trace), onset).to_dict()["description"]
+
+
+def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
+    curve = uas_by_step(uas_trace(dict.fromkeys(SOURCES, 0.3), sentences=30))
+    causal = curve.with_columns(reachable=pl.when(pl.col("step") < 100).then(0.6).otherwise(0.7))
+    log = pl.DataFrame({"step": STEPS, "loss": [4.0] * len(STEPS)})
+    for chart in (charts.uas_over_training, lambda frame: charts.loss_and_uas(log, frame)):
+        said, silent = (str(chart(frame).to_dict()["title"]) for frame in (causal, curve))
+        assert "within reach of its chosen heads are 60% to 70%" in said
+        assert "looks left" not in silent

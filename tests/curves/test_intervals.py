@@ -15,6 +15,13 @@ def test_uas_is_the_share_of_arcs_not_the_mean_of_sentences():
     assert uas_by_step(trace)["uas"].to_list() == [0.1]
 
 
+def test_what_chosen_heads_could_reach_goes_along():
+    trace = uas_trace({"attention": 0.4}, sentences=50, steps=[1, 2]).with_columns(reachable=pl.col("arcs") - 2)
+    curve, arcs = uas_by_step(trace), trace.filter(step=1)["arcs"].sum()
+    assert curve["reachable"].to_list() == pytest.approx([(arcs - 100) / arcs] * 2)
+    assert curve.drop("reachable").equals(uas_by_step(trace.drop("reachable")))
+
+
 def test_the_uas_interval_covers_the_truth():
     curve = uas_by_step(uas_trace({"attention": 0.4, "shuffled": 0.1}, steps=STEPS[:20]))
     truth = pl.when(pl.col("source") == "attention").then(0.4).otherwise(0.1)

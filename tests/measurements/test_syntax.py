@@ -10,9 +10,11 @@ from tokenizers import decoders
 
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements import attention, word_batches
-from lmdynamics.measurements.arcs import score_half, shuffled
+from lmdynamics.measurements import attention, syntax, word_batches
+from lmdynamics.measurements.arcs import gold_heads, score_half, shuffled
+from lmdynamics.measurements.attention import Parents
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
+from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
 from tests.measurements.naive import head_scores, word_matrices
 
@@ -58,6 +60,7 @@ def test_columns_and_types(treebank):
         "count": pl.Int64,
         "accuracy": pl.Float64,
         "weight": pl.Float64,
+        "reachable": pl.Float64,
     }
     assert len(frame) == 4 * 2 * 4 * 2 * 3
     uas = UAS(treebank, min_count=5)(StandIn())
@@ -67,7 +70,10 @@ def test_columns_and_types(treebank):
         "half": pl.String,
         "arcs": pl.Int64,
         "correct": pl.Int64,
+        "reachable": pl.Int64,
     }
+    assert (frame["reachable"] == 1).all()
+    assert (uas["reachable"] == uas["arcs"]).all()
 
 
 def test_a_relation_that_one_half_lacks(treebank):
@@ -105,6 +111,30 @@ def test_uas_follows_from_head_scores(treebank):
     same = uas.row(by_predicate=pl.col("source") == "attention_same", named=True)
     assert same["arcs"] == best["count"].sum()
     assert same["correct"] == pytest.approx(best["right"].sum())
+
+
+def test_a_causal_head_that_is_never_wrong_reaches_what_is_reachable(monkeypatch):
+    """One that finds every arc it can see: the ceiling, and no more."""
+    bank = published.treebank(60)
+    gold, first = gold_heads(bank), np.concatenate([np.arange(len(s)) for s in bank])
+    seen = np.stack([np.where((gold < first) == left, gold, -1) for left in (True, False)])
+    perfect = Parents(seen[None, :, None].astype(np.int16), (seen[None, :, None] >= 0).astype(np.float32))
+    monkeypatch.setattr(syntax, "predictions", lambda *_: perfect)
+    scores = HeadScores(bank, min_count=5)(StandIn("llama"))
+    assert 0 < scores["reachable"].min() < scores["reachable"].max() < 1
+    for name in ("accuracy", "weight"):
+        assert scores[name].to_list() == pytest.approx(scores["reachable"].to_list())
+    both = scores.group_by("relation", "split").agg(pl.col("reachable").sum())
+    assert both["reachable"].to_list() == pytest.approx([1] * len(both))
+    uas = UAS(bank, min_count=5)(StandIn("llama")).filter(source="attention")
+    assert (uas["correct"] == uas["reachable"]).all()
+    assert 0.5 < uas["reachable"].sum() / uas["arcs"].sum() < 1
+
+
+def test_a_fixed_offset_is_held_to_the_side_it_looks_to():
+    uas = UAS(published.treebank(60), min_count=5)(StandIn("llama")).filter(source="offset")
+    assert (uas["correct"] <= uas["reachable"]).all()
+    assert uas["reachable"].sum() < uas["arcs"].sum()
 
 
 def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
