@@ -40,7 +40,8 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def save_state(folder: Path, model, optimizer, step: int, with_optimizer: bool) -> None:
     """Write a checkpoint folder: weights, configuration, optimizer state if asked for, manifest."""
     with store.saving(f"step {step} in {folder.parent.parent}"), store.atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        # under the model's own names, which `load_state` reads: GPT-NeoX's head, for one, is published under another
+        model.save_pretrained(temporary, save_original_format=False)
         if with_optimizer:
             tensors = optimizer_tensors(model, optimizer)
             save_file(tensors, temporary / store.TRAINING_STATE, metadata={"step": str(step)})
