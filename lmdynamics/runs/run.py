@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from pickle import UnpicklingError  # what opening a .bin raises that holds more than tensors
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,8 @@ from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log
 
 LOADING = threading.Lock()  # transformers changes torch's defaults while it loads, for all threads of the process
+WEIGHTS = (store.WEIGHTS, f"{store.WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HEADS = {"TokenClassification": "rts", "MaskedLM": "mlm", "PreTraining": "mlm", "CausalLM": "clm", "LMHead": "clm"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,10 @@ class Checkpoint:
     objective: str  # mlm, clm or rts
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
-        """The model, in evaluation mode; `attention="eager"` where attention weights are to be read."""
+        """The model, in evaluation mode and float32, whatever its weights were saved in.
+
+        `attention="eager"` where attention weights are to be read.
+        """
         return _load_model(self.folder, self.objective, attention).to(device).eval()
 
     @property
@@ -66,17 +72,36 @@ class Checkpoint:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the weights: part of the cache key of everything measured here."""
+        """sha256 of the weights, shard after shard: part of the cache key of everything measured here."""
         manifest = store.check_sizes(self.folder)
-        if manifest:
+        if manifest and store.WEIGHTS in manifest["files"]:
             return manifest["files"][store.WEIGHTS]["sha256"]
-        return store.sha256(_weights(self.folder))
+        return store.sha256(*_weights(self.folder))
 
 
-def _weights(folder: Path) -> Path:
-    if (folder / store.WEIGHTS).exists():
-        return folder / store.WEIGHTS
+def _weights(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, in order; safetensors where there is a .bin beside them."""
+    for name in WEIGHTS:
+        if (folder / name).exists():
+            return _shards(folder / name) if name.endswith(".json") else [folder / name]
     raise UserError(f"{folder} has no {store.WEIGHTS}; save the model with save_pretrained (safetensors)")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(store.read_json(index, "a checkpoint").get("weight_map", {}).values()))
+    lost = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if lost or not names:
+        raise UserError(f"{index} names {lost[0] if lost else 'no files'}, not there beside it; copy that folder anew")
+    return [index.parent / name for name in names]
+
+
+def _refuse_code(path: Path) -> None:
+    """A configuration that names code to be run; transformers would ask whether to."""
+    if path.exists() and store.read_json(path, "a checkpoint").get("auto_map"):
+        raise UserError(
+            f"{path} wants code of its own to be run (auto_map), which lmdynamics never does; if transformers has this "
+            "architecture built in, take auto_map out of that file"
+        )
 
 
 def _load_model(folder: Path, objective: str, attention: str):
@@ -84,33 +109,66 @@ def _load_model(folder: Path, objective: str, attention: str):
     from transformers.utils import logging
 
     store.check_sizes(folder)
-    _weights(folder)
+    files = _weights(folder)
     if not (folder / "config.json").exists():
         raise UserError(
             f"{folder} has no config.json, so its model is unknown; copy it from another checkpoint of the run"
         )
+    _refuse_code(folder / "config.json")
     logging.disable_progress_bar()
-    options = {"attn_implementation": attention, "use_safetensors": True, "local_files_only": True}
+    logging.set_verbosity_error()  # no report at every checkpoint of weights not used, as BERT's for next sentences
+    options = {
+        "attn_implementation": attention,
+        "dtype": "float32",  # otherwise half precision where it was saved so, as Pythia is
+        "use_safetensors": files[0].suffix == ".safetensors",
+        "weights_only": True,
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
     try:
         with LOADING:
-            return model_class(objective).from_pretrained(folder, **options)
-    except SafetensorError as broken:
+            model, told = model_class(objective).from_pretrained(folder, **options)
+    except UnpicklingError:
         raise UserError(
-            f"{folder / store.WEIGHTS} is damaged ({broken}); copy that folder anew or train it again"
+            f"{files[0]} holds more than weights, or is damaged; opening it could run code, so get this checkpoint as "
+            "safetensors"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError) as broken:
+        raise UserError(
+            f"{files[0]} is damaged or another model's ({_first_line(broken)}); copy that folder anew or train it again"
         ) from None
     except (ValueError, KeyError) as broken:
-        raise UserError(f"{folder} holds no {objective} model that transformers can open: {broken}") from None
+        raise UserError(
+            f"{folder} holds no {objective} model that transformers can open: {_first_line(broken)}"
+        ) from None
+    if missing := sorted(told["missing_keys"]):
+        raise UserError(
+            f"{folder} has no weights for {missing[0]} and {len(missing) - 1} more of a {type(model).__name__}, which "
+            "would be random; save the model with its language-model head"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @lru_cache(maxsize=16)
 def _load_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
+    for name in ("tokenizer_config.json", "config.json"):
+        _refuse_code(folder / name)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as broken:
-        first = str(broken).splitlines()[0]
-        raise UserError(f"{folder} has no tokenizer that transformers can open ({first}); save it there") from None
+        raise UserError(
+            f"{folder} has no tokenizer that transformers can open ({_first_line(broken)}); save it there"
+        ) from None
+    names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((folder / name).exists() for name in names):  # then it knows no word, and says so to no one
+        raise UserError(f"{folder} has no tokenizer ({', '.join(sorted(names))}); save it there")
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -159,14 +217,21 @@ class Run:
 
     @cached_property
     def objective(self) -> str:
-        """`mlm`, `clm` or `rts`; for a plain folder, read off the model's architecture."""
+        """`mlm`, `clm` or `rts`; for a plain folder, read off the model's architecture.
+
+        Raises UserError where that names no head: its objective would be a guess, and its head random.
+        """
         if self.recipe:
             return self.recipe.objective
-        config = store.read_json(next(iter(self._folders.values())) / "config.json", "a checkpoint")
-        architecture = next(iter(config.get("architectures") or [""]))
-        if "TokenClassification" in architecture:
-            return "rts"
-        return "mlm" if "MaskedLM" in architecture or "PreTraining" in architecture else "clm"
+        path = next(iter(self._folders.values())) / "config.json"
+        architecture = next(iter(store.read_json(path, "a checkpoint").get("architectures") or ["none"]))
+        for head, objective in HEADS.items():
+            if head in architecture:
+                return objective
+        raise UserError(
+            f"{path} names the architecture {architecture}, which has no language-model head that is known here; "
+            "save the model as ...ForMaskedLM or ...ForCausalLM"
+        )
 
     @property
     def log(self) -> pl.DataFrame:

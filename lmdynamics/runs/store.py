@@ -159,9 +159,13 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path} is damaged ({broken}); restore it from a copy, or delete {path.parent}") from None
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """Of one file; or of several, read one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
