@@ -1,5 +1,6 @@
 """Tiny random models with a tokenizer that splits words, and stand-ins for checkpoints and runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -89,14 +90,16 @@ def treebank() -> Treebank:
     return random_treebank(60, seed=0)
 
 
-def random_treebank(n: int, seed: int) -> Treebank:
-    """Random words, whole and split, under random trees."""
+WORDS = (*WHOLE, "unbelievable", "walking", "walked", "plays", "unbelievables")
+
+
+def random_treebank(n: int, seed: int, words: Sequence[str] = WORDS) -> Treebank:
+    """Random words, whole (as many as WHOLE) and split, under random trees."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    words = [*WHOLE, "unbelievable", "walking", "walked", "plays", "unbelievables"]
     sentences = []
     for number in range(n):
         length = 1 + draw(9)

@@ -21,6 +21,10 @@ CAUSAL = {
     "neox": (hf.GPTNeoXConfig, SIZE),
     "llama": (hf.LlamaConfig, SIZE),
     "olmo2": (hf.Olmo2Config, SIZE),
+    # as published in some sizes: heads that share keys and values, and a residual that is not parallel
+    "llama-grouped": (hf.LlamaConfig, SIZE | {"num_key_value_heads": 2}),
+    "olmo2-grouped": (hf.Olmo2Config, SIZE | {"num_key_value_heads": 1}),
+    "neox-sequential": (hf.GPTNeoXConfig, SIZE | {"use_parallel_residual": False}),
 }
 MASKED = {
     "bert": (hf.BertConfig, SIZE),

@@ -4,12 +4,17 @@ import numpy as np
 import torch
 
 
-def word_matrices(model, tokenizer, words):
+def given_as_words(tokenizer, words):
+    """Token ids of a sentence and the word of each, as the tokenizer tells."""
+    encoded = tokenizer(list(words), is_split_into_words=True)
+    return encoded["input_ids"], encoded.word_ids(0)
+
+
+def word_matrices(model, tokenizer, words, cut=given_as_words):
     """Word-level attention of one sentence, shape [layers, heads, words, words]."""
-    encoded = tokenizer([list(words)], is_split_into_words=True, return_tensors="pt")
-    of_word = encoded.word_ids(0)
+    ids, of_word = cut(tokenizer, words)
     with torch.no_grad():
-        output = model(input_ids=encoded["input_ids"], output_attentions=True)
+        output = model(input_ids=torch.tensor([ids]), output_attentions=True)
     pieces = [[t for t, word in enumerate(of_word) if word == w] for w in range(len(words))]
     result = []
     for layer in output.attentions:
@@ -23,11 +28,11 @@ def word_matrices(model, tokenizer, words):
     return np.array(result).reshape(len(output.attentions), -1, len(words), len(words))
 
 
-def head_scores(model, tokenizer, treebank, relations):
+def head_scores(model, tokenizer, treebank, relations, cut=given_as_words):
     """{(relation, layer, head, direction): (count, right, weight)} over all sentences."""
     found = {}
     for sentence in treebank:
-        matrices = word_matrices(model, tokenizer, sentence.words)
+        matrices = word_matrices(model, tokenizer, sentence.words, cut)
         for word, (head, relation) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
             if head < 0 or relation not in relations:
                 continue

@@ -1,0 +1,379 @@
+"""What every measurement makes of every family: measured, held against a slow way to the same numbers, and told.
+
+`data/ARCHITECTURES.md` is what was found. To renew it: python -m tests.measurements.support
+"""
+
+import inspect
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lmdynamics import measurements
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.labelled import LabelledSentences
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
+from lmdynamics.measurements import probes
+from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
+from lmdynamics.measurements.dissent import Dissent
+from lmdynamics.measurements.first_order import Coefficients
+from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, TokenLosses, prediction_batches
+from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.opposition import GroupOpposition, Opposition
+from lmdynamics.measurements.probes import FineTuning
+from lmdynamics.measurements.steps import OneStep
+from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
+from lmdynamics.runs.build import build
+from lmdynamics.runs.run import Checkpoint, open_run
+from tests.measurements import naive
+from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
+
+TABLE = Path(__file__).parents[2] / "data" / "ARCHITECTURES.md"
+LEFT_ONLY = "a head looks left only: column `reachable` says how many arcs it could find"
+NO_FIRST = "without the first token, as the tokenizer puts nothing before a text"
+NO_SECOND_HEAD = "without the head for next sentences, which is not loaded"
+
+
+def every_measurement() -> set[type[Measurement]]:
+    """All measurements there are in the package."""
+    names = [module.name for module in iter_modules(measurements.__path__)]
+    modules = [import_module(f"{measurements.__name__}.{name}") for name in names]
+    classes = {kind for module in modules for _, kind in inspect.getmembers(module, inspect.isclass)}
+    return {kind for kind in classes if issubclass(kind, Measurement) and kind is not Measurement}
+
+
+def as_text(tokenizer, words: tuple[str, ...]) -> tuple[list[int], list[int | None]]:
+    """A sentence as running text, and the word of each token by its spelling."""
+    ids = tokenizer(" ".join(words))["input_ids"]
+    return ids, words_by_spelling(tokenizer, ids, words)
+
+
+def rows(checkpoint: Checkpoint) -> Blocks:
+    """Rows of unequal length: held out by a run of ours, otherwise three sentences each."""
+    if checkpoint.recipe is not None:
+        return open_run(checkpoint.folder.parent.parent).held_out()
+    words = [sentence.words for sentence in treebank(24)]
+    texts = [" ".join(sum(words[i : i + 3], ())) for i in range(0, len(words), 3)]
+    return Blocks.from_rows(checkpoint.tokenizer(texts)["input_ids"])
+
+
+def head_scores(checkpoint: Checkpoint) -> str:
+    bank = treebank()
+    frame = HeadScores(bank, min_count=4)(checkpoint)
+    relations = set(frame["relation"])
+    expected = naive.head_scores(checkpoint.model("eager"), checkpoint.tokenizer, bank, relations, as_text)
+    found = frame.filter(split="all")
+    assert len(found) == len(expected) == len(relations) * 2 * 4 * 2
+    for row in found.iter_rows(named=True):
+        count, right, weight = expected[row["relation"], row["layer"], row["head"], row["direction"]]
+        assert row["count"] == count
+        assert abs(row["accuracy"] * count - right) < 1e-9
+        assert abs(row["weight"] - weight / count) < 1e-5
+        seen = within_sight(bank, row["relation"], row["direction"]) if checkpoint.objective == "clm" else count
+        assert abs(row["reachable"] * count - seen) < 1e-9
+    assert (frame["accuracy"] <= frame["reachable"]).all()
+    return LEFT_ONLY if (found["reachable"] < 1).any() else ""
+
+
+def within_sight(bank: Treebank, relation: str, direction: str) -> int:
+    """How many arcs of a relation run from the later word to the earlier, in a direction."""
+    found = 0
+    for sentence in bank:
+        for word, (head, name) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
+            attending, attended = (word, head) if direction == "dependent→head" else (head, word)
+            found += name == relation and head >= 0 and attended < attending
+    return found
+
+
+def uas(checkpoint: Checkpoint) -> str:
+    bank = treebank()
+    frame = UAS(bank, min_count=4)(checkpoint)
+    assert (frame["correct"] <= frame["reachable"]).all()
+    assert (frame["reachable"] <= frame["arcs"]).all()
+    scores = HeadScores(bank, min_count=4)(checkpoint).filter(pl.col("split") == "all", pl.col("relation") != "punct")
+    best = scores.group_by("relation").agg((pl.col("accuracy") * pl.col("count")).max())["accuracy"].sum()
+    same = frame.filter(source="attention_same")
+    assert abs(same["correct"].sum() - best) < 1e-6
+    return LEFT_ONLY if (frame["reachable"] < frame["arcs"]).any() else ""
+
+
+def word_attention(checkpoint: Checkpoint) -> str:
+    words = ("the", "unbelievable", "dog", "—", "don't", "walking", ".")
+    frame = WordAttention(words)(checkpoint)
+    wanted = naive.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
+    np.testing.assert_allclose(frame["weight"].to_numpy().reshape(wanted.shape), wanted, atol=1e-5)
+    follows = frame.filter(pl.col("key") > pl.col("query"))["weight"]
+    return "a word sees those before it only" if follows.max() == 0 else ""
+
+
+def pair_accuracy(checkpoint: Checkpoint) -> str:
+    good = ("the dog sees a cat .", "unbelievable man walking", "naïve dogs — and U.S. plays")
+    bad = ("the dog see a cat .", "man unbelievable walking", "dogs naïve — and plays U.S.")
+    frame = pl.DataFrame({"paradigm": "x", "pair": range(len(good)), "good": good, "bad": bad})
+    for split in (True, False):
+        scores = PairAccuracy(MinimalPairs("three", frame, split))(checkpoint)
+        for name, texts in (("good", good), ("bad", bad)):
+            wanted = [sentence_score(checkpoint, text) for text in texts]
+            np.testing.assert_allclose(scores[name], wanted, rtol=1e-4, atol=1e-4)
+    starts_bare = as_text(checkpoint.tokenizer, ("the",))[1][0] is not None
+    return NO_FIRST if checkpoint.objective == "clm" and starts_bare else ""
+
+
+@torch.no_grad()
+def sentence_score(checkpoint: Checkpoint, text: str) -> float:
+    """The sum of a sentence's log-probabilities, one forward pass a token for a masked model."""
+    ids, of_word = as_text(checkpoint.tokenizer, tuple(text.split(" ")))
+    model, ids = checkpoint.model("eager"), torch.tensor([ids])
+    own, total = [t for t, word in enumerate(of_word) if word is not None], 0.0
+    for t in own:
+        if checkpoint.objective == "mlm":
+            masked = ids.clone()
+            masked[0, t] = checkpoint.tokenizer.mask_token_id
+            total += float(model(input_ids=masked).logits[0, t].log_softmax(-1)[ids[0, t]])
+        elif t:
+            total += float(model(input_ids=ids[:, :t]).logits[0, -1].log_softmax(-1)[ids[0, t]])
+    return total
+
+
+def losses_row_by_row(
+    checkpoint: Checkpoint, blocks: Blocks, rate: float
+) -> list[tuple[torch.nn.Module, torch.Tensor]]:
+    """The model, and the losses of each row's predicted tokens: the row alone and unpadded, open to differentiation."""
+    model, found = checkpoint.model("eager"), []
+    (batch,) = prediction_batches(checkpoint, blocks, rate, 0, len(blocks))
+    first = 0
+    for row, length in enumerate(blocks.lengths):
+        at = batch.selected[row, :length]
+        logits = model(input_ids=batch.ids[row : row + 1, :length]).logits[0, at]
+        gold = batch.gold[first : first + int(at.sum())]
+        first += len(gold)
+        found.append((model, F.cross_entropy(logits, gold, reduction="none")))
+    return found
+
+
+def token_losses(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    frame = TokenLosses(blocks)(checkpoint)
+    wanted = torch.cat([losses for _, losses in losses_row_by_row(checkpoint, blocks, MASKING_RATE)])
+    np.testing.assert_allclose(frame["loss"], wanted.detach(), rtol=1e-4, atol=1e-4)
+    there = [int(blocks[row][position]) for row, position in frame.select("row", "position").iter_rows()]
+    assert frame["token"].to_list() == there
+    return ""
+
+
+def held_out_loss(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    row, losses = HeldOutLoss(blocks)(checkpoint).row(0, named=True), TokenLosses(blocks)(checkpoint)["loss"]
+    assert abs(row["loss"] - losses.mean()) < 1e-4
+    assert row["tokens"] == len(losses)
+    assert row["stderr"] > 0
+    return ""
+
+
+def dissent(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    frame, losses = Dissent(blocks)(checkpoint), TokenLosses(blocks)(checkpoint)["loss"]
+    np.testing.assert_allclose(frame["probability"].log(), -losses, rtol=1e-3, atol=1e-3)
+    for name in ("dissent", "cos_hidden_attractive", "cos_hidden_repulsive", "dissent_control"):
+        assert frame[name].is_between(-1, 1).all()
+    return ""
+
+
+def intrinsic_dimension(checkpoint: Checkpoint) -> str:
+    bank, body = treebank(), checkpoint.model().base_model
+    states = sentence_states(checkpoint.model(), checkpoint, bank)
+    alone = {}
+    for sentence in bank:
+        ids, _ = as_text(checkpoint.tokenizer, sentence.words)
+        with torch.no_grad():
+            state = body(input_ids=torch.tensor([ids])).last_hidden_state[0, -1 if checkpoint.objective == "clm" else 0]
+        assert (states - state).norm(dim=1).min() < 1e-3 * state.norm()
+        alone[sentence.words] = state
+    for text in (bank, rows(checkpoint)):
+        row = IntrinsicDimension(text)(checkpoint).row(0, named=True)
+        assert row["dimension"] > 0
+        assert row["points"] > 2
+    return ""
+
+
+def weight_norm(checkpoint: Checkpoint) -> str:
+    kept = load_file(checkpoint.folder / "model.safetensors")
+    unread = {name for name in kept if "pooler" in name or "seq_relationship" in name}
+    wanted = sum(float(x.double().square().sum()) for name, x in kept.items() if name not in unread)
+    assert abs(WeightNorm()(checkpoint)["norm2"][0] / wanted - 1) < 1e-9
+    return NO_SECOND_HEAD if unread else ""
+
+
+def fisher_trace(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    row = FisherTrace(blocks, examples=len(blocks), masking_rate=0.4)(checkpoint).row(0, named=True)
+    traces = []
+    for number in range(len(blocks)):  # masks are drawn row by row
+        one = list(prediction_batches(checkpoint, blocks, 0.4, 0, 1))[number]
+        model = checkpoint.model("eager")
+        logits = model(input_ids=one.ids).logits[one.selected]
+        F.cross_entropy(logits, one.gold).backward()
+        traces.append(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+    assert abs(row["trace"] / np.mean(traces) - 1) < 1e-3
+    assert row["examples"] == len(blocks)
+    return ""
+
+
+def whole_gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
+    found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten().double() for g in found])
+
+
+def opposition(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    frame = Opposition(blocks, examples=len(blocks))(checkpoint).filter(part="all")
+    flat = [
+        # a row without a predicted token has no gradient
+        whole_gradient(model, losses.mean() if len(losses) else losses.sum())
+        for model, losses in losses_row_by_row(checkpoint, blocks, MASKING_RATE)
+    ]
+    flat = torch.stack(flat)
+    wanted = (flat @ flat.T).numpy()[np.triu_indices(len(flat))]
+    np.testing.assert_allclose(frame["dot"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    return ""
+
+
+def group_opposition(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    groups = tuple("odd" if token % 2 else "even" for token in range(len(checkpoint.tokenizer)))
+    frame = GroupOpposition(blocks, groups)(checkpoint).filter(part="all")
+    predicted = TokenLosses(blocks)(checkpoint)["token"]
+    own = frame.filter(pl.col("a") == pl.col("b"))
+    np.testing.assert_allclose(own["cosine"], 1, atol=1e-6)
+    assert own["tokens_a"].sum() == len(predicted)
+    losses = losses_row_by_row(checkpoint, blocks, MASKING_RATE)
+    model = losses[0][0]
+    each, odd = torch.cat([of_row for _, of_row in losses]), torch.from_numpy(predicted.to_numpy() % 2 == 1)
+    sides = [whole_gradient(model, each[side].mean()) for side in (~odd, odd)]
+    found = frame.filter(pl.col("a") != pl.col("b"))["cosine"].item()
+    assert abs(found - float(F.cosine_similarity(*sides, dim=0))) < 1e-3
+    return ""
+
+
+def fine_tuning(checkpoint: Checkpoint) -> str:
+    texts = [" ".join(sentence.words) for sentence in treebank(60)]
+    frame = pl.DataFrame({"text": texts, "label": [i % 2 for i in range(60)], "group": range(60)})
+    for split in (True, False):
+        data = LabelledSentences("halves", frame, split_into_words=split)
+        train, _, _ = probes.encode_splits(checkpoint.tokenizer, 64, data, (60, 60, 60), 0)
+        body = checkpoint.model().base_model
+        with torch.inference_mode():
+            means = probes.all_means(body, train)
+            for text, mean in zip(data.splits(0).train.frame["text"], means, strict=True):
+                ids, of_word = as_text(checkpoint.tokenizer, tuple(text.split(" ")))
+                own = torch.tensor([word is not None for word in of_word])
+                alone = body(input_ids=torch.tensor([ids])).last_hidden_state[0, own].mean(0)
+                assert torch.allclose(mean, alone, atol=1e-3)
+    for frozen in (True, False):
+        scores = FineTuning(data, trials=1, learning_rates=(1e-3,), steps=2, frozen=frozen)(checkpoint)
+        assert scores["accuracy"].is_between(0, 1).all()
+        assert scores["truncated"].sum() == 0
+    return ""
+
+
+def one_step(checkpoint: Checkpoint) -> str:
+    frame = OneStep(rows(checkpoint), batches=1, batch_size=4, held_out=4)(checkpoint)
+    assert frame["first_order"].is_finite().all()
+    moved = frame.filter(split="held out", direction="update")
+    # one small step: what the gradients foretell, but for what is of second order
+    assert np.corrcoef(moved["change"], moved["first_order"])[0, 1] > 0.9
+    return ""
+
+
+def coefficients(checkpoint: Checkpoint) -> str:
+    frame = Coefficients(rows(checkpoint), batches=1, batch_size=4, rows=2)(checkpoint)
+    assert frame.filter(level="all")["identity_error"].max() < 1e-6
+    for name in ("C_g", "C_ug", "C_uG", "interference"):
+        assert frame[name].is_between(0, 1 + 1e-6).all()
+    return ""
+
+
+CHECKS: dict[type[Measurement], Callable[[Checkpoint], str]] = {
+    HeadScores: head_scores,
+    UAS: uas,
+    WordAttention: word_attention,
+    PairAccuracy: pair_accuracy,
+    HeldOutLoss: held_out_loss,
+    TokenLosses: token_losses,
+    Dissent: dissent,
+    IntrinsicDimension: intrinsic_dimension,
+    WeightNorm: weight_norm,
+    FisherTrace: fisher_trace,
+    Opposition: opposition,
+    GroupOpposition: group_opposition,
+    FineTuning: fine_tuning,
+    OneStep: one_step,
+    Coefficients: coefficients,
+}
+OF_OUR_OWN = (OneStep, Coefficients)  # need a recipe and an optimizer's state, so they are also tried on a run of ours
+
+
+@cache
+def cell(family: Family, measurement: type[Measurement], ours: bool) -> str:
+    """What a measurement makes of a family: "yes", "yes: with a remark", or "no: the reason it gives"."""
+    checkpoint = our_own(family) if ours else published(family)
+    try:
+        remark = CHECKS[measurement](checkpoint)
+    except UserError as refused:
+        return f"no: {str(refused).replace(checkpoint.run_name, 'the run')}"
+    return f"yes: {remark}" if remark else "yes"
+
+
+@cache
+def folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="architectures-")
+
+
+@cache
+def published(family: Family) -> Checkpoint:
+    """The later checkpoint of a plain folder, as if downloaded."""
+    return open_run(family.save(Path(folder().name) / f"published-{FAMILIES.index(family)}"))[STEPS[-1]]
+
+
+@cache
+def our_own(family: Family) -> Checkpoint:
+    """A checkpoint of two steps' training here, with its optimizer."""
+    return build(family.recipe(), Path(folder().name) / f"ours-{FAMILIES.index(family)}", progress=False)[1]
+
+
+def table() -> str:
+    """The whole table as Markdown: a row per measurement, a column per family, remarks below."""
+    named = [(kind.__name__, kind, False) for kind in CHECKS]
+    named += [(f"{kind.__name__}, on a run trained here", kind, True) for kind in OF_OUR_OWN]
+    remarks: dict[str, int] = {}
+    lines = [f"| measurement | {' | '.join(family.name for family in FAMILIES)} |", "|---" * (len(FAMILIES) + 1) + "|"]
+    for name, kind, ours in named:
+        cells = []
+        for family in FAMILIES:
+            said, _, remark = cell(family, kind, ours).partition(": ")
+            cells.append(f"{said} [{remarks.setdefault(remark, len(remarks) + 1)}]" if remark else said)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    notes = [f"{number}. {remark[0].upper()}{remark[1:]}." for remark, number in remarks.items()]
+    return "\n".join([HEAD, *lines, "", *notes]) + "\n"
+
+
+HEAD = """# Which measurement works on which architecture
+
+Made by a test, which measures every cell on a tiny random model of the family with a tokenizer of the family's kind
+and holds the numbers against a slow way to the same (`tests/measurements/test_architectures.py`). To renew this file:
+`python -m tests.measurements.support`. Weights are measured in float32, whatever they were saved in.
+"""
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
