@@ -84,13 +84,17 @@ def within_reach(scores: pl.DataFrame) -> str:
 def uas_within_reach(curve: pl.DataFrame) -> str:
     """How many of all arcs the chosen heads could find at all, for a reader; "" where that is all of them.
 
-    `curve`: frame of `curves.intervals.uas_by_step`.
+    `curve`: frame of `curves.intervals.uas_by_step`. Of shuffled trees less is within reach where a relation's arcs
+    mostly lead one way: that control is then lower for want of sight, too.
     """
     if "reachable" not in curve.columns or not (curve["reachable"] < 1).any():
         return ""
-    most = curve.filter(pl.col("source") == "attention")["reachable"]
-    shares = dict.fromkeys(f"{share:.0%}" for share in (most.min(), most.max()))
-    return f"a causal model looks left only: within reach of its chosen heads are {' to '.join(shares)}"
+    said = []
+    for source, of in (("attention", "of the arcs"), ("shuffled", "on shuffled trees")):
+        shares = curve.filter(pl.col("source") == source)["reachable"]
+        ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()) if share is not None)
+        said += [f"{' to '.join(ends)} {of}"] if ends else []
+    return f"a causal model looks left only: its heads could find {', '.join(said)}"
 
 
 def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> pl.DataFrame:

@@ -103,7 +103,8 @@ class UAS(Measurement):
     dependents, `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
 
     `reachable`: how many of the arcs lie on the side to which their relation's head looks, or its fixed distance. It
-    is all of them, but in a causal model, where sum(reachable) / sum(arcs) is the most that these heads could find.
+    is all of them, but in a causal model, where sum(reachable) / sum(arcs) is the most that these heads could find;
+    fewer of the shuffled arcs, which lead either way.
     """
 
     treebank: Treebank
