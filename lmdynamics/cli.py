@@ -1,4 +1,4 @@
-"""The command line, train|branch|sweep|fit|runs|batch|compare|site|fetch|doctor: each command is a thin call."""
+"""The command line: each command is a thin call."""
 
 import sys
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.paths import SUITE
 
 app = typer.Typer(
     help="Watch language models learn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -234,16 +235,63 @@ def site(
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="A source in data/sources.toml; without one, lists them.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A source in data/sources.toml, or a suite (hf://OWNER/NAME?steps=log:20); or nothing."),
+    ] = None,
+    revisions: Annotated[
+        str | None, typer.Option(help="How a suite's revisions tell the step: 'x(?P<step>..)'.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before downloading a suite.")] = False,
 ) -> None:
-    """Download real data for which there is a licence, checked against its sha256."""
+    """Download real data or published checkpoints, each checked against its hash; without a name, list the data."""
     from lmdynamics.corpora.fetch import fetch, sources
 
-    if name is None:
+    if name is not None and name.startswith(SUITE):
+        with _stopped_by_ctrl_c():
+            _fetch_suite(name, revisions, yes)
+    elif name is None:
         for source in sources().values():
             typer.echo(f"{source.name:<14} {source.title} ({source.licence})")
     else:
         typer.echo(str(fetch(name)))
+
+
+def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
+    from lmdynamics.runs.run import open_run
+
+    run = open_run(address, revisions=revisions)
+    if run.missing():
+        typer.echo(run.cost())
+        if not yes and not sys.stdin.isatty():
+            raise UserError("nobody can be asked here; add --yes to download that much")
+        run.fetch(confirm=None if yes else lambda _: typer.confirm("Download?"))
+    typer.echo(run.cost())
+
+
+@app.command()
+def suites(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page data/SUITES.md.")] = False,
+) -> None:
+    """Published checkpoint suites that can be opened by name: sizes, licences, known faults."""
+    from lmdynamics.runs.catalogue import as_markdown, as_table
+
+    print(as_markdown(), end="") if markdown else as_table()
+
+
+@app.command()
+def audit(
+    address: Annotated[str, typer.Argument(help="A suite: hf://OWNER/NAME, perhaps with #PART and ?steps=…")],
+    revisions: Annotated[str | None, typer.Option(help="How its revisions tell the step: 'x(?P<step>..)'.")] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also look into weights that are on this machine.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print for a program to read.")] = False,
+) -> None:
+    """Compare hashes and sizes over a suite's checkpoints without downloading them; status 1 if something is wrong."""
+    from lmdynamics.runs.audit import report
+
+    raise typer.Exit(report(address, revisions, weights, json))
 
 
 @app.command()

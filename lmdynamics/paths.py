@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+SUITE = "hf://"  # how the address of a published suite begins, where others are paths
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.paths import runs_dir
+from lmdynamics.paths import SUITE, runs_dir
 from lmdynamics.runs import store
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
@@ -44,7 +45,7 @@ class Checkpoint:
     @property
     def tokenizer(self):
         own, shared = self.folder, self.folder.parent.parent / "tokenizer"
-        return _load_tokenizer(shared if shared.is_dir() and not (own / "tokenizer.json").exists() else own)
+        return load_tokenizer(shared if shared.is_dir() and not (own / "tokenizer.json").exists() else own)
 
     @property
     def recipe(self) -> Recipe | None:
@@ -154,7 +155,7 @@ def _first_line(error: Exception) -> str:
 
 
 @lru_cache(maxsize=16)
-def _load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
     for name in ("tokenizer_config.json", "config.json"):
@@ -259,11 +260,15 @@ class Run:
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
 
-    def held_out(self) -> Blocks:
-        """Rows this run was not trained on."""
-        if not (self.folder / "held_out").is_dir():
-            raise UserError(f"{self.name} has no held-out rows of its own; pass some (Blocks) to the measurement")
-        return Blocks.load(self.folder / "held_out")
+    def held_out(self, text: Treebank | None = None) -> Blocks:
+        """Rows this run was not trained on: its own, or, if it was trained elsewhere, the sentences of `text`."""
+        if (self.folder / "held_out").is_dir():
+            return Blocks.load(self.folder / "held_out")
+        if text is None:
+            raise UserError(
+                f"{self.name} has no held-out rows of its own; name text it can be measured on, such as ewt"
+            )
+        return annotated_blocks(text, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
         """Gold trees: `grammar` (the language this run learnt, new sentences), or whatever `open_treebank` knows."""
@@ -302,11 +307,19 @@ def run_names() -> list[str]:
     return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and checkpoint_folders(folder))
 
 
-def open_run(where: str | Path) -> Run:
-    """Open a run by name (under the runs folder) or by folder.
+def open_run(where: str | Path, **options: Any) -> Run:
+    """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
+
+    `options` are for suites: `steps`, `revisions`, `keep_last`, `download`; see `lmdynamics.runs.suites.open_suite`.
 
     Raises UserError where there is none, or none with a checkpoint.
     """
+    if str(where).startswith(SUITE):
+        from lmdynamics.runs.suites import open_suite
+
+        return open_suite(str(where), **options)
+    if options:
+        raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
     folder = Path(where).expanduser()
     if not folder.is_dir() and not Path(where).is_absolute():
         folder = runs_dir() / where

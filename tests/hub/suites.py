@@ -102,7 +102,7 @@ def crfm(
     for step in sorted(steps, key=str):
         state = weights("crfm", int(run.partition("-x")[2]), step)
         mask = {
-            f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril() for layer in (0, 1)
+            f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 256, 256, dtype=torch.uint8).tril() for layer in (0, 1)
         }
         files = {**cards(repository.name), **config("crfm"), **slow_tokenizer(), "training_args.bin": pickled({})}
         files["pytorch_model.bin"] = pickled({**_tied(state), **mask})
@@ -194,10 +194,10 @@ def _configs() -> dict:
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "max_position_embeddings": 64,
+        "max_position_embeddings": 256,
     }
     decoder = {**bert, "vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0}
-    gpt2 = {"vocab_size": 320, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    gpt2 = {"vocab_size": 320, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     scaled = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
     return {
         "pythia": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**decoder)),

@@ -1,0 +1,218 @@
+"""The hub, as its own client asks it: what there is, and single files; what goes wrong becomes one clear line.
+
+`HF_ENDPOINT`, `HF_HOME` (or `HF_HUB_CACHE`), `HF_TOKEN` and `HF_HUB_OFFLINE` are read when something is asked, so that
+a notebook may set them.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from lmdynamics.errors import UserError, printable, shortened
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ATTEMPTS = 4  # on top of those that the client makes by itself, which are not for all it asks
+FIRST_PAUSE = 1.0  # seconds before the second attempt, doubling after that
+LONGEST_PAUSE = 60.0
+TIMEOUT = 30.0  # seconds without a byte
+RETRIED = (408, 429, 500, 502, 503, 504)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository at one commit. `sha256` where it lies in large-file storage, else `blob`, git's SHA-1."""
+
+    path: str
+    bytes: int
+    sha256: str | None
+    blob: str
+
+    @property
+    def identity(self) -> str:
+        """The same for the same content."""
+        return self.sha256 or f"git-{self.blob}"
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a file on disk has this content."""
+        if not path.is_file() or path.stat().st_size != self.bytes:
+            return False
+        with path.open("rb") as content:
+            if self.sha256:
+                return hashlib.file_digest(content, "sha256").hexdigest() == self.sha256
+            head = hashlib.sha1(b"blob %d\0" % self.bytes, usedforsecurity=False)
+            return hashlib.file_digest(content, lambda: head).hexdigest() == self.blob
+
+
+def cache() -> Path:
+    """Where the hub's client keeps files: shared with everything else that uses it."""
+    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+
+
+def endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def is_offline() -> bool:
+    """Whether a person has said that nothing may be asked."""
+    return any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off") for name in OFFLINE)
+
+
+def api() -> "HfApi":
+    from huggingface_hub import HfApi, get_session
+
+    session = get_session()
+    if session.timeout.read is None:  # the client by itself would wait for ever
+        session.timeout = TIMEOUT
+    return HfApi(endpoint=endpoint(), token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
+
+
+def references(repository: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Branches and tags of a repository with their commits."""
+    refs = _asked(lambda: api().list_repo_refs(repository), repository, say)
+    return {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
+
+
+def repositories(pattern: str, say: Callable[[str], None]) -> list[str]:
+    """Repositories whose name fits `OWNER/NAME` with stars."""
+    from fnmatch import fnmatchcase
+
+    owner, _, name = pattern.partition("/")
+    search = max(name.split("*"), key=len).strip("-_.")
+    found = _asked(lambda: list(api().list_models(author=owner, search=search)), pattern, say)
+    return sorted(model.id for model in found if fnmatchcase(model.id, pattern))
+
+
+def commits(repository: str, branch: str, say: Callable[[str], None]) -> list[tuple[str, str]]:
+    """Commits of a branch with their titles, the last one first."""
+    found = _asked(lambda: api().list_repo_commits(repository, revision=branch), f"{repository} {branch}", say)
+    return [(commit.commit_id, commit.title) for commit in found]
+
+
+def tree(repository: str, commit: str, say: Callable[[str], None]) -> list[RemoteFile]:
+    """Every file at a commit: sizes and hashes, without a download."""
+    listed = _asked(
+        lambda: list(api().list_repo_tree(repository, revision=commit, recursive=True)), f"{repository} {commit}", say
+    )
+    return [
+        RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+        for entry in listed
+        if hasattr(entry, "blob_id")
+    ]
+
+
+def kept(repository: str, commit: str, path: str) -> Path | None:
+    """A file in the client's cache, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, path, cache_dir=cache(), revision=commit)
+    return Path(found) if isinstance(found, (str, os.PathLike)) else None
+
+
+def download(repository: str, commit: str, file: RemoteFile, say: Callable[[str], None], **options: Any) -> Path:
+    """Bring a file into the client's cache, going on where an earlier attempt stopped, and check its content.
+
+    Raises
+    ------
+    UserError
+        If it cannot be had, or is twice not what the listing says.
+    """
+    from huggingface_hub import hf_hub_download
+
+    asked = {"revision": commit, "cache_dir": cache(), "endpoint": endpoint(), "token": os.environ.get("HF_TOKEN")}
+    for _ in range(2):
+        arrived = Path(
+            _asked(lambda: hf_hub_download(repository, file.path, **asked, **options), f"{repository} {file.path}", say)
+        )
+        if file.is_at(arrived):
+            return arrived
+        arrived.resolve().unlink(missing_ok=True)  # the blob, which other commits may share
+        arrived.unlink(missing_ok=True)
+        say(f"{file.path} of {repository} is not what its listing says; it was thrown away")
+    raise UserError(
+        f"{file.path} of {repository} at {commit[:12]} should have {_told(file)}; twice something else came. "
+        "Nothing of it was kept; try another mirror (HF_ENDPOINT), or later"
+    )
+
+
+class Unreachable(UserError):
+    """The hub does not answer, or must not be asked."""
+
+
+def _told(file: RemoteFile) -> str:
+    return f"sha256 {file.sha256}" if file.sha256 else f"git object {file.blob}"
+
+
+def _asked(ask: Callable[[], Any], what: str, say: Callable[[str], None]) -> Any:
+    """Ask, and ask again after a pause where that may help; each time it is said.
+
+    Raises UserError where it does not help; Unreachable where nothing answers.
+    """
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if is_offline():
+        raise Unreachable(f"{what}: the hub is not asked while HF_HUB_OFFLINE is set")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return ask()
+        except OfflineModeIsEnabled:
+            raise Unreachable(f"{what}: the hub is not asked while HF_HUB_OFFLINE is set") from None
+        except GatedRepoError:
+            raise UserError(
+                f"{what} is gated: accept its terms on its page on the hub, then set HF_TOKEN or run `hf auth login`"
+            ) from None
+        except RepositoryNotFoundError:
+            raise UserError(
+                f"{what}: the hub has no such repository, or it is private; check OWNER/NAME, or set HF_TOKEN"
+            ) from None
+        except RevisionNotFoundError:
+            raise UserError(f"{what}: that commit is not there any more; `lmdynamics audit` says what moved") from None
+        except HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            if status == 401:
+                raise UserError(f"{what}: the hub does not accept the token it was given; check HF_TOKEN") from None
+            problem = f"the hub answered {status}"
+            if status not in RETRIED or attempt == ATTEMPTS:
+                raise UserError(f"{what}: {problem}; what has arrived is kept, run the same again to go on") from None
+            pause = _pause(attempt, error.response)
+        except LocalEntryNotFoundError as error:  # the client's word for: not here, and nobody answers
+            problem, pause = _short(error.__cause__ or error), _pause(attempt)
+        except EntryNotFoundError:
+            raise UserError(f"{what}: that file is not there any more; `lmdynamics audit` says what moved") from None
+        except (HTTPError, OSError) as error:
+            if getattr(error, "errno", None) in DISK:
+                raise UserError(f"{what}: {os.strerror(error.errno).lower()} in {cache()}; free some space") from None
+            problem, pause = _short(error), _pause(attempt)
+        if attempt == ATTEMPTS:
+            raise Unreachable(f"{what}: the hub cannot be reached ({problem})")
+        say(f"{what}: {problem}; trying again in {pause:.0f} s ({attempt} of {ATTEMPTS - 1})")
+        sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _pause(attempt: int, response: Any = None) -> float:
+    """Seconds before the next attempt: what the hub asks for, or twice as long each time."""
+    asked = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(asked) if asked.isdigit() else FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
+
+
+def _short(error: BaseException) -> str:
+    return shortened(printable(" ".join(f"{type(error).__name__}: {error}".split())), 120)

@@ -1,0 +1,202 @@
+"""How published checkpoints are named: from repositories and revisions to steps, by a table of rules.
+
+The rules are data (`data/suites.toml`); one's own go into `my_suites.toml` under `$LMDYNAMICS_HOME`, or are given as a
+regular expression. What no rule knows is read as a step if it looks like one (`step1000`, `checkpoint-500`, `10k`).
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from lmdynamics import paths
+from lmdynamics.errors import UserError
+
+ANY_REPOSITORY = r"[\w.-]+/[\w.-]+"
+ANY_STEP = r"(?:.*[-_/])?(?:global_?step|step|checkpoint|ckpt|iter)[-_]?(?P<step>\d+)(?:[-_].*)?"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint belongs: its step, the tokens seen so far where that is known, and of which trajectory."""
+
+    step: int
+    tokens: int | None = None
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one suite names its checkpoints, and what is known of it; see `data/suites.toml`."""
+
+    name: str
+    repository: str
+    revision: str = ""
+    commit: str = ""
+    title: str = ""
+    part: str = ""  # the trajectory meant where none is named
+    step_unit: int = 1
+    tokens_unit: int = 1
+    tokens_per_step: int | None = None
+    expected: tuple[str, ...] = ()
+    objective: str | None = None
+    licence: str = ""
+    homepage: str = ""
+    example: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    faults: tuple[str, ...] = ()
+
+    @property
+    def by_repository(self) -> bool:
+        """Whether each repository is one checkpoint."""
+        return not self.revision
+
+    @cached_property
+    def _repository(self) -> re.Pattern[str]:
+        return _compiled(self.repository, f"the rule {self.name}")
+
+    @cached_property
+    def _revision(self) -> re.Pattern[str]:
+        return _compiled(self.revision, f"the rule {self.name}")
+
+    @cached_property
+    def _commit(self) -> re.Pattern[str]:
+        return _compiled(self.commit, f"the rule {self.name}")
+
+    def covers(self, repository: str) -> bool:
+        return self._repository.fullmatch(repository) is not None
+
+    def has_commits_on(self, revision: str) -> bool:
+        """Whether checkpoints are commits on that branch."""
+        return bool(self.commit) and self._revision.fullmatch(revision) is not None
+
+    def place(self, repository: str, revision: str = "", commit: str = "") -> Place | None:
+        """What names say, a commit's being its title; None if they are no checkpoint's."""
+        matches = [self._repository.fullmatch(repository) if self.by_repository else self._revision.fullmatch(revision)]
+        matches += [self._commit.fullmatch(commit)] if self.commit else []
+        if not all(matches):
+            return None
+        said = {name: text for match in matches for name, text in match.groupdict().items()}
+        if not said["step"]:
+            return None
+        step = int(said["step"]) * self.step_unit
+        tokens = int(said["tokens"]) * self.tokens_unit if said.get("tokens") else None
+        if tokens is None and self.tokens_per_step is not None:
+            tokens = step * self.tokens_per_step
+        return Place(step, tokens, said.get("part") or "")
+
+    def expected_steps(self) -> list[int]:
+        """The steps that should be there; empty if the rule does not say."""
+        return sorted({step * self.step_unit for text in self.expected for step in _spread(text)})
+
+
+def rules() -> list[Rule]:
+    """The user's own, then those that are shipped.
+
+    Raises UserError where the user's file is not one of rules.
+    """
+    found = []
+    for path in (paths.home() / "my_suites.toml", paths.shipped("suites.toml")):
+        if path.is_file():
+            try:
+                tables = tomllib.loads(path.read_text("utf-8"))
+                found += [_rule(name, table) for name, table in tables.items()]
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError) as broken:
+                raise UserError(f"{path} is not a table of naming rules: {broken}") from None
+    return found
+
+
+def rule_for(repository: str, revisions: str | None = None) -> Rule:
+    """The rule for a repository, or for a pattern of several (`google/multiberts-seed_0-step_*`).
+
+    `revisions`: a regular expression with a group `step` (and perhaps `tokens`, `part`), instead of any rule's.
+
+    Raises
+    ------
+    UserError
+        For an expression that is none, or lacks its group.
+    """
+    if revisions is not None:
+        return _rule(repository, {"repository": re.escape(repository), "revision": revisions})
+    several = "*" in repository
+    for rule in rules():
+        if rule.by_repository and several and any(rule.covers(repository.replace("*", text)) for text in ("0", "0k")):
+            return rule
+        if not several and rule.covers(repository):
+            return rule
+    if several:
+        before, _, after = repository.rpartition("*")
+        own = ".*".join(map(re.escape, before.split("*"))) + r"(?P<step>\d+)" + re.escape(after)
+        return _rule(repository, {"repository": own})
+    return _rule(repository, {"repository": ANY_REPOSITORY, "revision": ANY_STEP})
+
+
+def chosen_steps(there: Sequence[int], wanted: "str | Sequence[int] | None") -> list[int]:
+    """Some of the steps that are there: all (None), a list, `log:20` (spread evenly in the logarithm), `0:1000:100`.
+
+    Of `log:N` as many as there are distinct nearest ones, the first and the last among them.
+
+    Raises
+    ------
+    UserError
+        For a step that is not there, or something that says no steps.
+    """
+    if wanted is None or wanted == "" or wanted == "all":
+        return list(there)
+    if isinstance(wanted, str) and (match := re.fullmatch(r"log:(\d+)", wanted)):
+        return _log_spaced(there, int(match[1]))
+    if isinstance(wanted, str) and (match := re.fullmatch(r"(\d*):(\d*)(?::(\d+))?", wanted)):
+        first, last, every = int(match[1] or 0), int(match[2] or max(there)), int(match[3] or 0)
+        found = [step for step in there if first <= step <= last and (not every or (step - first) % every == 0)]
+        if not found:
+            raise UserError(f"no step is in {wanted!r}; there are {len(there)} from {there[0]:,} to {there[-1]:,}")
+        return found
+    try:
+        numbers = [int(part) for part in wanted.split(",")] if isinstance(wanted, str) else [int(s) for s in wanted]
+    except (TypeError, ValueError):
+        raise UserError(
+            f"steps={wanted!r} says no steps; give a list (0,512,143000), log:20, or a range (0:10000:1000)"
+        ) from None
+    if lacking := sorted(set(numbers) - set(there)):
+        nearest = sorted(sorted(there, key=lambda step: abs(step - lacking[0]))[:3])
+        raise UserError(f"there is no step {lacking[0]}; the nearest are {', '.join(map(str, nearest))}")
+    return sorted(set(numbers))
+
+
+def _log_spaced(there: Sequence[int], count: int) -> list[int]:
+    if count < 1:
+        raise UserError(f"log:{count} says no steps; at least log:1 is needed")
+    if count >= len(there):
+        return list(there)
+    if count == 1:
+        return [there[-1]]
+    low, high = there[0] + 1, there[-1] + 1
+    targets = [low * (high / low) ** (i / (count - 1)) - 1 for i in range(count)]
+    return sorted({min(there, key=lambda step: abs(step - target)) for target in targets})
+
+
+def _spread(text: str) -> range:
+    first, _, rest = text.partition(":")
+    last, _, every = rest.partition(":")
+    return range(int(first), int(last or first) + 1, int(every or 1))
+
+
+def _rule(name: str, table: Mapping[str, Any]) -> Rule:
+    lists = {key: tuple(table[key]) for key in ("expected", "faults") if key in table}
+    try:
+        rule = Rule(name=name, **{**table, **lists})
+    except TypeError as wrong:
+        raise UserError(f"the naming rule {name} has a setting it does not know: {wrong}") from None
+    told = rule.commit or rule.revision or rule.repository
+    if "step" not in _compiled(told, f"the rule {name}").groupindex:
+        raise UserError(f"{told!r} has no group (?P<step>\\d+), so it does not tell the step of a checkpoint")
+    return rule
+
+
+def _compiled(expression: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as wrong:
+        raise UserError(f"{expression!r} in {where} is not a regular expression: {wrong}") from None

@@ -1,0 +1,497 @@
+"""Published checkpoint suites: `hf://OWNER/NAME` as a run, its commits pinned, its files brought here when wanted.
+
+    hf://EleutherAI/pythia-14m?steps=log:20         twenty of its checkpoints
+    hf://google/multiberts-seed_0-step_*            one repository for each checkpoint
+    hf://allenai/OLMo-2-0425-1B#stage2-ingredient1  another of its trajectories
+
+The first opening lists what there is and writes it down in `suites/NAME/suite.json` under `$LMDYNAMICS_HOME`: each
+checkpoint's commit, and of those looked at, every file with its size and hash. From then on these commits are meant,
+whatever the branches come to point at, and nothing needs the network but files that are not here yet. Those lie in the
+cache of the hub's own client.
+"""
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from filelock import FileLock
+
+from lmdynamics import paths
+from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.progress import bar
+from lmdynamics.runs import hub, store
+from lmdynamics.runs.hub import RemoteFile
+from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
+from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
+
+FILE = "suite.json"
+FETCHED = "fetched.json"  # steps whose weights were brought here, the oldest first
+LISTERS = 12  # trees asked for at a time
+OPTIONS = ("steps", "keep", "download", "refresh")
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w.-]+))?(?:\?(?P<options>.*))?")
+_SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
+_BIN = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
+CONFIG = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Address:
+    """What `hf://…` says. `steps`: see `naming.chosen_steps`."""
+
+    repository: str
+    part: str = ""
+    steps: str = ""
+    keep: int | None = None
+    download: bool = False
+    refresh: bool = False
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Where one checkpoint lies: a commit never changes. `files` is None until somebody has looked."""
+
+    step: int
+    repository: str
+    revision: str
+    commit: str
+    tokens: int | None = None
+    files: tuple[RemoteFile, ...] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the hub's client puts this commit's files."""
+        return hub.cache() / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.commit
+
+    @property
+    def weights(self) -> tuple[RemoteFile, ...]:
+        """The files with the model's parameters: safetensors where there are any, otherwise PyTorch's."""
+        found = [[file for file in self.files or () if kind.fullmatch(file.path)] for kind in (_SAFETENSORS, _BIN)]
+        return tuple(sorted(next(filter(None, found), []), key=lambda file: file.path))
+
+    @property
+    def tokenizer(self) -> tuple[RemoteFile, ...]:
+        """The tokenizer's files; none if they do not make one."""
+        found = tuple(file for file in self.files or () if file.path in TOKENIZER)
+        return found if any(file.path in VOCABULARY for file in found) else ()
+
+    @property
+    def small(self) -> tuple[RemoteFile, ...]:
+        """Configuration and tokenizer, which make one together."""
+        return (*(file for file in self.files or () if file.path in CONFIG), *self.tokenizer)
+
+    @property
+    def wanted(self) -> tuple[RemoteFile, ...]:
+        """What is brought here: weights and their index, configuration and tokenizer, and nothing else."""
+        indices = {f"{re.sub(r'-[0-9]+-of-[0-9]+', '', file.path)}.index.json" for file in self.weights}
+        return (*self.small, *(file for file in self.files or () if file.path in indices), *self.weights)
+
+    def lacking(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+        """Those of some files that are not here."""
+        return [file for file in files if not (self.folder / file.path).is_file()]
+
+
+@dataclass(frozen=True)
+class SuiteRun(Run):
+    """A published suite as a run. It has no log, no held-out rows and no optimizer state of its own."""
+
+    chosen: tuple[int, ...] = ()
+    keep_last: int | None = None
+    download: bool = False  # whether somebody has agreed to what it costs
+
+    @property
+    def name(self) -> str:
+        return self._said["name"]
+
+    @cached_property
+    def _said(self) -> dict[str, Any]:
+        return store.read_json(self.folder / FILE, "a suite")
+
+    @cached_property
+    def pins(self) -> dict[int, Pin]:
+        """Every checkpoint of the suite by step, not only those chosen."""
+        return read_pins(self.folder)
+
+    @property
+    def rule(self) -> Rule:
+        return rule_for(self._said["repository"], self._said.get("revisions"))
+
+    @cached_property
+    def _folders(self) -> dict[int, Path]:
+        return {step: self.pins[step].folder for step in self.chosen}
+
+    @property
+    def tokens(self) -> dict[int, int | None]:
+        """Tokens seen at each step, where the suite's names or its rule tell."""
+        return {step: self.pins[step].tokens for step in self.chosen}
+
+    @cached_property
+    def objective(self) -> str:
+        if self.rule.objective:
+            return self.rule.objective
+        first = self.pins[self.chosen[0]]
+        _bring(first, [file for file in first.wanted if file.path in CONFIG], None)
+        return super().objective
+
+    def __getitem__(self, step: int) -> "SuiteCheckpoint":
+        plain = super().__getitem__(step)
+        return SuiteCheckpoint(**vars(plain), suite=self.folder, keep_last=self.keep_last, download=self.download)
+
+    def missing(self, steps: "str | Sequence[int] | None" = None) -> dict[int, list[RemoteFile]]:
+        """The files that are not here, by step."""
+        pins = [self.pins[step] for step in chosen_steps(self.steps, steps)]
+        lacking = {pin.step: pin.lacking(pin.wanted) for pin in pins}
+        return {step: files for step, files in lacking.items() if files}
+
+    def cost(self, steps: "str | Sequence[int] | None" = None) -> str:
+        """What is still to come, in words: bytes, and minutes over a line of 100 Mbit/s."""
+        missing = self.missing(steps)
+        if not missing:
+            return f"{self.name}: all {len(chosen_steps(self.steps, steps))} checkpoints are on this machine"
+        size = _bytes_of(missing)
+        return (
+            f"{self.name}: {len(missing)} of {len(chosen_steps(self.steps, steps))} checkpoints are to come, "
+            f"{told_bytes(size)} (about {max(1, round(size * 8 / 100e6 / 60))} min at 100 Mbit/s)"
+        )
+
+    def fetch(
+        self,
+        steps: "str | Sequence[int] | None" = None,
+        *,
+        confirm: Callable[[str], bool] | None = None,
+        progress: bool | None = None,
+    ) -> "SuiteRun":
+        """Bring checkpoints here, one after the other, in the order of their steps; what is here is not asked for.
+
+        `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
+        where it was.
+
+        Raises
+        ------
+        UserError
+            If nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
+        """
+        missing = self.missing(steps)
+        if missing and confirm is not None and not confirm(self.cost(steps)):
+            raise UserError("nothing was downloaded")
+        if missing and self.keep_last is not None and len(missing) > self.keep_last:
+            raise UserError(
+                f"keep={self.keep_last} keeps only the last {self.keep_last} checkpoints here, and {len(missing)} are "
+                "to come: measure them (each comes when it is wanted), or leave keep out"
+            )
+        with bar(_bytes_of(missing), self.name, progress, unit="B") as shown:
+            shown.unit_scale = True
+            for step, files in missing.items():
+                shown.set_postfix_str(f"step {step:,}")
+                _bring(self.pins[step], files, lambda file: shown.update(file.bytes))
+                _remember(self.folder, step)
+        return self
+
+
+@dataclass(frozen=True)
+class SuiteCheckpoint(Checkpoint):
+    """One checkpoint of a published suite; its files come when they are wanted, if somebody has agreed to that."""
+
+    suite: Path = Path()
+    keep_last: int | None = None
+    download: bool = False
+
+    @cached_property
+    def _pin(self) -> Pin:
+        return read_pins(self.suite)[self.step]
+
+    def model(self, attention: str = "sdpa", device: str = "cpu"):
+        self._here(self._pin.wanted)
+        _remember(self.suite, self.step)
+        model = super().model(attention, device)
+        if self.keep_last is not None:
+            _evict(self.suite, self.keep_last)
+        return model
+
+    @property
+    def tokenizer(self):
+        """The checkpoint's own, or else the one that stands in the suite for all."""
+        if self._pin.tokenizer:
+            self._here(self._pin.small)
+            return load_tokenizer(self.folder)
+        return load_tokenizer(_shared_tokenizer(self.suite))
+
+    @property
+    def recipe(self) -> None:
+        return None
+
+    @property
+    def has_optimizer_state(self) -> bool:
+        return False
+
+    def optimizer_state(self) -> dict[str, Any]:
+        raise UserError(f"{self.run_name} publishes no optimizer state that can be read without running its code")
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Known without a download: of one file of weights its sha256, of several that of their hashes in order."""
+        weights = self._weights()
+        joined = "\n".join(file.identity for file in weights)
+        return weights[0].identity if len(weights) == 1 else hashlib.sha256(joined.encode()).hexdigest()
+
+    def _weights(self) -> tuple[RemoteFile, ...]:
+        if not self._pin.weights:
+            raise UserError(
+                f"{self.run_name} has no weights at step {self.step}; `lmdynamics audit` lists what it lacks"
+            )
+        return self._pin.weights
+
+    def _here(self, files: Sequence[RemoteFile]) -> None:
+        missing = self._pin.lacking(files)
+        if not self.download and any(file in self._weights() for file in missing):
+            size = told_bytes(sum(file.bytes for file in missing))
+            raise UserError(
+                f"{self.run_name} is not on this machine at step {self.step} ({size}); `lmdynamics fetch ADDRESS` "
+                "shows what all of it costs and brings it; with ?download=yes in its address it comes when it is wanted"
+            )
+        _bring(self._pin, missing, None)
+
+
+def open_suite(
+    address: str,
+    *,
+    steps: "str | Sequence[int] | None" = None,
+    revisions: str | None = None,
+    keep_last: int | None = None,
+    download: bool = False,
+) -> SuiteRun:
+    """Open a published suite; see the top of this module for addresses.
+
+    `steps`: which checkpoints (`log:20`, a list, `0:10000:1000`); all by default. `revisions`: a regular expression for
+    branches and tags with a group `step`, where no rule in `data/suites.toml` fits. `keep_last`: checkpoints whose
+    weights stay on this machine. `download`: agree to whatever is needed; otherwise models that are not here are
+    refused, and `fetch` shows what they cost.
+
+    Raises
+    ------
+    UserError
+        For an address that is none, a repository that is not there, closed or without checkpoints, or no network; the
+        line then says which checkpoints are here.
+    """
+    asked = read_address(address)
+    rule = rule_for(asked.repository, revisions)
+    folder = paths.home() / "suites" / _slug(asked, rule)
+    keep_last = keep_last if keep_last is not None else asked.keep
+    if keep_last is not None and keep_last < 1:
+        raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if asked.refresh or not (folder / FILE).exists():
+            part, pins = _listed(asked, rule)
+            _write(folder, asked.repository, part, revisions, pins)
+        pins = read_pins(folder)
+        chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
+        if unseen := [pins[step] for step in chosen if pins[step].files is None]:
+            try:
+                pins |= {pin.step: pin for pin in look(unseen)}
+            except hub.Unreachable as error:
+                raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
+            said = store.read_json(folder / FILE, "a suite")
+            _write(folder, said["repository"], said["part"], revisions, pins)
+    return SuiteRun(folder, tuple(chosen), keep_last, download or asked.download)
+
+
+def read_address(text: str) -> Address:
+    """Raises UserError for what is no address of a suite."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise UserError(
+            f"{text!r} is not the address of a suite: hf://OWNER/NAME, then perhaps #PART, then perhaps "
+            "?steps=log:20&keep=3&download=yes"
+        )
+    options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise UserError(f"{text}: there is no option {unknown[0]!r}{did_you_mean(unknown[0], OPTIONS)}")
+    if not options.get("keep", "1").isdigit():
+        raise UserError(f"{text}: keep={options['keep']} is not a number of checkpoints")
+    flags = {name: options.get(name, "no").lower() in ("yes", "true", "1") for name in ("download", "refresh")}
+    keep = int(options["keep"]) if "keep" in options else None
+    return Address(match["repository"], match["part"] or "", options.get("steps", ""), keep, **flags)
+
+
+def pinned(address: str) -> list[tuple[int, str]]:
+    """Step and commit of every checkpoint that an address means since it was first opened here; empty before that."""
+    asked = read_address(address)
+    folder = paths.home() / "suites" / _slug(asked, rule_for(asked.repository))
+    return [(pin.step, pin.commit) for pin in read_pins(folder).values()] if (folder / FILE).exists() else []
+
+
+def _slug(asked: Address, rule: Rule) -> str:
+    name = asked.repository.replace("/", "--").replace("*", "+")
+    part = asked.part or rule.part
+    return f"{name}--{part}" if part else name
+
+
+def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
+    """The trajectory that is meant, and its checkpoints, from the names of repositories or revisions alone."""
+    found = list_checkpoints(asked.repository, rule)
+    if not found:
+        raise UserError(
+            f"{asked.repository}: nothing there is named like a checkpoint; say how with revisions=, a regular "
+            r"expression such as 'ckpt-(?P<step>\d+)', or a rule in my_suites.toml"
+        )
+    part = asked.part or (rule.part if rule.part in found else "")
+    if not part and len(found) == 1:
+        (part,) = found
+    if part not in found:
+        known = ", ".join(sorted(found)[:12])
+        raise UserError(
+            f"{asked.repository} holds several trajectories: {known}; name one, hf://{asked.repository}#NAME"
+        )
+    return part, found[part]
+
+
+def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
+    """Every checkpoint of a repository, or of those that a pattern fits, by trajectory and step; one that is named
+    twice counts once."""
+    found: dict[str, dict[int, Pin]] = {}
+    if rule.by_repository:
+        names = hub.repositories(repository, say) if "*" in repository else [repository]
+        places = [(name, place) for name in names if (place := rule.place(name)) is not None]
+        with ThreadPoolExecutor(LISTERS) as threads:
+            commits = list(threads.map(lambda each: hub.references(each[0], say), places))
+        named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
+    else:
+        refs = hub.references(repository, say)
+        ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
+        titled = [
+            (revision, commit, title)
+            for revision, at in ordered
+            for commit, title in (
+                hub.commits(repository, revision, say) if rule.has_commits_on(revision) else [(at, "")]
+            )
+        ]
+        named = [
+            (place, repository, revision, commit)
+            for revision, commit, title in titled
+            if (place := rule.place(repository, revision, title)) is not None
+        ]
+    for place, name, revision, commit in named:
+        pin = Pin(place.step, name, revision, commit, place.tokens)
+        found.setdefault(place.part, {}).setdefault(place.step, pin)
+    return {part: dict(sorted(pins.items())) for part, pins in found.items()}
+
+
+def look(pins: Sequence[Pin]) -> list[Pin]:
+    """The same with their files: several listings at a time, nothing is downloaded."""
+    with ThreadPoolExecutor(LISTERS) as threads:
+        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit, say)), pins)
+        return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
+
+
+def read_pins(folder: Path) -> dict[int, Pin]:
+    """What `suite.json` holds, by step."""
+    table = store.read_json(folder / FILE, "a suite")["checkpoints"]
+    return {pin.step: pin for pin in map(_pin, table)}
+
+
+def _pin(said: Mapping[str, Any]) -> Pin:
+    files = said["files"]
+    return Pin(**{**said, "files": None if files is None else tuple(RemoteFile(**file) for file in files)})
+
+
+def _write(folder: Path, repository: str, part: str, revisions: str | None, pins: Mapping[int, Pin]) -> None:
+    name = f"{repository}#{part}" if part else repository
+    said = {"format": 1, "name": name, "repository": repository, "part": part, "revisions": revisions}
+    store.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
+
+
+def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[RemoteFile], object] | None) -> None:
+    for file in files:
+        try:
+            hub.download(pin.repository, pin.commit, file, say)
+        except hub.Unreachable as error:
+            raise hub.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
+        if arrived is not None:
+            arrived(file)
+
+
+def _shared_tokenizer(suite: Path) -> Path:
+    """The folder of a tokenizer for all checkpoints: of the main branch, or of a checkpoint that has one."""
+    pins = read_pins(suite)
+    with_one = [pin for pin in pins.values() if pin.tokenizer]
+    if not with_one:
+        any_pin = next(iter(pins.values()))
+        main = replace(any_pin, revision="main", commit=hub.references(any_pin.repository, say)["main"], files=None)
+        with_one = [pin for pin in look([main]) if pin.tokenizer]
+    if not with_one:
+        raise UserError(f"{suite.name} has no tokenizer, neither beside a checkpoint nor on its main branch")
+    pin = with_one[-1]
+    _bring(pin, pin.lacking(pin.small), None)
+    return pin.folder
+
+
+def _remember(suite: Path, step: int) -> None:
+    """That a checkpoint's weights are here because of this suite: the last one is the one that stays longest."""
+    with FileLock(suite / ".lock"):
+        steps = [known for known in _fetched(suite) if known != step]
+        store.write_json(suite / FETCHED, [*steps, step])
+
+
+def _fetched(suite: Path) -> list[int]:
+    return store.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
+
+
+def _evict(suite: Path, keep: int) -> None:
+    """Take away the weights of all but the last `keep` checkpoints that were brought here; others' files stay."""
+    from huggingface_hub import scan_cache_dir
+
+    with FileLock(suite / ".lock"):
+        steps = _fetched(suite)
+        pins = read_pins(suite)
+        old = {pins[step].commit for step in steps[:-keep] if step in pins}
+        if old:
+            present = {
+                revision.commit_hash for repo in scan_cache_dir(hub.cache()).repos for revision in repo.revisions
+            }
+            scan_cache_dir(hub.cache()).delete_revisions(*sorted(old & present)).execute()
+            store.write_json(suite / FETCHED, steps[-keep:])
+
+
+def _here(pins: Iterable[Pin]) -> str:
+    """Which checkpoints are on this machine, in words."""
+    there = [pin.step for pin in pins if pin.weights and not pin.lacking(pin.wanted)]
+    if not there:
+        return "no checkpoint of it is on this machine"
+    return f"on this machine are the steps {', '.join(map(str, there))}: name them with ?steps="
+
+
+def _bytes_of(missing: Mapping[int, Sequence[RemoteFile]]) -> int:
+    return sum(file.bytes for files in missing.values() for file in files)
+
+
+def told_bytes(size: float) -> str:
+    """12.3 MB, 4.56 GB: three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def say(line: str) -> None:
+    """To whoever waits: on standard error, so that what a program reads stays clean."""
+    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,338 @@
+"""Published suites, opened and downloaded by the hub's real client from a stand-in on loopback."""
+
+import hashlib
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmdynamics as lmd
+from lmdynamics.errors import UserError
+from lmdynamics.measurements.losses import HeldOutLoss
+from lmdynamics.measurements.syntax import HeadScores
+from lmdynamics.runs import hub as client
+from lmdynamics.runs.suites import CONFIG, TOKENIZER, SuiteCheckpoint, pinned, read_address
+from tests.conftest import refused
+from tests.hub import suites
+from tests.hub.server import Hub
+
+PYTHIA = "hf://EleutherAI/pythia-14m"
+WEIGHTS = ("safetensors", ".bin", ".h5")
+
+
+@pytest.fixture
+def pauses(monkeypatch, naps) -> list[float]:
+    """Seconds that would have been waited between attempts."""
+    taken = []
+    monkeypatch.setattr(client, "sleep", taken.append)
+    return taken
+
+
+def weights_asked(hub: Hub) -> list[str]:
+    return [path for path in hub.downloads if path.endswith(WEIGHTS)]
+
+
+def test_opening_lists_and_downloads_nothing(hub, home):
+    suites.pythia(hub)
+    run = lmd.open_run(PYTHIA)
+    assert run.steps == [0, 1, 2, 512, 1000, 143_000]
+    assert run.objective == "clm"
+    assert run.name == "EleutherAI/pythia-14m"
+    assert run.tokens[512] == 512 * 2_097_152
+    assert run.recipe is None
+    assert len(run.log) == 0
+    assert hub.downloads == []
+    with pytest.raises(UserError, match=r"not on this machine at step 512 \(.*lmdynamics fetch"):
+        run[512].model()
+    with pytest.raises(UserError, match="no checkpoint at step 3; the nearest are 1, 2, 512|0, 1, 2"):
+        run[3]
+    with pytest.raises(UserError, match="no optimizer state"):
+        run[512].optimizer_state()
+    assert hub.downloads == []
+
+
+def test_commits_are_pinned(hub, home):
+    repository = suites.pythia(hub)
+    before = lmd.open_run(PYTHIA).pins
+    repository.move("step512", repository.branches["step1"])
+    assert lmd.open_run(PYTHIA).pins == before
+    asked = len(hub.requests)
+    assert lmd.open_run(PYTHIA).steps == list(before)
+    assert len(hub.requests) == asked  # nor is anybody asked
+    kept = pinned(f"{PYTHIA}?steps=512")
+    assert dict(kept) == {step: pin.commit for step, pin in before.items()}
+    moved = lmd.open_run(f"{PYTHIA}?refresh=yes").pins
+    assert pinned(PYTHIA) != kept  # so that a batch's items are run again
+    assert pinned("hf://EleutherAI/pythia-70m") == []
+    assert moved[512].commit == moved[1].commit != before[512].commit
+
+
+def test_only_what_a_model_needs_is_downloaded(hub, home):
+    suites.pythia(hub)
+    run = lmd.open_run(f"{PYTHIA}?steps=log:3").fetch()
+    assert run.steps == [0, 512, 143_000]
+    names = {Path(path).name for path in hub.downloads}
+    assert "model.safetensors" in names
+    assert names <= {"model.safetensors", *CONFIG, *TOKENIZER}
+    assert len(weights_asked(hub)) == 3
+    asked = len(hub.requests)
+    model = run[512].model("eager")
+    assert type(model).__name__ == "GPTNeoXForCausalLM"
+    assert run[512].tokenizer("the cat")["input_ids"]
+    assert run[512].content_hash == hashlib.sha256((run[512].folder / "model.safetensors").read_bytes()).hexdigest()
+    assert "all 3 checkpoints are on this machine" in run.cost()
+    assert len(hub.requests) == asked
+
+
+def test_models_come_when_they_are_wanted_if_somebody_agreed(hub, home):
+    suites.pythia(hub)
+    run = lmd.open_run(f"{PYTHIA}?download=yes")
+    first, last = run[0].model().state_dict(), run[143_000].model().state_dict()
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    assert len(weights_asked(hub)) == 2
+
+
+def test_only_the_last_few_stay(hub, home):
+    suites.pythia(hub)
+    run = lmd.open_run(f"{PYTHIA}?download=yes&keep=2")
+    text = rows()
+    here = lmd.trace(run, HeldOutLoss(text(run)), progress=False)
+    assert here["step"].to_list() == run.steps
+    assert sorted(set(run.steps) - set(run.missing())) == [1000, 143_000]
+    assert len(weights_asked(hub)) == 6
+    lmd.trace(run, HeldOutLoss(text(run)), progress=False)  # kept by content, which is known without a download
+    assert len(weights_asked(hub)) == 6
+    with pytest.raises(UserError, match="keeps only the last 2"):
+        run.fetch()
+
+
+def rows():
+    """Rows of text for a run's own tokenizer."""
+    from lmdynamics.corpora.blocks import Blocks
+
+    def of(run):
+        return Blocks.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
+
+    return of
+
+
+def test_one_repository_for_each_checkpoint(hub, home):
+    suites.multiberts(hub)
+    run = lmd.open_run("hf://google/multiberts-seed_0-step_*?download=yes")
+    assert run.steps == [0, 20_000, 40_000, 2_000_000]
+    assert run.objective == "mlm"
+    assert type(run[20_000].model()).__name__ == "BertForMaskedLM"
+    assert "[MASK]" in run[20_000].tokenizer.get_vocab()
+    assert {Path(path).name for path in weights_asked(hub)} == {"pytorch_model.bin"}
+
+
+def test_several_trajectories_in_one_repository(hub, home):
+    suites.olmo2(hub)
+    suites.zsl(hub)
+    main = lmd.open_run("hf://allenai/OLMo-2-0425-1B")
+    assert main.steps == [0, 10_000, 20_000]
+    assert main.tokens[10_000] == 21_000_000_000
+    other = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
+    assert other.steps == [1000]
+    assert type(other[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
+    with pytest.raises(UserError, match=r"several trajectories: OLMo-14M, OLMo-37M; name one"):
+        lmd.open_run("hf://mirandrom/zsl-checkpoints")
+    assert lmd.open_run("hf://mirandrom/zsl-checkpoints#OLMo-37M").steps == [0, 512, 1024]
+
+
+def test_tags_and_ones_own_names(hub, home):
+    suites.crfm(hub)
+    assert lmd.open_run("hf://stanford-crfm/alias-gpt2-small-x21").steps == [10, 100, 1000, 20_000, 400_000]
+    mine = hub.repository("me/mine")
+    for number in (3, 7):
+        mine.commit({"config.json": b"{}", "model.safetensors": b"%d" % number}, branch=f"after-{number}-epochs")
+    with pytest.raises(UserError, match="nothing there is named like a checkpoint"):
+        lmd.open_run("hf://me/mine")
+    assert lmd.open_run("hf://me/mine", revisions=r"after-(?P<step>\d+)-epochs").steps == [3, 7]
+
+
+def test_a_suite_goes_to_other_processes(hub, home):
+    suites.pythia(hub)
+    run = lmd.open_run(f"{PYTHIA}?steps=0,512&download=yes")
+    with ProcessPoolExecutor(1, get_context("spawn")) as processes:
+        frame = lmd.trace(run, HeldOutLoss(rows()(run)), executor=processes, progress=False)
+    assert frame["step"].to_list() == [0, 512]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("hf://pythia", "is not the address of a suite"),
+        (f"{PYTHIA}?step=3", "no option 'step'; did you mean 'steps'"),
+        (f"{PYTHIA}?keep=x", "keep=x is not a number"),
+        (f"{PYTHIA}?steps=7", "no step 7"),
+        ("hf://EleutherAI/pythia-15m", "no such repository, or it is private"),
+    ],
+)
+def test_wrong_addresses(hub, home, address, words):
+    suites.pythia(hub)
+    with pytest.raises(UserError, match=words):
+        lmd.open_run(address)
+
+
+def test_options_are_for_suites(tiny_run):
+    with pytest.raises(UserError, match="only for published suites"):
+        lmd.open_run(tiny_run.folder, steps="log:3")
+    assert read_address(f"{PYTHIA}#x?steps=log:3&keep=2").keep == 2
+
+
+def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
+    repository = suites.pythia(hub)
+    repository.gated, hub.tokens["of-ann"] = True, "ann"
+    repository.readers.add("ann")
+    run = lmd.open_run(PYTHIA)
+    with pytest.raises(UserError, match="is gated: accept its terms"):
+        run.fetch()
+    monkeypatch.setenv("HF_TOKEN", "of-nobody")
+    with pytest.raises(UserError, match="does not accept the token"):
+        run.fetch()
+    monkeypatch.setenv("HF_TOKEN", "of-ann")
+    assert "all 6 checkpoints" in run.fetch().cost()
+
+
+def test_nobody_agrees(hub, home, call):
+    suites.pythia(hub)
+    with pytest.raises(UserError, match="nothing was downloaded"):
+        lmd.open_run(PYTHIA).fetch(confirm=lambda cost: "kB" not in cost)
+    assert refused(call("fetch", PYTHIA), "nobody can be asked here", "--yes")
+    assert hub.downloads == []
+    status, out, _ = call("fetch", f"{PYTHIA}?steps=0,512", "--yes")
+    assert status == 0
+    assert "2 of 2 checkpoints are to come" in out
+    assert "all 2 checkpoints are on this machine" in out
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_rush_is_waited_for_and_said(hub, home, pauses, capsys, status):
+    suites.pythia(hub)
+    hub.fail(status, match="/refs", times=2, retry_after=3)
+    hub.fail(status, match="/cdn|/resolve/.*safetensors", times=2)
+    run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
+    assert run.missing() == {}
+    said = capsys.readouterr().err
+    assert f"the hub answered {status}; trying again in 3 s (1 of 3)" in said
+    assert 3 in pauses
+
+
+def test_without_a_network_it_is_said_what_is_here(hub, home, pauses, monkeypatch):
+    suites.pythia(hub)
+    run = lmd.open_run(f"{PYTHIA}?steps=0,512").fetch()
+    hub.stop()
+    assert run[512].model() is not None
+    assert lmd.open_run(f"{PYTHIA}?steps=0,512").missing() == {}
+    with pytest.raises(UserError, match=r"cannot be reached .*; on this machine are the steps 0, 512"):
+        lmd.open_run(PYTHIA)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="is not asked while HF_HUB_OFFLINE is set; on this machine are the steps 0, 5"):
+        lmd.open_run(PYTHIA)
+
+
+def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys):
+    from tests.hub.server import spoilt
+
+    suites.pythia(hub)
+    hub.alter(spoilt, match="^GET.*model.safetensors|^GET.*/cdn", times=1)
+    run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
+    assert "not what its listing says" in capsys.readouterr().err
+    assert client.RemoteFile.is_at(run.pins[512].weights[0], run[512].folder / "model.safetensors")
+
+
+def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses, monkeypatch, capsys):
+    """Twenty cuts; what had come is not asked for again."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
+    suites.pythia(hub)
+    run = lmd.open_run(PYTHIA)
+    size = run.pins[512].weights[0].bytes
+    chance = random.Random(0)
+    for _ in range(20):
+        hub.cut(chance.randrange(size // 8, size // 2), match="^GET.*(cdn|safetensors)")
+    run.fetch()
+    for pin in run.pins.values():
+        for file in pin.wanted:
+            assert file.is_at(pin.folder / file.path)
+    resumed = [request for request in hub.asked("^GET") if request.range]
+    assert len(resumed) >= 15
+    assert sum(request.sent for request in hub.asked("^GET.*cdn")) < 1.5 * 6 * size
+
+
+def test_a_download_that_is_killed_goes_on(hub, home, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
+    suites.pythia(hub)
+    run, stopped = lmd.open_run(PYTHIA), []
+
+    def stop() -> None:
+        stopped.append(len(hub.downloads))
+        raise KeyboardInterrupt
+
+    real = client.download
+    monkeypatch.setattr(client, "download", lambda *a: stop() if len(hub.downloads) > 4 and not stopped else real(*a))
+    with pytest.raises(KeyboardInterrupt):
+        run.fetch()
+    assert 0 < len(run.missing()) < 6
+    assert lmd.open_run(PYTHIA).fetch().missing() == {}
+    assert len(hub.downloads) == len(set(hub.downloads))
+
+
+def as_step(repository) -> None:
+    repository.branches["step0"] = repository.branches["main"]
+
+
+def test_a_pickle_that_would_write_is_refused(hub, home, tmp_path):
+    marker = tmp_path / "written"
+    as_step(suites.unpickling_writes(hub, marker))
+    run = lmd.open_run("hf://someone/pickle?download=yes")
+    with pytest.raises(UserError, match="could run code"):
+        run[0].model()
+    assert not marker.exists()
+
+
+def test_a_model_that_asks_for_its_own_code_is_refused(hub, home, tmp_path):
+    marker = tmp_path / "written"
+    as_step(suites.importing_writes(hub, marker))
+    run = replace(lmd.open_run("hf://someone/remote-code?download=yes"))
+    with pytest.raises(UserError, match=r"code of its own"):
+        SuiteCheckpoint(**{**vars(run[0]), "objective": "clm"}).model()
+    with pytest.raises(UserError, match=r"code of its own"):
+        run[0].tokenizer  # noqa: B018
+    assert not marker.exists()
+    assert not [path for path in hub.downloads if path.endswith(".py")]
+
+
+def test_names_that_lead_out_of_the_cache_are_never_asked_for(hub, home, tmp_path):
+    suites.pythia(hub)
+    evil = {"path": "../../evil.py", "type": "file", "size": 3, "oid": "0" * 40}
+    shard = {"path": "../model-00001-of-00001.safetensors", "type": "file", "size": 3, "oid": "0" * 40}
+    hub.edit(lambda entries: [*entries, evil, shard], match="/tree/", times=None)
+    before = {path for path in tmp_path.parent.rglob("*") if "evil" in path.name}
+    run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
+    assert run[512].model() is not None
+    assert not [request for request in hub.requests if "evil" in request.target or "%2E%2E" in request.target]
+    assert {path for path in tmp_path.parent.rglob("*") if "evil" in path.name} == before
+
+
+def test_head_scores_and_losses_of_suites(hub, home):
+    """What a page asks of a run, asked of three suites under their real names."""
+    from lmdynamics.corpora.treebank import Sentence, Treebank
+
+    words = [tuple(sentence.split()) for sentence in suites.SENTENCES]
+    trees = Treebank(
+        "made", tuple(Sentence(w, (-1, *range(len(w) - 1)), ("root", *["dep"] * (len(w) - 1))) for w in words)
+    )
+    suites.pythia(hub), suites.multiberts(hub), suites.olmo2(hub)
+    for address in (PYTHIA, "hf://google/multiberts-seed_0-step_*", "hf://allenai/OLMo-2-0425-1B"):
+        run = lmd.open_run(f"{address}?download=yes")
+        scores = lmd.trace(run, HeadScores(trees, min_count=1), progress=False)
+        losses = lmd.trace(run, HeldOutLoss(rows()(run)), progress=False)
+        assert scores["step"].unique().sort().to_list() == losses["step"].to_list() == run.steps
+        assert scores["accuracy"].is_between(0, 1).all()
+        assert losses["loss"].is_between(1, 20).all()
+        assert losses["loss"].n_unique() == len(run)
