@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmdynamics.paths import real_data_dirs, runs_dir, shipped
+from lmdynamics.paths import SUITE, real_data_dirs, runs_dir, shipped
 
 if TYPE_CHECKING:
     from lmdynamics.batch.plan import Job
@@ -43,9 +43,13 @@ def _source(notebook: Path) -> list[tuple[str, str]]:
 
 
 def _named(value: Any, beside: Path) -> Any:
-    """What a value names: a run's manifests, or a file's bytes; None if it names neither."""
+    """What a value names: a run's manifests, suites' commits, or a file's bytes; None if it names none of them."""
     if not isinstance(value, str) or not value:
         return None
+    if value.startswith(SUITE):
+        from lmdynamics.runs.suites import pinned
+
+        return [pinned(address) for address in value.split()]
     for path in (runs_dir() / value, Path(value).expanduser(), beside / value):
         if (path / "run.json").is_file() and _is_recipe(value):
             return None  # made from what the package ships: how far it has been trained is no difference
