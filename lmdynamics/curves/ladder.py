@@ -1,11 +1,14 @@
 """Loss curves of a ladder of sizes, and which of their breaks a fit has found."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import polars as pl
 
+from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import prepare
 from lmdynamics.curves.scaling import power_laws
@@ -13,7 +16,9 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
+from lmdynamics.paths import SUITE
 from lmdynamics.runs.run import Run, open_run
+from lmdynamics.runs.sweep import sweep
 
 NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
 
@@ -30,30 +35,57 @@ def unigram_entropy(rows: Blocks) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def ladder_curves(made: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Training losses of the runs of a sweep, and what each run is.
+def ladder_runs(plan: str, profile: str = "default", seeds: Sequence[int] = (0,), changes=(), **options):
+    """The runs of a ladder, as `sweep` gives them: condition, seed, run, error.
+
+    `plan`: a sweep's, whose runs are trained where they are not there yet; or addresses of published suites
+    (`hf://OWNER/NAME?steps=log:20`), parted by spaces, to which profile, seeds and changes do not apply. `options`: of
+    `sweep`.
+    """
+    if not plan.startswith(SUITE):
+        return sweep(plan, profile, seeds, changes, **options)
+    rows = [(open_run(address).name, 0, address, None) for address in plan.split()]
+    schema = {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String}
+    return pl.DataFrame(rows, schema, orient="row")
+
+
+def rows_of(run: Run, trees: Treebank) -> tuple[Blocks, pl.DataFrame]:
+    """The text of some trees as rows for a run's models, and what each token is; see `annotated_blocks`.
+
+    Rows are as long as those it was trained on; a run that was trained elsewhere gets a sentence a row.
+    """
+    return annotated_blocks(trees, run[run.steps[0]].tokenizer, run.recipe.corpus["block_size"] if run.recipe else 0)
+
+
+def ladder_curves(
+    made: pl.DataFrame, treebank: str = "grammar", *, device: str = "cpu", progress: bool | None = False
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Losses of the runs of a ladder over training, and what each run is.
 
     Returns curves (curve, step, loss) and runs (curve, size, seed, run, parameters, unigram_entropy, final_loss on
-    held-out rows with its stderr); a curve is called by size and seed. No sentence is seen twice in these recipes, so a
-    training loss is a held-out loss with other noise.
+    held-out rows with its stderr); a curve is called by size and seed. Losses are those of training: no sentence is
+    seen twice in these recipes, so they are held-out losses with other noise. A published suite logs none; its curve is
+    the loss on sentences of `treebank` at its checkpoints, from the first step on.
 
     Raises
     ------
     UserError
-        If no run is complete, or a run logs no loss.
+        If no run is complete, or a run logs no loss and there is no text to measure it on.
     """
     whole = made.filter(pl.col("error").is_null())
     if whole.is_empty():
         raise UserError(f"none of the {len(made)} runs is complete" + (f": {made['error'][0]}" if len(made) else ""))
     curves, rows = [], []
     for size, seed, name in whole.select("condition", "seed", "run").iter_rows():
-        run = open_run(name)
-        if not len(run.log):
+        run, published = open_run(name), name.startswith(SUITE)
+        if not published and not len(run.log):
             raise UserError(f"{run.folder} has no log of its losses; train it with `lmdynamics sweep`")
-        curve, held_out = f"{size} seed {seed}", run.held_out()
-        curves.append(run.log.select(pl.lit(curve).alias("curve"), pl.col("step").cast(pl.Int64), "loss"))
-        last = run[run.steps[-1]]
-        end = trace(run, HeldOutLoss(held_out), steps=[last.step], progress=False).row(0, named=True)
+        curve, last = size if published else f"{size} seed {seed}", run[run.steps[-1]]
+        held_out = run.held_out(run.treebank(treebank) if published else None)
+        measure = partial(trace, run, HeldOutLoss(held_out), device=device)
+        log = measure(progress=progress).filter(pl.col("step") > 0) if published else run.log
+        curves.append(log.select(pl.lit(curve).alias("curve"), pl.col("step").cast(pl.Int64), "loss"))
+        end = measure(steps=[last.step], progress=False).row(0, named=True)
         parameters = sum(p.numel() for p in last.model().parameters())
         rows.append((curve, size, seed, name, parameters, unigram_entropy(held_out), end["loss"], end["stderr"]))
     numbers = dict.fromkeys(("unigram_entropy", "final_loss", "stderr"), pl.Float64)
@@ -144,5 +176,12 @@ def trace_ladder(
 
 
 def doubling_steps(run: Run) -> list[int]:
-    """The run's checkpoints at 1, 2, 4, … steps."""
-    return [step for step in run.steps if step and step & (step - 1) == 0]
+    """The run's checkpoints at 1, 2, 4, … steps.
+
+    Where those end early, as in Pythia at 512, all that are half or double another one.
+    """
+    steps = {*run.steps} - {0}
+    powers = sorted(step for step in steps if step & (step - 1) == 0)
+    if powers and 2 * powers[-1] > max(steps):
+        return powers
+    return sorted(step for step in steps if 2 * step in steps or (step % 2 == 0 and step // 2 in steps))
