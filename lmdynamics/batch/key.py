@@ -47,7 +47,7 @@ def _named(value: Any, beside: Path) -> Any:
     if not isinstance(value, str) or not value:
         return None
     if value.startswith(SUITE):
-        from lmdynamics.runs.suites import pinned
+        from lmdynamics.runs.pins import pinned
 
         return [pinned(address) for address in value.split()]
     for path in (runs_dir() / value, Path(value).expanduser(), beside / value):

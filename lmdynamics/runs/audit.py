@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from lmdynamics import paths
 from lmdynamics.progress import bar
+from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
-from lmdynamics.runs.suites import FILE, Pin, SuiteRun, list_checkpoints, look, read_address, read_pins, told_bytes
+from lmdynamics.runs.pins import FILE, Pin, list_checkpoints, look, read_address, read_pins
+from lmdynamics.runs.suites import SuiteRun
 
 FARTHEST = 1.3  # relative distance of neighbours; of unrelated random weights it is the square root of 2
 

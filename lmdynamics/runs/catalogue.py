@@ -1,7 +1,7 @@
 """The published suites that are known by name, for a person to choose from: `data/suites.toml` as a table or a page."""
 
+from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import Rule, rules
-from lmdynamics.runs.suites import told_bytes
 
 HEAD = """# Published checkpoint suites
 

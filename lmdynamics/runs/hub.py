@@ -7,6 +7,7 @@ a notebook may set them.
 import errno
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,3 +217,17 @@ def _pause(attempt: int, response: Any = None) -> float:
 
 def _short(error: BaseException) -> str:
     return shortened(printable(" ".join(f"{type(error).__name__}: {error}".split())), 120)
+
+
+def told_bytes(size: float) -> str:
+    """12.3 MB, 4.56 GB: three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def say(line: str) -> None:
+    """To whoever waits: on standard error, so that what a program reads stays clean."""
+    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)

@@ -11,102 +11,34 @@ cache of the hub's own client.
 """
 
 import hashlib
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 from filelock import FileLock
 
-from lmdynamics import paths
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.runs import hub, store
-from lmdynamics.runs.hub import RemoteFile
+from lmdynamics.runs.hub import RemoteFile, say, told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
+from lmdynamics.runs.pins import (
+    CONFIG,
+    FILE,
+    Address,
+    Pin,
+    list_checkpoints,
+    look,
+    read_address,
+    read_pins,
+    suite_folder,
+    write_pins,
+)
 from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
 
-FILE = "suite.json"
 FETCHED = "fetched.json"  # steps whose weights were brought here, the oldest first
-LISTERS = 12  # trees asked for at a time
-OPTIONS = ("steps", "keep", "download", "refresh")
-_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w.-]+))?(?:\?(?P<options>.*))?")
-_SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
-_BIN = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-)
-VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
-CONFIG = ("config.json", "generation_config.json")
-
-
-@dataclass(frozen=True)
-class Address:
-    """What `hf://…` says. `steps`: see `naming.chosen_steps`."""
-
-    repository: str
-    part: str = ""
-    steps: str = ""
-    keep: int | None = None
-    download: bool = False
-    refresh: bool = False
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Where one checkpoint lies: a commit never changes. `files` is None until somebody has looked."""
-
-    step: int
-    repository: str
-    revision: str
-    commit: str
-    tokens: int | None = None
-    files: tuple[RemoteFile, ...] | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where the hub's client puts this commit's files."""
-        return hub.cache() / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.commit
-
-    @property
-    def weights(self) -> tuple[RemoteFile, ...]:
-        """The files with the model's parameters: safetensors where there are any, otherwise PyTorch's."""
-        found = [[file for file in self.files or () if kind.fullmatch(file.path)] for kind in (_SAFETENSORS, _BIN)]
-        return tuple(sorted(next(filter(None, found), []), key=lambda file: file.path))
-
-    @property
-    def tokenizer(self) -> tuple[RemoteFile, ...]:
-        """The tokenizer's files; none if they do not make one."""
-        found = tuple(file for file in self.files or () if file.path in TOKENIZER)
-        return found if any(file.path in VOCABULARY for file in found) else ()
-
-    @property
-    def small(self) -> tuple[RemoteFile, ...]:
-        """Configuration and tokenizer, which make one together."""
-        return (*(file for file in self.files or () if file.path in CONFIG), *self.tokenizer)
-
-    @property
-    def wanted(self) -> tuple[RemoteFile, ...]:
-        """What is brought here: weights and their index, configuration and tokenizer, and nothing else."""
-        indices = {f"{re.sub(r'-[0-9]+-of-[0-9]+', '', file.path)}.index.json" for file in self.weights}
-        return (*self.small, *(file for file in self.files or () if file.path in indices), *self.weights)
-
-    def lacking(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Those of some files that are not here."""
-        return [file for file in files if not (self.folder / file.path).is_file()]
 
 
 @dataclass(frozen=True)
@@ -293,7 +225,7 @@ def open_suite(
     """
     asked = read_address(address)
     rule = rule_for(asked.repository, revisions)
-    folder = paths.home() / "suites" / _slug(asked, rule)
+    folder = suite_folder(asked, rule)
     keep_last = keep_last if keep_last is not None else asked.keep
     if keep_last is not None and keep_last < 1:
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
@@ -301,7 +233,7 @@ def open_suite(
     with FileLock(folder / ".lock"):
         if asked.refresh or not (folder / FILE).exists():
             part, pins = _listed(asked, rule)
-            _write(folder, asked.repository, part, revisions, pins)
+            write_pins(folder, asked.repository, part, revisions, pins)
         pins = read_pins(folder)
         chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
         if unseen := [pins[step] for step in chosen if pins[step].files is None]:
@@ -310,39 +242,8 @@ def open_suite(
             except hub.Unreachable as error:
                 raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
             said = store.read_json(folder / FILE, "a suite")
-            _write(folder, said["repository"], said["part"], revisions, pins)
+            write_pins(folder, said["repository"], said["part"], revisions, pins)
     return SuiteRun(folder, tuple(chosen), keep_last, download or asked.download)
-
-
-def read_address(text: str) -> Address:
-    """Raises UserError for what is no address of a suite."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None:
-        raise UserError(
-            f"{text!r} is not the address of a suite: hf://OWNER/NAME, then perhaps #PART, then perhaps "
-            "?steps=log:20&keep=3&download=yes"
-        )
-    options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise UserError(f"{text}: there is no option {unknown[0]!r}{did_you_mean(unknown[0], OPTIONS)}")
-    if not options.get("keep", "1").isdigit():
-        raise UserError(f"{text}: keep={options['keep']} is not a number of checkpoints")
-    flags = {name: options.get(name, "no").lower() in ("yes", "true", "1") for name in ("download", "refresh")}
-    keep = int(options["keep"]) if "keep" in options else None
-    return Address(match["repository"], match["part"] or "", options.get("steps", ""), keep, **flags)
-
-
-def pinned(address: str) -> list[tuple[int, str]]:
-    """Step and commit of every checkpoint that an address means since it was first opened here; empty before that."""
-    asked = read_address(address)
-    folder = paths.home() / "suites" / _slug(asked, rule_for(asked.repository))
-    return [(pin.step, pin.commit) for pin in read_pins(folder).values()] if (folder / FILE).exists() else []
-
-
-def _slug(asked: Address, rule: Rule) -> str:
-    name = asked.repository.replace("/", "--").replace("*", "+")
-    part = asked.part or rule.part
-    return f"{name}--{part}" if part else name
 
 
 def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
@@ -362,61 +263,6 @@ def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
             f"{asked.repository} holds several trajectories: {known}; name one, hf://{asked.repository}#NAME"
         )
     return part, found[part]
-
-
-def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
-    """Every checkpoint of a repository, or of those that a pattern fits, by trajectory and step; one that is named
-    twice counts once."""
-    found: dict[str, dict[int, Pin]] = {}
-    if rule.by_repository:
-        names = hub.repositories(repository, say) if "*" in repository else [repository]
-        places = [(name, place) for name in names if (place := rule.place(name)) is not None]
-        with ThreadPoolExecutor(LISTERS) as threads:
-            commits = list(threads.map(lambda each: hub.references(each[0], say), places))
-        named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
-    else:
-        refs = hub.references(repository, say)
-        ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
-        titled = [
-            (revision, commit, title)
-            for revision, at in ordered
-            for commit, title in (
-                hub.commits(repository, revision, say) if rule.has_commits_on(revision) else [(at, "")]
-            )
-        ]
-        named = [
-            (place, repository, revision, commit)
-            for revision, commit, title in titled
-            if (place := rule.place(repository, revision, title)) is not None
-        ]
-    for place, name, revision, commit in named:
-        pin = Pin(place.step, name, revision, commit, place.tokens)
-        found.setdefault(place.part, {}).setdefault(place.step, pin)
-    return {part: dict(sorted(pins.items())) for part, pins in found.items()}
-
-
-def look(pins: Sequence[Pin]) -> list[Pin]:
-    """The same with their files: several listings at a time, nothing is downloaded."""
-    with ThreadPoolExecutor(LISTERS) as threads:
-        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit, say)), pins)
-        return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
-
-
-def read_pins(folder: Path) -> dict[int, Pin]:
-    """What `suite.json` holds, by step."""
-    table = store.read_json(folder / FILE, "a suite")["checkpoints"]
-    return {pin.step: pin for pin in map(_pin, table)}
-
-
-def _pin(said: Mapping[str, Any]) -> Pin:
-    files = said["files"]
-    return Pin(**{**said, "files": None if files is None else tuple(RemoteFile(**file) for file in files)})
-
-
-def _write(folder: Path, repository: str, part: str, revisions: str | None, pins: Mapping[int, Pin]) -> None:
-    name = f"{repository}#{part}" if part else repository
-    said = {"format": 1, "name": name, "repository": repository, "part": part, "revisions": revisions}
-    store.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
 
 
 def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[RemoteFile], object] | None) -> None:
@@ -481,17 +327,3 @@ def _here(pins: Iterable[Pin]) -> str:
 
 def _bytes_of(missing: Mapping[int, Sequence[RemoteFile]]) -> int:
     return sum(file.bytes for files in missing.values() for file in files)
-
-
-def told_bytes(size: float) -> str:
-    """12.3 MB, 4.56 GB: three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def say(line: str) -> None:
-    """To whoever waits: on standard error, so that what a program reads stays clean."""
-    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)

@@ -97,6 +97,7 @@ PARAMETERS = {
     ],
     "03_loss_deceleration": [
         "plan",
+        "treebank",
         "seeds",
         "steps",
         "profile",

@@ -11,7 +11,7 @@ import lmdynamics as lmd
 from lmdynamics.runs.audit import audit, faults_of, is_safe, weights_faults
 from lmdynamics.runs.catalogue import as_markdown
 from lmdynamics.runs.hub import RemoteFile
-from lmdynamics.runs.suites import Pin
+from lmdynamics.runs.pins import Pin
 from tests.hub import suites
 from tests.hub.server import declared
 from tests.test_project import ROOT

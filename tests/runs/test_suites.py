@@ -15,7 +15,8 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.syntax import HeadScores
 from lmdynamics.runs import hub as client
-from lmdynamics.runs.suites import CONFIG, TOKENIZER, SuiteCheckpoint, pinned, read_address
+from lmdynamics.runs.pins import CONFIG, TOKENIZER, pinned, read_address
+from lmdynamics.runs.suites import SuiteCheckpoint
 from tests.conftest import refused
 from tests.hub import suites
 from tests.hub.server import Hub

@@ -1,0 +1,178 @@
+"""Which checkpoints an address means, and where each of them lies: names first, then the files at a pinned commit."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from lmdynamics import paths
+from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.runs import hub, store
+from lmdynamics.runs.hub import RemoteFile, say
+from lmdynamics.runs.naming import Rule, rule_for
+
+FILE = "suite.json"
+LISTERS = 12  # trees asked for at a time
+OPTIONS = ("steps", "keep", "download", "refresh")
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w.-]+))?(?:\?(?P<options>.*))?")
+_SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
+_BIN = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+)
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
+CONFIG = ("config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Address:
+    """What `hf://…` says. `steps`: see `naming.chosen_steps`."""
+
+    repository: str
+    part: str = ""
+    steps: str = ""
+    keep: int | None = None
+    download: bool = False
+    refresh: bool = False
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Where one checkpoint lies: a commit never changes. `files` is None until somebody has looked."""
+
+    step: int
+    repository: str
+    revision: str
+    commit: str
+    tokens: int | None = None
+    files: tuple[RemoteFile, ...] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the hub's client puts this commit's files."""
+        return hub.cache() / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.commit
+
+    @property
+    def weights(self) -> tuple[RemoteFile, ...]:
+        """The files with the model's parameters: safetensors where there are any, otherwise PyTorch's."""
+        found = [[file for file in self.files or () if kind.fullmatch(file.path)] for kind in (_SAFETENSORS, _BIN)]
+        return tuple(sorted(next(filter(None, found), []), key=lambda file: file.path))
+
+    @property
+    def tokenizer(self) -> tuple[RemoteFile, ...]:
+        """The tokenizer's files; none if they do not make one."""
+        found = tuple(file for file in self.files or () if file.path in TOKENIZER)
+        return found if any(file.path in VOCABULARY for file in found) else ()
+
+    @property
+    def small(self) -> tuple[RemoteFile, ...]:
+        """Configuration and tokenizer, which make one together."""
+        return (*(file for file in self.files or () if file.path in CONFIG), *self.tokenizer)
+
+    @property
+    def wanted(self) -> tuple[RemoteFile, ...]:
+        """What is brought here: weights and their index, configuration and tokenizer, and nothing else."""
+        indices = {f"{re.sub(r'-[0-9]+-of-[0-9]+', '', file.path)}.index.json" for file in self.weights}
+        return (*self.small, *(file for file in self.files or () if file.path in indices), *self.weights)
+
+    def lacking(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+        """Those of some files that are not here."""
+        return [file for file in files if not (self.folder / file.path).is_file()]
+
+
+def read_address(text: str) -> Address:
+    """Raises UserError for what is no address of a suite."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise UserError(
+            f"{text!r} is not the address of a suite: hf://OWNER/NAME, then perhaps #PART, then perhaps "
+            "?steps=log:20&keep=3&download=yes"
+        )
+    options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise UserError(f"{text}: there is no option {unknown[0]!r}{did_you_mean(unknown[0], OPTIONS)}")
+    if not options.get("keep", "1").isdigit():
+        raise UserError(f"{text}: keep={options['keep']} is not a number of checkpoints")
+    flags = {name: options.get(name, "no").lower() in ("yes", "true", "1") for name in ("download", "refresh")}
+    keep = int(options["keep"]) if "keep" in options else None
+    return Address(match["repository"], match["part"] or "", options.get("steps", ""), keep, **flags)
+
+
+def pinned(address: str) -> list[tuple[int, str]]:
+    """Step and commit of every checkpoint that an address means since it was first opened here; empty before that."""
+    asked = read_address(address)
+    folder = suite_folder(asked, rule_for(asked.repository))
+    return [(pin.step, pin.commit) for pin in read_pins(folder).values()] if (folder / FILE).exists() else []
+
+
+def suite_folder(asked: Address, rule: Rule) -> Path:
+    """Where what is known of a suite lies on this machine."""
+    name = asked.repository.replace("/", "--").replace("*", "+")
+    part = asked.part or rule.part
+    return paths.home() / "suites" / (f"{name}--{part}" if part else name)
+
+
+def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
+    """Every checkpoint of a repository, or of those that a pattern fits, by trajectory and step; one that is named
+    twice counts once."""
+    found: dict[str, dict[int, Pin]] = {}
+    if rule.by_repository:
+        names = hub.repositories(repository, say) if "*" in repository else [repository]
+        places = [(name, place) for name in names if (place := rule.place(name)) is not None]
+        with ThreadPoolExecutor(LISTERS) as threads:
+            commits = list(threads.map(lambda each: hub.references(each[0], say), places))
+        named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
+    else:
+        refs = hub.references(repository, say)
+        ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
+        titled = [
+            (revision, commit, title)
+            for revision, at in ordered
+            for commit, title in (
+                hub.commits(repository, revision, say) if rule.has_commits_on(revision) else [(at, "")]
+            )
+        ]
+        named = [
+            (place, repository, revision, commit)
+            for revision, commit, title in titled
+            if (place := rule.place(repository, revision, title)) is not None
+        ]
+    for place, name, revision, commit in named:
+        pin = Pin(place.step, name, revision, commit, place.tokens)
+        found.setdefault(place.part, {}).setdefault(place.step, pin)
+    return {part: dict(sorted(pins.items())) for part, pins in found.items()}
+
+
+def look(pins: Sequence[Pin]) -> list[Pin]:
+    """The same with their files: several listings at a time, nothing is downloaded."""
+    with ThreadPoolExecutor(LISTERS) as threads:
+        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit, say)), pins)
+        return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
+
+
+def read_pins(folder: Path) -> dict[int, Pin]:
+    """What `suite.json` holds, by step."""
+    table = store.read_json(folder / FILE, "a suite")["checkpoints"]
+    return {pin.step: pin for pin in map(_pin, table)}
+
+
+def _pin(said: Mapping[str, Any]) -> Pin:
+    files = said["files"]
+    return Pin(**{**said, "files": None if files is None else tuple(RemoteFile(**file) for file in files)})
+
+
+def write_pins(folder: Path, repository: str, part: str, revisions: str | None, pins: Mapping[int, Pin]) -> None:
+    name = f"{repository}#{part}" if part else repository
+    said = {"format": 1, "name": name, "repository": repository, "part": part, "revisions": revisions}
+    store.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
