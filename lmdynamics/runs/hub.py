@@ -77,32 +77,32 @@ def api() -> "HfApi":
     return HfApi(endpoint=endpoint(), token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
 
 
-def references(repository: str, say: Callable[[str], None]) -> dict[str, str]:
+def references(repository: str) -> dict[str, str]:
     """Branches and tags of a repository with their commits."""
-    refs = _asked(lambda: api().list_repo_refs(repository), repository, say)
+    refs = _asked(lambda: api().list_repo_refs(repository), repository)
     return {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
 
 
-def repositories(pattern: str, say: Callable[[str], None]) -> list[str]:
+def repositories(pattern: str) -> list[str]:
     """Repositories whose name fits `OWNER/NAME` with stars."""
     from fnmatch import fnmatchcase
 
     owner, _, name = pattern.partition("/")
     search = max(name.split("*"), key=len).strip("-_.")
-    found = _asked(lambda: list(api().list_models(author=owner, search=search)), pattern, say)
+    found = _asked(lambda: list(api().list_models(author=owner, search=search)), pattern)
     return sorted(model.id for model in found if fnmatchcase(model.id, pattern))
 
 
-def commits(repository: str, branch: str, say: Callable[[str], None]) -> list[tuple[str, str]]:
+def commits(repository: str, branch: str) -> list[tuple[str, str]]:
     """Commits of a branch with their titles, the last one first."""
-    found = _asked(lambda: api().list_repo_commits(repository, revision=branch), f"{repository} {branch}", say)
+    found = _asked(lambda: api().list_repo_commits(repository, revision=branch), f"{repository} {branch}")
     return [(commit.commit_id, commit.title) for commit in found]
 
 
-def tree(repository: str, commit: str, say: Callable[[str], None]) -> list[RemoteFile]:
+def tree(repository: str, commit: str) -> list[RemoteFile]:
     """Every file at a commit: sizes and hashes, without a download."""
     listed = _asked(
-        lambda: list(api().list_repo_tree(repository, revision=commit, recursive=True)), f"{repository} {commit}", say
+        lambda: list(api().list_repo_tree(repository, revision=commit, recursive=True)), f"{repository} {commit}"
     )
     return [
         RemoteFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
@@ -111,16 +111,10 @@ def tree(repository: str, commit: str, say: Callable[[str], None]) -> list[Remot
     ]
 
 
-def kept(repository: str, commit: str, path: str) -> Path | None:
-    """A file in the client's cache, or None."""
-    from huggingface_hub import try_to_load_from_cache
+def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[int], object]) -> Path:
+    """Bring a file into the client's cache, and check its content. `arrived` is told of bytes as they come.
 
-    found = try_to_load_from_cache(repository, path, cache_dir=cache(), revision=commit)
-    return Path(found) if isinstance(found, (str, os.PathLike)) else None
-
-
-def download(repository: str, commit: str, file: RemoteFile, say: Callable[[str], None], **options: Any) -> Path:
-    """Bring a file into the client's cache, going on where an earlier attempt stopped, and check its content.
+    A connection that breaks is taken up where it broke; a download that was given up begins this file anew.
 
     Raises
     ------
@@ -130,19 +124,32 @@ def download(repository: str, commit: str, file: RemoteFile, say: Callable[[str]
     from huggingface_hub import hf_hub_download
 
     asked = {"revision": commit, "cache_dir": cache(), "endpoint": endpoint(), "token": os.environ.get("HF_TOKEN")}
+    asked["tqdm_class"] = _counting(arrived)
     for _ in range(2):
-        arrived = Path(
-            _asked(lambda: hf_hub_download(repository, file.path, **asked, **options), f"{repository} {file.path}", say)
-        )
-        if file.is_at(arrived):
-            return arrived
-        arrived.resolve().unlink(missing_ok=True)  # the blob, which other commits may share
-        arrived.unlink(missing_ok=True)
+        path = Path(_asked(lambda: hf_hub_download(repository, file.path, **asked), f"{repository} {file.path}"))
+        if file.is_at(path):
+            return path
+        path.resolve().unlink(missing_ok=True)  # the blob, which other commits may share
+        path.unlink(missing_ok=True)
         say(f"{file.path} of {repository} is not what its listing says; it was thrown away")
     raise UserError(
         f"{file.path} of {repository} at {commit[:12]} should have {_told(file)}; twice something else came. "
         "Nothing of it was kept; try another mirror (HF_ENDPOINT), or later"
     )
+
+
+def _counting(arrived: Callable[[int], object]) -> type:
+    """What the client takes for a progress bar of one file."""
+    from tqdm import tqdm
+
+    class Counting(tqdm):
+        def __init__(self, *args: Any, **options: Any):
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            arrived(int(n or 0))
+
+    return Counting
 
 
 class Unreachable(UserError):
@@ -153,7 +160,7 @@ def _told(file: RemoteFile) -> str:
     return f"sha256 {file.sha256}" if file.sha256 else f"git object {file.blob}"
 
 
-def _asked(ask: Callable[[], Any], what: str, say: Callable[[str], None]) -> Any:
+def _asked(ask: Callable[[], Any], what: str) -> Any:
     """Ask, and ask again after a pause where that may help; each time it is said.
 
     Raises UserError where it does not help; Unreachable where nothing answers.

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from lmdynamics import paths
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.runs import hub, store
-from lmdynamics.runs.hub import RemoteFile, say
+from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.naming import Rule, rule_for
 
 FILE = "suite.json"
@@ -128,20 +128,18 @@ def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
     twice counts once."""
     found: dict[str, dict[int, Pin]] = {}
     if rule.by_repository:
-        names = hub.repositories(repository, say) if "*" in repository else [repository]
+        names = hub.repositories(repository) if "*" in repository else [repository]
         places = [(name, place) for name in names if (place := rule.place(name)) is not None]
         with ThreadPoolExecutor(LISTERS) as threads:
-            commits = list(threads.map(lambda each: hub.references(each[0], say), places))
+            commits = list(threads.map(lambda each: hub.references(each[0]), places))
         named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
     else:
-        refs = hub.references(repository, say)
+        refs = hub.references(repository)
         ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
         titled = [
             (revision, commit, title)
             for revision, at in ordered
-            for commit, title in (
-                hub.commits(repository, revision, say) if rule.has_commits_on(revision) else [(at, "")]
-            )
+            for commit, title in (hub.commits(repository, revision) if rule.has_commits_on(revision) else [(at, "")])
         ]
         named = [
             (place, repository, revision, commit)
@@ -157,7 +155,7 @@ def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
 def look(pins: Sequence[Pin]) -> list[Pin]:
     """The same with their files: several listings at a time, nothing is downloaded."""
     with ThreadPoolExecutor(LISTERS) as threads:
-        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit, say)), pins)
+        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit)), pins)
         return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
 
 

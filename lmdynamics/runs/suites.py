@@ -12,6 +12,7 @@ cache of the hub's own client.
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from filelock import FileLock
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.runs import hub, store
-from lmdynamics.runs.hub import RemoteFile, say, told_bytes
+from lmdynamics.runs.hub import RemoteFile, told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.pins import (
     CONFIG,
@@ -80,20 +81,20 @@ class SuiteRun(Run):
         if self.rule.objective:
             return self.rule.objective
         first = self.pins[self.chosen[0]]
-        _bring(first, [file for file in first.wanted if file.path in CONFIG], None)
+        _bring(first, first.lacking(file for file in first.wanted if file.path in CONFIG))
         return super().objective
 
     def __getitem__(self, step: int) -> "SuiteCheckpoint":
         plain = super().__getitem__(step)
         return SuiteCheckpoint(**vars(plain), suite=self.folder, keep_last=self.keep_last, download=self.download)
 
-    def missing(self, steps: "str | Sequence[int] | None" = None) -> dict[int, list[RemoteFile]]:
+    def missing(self, steps: str | Sequence[int] | None = None) -> dict[int, list[RemoteFile]]:
         """The files that are not here, by step."""
         pins = [self.pins[step] for step in chosen_steps(self.steps, steps)]
         lacking = {pin.step: pin.lacking(pin.wanted) for pin in pins}
         return {step: files for step, files in lacking.items() if files}
 
-    def cost(self, steps: "str | Sequence[int] | None" = None) -> str:
+    def cost(self, steps: str | Sequence[int] | None = None) -> str:
         """What is still to come, in words: bytes, and minutes over a line of 100 Mbit/s."""
         missing = self.missing(steps)
         if not missing:
@@ -106,7 +107,7 @@ class SuiteRun(Run):
 
     def fetch(
         self,
-        steps: "str | Sequence[int] | None" = None,
+        steps: str | Sequence[int] | None = None,
         *,
         confirm: Callable[[str], bool] | None = None,
         progress: bool | None = None,
@@ -133,7 +134,7 @@ class SuiteRun(Run):
             shown.unit_scale = True
             for step, files in missing.items():
                 shown.set_postfix_str(f"step {step:,}")
-                _bring(self.pins[step], files, lambda file: shown.update(file.bytes))
+                _bring(self.pins[step], files, shown.update)
                 _remember(self.folder, step)
         return self
 
@@ -151,11 +152,13 @@ class SuiteCheckpoint(Checkpoint):
         return read_pins(self.suite)[self.step]
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
-        self._here(self._pin.wanted)
-        _remember(self.suite, self.step)
-        model = super().model(attention, device)
-        if self.keep_last is not None:
-            _evict(self.suite, self.keep_last)
+        # where old files go, one process at a time brings and reads its own
+        with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
+            if self._here(self._pin.wanted):
+                _remember(self.suite, self.step)
+            model = super().model(attention, device)
+            if self.keep_last is not None:
+                _evict(self.suite, self.keep_last)
         return model
 
     @property
@@ -191,7 +194,8 @@ class SuiteCheckpoint(Checkpoint):
             )
         return self._pin.weights
 
-    def _here(self, files: Sequence[RemoteFile]) -> None:
+    def _here(self, files: Sequence[RemoteFile]) -> bool:
+        """Bring what of some files is not here, if somebody has agreed to weights; whether anything came."""
         missing = self._pin.lacking(files)
         if not self.download and any(file in self._weights() for file in missing):
             size = told_bytes(sum(file.bytes for file in missing))
@@ -199,13 +203,14 @@ class SuiteCheckpoint(Checkpoint):
                 f"{self.run_name} is not on this machine at step {self.step} ({size}); `lmdynamics fetch ADDRESS` "
                 "shows what all of it costs and brings it; with ?download=yes in its address it comes when it is wanted"
             )
-        _bring(self._pin, missing, None)
+        _bring(self._pin, missing)
+        return bool(missing)
 
 
 def open_suite(
     address: str,
     *,
-    steps: "str | Sequence[int] | None" = None,
+    steps: str | Sequence[int] | None = None,
     revisions: str | None = None,
     keep_last: int | None = None,
     download: bool = False,
@@ -265,14 +270,13 @@ def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
     return part, found[part]
 
 
-def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[RemoteFile], object] | None) -> None:
+def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], object] = lambda size: None) -> None:
+    """Download files; `arrived` is told of bytes as they come."""
     for file in files:
         try:
-            hub.download(pin.repository, pin.commit, file, say)
+            hub.download(pin.repository, pin.commit, file, arrived)
         except hub.Unreachable as error:
             raise hub.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
-        if arrived is not None:
-            arrived(file)
 
 
 def _shared_tokenizer(suite: Path) -> Path:
@@ -281,12 +285,12 @@ def _shared_tokenizer(suite: Path) -> Path:
     with_one = [pin for pin in pins.values() if pin.tokenizer]
     if not with_one:
         any_pin = next(iter(pins.values()))
-        main = replace(any_pin, revision="main", commit=hub.references(any_pin.repository, say)["main"], files=None)
+        main = replace(any_pin, revision="main", commit=hub.references(any_pin.repository)["main"], files=None)
         with_one = [pin for pin in look([main]) if pin.tokenizer]
     if not with_one:
         raise UserError(f"{suite.name} has no tokenizer, neither beside a checkpoint nor on its main branch")
     pin = with_one[-1]
-    _bring(pin, pin.lacking(pin.small), None)
+    _bring(pin, pin.lacking(pin.small))
     return pin.folder
 
 
