@@ -144,22 +144,20 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, or its folder."
 
     from lmdynamics.runs.run import open_run
 
-    opened = open_run(run)
-    typer.echo(json.dumps({"folder": str(opened.folder), **opened.facts, "steps": opened.steps}, indent=1))
+    typer.echo(json.dumps(open_run(run).describe(), indent=1))
 
 
 @runs_app.command()
 def verify(run: Annotated[str, typer.Argument(help="A run by name, or its folder.")]) -> None:
     """Check every file of every checkpoint against its sha256."""
     from lmdynamics.progress import bar
-    from lmdynamics.runs import store
     from lmdynamics.runs.run import open_run
 
     opened, files, faults = open_run(run), 0, []
     with bar(len(opened), f"verifying {opened.name}", unit="checkpoint") as shown:
         for checkpoint in opened:
             try:
-                files += store.check_hashes(checkpoint.folder)
+                files += checkpoint.verify()
             except UserError as fault:
                 faults.append(str(fault))
             shown.update()

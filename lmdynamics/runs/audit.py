@@ -17,6 +17,7 @@ from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.pins import FILE, Pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.runs.suites import SuiteRun
 
+MANY = 6  # faults of a kind, beyond which they are told together
 FARTHEST = 1.3  # relative distance of neighbours; of unrelated random weights it is the square root of 2
 
 
@@ -181,6 +182,19 @@ def _distance_faults(before, now) -> Iterator[Fault]:
         )
 
 
+def _rows(faults: Sequence[tuple[str, Fault]]) -> Iterator[tuple[str, str, str, str]]:
+    """Suite, kind, step and what was found; many of a kind on one line."""
+    alike: dict[tuple[str, str], list[Fault]] = defaultdict(list)
+    for name, fault in faults:
+        alike[name, fault.kind].append(fault)
+    for (name, kind), found in alike.items():
+        if len(found) > MANY:
+            steps = [f"{fault.step:,}" for fault in found if fault.step is not None]
+            yield name, kind, f"{len(found)} steps", f"{', '.join(steps[:MANY])}, … {steps[-1]}"
+        else:
+            yield from ((name, kind, "" if f.step is None else f"{f.step:,}", f.said) for f in found)
+
+
 def report(address: str, revisions: str | None, weights: bool, as_json: bool) -> int:
     """Print an audit, as a table or as JSON; 0 if the suite is what it says, 1 if not."""
     import json
@@ -204,9 +218,8 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
     console = Console(width=None if Console().is_terminal else 160)
     if faults:
         table = Table("suite", "fault", "step", "what was found")
-        for name, fault in faults:
-            step = "" if fault.step is None else f"{fault.step:,}"
-            table.add_row(*(escape(printable(text)) for text in (name, fault.kind, step, fault.said)))
+        for row in _rows(faults):
+            table.add_row(*(escape(printable(text)) for text in row))
         console.print(table)
     for each in audits:
         size, found = told_bytes(each.bytes), len(each.faults)

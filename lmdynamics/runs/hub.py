@@ -205,7 +205,10 @@ def _asked(ask: Callable[[], Any], what: str) -> Any:
             problem, pause = _short(error.__cause__ or error), _pause(attempt)
         except EntryNotFoundError:
             raise UserError(f"{what}: that file is not there any more; `lmdynamics audit` says what moved") from None
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, RuntimeError) as error:
+            # a thread that finds no connection closes the client that all of them share
+            if isinstance(error, RuntimeError) and "closed" not in str(error):
+                raise
             if getattr(error, "errno", None) in DISK:
                 raise UserError(f"{what}: {os.strerror(error.errno).lower()} in {cache()}; free some space") from None
             problem, pause = _short(error), _pause(attempt)

@@ -71,6 +71,10 @@ class Checkpoint:
         store.check_sizes(self.folder)
         return load_file(self.folder / store.TRAINING_STATE)
 
+    def verify(self) -> int:
+        """Compare every file with its sha256; the number of files. Raises UserError where one differs."""
+        return store.check_hashes(self.folder)
+
     @cached_property
     def content_hash(self) -> str:
         """sha256 of the weights, shard after shard: part of the cache key of everything measured here."""
@@ -187,6 +191,10 @@ class Run:
         """What `run.json` says: recipe, versions, device, parent; empty for a plain folder of checkpoints."""
         path = self.folder / "run.json"
         return store.read_json(path, "a run") if path.exists() else {}
+
+    def describe(self) -> dict[str, Any]:
+        """What is known of it, as plain values."""
+        return {"folder": str(self.folder), **self.facts, "steps": self.steps}
 
     @property
     def parent(self) -> dict[str, Any] | None:

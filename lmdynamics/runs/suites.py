@@ -63,6 +63,17 @@ class SuiteRun(Run):
         """Every checkpoint of the suite by step, not only those chosen."""
         return read_pins(self.folder)
 
+    def describe(self) -> dict[str, Any]:
+        """Where each checkpoint lies, the tokens seen by then, and whether it is on this machine."""
+        missing, chosen = self.missing(), [self.pins[step] for step in self.chosen]
+        rows = [
+            {"step": pin.step, "tokens": pin.tokens, "repository": pin.repository, "commit": pin.commit}
+            | {"revision": pin.revision, "here": pin.step not in missing}
+            for pin in chosen
+        ]
+        known = {"licence": self.rule.licence, "homepage": self.rule.homepage, "faults": list(self.rule.faults)}
+        return {"name": self.name, "folder": str(self.folder), **known, "checkpoints": rows}
+
     @property
     def rule(self) -> Rule:
         return rule_for(self._said["repository"], self._said.get("revisions"))
@@ -100,9 +111,10 @@ class SuiteRun(Run):
         if not missing:
             return f"{self.name}: all {len(chosen_steps(self.steps, steps))} checkpoints are on this machine"
         size = _bytes_of(missing)
+        minutes = round(size * 8 / 100e6 / 60)
         return (
             f"{self.name}: {len(missing)} of {len(chosen_steps(self.steps, steps))} checkpoints are to come, "
-            f"{told_bytes(size)} (about {max(1, round(size * 8 / 100e6 / 60))} min at 100 Mbit/s)"
+            f"{told_bytes(size)} ({f'about {minutes:,} min' if minutes else 'less than a minute'} at 100 Mbit/s)"
         )
 
     def fetch(
@@ -179,6 +191,17 @@ class SuiteCheckpoint(Checkpoint):
 
     def optimizer_state(self) -> dict[str, Any]:
         raise UserError(f"{self.run_name} publishes no optimizer state that can be read without running its code")
+
+    def verify(self) -> int:
+        """Compare every file that is here with its listing; the number of files. Raises UserError where one differs."""
+        here = [file for file in self._pin.wanted if (self.folder / file.path).exists()]
+        for file in here:
+            if not file.is_at(self.folder / file.path):
+                raise UserError(
+                    f"{self.folder / file.path} is not what {self.run_name} lists for step {self.step}; "
+                    "delete it, and fetch it again"
+                )
+        return len(here)
 
     @cached_property
     def content_hash(self) -> str:

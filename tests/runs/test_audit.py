@@ -76,6 +76,15 @@ def test_a_moved_branch(hub, home):
     assert found() == []
 
 
+def test_many_of_a_kind_are_one_line(hub, home, call):
+    suites.pythia(hub)
+    status, out, _ = call("audit", PYTHIA)
+    assert status == 1
+    assert "148 steps" in out
+    assert "4, 8, 16, 32, 64, 128, … 142,000" in out
+    assert len(out.splitlines()) == 6
+
+
 def test_missing_weights_and_tokenizers(hub, home):
     repository = suites.clean_suite(hub)
     files = dict(repository.branches["step4"].files)

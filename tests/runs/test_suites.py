@@ -1,6 +1,7 @@
 """Published suites, opened and downloaded by the hub's real client from a stand-in on loopback."""
 
 import hashlib
+import json
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -19,7 +20,7 @@ from lmdynamics.runs.pins import CONFIG, TOKENIZER, pinned, read_address
 from lmdynamics.runs.suites import SuiteCheckpoint
 from tests.conftest import refused
 from tests.hub import suites
-from tests.hub.server import Hub
+from tests.hub.server import Hub, spoilt
 
 PYTHIA = "hf://EleutherAI/pythia-14m"
 WEIGHTS = ("safetensors", ".bin", ".h5")
@@ -87,6 +88,19 @@ def test_only_what_a_model_needs_is_downloaded(hub, home):
     assert run[512].content_hash == hashlib.sha256((run[512].folder / "model.safetensors").read_bytes()).hexdigest()
     assert "all 3 checkpoints are on this machine" in run.cost()
     assert len(hub.requests) == asked
+
+
+def test_what_is_here_is_shown_and_verified(hub, home, call):
+    suites.pythia(hub)
+    address = f"{PYTHIA}?steps=0,512"
+    run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
+    shown = json.loads(call("runs", "show", address)[1])
+    assert [(row["step"], row["here"]) for row in shown["checkpoints"]] == [(0, False), (512, True)]
+    assert shown["checkpoints"][1]["commit"] == run.pins[512].commit
+    assert call("runs", "verify", address)[0] == 0
+    weights = (run[512].folder / "model.safetensors").resolve()
+    weights.write_bytes(spoilt(weights.read_bytes()))
+    assert refused(call("runs", "verify", address), "is not what EleutherAI/pythia-14m lists for step 512")
 
 
 def test_models_come_when_they_are_wanted_if_somebody_agreed(hub, home):
@@ -238,8 +252,6 @@ def test_without_a_network_it_is_said_what_is_here(hub, home, pauses, monkeypatc
 
 
 def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys):
-    from tests.hub.server import spoilt
-
     suites.pythia(hub)
     hub.alter(spoilt, match="^GET.*model.safetensors|^GET.*/cdn", times=1)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
