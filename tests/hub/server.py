@@ -20,6 +20,7 @@ from socketserver import TCPServer
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 LARGE = (".safetensors", ".bin", ".h5", ".pt", ".msgpack", ".ckpt")  # kept in LFS, as .gitattributes says on the hub
+AGENTS = "/api/agent-harnesses"
 BORN = datetime(2023, 1, 1, tzinfo=UTC)
 
 
@@ -318,7 +319,12 @@ class Hub:
     # Answers
 
     def answer(self, asked: Asked) -> Answer:
-        """The answer to a request, faults and all; the request is recorded with it."""
+        """The answer to a request, faults and all; the request is recorded with it.
+
+        Except the one that the client makes for itself, once a day in any process: whether it serves an agent.
+        """
+        if asked.path == AGENTS:
+            return Refused(404, "", "there is no such list here").answer
         try:
             answer = self._answer(asked)
         except Refused as refused:
