@@ -43,7 +43,8 @@ def loss_over_training(
     frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
     axis = step_axis(steps_of(*frames))
     y = alt.Y("loss:Q", title=LOSS).scale(zero=False)
-    colour = alt.Color("curve:N", title=None).scale(domain=["training batches", "held out"], range=[GREY, BLUE])
+    named = {"training batches": GREY, "held out": BLUE} if len(log) else {"held out": BLUE}
+    colour = alt.Color("curve:N", title=None).scale(domain=list(named), range=list(named.values()))
     colour = colour.legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
     if len(log):
         data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
@@ -77,10 +78,8 @@ def loss_over_training(
     last = (held_out if held_out is not None and len(held_out) else log).sort("step")
     said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
     said += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
-    caption = [
-        "Held out: the same text and masks at every checkpoint (± 2 standard errors)",
-        "Batches: mean and middle 80 %",
-    ]
+    caption = ["Held out: the same text and masks at every checkpoint (± 2 standard errors)"]
+    caption += ["Batches: mean and middle 80 %"] if len(log) else []
     return figure(chart, "Loss over training", "; ".join(caption), f"{said} {_spoken(onsets)}")
 
 

@@ -148,7 +148,7 @@ def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr
     """Wilson's (1927) 95 % interval of a proportion seen `count` times, as two expressions."""
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
-    return middle - reach, middle + reach
+    return (middle - reach).clip(0, 1), (middle + reach).clip(0, 1)  # beyond them by rounding alone
 
 
 def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:

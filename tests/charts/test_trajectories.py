@@ -1,5 +1,7 @@
 """Curves over training, tested as specifications: what is drawn, from which rows, and what is said about it."""
 
+import json
+
 import polars as pl
 import pytest
 
@@ -152,3 +154,10 @@ def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
         said, silent = (str(chart(frame).to_dict()["title"]) for frame in (causal, curve))
         assert "60% to 70% of the arcs, 50%" in said
         assert "looks left" not in silent
+
+
+def test_a_run_without_a_log_has_no_key_to_one():
+    empty = log(3).clear()
+    spec = json.dumps(charts.loss_over_training(empty, held_out()).to_dict())
+    assert "held out" in spec
+    assert "atches" not in spec
