@@ -47,6 +47,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         expect(readout).to_have_text("64")
         click(page, curves, 0.02)
         expect(readout).to_have_text("0")
+        page.locator(".noUi-handle:focus").wait_for(state="attached")
         for _ in range(3):  # a click gives the keyboard to the slider
             page.keyboard.press("ArrowRight")
         expect(readout).to_have_text("4")
