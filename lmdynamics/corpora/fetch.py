@@ -46,7 +46,7 @@ class Source:
 
     def __post_init__(self):
         for path in (self.path, *self.files):
-            if not _is_safe(path):
+            if not is_safe(path):
                 raise UserError(f"source {self.name} has the path {path!r}, which leads out of its folder; correct it")
 
 
@@ -204,7 +204,7 @@ def _named(name: str) -> Source:
     return sources()[name]
 
 
-def _is_safe(path: str) -> bool:
+def is_safe(path: str) -> bool:
     """Whether a path stays below the folder it is joined to, on any system."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith("/") and ".." not in parts and not {"\\", "\0"} & set(path)

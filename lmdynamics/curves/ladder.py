@@ -35,7 +35,9 @@ def unigram_entropy(rows: Blocks) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def ladder_runs(plan: str, profile: str = "default", seeds: Sequence[int] = (0,), changes=(), **options):
+def ladder_runs(
+    plan: str, profile: str = "default", seeds: Sequence[int] = (0,), changes=(), **options
+) -> pl.DataFrame:
     """The runs of a ladder, as `sweep` gives them: condition, seed, run, error.
 
     `plan`: a sweep's, whose runs are trained where they are not there yet; or addresses of published suites

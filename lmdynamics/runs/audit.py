@@ -8,9 +8,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lmdynamics import paths
+from lmdynamics.corpora.fetch import is_safe
 from lmdynamics.progress import bar
 from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
@@ -93,14 +94,13 @@ def faults_of(pins: Sequence[Pin]) -> Iterator[Fault]:
     yield from _odd_sizes(pins)
     for pin in pins:
         for file in pin.files or ():
-            if not is_safe(file.path):
+            if leads_out(file.path):
                 yield Fault("path", pin.step, f"{pin.revision} names a file {file.path!r}; it is never asked for")
 
 
-def is_safe(path: str) -> bool:
-    """Whether a name stays below the folder it is joined to, on any system."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and ".." not in parts and not {"\\", "\0", ":"} & set(path)
+def leads_out(path: str) -> bool:
+    """Whether a name may lead out of the folder it is joined to; a colon does on some systems."""
+    return not is_safe(path) or ":" in path
 
 
 def _odd_sizes(pins: Sequence[Pin]) -> Iterator[Fault]:

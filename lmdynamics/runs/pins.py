@@ -65,9 +65,12 @@ class Pin:
 
     @property
     def weights(self) -> tuple[RemoteFile, ...]:
-        """The files with the model's parameters: safetensors where there are any, otherwise PyTorch's."""
-        found = [[file for file in self.files or () if kind.fullmatch(file.path)] for kind in (_SAFETENSORS, _BIN)]
-        return tuple(sorted(next(filter(None, found), []), key=lambda file: file.path))
+        """The files with the model's parameters: safetensors where there are any, and one file rather than shards."""
+        for whole, kind in (("model.safetensors", _SAFETENSORS), ("pytorch_model.bin", _BIN)):
+            found = sorted((file for file in self.files or () if kind.fullmatch(file.path)), key=lambda file: file.path)
+            if found:
+                return tuple([file for file in found if file.path == whole] or found)
+        return ()
 
     @property
     def tokenizer(self) -> tuple[RemoteFile, ...]:

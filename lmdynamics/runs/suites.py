@@ -127,7 +127,7 @@ class SuiteRun(Run):
         """Bring checkpoints here, one after the other, in the order of their steps; what is here is not asked for.
 
         `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
-        where it was.
+        with the file it was stopped at.
 
         Raises
         ------
@@ -164,6 +164,7 @@ class SuiteCheckpoint(Checkpoint):
         return read_pins(self.suite)[self.step]
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
+        self._weights()
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
             if self._here(self._pin.wanted):
@@ -220,7 +221,7 @@ class SuiteCheckpoint(Checkpoint):
     def _here(self, files: Sequence[RemoteFile]) -> bool:
         """Bring what of some files is not here, if somebody has agreed to weights; whether anything came."""
         missing = self._pin.lacking(files)
-        if not self.download and any(file in self._weights() for file in missing):
+        if not self.download and any(file in self._pin.weights for file in missing):
             size = told_bytes(sum(file.bytes for file in missing))
             raise UserError(
                 f"{self.run_name} is not on this machine at step {self.step} ({size}); `lmdynamics fetch ADDRESS` "
@@ -259,9 +260,12 @@ def open_suite(
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if asked.refresh or not (folder / FILE).exists():
+        said = store.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
+        renamed = said is not None and revisions is not None and said["revisions"] != revisions
+        if said is None or asked.refresh or renamed:
             part, pins = _listed(asked, rule)
             write_pins(folder, asked.repository, part, revisions, pins)
+            said = store.read_json(folder / FILE, "a suite")
         pins = read_pins(folder)
         chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
         if unseen := [pins[step] for step in chosen if pins[step].files is None]:
@@ -269,8 +273,7 @@ def open_suite(
                 pins |= {pin.step: pin for pin in look(unseen)}
             except hub.Unreachable as error:
                 raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
-            said = store.read_json(folder / FILE, "a suite")
-            write_pins(folder, said["repository"], said["part"], revisions, pins)
+            write_pins(folder, said["repository"], said["part"], said["revisions"], pins)
     return SuiteRun(folder, tuple(chosen), keep_last, download or asked.download)
 
 
@@ -337,10 +340,9 @@ def _evict(suite: Path, keep: int) -> None:
         pins = read_pins(suite)
         old = {pins[step].commit for step in steps[:-keep] if step in pins}
         if old:
-            present = {
-                revision.commit_hash for repo in scan_cache_dir(hub.cache()).repos for revision in repo.revisions
-            }
-            scan_cache_dir(hub.cache()).delete_revisions(*sorted(old & present)).execute()
+            cached = scan_cache_dir(hub.cache())
+            present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}
+            cached.delete_revisions(*sorted(old & present)).execute()
             store.write_json(suite / FETCHED, steps[-keep:])
 
 

@@ -167,7 +167,11 @@ def test_tags_and_ones_own_names(hub, home):
         mine.commit({"config.json": b"{}", "model.safetensors": b"%d" % number}, branch=f"after-{number}-epochs")
     with pytest.raises(UserError, match="nothing there is named like a checkpoint"):
         lmd.open_run("hf://me/mine")
-    assert lmd.open_run("hf://me/mine", revisions=r"after-(?P<step>\d+)-epochs").steps == [3, 7]
+    epochs = r"after-(?P<step>\d+)-epochs"
+    assert lmd.open_run("hf://me/mine?steps=3", revisions=epochs).steps == [3]
+    assert lmd.open_run("hf://me/mine").steps == [3, 7]  # it is known by now
+    assert lmd.open_run("hf://me/mine").rule.revision == epochs
+    assert lmd.open_run("hf://me/mine", revisions=r"after-(?P<step>3)-epochs").steps == [3]
 
 
 def test_a_suite_goes_to_other_processes(hub, home):
@@ -349,3 +353,13 @@ def test_head_scores_and_losses_of_suites(hub, home):
         assert scores["accuracy"].is_between(0, 1).all()
         assert losses["loss"].is_between(1, 20).all()
         assert losses["loss"].n_unique() == len(run)
+
+
+def test_one_file_of_weights_rather_than_the_same_in_shards(hub, home):
+    repository = hub.repository("me/both")
+    names = ("model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    repository.commit({name: name.encode() for name in (*names, "pytorch_model.bin")}, branch="step1")
+    repository.commit({name: name.encode() for name in names[1:]}, branch="step2")
+    pins = lmd.open_run("hf://me/both").pins
+    assert [file.path for file in pins[1].weights] == ["model.safetensors"]
+    assert [file.path for file in pins[2].weights] == list(names[1:])
