@@ -6,7 +6,6 @@ All are used in the same way: `submit` gives something with `done`, `result` and
 import logging
 import os
 import queue
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 from lmdynamics.batch.execute import Outcome, run_notebook
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
-from lmdynamics.runs.processes import CORES, cores_here
+from lmdynamics.processes import CORES, GPUS, cores_here, visible_gpus
 
 PATIENCE = 10  # seconds for a scheduler to answer
 QUEUE_LOOK = 10  # seconds between two looks at SLURM's queue
@@ -76,13 +75,13 @@ class Local(ThreadPoolExecutor):
     """Threads, each of which waits for one notebook's own process; a GPU each, or a share of the cores."""
 
     def __init__(self, workers: int | None = None, gpu: bool = False):
-        gpus, cores = _visible_gpus() if gpu else [], cores_here()
+        gpus, cores = visible_gpus() if gpu else [], cores_here()
         self.at_once = workers or len(gpus) or cores
         super().__init__(self.at_once)
         self._slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for slot in range(self.at_once):
             own = {CORES: str(max(1, cores // self.at_once))}
-            self._slots.put(own | ({"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}))
+            self._slots.put(own | ({GPUS: gpus[slot % len(gpus)]} if gpus else {}))
 
     def submit(self, job: Job, **options: Any) -> Pending:
         return super().submit(self._run, job, options)
@@ -201,15 +200,3 @@ def _typed(flags: dict[str, str]) -> dict[str, Any]:
     return {
         name: int(text) if text.lstrip("-").isdigit() else words.get(text.lower(), text) for name, text in flags.items()
     }
-
-
-def _visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:  # quicker to know than by importing torch
-        return []
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]

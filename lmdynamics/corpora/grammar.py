@@ -5,10 +5,11 @@ dependency arcs; recursion and attractors set subject and verb apart; auxiliarie
 has a gold head and a Universal Dependencies relation.
 """
 
+from array import array
 from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from random import Random
 from typing import Literal
@@ -20,6 +21,7 @@ from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
+from lmdynamics.processes import cores_here, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
@@ -29,6 +31,8 @@ PAD, _UNK, CLS, SEP, _MASK = range(len(SPECIAL_TOKENS))
 # nouns, verbs, adjectives, adverbs, prepositions, semantic classes
 _SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
 _LONGEST = 30  # words
+VERSION = 1  # raise when other sentences would be drawn: large corpora are kept on disk
+PART = 2**18  # sentences drawn from one stream of random numbers: several processes draw several parts at a time
 # each: any number, singular only, plural only
 _DETERMINERS = (("the", "no"), ("a", "this", "every"), ("these", "many", "some"))
 _AUXILIARIES = ("can", "will", "must", "may", "should", "could")
@@ -80,7 +84,11 @@ class Grammar:
 
     def trees(self, n: int, seed: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """`n` sentences as (form ids, heads, relation ids), words in order; the root's head is -1."""
-        random = Random(f"{self.size} trees {seed}").random
+        for part in _parts(n):
+            yield from self._drawn(seed, *part)
+
+    def _drawn(self, seed: int, part: int, n: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        random = Random(f"{self.size} trees {seed}" + f" {part}" * (part > 0)).random
         for _ in range(n):
             yield self._lexicon.sentence(random)
 
@@ -99,15 +107,11 @@ class Grammar:
 
     def blocks_with_heads(self, n: int, seed: int) -> tuple[Blocks, Blocks]:
         """The same rows, and beside each token the number of its head word in its sentence; -1 where it has none."""
-        ids: list[int] = []
-        gold: list[int] = []
-        offsets = [0]
-        for words, heads, _ in self.trees(n, seed):
-            ids += (CLS, *words, SEP)
-            gold += (-1, *heads, -1)
-            offsets.append(len(ids))
-        ends = np.array(offsets, np.int64)
-        return Blocks(np.array(ids, np.int32), ends), Blocks(np.array(gold, np.int32), ends)
+        parts = _parts(n)
+        made = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
+        ids, gold, lengths = (np.concatenate(each) for each in zip(*made, strict=True))
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        return Blocks(ids, ends), Blocks(gold, ends)
 
     def pairs(self, n: int, seed: int) -> MinimalPairs:
         """`n` agreement pairs per paradigm: the verb agrees with its subject in `good`, not in `bad`.
@@ -142,6 +146,21 @@ class Grammar:
         return PreTrainedTokenizerFast(
             tokenizer_object=inner, model_max_length=_LONGEST + 2, **dict(zip(names, SPECIAL_TOKENS, strict=True))
         )
+
+
+def _parts(n: int) -> list[tuple[int, int]]:
+    """`n` sentences as (number of the part, sentences in it), each part with random numbers of its own."""
+    return [(start // PART, min(PART, n - start)) for start in range(0, n, PART)] or [(0, 0)]
+
+
+def _rows(grammar: Grammar, seed: int, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of a part: token ids and heads, sentences end to end, and the length of each."""
+    ids, gold, lengths = array("i"), array("i"), array("i")
+    for words, heads, _ in grammar._drawn(seed, *part):
+        ids.extend((CLS, *words, SEP))
+        gold.extend((-1, *heads, -1))
+        lengths.append(len(words) + 2)
+    return tuple(np.array(each, np.int32) for each in (ids, gold, lengths))
 
 
 class _Lexicon:

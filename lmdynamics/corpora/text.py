@@ -3,23 +3,20 @@
 Passages (paragraphs, see `passages`) are tokenised one by one and laid end to end.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from filelock import FileLock
 
 from lmdynamics.corpora.blocks import Blocks, write_array
 from lmdynamics.corpora.fetch import sha256_of
 from lmdynamics.corpora.passages import Passages, read_texts, text_files
+from lmdynamics.corpora.stored import COMPLETE, stored
 from lmdynamics.corpora.vocabulary import train_tokenizer
 from lmdynamics.corpora.words import special_around
 from lmdynamics.errors import UserError
@@ -89,66 +86,42 @@ def build_text_corpus(
     contents = [[file.relative_to(root).as_posix(), sha256_of(file)] for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
     place = Path(folder) / key
-    if (opened := _open(place)) is None:
-        with _disk_full_in_one_line(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(place.with_suffix(".lock")):
-                if (opened := _open(place)) is None:
-                    _build(Passages(files), place, {**options, "texts": contents})
-                    opened = _open(place)
-    return opened
+    return stored(place, _open, partial(_build, Passages(files), {**options, "texts": contents}))
 
 
-def _build(passages: Passages, place: Path, description: dict) -> None:
-    """Write everything into a folder beside `place` and rename it: only the holder of the lock is here."""
-    building = place.with_suffix(".building")
-    shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
-    shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been opened
-    building.mkdir()
-    try:
-        block_size = description["block_size"]
-        options = {name: description[name] for name in ("kind", "vocab_size", "lowercase")}
-        tokenizer = train_tokenizer(passages, **options, max_length=block_size)
-        tokenizer.save_pretrained(building / "tokenizer")
-        with (building / "stream").open("wb") as stream:
-            for ids in _token_ids(passages, tokenizer):
-                stream.write(ids.data)
-            tokens = stream.tell() // np.dtype(np.int32).itemsize
-        count = tokens // (block_size - 2)
-        if count < 2:
-            raise UserError(
-                f"the text has only {tokens} tokens; with blocks of {block_size}, training and held-out rows "
-                f"need at least {2 * (block_size - 2)}"
-            )
-        stream = np.memmap(building / "stream", np.int32, "r")
-        apart = _held_out_rows(count, description["held_out"])
-        for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
-            (building / name).mkdir()
-            write_array(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
-            write_array(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
-        del stream
-        (building / "stream").unlink()
-        text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
-        (building / "corpus.json").write_text(text + "\n", encoding="utf-8")
-        for file in building.rglob("*"):
-            _fsync(file)
-        building.rename(place)
-        _fsync(place.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+def _build(passages: Passages, description: dict, building: Path) -> None:
+    """Write everything into a folder."""
+    block_size = description["block_size"]
+    options = {name: description[name] for name in ("kind", "vocab_size", "lowercase")}
+    tokenizer = train_tokenizer(passages, **options, max_length=block_size)
+    tokenizer.save_pretrained(building / "tokenizer")
+    with (building / "stream").open("wb") as stream:
+        for ids in _token_ids(passages, tokenizer):
+            stream.write(ids.data)
+        tokens = stream.tell() // np.dtype(np.int32).itemsize
+    count = tokens // (block_size - 2)
+    if count < 2:
+        raise UserError(
+            f"the text has only {tokens} tokens; with blocks of {block_size}, training and held-out rows "
+            f"need at least {2 * (block_size - 2)}"
+        )
+    stream = np.memmap(building / "stream", np.int32, "r")
+    apart = _held_out_rows(count, description["held_out"])
+    for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
+        (building / name).mkdir()
+        write_array(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
+        write_array(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
+    del stream
+    (building / "stream").unlink()
+    text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
+    (building / COMPLETE).write_text(text + "\n", encoding="utf-8")
 
 
-def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, Blocks, Blocks] | None":
-    """What lies at `place`; None if there is nothing, or it is damaged and must be built again."""
-    if not (place / "corpus.json").is_file():
-        return None
+def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, Blocks, Blocks]":
     from transformers import PreTrainedTokenizerFast
 
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "tokenizer")
-        return tokenizer, Blocks.load(place / "train"), Blocks.load(place / "held_out")
-    except (OSError, ValueError):
-        return None
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "tokenizer")
+    return tokenizer, Blocks.load(place / "train"), Blocks.load(place / "held_out")
 
 
 def _held_out_rows(count: int, share: float) -> np.ndarray:
@@ -181,22 +154,3 @@ def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> It
     while batch := list(islice(texts, BATCH)):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         yield np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32)
-
-
-@contextmanager
-def _disk_full_in_one_line(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # The tokenizer's own writer raises a bare Exception, with the system's words in it.
-        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-            raise
-        raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

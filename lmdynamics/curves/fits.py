@@ -1,10 +1,6 @@
 """Many curves fitted at once, and one curve fitted in many ways."""
 
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -15,8 +11,8 @@ from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
+from lmdynamics.processes import cores_here, map_in_processes
 from lmdynamics.progress import bar
-from lmdynamics.runs.processes import cores_here
 
 FITTED = ("loss_at_break", "step_at_break", "rate_before_break", "rate_after_break")
 OTHERS = ("b", "c0", "c1", "log_d1", "f1", "rsle", "delta_aic_power_law", "delta_aic_two_breaks")
@@ -55,9 +51,10 @@ def fit_curves(
     curves = [(name, rows["step"].to_numpy(), rows["loss"].to_numpy()) for (name,), rows in groups]
     options = {"smoothing": smoothing, "skip_steps": skip_steps, "resamples": resamples, "seed": seed}
     found: dict[str, Deceleration | UserError] = {}
-    with bar(len(curves), "fitting", progress, unit="curve") as shown, _workers(workers, len(curves)) as pool:
+    with bar(len(curves), "fitting", progress, unit="curve") as shown:
         jobs = [(curves[i : i + 8], options) for i in range(0, len(curves), 8)]
-        for done in (pool.map if pool else map)(_fit_some, jobs):
+        workers = workers or (1 if len(curves) < FEW else min(cores_here(), len(jobs)))
+        for done in map_in_processes(_fit_some, jobs, workers):
             found |= done
             shown.update(len(done))
     return found
@@ -167,20 +164,3 @@ def _fit_some(job) -> dict[str, Deceleration | UserError]:
         except UserError as error:
             found[name] = error
     return found
-
-
-@contextmanager
-def _workers(workers: int | None, curves: int) -> Iterator[Executor | None]:
-    """A pool of processes with a thread each; none where the work is small."""
-    workers = workers or (1 if curves < FEW else min(cores_here(), -(-curves // 8)))
-    if workers == 1:
-        yield None
-        return
-    before = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read by numpy as each process starts
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        os.environ.pop("OPENBLAS_NUM_THREADS") if before is None else os.environ.update(OPENBLAS_NUM_THREADS=before)
-        pool.shutdown(cancel_futures=True)

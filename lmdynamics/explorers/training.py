@@ -16,8 +16,8 @@ from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
+from lmdynamics.processes import aside
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
-from lmdynamics.runs.processes import aside
 from lmdynamics.runs.run import Run, checkpoint_folders
 
 EVERY = 1.0  # seconds between two looks at what is there

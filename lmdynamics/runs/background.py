@@ -24,11 +24,11 @@ import polars as pl
 
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
+from lmdynamics.processes import without_interrupts
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_folder, branched_recipe
 from lmdynamics.runs.build import build, is_complete, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
-from lmdynamics.runs.processes import without_interrupts
 from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
 from lmdynamics.training.state import Log, resumable

@@ -21,11 +21,11 @@ import polars as pl
 
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import runs_dir, shipped
+from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.progress import bar
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_name, changed_recipe
 from lmdynamics.runs.build import flat, run_name, train
-from lmdynamics.runs.processes import cores_here, without_interrupts
 from lmdynamics.runs.run import open_run
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
@@ -203,16 +203,14 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
             errors[job.run] = str(error)
     if not waiting:
         return errors
-    import torch
-
-    cores, gpus = cores_here(), torch.cuda.device_count() if device != "cpu" else 0
-    workers = workers or gpus or cores
+    cores, gpus = cores_here(), visible_gpus() if device != "cpu" else []
+    workers = workers or len(gpus) or cores
     context = get_context("spawn")  # torch does not survive a fork
     told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it
 
     def pool(worker: int) -> ProcessPoolExecutor:
         """One process: should it be killed, only the run that it trains fails."""
-        given = (str(worker % gpus) if gpus else "", max(1, cores // workers), told)
+        given = (gpus[worker % len(gpus)] if gpus else "", max(1, cores // workers), told)
         return ProcessPoolExecutor(1, context, _start_worker, given)
 
     pools = {worker: pool(worker) for worker in range(workers)}
@@ -257,7 +255,7 @@ def _start_worker(gpu: str, threads: int, sweep) -> None:
     global _sweep
     _sweep = sweep
     if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        os.environ[GPUS] = gpu
     import torch
 
     torch.set_num_threads(threads)

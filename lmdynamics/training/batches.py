@@ -1,5 +1,6 @@
 """From a recipe to the batch of any step: a pure function of seed and step, so resuming needs no saved position."""
 
+import json
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.grammar import Grammar
+from lmdynamics.corpora.grammar import PART, VERSION, Grammar
+from lmdynamics.corpora.stored import COMPLETE, stored
 from lmdynamics.corpora.text import build_text_corpus
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.errors import UserError
@@ -36,11 +38,11 @@ class Corpus:
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
-    """Generate or tokenise the corpus of a recipe (text corpora are cached)."""
+    """Generate or tokenise the corpus of a recipe (texts, and what takes long to generate, are kept on disk)."""
     options = dict(recipe.corpus)
     if options.pop("kind") == "grammar":
         grammar = Grammar(options["size"])
-        train, heads = grammar.blocks_with_heads(options["sentences"], recipe.seed)
+        train, heads = _sentences(grammar, options["sentences"], recipe.seed)
         wanted = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
         trees = Trees.of_words(train, heads) if wanted else None
         held_out = grammar.blocks(options["held_out"], HELD_OUT_SEED)
@@ -71,6 +73,24 @@ def open_corpus(recipe: Recipe) -> Corpus:
             "use more text or --set batch_size=N"
         )
     return corpus
+
+
+def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[Blocks, Blocks]:
+    """`blocks_with_heads` of a grammar; from disk where all runs of a seed would take long to draw them again."""
+    if n <= PART:
+        return grammar.blocks_with_heads(n, seed)
+
+    def load(place: Path) -> tuple[Blocks, Blocks]:
+        return Blocks.load(place / "rows"), Blocks.load(place / "heads")
+
+    def build(place: Path) -> None:
+        rows, heads = grammar.blocks_with_heads(n, seed)
+        rows.save(place / "rows")
+        heads.save(place / "heads")
+        description = {"grammar": grammar.size, "version": VERSION, "sentences": n, "seed": seed}
+        (place / COMPLETE).write_text(json.dumps(description) + "\n", encoding="utf-8")
+
+    return stored(cache_dir() / "corpora" / f"grammar-{grammar.size}-{VERSION}-{n}-{seed}", load, build)
 
 
 def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:

@@ -1,9 +1,11 @@
 """The built-in language: its trees are trees, its numbers agree, its preferences hold."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
+from lmdynamics.corpora import grammar as module
 from lmdynamics.corpora.grammar import RELATIONS, SPECIAL_TOKENS, Grammar
 from lmdynamics.errors import UserError
 
@@ -76,6 +78,20 @@ def test_blocks_and_tokenizer_say_the_same(grammar):
     assert tokenizer.convert_ids_to_tokens(range(5)) == list(SPECIAL_TOKENS)
     for row, sentence in zip(grammar.blocks(50, 7), grammar.treebank(50, 7), strict=True):
         assert tokenizer(list(sentence.words), is_split_into_words=True)["input_ids"] == row.tolist()
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_corpus_of_several_parts_is_the_same_however_many_processes_draw_it(grammar, monkeypatch, cores):
+    whole = grammar.blocks_with_heads(100, 7)
+    monkeypatch.setattr(module, "PART", 100)
+    monkeypatch.setenv("LMDYNAMICS_CORES", str(cores))
+    rows, heads = grammar.blocks_with_heads(250, 7)
+    drawn = list(grammar.trees(250, 7))
+    assert [row.tolist()[1:-1] for row in rows] == [words for words, _, _ in drawn]
+    assert [row.tolist()[1:-1] for row in heads] == [gold for _, gold, _ in drawn]
+    assert [b.take(range(100)).fingerprint for b in (rows, heads)] == [b.fingerprint for b in whole]
+    parts = [[row.tolist() for row in rows][start : start + 50] for start in (0, 100, 200)]
+    assert all(a != b for a, b in pairwise([*parts, parts[0]]))  # no part draws what another has drawn
 
 
 def test_pairs_differ_in_the_number_of_one_verb(grammar):

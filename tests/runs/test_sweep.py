@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,31 @@ def saved(home: Path) -> dict[str, int]:
         run.name: max([*store.step_folders(run / "checkpoints"), *store.step_folders(run / "resume")], default=0)
         for run in (home / "runs").glob("*")
     }
+
+
+def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, home, monkeypatch):
+    """A batch gives its items a GPU each; what an item sweeps must not move to another."""
+    given = []
+
+    class Pool:
+        def __init__(self, _, context, start, arguments):
+            given.append(arguments[0])
+
+        def submit(self, *_) -> Future:
+            done = Future()
+            done.set_result(None)
+            return done
+
+        def shutdown(self, **_) -> None: ...
+
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
+    for visible, workers, wanted in [("4,7", None, ["4", "7"]), ("5", 2, ["5", "5"])]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        sweep("masking", "smoke", workers=workers, device="cuda", progress=False)
+        assert given == wanted
+        given.clear()
+    sweep("masking", "smoke", workers=1, device="cpu", progress=False)
+    assert given == [""]
 
 
 def workers(process: subprocess.Popen) -> list[int]:
