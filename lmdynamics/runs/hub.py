@@ -7,12 +7,15 @@ a notebook may set them.
 import errno
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from lmdynamics.errors import UserError, printable, shortened
 
@@ -25,6 +28,7 @@ LONGEST_PAUSE = 60.0
 TIMEOUT = 30.0  # seconds without a byte
 RETRIED = (408, 429, 500, 502, 503, 504)
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+SHA256 = re.compile("[0-9a-f]{64}")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -114,26 +118,68 @@ def tree(repository: str, commit: str) -> list[RemoteFile]:
 def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[int], object]) -> Path:
     """Bring a file into the client's cache, and check its content. `arrived` is told of bytes as they come.
 
-    A connection that breaks is taken up where it broke; a download that was given up begins this file anew.
+    What is large is taken up where it broke, by a later call too; the client by itself would begin it anew.
 
     Raises
     ------
     UserError
         If it cannot be had, or is twice not what the listing says.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
 
+    what = f"{repository} {file.path}"
     asked = {"revision": commit, "cache_dir": cache(), "endpoint": endpoint(), "token": os.environ.get("HF_TOKEN")}
-    asked["tqdm_class"] = _counting(arrived)
+    counting = _counting(arrived)
+
+    def bring() -> Path:
+        return Path(hf_hub_download(repository, file.path, **asked, tqdm_class=counting))
+
+    if SHA256.fullmatch(file.sha256 or "") and file.bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+        folder = repo_folder_name(repo_id=repository, repo_type="model")
+        blob = cache() / folder / "blobs" / file.sha256
+        part, lock = blob.with_name(f"{blob.name}.part"), cache() / ".locks" / folder / f"{file.sha256}.part.lock"
+        for parent in (part.parent, lock.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not blob.exists():
+                arrived(part.stat().st_size if part.exists() else 0)
+                _checked(lambda: _go_on(part, repository, commit, file, counting), file, what)
+                part.replace(blob)
+        path = Path(_asked(bring, what))  # finds the content, and puts it under this commit
+        return path if path.samefile(blob) else _checked(bring, file, what)
+    return _checked(bring, file, what)
+
+
+def _go_on(part: Path, repository: str, commit: str, file: RemoteFile, counting: type) -> Path:
+    """Bring the rest of a file of which a part may be here."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    headers = build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
+    headers["Accept-Encoding"] = "identity"  # ranges are of the file, not of what it is compressed to
+    # not where it is forwarded to: that address ends within the hour
+    url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint())
+    with part.open("ab") as content:
+        here = content.tell()
+        if here > file.bytes:
+            content.truncate(here := 0)
+        http_get(url, content, resume_size=here, headers=headers, expected_size=file.bytes, tqdm_class=counting)
+    return part
+
+
+def _checked(bring: Callable[[], Path], file: RemoteFile, what: str) -> Path:
+    """What was brought, if it has the content that is listed; otherwise it is thrown away and brought once more."""
     for _ in range(2):
-        path = Path(_asked(lambda: hf_hub_download(repository, file.path, **asked), f"{repository} {file.path}"))
+        path = _asked(bring, what)
         if file.is_at(path):
             return path
         path.resolve().unlink(missing_ok=True)  # the blob, which other commits may share
         path.unlink(missing_ok=True)
-        say(f"{file.path} of {repository} is not what its listing says; it was thrown away")
+        say(f"{what} is not what its listing says; it was thrown away")
     raise UserError(
-        f"{file.path} of {repository} at {commit[:12]} should have {_told(file)}; twice something else came. "
+        f"{what} should have {_told(file)}; twice something else came. "
         "Nothing of it was kept; try another mirror (HF_ENDPOINT), or later"
     )
 

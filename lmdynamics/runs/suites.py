@@ -127,7 +127,7 @@ class SuiteRun(Run):
         """Bring checkpoints here, one after the other, in the order of their steps; what is here is not asked for.
 
         `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
-        with the file it was stopped at.
+        where it was stopped, within a file too.
 
         Raises
         ------

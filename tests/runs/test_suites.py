@@ -23,6 +23,7 @@ from tests.hub import suites
 from tests.hub.server import Hub, spoilt
 
 PYTHIA = "hf://EleutherAI/pythia-14m"
+CONTENT = "^GET (?!.*/resolve/).*safetensors"  # of weights, on the CDN
 WEIGHTS = ("safetensors", ".bin", ".h5")
 
 
@@ -257,7 +258,7 @@ def test_without_a_network_it_is_said_what_is_here(hub, home, pauses, monkeypatc
 
 def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys):
     suites.pythia(hub)
-    hub.alter(spoilt, match="^GET.*model.safetensors|^GET.*/cdn", times=1)
+    hub.alter(spoilt, match=CONTENT, times=1)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
     assert "not what its listing says" in capsys.readouterr().err
     assert client.RemoteFile.is_at(run.pins[512].weights[0], run[512].folder / "model.safetensors")
@@ -271,14 +272,64 @@ def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses, monk
     size = run.pins[512].weights[0].bytes
     chance = random.Random(0)
     for _ in range(20):
-        hub.cut(chance.randrange(size // 8, size // 2), match="^GET.*(cdn|safetensors)")
+        hub.cut(chance.randrange(size // 8, size // 2), match=CONTENT)
     run.fetch()
     for pin in run.pins.values():
         for file in pin.wanted:
             assert file.is_at(pin.folder / file.path)
-    resumed = [request for request in hub.asked("^GET") if request.range]
-    assert len(resumed) >= 15
-    assert sum(request.sent for request in hub.asked("^GET.*cdn")) < 1.5 * 6 * size
+    sent = hub.asked(CONTENT)
+    assert len([request for request in sent if request.status == 206]) >= 15
+    assert sum(request.sent for request in sent) < 6 * size + 20 * 512  # of each cut at most one piece came in vain
+
+
+def test_a_later_call_goes_on_within_the_file(hub, home, monkeypatch):
+    """The client keeps nothing of a file it has given up; a checkpoint may have many gigabytes."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
+    suites.pythia(hub)
+    pin = lmd.open_run(f"{PYTHIA}?steps=512").pins[512]
+    (weights,) = pin.weights
+    came = []
+
+    def stop(size: int) -> None:
+        came.append(size)
+        if sum(came) > weights.bytes / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.download(pin.repository, pin.commit, weights, stop)
+    assert not (pin.folder / weights.path).exists()
+    again = []
+    assert weights.is_at(client.download(pin.repository, pin.commit, weights, again.append))
+    first, second = hub.asked(CONTENT)
+    assert (first.status, second.status) == (200, 206)
+    assert int(second.range.removeprefix("bytes=").removesuffix("-")) >= weights.bytes / 2 - 512
+    assert sum(again) == weights.bytes  # a bar is whole at the end, with what was here before
+
+
+def test_what_an_earlier_call_has_left_is_not_trusted(hub, home, capsys):
+    suites.pythia(hub)
+    pin = lmd.open_run(f"{PYTHIA}?steps=512").pins[512]
+    (weights,) = pin.weights
+    part = pin.folder.parents[1] / "blobs" / f"{weights.sha256}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 700)
+    assert weights.is_at(client.download(pin.repository, pin.commit, weights, lambda size: None))
+    assert "is not what its listing says; it was thrown away" in capsys.readouterr().err
+    assert not part.exists()
+    part.write_bytes(b"x" * (weights.bytes + 1))
+    (pin.folder / weights.path).resolve().unlink()
+    assert weights.is_at(client.download(pin.repository, pin.commit, weights, lambda size: None))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_listing_with_a_hash_that_is_a_path_writes_nothing_there(hub, home):
+    suites.pythia(hub)
+    pin = lmd.open_run(f"{PYTHIA}?steps=512").pins[512]
+    (weights,) = pin.weights
+    false = replace(weights, sha256="../../../../stolen")
+    with pytest.raises(UserError, match="should have sha256"):
+        client.download(pin.repository, pin.commit, false, lambda size: None)
+    assert not list(home.parent.rglob("*stolen*"))
 
 
 def test_a_download_that_is_killed_goes_on(hub, home, monkeypatch):
