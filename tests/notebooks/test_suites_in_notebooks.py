@@ -97,6 +97,30 @@ def test_loss_curves_of_suites(hub, execute):
     assert records["ladder_decelerating_after_unigram_phase"] == 0
 
 
+def test_pages_on_a_ladder_take_suites_of_olmo2(hub, execute):
+    """Branches that count tokens, weights in shards; two names for the same weights, so that all figures agree."""
+    names = ("allenai/OLMo-2-0425-1B", "allenai/OLMo-2-1124-7B")
+    for name in names:
+        suites.olmo2(hub, [f"stage1-step{step}-tokens{step // 500}B" for step in range(0, 21_000, 1_000)], name)
+
+    def figures(records: dict[str, float], what: str) -> list[float]:
+        return [records[what.format(f"{name}#stage1")] for name in names]
+
+    curves = execute("03_loss_deceleration", "plan=" + " ".join(f"hf://{n}?download=yes" for n in names))
+    one, other = figures(curves, "final_loss_{}")
+    assert one == other > 0
+    assert curves["ladder_decelerating_after_unigram_phase"] == 0
+    plan = "plan=" + " ".join(f"hf://{name}?steps=log:6&download=yes" for name in names)
+    zero_sum = execute("04_zero_sum_learning", plan)
+    one, other = figures(zero_sum, "interference_{}")
+    assert 0 < one == other < 1
+    assert zero_sum["identity_error"] is None  # nobody has its optimizer state
+    one, other = figures(execute("05_gradient_dissent", plan), "dissent_{}_all")
+    assert -1 < one == other < 1
+    asked = {path.split("/")[2] for path in hub.downloads if path.endswith("safetensors")}
+    assert len(asked) > 6  # shards, each by its hash
+
+
 def test_pages_on_a_ladder_take_suites_and_see_what_they_see_on_the_runs_themselves(hub, execute, smoke_series):
     """Two runs of the ladder, published under Pythia's names."""
     _, out, home = smoke_series
