@@ -142,7 +142,8 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
         for parent in (part.parent, lock.parent):
             parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
-            if not blob.exists():
+            if not file.is_at(blob):
+                blob.unlink(missing_ok=True)  # damaged
                 arrived(part.stat().st_size if part.exists() else 0)
                 _checked(lambda: _go_on(part, repository, commit, file, counting), file, what)
                 part.replace(blob)
