@@ -180,10 +180,11 @@ def trace_ladder(
 def doubling_steps(run: Run) -> list[int]:
     """The run's checkpoints at 1, 2, 4, … steps.
 
-    Where those end early, as in Pythia at 512, all that are half or double another one.
+    Where those end early, as in Pythia at 512, all that are half or double another one; where none is, all.
     """
     steps = {*run.steps} - {0}
     powers = sorted(step for step in steps if step & (step - 1) == 0)
     if powers and 2 * powers[-1] > max(steps):
         return powers
-    return sorted(step for step in steps if 2 * step in steps or (step % 2 == 0 and step // 2 in steps))
+    pairs = sorted(step for step in steps if 2 * step in steps or (step % 2 == 0 and step // 2 in steps))
+    return pairs or sorted(steps)

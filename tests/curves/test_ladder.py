@@ -2,6 +2,7 @@
 
 from collections import Counter
 from math import log
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -86,6 +87,18 @@ def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
     assert unigram_phase_ends(curves, runs)["curve"].to_list() == runs["curve"].to_list()
     with pytest.raises(UserError, match="none of the 1 runs is complete: .*the model takes at most 8"):
         ladder_curves(made.tail(1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "doubled"),
+    [
+        ([0, 1, 2, 4, 6], [1, 2, 4]),
+        ([0, 1, 2, 512, 1000, 2000, 143_000], [1, 2, 1000, 2000]),
+        ([0, 1000, 3000], [1000, 3000]),
+    ],
+)
+def test_doublings_are_looked_for_beyond_powers_of_two(steps, doubled):
+    assert doubling_steps(SimpleNamespace(steps=steps)) == doubled
 
 
 def test_no_run_and_a_run_without_a_log_are_refused(tiny_run):
