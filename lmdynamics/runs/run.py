@@ -281,24 +281,22 @@ class Run:
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
         """Gold trees: `grammar` (the language this run learnt, new sentences), or whatever `open_treebank` knows."""
         if name == "grammar":
-            return self._grammar().treebank(sentences or 1_000, TREEBANK_SEED)
+            return self._grammar("treebank to ewt or a CoNLL-U file").treebank(sentences or 1_000, TREEBANK_SEED)
         bank = open_treebank(name)
         return bank.take(sentences, 0) if sentences and sentences < len(bank) else bank
 
     def pairs(self, name: str = "grammar", per_paradigm: int | None = None) -> MinimalPairs:
         """Minimal pairs: `grammar`, or whatever `open_pairs` knows."""
         if name == "grammar":
-            return self._grammar().pairs(per_paradigm or 300, PAIRS_SEED)
+            return self._grammar("pairs to zorro, blimp or a path").pairs(per_paradigm or 300, PAIRS_SEED)
         pairs = open_pairs(name)
         return pairs.sample(per_paradigm, 0) if per_paradigm else pairs
 
-    def _grammar(self):
+    def _grammar(self, others: str):
         from lmdynamics.corpora.grammar import Grammar
 
         if self.recipe is None or self.recipe.corpus["kind"] != "grammar":
-            raise UserError(
-                f"{self.name} did not learn the built-in language; choose another treebank, for example ewt"
-            )
+            raise UserError(f"{self.name} did not learn the built-in language; set {others}")
         return Grammar(self.recipe.corpus["size"])
 
 
