@@ -130,7 +130,8 @@ def _of_notebook(
             for name, value in automatic.items()
             if name in known and name not in settled and value is not None
         }
-        job = Job(path, folder, settled)
+        # what the notebook has anyway is not given: its results are those of its defaults, and are compared as such
+        job = Job(path, folder, {n: v for n, v in settled.items() if n in automatic or v != known[n].default})
         yield replace(job, key=content_key(job, {name: each.default for name, each in known.items()}))
 
 

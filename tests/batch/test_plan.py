@@ -105,6 +105,17 @@ def test_the_named_value_wins_over_the_automatic_one(notebook):
     assert values(notebook, "interactive=true")["interactive"] is True
 
 
+def test_what_a_notebook_has_anyway_is_not_given(notebook):
+    """So that an item of a grid over seeds is held against the same baseline as the notebook run by itself."""
+    out = notebook.parent / "out"
+    (alone,) = plan([notebook], [], "smoke", out)
+    first, second = plan([notebook], ["interactive=false"], "smoke", out, grid=["seed=0,1"])
+    assert {**first.parameters, "output_dir": ""} == {**alone.parameters, "output_dir": ""}
+    assert first.key == alone.key
+    assert first.name == "one--seed=0"
+    assert second.parameters["seed"] == 1
+
+
 @pytest.mark.parametrize("line", ["a: str | None = None", 'a: str = "x=y"', "a, b = 1, 2\nc: x.Y = 3"])
 def test_a_parameter_that_papermill_would_miss_is_refused(tmp_path, line):
     lost = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
@@ -199,14 +210,14 @@ def test_a_value_out_of_range_is_refused(tmp_path, text, says):
 def test_a_grid_is_every_combination_and_names_its_items(notebook):
     jobs = plan([notebook], ["run=x"], "smoke", notebook.parent / "out", grid=["seed=0,1", "rate=0.1,0.2,0.3"])
     assert len(jobs) == 6
-    assert {(job.parameters["seed"], job.parameters["rate"]) for job in jobs} == {
+    assert {(job.parameters.get("seed", 0), job.parameters["rate"]) for job in jobs} == {
         (seed, rate) for seed in (0, 1) for rate in (0.1, 0.2, 0.3)
     }
     assert {job.parameters["run"] for job in jobs} == {"x"}
     assert jobs[0].name == "one--rate=0.1--seed=0"
     assert len({job.key for job in jobs}) == 6
-    lists = plan([notebook], grid=["sizes=[1,2];[3]"], out=notebook.parent / "out")
-    assert [job.parameters["sizes"] for job in lists] == [[1, 2], [3]]
+    lists = plan([notebook], grid=["sizes=[1,4];[3]"], out=notebook.parent / "out")
+    assert [job.parameters["sizes"] for job in lists] == [[1, 4], [3]]
     named = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
     assert len({job.name for job in named}) == 2
     assert all(job.folder.parent == notebook.parent / "out" for job in named)
