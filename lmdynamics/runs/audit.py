@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmdynamics import paths
 from lmdynamics.corpora.fetch import is_safe
@@ -16,7 +17,9 @@ from lmdynamics.progress import bar
 from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.pins import FILE, Pin, list_checkpoints, look, read_address, read_pins
-from lmdynamics.runs.suites import SuiteRun
+
+if TYPE_CHECKING:
+    from lmdynamics.runs.suites import SuiteRun  # and torch with it, which listings need not
 
 MANY = 6  # faults of a kind, beyond which they are told together
 FARTHEST = 1.3  # relative distance of neighbours; of unrelated random weights it is the square root of 2
@@ -145,7 +148,7 @@ def _moved(pins: Sequence[Pin], pinned: dict[str, str]) -> Iterator[Fault]:
             yield Fault("moved", pin.step, f"{said}; ?refresh=yes pins it anew")
 
 
-def weights_faults(run: SuiteRun, progress: bool | None = None) -> list[Fault]:
+def weights_faults(run: "SuiteRun", progress: bool | None = None) -> list[Fault]:
     """Of the checkpoints that are on this machine: parameters that are not finite, and neighbours that are equal or
     as far apart as unrelated ones.
 
@@ -205,10 +208,13 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
     from rich.table import Table
 
     from lmdynamics.errors import printable
-    from lmdynamics.runs.suites import open_suite
 
     audits = audit(address, revisions, progress=None)
-    of_weights = weights_faults(open_suite(address, revisions=revisions)) if weights else []
+    of_weights = []
+    if weights:
+        from lmdynamics.runs.suites import open_suite
+
+        of_weights = weights_faults(open_suite(address, revisions=revisions))
     faults = [(each.name, fault) for each in audits for fault in each.faults]
     faults += [("weights", fault) for fault in of_weights]
     if as_json:

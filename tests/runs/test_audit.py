@@ -1,6 +1,8 @@
 """The audit finds what is planted, and nothing in a clean suite; no weights are downloaded."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -36,6 +38,16 @@ def test_a_clean_suite_of_154_is_passed_in_silence(hub, home, call):
     status, out, _ = call("audit", PYTHIA)
     assert status == 0
     assert "154 checkpoints, 4.33 GB of weights (none downloaded): no fault found" in out
+
+
+def test_an_audit_needs_no_torch(hub, home):
+    """Which takes longer to import than 154 listings to compare."""
+    suites.clean_suite(hub, revisions=3)
+    code = f"import sys; from lmdynamics.runs.audit import report; report({PYTHIA!r}, None, False, False)"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split()[-1] == "False"
 
 
 def test_identical_steps(hub, home, call):
