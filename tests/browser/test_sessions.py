@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,19 @@ def drawn(page, area: int) -> list[str]:
 
 
 def move(notebook: Notebook, area: int, *keys: str) -> list[str]:
-    """Press keys on an explorer's slider, and wait until the page stands still."""
+    """Press keys on an explorer's slider, and wait until every view has moved and stands still: some seconds, where
+    the machine is busy."""
+    before = drawn(notebook.page, area)
     for key in keys:
         press(notebook.page, area, key)
         notebook.ask("0")
-    notebook.page.wait_for_timeout(800)
-    return drawn(notebook.page, area)
+    last, until = None, time.monotonic() + 20
+    while True:
+        notebook.page.wait_for_timeout(400)
+        now = drawn(notebook.page, area)
+        if (now == last and all(different(before, now))) or time.monotonic() > until:
+            return now
+        last = now
 
 
 def different(before: list[str], after: list[str]) -> list[bool]:
