@@ -94,6 +94,9 @@ class Pin:
         return [file for file in files if not (self.folder / file.path).is_file()]
 
 
+YES, NO = ("yes", "true", "1"), ("no", "false", "0")
+
+
 def read_address(text: str) -> Address:
     """Raises UserError for what is no address of a suite."""
     match = _ADDRESS.fullmatch(text)
@@ -107,7 +110,11 @@ def read_address(text: str) -> Address:
         raise UserError(f"{text}: there is no option {unknown[0]!r}{did_you_mean(unknown[0], OPTIONS)}")
     if not options.get("keep", "1").isdigit():
         raise UserError(f"{text}: keep={options['keep']} is not a number of checkpoints")
-    flags = {name: options.get(name, "no").lower() in ("yes", "true", "1") for name in ("download", "refresh")}
+    flags = {name: options.get(name, "no").lower() for name in ("download", "refresh")}
+    if wrong := [name for name, value in flags.items() if value not in YES + NO]:
+        said = f"{text}: {wrong[0]}={options[wrong[0]]} is neither yes nor no"
+        raise UserError(said + ("; #PART comes before the options" if "#" in options[wrong[0]] else ""))
+    flags = {name: value in YES for name, value in flags.items()}
     keep = int(options["keep"]) if "keep" in options else None
     return Address(match["repository"], match["part"] or "", options.get("steps", ""), keep, **flags)
 

@@ -170,7 +170,7 @@ class SuiteCheckpoint(Checkpoint):
             if self._here(self._pin.wanted):
                 _remember(self.suite, self.step)
             model = super().model(attention, device)
-            if self.keep_last is not None:
+            if self.keep_last is not None and self.download:  # what goes must be able to come again
                 _evict(self.suite, self.keep_last)
         return model
 

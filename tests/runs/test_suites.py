@@ -189,6 +189,8 @@ def test_a_suite_goes_to_other_processes(hub, home):
         ("hf://pythia", "is not the address of a suite"),
         (f"{PYTHIA}?step=3", "no option 'step'; did you mean 'steps'"),
         (f"{PYTHIA}?keep=x", "keep=x is not a number"),
+        (f"{PYTHIA}?download=maybe", "download=maybe is neither yes nor no"),
+        (f"{PYTHIA}?download=yes#stage2", "neither yes nor no; #PART comes before the options"),
         (f"{PYTHIA}?steps=7", "no step 7"),
         ("hf://EleutherAI/pythia-15m", "no such repository, or it is private"),
     ],
@@ -218,6 +220,15 @@ def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "of-ann")
     assert "all 6 checkpoints" in run.fetch().cost()
     assert {request.token for request in hub.asked(CONTENT)} == {None}  # the token stays with the hub
+
+
+def test_nothing_is_thrown_away_that_may_not_come_again(hub, home):
+    suites.pythia(hub)
+    lmd.open_run(f"{PYTHIA}?steps=0,1,2").fetch()
+    run = lmd.open_run(f"{PYTHIA}?steps=0,1,2&keep=1")
+    for step in run.steps:
+        run[step].model()
+    assert run.missing() == {}
 
 
 def test_nobody_agrees(hub, home, call):
