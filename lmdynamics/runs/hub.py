@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.runs import store
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -139,8 +140,9 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
         folder = repo_folder_name(repo_id=repository, repo_type="model")
         blob = cache() / folder / "blobs" / file.sha256
         part, lock = blob.with_name(f"{blob.name}.part"), cache() / ".locks" / folder / f"{file.sha256}.part.lock"
-        for parent in (part.parent, lock.parent):
-            parent.mkdir(parents=True, exist_ok=True)
+        with store.saving(what):
+            for parent in (part.parent, lock.parent):
+                parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
             if not file.is_at(blob):
                 blob.unlink(missing_ok=True)  # damaged

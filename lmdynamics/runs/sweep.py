@@ -203,6 +203,10 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
             errors[job.run] = str(error)
     if not waiting:
         return errors
+    if device is None:
+        import torch
+
+        device = None if torch.cuda.is_available() else "cpu"
     cores, gpus = cores_here(), visible_gpus() if device != "cpu" else []
     workers = workers or len(gpus) or cores
     context = get_context("spawn")  # torch does not survive a fork

@@ -45,7 +45,10 @@ def opened(notebook: Notebook, lab, name: str, *cells: str) -> list[int]:
     notebook.open(address, f"{name}.ipynb")
     notebook.run_all()
     assert notebook.errors() == []
-    return slider_areas(notebook.page)
+    areas = slider_areas(notebook.page)
+    for area in areas:
+        still(notebook, area)  # a chart shows its own start values before it is told the present ones
+    return areas
 
 
 def drawn(page, area: int) -> list[str]:
@@ -57,20 +60,25 @@ def drawn(page, area: int) -> list[str]:
     return [re.sub(r' aria-label="[^"]*"', "", view) for view in unnumbered]
 
 
+def still(notebook: Notebook, area: int, before: list[str] | None = None) -> list[str]:
+    """What an explorer shows once it stands still, with every view moved from `before`; some seconds, where the
+    machine is busy."""
+    last, until = None, time.monotonic() + 20
+    while True:
+        now = drawn(notebook.page, area)
+        if (now == last and (before is None or all(different(before, now)))) or time.monotonic() > until:
+            return now
+        last = now
+        notebook.page.wait_for_timeout(400)
+
+
 def move(notebook: Notebook, area: int, *keys: str) -> list[str]:
-    """Press keys on an explorer's slider, and wait until every view has moved and stands still: some seconds, where
-    the machine is busy."""
+    """Press keys on an explorer's slider, and wait until every view has moved."""
     before = drawn(notebook.page, area)
     for key in keys:
         press(notebook.page, area, key)
         notebook.ask("0")
-    last, until = None, time.monotonic() + 20
-    while True:
-        notebook.page.wait_for_timeout(400)
-        now = drawn(notebook.page, area)
-        if (now == last and all(different(before, now))) or time.monotonic() > until:
-            return now
-        last = now
+    return still(notebook, area, before)
 
 
 def different(before: list[str], after: list[str]) -> list[bool]:
@@ -103,7 +111,7 @@ def test_explorers_beside_each_other_keep_apart(lab):
         assert len(areas) == 3
         for key in ("ArrowLeft", "ArrowRight"):
             for moved in areas:
-                before = {area: drawn(notebook.page, area) for area in areas}
+                before = {area: still(notebook, area) for area in areas}
                 move(notebook, moved, key)
                 for area in areas:
                     changed = different(before[area], drawn(notebook.page, area))
