@@ -113,12 +113,13 @@ def _trained(run) -> None:
 
 @runs_app.command("list")
 def list_runs() -> None:
-    """Every run on this machine."""
+    """Every run on this machine, and every published suite that was opened here."""
     from rich.console import Console
     from rich.table import Table
 
     from lmdynamics.paths import runs_dir
     from lmdynamics.runs.branch import family
+    from lmdynamics.runs.pins import known_suites
     from lmdynamics.runs.run import open_run, run_names
 
     columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
@@ -132,13 +133,21 @@ def list_runs() -> None:
         since = f"at step {parent['step']:,}: {changes or 'nothing'}" if parent else ""
         last, of = f"{run.steps[-1]:,}", "–" if whole is None else f"{whole:,}"
         table.add_row(shown, run.objective, str(len(run)), last, of, loss, since)
-    Console(width=None if sys.stdout.isatty() else 160).print(
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(
         table if table.row_count else f"No runs yet in {runs_dir()}; `lmdynamics train grammar-mlm` makes one."
     )
+    if known := known_suites():
+        published = Table("address", "checkpoints", "last step", "on this machine", title="Published suites")
+        published.columns[0].no_wrap = True
+        for address, pins in known.items():
+            here = sum(pin.is_here for pin in pins.values())
+            published.add_row(address, str(len(pins)), f"{max(pins):,}", str(here))
+        console.print(published)
 
 
 @runs_app.command()
-def show(run: Annotated[str, typer.Argument(help="A run by name, or its folder.")]) -> None:
+def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """What a run is: recipe, versions, checkpoints."""
     import json
 
@@ -148,16 +157,17 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, or its folder."
 
 
 @runs_app.command()
-def verify(run: Annotated[str, typer.Argument(help="A run by name, or its folder.")]) -> None:
+def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
     from lmdynamics.progress import bar
     from lmdynamics.runs.run import open_run
 
-    opened, files, faults = open_run(run), 0, []
+    opened, files, here, faults = open_run(run), 0, 0, []
     with bar(len(opened), f"verifying {opened.name}", unit="checkpoint") as shown:
         for checkpoint in opened:
             try:
                 files += checkpoint.verify()
+                here += checkpoint.is_here
             except UserError as fault:
                 faults.append(str(fault))
             shown.update()
@@ -165,7 +175,10 @@ def verify(run: Annotated[str, typer.Argument(help="A run by name, or its folder
         typer.echo(f"lmdynamics: {fault}", err=True)
     if faults:
         raise typer.Exit(2)
-    typer.echo(f"{opened.name}: {files} files in {len(opened)} checkpoints are whole")
+    if here == len(opened):
+        typer.echo(f"{opened.name}: {files} files in {here} checkpoints are whole")
+    else:
+        typer.echo(f"{opened.name}: {files} files are whole; {here} of {len(opened)} checkpoints are on this machine")
 
 
 @app.command()
@@ -260,6 +273,7 @@ def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
 
     run = open_run(address, revisions=revisions)
     if run.missing():
+        typer.echo(f"steps {shortened(', '.join(map(str, run.steps)), 200)}")
         typer.echo(run.cost())
         if not yes and not sys.stdin.isatty():
             raise UserError("nobody can be asked here; add --yes to download that much")

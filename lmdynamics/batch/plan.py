@@ -13,8 +13,10 @@ from typing import Any
 from lmdynamics.batch.key import content_key
 from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, notebook_parameters, parse_value
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.paths import SUITE
 
 LONGEST = 100  # characters of an item's name, which is a folder's
+BUILT_IN = "grammar"  # the language of the shipped recipes, as a value of `treebank` or `pairs`
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,21 @@ def _of_notebook(
             for name, value in automatic.items()
             if name in known and name not in settled and value is not None
         }
+        _refuse_built_in_language(path, known, settled)
         # what the notebook has anyway is not given: its results are those of its defaults, and are compared as such
         job = Job(path, folder, {n: v for n, v in settled.items() if n in automatic or v != known[n].default})
         yield replace(job, key=content_key(job, {name: each.default for name, each in known.items()}))
+
+
+def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settled: Mapping[str, Any]) -> None:
+    """A published suite has not learnt it: without words of its own language nothing can be measured."""
+    values = {name: settled.get(name, parameter.default) for name, parameter in known.items()}
+    suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and v.startswith(SUITE)), None)
+    if suite and (lacking := [name for name, value in values.items() if value == BUILT_IN]):
+        told = "; ".join(f"{name}: {known[name].help}" for name in lacking)
+        raise UserError(
+            f"{path.name}: {suite} did not learn the built-in language, so set {' and '.join(lacking)} ({told})"
+        )
 
 
 def _item_name(stem: str, chosen: Mapping[str, Any]) -> str:

@@ -36,10 +36,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at and what was found. `bytes`: of all weights together, none of which was downloaded."""
+    """What was looked at and what was found. `listed`: how many checkpoints there are, of which `steps` were looked at.
+    `bytes`: of their weights together, by the listings."""
 
     name: str
     steps: tuple[int, ...]
+    listed: int
     bytes: int
     faults: tuple[Fault, ...]
 
@@ -54,24 +56,24 @@ def audit(address: str, revisions: str | None = None, progress: bool | None = No
     Raises
     ------
     UserError
-        For an address that is none, a repository that is not there, or no network.
+        For an address that is none, a repository or trajectory that is not there, or no network.
     """
     asked = read_address(address)
     rule = rule_for(asked.repository, revisions)
-    found = list_checkpoints(asked.repository, rule)
+    found = list_checkpoints(asked, rule)
     parts = [asked.part] if asked.part else sorted(found)
     pinned = _pinned(asked.repository)
     audits = []
     for part in parts:
-        pins = found.get(part, {})
-        steps = chosen_steps(list(pins), asked.steps) if pins else []
+        pins = found[part]
+        steps = chosen_steps(list(pins), asked.steps)
         with bar(len(steps), f"{asked.repository}{'#' * bool(part)}{part}", progress, unit="revision") as shown:
             seen = look([pins[step] for step in steps])
             shown.update(len(steps))
         faults = [*_moved(seen, pinned), *_missing_steps(steps, rule, asked.steps), *faults_of(seen)]
         name = f"{asked.repository}#{part}" if part else asked.repository
         size = sum(file.bytes for pin in seen for file in pin.weights)
-        audits.append(Audit(name, tuple(steps), size, tuple(faults)))
+        audits.append(Audit(name, tuple(steps), len(pins), size, tuple(faults)))
     return audits
 
 
@@ -148,13 +150,15 @@ def _moved(pins: Sequence[Pin], pinned: dict[str, str]) -> Iterator[Fault]:
             yield Fault("moved", pin.step, f"{said}; ?refresh=yes pins it anew")
 
 
-def weights_faults(run: "SuiteRun", progress: bool | None = None) -> list[Fault]:
+def weights_audit(run: "SuiteRun", progress: bool | None = None) -> Audit:
     """Of the checkpoints that are on this machine: parameters that are not finite, and neighbours that are equal or
     as far apart as unrelated ones.
 
     The distance of two checkpoints is ‖a - b‖ / √(‖a‖ ‖b‖) over all parameters.
     """
-    here = [step for step in run.steps if step not in run.missing()]
+    missing = run.missing()
+    here = [step for step in run.steps if step not in missing]
+    size = sum(file.bytes for step in here for file in run.pins[step].weights)
     faults, before = [], None
     with bar(len(here), f"weights of {run.name}", progress, unit="checkpoint") as shown:
         for step in here:
@@ -165,7 +169,7 @@ def weights_faults(run: "SuiteRun", progress: bool | None = None) -> list[Fault]
                 faults += _distance_faults(before, (step, weights))
             before = (step, weights) if not broken else None
             shown.update()
-    return faults
+    return Audit(run.name, tuple(here), len(run), size, tuple(faults))
 
 
 def _distance_faults(before, now) -> Iterator[Fault]:
@@ -210,16 +214,16 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
     from lmdynamics.errors import printable
 
     audits = audit(address, revisions, progress=None)
-    of_weights = []
+    inside = None
     if weights:
         from lmdynamics.runs.suites import open_suite
 
-        of_weights = weights_faults(open_suite(address, revisions=revisions))
-    faults = [(each.name, fault) for each in audits for fault in each.faults]
-    faults += [("weights", fault) for fault in of_weights]
+        inside = weights_audit(open_suite(address, revisions=revisions))
+    everything = [*audits, *([inside] if inside else [])]
+    faults = [(each.name, fault) for each in everything for fault in each.faults]
     if as_json:
-        content = [{**asdict(each), "faults": [asdict(fault) for fault in each.faults]} for each in audits]
-        print(json.dumps({"audits": content, "weights": [asdict(fault) for fault in of_weights]}, indent=1))
+        content = {"audits": [asdict(each) for each in audits], "weights": inside and asdict(inside)}
+        print(json.dumps(content, indent=1))
         return int(bool(faults))
     console = Console(width=None if Console().is_terminal else 160)
     if faults:
@@ -227,10 +231,12 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
         for row in _rows(faults):
             table.add_row(*(escape(printable(text)) for text in row))
         console.print(table)
-    for each in audits:
-        size, found = told_bytes(each.bytes), len(each.faults)
+    for each in everything:
+        found = len(each.faults)
         said = f"{found} fault{'s' * (found != 1)}" if found else "no fault found"
-        console.print(
-            f"{each.name}: {len(each.steps)} checkpoints, {size} of weights (none downloaded): {said}", markup=False
-        )
+        steps = f"{len(each.steps)} of {each.listed} checkpoints"
+        looked = f"looked into the weights of {steps}" if each is inside else f"looked at the listings of {steps}"
+        console.print(f"{each.name}: {looked}, {told_bytes(each.bytes)} of weights: {said}", markup=False)
+    if inside and len(inside.steps) < inside.listed:
+        console.print(f"the other {inside.listed - len(inside.steps)} are not on this machine", markup=False)
     return int(bool(faults))

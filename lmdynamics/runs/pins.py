@@ -16,6 +16,7 @@ from lmdynamics.runs.naming import Rule, rule_for
 
 FILE = "suite.json"
 LISTERS = 12  # trees asked for at a time
+SHOWN = 12  # names of a long list that are told
 OPTIONS = ("steps", "keep", "download", "refresh")
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w.-]+))?(?:\?(?P<options>.*))?")
 _SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
@@ -89,6 +90,11 @@ class Pin:
         indices = {f"{re.sub(r'-[0-9]+-of-[0-9]+', '', file.path)}.index.json" for file in self.weights}
         return (*self.small, *(file for file in self.files or () if file.path in indices), *self.weights)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all that is wanted of it is on this machine."""
+        return bool(self.weights) and not self.lacking(self.wanted)
+
     def lacking(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
         """Those of some files that are not here."""
         return [file for file in files if not (self.folder / file.path).is_file()]
@@ -133,18 +139,34 @@ def suite_folder(asked: Address, rule: Rule) -> Path:
     return paths.home() / "suites" / (f"{name}--{part}" if part else name)
 
 
-def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
+def known_suites() -> dict[str, dict[int, Pin]]:
+    """The suites that were opened here: address and checkpoints of each."""
+    folders = sorted(path.parent for path in (paths.home() / "suites").glob(f"*/{FILE}"))
+    return {f"hf://{store.read_json(folder / FILE, 'a suite')['name']}": read_pins(folder) for folder in folders}
+
+
+def list_checkpoints(asked: Address, rule: Rule) -> dict[str, dict[int, Pin]]:
     """Every checkpoint of a repository, or of those that a pattern fits, by trajectory and step; one that is named
-    twice counts once."""
+    twice counts once.
+
+    Raises
+    ------
+    UserError
+        Where there is none, or none of the trajectory that is asked for.
+    """
+    repository = asked.repository
     found: dict[str, dict[int, Pin]] = {}
     if rule.by_repository:
         names = hub.repositories(repository) if "*" in repository else [repository]
+        if not names:
+            raise UserError(f"no repository on the hub fits {repository}; check the part before the star")
         places = [(name, place) for name in names if (place := rule.place(name)) is not None]
         with ThreadPoolExecutor(LISTERS) as threads:
             commits = list(threads.map(lambda each: hub.references(each[0]), places))
         named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
     else:
         refs = hub.references(repository)
+        names = list(refs)
         ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
         titled = [
             (revision, commit, title)
@@ -159,6 +181,17 @@ def list_checkpoints(repository: str, rule: Rule) -> dict[str, dict[int, Pin]]:
     for place, name, revision, commit in named:
         pin = Pin(place.step, name, revision, commit, place.tokens)
         found.setdefault(place.part, {}).setdefault(place.step, pin)
+    if not found:
+        raise UserError(
+            f"{repository}: nothing there is named like a checkpoint ({', '.join(sorted(names)[:SHOWN])}"
+            f"{', …' * (len(names) > SHOWN)}); say how with --revisions (revisions= in Python), a regular expression "
+            r"such as 'ckpt-(?P<step>\d+)', or with a rule in my_suites.toml"
+        )
+    if asked.part and asked.part not in found:
+        known = ", ".join(f"#{part}" for part in sorted(found)[:SHOWN] if part)
+        raise UserError(
+            f"{repository} has no trajectory #{asked.part}; it has {known or 'one without a name: leave that out'}"
+        )
     return {part: dict(sorted(pins.items())) for part, pins in found.items()}
 
 

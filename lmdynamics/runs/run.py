@@ -53,6 +53,11 @@ class Checkpoint:
         return Run(self.folder.parent.parent).recipe
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine; of a published suite it may not be."""
+        return True
+
+    @property
     def has_optimizer_state(self) -> bool:
         return (self.folder / store.TRAINING_STATE).exists()
 
@@ -268,15 +273,19 @@ class Run:
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
 
-    def held_out(self, text: Treebank | None = None) -> Blocks:
-        """Rows this run was not trained on: its own, or, if it was trained elsewhere, the sentences of `text`."""
+    def held_out(self, text: Treebank | str | None = None) -> Blocks:
+        """Rows this run was not trained on: its own, or, if it was trained elsewhere, the sentences of `text`.
+
+        `text`: a treebank, or what `open_treebank` knows: a name or a CoNLL-U file.
+        """
         if (self.folder / "held_out").is_dir():
             return Blocks.load(self.folder / "held_out")
         if text is None:
             raise UserError(
                 f"{self.name} has no held-out rows of its own; name text it can be measured on, such as ewt"
             )
-        return annotated_blocks(text, self[self.steps[0]].tokenizer)[0]
+        bank = text if isinstance(text, Treebank) else open_treebank(str(text))
+        return annotated_blocks(bank, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
         """Gold trees: `grammar` (the language this run learnt, new sentences), or whatever `open_treebank` knows."""
@@ -330,7 +339,9 @@ def open_run(where: str | Path, **options: Any) -> Run:
     if not folder.is_dir() and not Path(where).is_absolute():
         folder = runs_dir() / where
     if not folder.is_dir():
-        known = run_names()
+        from lmdynamics.runs.pins import known_suites
+
+        known = [*run_names(), *known_suites()]
         hint = did_you_mean(str(where), known) if known else ""
         raise UserError(f"there is no run {str(where)!r}{hint}; `lmdynamics train RECIPE` makes one")
     run = Run(folder.resolve())

@@ -28,6 +28,7 @@ from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.pins import (
     CONFIG,
     FILE,
+    SHOWN,
     Address,
     Pin,
     list_checkpoints,
@@ -39,7 +40,7 @@ from lmdynamics.runs.pins import (
 )
 from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
 
-FETCHED = "fetched.json"  # steps whose weights were brought here, the oldest first
+FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,15 @@ class SuiteRun(Run):
 
     def cost(self, steps: str | Sequence[int] | None = None) -> str:
         """What is still to come, in words: bytes, and minutes over a line of 100 Mbit/s."""
-        missing = self.missing(steps)
+        missing, wanted = self.missing(steps), len(chosen_steps(self.steps, steps))
+        here = f"{self.name}: {wanted - len(missing)} of {wanted} checkpoints on this machine"
         if not missing:
-            return f"{self.name}: all {len(chosen_steps(self.steps, steps))} checkpoints are on this machine"
+            return here
         size = _bytes_of(missing)
         minutes = round(size * 8 / 100e6 / 60)
         return (
-            f"{self.name}: {len(missing)} of {len(chosen_steps(self.steps, steps))} checkpoints are to come, "
-            f"{told_bytes(size)} ({f'about {minutes:,} min' if minutes else 'less than a minute'} at 100 Mbit/s)"
+            f"{here}; to come: {told_bytes(size)} "
+            f"({f'about {minutes:,} min' if minutes else 'less than a minute'} at 100 Mbit/s)"
         )
 
     def fetch(
@@ -147,7 +149,8 @@ class SuiteRun(Run):
             for step, files in missing.items():
                 shown.set_postfix_str(f"step {step:,}")
                 _bring(self.pins[step], files, shown.update)
-                _remember(self.folder, step)
+                if self.keep_last is not None:
+                    _remember(self.folder, step)
         return self
 
 
@@ -167,7 +170,7 @@ class SuiteCheckpoint(Checkpoint):
         self._weights()
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
-            if self._here(self._pin.wanted):
+            if self._here(self._pin.wanted) and self.keep_last is not None:
                 _remember(self.suite, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
@@ -181,6 +184,10 @@ class SuiteCheckpoint(Checkpoint):
             self._here(self._pin.small)
             return load_tokenizer(self.folder)
         return load_tokenizer(_shared_tokenizer(self.suite))
+
+    @property
+    def is_here(self) -> bool:
+        return self._pin.is_here
 
     @property
     def recipe(self) -> None:
@@ -224,8 +231,9 @@ class SuiteCheckpoint(Checkpoint):
         if not self.download and any(file in self._pin.weights for file in missing):
             size = told_bytes(sum(file.bytes for file in missing))
             raise UserError(
-                f"{self.run_name} is not on this machine at step {self.step} ({size}); `lmdynamics fetch ADDRESS` "
-                "shows what all of it costs and brings it; with ?download=yes in its address it comes when it is wanted"
+                f"{self.run_name} is not on this machine at step {self.step} ({size}); "
+                f'`lmdynamics fetch "hf://{self.run_name}?steps={self.step}"` brings it, without ?steps all of them; '
+                "with ?download=yes in its address it comes when it is wanted"
             )
         _bring(self._pin, missing)
         return bool(missing)
@@ -242,9 +250,9 @@ def open_suite(
     """Open a published suite; see the top of this module for addresses.
 
     `steps`: which checkpoints (`log:20`, a list, `0:10000:1000`); all by default. `revisions`: a regular expression for
-    branches and tags with a group `step`, where no rule in `data/suites.toml` fits. `keep_last`: checkpoints whose
-    weights stay on this machine. `download`: agree to whatever is needed; otherwise models that are not here are
-    refused, and `fetch` shows what they cost.
+    branches and tags with a group `step`, where no rule in `data/suites.toml` fits. `keep_last`: how many of the
+    checkpoints that come under it stay on this machine; what was fetched without it stays anyway. `download`: agree to
+    whatever is needed; otherwise models that are not here are refused, and `fetch` shows what they cost.
 
     Raises
     ------
@@ -258,12 +266,14 @@ def open_suite(
     keep_last = keep_last if keep_last is not None else asked.keep
     if keep_last is not None and keep_last < 1:
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
+    # before there is a folder: a name that is mistyped leaves nothing behind
+    listed = None if (folder / FILE).exists() else _listed(asked, rule)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         said = store.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
         renamed = said is not None and revisions is not None and said["revisions"] != revisions
         if said is None or asked.refresh or renamed:
-            part, pins = _listed(asked, rule)
+            part, pins = listed or _listed(asked, rule)
             write_pins(folder, asked.repository, part, revisions, pins)
             said = store.read_json(folder / FILE, "a suite")
         pins = read_pins(folder)
@@ -279,17 +289,12 @@ def open_suite(
 
 def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
     """The trajectory that is meant, and its checkpoints, from the names of repositories or revisions alone."""
-    found = list_checkpoints(asked.repository, rule)
-    if not found:
-        raise UserError(
-            f"{asked.repository}: nothing there is named like a checkpoint; say how with revisions=, a regular "
-            r"expression such as 'ckpt-(?P<step>\d+)', or a rule in my_suites.toml"
-        )
+    found = list_checkpoints(asked, rule)
     part = asked.part or (rule.part if rule.part in found else "")
     if not part and len(found) == 1:
         (part,) = found
     if part not in found:
-        known = ", ".join(sorted(found)[:12])
+        known = ", ".join(sorted(found)[:SHOWN])
         raise UserError(
             f"{asked.repository} holds several trajectories: {known}; name one, hf://{asked.repository}#NAME"
         )
@@ -321,7 +326,7 @@ def _shared_tokenizer(suite: Path) -> Path:
 
 
 def _remember(suite: Path, step: int) -> None:
-    """That a checkpoint's weights are here because of this suite: the last one is the one that stays longest."""
+    """That a checkpoint's weights came under a `keep`: the last one is the one that stays longest."""
     with FileLock(suite / ".lock"):
         steps = [known for known in _fetched(suite) if known != step]
         store.write_json(suite / FETCHED, [*steps, step])
@@ -348,7 +353,7 @@ def _evict(suite: Path, keep: int) -> None:
 
 def _here(pins: Iterable[Pin]) -> str:
     """Which checkpoints are on this machine, in words."""
-    there = [pin.step for pin in pins if pin.weights and not pin.lacking(pin.wanted)]
+    there = [pin.step for pin in pins if pin.is_here]
     if not there:
         return "no checkpoint of it is on this machine"
     return f"on this machine are the steps {', '.join(map(str, there))}: name them with ?steps="

@@ -8,6 +8,7 @@ from lmdynamics.batch.parameters import notebook_parameters
 from lmdynamics.batch.plan import plan
 from lmdynamics.errors import UserError
 from tests.batch.notebooks import write_notebook
+from tests.test_project import ROOT
 
 
 @pytest.fixture
@@ -103,6 +104,18 @@ def test_an_untyped_parameter_takes_the_type_of_its_default(tmp_path):
 def test_the_named_value_wins_over_the_automatic_one(notebook):
     assert values(notebook, "profile=full", "interactive=true", profile="smoke")["profile"] == "full"
     assert values(notebook, "interactive=true")["interactive"] is True
+
+
+def test_a_suite_has_not_learnt_the_built_in_language(home):
+    syntax, curves = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_sas_emergence", "03_loss_deceleration"))
+    suite = "hf://EleutherAI/pythia-14m"
+    with pytest.raises(UserError, match="so set treebank and pairs .treebank: where gold trees come from: gra"):
+        plan([syntax], [f"run={suite}"])
+    with pytest.raises(UserError, match=f"{suite} did not learn the built-in language, so set pairs "):
+        plan([syntax], [f"run={suite}", "treebank=ewt"])
+    with pytest.raises(UserError, match="so set treebank "):
+        plan([curves], [f"plan={suite} {suite}"])
+    assert len(plan([syntax], [f"run={suite}", "treebank=ewt", "pairs=zorro"])) == 1
 
 
 def test_what_a_notebook_has_anyway_is_not_given(notebook):

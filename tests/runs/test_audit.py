@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lmdynamics as lmd
-from lmdynamics.runs.audit import audit, faults_of, leads_out, weights_faults
+from lmdynamics.errors import UserError
+from lmdynamics.runs.audit import audit, faults_of, leads_out, weights_audit
 from lmdynamics.runs.catalogue import as_markdown
 from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.pins import Pin
@@ -37,7 +38,7 @@ def test_a_clean_suite_of_154_is_passed_in_silence(hub, home, call):
     print(f"audit of 154 revisions: {took:.1f} s")  # a figure to quote; 5 s are aimed at
     status, out, _ = call("audit", PYTHIA)
     assert status == 0
-    assert "154 checkpoints, 4.33 GB of weights (none downloaded): no fault found" in out
+    assert "looked at the listings of 154 of 154 checkpoints, 4.33 GB of weights: no fault found" in out
 
 
 def test_an_audit_needs_no_torch(hub, home):
@@ -66,6 +67,8 @@ def test_a_missing_step(hub, home):
     del repository.branches["step64"]
     assert found() == [("missing step", 64)]
     assert found(f"{PYTHIA}?steps=0,1,2") == []  # where only some are asked for, others are not missed
+    (some,) = audit(f"{PYTHIA}?steps=0,1,2", progress=False)
+    assert (len(some.steps), some.listed) == (3, 153)
 
 
 def test_a_file_of_another_size(hub, home):
@@ -119,6 +122,11 @@ def test_every_trajectory_is_looked_at(hub, home):
     audits = audit("hf://allenai/OLMo-2-0425-1B", progress=False)
     assert [each.name.partition("#")[2] for each in audits] == ["stage1", "stage2-ingredient1", "stage2-ingredient2"]
     assert [fault for each in audits for fault in each.faults] == []
+    with pytest.raises(UserError, match=r"no trajectory #stage3; it has #stage1, #stage2-ingredient1, #stage2-ingr"):
+        audit("hf://allenai/OLMo-2-0425-1B#stage3", progress=False)
+    suites.pythia(hub)
+    with pytest.raises(UserError, match="no trajectory #x; it has one without a name"):
+        audit(f"{PYTHIA}#x", progress=False)
 
 
 def test_sizes_count_as_equal_within_a_thousandth():
@@ -129,10 +137,15 @@ def test_sizes_count_as_equal_within_a_thousandth():
     assert [(fault.kind, fault.step) for fault in faults_of(pins) if fault.kind == "size"] == [("size", 3)]
 
 
-def test_what_is_here_is_looked_into(hub, home):
+def test_what_is_here_is_looked_into(hub, home, call):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?steps=0,1,512,143000").fetch()
-    assert weights_faults(run, progress=False) == []
+    clean = weights_audit(run, progress=False)
+    assert (clean.faults, len(clean.steps), clean.listed) == ((), 4, 4)
+    status, out, _ = call("audit", f"{PYTHIA}?steps=0,1,2,512,1000,143000", "--weights")
+    assert status == 0
+    assert "looked into the weights of 4 of 6 checkpoints" in out
+    assert "the other 2 are not on this machine" in out
     paths = {step: (run[step].folder / "model.safetensors").resolve() for step in run.steps}
     equal, broken = load_file(paths[0]), load_file(paths[143_000])
     save_file(equal, paths[1])
@@ -140,7 +153,7 @@ def test_what_is_here_is_looked_into(hub, home):
     save_file(broken, paths[143_000])
     torch.manual_seed(0)
     save_file({name: torch.randn_like(tensor) for name, tensor in equal.items()}, paths[512])
-    assert [(fault.kind, fault.step) for fault in weights_faults(run, progress=False)] == [
+    assert [(fault.kind, fault.step) for fault in weights_audit(run, progress=False).faults] == [
         ("equal", 1),
         ("far", 512),
         ("not finite", 143_000),

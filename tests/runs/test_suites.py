@@ -49,7 +49,9 @@ def test_opening_lists_and_downloads_nothing(hub, home):
     assert run.recipe is None
     assert len(run.log) == 0
     assert hub.downloads == []
-    with pytest.raises(UserError, match=r"not on this machine at step 512 \(.*lmdynamics fetch"):
+    with pytest.raises(
+        UserError, match=r"at step 512 \(.*`lmdynamics fetch \"hf://EleutherAI/pythia-14m\?steps=512\"`"
+    ):
         run[512].model()
     with pytest.raises(UserError, match="no checkpoint at step 3; the nearest are 1, 2, 512|0, 1, 2"):
         run[3]
@@ -87,7 +89,7 @@ def test_only_what_a_model_needs_is_downloaded(hub, home):
     assert type(model).__name__ == "GPTNeoXForCausalLM"
     assert run[512].tokenizer("the cat")["input_ids"]
     assert run[512].content_hash == hashlib.sha256((run[512].folder / "model.safetensors").read_bytes()).hexdigest()
-    assert "all 3 checkpoints are on this machine" in run.cost()
+    assert run.cost() == "EleutherAI/pythia-14m: 3 of 3 checkpoints on this machine"
     assert len(hub.requests) == asked
 
 
@@ -98,7 +100,14 @@ def test_what_is_here_is_shown_and_verified(hub, home, call):
     shown = json.loads(call("runs", "show", address)[1])
     assert [(row["step"], row["here"]) for row in shown["checkpoints"]] == [(0, False), (512, True)]
     assert shown["checkpoints"][1]["commit"] == run.pins[512].commit
-    assert call("runs", "verify", address)[0] == 0
+    assert call("runs", "verify", address)[:2] == (
+        0,
+        "EleutherAI/pythia-14m: 5 files are whole; 1 of 2 checkpoints are on this machine\n",
+    )
+    assert "5 files in 1 checkpoints are whole" in call("runs", "verify", f"{PYTHIA}?steps=512")[1]
+    row = next(line for line in call("runs", "list")[1].splitlines() if PYTHIA in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [PYTHIA, "6", "143,000", "1"]
+    assert refused(call("runs", "show", "EleutherAI/pythia-14m"), "did you mean 'hf://EleutherAI/pythia-14m'?")
     weights = (run[512].folder / "model.safetensors").resolve()
     weights.write_bytes(spoilt(weights.read_bytes()))
     assert refused(call("runs", "verify", address), "is not what EleutherAI/pythia-14m lists for step 512")
@@ -218,7 +227,7 @@ def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
     with pytest.raises(UserError, match="does not accept the token"):
         run.fetch()
     monkeypatch.setenv("HF_TOKEN", "of-ann")
-    assert "all 6 checkpoints" in run.fetch().cost()
+    assert "6 of 6 checkpoints" in run.fetch().cost()
     assert {request.token for request in hub.asked(CONTENT)} == {None}  # the token stays with the hub
 
 
@@ -231,6 +240,38 @@ def test_nothing_is_thrown_away_that_may_not_come_again(hub, home):
     assert run.missing() == {}
 
 
+def test_keep_does_not_throw_away_what_was_fetched_for_good(hub, home):
+    suites.pythia(hub)
+    lmd.open_run(f"{PYTHIA}?steps=0,1").fetch()
+    run = lmd.open_run(f"{PYTHIA}?download=yes&keep=1")
+    for step in run.steps:
+        run[step].model()
+    assert sorted(set(run.steps) - set(run.missing())) == [0, 1, 143_000]
+
+
+def test_what_is_mistyped_says_what_there_is_and_leaves_nothing(hub, home):
+    repository = suites.pythia(hub)
+    hub.repository("me/mine").commit(dict(repository.branches["step0"].files), branch="after-5")
+    for address, words in (
+        ("hf://me/mine", r"named like a checkpoint \(after-5\); say how with --revisions"),
+        ("hf://google/multiberts-seed_9-step_*", "no repository on the hub fits google/multiberts-seed_9-step_"),
+        ("hf://EleutherAI/pythia-14m#stage2", "no trajectory #stage2; it has one without a name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            lmd.open_run(address)
+    assert not list(home.glob("suites/*"))
+
+
+def test_text_of_ones_own_is_named(hub, home, tmp_path):
+    suites.pythia(hub)
+    line = "1\tcats\t_\t_\t_\t_\t0\troot\t_\t_\n\n"
+    (tmp_path / "own.conllu").write_text(line * 3)
+    run = lmd.open_run(f"{PYTHIA}?steps=0&download=yes")
+    assert len(run.held_out(str(tmp_path / "own.conllu"))) == 3
+    with pytest.raises(UserError, match="no treebank 'own'"):
+        run.held_out("own")
+
+
 def test_nobody_agrees(hub, home, call):
     suites.pythia(hub)
     with pytest.raises(UserError, match="nothing was downloaded"):
@@ -239,8 +280,9 @@ def test_nobody_agrees(hub, home, call):
     assert hub.downloads == []
     status, out, _ = call("fetch", f"{PYTHIA}?steps=0,512", "--yes")
     assert status == 0
-    assert "2 of 2 checkpoints are to come" in out
-    assert "all 2 checkpoints are on this machine" in out
+    assert "steps 0, 512\n" in out
+    assert "0 of 2 checkpoints on this machine; to come: " in out
+    assert "2 of 2 checkpoints on this machine\n" in out
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
