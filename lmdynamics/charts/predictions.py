@@ -4,6 +4,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.theme import VERMILION, accuracy_colour, figure, ink
+from lmdynamics.charts.tokens import visible
 from lmdynamics.curves.intervals import need_columns
 
 
@@ -13,7 +14,9 @@ def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: 
     `predictions`: step, rank (1 = best), word, probability. The cell of the word that stood there is outlined.
     """
     need_columns(predictions, ["step", "rank", "word", "probability"], "predictions over training")
-    data = predictions.with_columns(right=pl.col("word") == hidden)
+    words = [visible(word) for word in predictions["word"]]
+    data = predictions.with_columns(pl.Series("word", words), right=pl.col("word") == hidden)
+    hidden = visible(hidden).strip()
     steps = data["step"].n_unique()
     base = alt.Chart(data).encode(
         alt.X("step:O", title="checkpoint (training step)").axis(

@@ -3,12 +3,15 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import altair as alt
 
 from lmdynamics.charts.theme import STILL_TEXT, TEXT
 from lmdynamics.errors import UserError
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 class Still:
@@ -58,7 +61,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers."""
     import vl_convert
 
-    spec = chart.to_dict()
+    spec = _drawable(chart.to_dict())
     svg = vl_convert.vegalite_to_svg(_written(spec, STILL_TEXT), vl_version=_vegalite_version())
     return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
@@ -68,13 +71,22 @@ def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
     import vl_convert
 
     # vl-convert falsifies half-transparent colours on a transparent ground: orange comes out olive
-    spec = {**chart.to_dict(), "background": "white"}
+    spec = {**_drawable(chart.to_dict()), "background": "white"}
     return vl_convert.vegalite_to_png(_written(spec, "#444444"), vl_version=_vegalite_version(), scale=scale)
 
 
 def _written(spec: dict, colour: str) -> str:
     """The specification as JSON, its text in one colour: a picture has no page to take it from."""
     return json.dumps(spec).replace(json.dumps(TEXT), json.dumps(colour))
+
+
+def _drawable(part: Any) -> Any:
+    """A specification with what no SVG may hold escaped: at one such character vl-convert ends the whole process."""
+    if isinstance(part, dict):
+        return {_drawable(name): _drawable(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [_drawable(value) for value in part]
+    return _NOT_IN_XML.sub(lambda found: repr(found[0])[1:-1], part) if isinstance(part, str) else part
 
 
 def _vegalite_version() -> str:

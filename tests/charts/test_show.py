@@ -1,8 +1,10 @@
 """One figure for whoever reads it: widget, picture, file."""
 
 import zlib
+from xml.etree import ElementTree
 
 import altair as alt
+import polars as pl
 import pytest
 
 from lmdynamics import charts
@@ -49,6 +51,25 @@ def test_a_folder_that_cannot_be_made_is_refused(chart, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the figure"):
         charts.show(chart, "bars", str(tmp_path / "file" / "deeper"), interactive=False)
+
+
+def test_characters_that_no_svg_may_hold_are_escaped():
+    """A tokenizer of bytes has them, and vl-convert ends the process at the first."""
+    words = ["a\x00", "b\x03", "\x1b[1m", "\x0c", "\ufffe", "\ud800"]
+    chart = alt.Chart(pl.DataFrame({"word": words[:-2]})).mark_text().encode(alt.Text("word:N"), y="word:N")
+    still = charts.show(figure(chart, f"of {words}", "".join(words), "told \x01"), "words", interactive=False)
+    root = ElementTree.fromstring(still.svg)
+    assert {r"a\x00", r"b\x03", r"\x1b[1m", r"\x0c"} <= {text.strip() for text in root.itertext()}
+    assert root.get("aria-label") == r"told \x01"
+    assert still.png.startswith(b"\x89PNG")
+
+
+def test_guesses_of_bytes_can_be_drawn():
+    rows = {"step": [0, 0], "rank": [1, 2], "word": ["\x03", " cat"], "probability": [0.5, 0.25]}
+    chart = charts.predictions_over_training(pl.DataFrame(rows), "a ▁▁▁ sat", " cat")
+    (data,) = chart.to_dict()["datasets"].values()
+    assert [(row["word"], row["right"]) for row in data] == [(r"\x03", False), (" cat", True)]
+    assert "was “cat”" in chart.to_dict()["description"]
 
 
 def test_png_for_readers_without_svg(chart):

@@ -80,9 +80,10 @@ def test_syntax_in_a_suite(hub, execute, pairs, address, publisher):
     assert records["structure_onset"] is None  # these models are random
 
 
-def test_the_first_page_opens_a_suite(hub, execute):
-    suites.multiberts(hub)
-    records = execute("00_start_here", f"run={MULTIBERTS}?download=yes")
+@pytest.mark.parametrize(("address", "publisher"), [(MULTIBERTS, suites.multiberts), (PYTHIA, suites.pythia)])
+def test_the_first_page_opens_a_suite(hub, execute, address, publisher):
+    publisher(hub)
+    records = execute("00_start_here", f"run={address}?download=yes")
     assert records["held_out_loss_last"] > 0
     assert "masking_rate" not in records  # nobody says how it was trained
 
