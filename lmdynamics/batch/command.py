@@ -90,7 +90,7 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
 def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
     """Submit the jobs, follow them, try again those that failed; on Ctrl-C stop what runs and raise."""
     asked = {"timeout": options.timeout}
-    asked["environment"] = _fresh(jobs[0].folder.parent) if options.fresh and jobs else {}
+    asked["environment"] = _fresh(jobs[0].folder.parent) if options.fresh and jobs else _named_places()
     outcomes: dict[str, Outcome] = {}
     with Table(jobs) as table:
         waiting = deque((job, 1) for job in jobs)
@@ -119,6 +119,12 @@ def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
             _wait_for(pending, lambda future: future.done())
             raise
     return list(outcomes.values())
+
+
+def _named_places() -> dict[str, str]:
+    """Where runs and corpora lie, as far as somebody has said so: a cluster's workers were started without knowing."""
+    names = ("LMDYNAMICS_HOME", "LMDYNAMICS_DATA")
+    return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in names if os.environ.get(name)}
 
 
 def _fresh(out: Path) -> dict[str, str]:

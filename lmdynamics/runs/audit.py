@@ -71,7 +71,7 @@ def audit(address: str, revisions: str | None = None, progress: bool | None = No
             seen = look([pins[step] for step in steps])
             shown.update(len(steps))
         faults = [*_moved(seen, pinned), *_missing_steps(steps, rule, asked.steps), *faults_of(seen)]
-        name = f"{asked.repository}#{part}" if part else asked.repository
+        name = f"{asked.repository}#{part}" if part and len(found) > 1 else asked.repository
         size = sum(file.bytes for pin in seen for file in pin.weights)
         audits.append(Audit(name, tuple(steps), len(pins), size, tuple(faults)))
     return audits
@@ -238,5 +238,5 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
         looked = f"looked into the weights of {steps}" if each is inside else f"looked at the listings of {steps}"
         console.print(f"{each.name}: {looked}, {told_bytes(each.bytes)} of weights: {said}", markup=False)
     if inside and len(inside.steps) < inside.listed:
-        console.print(f"the other {inside.listed - len(inside.steps)} are not on this machine", markup=False)
+        console.print(f"not on this machine: {inside.listed - len(inside.steps)} of {inside.listed}", markup=False)
     return int(bool(faults))

@@ -292,7 +292,7 @@ def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
     found = list_checkpoints(asked, rule)
     part = asked.part or (rule.part if rule.part in found else "")
     if not part and len(found) == 1:
-        (part,) = found
+        return "", *found.values()  # where there is one, its name would only repeat the repository's
     if part not in found:
         known = ", ".join(sorted(found)[:SHOWN])
         raise UserError(

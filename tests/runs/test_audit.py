@@ -145,7 +145,7 @@ def test_what_is_here_is_looked_into(hub, home, call):
     status, out, _ = call("audit", f"{PYTHIA}?steps=0,1,2,512,1000,143000", "--weights")
     assert status == 0
     assert "looked into the weights of 4 of 6 checkpoints" in out
-    assert "the other 2 are not on this machine" in out
+    assert "not on this machine: 2 of 6" in out
     paths = {step: (run[step].folder / "model.safetensors").resolve() for step in run.steps}
     equal, broken = load_file(paths[0]), load_file(paths[143_000])
     save_file(equal, paths[1])

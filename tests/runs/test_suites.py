@@ -16,7 +16,8 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.syntax import HeadScores
 from lmdynamics.runs import hub as client
-from lmdynamics.runs.pins import CONFIG, TOKENIZER, pinned, read_address
+from lmdynamics.runs.audit import audit
+from lmdynamics.runs.pins import CONFIG, TOKENIZER, known_suites, pinned, read_address
 from lmdynamics.runs.suites import SuiteCheckpoint
 from tests.conftest import refused
 from tests.hub import suites
@@ -153,6 +154,15 @@ def test_one_repository_for_each_checkpoint(hub, home):
     assert type(run[20_000].model()).__name__ == "BertForMaskedLM"
     assert "[MASK]" in run[20_000].tokenizer.get_vocab()
     assert {Path(path).name for path in weights_asked(hub)} == {"pytorch_model.bin"}
+
+
+def test_a_trajectory_that_is_alone_has_no_name(hub, home):
+    suites.sas(hub)
+    address = "hf://angie-chen55/bert-base-seed0-ckpt-*"
+    run = lmd.open_run(address)
+    assert (f"hf://{run.name}", len(run)) == (address, 4)
+    assert list(known_suites()) == [address]
+    assert [f"hf://{each.name}" for each in audit(address, progress=False)] == [address]
 
 
 def test_several_trajectories_in_one_repository(hub, home):
