@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -22,6 +23,7 @@ from lmdynamics.runs.suites import SuiteCheckpoint
 from tests.conftest import refused
 from tests.hub import suites
 from tests.hub.server import Hub, spoilt
+from tests.test_project import ROOT
 
 PYTHIA = "hf://EleutherAI/pythia-14m"
 CONTENT = "^GET (?!.*/resolve/).*safetensors"  # of weights, on the CDN
@@ -280,6 +282,18 @@ def test_text_of_ones_own_is_named(hub, home, tmp_path):
     assert len(run.held_out(str(tmp_path / "own.conllu"))) == 3
     with pytest.raises(UserError, match="no treebank 'own'"):
         run.held_out("own")
+
+
+def test_the_readme_example_of_a_suite_runs(hub, home, tmp_path, capsys):
+    suites.pythia(hub)
+    (tmp_path / "own.conllu").write_text("1\tcats\t_\t_\t_\t_\t0\troot\t_\t_\n\n" * 3)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "hf://" in block]
+    code = block.replace('"ewt"', repr(str(tmp_path / "own.conllu"))).replace("lmd.trace(", "made = lmd.trace(")
+    exec(code, scope := {})
+    assert "0 of 6 checkpoints on this machine; to come: " in capsys.readouterr().out
+    assert scope["made"]["step"].to_list() == [0, 1, 2, 512, 1000, 143_000]
+    assert {"loss", "tokens", "stderr"} < set(scope["made"].columns)
 
 
 def test_nobody_agrees(hub, home, call):
