@@ -19,7 +19,7 @@ from lmdynamics.batch.key import code_version
 from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
-from lmdynamics.paths import home
+from lmdynamics.paths import home, real_data_dirs
 from lmdynamics.runs import store
 
 INTERRUPTED = 130
@@ -123,14 +123,13 @@ def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
 
 def _named_places() -> dict[str, str]:
     """Where runs and corpora lie, as far as somebody has said so: a cluster's workers were started without knowing."""
-    names = ("LMDYNAMICS_HOME", "LMDYNAMICS_DATA")
-    return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in names if os.environ.get(name)}
+    places = {"LMDYNAMICS_HOME": home(), "LMDYNAMICS_DATA": real_data_dirs()[0]}
+    return {name: str(place) for name, place in places.items() if os.environ.get(name)}
 
 
 def _fresh(out: Path) -> dict[str, str]:
     """A house for runs and traces where nothing lies that another version of the code has made; corpora stay."""
-    data = os.environ.get("LMDYNAMICS_DATA") or str(home() / "fetched")
-    return {"LMDYNAMICS_HOME": str(out / f"home-{code_version()}"), "LMDYNAMICS_DATA": data}
+    return {"LMDYNAMICS_HOME": str(out / f"home-{code_version()}"), "LMDYNAMICS_DATA": str(real_data_dirs()[0])}
 
 
 def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:

@@ -16,7 +16,8 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import SUITE
 
 LONGEST = 100  # characters of an item's name, which is a folder's
-BUILT_IN = "grammar"  # the language of the shipped recipes, as a value of `treebank` or `pairs`
+BUILT_IN = "grammar"  # the language of the shipped recipes, as a value of
+LANGUAGES = ("treebank", "pairs")  # these parameters
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settle
     """A published suite has not learnt it: without words of its own language nothing can be measured."""
     values = {name: settled.get(name, parameter.default) for name, parameter in known.items()}
     suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and v.startswith(SUITE)), None)
-    if suite and (lacking := [name for name, value in values.items() if value == BUILT_IN]):
+    if suite and (lacking := [name for name in LANGUAGES if values.get(name) == BUILT_IN]):
         told = "; ".join(f"{name}: {known[name].help}" for name in lacking)
         raise UserError(
             f"{path.name}: {suite} did not learn the built-in language, so set {' and '.join(lacking)} ({told})"

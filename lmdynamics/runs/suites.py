@@ -151,6 +151,8 @@ class SuiteRun(Run):
                 _bring(self.pins[step], files, shown.update)
                 if self.keep_last is not None:
                     _remember(self.folder, step)
+        if self.keep_last is None:
+            _spare(self.folder, chosen_steps(self.steps, steps))
         return self
 
 
@@ -330,6 +332,13 @@ def _remember(suite: Path, step: int) -> None:
     with FileLock(suite / ".lock"):
         steps = [known for known in _fetched(suite) if known != step]
         store.write_json(suite / FETCHED, [*steps, step])
+
+
+def _spare(suite: Path, steps: Sequence[int]) -> None:
+    """Checkpoints that came under a `keep` and are wanted for good now: they are not counted among those any more."""
+    with FileLock(suite / ".lock"):
+        if set(steps) & set(known := _fetched(suite)):
+            store.write_json(suite / FETCHED, [step for step in known if step not in steps])
 
 
 def _fetched(suite: Path) -> list[int]:

@@ -245,7 +245,7 @@ def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
 
 def test_nothing_is_thrown_away_that_may_not_come_again(hub, home):
     suites.pythia(hub)
-    lmd.open_run(f"{PYTHIA}?steps=0,1,2").fetch()
+    lmd.open_run(f"{PYTHIA}?steps=0,1,2&keep=3").fetch()
     run = lmd.open_run(f"{PYTHIA}?steps=0,1,2&keep=1")
     for step in run.steps:
         run[step].model()
@@ -254,7 +254,9 @@ def test_nothing_is_thrown_away_that_may_not_come_again(hub, home):
 
 def test_keep_does_not_throw_away_what_was_fetched_for_good(hub, home):
     suites.pythia(hub)
-    lmd.open_run(f"{PYTHIA}?steps=0,1").fetch()
+    lmd.open_run(f"{PYTHIA}?steps=0").fetch()
+    assert lmd.open_run(f"{PYTHIA}?steps=1&download=yes&keep=1")[1].model()
+    lmd.open_run(f"{PYTHIA}?steps=1").fetch()  # here already, and from now on for good
     run = lmd.open_run(f"{PYTHIA}?download=yes&keep=1")
     for step in run.steps:
         run[step].model()
