@@ -1,6 +1,11 @@
 """Watch language models learn: runs, checkpoints, measurements along training, charts and notebooks."""
 
+import sys
 from importlib import import_module
+
+# altair, nbformat and papermill import jsonschema, which spends more than a second on compiling a grammar of URIs if it
+# finds this module. Without it one string format is not checked; schemas validate all the same.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 # public names, imported when first used: `import lmdynamics` stays instant
 _PUBLIC = {

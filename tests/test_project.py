@@ -2,6 +2,7 @@
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -204,3 +205,23 @@ def test_the_command_line_answers_at_once():
     code = f"import sys, lmdynamics.cli; print(*(name for name in {heavy} if name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_jsonschema_does_not_compile_its_grammar_of_uris():
+    code = "import lmdynamics, altair, sys; print(sys.modules['rfc3987_syntax'], 'lark' in sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == ["None", "False"]
+
+
+def test_ctrl_c_can_be_tested_under_nohup():
+    """Processes started under nohup ignore SIGINT, and hand that on."""
+    started = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
+    code = f"import subprocess, sys, tests.conftest; subprocess.run([sys.executable, '-c', {started!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert done.stdout.strip() == "True", done.stderr
