@@ -30,6 +30,7 @@ LOG = "log.txt"
 HISTORY = "history.jsonl"  # in the batch's folder: one line for each item that has come to an end, never rewritten
 STOP = ".stop"  # in the batch's folder: whoever executes an item of it should stop
 LOCK = ".lock"  # in an item's folder: somebody executes it
+CHILD = "lmdynamics.batch.child"  # the module that executes a notebook
 _GRACE = 10  # seconds a notebook gets to stop its kernel after Ctrl-C
 _LOOK = 0.25  # seconds between two looks at whether to stop
 
@@ -141,7 +142,7 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
     stopped = late = by_hand = False
     with (job.folder / LOG).open("w", encoding="utf-8") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "lmdynamics.batch.child"],
+            [sys.executable, "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

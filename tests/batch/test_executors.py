@@ -21,6 +21,7 @@ from lmdynamics.batch.records import read_records
 from lmdynamics.errors import UserError
 from tests.batch.notebooks import write_notebook
 
+ROOT = Path(__file__).parents[2]
 RECORDING = """\
 from pathlib import Path
 from lmdynamics.batch.records import record, start_records
@@ -43,6 +44,13 @@ def notebook(tmp_path) -> Path:
     return write_notebook(tmp_path / "one.ipynb", RECORDING)
 
 
+@pytest.fixture
+def stub(monkeypatch):
+    """Items are executed without papermill and without a kernel: what is tested is who runs when."""
+    monkeypatch.setattr("lmdynamics.batch.execute.CHILD", "tests.batch.stub_child")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
 def doubled(out: Path) -> dict[str, int]:
     return {
         path.name: read_records(path)[0].value
@@ -53,8 +61,10 @@ def doubled(out: Path) -> dict[str, int]:
 
 WANTED = {f"one--seed={seed}": 2 * seed for seed in range(4)}
 GRID = ["seed=0,1,2,3"]
+STUB = pytest.mark.usefixtures("stub")
 
 
+@STUB
 def test_a_grid_runs_each_item_once_and_a_second_batch_none(notebook, capsys):
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=GRID), Options(workers=2)) == 0
@@ -73,6 +83,7 @@ def test_a_dry_run_writes_nothing(notebook, capsys):
     assert not (notebook.parent / "out").exists()
 
 
+@STUB
 def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("LMDYNAMICS_CORES", "6")
@@ -84,6 +95,7 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
     assert (told["OMP_NUM_THREADS"], told["LMDYNAMICS_CORES"]) == ("1", "3")
 
 
+@STUB
 @pytest.mark.parametrize("at_once", [1, 2, None])
 def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, at_once):
     running, most = [], []
@@ -114,6 +126,7 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
     assert max(most) == (at_once or 3)
 
 
+@STUB
 def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=["seed=0,1"])) == 0
@@ -137,6 +150,7 @@ def test_each_item_has_a_gpu_of_its_own(monkeypatch):
     assert sorted(seen) == ["4", "7"]
 
 
+@STUB
 def test_what_fails_is_tried_again_and_counted(tmp_path, capsys):
     third_time = """\
 from pathlib import Path
@@ -342,6 +356,7 @@ def test_slurms_stand_in_gives_the_same_records(notebook):
     assert doubled(out) == WANTED
 
 
+@STUB
 def test_an_item_of_two_batches_runs_once(notebook):
     """As when a batch's client was killed and its workers went on."""
     (job,) = plan([notebook], ["seed=3"], out=notebook.parent / "out")
@@ -351,6 +366,7 @@ def test_an_item_of_two_batches_runs_once(notebook):
     assert (notebook.parent / "out" / "ran.txt").read_text() == "3\n"
 
 
+@STUB
 def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
     told = """\
 import os
@@ -400,6 +416,7 @@ def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, 
     assert key("seed=2") != first
 
 
+@STUB
 def test_a_finished_item_of_another_key_is_not_done(notebook):
     (job,) = plan([notebook], out=notebook.parent / "out")
     assert not is_done(job)

@@ -51,9 +51,18 @@ def finished(out: Path) -> list[str]:
     return sorted(line["name"] for line in lines if line["status"] == "finished")
 
 
-def begin(notebook: Path, out: Path, *options: str) -> subprocess.Popen:
-    """A batch in a process of its own; see `ended` for what it prints."""
-    command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(notebook), "--grid", SEEDS, "--out", str(out)]
+STUBBED = """\
+from lmdynamics import cli
+from lmdynamics.batch import execute
+execute.CHILD = "tests.batch.stub_child"
+cli.main()
+"""
+
+
+def begin(notebook: Path, out: Path, *options: str, stub: bool = False) -> subprocess.Popen:
+    """A batch in a process of its own; see `ended` for what it prints. `stub`: without papermill and kernels."""
+    start = ["-c", STUBBED] if stub else ["-m", "lmdynamics.cli"]
+    command = [sys.executable, *start, "batch", str(notebook), "--grid", SEEDS, "--out", str(out)]
     number = len(list(notebook.parent.glob("printed-*")))
     files = [notebook.parent / f"{name}-{number}" for name in ("printed", "wrong")]
     with files[0].open("w") as printed, files[1].open("w") as wrong:
@@ -83,7 +92,7 @@ def below(process: psutil.Process, word: str) -> list[psutil.Process]:
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     notebook = write_notebook(folder / "one.ipynb", RECORDING, "import time\ntime.sleep(0.5)")
-    running = begin(notebook, folder / "out", "--workers", "2")
+    running = begin(notebook, folder / "out", "--workers", "2", stub=True)
     assert running.wait(180) == 0
     return records(folder / "out")
 
@@ -213,8 +222,9 @@ record("last", losses["loss"][-1])
     assert records(tmp_path / "out") == before
 
 
-def test_clocks_that_are_wrong(notebook, undisturbed, capsys):
+def test_clocks_that_are_wrong(notebook, undisturbed, capsys, monkeypatch):
     """What is done is known by its content: neither files from the future nor from the past are run again."""
+    monkeypatch.setattr("lmdynamics.batch.execute.CHILD", "tests.batch.stub_child")
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     for number, file in enumerate(sorted(out.rglob("*"))):
@@ -230,11 +240,11 @@ def test_clocks_that_are_wrong(notebook, undisturbed, capsys):
 
 def test_two_batches_into_one_folder(notebook, undisturbed):
     out = notebook.parent / "out"
-    first = begin(notebook, out, "--workers", "2")
+    first = begin(notebook, out, "--workers", "2", stub=True)
     until = time.monotonic() + 60
     while time.monotonic() < until and not list(out.glob("*/progress.json")):
         time.sleep(0.05)
-    status, _, wrong = ended(begin(notebook, out))
+    status, _, wrong = ended(begin(notebook, out, stub=True))
     assert status == 2
     assert wrong == f"lmdynamics: another batch is writing to {out}; wait for it, or name another folder with --out\n"
     assert first.wait(180) == 0
