@@ -203,6 +203,8 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     layers.append(alt.Chart(shown).mark_point(filled=True, color=BLUE, size=60, opacity=0.9).encode(x, y, tooltip=tips))
     if not law or law["exponent"] is None:
         says = f"{name} not known"
+    elif law["low"] is None:
+        says = f"{name} not tested"
     elif law["low"] <= 0 <= law["high"]:
         says = f"no clear change in {name}"
     else:
@@ -221,6 +223,8 @@ def _size_ticks(low: float, high: float) -> list[float]:
 def _exponent(law: dict | None) -> str:
     if not law or law["exponent"] is None:
         return "too few curves for a power law"
+    if law["low"] is None:
+        return f"exponent {law['exponent']:.2f}, too few sizes for an interval".replace("-", "−")
     return f"exponent {law['exponent']:.2f} [{law['low']:.2f}, {law['high']:.2f}]".replace("-", "−")
 
 

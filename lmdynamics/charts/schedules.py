@@ -71,7 +71,8 @@ def speedup_curves(
 
     `points`: condition, seed, step, value; `fits`: condition, step, value; `speedups`, a row per condition other than
     the baseline: condition, value, low, high, step, target, as the fields of `curves.speedup.Speedup`. `value` is null
-    where the best is never reached, `low` where the interval is open below. `measure`: its name with its unit.
+    where the best is never reached, `low` where the interval is open below, `low` and `high` where there is none.
+    `measure`: its name with its unit.
     `level`: the share of the way to the best that was asked for.
     """
     data, missing = tidy(points, ["condition", "seed", "step", "value"], "speed-up: points")
@@ -127,7 +128,7 @@ def speedup_curves(
             f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {told[fastest[0]]}, {fastest[0]}"
         )
         title += f"; {len(missed)} of {len(rows)} never get there" if missed else ""
-    caption = ["dot: a seed", "line: fitted curve", "[ ]: 95 % interval" if fastest else ""]
+    caption = ["dot: a seed", "line: fitted curve", "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""]
     caption += [absent(missing)]
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
@@ -143,7 +144,7 @@ def _told(row: dict) -> str:
     if row["value"] is None:
         return "never reached"
     if row["high"] is None:
-        return f"{row['value']:.1f}×"
+        return f"{row['value']:.1f}× (no interval)"
     return f"{row['value']:.1f}× [{'open' if row['low'] is None else format(row['low'], '.1f')}, {row['high']:.1f}]"
 
 

@@ -4,7 +4,7 @@ Frames named `final` have one row per `condition`, `seed` and `measure`, with it
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -85,15 +85,15 @@ class Speedups:
 def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, level: float = 1.0) -> Speedups:
     """Speed-ups over `baseline` in one measure of `curves`: condition, seed, step, measure, value (higher is better).
 
-    With three seeds or more these are resampled, with fewer the residuals of the fit. A baseline that never rises has
-    nothing to be reached sooner: then there are no speed-ups, and `refused` says why. `level`: see `speedup`.
+    Intervals are over seeds: with one seed there is none. A baseline that never rises has nothing to be reached sooner:
+    then there are no speed-ups, and `refused` says why. `level`: see `speedup`.
     """
     points = curves.filter(pl.col("measure") == measure).select("condition", "seed", "step", "value")
     groups = points.group_by("condition", maintain_order=True)
     of = {name: frame.drop("condition").sort("step", "seed") for (name,), frame in groups}
     if baseline not in of:
         raise UserError(f"speed-up: no condition {baseline!r} in {measure}; there are {', '.join(of)}")
-    unit = "seed" if points["seed"].n_unique() > 2 else None
+    unit = "seed" if points["seed"].n_unique() > 1 else None
     try:
         found = {
             name: speedup(of[baseline], frame, "value", unit, level=level, seed=seed)
@@ -104,6 +104,11 @@ def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, l
         found, refused = {}, str(error)
     else:
         refused = ""
+    if unit is None:  # the residuals of one run say nothing about the next one
+        found = {
+            name: replace(fit, low=None, high=None, reason=f"{fit.reason}; one seed, so there is no interval")
+            for name, fit in found.items()
+        }
     learning = {baseline: next(iter(found.values())).baseline} if found else {}
     learning |= {name: fit.scheduled for name, fit in found.items()}
     at = points["step"].unique().sort().to_list()

@@ -142,8 +142,8 @@ def as_published(fits: pl.DataFrame) -> str:
     said = []
     laws = power_laws(slowing, ["loss_at_break", "rate_after_break"])
     for symbol, falls, row in zip(("L_d", "r_d"), (True, False), laws.to_dicts(), strict=True):
-        if row["exponent"] is None:
-            said.append(f"{symbol} is positive in {row['curves']} curves only")
+        if row["low"] is None:
+            said.append(f"{symbol} is positive in {row['curves']} curves only, of {row['sizes']} sizes")
             continue
         found = f"{symbol} ∝ N^{row['exponent']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         if row["low"] <= 0 <= row["high"]:

@@ -21,25 +21,29 @@ QUANTITIES = ("loss_at_break", "rate_after_break", "step_at_break", "final_loss"
 
 
 def power_laws(fits: pl.DataFrame, quantities: Sequence[str] = QUANTITIES) -> pl.DataFrame:
-    """Each quantity as a power of size, q = a · parameters^exponent, by least squares in log-log over all rows.
+    """Each quantity as a power of size, q = a · parameters^exponent, by least squares in log-log over sizes.
 
-    `fits`: a row per curve with `parameters` and the quantities (seeds are rows of one size). Rows: quantity, a,
-    exponent, low, high (95 %, Student's t over curves), p (of no dependence on size), curves. Curves whose quantity is
-    not positive cannot be powers, and are left out; below 3 curves or 2 sizes the numbers are null.
+    `fits`: a row per curve with `parameters` and the quantities. Seeds of one size are averaged (in log) first: they
+    share whatever else sets that size apart from the power law, so they do not count as further sizes. Rows: quantity,
+    a, exponent, low, high (95 %, Student's t, sizes less two degrees of freedom), p (of no dependence on size), curves,
+    sizes. Curves whose quantity is not positive cannot be powers, and are left out. Below 3 sizes there is no interval
+    and no p; below 3 curves or 2 sizes all numbers are null.
     """
     need_columns(fits, ["parameters", *quantities], "power laws over sizes")
     rows = []
     for quantity in quantities:
         kept = fits.filter(pl.col(quantity).is_finite() & (pl.col(quantity) > 0))
-        row: dict = {"quantity": quantity, "curves": len(kept)}
-        if len(kept) >= 3 and kept["parameters"].n_unique() > 1:
-            found = linregress(np.log(kept["parameters"].to_numpy()), np.log(kept[quantity].to_numpy()))
-            reach = student.ppf(0.975, len(kept) - 2) * found.stderr
-            row |= {"a": np.exp(found.intercept), "exponent": found.slope, "p": found.pvalue}
-            row |= {"low": found.slope - reach, "high": found.slope + reach}
+        means = kept.group_by("parameters", maintain_order=True).agg(pl.col(quantity).log().mean())
+        row: dict = {"quantity": quantity, "curves": len(kept), "sizes": len(means)}
+        if len(kept) >= 3 and len(means) > 1:
+            found = linregress(np.log(means["parameters"].to_numpy()), means[quantity].to_numpy())
+            row |= {"a": np.exp(found.intercept), "exponent": found.slope}
+            if len(means) > 2:
+                reach = student.ppf(0.975, len(means) - 2) * found.stderr
+                row |= {"low": found.slope - reach, "high": found.slope + reach, "p": found.pvalue}
         rows.append(row)
     numbers = dict.fromkeys(("a", "exponent", "low", "high", "p"), pl.Float64)
-    return pl.DataFrame(rows, {"quantity": pl.String, **numbers, "curves": pl.Int64})
+    return pl.DataFrame(rows, {"quantity": pl.String, **numbers, "curves": pl.Int64, "sizes": pl.Int64})
 
 
 def split_gains(fits: pl.DataFrame) -> pl.DataFrame:

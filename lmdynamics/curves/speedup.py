@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from jaxtyping import Float
+from scipy.stats import t as student
 
-from lmdynamics.curves.intervals import grid, need_columns, resample_counts
+from lmdynamics.curves.intervals import grid, need_columns
 from lmdynamics.errors import UserError
 
 LONGEST = 2.0  # a fit is read up to this many times its last step; what lies beyond was not seen
@@ -41,10 +42,11 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times fewer steps the schedule needs to reach the baseline's best, with a 95 % bootstrap interval.
+    """How many times fewer steps the schedule needs to reach the baseline's best, with a 95 % interval.
 
-    `value` is None where it never gets there; `low` is None where the interval is open below, because more than 2.5 %
-    of the resamples never do. `share` is that of the resamples that get there.
+    `value` is None where it never gets there. `low` and `high` are None where there is no interval; `low` alone is None
+    where the interval is open below, because more than 2.5 % of the resamples never get there. `share` is that of the
+    refits (to resampled residuals, or with one unit left out) that get there.
     """
 
     value: float | None
@@ -84,9 +86,11 @@ def speedup(
 ) -> Speedup:
     """The speed-up of `scheduled` over `baseline`: frames with `step` and `value` (higher is better).
 
-    With `unit` (a column: "seed", "pair"), every unit has a value at every step, the curve is the mean over units,
-    and units are resampled, the same ones in both frames if both have the same. Without, rows of one step are
-    averaged and the fits' residuals resampled, each at another step.
+    With `unit` (a column: "seed", "pair"), every unit has a value at every step, and the curve is the mean over units.
+    The interval is Student's on the log speed-up, its standard error from leaving out one unit at a time (jackknife,
+    Efron 1982), the same one in both frames if both have the same units. There is no interval where a frame has one
+    unit, or a curve without one of the units never gets there. Without `unit`, rows of one step are averaged and the
+    fits' residuals resampled, each at another step: that says how well the curve is known, and nothing about seeds.
 
     The best is the baseline's fit at its last step; "observed" takes its highest score, as the paper does. The highest
     of noisy scores overstates what the baseline can do, so that a run no different from it may never get there.
@@ -123,22 +127,24 @@ def speedup(
         return target, taken, step if step <= LONGEST * scheduled_steps[-1] * (1 + 1e-9) else float("inf")
 
     target, taken, step = reach(curves[0], of_base.mean(1), curves[1])
-    drawn = list(_resampled(runs, curves, unit, baseline, scheduled, resamples, seed))
-    fits = [
-        [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(at, scores).tolist()]
-        for (at, _), scores in zip(runs, drawn, strict=True)
+    refits = list(_refits(runs, curves, unit, _same_units(baseline, scheduled, unit), resamples, seed))
+    factors = [  # of each source of change: 0 where the best is never reached
+        np.array([a / b for _, a, b in map(reach, bases, scores, fits)]) for bases, scores, fits in refits
     ]
-    tried = [reach(base, scores, curve)[1:] for base, scores, curve in zip(fits[0], drawn[0], fits[1], strict=True)]
-    factors = np.array([a / b for a, b in tried])  # 0 where the best is never reached
-    share = float((factors > 0).mean()) if len(factors) else float(np.isfinite(step))
-    low, high = np.percentile(factors, [2.5, 97.5]) if len(factors) else (0.0, 0.0)
+    every = np.concatenate(factors) if factors else np.zeros(0)
+    share = float((every > 0).mean()) if len(every) else float(np.isfinite(step))
+    if unit:
+        low, high = _student(taken / step, factors) if np.isfinite(step) else (None, None)
+    else:
+        low, high = _percentiles(every)
     found = {"target": target, "share": share, "baseline": curves[0], "scheduled": curves[1]}
     mark = f"the baseline's best of {target:.3f}" if level == 1 else f"{target:.3f}, {level:.0%} of the way to it,"
+    refitted = f"curves with one {unit} left out" if unit else "resamples"
     if not np.isfinite(step):
         reason = (
             f"never reached: the scheduled fit tends to {curves[1].c1:.3f} and stays below {mark}"
             f" up to step {LONGEST * scheduled_steps[-1]:,.0f}"
-            + (f"; {share:.0%} of the resamples reach it" if share else "")
+            + (f"; {share:.0%} of the {refitted} reach it" if share else "")
         )
         return Speedup(None, None, None, None, False, reason, **found)
     of = f"the best of the baseline's {total:,.0f} steps" if level == 1 else f"{level:.0%} of the way to its best"
@@ -146,12 +152,34 @@ def speedup(
     reason += "" if level == 1 else f", the baseline's at step {taken:,.0f}"
     if step > scheduled_steps[-1] * 1.001:
         reason += f" (beyond its last checkpoint, {scheduled_steps[-1]:,.0f})"
-    if 1 - share > OPEN:
-        reason += f"; {1 - share:.0%} of the resamples never reach it, so the interval is open below"
+    if 1 - share > (0 if unit else OPEN):
+        reason += f"; {1 - share:.0%} of the {refitted} never reach it, so "
+        reason += "no interval is given" if unit else "the interval is open below"
         reason += " and no speed-up can be claimed"
-    bounded = len(factors) > 0 and 1 - share <= OPEN
-    interval = (float(low) if bounded else None, float(high) if len(factors) and high > 0 else None)
-    return Speedup(taken / step, *interval, step, True, reason, **found)
+    return Speedup(taken / step, low, high, step, True, reason, **found)
+
+
+def _percentiles(factors: Float[np.ndarray, " resamples"]) -> tuple[float | None, float | None]:
+    """The middle 95 % of the resamples; open below where too many never reach the best."""
+    if not len(factors):
+        return None, None
+    low, high = np.percentile(factors, [2.5, 97.5])
+    return (float(low) if (factors == 0).mean() <= OPEN else None), (float(high) if high > 0 else None)
+
+
+def _student(value: float, factors: list[Float[np.ndarray, " units"]]) -> tuple[float | None, float | None]:
+    """Student's interval of a log speed-up from those with one unit left out, of each set of units; None without.
+
+    Two sets of units of their own have Satterthwaite's degrees of freedom.
+    """
+    sizes = np.array([len(of) for of in factors])
+    if (sizes < 2).any() or any((of == 0).any() for of in factors):
+        return None, None
+    variances = np.array([(n - 1) * np.log(of).var() for n, of in zip(sizes, factors, strict=True)])
+    total = variances.sum()
+    freedom = total**2 / (variances**2 / (sizes - 1)).sum() if total > 0 else 1.0
+    reach = student.ppf(0.975, freedom) * np.sqrt(total)
+    return float(value * np.exp(-reach)), float(value * np.exp(reach))
 
 
 def fit_curve(steps: Float[np.ndarray, " steps"], scores: Float[np.ndarray, " steps"]) -> LearningCurve:
@@ -236,16 +264,36 @@ def _scores(
     return steps, scores
 
 
-def _resampled(runs, curves, unit: str | None, baseline: pl.DataFrame, scheduled: pl.DataFrame, resamples: int, seed):
-    """For each run, the mean scores of every resample, shape [resamples, steps]."""
+def _same_units(baseline: pl.DataFrame, scheduled: pl.DataFrame, unit: str | None) -> bool:
+    return unit is not None and baseline[unit].unique().sort().equals(scheduled[unit].unique().sort())
+
+
+def _refits(runs, curves, unit: str | None, same: bool, resamples: int, seed: int):
+    """For each source of change: the baseline's fits, its mean scores, and the schedule's fits, a set per refit.
+
+    Residuals are resampled, or units left out one at a time: of both runs at once if they are the `same`, otherwise of
+    one run, the other being as it was.
+    """
+    means = [scores.mean(1) for _, scores in runs]
     if unit is None:
+        drawn = []
         for number, ((steps, scores), curve) in enumerate(zip(runs, curves, strict=True)):
             fitted = curve(steps)
-            drawn = np.random.default_rng([seed, number]).integers(len(steps), size=(resamples, len(steps)))
+            places = np.random.default_rng([seed, number]).integers(len(steps), size=(resamples, len(steps)))
             # four parameters are fitted, so residuals are smaller than errors
-            yield fitted + (scores[:, 0] - fitted)[drawn] * np.sqrt(len(steps) / max(1, len(steps) - 4))
-        return
-    same = baseline[unit].unique().sort().equals(scheduled[unit].unique().sort())
-    for number, (_, scores) in enumerate(runs):
-        units = scores.shape[1]
-        yield resample_counts(units, resamples, seed if same else seed + number) @ scores.T / units
+            drawn.append(fitted + (scores[:, 0] - fitted)[places] * np.sqrt(len(steps) / max(1, len(steps) - 4)))
+        sources = [drawn]
+    else:
+        units = [scores.shape[1] for _, scores in runs]
+        left = [
+            (mean[:, None] * n - scores).T / (n - 1) if n > 1 else np.zeros((0, len(mean)))
+            for mean, n, (_, scores) in zip(means, units, runs, strict=True)
+        ]
+        whole = [np.broadcast_to(mean, (n, len(mean))) for mean, n in zip(means, map(len, left[::-1]), strict=True)]
+        sources = [left] if same else [[left[0], whole[1]], [whole[0], left[1]]]
+    for scores in sources:
+        fits = [
+            [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(at, of).tolist()]
+            for (at, _), of in zip(runs, scores, strict=True)
+        ]
+        yield fits[0], scores[0], fits[1]

@@ -1,5 +1,7 @@
 """Size as figures: exponents with their intervals, gains that add up, predictions that are or are not close."""
 
+import json
+
 import numpy as np
 import polars as pl
 import pytest
@@ -52,6 +54,14 @@ def early(errors):
 )
 def test_every_figure_draws_and_says_what_it_shows(chart):
     drawn(chart())
+
+
+def test_two_sizes_are_told_without_an_interval():
+    two = sizes().filter(pl.col("parameters") <= sizes()["parameters"].unique().sort()[1])
+    chart = charts.size_trends(two, laws(pl.concat([two, two])))
+    assert "lower loss" not in said(chart)
+    assert "loss at the break not tested" in said(chart)
+    assert "too few sizes for an interval" in json.dumps(chart.to_dict())
 
 
 def test_three_panels_each_with_its_exponent():

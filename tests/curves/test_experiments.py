@@ -73,6 +73,17 @@ def test_twice_as_fast_is_a_speed_up_of_two():
     assert [frame.is_empty() for frame in found.frames] == [False] * 3
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_speed_up_from_one_seed_has_no_interval(seeds):
+    rng = np.random.default_rng(0)
+    parts = [curves(base=learning(1 + 0.05 * rng.normal()), quick=learning(2)) for _ in range(seeds)]
+    frame = pl.concat(part.with_columns(seed=pl.lit(seed)) for seed, part in enumerate(parts))
+    fit = speedups(frame, "pairs", "base").found["quick"]
+    assert fit.value == pytest.approx(2, rel=0.2)
+    assert (fit.low is None, fit.high is None) == (seeds == 1,) * 2
+    assert ("one seed, so there is no interval" in fit.reason) == (seeds == 1)
+
+
 def test_a_flat_baseline_has_no_speed_ups_and_says_why():
     found = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
     assert found.found == {}

@@ -196,7 +196,7 @@ def test_what_is_undecided_is_said():
 
 def test_a_rate_that_is_positive_too_seldom_is_said():
     said = as_published(fits([4.0, 3.5, 3.0, 2.5], [-0.01, 0.02, -0.02, 0.01]))
-    assert "r_d is positive in 2 curves only" in said
+    assert "r_d is positive in 2 curves only, of 2 sizes" in said
 
 
 @pytest.mark.parametrize(

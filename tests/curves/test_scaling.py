@@ -68,12 +68,30 @@ def test_what_cannot_be_a_power_is_left_out_and_too_few_give_nulls():
     some = fits(rate_after_break=[0.01, -0.02, None, 0.03], step_at_break=[1.0, 2.0, 4.0, np.nan])
     laws = {row.pop("quantity"): row for row in power_laws(some).to_dicts()}
     empty = dict.fromkeys(("a", "exponent", "low", "high", "p"))
-    assert laws["rate_after_break"] == {**empty, "curves": 2}
+    assert laws["rate_after_break"] == {**empty, "curves": 2, "sizes": 2}
     assert laws["step_at_break"]["curves"] == 3
     assert laws["step_at_break"]["exponent"] is not None
     one_size = power_laws(fits(parameters=[7, 7, 7, 7]))
     assert one_size["exponent"].null_count() == len(one_size) == 4
     assert one_size.schema == power_laws(fits()).schema == power_laws(fits().clear()).schema
+
+
+def test_seeds_are_averaged_and_are_no_further_sizes():
+    random = np.random.default_rng(1)
+    means = 20 * SIZES**-0.1 * np.exp(0.05 * random.standard_normal(4))
+    spread = np.exp([-0.01, 0.0, 0.01])
+    seeds = pl.concat([fits(loss_at_break=means * by) for by in spread])
+    (law,), (alone,) = (power_laws(of, ["loss_at_break"]).to_dicts() for of in (seeds, fits(loss_at_break=means)))
+    assert (law.pop("curves"), alone.pop("curves")) == (12, 4)
+    assert law.pop("quantity") == alone.pop("quantity")
+    assert law == pytest.approx(alone)
+
+
+def test_two_sizes_have_an_exponent_without_an_interval():
+    two = fits().filter(pl.col("parameters") < 40e6)
+    (law,) = power_laws(pl.concat([two, two]), ["loss_at_break"]).to_dicts()
+    assert law["exponent"] == pytest.approx(-0.1)
+    assert [law[name] for name in ("low", "high", "p", "curves", "sizes")] == [None, None, None, 4, 2]
 
 
 def test_power_laws_need_parameters():

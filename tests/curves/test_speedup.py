@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t as student
 
 from lmdynamics.curves.speedup import LearningCurve, fit_curve, speedup
 from lmdynamics.errors import UserError
@@ -123,6 +124,50 @@ def test_seeds_are_the_units_where_they_are_given():
     assert found.low < 1.6 < found.high
     alike = speedup(seeds(slow, noise=0), seeds(slow, noise=0, faster=1.6), unit="seed")
     assert alike.high - alike.low < 0.01
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_the_interval_over_seeds_is_students_on_the_log_speed_up(n):
+    slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
+    faster = 1.6 * np.exp(0.02 * np.random.default_rng(n).normal(size=n))
+    scheduled = [frame(slow, faster=by).with_columns(seed=pl.lit(seed, pl.Int64)) for seed, by in enumerate(faster)]
+    found = speedup(seeds(slow, n, noise=0), pl.concat(scheduled), unit="seed")
+    middle = np.log(faster).mean()
+    reach = student.ppf(0.975, n - 1) * np.log(faster).std(ddof=1) / np.sqrt(n)
+    assert np.log([found.low, found.value, found.high]) == pytest.approx(
+        [middle - reach, middle, middle + reach], abs=0.05 * reach
+    )
+
+
+def test_frames_of_different_seeds_add_their_variances():
+    slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
+    base, scheduled = (
+        pl.concat(frame(slow, faster=by * np.exp(e)).with_columns(seed=pl.lit(first + k)) for k, e in enumerate(off))
+        for by, first, off in ((1.0, 0, (-0.02, 0.0, 0.02)), (1.6, 10, (-0.03, 0.0, 0.03)))
+    )
+    found = speedup(base, scheduled, unit="seed", level=0.9)
+    variances = np.array([0.02**2, 0.03**2]) / 3
+    reach = student.ppf(0.975, variances.sum() ** 2 / (variances**2 / 2).sum()) * np.sqrt(variances.sum())
+    assert np.log(found.high / found.value) == pytest.approx(reach, rel=0.05)
+    assert np.log(found.value / found.low) == pytest.approx(reach, rel=0.05)
+
+
+def test_a_speed_up_that_rests_on_one_seed_has_no_interval():
+    tops = [(seed, LearningCurve(top, top - 0.5, 1 / 900, 1.2)) for seed, top in enumerate([0.95, 0.95, 1.2])]
+    scheduled = pl.concat(frame(curve).with_columns(seed=pl.lit(seed, pl.Int64)) for seed, curve in tops)
+    base = LearningCurve(1.0, 0.5, 1 / 1500, 1.2)
+    found = speedup(seeds(base, 3, noise=0), scheduled, unit="seed")
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
+    assert found.share == pytest.approx(2 / 3)
+    assert "33% of the curves with one seed left out never reach it, so no interval is given" in found.reason
+
+
+def test_one_unit_has_no_interval():
+    one = seeds(GOOD, n=1)
+    found = speedup(one, seeds(GOOD, n=1, faster=1.3), unit="seed", level=0.9)
+    assert found.value is not None
+    assert (found.low, found.high) == (None, None)
 
 
 def test_rows_of_one_step_are_averaged_without_units():

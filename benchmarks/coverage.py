@@ -1,0 +1,90 @@
+"""How often 95 % intervals hold the truth: python benchmarks/coverage.py [--draws 400] [--only speed-up]
+
+Each claim is a function from a random generator to one simulated interval and its truth, (low, truth, high); `low` is
+None where no interval is given. Covered should be 90 to 99 % of the draws that have an interval.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.curves.scaling import power_laws
+from lmdynamics.curves.speedup import LearningCurve, speedup
+
+Interval = tuple[float | None, float, float | None]
+STEPS = np.array([0, *np.unique(np.geomspace(10, 4000, 24).astype(int))], float)
+
+
+def learning_curves(rng: np.random.Generator, seeds: int, faster: float, shared: np.ndarray) -> pl.DataFrame:
+    """A score over training for each seed: its speed differs by about a tenth, its level by a hundredth."""
+    frames = []
+    for seed in range(seeds):
+        speed = faster * np.exp(shared[seed] + 0.07 * rng.normal())
+        curve = LearningCurve(0.95 + 0.01 * rng.normal(), 0.45, speed / 3000, 1.2)
+        scores = curve(STEPS) + 0.01 * rng.normal(size=len(STEPS))
+        frames.append(pl.DataFrame({"seed": seed, "step": STEPS.astype(int), "accuracy": scores}))
+    return pl.concat(frames)
+
+
+def speedup_over_seeds(rng: np.random.Generator, seeds: int = 3, level: float = 1.0, faster: float = 1.6) -> Interval:
+    """Speed-up of a schedule over its baseline, both with the same seeds."""
+    shared = 0.07 * rng.normal(size=seeds)
+    base, scheduled = (learning_curves(rng, seeds, by, shared) for by in (1.0, faster))
+    found = speedup(base, scheduled, unit="seed", level=level)
+    return found.low, faster, found.high
+
+
+def size_exponent(rng: np.random.Generator, sizes: int = 4, seeds: int = 3, exponent: float = -0.1) -> Interval:
+    """Exponent of a quantity over sizes: each size lies off the power law by itself, and each seed off its size."""
+    parameters = np.geomspace(2e5, 2e7, sizes).astype(int)
+    off_size = 0.03 * rng.normal(size=sizes)
+    rows = [
+        {"parameters": n, "final_loss": 20 * n**exponent * np.exp(off + 0.02 * rng.normal())}
+        for n, off in zip(parameters, off_size, strict=True)
+        for _ in range(seeds)
+    ]
+    (law,) = power_laws(pl.DataFrame(rows), ["final_loss"]).to_dicts()
+    return law["low"], exponent, law["high"]
+
+
+CLAIMS: dict[str, Callable[[np.random.Generator], Interval]] = {
+    "speed-up, 3 seeds": speedup_over_seeds,
+    "speed-up to 90 %, 3 seeds": lambda rng: speedup_over_seeds(rng, level=0.9),
+    "speed-up to 90 %, 2 seeds": lambda rng: speedup_over_seeds(rng, 2, level=0.9),
+    "size exponent, 4 sizes × 3 seeds": size_exponent,
+}
+
+
+def coverage(claim: Callable[[np.random.Generator], Interval], draws: int, seed: int = 0) -> tuple[float, int]:
+    """The share of intervals that hold the truth, and how many draws have an interval."""
+    intervals = [claim(np.random.default_rng([seed, draw])) for draw in range(draws)]
+    given = [(low, truth, high) for low, truth, high in intervals if low is not None and high is not None]
+    held = [low <= truth <= high for low, truth, high in given]
+    return (float(np.mean(held)) if held else float("nan")), len(held)
+
+
+def is_right(covered: float, given: int) -> bool:
+    """Whether the intervals of a claim may be shown: 90 to 99 % hold the truth, or none is given."""
+    return not given or 0.9 <= covered <= 0.99
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draws", type=int, default=400)
+    parser.add_argument("--only", default="", help="claims whose name contains this")
+    options = parser.parse_args()
+    print(f"{'95 % interval of':44} covered  draws with an interval")
+    wrong = []
+    for name, claim in CLAIMS.items():
+        if options.only in name:
+            covered, given = coverage(claim, options.draws)
+            print(f"{name:44} {covered:7.1%}  {given} of {options.draws}", flush=True)
+            wrong += [] if is_right(covered, given) else [name]
+    if wrong:
+        raise SystemExit(f"outside 90 to 99 %: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
