@@ -7,6 +7,7 @@ torch and transformers.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from lmdynamics.batch.plan import Job
 
 ELSEWHERE = ("output_dir", "interactive")  # parameters that change no result
-SHIPPED = ("recipes", "sweeps", "published")
+SHIPPED = ("recipes", "sweeps", "published", "sources.toml", "suites.toml")
 PACKAGES = ("torch", "transformers")
 
 
@@ -82,11 +83,16 @@ def _is_recipe(name: str) -> bool:
 @lru_cache(maxsize=1)
 def _package() -> list[str]:
     """The package's own code and what it ships, and the versions of what it computes with."""
-    root = Path(__file__).parents[1]
-    files = sorted(root.rglob("*.py"))
-    files += sorted(file for name in SHIPPED for file in shipped(name).rglob("*") if file.is_file())
+    files = [named for place in (Path(__file__).parents[1], *map(shipped, SHIPPED)) for named in _files(place)]
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    return [*versions, *(f"{file.name} {_digest(file)}" for file in files)]
+    return [*versions, *(f"{name} {_digest(file)}" for name, file in files)]
+
+
+def _files(place: Path) -> list[tuple[str, Path]]:
+    """Name and path of every file below a folder, or of a file itself; without bytecode and what editors leave."""
+    below = sorted(place.rglob("*")) if place.is_dir() else [place]
+    named = [(file.relative_to(place.parent).as_posix(), file) for file in below if file.is_file()]
+    return [(name, file) for name, file in named if not re.search(r"(^|/)(\.|__pycache__/)|~$", name)]
 
 
 def _digest(file: Path) -> str:

@@ -95,7 +95,7 @@ class Training:
             return "done"
         if store.is_locked(self.folder):
             return "elsewhere"
-        return "failed" if self.error else "stopped" if (self.folder / "run.json").exists() else "ready"
+        return "failed" if self.error else "stopped" if store.is_begun(self.folder) else "ready"
 
     def start(self) -> None:
         """Begin, or go on where it stopped; nothing happens if it is being trained, or complete.
@@ -302,7 +302,7 @@ def _train(job: Job, halt: threading.Event, log: Callable[[Path], Log]) -> tuple
         if halt.is_set():
             return "paused", ""
         options = {"device": job.device, "progress": False, "log": log}
-        if job.origin is None or store.step_folders(job.folder / "checkpoints"):
+        if job.origin is None or store.is_begun(job.folder):
             build(job.recipe, job.folder, **options)
         else:
             run, step, overrides = job.origin

@@ -59,7 +59,7 @@ def branch_folder(
     """Where a branch lies, and what it says of its parent; raises if another run is there."""
     folder = runs_dir() / (name or branch_name(run.name, step, changes))
     parent = {"run": run.name, "step": step, "weights": run[step].content_hash, "changes": changes}
-    found = Run(folder).parent if (folder / "run.json").exists() else parent
+    found = Run(folder).parent if (folder / "run.json").exists() and store.is_begun(folder) else parent
     if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
         origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"
         raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")

@@ -81,23 +81,36 @@ def build(
         with store.locked(folder, say=lambda line: print(f"lmdynamics: {line}", file=sys.stderr)):
             if not is_complete(folder, recipe):
                 store.sweep(folder)
-                if not (folder / "run.json").exists():
-                    facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(), "parent": parent}
-                    store.write_json(folder / "run.json", facts)
-                if prepare and not store.step_folders(folder / "checkpoints"):
-                    prepare()
-                pretrain(recipe, folder, device=device, progress=progress, log=log)
+                begun = store.is_begun(folder)
+                if not begun and (folder / "run.json").exists():  # of a training that was killed
+                    store.forget(folder)
+                try:
+                    if not (folder / "run.json").exists():
+                        facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(), "parent": parent}
+                        store.write_json(folder / "run.json", facts)
+                    if prepare and not begun:
+                        prepare()
+                    pretrain(recipe, folder, device=device, progress=progress, log=log)
+                except BaseException:
+                    if not store.is_begun(folder):
+                        (folder / "run.lock").unlink(missing_ok=True)
+                        store.forget(folder)
+                    raise
     else:
         pretrain(recipe, folder, device=device, progress=False, log=log)
     return open_run(folder)
 
 
 def is_complete(folder: Path, recipe: Recipe) -> bool:
-    """Whether the last checkpoint is there. Raises UserError if the folder holds a run of another recipe."""
+    """Whether the last checkpoint is there. Raises UserError if the folder holds a run of another recipe.
+
+    A folder where nothing was saved holds no run: a training that was killed at once leaves one.
+    """
     path = folder / "run.json"
-    if not path.exists():
+    facts = store.read_json(path, "a run") if path.exists() else None
+    if facts is None or not store.is_begun(folder):
         return False
-    before = flat(recipe_from_dict(store.read_json(path, "a run")["recipe"]).to_dict())
+    before = flat(recipe_from_dict(facts["recipe"]).to_dict())
     now = flat(recipe.to_dict())
     before.pop("checkpoints.save_seconds", None), now.pop("checkpoints.save_seconds", None)
     if before != now:

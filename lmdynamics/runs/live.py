@@ -1,6 +1,5 @@
 """The log of a run while it is trained: what `log.parquet` holds, and the rows since the last save."""
 
-import os
 import time
 from io import BytesIO
 from pathlib import Path
@@ -59,10 +58,8 @@ class LiveLog(Log):
 
     def _begin(self) -> None:
         """An empty file in the old one's place: a reader has the one or the other."""
-        fresh = self._live.with_name(f".{LIVE}.{os.getpid()}.tmp")
-        with store.saving(str(self._live)):
+        with store.saving(str(self._live)), store.atomic_file(self._live) as fresh:
             fresh.write_bytes(b"")
-            fresh.replace(self._live)
 
     def tell(self) -> None:
         """Write the rows that have come since the last time."""

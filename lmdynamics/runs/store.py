@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lmdynamics.errors import UserError
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state.safetensors"
+PARTS = ("run.json", "log.parquet", "live.csv", "tokenizer", "held_out")  # of a run's folder, beside checkpoints
 _STEP = re.compile(r"(?:step|checkpoint)[-_]?(\d+)")
 
 
@@ -67,28 +69,47 @@ def saving(what: str) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `target`; it takes the name when it is complete and on the disk."""
+    """Fill a temporary folder beside `target`; it takes the name when it is complete and on the disk.
+
+    Of several that are filled at once, in threads or processes, each is whole and the last one stays.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
         for file in temporary.rglob("*"):
             _flush(file)
         _flush(temporary)
         temporary.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        while not _renamed(temporary, target):
+            with suppress(FileNotFoundError):  # another took it away
+                target.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
         _flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _renamed(folder: Path, target: Path) -> bool:
+    """Give a folder its name; False where another folder has it."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write to a temporary file beside `target`; it replaces `target` when it is complete and on the disk."""
+    """Write to a temporary file beside `target`; it replaces `target` when it is complete and on the disk.
+
+    Its name is its own, so that threads and processes may write the same file at once.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary
         _flush(temporary)
@@ -113,6 +134,26 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
             elif left.suffix == ".tmp":
                 left.unlink(missing_ok=True)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a training has saved anything here; what a branch starts from is not its own."""
+    saved = {**step_folders(folder / "checkpoints"), **step_folders(folder / "resume")}
+    facts = read_json(folder / "run.json", "a run") if saved and (folder / "run.json").exists() else {}
+    parent = facts.get("parent")
+    return bool(saved) and (parent is None or max(saved) > parent["step"])
+
+
+def forget(folder: Path) -> None:
+    """Remove what a training wrote that never saved anything, and the folder if nothing else is in it."""
+    sweep(folder)
+    for path in [folder / name for name in PARTS] + [
+        at for name in ("checkpoints", "resume") for at in step_folders(folder / name).values()
+    ]:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in (folder / "checkpoints", folder / "resume", folder):
+        with suppress(OSError):  # something else is in it
+            path.rmdir()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lmdynamics.batch import key as item_keys
 from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import Outcome, is_done, read_outcome, run_notebook
 from lmdynamics.batch.executors import Local, open_executor
@@ -414,6 +415,29 @@ def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, 
     assert key("seed=1") != with_run
     monkeypatch.setattr("lmdynamics.batch.key._package", lambda: ["another version"])
     assert key("seed=2") != first
+
+
+def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypatch):
+    """Not only its Python: a page's script, style sheet and templates are on every page."""
+    shutil.copytree(Path(item_keys.__file__).parents[1], tmp_path / "lmdynamics")
+    monkeypatch.setattr(item_keys, "__file__", str(tmp_path / "lmdynamics" / "batch" / "key.py"))
+
+    def version() -> str:
+        item_keys._package.cache_clear()
+        return item_keys.code_version()
+
+    known = {version()}
+    others = [path for path in (tmp_path / "lmdynamics" / "batch").iterdir() if path.suffix not in (".py", "")]
+    assert {"linked.js", "linked.css", "index.html.jinja"} <= {path.name for path in others}
+    for number, path in enumerate([*others, tmp_path / "lmdynamics" / "cli.py"], 2):
+        path.write_text(path.read_text() + "\n")
+        known.add(version())
+        assert len(known) == number, path.name
+    (tmp_path / "lmdynamics" / "__pycache__").mkdir(exist_ok=True)
+    (tmp_path / "lmdynamics" / "__pycache__" / "more.pyc").write_bytes(b"")
+    (tmp_path / "lmdynamics" / "cli.py~").write_text("")
+    assert version() in known
+    item_keys._package.cache_clear()
 
 
 @STUB

@@ -190,6 +190,8 @@ def test_what_goes_wrong_in_the_process_is_one_line():
     assert training.wait(60) == "failed"
     assert "nowhere.conllu" in training.error
     assert "\n" not in training.error
+    assert not training.folder.exists()
+    training_of("grammar-mlm", overrides=TINY, name="bad")  # the corrected settings may have the name
 
 
 @pytest.mark.slow

@@ -153,9 +153,20 @@ def test_killed_before_it_began_it_begins_where_it_should(parent, monkeypatch):
         patched.setattr(module.shutil, "copytree", killed)
         with pytest.raises(RuntimeError):
             run.branch(4, name="mine", progress=False)
-    with pytest.raises(UserError, match="mine is a branch of tiny at step 4; give this branch another --name"):
-        run.branch(8, name="mine", progress=False)
-    assert same(run, run.branch(4, name="mine", progress=False))
+    assert not (run.folder.parent / "mine").exists()
+    made = run.branch(4, name="mine", progress=False)
+    assert same(run, made)
+    for step in made.steps[1:]:  # as if it had been killed at once, with its start in place
+        shutil.rmtree(made[step].folder)
+    assert run.branch(8, name="mine", progress=False).steps == [8, 12]
+
+
+def test_a_refused_branch_leaves_nothing_and_the_corrected_one_trains(parent):
+    run = parent()
+    with pytest.raises(UserError, match="nowhere"):
+        branch(run, 4, {"stages": 1.0, "trees": "/nowhere.conllu"}, name="mine", progress=False)
+    assert [folder.name for folder in run.folder.parent.iterdir()] == ["tiny"]
+    assert branch(run, 4, {"lr": 0.01}, name="mine", progress=False).steps == [4, 8, 12]
 
 
 # what it is ---------------------------------------------------------------------------------------------------------

@@ -195,6 +195,36 @@ def test_interrupted_writes_leave_nothing(tmp_path, write):
     assert list(tmp_path.iterdir()) == []
 
 
+def at_once(work, times: int) -> list:
+    """`work(i)` by eight threads; what was raised."""
+    with ThreadPoolExecutor(8) as threads:
+        return [error for future in [threads.submit(work, i) for i in range(times)] if (error := future.exception())]
+
+
+def test_threads_write_one_file_at_once(tmp_path):
+    target = tmp_path / "a.json"
+
+    def write(number: int) -> None:
+        store.write_json(target, {"number": number, "padding": "x" * 2000})
+        assert len(store.read_json(target, "a file")["padding"]) == 2000
+
+    assert at_once(write, 400) == []
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_threads_fill_one_folder_at_once(tmp_path):
+    target = tmp_path / "step-000001"
+
+    def fill(number: int) -> None:
+        with store.atomic_folder(target) as temporary:
+            for name in ("one", "two"):
+                (temporary / name).write_text(str(number))
+
+    assert at_once(fill, 60) == []
+    assert os.listdir(tmp_path) == ["step-000001"]
+    assert (target / "one").read_text() == (target / "two").read_text()
+
+
 def test_a_file_that_cannot_reach_the_disk_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
@@ -238,6 +268,33 @@ def test_a_full_disk_is_one_line_and_loses_nothing(home):
         assert again.steps[-1] == 256
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+REFUSED = {**TINY, "stages": 1.0, "trees": "/nowhere.conllu"}
+
+
+def test_a_refused_training_leaves_nothing_and_the_corrected_one_trains(home):
+    with pytest.raises(UserError, match="nowhere"):
+        train("grammar-mlm", overrides=REFUSED, name="mine", progress=False)
+    assert os.listdir(home / "runs") == []
+    assert train("grammar-mlm", overrides=TINY, name="mine", progress=False).steps[-1] == 12
+
+
+def test_what_lay_in_the_folder_of_a_refused_training_stays(home):
+    (home / "runs" / "mine").mkdir(parents=True)
+    (home / "runs" / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="nowhere"):
+        train("grammar-mlm", overrides=REFUSED, name="mine", progress=False)
+    assert os.listdir(home / "runs" / "mine") == ["notes.txt"]
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_is_no_run(home):
+    recipe = load_recipe("grammar-mlm", overrides={**TINY, "lr": 0.5})
+    store.write_json(home / "runs" / "mine" / "run.json", {"format": 1, "recipe": recipe.to_dict(), "parent": None})
+    run = train("grammar-mlm", overrides=TINY, name="mine", progress=False)
+    assert run.recipe.training.lr == 2e-3
+    with pytest.raises(UserError, match="was trained with training.lr=0.002"):  # this one is
+        train("grammar-mlm", overrides={**TINY, "lr": 0.5}, name="mine", progress=False)
 
 
 def test_run_json_says_how_it_was_made(tiny_run):

@@ -220,6 +220,7 @@ def test_what_fails_leaves_the_others_whole(tmp_path, home):
     assert "is damaged" in lines["more"].partition("FAILED: ")[2]
     (name,) = run_names()
     assert open_run(name).steps[-1] == 12
+    assert sorted(folder.name for folder in (home / "runs").iterdir()) == sorted([name, taken])
 
 
 LONG = ("--set", "steps=800")
