@@ -6,12 +6,19 @@ None where no interval is given. Covered should be 90 to 99 % of the draws that 
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import polars as pl
+import torch
+import transformers as hf
+from scipy.stats import t as student
 
 from lmdynamics.curves.scaling import power_laws
 from lmdynamics.curves.speedup import LearningCurve, speedup
+from lmdynamics.measurements.first_order import coefficients
+from lmdynamics.measurements.losses import Predictions
+from lmdynamics.measurements.per_example import Tape
 
 Interval = tuple[float | None, float, float | None]
 STEPS = np.array([0, *np.unique(np.geomspace(10, 4000, 24).astype(int))], float)
@@ -49,11 +56,39 @@ def size_exponent(rng: np.random.Generator, sizes: int = 4, seeds: int = 3, expo
     return law["low"], exponent, law["high"]
 
 
+@cache
+def tape_and_truth(masked: bool) -> tuple[Tape, dict[str, torch.Tensor], float]:
+    """A small random model on 8 rows of 32 tokens, an update, and C_g from every predicted token's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes |= {"num_hidden_layers": 1, "max_position_embeddings": 32, "initializer_range": 0.3}
+    config, auto = (hf.BertConfig, hf.AutoModelForMaskedLM) if masked else (hf.LlamaConfig, hf.AutoModelForCausalLM)
+    model = auto.from_config(config(**sizes), attn_implementation="eager").eval().double()
+    ids = torch.randint(4, 40, (8, 32), generator=generator)
+    selected = torch.rand(ids.shape, generator=generator) < (0.15 if masked else 1)
+    selected[:, -1] = False
+    gold = torch.randint(4, 40, (int(selected.sum()),), generator=generator)
+    update = {n: 1e-3 * torch.randn(p.shape, generator=generator).to(p) for n, p in model.named_parameters()}
+    tape = Tape(model, Predictions(ids, None, selected, gold))
+    return tape, update, coefficients(tape, update)["C_g"][0]
+
+
+def sampled_coefficient(rng: np.random.Generator, masked: bool, share: float = 0.3) -> Interval:
+    """C_g from the gradients of a sample of the predicted tokens."""
+    tape, update, truth = tape_and_truth(masked)
+    row = coefficients(tape, update, share, seed=int(rng.integers(2**31))).row(0, named=True)
+    reach = student.ppf(0.975, row["sampled"] - 2) * row["C_g_stderr"]
+    return row["C_g"] - reach, truth, row["C_g"] + reach
+
+
 CLAIMS: dict[str, Callable[[np.random.Generator], Interval]] = {
     "speed-up, 3 seeds": speedup_over_seeds,
     "speed-up to 90 %, 3 seeds": lambda rng: speedup_over_seeds(rng, level=0.9),
     "speed-up to 90 %, 2 seeds": lambda rng: speedup_over_seeds(rng, 2, level=0.9),
     "size exponent, 4 sizes × 3 seeds": size_exponent,
+    "C_g from a share of .3, masked": lambda rng: sampled_coefficient(rng, masked=True),
+    "C_g from a share of .3, causal": lambda rng: sampled_coefficient(rng, masked=False),
 }
 
 

@@ -34,6 +34,7 @@ SCHEMA = {
         ("sum_abs", "C_g", "C_ug", "C_uG", "interference", "gradient_interference", "C_g_stderr", "identity_error"),
         pl.Float64,
     ),
+    "sampled": pl.Int64,
 }
 
 
@@ -41,9 +42,10 @@ SCHEMA = {
 class Coefficients(Measurement):
     """C_g, C_ug, C_uG and D of first-order changes for an optimizer step. Rows: batch, and those of `coefficients`.
 
-    Batches are those of `OneStep`; `rows` held-out rows carry the tokens. `share` below 1 forms the gradients of so
-    many tokens only. For the whole model the identity 1 - D = C_g C_uG / C_ug holds to 1e-6, less well in a module that
-    hardly has a gradient: some architectures take softmax and norms in float32 in any case.
+    Batches are those of `OneStep`; `rows` held-out rows carry the tokens. `share` below 1 forms the gradients of a
+    random sample of so many of the predicted tokens only (at least 12). For the whole model the identity
+    1 - D = C_g C_uG / C_ug holds to 1e-6, less well in a module that hardly has a gradient: some architectures take
+    softmax and norms in float32 in any case.
 
     Raises UserError as `OneStep` and `coefficients` do.
     """
@@ -56,7 +58,7 @@ class Coefficients(Measurement):
     precision: str = "float64"
     seed: int = 0
 
-    version = 2
+    version = 3
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if self.precision not in ("float32", "float64"):
@@ -78,13 +80,15 @@ def coefficients(
 ) -> pl.DataFrame:
     """C_g, C_ug, C_uG and the interference of first-order changes: of all parameters, by layer, and by module.
 
-    `update`: by parameter name. `share`: of each row's tokens whose gradients are formed, drawn by `seed`; below 1,
-    Σ|p_ij| is estimated by regression on the size of the derivatives by the last hidden states, known for every token,
-    and C_g has a standard error; gradient_interference is then null. `gradient_interference` is the mean over
+    `update`: by parameter name. `share`: of all predicted tokens whose gradients are formed, a simple random sample
+    drawn by `seed`, of 12 tokens at least; below 1, Σ|p_ij| is estimated by regression on the size of the derivatives by
+    the last hidden states, known for every token, and C_g has the standard error of that design (Student's t with
+    `sampled` - 2 degrees of freedom); gradient_interference is then null. `gradient_interference` is the mean over
     coordinates of D of the tokens' gradients. `identity_error`: |1 - D - C_g C_uG / C_ug|, D from the forward-mode
     pass, C_uG from the backward pass, the rest from the tokens' own gradients.
 
-    Columns: level (all, layer, module), part, sum_abs (Σ|p_ij|, nats), and the coefficients.
+    Columns: level (all, layer, module), part, sum_abs (Σ|p_ij|, nats), the coefficients, and sampled (tokens whose
+    gradients were formed).
 
     Raises
     ------
@@ -128,7 +132,8 @@ def coefficients(
         if share == 1:  # then C_ug has another source than D, and the identity is put to the test
             c_ug = float(own.abs().sum()) / total
             error = abs(kept - c_g * c_u / c_ug)
-        rows.append((level, part, total, c_g, c_ug, c_u, 1 - kept, mean_interference, c_g * stderr / total, error))
+        error_g = c_g * stderr / total
+        rows.append((level, part, total, c_g, c_ug, c_u, 1 - kept, mean_interference, error_g, error, len(sampled)))
     return pl.DataFrame(rows, SCHEMA, orient="row")
 
 
@@ -175,12 +180,14 @@ def _estimated(
 ) -> tuple[float, float]:
     """The sum of a quantity over all tokens from a simple random sample, and its standard error.
 
-    Regression estimator: least squares on a proxy that is known for every token (Cochran 1977, ch. 7).
+    Regression estimator: least squares on a proxy that is known for every token (Cochran 1977, ch. 7). Residuals are
+    weighed by what the regression makes of each sampled token (g-weights: Särndal, Swensson, Wretman 1989).
     """
     y, x = values.double().cpu().numpy(), proxy.cpu().numpy()
     design = np.stack([np.ones_like(x), x], 1)
     chosen = design[sampled.cpu().numpy()]
     fit, *_ = np.linalg.lstsq(chosen, y, rcond=None)
     left, n, of = y - chosen @ fit, len(y), len(x)
-    variance = (left**2).sum() / max(1, n - 2)
+    weights = n / of * chosen @ np.linalg.pinv(chosen.T @ chosen) @ design.sum(0)
+    variance = ((weights * left) ** 2).sum() / max(1, n - 2)
     return float((design @ fit).sum()), float(of * np.sqrt(variance * (1 - n / of) / n))

@@ -143,19 +143,16 @@ class Tape:
         """The row of each predicted token."""
         return self.batch.selected.nonzero()[:, 0]
 
-    def rounds(self, order: Int[Tensor, " tokens"] | None = None) -> Int[Tensor, " tokens"]:
-        """Numbers 0, 1, … for the tokens of each row, left to right, or by rising `order`.
+    def rounds(self, among: Int[Tensor, " some"] | None = None) -> Int[Tensor, " tokens"]:
+        """Numbers 0, 1, … for the tokens of each row, left to right; -1 for tokens that are not `among` those wanted.
 
         Tokens with the same number stand in different rows, so one backward pass serves them all.
         """
-        n, gold = len(self.losses), self.batch.gold
-        order = torch.arange(n, device=gold.device) if order is None else order
-        by_row = torch.argsort(self.rows * n + torch.argsort(torch.argsort(order)))
-        first = torch.searchsorted(self.rows[by_row].contiguous(), self.rows.unique())
-        counts = torch.bincount(self.rows, minlength=len(self.batch.ids))
-        counts = counts[counts > 0]
-        numbers = torch.empty_like(self.rows)
-        numbers[by_row] = torch.arange(n, device=numbers.device) - torch.repeat_interleave(first, counts)
+        device = self.rows.device
+        chosen = torch.arange(len(self.rows), device=device) if among is None else among.sort().values
+        rows = self.rows[chosen].contiguous()  # sorted: tokens come row by row
+        numbers = torch.full_like(self.rows, -1)
+        numbers[chosen] = torch.arange(len(chosen), device=device) - torch.searchsorted(rows, rows)
         return numbers
 
     @cached_property

@@ -15,6 +15,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
 
+FEWEST = 12  # tokens of a sample, below which its standard error is not to be trusted
 ROUNDS = {"cpu": 4, "cuda": 32}  # tokens of every row whose backward passes are batched into one
 
 
@@ -54,15 +55,16 @@ class Sums:
 def token_sums(
     tape: Tape, update: dict[str, Tensor], share: float, seed: int, rounds_at_once: int = 0
 ) -> tuple[dict[str, Sums], Int[Tensor, " sampled"]]:
-    """`Sums` for each parameter that a recorded layer holds, and the numbers of the tokens they are over."""
+    """`Sums` for each parameter that a recorded layer holds, and the numbers of the tokens they are over.
+
+    `share` below 1: of a simple random sample of so many of the predicted tokens, FEWEST at least.
+    """
     n, device = len(tape.losses), tape.losses.device
-    rounds = tape.rounds(
-        None if share == 1 else torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(device)
-    )
+    size = n if share == 1 else min(n, max(FEWEST, round(share * n)))
+    chosen = np.sort(np.random.default_rng(seed).permutation(n)[:size])
+    sampled = torch.from_numpy(chosen).to(device)
+    rounds = tape.rounds(sampled)
     upto = int(rounds.max()) + 1
-    if share < 1:
-        upto = min(upto, max(2, round(share * upto)))
-    sampled = (rounds < upto).nonzero()[:, 0]
     place = torch.full((n + 1,), -1, device=device)  # a number of -1 stays -1
     place[sampled] = torch.arange(len(sampled), device=device)
 

@@ -8,7 +8,7 @@ import torch
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.first_order import ROUNDING, coefficients, parts
 from lmdynamics.measurements.interference import destructive_interference
-from lmdynamics.measurements.per_example import Layer
+from lmdynamics.measurements.per_example import Layer, Tape
 from tests.measurements.families import EACH, TIED, naive_gradients, random_update, tiny, tiny_tape
 
 
@@ -90,6 +90,33 @@ def test_a_sample_of_tokens_is_unbiased_and_knows_its_error(kind):
     assert errors.mean() == pytest.approx(off.std(ddof=1), rel=0.4)
     assert all(row["interference"] == pytest.approx(exact["interference"], abs=1e-9) for row in drawn)
     assert all(row["gradient_interference"] is None for row in drawn)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_share_is_that_of_the_predicted_tokens(kind, monkeypatch):
+    """Masked rows predict a few tokens each: an equal number from each row was most of them."""
+    model = tiny(kind)
+    tape, update = tiny_tape(model, kind, rows=8, time=24), random_update(model)
+    formed = []
+    deltas = Tape.token_deltas
+
+    def counted(self, *rest):
+        for numbers, made in deltas(self, *rest):
+            formed.extend(numbers[numbers >= 0].tolist() if self is tape else [])
+            yield numbers, made
+
+    monkeypatch.setattr(Tape, "token_deltas", counted)
+    found = coefficients(tape, update, share=0.3)
+    assert len(formed) == len(set(formed)) == round(0.3 * len(tape.losses))
+    assert found["sampled"].unique().to_list() == [len(formed)]
+
+
+def test_a_small_sample_is_not_smaller_than_its_error_can_be_told():
+    model = tiny("bert")
+    tape = tiny_tape(model, "bert", rows=4, time=24)
+    assert coefficients(tape, random_update(model), share=0.05)["sampled"][0] == 12
+    few = tiny_tape(model, "bert", rows=1, time=12)
+    assert coefficients(few, random_update(model), share=0.05)["sampled"][0] == len(few.losses) < 12
 
 
 def test_a_sample_of_all_tokens_is_exact():
