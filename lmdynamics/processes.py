@@ -53,7 +53,7 @@ def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: i
         return
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent)
     try:
-        with without_interrupts(), _one_thread():
+        with without_interrupts(), threads_each(1):
             pending = [executor.submit(work, job) for job in jobs]
         for each in pending:
             yield each.result()
@@ -62,10 +62,10 @@ def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: i
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """What is started here computes with one thread."""
+def threads_each(number: int) -> Iterator[None]:
+    """What is started here computes with so many threads."""
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.update(dict.fromkeys(_THREADS, str(number)))
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """A masking-rate schedule to choose by hand, with a live preview of the rate over training."""
 
+import shlex
 from collections.abc import Mapping
 from html import escape
 
@@ -10,6 +11,7 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.errors import UserError
 from lmdynamics.training.masking import SHAPES, Schedule, parse_schedule
+from lmdynamics.training.recipes import load_recipe
 
 POINTS = 200  # at which a schedule is drawn
 
@@ -28,16 +30,33 @@ def rates_over_training(schedules: Mapping[str, str | Schedule], steps: int) -> 
 class ScheduleChooser:
     """Shape, first and last rate; the preview follows, beside the schedules it is to be compared with.
 
-    `value` is the chosen schedule in its own words, ready for `--set masking=…`; the last one that makes sense.
+    `value` is the chosen schedule in its own words; the last one that makes sense. The command shown trains it as the
+    others are trained: the same recipe, profile, seed and number of steps (0: the recipe's own).
 
     Raises
     ------
     UserError
-        If the start value is no schedule.
+        If the start value is no schedule, or there is no such recipe.
     """
 
-    def __init__(self, start: str, others: Mapping[str, str], steps: int):
-        self.others, self.steps = dict(others), steps
+    def __init__(
+        self,
+        start: str,
+        others: Mapping[str, str],
+        recipe: str = "grammar-mlm",
+        profile: str = "default",
+        seed: int = 0,
+        steps: int = 0,
+    ):
+        changes = {"steps": steps} if steps else {}
+        self.others, self.steps = dict(others), load_recipe(recipe, profile, seed, changes).training.steps
+        options = [
+            ("--profile", profile, "default"),
+            ("--seed", str(seed), "0"),
+            ("--set", f"steps={steps}", "steps=0"),
+        ]
+        asked = [word for name, value, usual in options if value != usual for word in (name, value)]
+        self._command = ["lmdynamics", "train", recipe, *asked]
         chosen = parse_schedule(start)
         self.value = str(chosen)
         style = {"description_width": "80px"}
@@ -77,5 +96,5 @@ class ScheduleChooser:
 
     def _say(self, error: UserError | None = None) -> None:
         """What to write for this schedule, or why it is none; as text, never as HTML."""
-        line = str(error) if error else f"lmdynamics train grammar-mlm --set masking={self.value}"
+        line = str(error) if error else shlex.join([*self._command, "--set", f"masking={self.value}"])
         self.said.value = f"<code>{escape(line)}</code>"

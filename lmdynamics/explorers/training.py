@@ -18,7 +18,8 @@ from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
 from lmdynamics.processes import aside
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
-from lmdynamics.runs.run import Run, checkpoint_folders
+from lmdynamics.runs.branch import history
+from lmdynamics.runs.run import Run
 
 EVERY = 1.0  # seconds between two looks at what is there
 REST = 5  # while it trains, times as long as a measurement took: even at low priority it slows what shares its core
@@ -209,9 +210,9 @@ class TrainingExplorer:
                 if not todo:
                     self._closed.wait(EVERY)
                     continue
-                (name, step), began = todo[0], time.perf_counter()
+                (name, step, run), began = todo[0], time.perf_counter()
                 try:
-                    value = self.measurements[name].of(Run(training.folder), step, self.device, executor)
+                    value = self.measurements[name].of(run, step, self.device, executor)
                 except Exception as error:  # the reader's own measurement may raise anything; training goes on
                     self._refused.add(name)
                     self.message.value = escape(one_line(name, error))
@@ -233,11 +234,11 @@ class TrainingExplorer:
         while time.perf_counter() < until and training.state in ACTIVE and not self._closed.is_set():
             self._closed.wait(0.1)
 
-    def _unmeasured(self) -> list[tuple[str, int]]:
-        """What can be measured by now, the newest checkpoint first."""
-        steps = sorted(checkpoint_folders(self.training.folder), reverse=True)
-        todo = [(name, step) for step in steps for name in self.measurements if name not in self._refused]
-        return [each for each in todo if each not in self._measured]
+    def _unmeasured(self) -> list[tuple[str, int, Run]]:
+        """What can be measured by now, the newest checkpoint first; a branch's history is its parent's."""
+        steps = sorted(history(Run(self.training.folder)).items(), reverse=True)
+        names = [name for name in self.measurements if name not in self._refused]
+        return [(name, step, run) for step, run in steps for name in names if (name, step) not in self._measured]
 
 
 def train_live(

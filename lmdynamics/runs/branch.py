@@ -18,7 +18,7 @@ from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.build import build, flat, folder_name, run_name
-from lmdynamics.runs.run import Run
+from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.training.recipes import Recipe, recipe_from_dict
 from lmdynamics.training.state import Log
 
@@ -145,6 +145,14 @@ def family(runs: Iterable[Run]) -> list[tuple[int, Run]]:
         return [pair for run in order for pair in ((generation, run), *below(run.name, generation + 1))]
 
     return below(None, 0)
+
+
+def history(run: Run) -> dict[int, Run]:
+    """The checkpoints of a run and, before it was branched off, those of its parent: by step, the run to look in."""
+    parent, before = run.parent, {}
+    if parent and (runs_dir() / parent["run"]).is_dir():
+        before = {step: of for step, of in history(Run(runs_dir() / parent["run"])).items() if step < parent["step"]}
+    return before | dict.fromkeys(checkpoint_folders(run.folder), run)
 
 
 def _plant(run: Run, step: int, folder: Path) -> None:

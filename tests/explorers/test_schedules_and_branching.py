@@ -1,5 +1,8 @@
 """The schedule chooser and 'branch from here': what a control changes, what it refuses, what it costs."""
 
+import html
+import sys
+
 import pytest
 
 from lmdynamics.errors import UserError
@@ -8,6 +11,7 @@ from lmdynamics.explorers.schedules import ScheduleChooser, rates_over_training
 from lmdynamics.runs.build import train
 from tests.conftest import TINY
 
+USUAL = {"recipe": "grammar-mlm", "profile": "default", "seed": 0}
 OTHERS = {"constant 15 %": "constant-0.15", "cosine": "cosine-0.3-0.15"}
 
 
@@ -19,7 +23,7 @@ def test_rates_are_those_of_the_schedules():
 
 
 def test_the_chooser_follows_its_sliders_and_says_the_command():
-    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, 1000)
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS)
     assert chooser.value == "linear-0.3-0.15"
     chooser.last.value = 0.05
     assert chooser.value == "linear-0.3-0.05"
@@ -30,15 +34,31 @@ def test_the_chooser_follows_its_sliders_and_says_the_command():
     assert "yours: constant-0.3" in str(chooser.chart.spec)
 
 
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({}, 4000), ({"steps": 2000}, 2000), ({"profile": "smoke", "seed": 3}, 64), ({"recipe": "english-mlm"}, 4000)],
+)
+def test_the_command_trains_what_is_drawn(monkeypatch, call, given, steps):
+    """The same recipe, profile, seed and steps as the runs that the schedule is compared with."""
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, **given)
+    asked = []
+    monkeypatch.setattr("lmdynamics.runs.build.build", lambda recipe, folder, **_: asked.append(recipe) or sys.exit())
+    call(*html.unescape(chooser.said.value.removeprefix("<code>").removesuffix("</code>")).split()[1:])
+    assert (chooser.steps, asked[0].training.steps) == (steps, steps)
+    assert asked[0].training.masking == "linear-0.3-0.15"
+    made = {"recipe": asked[0].name, "profile": asked[0].profile, "seed": asked[0].seed}
+    assert made == {name: given.get(name, usual) for name, usual in USUAL.items()}
+
+
 def test_what_is_no_schedule_is_said_and_the_last_one_kept():
-    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, 1000)
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS)
     chooser.last.value = 0.3
     assert chooser.value == "linear-0.3-0.15"
     assert "starts and ends at 0.3" in chooser.said.value
 
 
 def test_a_still_chooser_is_a_figure(tmp_path):
-    ScheduleChooser("step-0.3-0.15", OTHERS, 1000).show(str(tmp_path), interactive=False)
+    ScheduleChooser("step-0.3-0.15", OTHERS).show(str(tmp_path), interactive=False)
     assert (tmp_path / "schedules.svg").exists()
 
 

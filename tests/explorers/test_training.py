@@ -16,7 +16,8 @@ from lmdynamics.explorers.training import (
     train_live,
 )
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.runs.background import ACTIVE, training_of
+from lmdynamics.measurements.trace import trace
+from lmdynamics.runs.background import ACTIVE, branch_of, training_of
 from lmdynamics.runs.run import open_run
 from tests.conftest import TINY
 from tests.runs.trainings import LONG, ended, wait_for
@@ -143,6 +144,16 @@ def test_checkpoints_are_measured_as_they_land():
     wait_for(lambda: [row["step"] for row in sent(explorer)["measured"]] == steps)
     values = [row["value"] for row in sent(explorer)["measured"]]
     assert values[-1] < values[0]
+    wait_for(lambda: not explorer._threads)
+
+
+def test_a_branch_shows_what_its_parent_measured_before_it_left(tiny_run):
+    made = tiny_run.branch(8, lr=0.01, progress=False)
+    losses = [trace(run, HeldOutLoss(run.held_out()), progress=False) for run in (tiny_run, made)]
+    before, after = (dict(frame.select("step", "loss").iter_rows()) for frame in losses)
+    explorer = TrainingExplorer(branch_of(tiny_run, 8, ["lr=0.01"]), HELD_OUT)
+    wait_for(lambda: [row["step"] for row in sent(explorer).get("measured", [])] == [0, 1, 2, 4, 8, 12])
+    assert {row["step"]: row["value"] for row in sent(explorer)["measured"]} == pytest.approx(before | after)
     wait_for(lambda: not explorer._threads)
 
 

@@ -147,6 +147,21 @@ def test_pause_and_resume_give_the_weights_of_an_uninterrupted_run():
     assert training.state == "done"
 
 
+def test_it_takes_one_thread_unless_it_is_told_otherwise(monkeypatch):
+    """Two trainings with two threads each on two cores would slow each other tenfold."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    training = training_of("grammar-mlm", overrides=TINY, name="live")
+    training.start()
+    assert training.wait(60) == "done", training.error
+    made = open_run("live")
+    assert made.facts["threads"] == 1
+    assert branch_of(made, 8, ["lr=0.01"]).job.threads == 1
+    made.facts["threads"] = 5  # a branch repeats its parent bit for bit
+    assert branch_of(made, 8, ["lr=0.02"]).job.threads == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert training.job.threads == 3
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_told_in_one_line_and_gone_on_from():
     training = training_of("grammar-mlm", overrides=LONG, name="live")

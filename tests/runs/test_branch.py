@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lmdynamics.errors import UserError
 from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch, branch_cost, family
+from lmdynamics.runs.branch import branch, branch_cost, family, history
 from lmdynamics.runs.build import train
 from lmdynamics.runs.run import Run, open_run
 from lmdynamics.training.masking import parse_schedule
@@ -124,6 +124,16 @@ def test_a_branch_of_a_branch(parent):
         (2, "tiny@2-seed=3@8"),
         (2, "tiny@2-seed=3@8-lr=0.01"),
     ]
+
+
+def test_the_history_of_a_branch_is_its_parents_up_to_where_it_left(parent):
+    run = parent()
+    grandchild = run.branch(4, lr=0.01, progress=False).branch(8, seed=3, progress=False)
+    where = {step: of.name for step, of in history(grandchild).items()}
+    first, second, third = "tiny", "tiny@4-lr=0.01", "tiny@4-lr=0.01@8-seed=3"
+    assert where == {0: first, 1: first, 2: first, 4: second, 8: third, 12: third}
+    shutil.rmtree(run.folder)
+    assert list(history(grandchild)) == [4, 8, 12]
 
 
 def test_interrupted_and_resumed_is_the_same_bit_for_bit(parent, monkeypatch):

@@ -1,0 +1,29 @@
+"""Run a notebook's code cells in a fresh IPython, each twice in a row, and then all of them once more in order.
+
+python -m tests.notebooks.twice NOTEBOOK OUTPUT_DIR
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from IPython.core.interactiveshell import InteractiveShell
+
+
+def run(notebook: Path, output_dir: str) -> str:
+    """What went wrong first: the number of the cell, its run and the error; empty where nothing did."""
+    shell = InteractiveShell.instance()
+    cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
+    assert "parameters" in cells[0].metadata.tags
+    given = f"\nprofile, interactive, output_dir = 'smoke', True, {output_dir!r}"
+    sources = [cell.source + given * (cell is cells[0]) for cell in cells]
+    order = [(i, turn) for i in range(len(cells)) for turn in ("first", "second")]
+    for i, turn in [*order, *((i, "third") for i in range(len(cells)))]:
+        if error := shell.run_cell(sources[i]).error_in_exec:
+            return f"code cell {i + 1}, {turn} run: {type(error).__name__}: {error}"
+    return ""
+
+
+if __name__ == "__main__":
+    if said := run(Path(sys.argv[1]), sys.argv[2]):
+        sys.exit(said)
