@@ -22,17 +22,18 @@ SCHEMA = {
     **dict.fromkeys(("verdict", "why"), pl.String),
     "seconds": pl.Float64,  # of the whole item
 }
-RELATIVE = 1e-9  # how far floats without a tolerance may lie apart
+RELATIVE = 1e-9  # how far floats without a tolerance may lie apart, as a share of their size
+ABSOLUTE = 1e-12  # and near zero, where sums that cancel leave nothing but rounding
 SHOWN = 3  # changes that the summary tells one by one
 
 
 def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
     """A verdict per record of a batch (`collect.gather`); an item that did not finish, or records nothing, has one row.
 
-    "same": within the baseline's tolerance; without one, equal (floats to 1e-9 of their size). "changed": not so, or
-    of another kind (a word, a truth value, none), or NaN. "new": its item has a baseline, but none for this record.
-    "gone": the baseline has a record that the item no longer makes. "no baseline": for the whole item. "failed".
-    `why` says it in words.
+    "same": within the baseline's tolerance; without one, equal (floats to 1e-9 of their size, near zero to 1e-12).
+    "changed": not so, or of another kind (a word, a truth value, none), or NaN. "new": its item has a baseline, but
+    none for this record. "gone": the baseline has a record that the item no longer makes. "no baseline": for the whole
+    item. "failed". `why` says it in words.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def same_value(value: Scalar, baseline: Scalar, tolerance: float | None = None) 
         return False
     whole = isinstance(value, int) and isinstance(baseline, int)
     if tolerance is None:
-        return value == baseline if whole else math.isclose(value, baseline, rel_tol=RELATIVE)
+        return value == baseline if whole else math.isclose(value, baseline, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
     # 0.65 - 0.6 is not within 0.05 until the subtraction's own rounding is allowed for
     rounding = 0.0 if whole else 4 * sys.float_info.epsilon * max(abs(value), abs(baseline))
     return abs(value - baseline) <= tolerance + rounding

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float
 
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.row_sums import as_columns, interval, ratio, row_sums, with_groups
@@ -26,7 +27,9 @@ def dissent_by_group(
     tokens in one group, "all". Tokens in none are in the group "other". Rows, sorted by group inside each of `by`:
     *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, dissent_control, each with _low and _high (95 %,
     bootstrap over rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a
-    cosine (a vector of zeros) do not count in its mean, which is null where there are no others.
+    cosine (a vector of zeros) do not count in its mean, which is null where there are no others. With `step` in `by`,
+    also change, change_low, change_high: of dissent since half that step, in the same resamples, null where that was
+    not measured.
 
     Raises
     ------
@@ -48,45 +51,64 @@ def dissent_by_group(
         if name in COSINES:
             drawn = ratio(made.drawn(name), made.drawn(f"{name}_n"))
             columns[f"{name}_low"], columns[f"{name}_high"] = interval(drawn, made.total("rows"))
+            if name == "dissent" and "step" in by:
+                since = _since_half(made.keys, columns[name], drawn, made.total("rows"))
+    if "step" in by:
+        columns |= since
     return made.keys.hstack([*as_columns(columns), pl.Series("tokens", made.total("tokens").astype(np.int64))])
+
+
+def _since_half(
+    keys: pl.DataFrame,
+    value: Float[np.ndarray, " groups"],
+    drawn: Float[np.ndarray, "resamples groups"],
+    rows: Float[np.ndarray, " groups"],
+) -> dict[str, Float[np.ndarray, " groups"]]:
+    """How far each group has moved since half its step, with its interval; NaN where that was not measured."""
+    now = keys.with_row_index("now")
+    half = now.with_columns(pl.col("step") * 2).rename({"now": "half"})
+    at, before = now.join(half, on=keys.columns, nulls_equal=True).select("now", "half").to_numpy().T
+    found = {name: np.full(len(keys), np.nan) for name in ("change", "change_low", "change_high")}
+    found["change"][at] = value[at] - value[before]
+    ends = interval(drawn[:, at] - drawn[:, before], np.minimum(rows[at], rows[before]))
+    found["change_low"][at], found["change_high"][at] = ends
+    return found
 
 
 def towards_total(table: pl.DataFrame) -> pl.DataFrame:
     """Where dissent stands at the end of each curve, and which way it goes; with a sentence for each curve and group.
 
-    `table`: of `dissent_by_group`, with `curve`. The last step is compared with half of it: dissent `deepens` (towards
-    -1) or `eases` where the two 95 % intervals lie apart, and is `steady` otherwise. Rows: curve, group, step, dissent,
-    dissent_low, dissent_high, dissent_control, before (at half the step; null if that was not measured), verdict,
-    sentence.
+    `table`: of `dissent_by_group`, by curve and step. The last step is compared with half of it: dissent `deepens`
+    (towards -1) or `eases` where the 95 % interval of its change (paired, over the same rows of text) says so, and is
+    `undecided` otherwise. Rows: curve, group, step, dissent, dissent_low, dissent_high, dissent_control, change,
+    change_low, change_high (null if half the step was not measured), verdict, sentence.
 
     Raises
     ------
     UserError
         If a column is missing.
     """
-    bounds = {"low": "dissent_low", "high": "dissent_high"}
-    need_columns(table, ["curve", "group", "step", "dissent", *bounds.values(), "dissent_control"], "total dissent")
-    last = table.filter(pl.col("step") == pl.col("step").max().over("curve"))
-    half = table.select("curve", "group", step=2 * pl.col("step"), before="dissent", **bounds)
-    both = last.join(half, on=["curve", "group", "step"], how="left", maintain_order="left")
+    names = ["curve", "group", "step", "dissent", "dissent_low", "dissent_high", "dissent_control"]
+    names += ["change", "change_low", "change_high"]
+    need_columns(table, names, "total dissent")
     verdict = (
-        pl.when(pl.col("dissent_high") < pl.col("low"))
+        pl.when(pl.col("change_high") < 0)
         .then(pl.lit("deepens"))
-        .when(pl.col("dissent_low") > pl.col("high"))
+        .when(pl.col("change_low") > 0)
         .then(pl.lit("eases"))
-        .otherwise(pl.lit("steady"))
+        .otherwise(pl.lit("undecided"))
     )
-    both = both.with_columns(verdict=verdict)
-    said = [_told(row) for row in both.to_dicts()]
-    names = ["curve", "group", "step", "dissent", "dissent_low", "dissent_high", "dissent_control", "before", "verdict"]
-    return both.select(*names, pl.Series("sentence", said, dtype=pl.String))
+    last = table.filter(pl.col("step") == pl.col("step").max().over("curve")).select(*names, verdict=verdict)
+    return last.with_columns(pl.Series("sentence", [_told(row) for row in last.to_dicts()], dtype=pl.String))
 
 
 def _told(row: dict) -> str:
     bounds = row["dissent_low"], row["dissent_high"]
     if row["dissent"] is None:
         return f"{row['curve']}, {row['group']}: no dissent at step {row['step']:,}, its vectors have no direction"
-    compared = "" if row["before"] is None else f", {row['verdict']} since step {row['step'] // 2:,}"
+    moved = "does not clearly move" if row["verdict"] == "undecided" else row["verdict"]
+    change = with_interval(row["change"], (row["change_low"], row["change_high"]), "+.2f")
+    compared = "" if row["change"] is None else f", {moved} since step {row['step'] // 2:,} ({change})"
     control = "none" if row["dissent_control"] is None else f"{row['dissent_control']:.2f}"
     return (
         f"{row['curve']}, {row['group']}: dissent {with_interval(row['dissent'], bounds, '.2f')} at step "

@@ -3,7 +3,7 @@
 Frames named `final` have one row per `condition`, `seed` and `measure`, with its `value` at the last step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,31 +11,39 @@ import polars as pl
 
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.speedup import Speedup, speedup
-from lmdynamics.curves.statistics import compare_to_baseline, mean_over_seeds
+from lmdynamics.curves.statistics import NO_DIRECTION, compare_to_baseline, decide, mean_over_seeds
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.measurement import Measurement
 
-LOWER_IS_BETTER = ("held-out loss",)
 VERDICTS = {"better": "reproduced", "worse": "not reproduced"}
 
 
-def against_baseline(final: pl.DataFrame, baseline: str) -> pl.DataFrame:
+def against_baseline(final: pl.DataFrame, baseline: str, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
     """Every measure and condition: mean over seeds with its interval, and the test against the baseline.
 
-    Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg, g, verdict; see
-    `compare_to_baseline`. The baseline's own rows have no test.
+    `measurements`, by the measure's name in `final`, declare whether higher is better; without that, nothing is called
+    better. Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg (corrected
+    for all tests of the table), g, verdict; see `compare_to_baseline`. The baseline's own rows have no test.
     """
     need_columns(final, ["condition", "seed", "measure", "value"], "comparison with a baseline")
     means = mean_over_seeds(final, ["measure", "condition"], "value")
-    tests = pl.concat(_test(final, measure, baseline) for measure in final["measure"].unique(maintain_order=True))
+    tests = decide(
+        pl.concat(
+            compare_to_baseline(
+                final.filter(pl.col("measure") == measure),
+                baseline,
+                value="value",
+                higher_is_better=_direction(measurements, measure),
+            ).with_columns(measure=pl.lit(measure))
+            for measure in final["measure"].unique(maintain_order=True)
+        )
+    ).select("measure", "condition", "difference", "p_hochberg", "g", "verdict")
     table = means.join(tests, on=["measure", "condition"], how="left", maintain_order="left")
     return table.select("measure", "condition", "mean", "low", "high", "n", "difference", "p_hochberg", "g", "verdict")
 
 
-def _test(final: pl.DataFrame, measure: str, baseline: str) -> pl.DataFrame:
-    rows = final.filter(pl.col("measure") == measure)
-    higher = measure not in LOWER_IS_BETTER
-    tested = compare_to_baseline(rows, baseline, value="value", higher_is_better=higher)
-    return tested.select(pl.lit(measure).alias("measure"), "condition", "difference", "p_hochberg", "g", "verdict")
+def _direction(measurements: Mapping[str, Measurement], measure: str) -> bool | None:
+    return getattr(measurements.get(measure), "higher_is_better", None)
 
 
 @dataclass(frozen=True)
@@ -48,23 +56,27 @@ class Claim:
     worse: str
 
 
-def judge(claims: Iterable[Claim], final: pl.DataFrame) -> pl.DataFrame:
-    """Each claim against the runs: claim, measure, difference with its 95 % interval, p (one-sided), verdict.
+def judge(claims: Iterable[Claim], final: pl.DataFrame, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
+    """Each claim against the runs: claim, measure, difference with its 95 % interval low, high, p, p_hochberg, verdict.
 
-    `reproduced`: better at 5 % (one-sided t-test over seeds, Welch); `not reproduced`: worse at 5 %; otherwise
-    `undecided at this size`, and with one seed always that.
+    `p` is that of a one-sided t-test over seeds (Welch), `p_hochberg` the same corrected for the number of claims.
+    `reproduced`: better at 5 % after the correction; `not reproduced`: worse, corrected likewise; otherwise `undecided
+    at this size`, and with one seed always that. `measurements`: as for `against_baseline`.
     """
-    rows = []
-    for claim in claims:
-        chosen = final.filter(
-            pl.col("measure") == claim.measure, pl.col("condition").is_in([claim.better, claim.worse])
-        )
-        higher = claim.measure not in LOWER_IS_BETTER
-        found = compare_to_baseline(chosen, claim.worse, value="value", higher_is_better=higher).row(0, named=True)
-        verdict = VERDICTS.get(found["verdict"], "undecided at this size")
-        rows.append((claim.says, claim.measure, *(found[name] for name in ("difference", "low", "high", "p")), verdict))
-    numbers = dict.fromkeys(("difference", "low", "high", "p"), pl.Float64)
-    return pl.DataFrame(rows, {"claim": pl.String, "measure": pl.String, **numbers, "verdict": pl.String}, orient="row")
+    columns = ["claim", "measure", "difference", "low", "high", "p", "p_hochberg", "verdict"]
+    tests = [
+        compare_to_baseline(
+            final.filter(pl.col("measure") == claim.measure, pl.col("condition").is_in([claim.better, claim.worse])),
+            claim.worse,
+            value="value",
+            higher_is_better=_direction(measurements, claim.measure),
+        ).with_columns(claim=pl.lit(claim.says), measure=pl.lit(claim.measure))
+        for claim in claims
+    ]
+    undecided = pl.lit("undecided at this size")
+    verdict = pl.col("verdict").replace_strict(VERDICTS, default=undecided, return_dtype=pl.String)
+    without = pl.col("verdict") == NO_DIRECTION
+    return decide(pl.concat(tests)).with_columns(pl.when(without).then("verdict").otherwise(verdict)).select(columns)
 
 
 @dataclass(frozen=True)

@@ -131,14 +131,19 @@ def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
 def average_accuracy(accuracy: pl.DataFrame, name: str = "all paradigms") -> pl.DataFrame:
     """The mean over paradigms at each step, in the shape of `accuracy_by_step`; `pairs` is their sum.
 
-    Paradigms count alike, as in BLiMP. The interval is ± 1.96 standard errors of that mean.
+    Paradigms count alike, as in BLiMP. The reaches of their intervals are squared and added (Newcombe 1998), so that
+    the mean's has a width even where every pair is judged right.
     """
     need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "average accuracy")
-    p, n = pl.col("accuracy"), pl.col("pairs")
-    reach = 1.959964 * (p * (1 - p) / n).sum().sqrt() / pl.len()
+    p, low, high = pl.col("accuracy"), pl.col("low"), pl.col("high")
     return (
         accuracy.group_by("step")
-        .agg(p.mean(), low=(p.mean() - reach).clip(0), high=(p.mean() + reach).clip(None, 1), pairs=n.sum())
+        .agg(
+            p.mean(),
+            low=p.mean() - ((p - low) ** 2).sum().sqrt() / pl.len(),
+            high=p.mean() + ((high - p) ** 2).sum().sqrt() / pl.len(),
+            pairs=pl.col("pairs").sum(),
+        )
         .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs")
         .sort("step")
     )

@@ -1,6 +1,6 @@
 """Loss curves of a ladder of sizes, and which of their breaks a fit has found."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -23,14 +23,17 @@ from lmdynamics.runs.sweep import sweep
 NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
 
 
-def unigram_entropy(rows: Blocks) -> float:
+def unigram_entropy(rows: Blocks, special: Collection[int] | None = None) -> float:
     """What a model that knows only how frequent each token is would lose on these rows: nats per predicted token.
 
-    The first token of a row is predicted from nothing, so it does not count.
+    A causal model predicts every token but the first of a row, which is predicted from nothing. With `special`, the
+    ids of special tokens, a masked model is meant: it predicts every token that is none of these.
     """
-    predicted = np.ones(len(rows.ids), bool)
-    predicted[np.asarray(rows.offsets[:-1])] = False
-    counts = np.bincount(np.asarray(rows.ids)[predicted])
+    ids = np.asarray(rows.ids)
+    predicted = np.ones(len(ids), bool) if special is None else ~np.isin(ids, list(special))
+    if special is None:
+        predicted[np.asarray(rows.offsets[:-1])] = False
+    counts = np.bincount(ids[predicted])
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 
@@ -89,7 +92,9 @@ def ladder_curves(
         curves.append(log.select(pl.lit(curve).alias("curve"), pl.col("step").cast(pl.Int64), "loss"))
         end = measure(steps=[last.step], progress=False).row(0, named=True)
         parameters = sum(p.numel() for p in last.model().parameters())
-        rows.append((curve, size, seed, name, parameters, unigram_entropy(held_out), end["loss"], end["stderr"]))
+        special = None if last.objective == "clm" else last.tokenizer.all_special_ids
+        entropy = unigram_entropy(held_out, special)
+        rows.append((curve, size, seed, name, parameters, entropy, end["loss"], end["stderr"]))
     numbers = dict.fromkeys(("unigram_entropy", "final_loss", "stderr"), pl.Float64)
     names = {"curve": pl.String, "size": pl.String, "seed": pl.Int64, "run": pl.String, "parameters": pl.Int64}
     frame = pl.concat(curves).filter(pl.col("loss").is_finite())

@@ -9,7 +9,7 @@ import polars as pl
 from jaxtyping import Float
 from scipy import stats
 
-from lmdynamics.curves.intervals import accuracy_by_step, grid, need_columns
+from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, grid, need_columns
 from lmdynamics.errors import UserError, did_you_mean
 
 WHOLE = "all paradigms"
@@ -79,22 +79,11 @@ def leads_from(race: pl.DataFrame) -> int | None:
 
 
 def judged_right(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Share of pairs judged right, in the shape of `accuracy_by_step`; of several paradigms, their mean comes first.
-
-    Intervals are 95 %: Wilson's for a paradigm, and for the mean of paradigms the reaches of theirs squared and added
-    (Newcombe 1998), so that it has a width even where every pair is judged right.
-    """
+    """Share of pairs judged right: `accuracy_by_step`, and of several paradigms `average_accuracy` in front."""
     accuracy = accuracy_by_step(pairs.with_columns(pl.col("paradigm").cast(pl.String)))
     if accuracy["paradigm"].n_unique() < 2:
         return accuracy
-    p, low, high = pl.col("accuracy"), pl.col("low"), pl.col("high")
-    whole = accuracy.group_by("step").agg(
-        p.mean(),
-        low=p.mean() - ((p - low) ** 2).sum().sqrt() / pl.len(),
-        high=p.mean() + ((high - p) ** 2).sum().sqrt() / pl.len(),
-        pairs=pl.col("pairs").sum(),
-    )
-    return pl.concat([whole.with_columns(paradigm=pl.lit(WHOLE)).select(accuracy.columns).sort("step"), accuracy])
+    return pl.concat([average_accuracy(accuracy, WHOLE), accuracy])
 
 
 def _mean_over_paradigms(

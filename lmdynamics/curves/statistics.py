@@ -15,6 +15,7 @@ from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, did_you_mean
 
 LEVEL = 0.05  # a verdict's, after Hochberg
+NO_DIRECTION = "no direction declared: neither better nor worse"
 
 
 def mean_over_seeds(frame: pl.DataFrame, by: str | list[str], value: str, seed: str = "seed") -> pl.DataFrame:
@@ -45,7 +46,7 @@ def compare_to_baseline(
     condition: str = "condition",
     value: str = "score",
     *,
-    higher_is_better: bool = True,
+    higher_is_better: bool | None = True,
     paired: bool = False,
     seed: str = "seed",
 ) -> pl.DataFrame:
@@ -60,7 +61,8 @@ def compare_to_baseline(
     seed, where the same seed means the same start and the same data: g is then in standard deviations of the
     difference. The verdict is "better" or "worse" if that one-sided test says so at 5 % after Hochberg's correction,
     otherwise "undecided". With one seed in a condition or the baseline, or no spread at all between seeds, there is
-    no test: p, intervals and g are null, and the verdict says why it is undecided.
+    no test: p, intervals and g are null, and the verdict says why it is undecided. Where `higher_is_better` is None
+    nothing is better or worse: there is no p, and the verdict says so.
 
     Raises
     ------
@@ -84,17 +86,33 @@ def compare_to_baseline(
                 f"{what}: {name!r} has the seeds {_list(scores[seed])}, the baseline {_list(base[seed])}; "
                 "pairing needs the same ones: leave the others out, or compare unpaired"
             )
-        compared = _compare(scores[value].to_numpy(), base[value].to_numpy(), 1 if higher_is_better else -1, paired)
+        compared = _compare(
+            scores[value].to_numpy(), base[value].to_numpy(), -1 if higher_is_better is False else 1, paired
+        )
+        if higher_is_better is None and compared["p"] is not None:
+            compared |= {"p": None, "verdict": NO_DIRECTION}
         table.append({condition: name, "n": len(scores), "n_baseline": len(base)} | compared)
-    tested = [row for row in table if row["p"] is not None]
-    better = hochberg(np.array([row["p"] for row in tested]))
-    worse = hochberg(np.array([1 - row["p"] for row in tested]))
-    for row, p, q in zip(tested, better, worse, strict=True):
-        row["p_hochberg"] = float(p)
-        row["verdict"] = "better" if p < LEVEL else "worse" if q < LEVEL else "undecided"
     numbers = ["difference", "low", "high", "p", "p_hochberg", "g", "g_low", "g_high"]
     schema = dict.fromkeys(["n", "n_baseline"], pl.Int64) | dict.fromkeys(numbers, pl.Float64) | {"verdict": pl.String}
-    return pl.DataFrame(table, schema={condition: rows.schema[condition]} | schema)
+    return decide(pl.DataFrame(table, schema={condition: rows.schema[condition]} | schema))
+
+
+def decide(table: pl.DataFrame) -> pl.DataFrame:
+    """`p_hochberg` and the verdict of every test of a table that has a `p`, corrected for their number (Hochberg 1988).
+
+    The chance that any condition of the table that is no better is called better is then 5 %, and likewise for worse.
+    """
+    p = table["p"].drop_nulls().to_numpy()
+    better, worse = hochberg(p), hochberg(1 - p)
+    verdicts = np.where(better < LEVEL, "better", np.where(worse < LEVEL, "worse", "undecided"))
+    of, adjusted, found = iter(range(len(p))), [], []
+    for tested, verdict in table.select(pl.col("p").is_not_null(), "verdict").iter_rows():
+        at = next(of) if tested else None
+        adjusted.append(None if at is None else float(better[at]))
+        found.append(verdict if at is None else str(verdicts[at]))
+    return table.with_columns(
+        pl.Series("p_hochberg", adjusted, dtype=pl.Float64), pl.Series("verdict", found, dtype=pl.String)
+    )
 
 
 def hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:

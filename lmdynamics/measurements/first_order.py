@@ -81,8 +81,8 @@ def coefficients(
     """C_g, C_ug, C_uG and the interference of first-order changes: of all parameters, by layer, and by module.
 
     `update`: by parameter name. `share`: of all predicted tokens whose gradients are formed, a simple random sample
-    drawn by `seed`, of 12 tokens at least; below 1, Σ|p_ij| is estimated by regression on the size of the derivatives by
-    the last hidden states, known for every token, and C_g has the standard error of that design (Student's t with
+    drawn by `seed`, of 12 tokens at least; below 1, Σ|p_ij| is estimated by regression on the size of the derivatives
+    by the last hidden states, known for every token, and C_g has the standard error of that design (Student's t with
     `sampled` - 2 degrees of freedom); gradient_interference is then null. `gradient_interference` is the mean over
     coordinates of D of the tokens' gradients. `identity_error`: |1 - D - C_g C_uG / C_ug|, D from the forward-mode
     pass, C_uG from the backward pass, the rest from the tokens' own gradients.

@@ -36,6 +36,7 @@ class PairAccuracy(Measurement):
     pairs: MinimalPairs
 
     version = 1
+    higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if checkpoint.objective == "rts":

@@ -29,14 +29,16 @@ class HeldOutLoss(Measurement):
     A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
     run was trained at (Ankner et al. 2023); a causal one, every next token; a discriminator (rts) tells of every token
     whether it was replaced, at that rate. Losses of different objectives do not compare. `stderr` takes rows of text
-    as the independent units (ratio estimator).
+    as the independent units (ratio estimator), and is null where one row alone has tokens to predict.
     """
 
     blocks: Blocks
     masking_rate: float = MASKING_RATE
     seed: int = 0
 
-    version = 1
+    version = 2
+    unit = "nats per token"
+    higher_is_better = False
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         sums, counts = [], []
@@ -48,9 +50,11 @@ class HeldOutLoss(Measurement):
         if not tokens.sum():
             raise nothing_to_predict(self.blocks)
         loss = total.sum() / tokens.sum()
-        rows = len(total)
-        spread = ((total - loss * tokens) ** 2).sum() * rows / max(1, rows - 1)
-        return pl.DataFrame({"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [np.sqrt(spread) / tokens.sum()]})
+        rows, stderr = len(total), None
+        if (tokens > 0).sum() > 1:
+            stderr = float(np.sqrt(((total - loss * tokens) ** 2).sum() * rows / (rows - 1)) / tokens.sum())
+        numbers = {"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [stderr]}
+        return pl.DataFrame(numbers, schema_overrides={"stderr": pl.Float64})
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class TokenLosses(Measurement):
     seed: int = 0
 
     version = 1
+    unit = "nats"
+    higher_is_better = False
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         frames, first = [], 0
@@ -122,8 +128,13 @@ def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objecti
     return pl.DataFrame(names, schema=dict.fromkeys(names, pl.Int32))
 
 
-def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: int, rows: int) -> Iterator[Predictions]:
-    """`blocks` in order, `rows` at a time: with fixed masks for a masked model, next tokens for a causal one."""
+def prediction_batches(
+    checkpoint, blocks: Blocks, masking_rate: float, seed: int, rows: int, loss_share: float = 1.0
+) -> Iterator[Predictions]:
+    """`blocks` in order, `rows` at a time: with fixed masks for a masked model, next tokens for a causal one.
+
+    `loss_share`: of the masked tokens, those that are predicted, as in training (`Schedule.loss_share`).
+    """
     tokenizer = checkpoint.tokenizer
     masker = None if checkpoint.objective == "clm" else Masker.for_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +151,7 @@ def prediction_batches(checkpoint, blocks: Blocks, masking_rate: float, seed: in
             corrupted, replaced = masker.substitute(ids, masking_rate, generator)
             yield Predictions(corrupted, mask, masker.ordinary(ids), replaced[masker.ordinary(ids)].long())
         else:
-            corrupted, selected = masker(ids, masking_rate, generator)
+            corrupted, selected = masker(ids, masking_rate, generator, loss_share)
             yield Predictions(corrupted, mask, selected, ids[selected])
 
 

@@ -17,9 +17,14 @@ class Measurement:
     """Subclasses are frozen dataclasses: their fields are their parameters, and so their cache key.
 
     Calling one on a checkpoint gives one row per observation, the same rows every time on the same device.
+
+    `higher_is_better` decides which of two runs is better. A measurement that declares None is compared, but neither
+    run is called better.
     """
 
     version: ClassVar[int] = 1  # raise when the numbers would change
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool | None] = None
 
     def __call__(self, checkpoint: Checkpoint, device: str = "cpu") -> pl.DataFrame:
         raise TypeError(f"{type(self).__name__} does not say what it measures: define __call__(checkpoint, device)")

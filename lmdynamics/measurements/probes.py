@@ -78,6 +78,7 @@ class FineTuning(Measurement):
     seed: int = 0
 
     version = 1
+    higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         counts = (self.trials, self.steps, self.batch_size, self.train_examples, self.dev_examples, self.test_examples)

@@ -2,8 +2,9 @@
 
 The step is the recipe's: AdamW with its state at the checkpoint, its learning rate, clipping and precision, on float32
 weights; losses before and after are taken in float32. (The analysis published by Mircea et al. 2025, arXiv 2506.05447,
-rounds weights to bf16 first, does not clip, and where the last learning rate is 0 takes the first.) Only the rows
-stepped on are others: held-out ones, which no run has seen.
+rounds weights to bf16 first, does not clip, and where the last learning rate is 0 takes the first.) Masks and the
+tokens whose loss is taken are drawn as the recipe's schedule has it at that step. Only the rows stepped on are others:
+held-out ones, which no run has seen.
 """
 
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ class OneStep(Measurement):
     held_out: int = 32
     seed: int = 0
 
-    version = 1
+    version = 2
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         step = Step(checkpoint, self.batch_size, device)
@@ -127,16 +128,17 @@ class Step:
                 f"{batches} batches of {size} rows and some held out need more than {there} rows; give more text, "
                 "fewer batches or a smaller batch_size"
             )
-        rate = self.recipe.schedule(self.checkpoint.step / self.recipe.training.steps)
+        x = self.checkpoint.step / self.recipe.training.steps
+        rate, loss_share = self.recipe.schedule(x), self.recipe.schedule.loss_share(x)
         after = batches * size
         kept = self.text(blocks, after, min(held_out, there - after), MASKING_RATE, seed)
         for b in range(batches):
-            yield b, self.text(blocks, b * size, size, rate, mix(seed, b)), kept
+            yield b, self.text(blocks, b * size, size, rate, mix(seed, b), loss_share), kept
 
-    def text(self, blocks: Blocks, first: int, n: int, rate: float, seed: int) -> Text:
+    def text(self, blocks: Blocks, first: int, n: int, rate: float, seed: int, loss_share: float = 1.0) -> Text:
         """`n` rows from `first` on as one batch on the device."""
         chosen = blocks.take(range(first, first + n))
-        (batch,) = prediction_batches(self.checkpoint, chosen, rate, seed, n)
+        (batch,) = prediction_batches(self.checkpoint, chosen, rate, seed, n, loss_share)
         return Text(batch.to(self.device), predicted_tokens(batch, blocks, first, self.checkpoint.objective))
 
     def losses(self, text: Text) -> Float[Tensor, " tokens"]:
@@ -159,7 +161,8 @@ class Step:
         self.model.train()
         torch.manual_seed(mix(self.recipe.seed, self.checkpoint.step))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=t.precision == "bf16"):
-            loss = token_losses(self.model, text.batch).mean()
+            losses = token_losses(self.model, text.batch)
+            loss = losses.sum() / max(1, len(losses))  # as training does, also where nothing was masked
         loss.backward()
         if t.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)

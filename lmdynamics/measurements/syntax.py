@@ -112,6 +112,7 @@ class UAS(Measurement):
     seed: int = 0
 
     version = 3  # 3: `reachable`
+    higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         predicted = predictions(checkpoint, self.treebank, device)

@@ -85,7 +85,7 @@ def test_the_baselines_tolerance_counts_not_the_new_one(accepted):
         (10**12 + 1, 10**12, 0, False),
         (1.0, 1.0 + 1e-10, None, True),
         (1.0, 1.0 + 1e-8, None, False),
-        (0.0, 1e-300, None, False),
+        (0.0, 1e-300, None, True),
         (64, 64.0, None, True),
         (10**12, 10**12 + 1, None, False),  # whole numbers are equal or not
         (None, None, None, True),
@@ -107,6 +107,10 @@ def test_the_baselines_tolerance_counts_not_the_new_one(accepted):
         (1.0, math.nan, 5.0, False),
         (math.inf, math.inf, None, False),
         (math.inf, 1.0, 5.0, False),
+        (1e-17, 0.0, None, True),  # what is left of sums that cancel
+        (0.0, -3e-16, None, True),
+        (1e-9, 0.0, None, False),
+        (1e-9, 1.1e-9, None, False),
     ],
 )
 def test_what_is_the_same(value, baseline, tolerance, same):

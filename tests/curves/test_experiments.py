@@ -4,8 +4,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from benchmarks.coverage import false_claims
 from lmdynamics.curves.experiments import Claim, against_baseline, gains_by_paradigm, judge, probe_scores, speedups
+from lmdynamics.curves.statistics import hochberg
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements.losses import HeldOutLoss
+from lmdynamics.measurements.measurement import Measurement
+
+MEASUREMENTS = {"held-out loss": HeldOutLoss, "pairs": PairAccuracy}
 
 
 def final(seeds: int = 3, **means: float) -> pl.DataFrame:
@@ -25,7 +32,7 @@ def final(seeds: int = 3, **means: float) -> pl.DataFrame:
 
 def test_a_lower_loss_and_a_higher_accuracy_are_better():
     rows = final(base__held_out_loss=2.0, new__held_out_loss=1.5, base__pairs=0.5, new__pairs=0.9)
-    table = against_baseline(rows, "base")
+    table = against_baseline(rows, "base", MEASUREMENTS)
     assert table.select("measure", "condition", "verdict").rows() == [
         ("held-out loss", "base", None),
         ("held-out loss", "new", "better"),
@@ -48,10 +55,51 @@ def test_a_lower_loss_and_a_higher_accuracy_are_better():
 )
 def test_a_claim_is_judged_by_a_test_and_one_seed_never_decides(value, seeds, verdict):
     rows = final(seeds, base__pairs=0.5, new__pairs=value)
-    (row,) = judge([Claim("new beats base", "pairs", "new", "base")], rows).iter_rows(named=True)
+    (row,) = judge([Claim("new beats base", "pairs", "new", "base")], rows, MEASUREMENTS).iter_rows(named=True)
     assert row["verdict"] == verdict
     assert row["difference"] == pytest.approx(value - 0.5)
     assert (row["low"] is None) == (seeds == 1)
+
+
+class Perplexing(Measurement):
+    """A user's own measure, called whatever they like."""
+
+    higher_is_better = False
+
+
+def test_the_measurement_declares_its_direction_whatever_it_is_called():
+    rows = final(base__loss=2.0, new__loss=1.5)
+    claim = Claim("new has the lower loss", "loss", "new", "base")
+    assert against_baseline(rows, "base", {"loss": Perplexing()})["verdict"].to_list() == [None, "better"]
+    assert judge([claim], rows, {"loss": Perplexing()})["verdict"].to_list() == ["reproduced"]
+
+
+@pytest.mark.parametrize("measurements", [{}, {"loss": Measurement()}])
+def test_without_a_direction_nothing_is_better_or_worse(measurements):
+    rows = final(base__loss=2.0, new__loss=1.5)
+    (row,) = against_baseline(rows, "base", measurements).filter(condition="new").to_dicts()
+    assert row["verdict"] == "no direction declared: neither better nor worse"
+    assert (row["difference"], row["p_hochberg"]) == (pytest.approx(-0.5), None)
+    (row,) = judge([Claim("it falls", "loss", "new", "base")], rows, measurements).to_dicts()
+    assert row["verdict"] == "no direction declared: neither better nor worse"
+    assert row["high"] < 0
+
+
+def test_p_values_are_corrected_for_all_tests_of_a_table_and_for_all_claims():
+    random = np.random.default_rng(0)
+    cells = [(c, seed, m) for c in ("base", "a", "b") for m in MEASUREMENTS for seed in range(3)]
+    rows = pl.DataFrame(cells, ["condition", "seed", "measure"], orient="row")
+    rows = rows.with_columns(value=random.normal(size=len(rows)))
+    table = against_baseline(rows, "base", MEASUREMENTS).drop_nulls("p_hochberg")
+    claims = [Claim(f"{c} {m}", m, c, "base") for m in MEASUREMENTS for c in ("a", "b")]
+    judged = judge(claims, rows, MEASUREMENTS)
+    expected = hochberg(judged["p"].to_numpy())
+    assert judged["p_hochberg"].to_list() == pytest.approx(expected.tolist())
+    assert sorted(table["p_hochberg"]) == pytest.approx(sorted(expected))
+
+
+def test_five_null_claims_are_seldom_reproduced():
+    assert false_claims(np.random.default_rng(0), trials=150) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 150)
 
 
 def learning(rate: float, top: float = 1.0) -> list[tuple[int, float]]:

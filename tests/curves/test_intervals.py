@@ -4,9 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lmdynamics.curves.comparison import summarise
 from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, resample_counts, uas_by_step
+from lmdynamics.curves.pair_race import judged_right
 from lmdynamics.curves.smoothing import local_curvature
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.grammaticality import PairAccuracy
 from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
 
@@ -77,7 +80,20 @@ def test_paradigms_count_alike_in_the_average_and_narrow_its_interval():
     average = average_accuracy(accuracy)
     assert average["step"].to_list() == [1, 9]
     assert average["pairs"].to_list() == [440, 440]
-    p = accuracy.filter(paradigm="few", step=9)["accuracy"].item()
+    parts = accuracy.filter(step=9).sort("paradigm")
     row = average.row(1, named=True)
-    assert row["accuracy"] == pytest.approx((p + 1) / 2)
-    assert row["high"] - row["accuracy"] == pytest.approx(1.959964 * np.sqrt(p * (1 - p) / 40) / 2)
+    assert row["accuracy"] == pytest.approx(parts["accuracy"].mean())
+    below, above = parts["accuracy"] - parts["low"], parts["high"] - parts["accuracy"]
+    assert row["accuracy"] - row["low"] == pytest.approx(np.sqrt((below**2).sum()) / 2)
+    assert row["high"] - row["accuracy"] == pytest.approx(np.sqrt((above**2).sum()) / 2)
+    assert above[1] == pytest.approx(0, abs=1e-9)  # all of many are right: their interval reaches down only
+    assert below[1] > 0.001
+
+
+def test_one_number_has_one_interval_wherever_it_is_shown():
+    trace = pairs_trace({"near": 0.9, "far": 1.0}, pairs=20, steps=[1, 9])
+    average = average_accuracy(accuracy_by_step(trace))
+    assert judged_right(trace).filter(paradigm="all paradigms").equals(average)
+    shown = summarise(PairAccuracy(None), trace)
+    assert shown.select("low", "high").equals(average.select("low", "high"))
+    assert (average["low"] < average["high"]).all()

@@ -72,6 +72,14 @@ def test_stderr_is_what_repetition_shows():
     assert np.std(losses, ddof=1) == pytest.approx(errors.mean(), rel=0.5)
 
 
+@pytest.mark.parametrize("texts", [[[2, *range(5, 15), 3]], [[2, *range(5, 15), 3], [2, 3], [2, 3]]])
+def test_one_row_of_text_has_no_standard_error(texts):
+    frame = HeldOutLoss(Blocks.from_rows(texts), masking_rate=0.5)(StandIn())
+    assert frame["loss"].item() > 0
+    assert frame["stderr"].to_list() == [None]
+    assert frame.schema["stderr"] == pl.Float64
+
+
 def test_nothing_to_predict_is_refused():
     with pytest.raises(UserError, match="1 held-out rows have no token to predict"):
         HeldOutLoss(Blocks.from_rows([[2, 3]]))(StandIn())

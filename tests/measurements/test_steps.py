@@ -49,6 +49,30 @@ def test_the_step_is_that_of_training(make, objective, precision):
         assert torch.allclose(update[name], after[name] - before[name], atol=tolerance * largest), name
 
 
+@pytest.mark.parametrize("masking", ["subset-linear-0.6-0.3", "linear-0.6-0.3"])
+def test_the_loss_is_taken_on_the_tokens_that_training_took(make, masking):
+    """The rows of training's second batch, as the second batch of a measurement with the run's own seed."""
+    run = make("mlm", masking=masking, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    recipe, corpus = run.recipe, open_corpus(run.recipe)
+    size, masker = recipe.training.batch_size, Masker.for_tokenizer(corpus.tokenizer)
+    batches = Batches(
+        corpus.train, size, recipe.seed, corpus.tokenizer.pad_token_id, masker, recipe.schedule, recipe.training.steps
+    )
+    taken = batches[1]
+    rows = [int(i) for i in batches._order(0)[1]]
+    blocks = corpus.train.take([*rows, *rows, 0])
+    step = Step(run[1])
+    (text,) = [stepped for b, stepped, _ in step.batches(blocks, 2, 1, recipe.seed) if b == 1]
+    assert torch.equal(text.batch.ids, taken.ids)
+    assert torch.equal(text.batch.selected, taken.selected)
+    update = step.update(text)
+    before, after = (load_file(run[at].folder / store.WEIGHTS) for at in (1, 2))
+    largest = max(float((after[name] - before[name]).abs().max()) for name in after)
+    assert largest > 0
+    for name in after:
+        assert torch.allclose(update[name], after[name] - before[name], atol=2e-3 * largest), name
+
+
 @pytest.mark.parametrize("objective", ["mlm", "clm"])
 def test_changes_are_those_of_each_token(make, objective):
     run = make(objective)
