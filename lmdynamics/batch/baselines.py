@@ -6,6 +6,7 @@
 
 import json
 import math
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import polars as pl
 
 from lmdynamics.batch.collect import NOT_SETTINGS
 from lmdynamics.batch.records import Record
+from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, printable
 from lmdynamics.runs import store
 
@@ -26,9 +28,10 @@ VERSIONS = ("torch", "transformers", "lmdynamics")
 
 @dataclass(frozen=True)
 class Baseline:
-    """One file: `items` has, by the items' parameters, their records by name; `accepted` who, when and with what."""
+    """One file: by the items' parameters, `items` has their records by name, and `accepted` says who accepted each of
+    them, when, and what computed it."""
 
-    accepted: Mapping[str, Any]
+    accepted: Mapping[str, Mapping[str, Any]]
     items: Mapping[str, Mapping[str, Record]]
 
 
@@ -73,7 +76,8 @@ def read_baselines(folder: Path) -> Baselines:
 
 
 def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
-    """Make a batch's records (`collect.gather`) the baselines of its items; other items of the same files stay.
+    """Make a batch's records (`collect.gather`) the baselines of its items; other items of the same files stay, each
+    with the name of who accepted it.
 
     Returns the files written, each whole or not at all. Nothing is written if anything is refused.
 
@@ -104,6 +108,38 @@ def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
     return list(contents)
 
 
+def computed_elsewhere(frame: pl.DataFrame) -> list[str]:
+    """What speaks against signing a batch unseen, one line each: it was not computed here, from the code as it is now.
+
+    Compared are the commit of this checkout, the versions of torch and transformers, and the machine's devices.
+    """
+    here = {**versions(), "commit": commit()}
+    items = frame.unique("item", maintain_order=True)
+    lines: dict[str, list[str]] = {}
+    for row in items.iter_rows(named=True):
+        found = [f"{name} {row[name]}, here {here[name]}" for name in VERSIONS if row[name] != here[name]]
+        if row["commit"] is None:
+            found.append("no commit is recorded")
+        elif row["commit"].endswith("+"):
+            found.append(f"commit {row['commit'][:-1]} with changes that were not committed")
+        elif row["commit"] != here["commit"]:
+            found.append(f"commit {row['commit']}, here {here['commit'] or 'none'}")
+        if row["device_name"] not in (names := _devices_here(row["device"])):
+            found.append(f"device {row['device_name']}, here {' and '.join(names) or 'none of its kind'}")
+        for line in found:
+            lines.setdefault(printable(line), []).append(row["item"])
+    return [f"{line} ({len(names)} of {len(items)} items)" for line, names in lines.items()]
+
+
+def _devices_here(kind: str) -> list[str]:
+    """Names of this machine's devices of a kind, as records have them."""
+    if kind == "cuda":
+        import torch
+
+        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [platform.processor() or platform.machine()]
+
+
 def _refuse(frame: pl.DataFrame) -> None:
     if frame.is_empty():
         raise UserError("there is nothing to accept: the batch has no items; run one first")
@@ -125,33 +161,30 @@ def _refuse(frame: pl.DataFrame) -> None:
 
 def _content(path: Path, items: Mapping[str, pl.DataFrame], who: str) -> dict[str, Any]:
     """What the file is to hold: these items, and those it has already."""
-    kept = _read(path).items if path.exists() else {}
-    entries = {key: [_entry(record) for record in records.values()] for key, records in kept.items()}
+    kept = _read(path) if path.exists() else Baseline({}, {})
+    entries = {key: [_entry(record) for record in records.values()] for key, records in kept.items.items()}
+    signed = dict(kept.accepted)
     for key, rows in items.items():
         columns = ("record", "text", "tolerance", "low", "high", "unit")
         records = rows.drop_nulls("record").select(columns).iter_rows()
         entries[key] = [_entry(Record(n, json.loads(text), *rest, unit or "")) for n, text, *rest, unit in records]
-    every = pl.concat(list(items.values()))
-    return {
-        "format": FORMAT,
-        "accepted": {
+        row = rows.row(0, named=True)
+        signed[key] = {
             "who": who,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "versions": {name: _only(every[name]) for name in VERSIONS},
-            "device": _only(every["device_name"]),
-            "commit": _only(every["commit"]),
-        },
+            "versions": {name: row[name] for name in VERSIONS},
+            "device": row["device_name"],
+            "commit": row["commit"],
+        }
+    return {
+        "format": FORMAT,
+        "accepted": {key: signed[key] for key in sorted(signed)},
         "items": {key: dict(entries[key]) for key in sorted(entries)},
     }
 
 
 def _entry(record: Record) -> tuple[str, dict[str, Any]]:
     return record.name, {field: getattr(record, field) for field in ("value", "tolerance", "low", "high", "unit")}
-
-
-def _only(column: pl.Series) -> str | None:
-    """The one value of a column, or all of them in a list of words: items of a batch may come from several machines."""
-    return ", ".join(sorted(column.drop_nulls().unique())) or None
 
 
 def _read(path: Path) -> Baseline:
@@ -168,7 +201,8 @@ def _read(path: Path) -> Baseline:
             key: {name: Record(name, fields["value"], **_rest(fields)) for name, fields in records.items()}
             for key, records in content["items"].items()
         }
-        return Baseline(dict(content.get("accepted") or {}), items)
+        accepted = dict(content.get("accepted") or {})
+        return Baseline(dict.fromkeys(items, accepted) if "who" in accepted else accepted, items)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a baseline ({str(error).partition(chr(10))[0]}); {remedy}") from error
 

@@ -2,18 +2,22 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.batch.baselines import accept, file_name, item_key, read_baselines
+from lmdynamics.batch import baselines
+from lmdynamics.batch import verdict as verdict_of
+from lmdynamics.batch.baselines import accept, computed_elsewhere, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import SCHEMA as COLUMNS
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.compare import compare, same_value, status, summary
 from lmdynamics.errors import UserError
-from tests.batch.made import write_item
+from tests.batch.made import ENVIRONMENT, write_item
+from tests.conftest import refused
 
 UAS = {"value": 0.61, "tolerance": 0.05, "low": 0.5, "high": 0.7, "unit": ""}
 ACCEPTED = {"uas": UAS, "onset": 64, "grokked": True, "word": "later", "nothing": None}
@@ -235,14 +239,83 @@ def test_accepting_says_who_and_with_what_and_keeps_other_items(accepted):
     assert back == {"uas": 0.61, "onset": 64, "grokked": True, "word": "later", "nothing": None}
     assert type(back["grokked"]) is bool
     assert content["format"] == 1
-    when = content["accepted"].pop("when")
-    assert len(when) == 19
-    assert content["accepted"] == {
-        "who": "Grace",
+    signed = content["accepted"]
+    assert {key: each["who"] for key, each in signed.items()} == {"": "Ada", "seed=1": "Grace", "seed=2": "Grace"}
+    assert len(signed[""].pop("when")) == 19
+    assert signed[""] == {
+        "who": "Ada",
         "versions": {"torch": "2.13.0", "transformers": "5.1.0", "lmdynamics": "0.4.0"},
         "device": "some processor",
         "commit": "abc1234",
     }
+
+
+def test_a_file_that_was_signed_as_a_whole_keeps_that_name_for_its_items(accepted):
+    path = accepted / "02_sas.smoke.cpu.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "accepted": {"who": "the developers", "commit": "abc1234"}}))
+    write_item(accepted.parent / "second", "02_sas--seed=1", {"uas": 0.1}, parameters={"seed": 1})
+    accept(gather(accepted.parent / "second"), accepted, "Grace")
+    signed = read_baselines(accepted)["02_sas.smoke.cpu.json"].accepted
+    assert signed[""] == {"who": "the developers", "commit": "abc1234"}
+    assert signed["seed=1"]["who"] == "Grace"
+
+
+@pytest.fixture
+def here(monkeypatch) -> dict:
+    """What this checkout and machine would record."""
+    monkeypatch.setattr(baselines, "commit", lambda: "abc1234")
+    monkeypatch.setattr(baselines, "versions", lambda: ENVIRONMENT)
+    monkeypatch.setattr(baselines.platform, "processor", lambda: "some processor")
+    return ENVIRONMENT
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "said"),
+    [
+        ({"commit": "fff9999"}, "commit fff9999, here abc1234"),
+        ({"commit": "abc1234+"}, "commit abc1234 with changes that were not committed"),
+        ({"commit": None}, "no commit is recorded"),
+        ({"torch": "2.14.0"}, "torch 2.14.0, here 2.13.0"),
+        ({"device_name": "another processor"}, "device another processor, here some processor"),
+        ({"device": "cuda", "device_name": "H100"}, "device H100, here "),
+    ],
+)
+def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, here, elsewhere, said):
+    out, folder = tmp_path / "out", tmp_path / "baselines"
+    write_item(out, "01_a", {"x": 1})
+    write_item(out, "02_b", {"x": 1}, environment=elsewhere)
+    assert computed_elsewhere(gather(out).filter(item="01_a")) == []
+    result = call("compare", out, "--baseline", folder, "--accept", "--who", "Ada")
+    assert refused(result, said, "(1 of 2 items)", "add --yes to accept it as Ada")
+    assert not folder.exists()
+    assert call("compare", out, "--baseline", folder, "--accept", "--who", "Ada", "--yes")[0] == 0
+    assert {each.accepted[""]["who"] for each in read_baselines(folder).values()} == {"Ada"}
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
+def test_at_a_terminal_it_is_asked(call, tmp_path, here, monkeypatch, answer, status):
+    write_item(tmp_path / "out", "01_a", {"x": 1}, environment={"commit": None})
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda asked: print(asked) or answer)
+    result = call("compare", tmp_path / "out", "--baseline", tmp_path / "baselines", "--accept", "--who", "Ada")
+    assert result[0] == status
+    assert "no commit is recorded (1 of 1 items)\nAccept as Ada? [y/N]" in result[1]
+    assert (tmp_path / "baselines").exists() == (status == 0)
+
+
+def test_what_was_computed_here_is_accepted_at_once(call, tmp_path, here):
+    write_item(tmp_path / "out", "01_a", {"x": 1})
+    assert call("compare", tmp_path / "out", "--baseline", tmp_path / "baselines", "--accept", "--who", "Ada")[0] == 0
+
+
+def test_a_user_without_a_name_is_asked_for_one(call, tmp_path, here, monkeypatch):
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(verdict_of, "getuser", nobody)
+    write_item(tmp_path / "out", "01_a", {"x": 1})
+    assert refused(call("compare", tmp_path / "out", "--baseline", tmp_path / "b", "--accept"), "--who NAME")
 
 
 def test_accepting_anew_drops_the_items_old_records(accepted):
