@@ -303,14 +303,16 @@ def suites(
 
 @app.command()
 def audit(
-    address: Annotated[str, typer.Argument(help="A suite: hf://OWNER/NAME, perhaps with #PART and ?steps=…")],
+    address: Annotated[
+        str, typer.Argument(help="A suite (hf://OWNER/NAME, perhaps with #PART and ?steps=…), a run, or a folder.")
+    ],
     revisions: Annotated[str | None, typer.Option(help="How its revisions tell the step: 'x(?P<step>..)'.")] = None,
     weights: Annotated[
-        bool, typer.Option("--weights", help="Also look into weights that are on this machine.")
+        bool, typer.Option("--weights", help="Also compare tensors, from byte ranges of files; none is downloaded.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print for a program to read.")] = False,
 ) -> None:
-    """Compare hashes and sizes over a suite's checkpoints without downloading them; status 1 if something is wrong."""
+    """Compare the checkpoints of a suite or a folder without downloading them; status 1 if something is wrong."""
     from lmdynamics.runs.audit import report
 
     raise typer.Exit(report(address, revisions, weights, json))

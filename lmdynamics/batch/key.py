@@ -51,11 +51,12 @@ def _named(value: Any, beside: Path) -> Any:
         from lmdynamics.runs.pins import pinned
 
         return [pinned(address) for address in value.split()]
-    for path in (runs_dir() / value, Path(value).expanduser(), beside / value):
+    folder = value.rpartition("#")[0] or value  # one of several trajectories
+    for path in (runs_dir() / value, Path(value).expanduser(), beside / value, runs_dir() / folder, Path(folder)):
         if (path / "run.json").is_file() and _is_recipe(value):
             return None  # made from what the package ships: how far it has been trained is no difference
-        if (path / "run.json").is_file() or (path / "checkpoints").is_dir():
-            manifests = sorted(path.glob("checkpoints/*/manifest.json"))
+        manifests = sorted(path.glob("checkpoints/*/manifest.json"))
+        if (path / "run.json").is_file() or manifests:
             return [_digest(file) for file in (path / "run.json", *manifests) if file.is_file()]
         if path.is_file():
             return _digest(path)

@@ -17,7 +17,7 @@ import polars as pl
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.paths import cache_dir
 from lmdynamics.progress import bar
-from lmdynamics.runs import store
+from lmdynamics.runs import faults, store
 
 if TYPE_CHECKING:
     from lmdynamics.runs.run import Checkpoint, Run
@@ -79,6 +79,8 @@ def trace_all(
         if missing:
             todo.append((checkpoint, missing))
 
+    if cache and checkpoints:
+        faults.say_equal(checkpoints[0].run_name, {each.step: each.content_hash for each in checkpoints})
     what = " ".join(measurements)
     with bar(len(checkpoints), what, progress, unit="checkpoint", initial=len(checkpoints) - len(todo)) as shown:
         pending = [

@@ -1,136 +1,157 @@
-"""Whether a published suite is what it says: from its listings alone, and, of what is here, from the weights.
+"""Whether a published suite, or a folder of checkpoints, is what it says: from listings, and from tensors.
 
-Published checkpoints have been wrong: the same file under different steps, steps left out, branches moved. Hashes and
-sizes tell most of it without a download.
+Published checkpoints have been wrong: the same file under different steps, one shard of another checkpoint, half of a
+history equal to the final model, a step 0 that later steps do not come from, steps left out, branches moved. Hashes and
+sizes show most of it without a download; `weights` reads headers and some values of the files besides.
 """
 
-import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmdynamics import paths
-from lmdynamics.corpora.fetch import is_safe
+from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
+from lmdynamics.runs import faults
+from lmdynamics.runs.faults import Fault, listing_faults, missing_steps
+from lmdynamics.runs.folders import find_folder, folder_pin, read_folder
 from lmdynamics.runs.hub import told_bytes
-from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
-from lmdynamics.runs.pins import FILE, Pin, list_checkpoints, look, read_address, read_pins
-
-if TYPE_CHECKING:
-    from lmdynamics.runs.suites import SuiteRun  # and torch with it, which listings need not
+from lmdynamics.runs.naming import PLAIN, chosen_steps, folder_rule, in_order, rule_for
+from lmdynamics.runs.pins import FILE, LISTERS, Pin, list_checkpoints, look, read_address, read_pins
 
 MANY = 6  # faults of a kind, beyond which they are told together
-FARTHEST = 1.3  # relative distance of neighbours; of unrelated random weights it is the square root of 2
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something a suite is wrong about. `step`: None where it concerns all of it."""
-
-    kind: str
-    step: int | None
-    said: str
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at and what was found. `listed`: how many checkpoints there are, of which `steps` were looked at.
-    `bytes`: of their weights together, by the listings."""
+    """What was looked at and what was found.
+
+    `listed`: how many checkpoints there are, of which `steps` were looked at. `bytes`: of their weights together, as
+    listed. `opened`: steps of which weights were read, if they were to be; `tensors` of each; `read`, bytes of them
+    that came over the network. `notes`: what is no fault, such as names that are not used.
+    """
 
     name: str
     steps: tuple[int, ...]
     listed: int
     bytes: int
     faults: tuple[Fault, ...]
+    notes: tuple[str, ...] = ()
+    opened: tuple[int, ...] = ()
+    tensors: int = 0
+    read: int = 0
 
 
-def audit(address: str, revisions: str | None = None, progress: bool | None = None) -> list[Audit]:
-    """Look at every checkpoint of a suite, one audit per trajectory, without downloading weights.
+def audit(
+    address: str, revisions: str | None = None, progress: bool | None = None, *, weights: bool = False
+) -> list[Audit]:
+    """Look at every checkpoint of a suite or a folder, one audit per trajectory, without downloading weights.
 
-    Kinds of faults: `identical` (the same weights under several steps), `missing step` (the suite's rule expects it),
+    Kinds of faults: `identical` (the same weights under several steps), `shard` (one of their files), `missing step`,
     `missing weights`, `missing tokenizer`, `size` (weights unlike all others in size), `moved` (a branch points at
-    another commit than when it was pinned here), `path` (a file name that leads out of its folder).
+    another commit than when it was pinned here), `path` (a file name that leads out of its folder), `trajectories`
+    (names of several in one repository). With `weights`, of safetensors a header and some values, and whole files that
+    are on this machine: `not finite`, `parameters`, `equal`, `tensor` (one copied from another step, or that jumps),
+    `initialisation` (a first step that others do not come from), `far` (a checkpoint of another model).
 
     Raises
     ------
     UserError
-        For an address that is none, a repository or trajectory that is not there, or no network.
+        For an address that is none, a repository, trajectory or folder that is not there, or no network.
     """
+    if not address.startswith(paths.SUITE):
+        return [_folder_audit(address, revisions, progress, weights)]
     asked = read_address(address)
     rule = rule_for(asked.repository, revisions)
-    found = list_checkpoints(asked, rule)
-    parts = [asked.part] if asked.part else sorted(found)
+    listing = list_checkpoints(asked, rule)
+    parts = [asked.part] if asked.part else in_order(listing.trajectories, rule)
     pinned = _pinned(asked.repository)
+    main = look([listing.main])[0] if listing.main else None
     audits = []
     for part in parts:
-        pins = found[part]
-        steps = chosen_steps(list(pins), asked.steps)
-        with bar(len(steps), f"{asked.repository}{'#' * bool(part)}{part}", progress, unit="revision") as shown:
-            seen = look([pins[step] for step in steps])
+        chosen = listing.trajectory(part or PLAIN)
+        steps = chosen_steps(list(chosen.pins), asked.steps)
+        several = part and len(listing.trajectories) > 1
+        name = f"{asked.repository}#{part}" if several else asked.repository
+        with bar(len(steps), name, progress, unit="revision") as shown:
+            pins = look([chosen.pins[step] for step in steps])
             shown.update(len(steps))
-        faults = [*_moved(seen, pinned), *_missing_steps(steps, rule, asked.steps), *faults_of(seen)]
-        name = f"{asked.repository}#{part}" if part and len(found) > 1 else asked.repository
-        size = sum(file.bytes for pin in seen for file in pin.weights)
-        audits.append(Audit(name, tuple(steps), len(pins), size, tuple(faults)))
+        found = [*_moved(pins, pinned)] + ([] if asked.steps else [*missing_steps(steps, rule)])
+        if rule.name == "any" and len(listing.trajectories) > 1 and not asked.part and part == parts[0]:
+            listed = ", ".join(f"#{each or PLAIN} ({len(listing.trajectories[each])} checkpoints)" for each in parts)
+            found.append(Fault("trajectories", None, f"its names tell of several, {listed}: never one run"))
+        unread = [f"names that tell no step: {', '.join(listing.unread)}"] * bool(listing.unread and part == parts[0])
+        notes = (*unread, *_likeness_of_main(pins, main))
+        audits.append(_audited(name, pins, len(chosen.pins), found, main, notes, weights, progress))
     return audits
 
 
-def faults_of(pins: Sequence[Pin]) -> Iterator[Fault]:
-    """What listings alone tell."""
-    by_content: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for pin in pins:
-        if pin.weights:
-            by_content[tuple(file.identity for file in pin.weights)].append(pin.step)
-        else:
-            yield Fault("missing weights", pin.step, f"{pin.repository} {pin.revision} has no weights")
-    for steps in by_content.values():
-        if len(steps) > 1:
-            listed = ", ".join(f"{step:,}" for step in steps)
-            yield Fault("identical", steps[1], f"steps {listed} have the same weights, to the byte")
-    with_tokenizer = [pin for pin in pins if pin.tokenizer]
-    if not with_tokenizer:
-        yield Fault("missing tokenizer", None, "no checkpoint has a tokenizer; that of the main branch would be used")
-    else:
-        for pin in pins:
-            if not pin.tokenizer:
-                yield Fault("missing tokenizer", pin.step, f"{pin.revision} has no tokenizer, others have")
-    yield from _odd_sizes(pins)
-    for pin in pins:
-        for file in pin.files or ():
-            if leads_out(file.path):
-                yield Fault("path", pin.step, f"{pin.revision} names a file {file.path!r}; it is never asked for")
+def _audited(name, pins, listed, found, main, notes, weights, progress) -> Audit:
+    """Compare checkpoints that have been listed, and keep what was found."""
+    found = [*found, *listing_faults(pins, main)]
+    size = sum(file.bytes for pin in pins for file in pin.weights)
+    opened, tensors, read = (), 0, 0
+    if weights:
+        inside, opened, tensors, read = _weight_faults(name, pins, progress)
+        found += inside
+    faults.keep(name, found, {pin.step: pin.signature for pin in pins}, opened)
+    steps = tuple(pin.step for pin in pins)
+    return Audit(name, steps, listed, size, tuple(found), tuple(notes), opened, tensors, read)
 
 
-def leads_out(path: str) -> bool:
-    """Whether a name may lead out of the folder it is joined to; a colon does on some systems."""
-    return not is_safe(path) or ":" in path
+def _weight_faults(
+    name: str, pins: Sequence[Pin], progress: bool | None
+) -> tuple[list[Fault], tuple[int, ...], int, int]:
+    """Faults that tensors tell; steps that were read, tensors of each, and bytes that came over the network."""
+    from lmdynamics.runs.tensor_faults import tensor_faults
+    from lmdynamics.runs.tensors import Samples, read_samples
+
+    samples: dict[int, Samples] = {}
+    found: list[Fault] = []
+
+    def read(pin: Pin) -> Samples | UserError | None:
+        try:
+            return read_samples(pin)
+        except UserError as unreadable:
+            return unreadable
+
+    there = [pin for pin in pins if pin.weights]
+    with ThreadPoolExecutor(LISTERS) as threads, bar(len(there), f"weights of {name}", progress, unit="step") as shown:
+        for pin, result in zip(there, threads.map(read, there), strict=True):
+            if isinstance(result, UserError):
+                found.append(Fault("unreadable", pin.step, str(result)))
+            elif result is not None:
+                samples[pin.step] = result
+            shown.update()
+    found += tensor_faults(samples)
+    tensors = max((len(each.tensors) for each in samples.values()), default=0)
+    return found, tuple(samples), tensors, sum(each.read() for each in samples.values())
 
 
-def _odd_sizes(pins: Sequence[Pin]) -> Iterator[Fault]:
-    """Weights unlike most in size, told apart by format and number of files: each of these has a size of its own.
-
-    A file's head may differ by some bytes, so within a thousandth sizes count as equal.
-    """
-    groups: dict[tuple[str, int], list[tuple[Pin, int]]] = defaultdict(list)
-    for pin in pins:
-        if pin.weights:
-            kind = Path(pin.weights[0].path).suffix
-            groups[kind, len(pin.weights)].append((pin, sum(file.bytes for file in pin.weights)))
-    for group in groups.values():
-        usual = Counter(size for _, size in group).most_common(1)[0][0]
-        for pin, size in group:
-            if abs(size - usual) > max(usual / 1000, 4096):
-                yield Fault(
-                    "size", pin.step, f"its weights are {told_bytes(size)}, most others' are {told_bytes(usual)}"
-                )
+def _likeness_of_main(pins: Sequence[Pin], main: Pin | None) -> Iterator[str]:
+    """Which step the main branch is, where it is not the last."""
+    if main and main.weights and pins:
+        steps = [pin.step for pin in pins if faults.contents(pin) == faults.contents(main)]
+        if pins[-1].step not in steps:
+            listed = f"step {faults.listed_steps(steps)}" if steps else "no step that is listed"
+            yield f"the branch {main.revision} has the weights of {listed}"
 
 
-def _missing_steps(steps: Sequence[int], rule: Rule, chosen: str) -> Iterator[Fault]:
-    if not chosen:
-        for step in sorted(set(rule.expected_steps()) - set(steps)):
-            yield Fault("missing step", step, f"the suite should have step {step:,}")
+def _folder_audit(where: str, revisions: str | None, progress: bool | None, weights: bool) -> Audit:
+    """Of a run or a plain folder: hashes of its weights, as their manifests say or read anew."""
+    folder, part = find_folder(where)
+    found = read_folder(folder, part, revisions)
+    if not found.steps:
+        raise UserError(f"{folder} has no checkpoints (step-000512/, checkpoint-500/ ...)")
+    with bar(len(found.steps), folder.name, progress, unit="checkpoint") as shown:
+        pins = []
+        for step, at in found.steps.items():
+            pins.append(folder_pin(step, at, hashed=True))
+            shown.update()
+    name = faults.folder_name(folder, part)
+    missing = [*missing_steps(list(found.steps), folder_rule(revisions))] if not (folder / "run.json").exists() else []
+    return _audited(name, pins, len(pins), missing, None, found.notes, weights, progress)
 
 
 def _pinned(repository: str) -> dict[str, str]:
@@ -148,45 +169,6 @@ def _moved(pins: Sequence[Pin], pinned: dict[str, str]) -> Iterator[Fault]:
         if before is not None and before != pin.commit:
             said = f"{pin.revision} pointed at {before[:12]} when it was pinned here, now at {pin.commit[:12]}"
             yield Fault("moved", pin.step, f"{said}; ?refresh=yes pins it anew")
-
-
-def weights_audit(run: "SuiteRun", progress: bool | None = None) -> Audit:
-    """Of the checkpoints that are on this machine: parameters that are not finite, and neighbours that are equal or
-    as far apart as unrelated ones.
-
-    The distance of two checkpoints is ‖a - b‖ / √(‖a‖ ‖b‖) over all parameters.
-    """
-    missing = run.missing()
-    here = [step for step in run.steps if step not in missing]
-    size = sum(file.bytes for step in here for file in run.pins[step].weights)
-    faults, before = [], None
-    with bar(len(here), f"weights of {run.name}", progress, unit="checkpoint") as shown:
-        for step in here:
-            weights = {name: tensor.double() for name, tensor in run[step].model().state_dict().items()}
-            if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-                faults.append(Fault("not finite", step, f"{broken[0]} and {len(broken) - 1} more hold NaN or infinity"))
-            elif before is not None:
-                faults += _distance_faults(before, (step, weights))
-            before = (step, weights) if not broken else None
-            shown.update()
-    return Audit(run.name, tuple(here), len(run), size, tuple(faults))
-
-
-def _distance_faults(before, now) -> Iterator[Fault]:
-    (first, old), (step, new) = before, now
-    squared, sizes = 0.0, [0.0, 0.0]
-    for name in old.keys() & new.keys():
-        squared += float((old[name] - new[name]).square().sum())
-        sizes = [sizes[0] + float(old[name].square().sum()), sizes[1] + float(new[name].square().sum())]
-    distance = math.sqrt(squared / max(math.sqrt(sizes[0] * sizes[1]), 1e-300))
-    if old.keys() != new.keys():
-        yield Fault("parameters", step, f"it does not have the same parameters as step {first:,}")
-    elif distance == 0:
-        yield Fault("equal", step, f"its parameters equal those of step {first:,}")
-    elif distance > FARTHEST:
-        yield Fault(
-            "far", step, f"it is as far from step {first:,} (relative distance {distance:.2f}) as another model"
-        )
 
 
 def _rows(faults: Sequence[tuple[str, Fault]]) -> Iterator[tuple[str, str, str, str]]:
@@ -213,30 +195,30 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
 
     from lmdynamics.errors import printable
 
-    audits = audit(address, revisions, progress=None)
-    inside = None
-    if weights:
-        from lmdynamics.runs.suites import open_suite
-
-        inside = weights_audit(open_suite(address, revisions=revisions))
-    everything = [*audits, *([inside] if inside else [])]
-    faults = [(each.name, fault) for each in everything for fault in each.faults]
+    audits = audit(address, revisions, weights=weights)
+    found = [(each.name, fault) for each in audits for fault in each.faults]
     if as_json:
-        content = {"audits": [asdict(each) for each in audits], "weights": inside and asdict(inside)}
-        print(json.dumps(content, indent=1))
-        return int(bool(faults))
+        print(json.dumps({"audits": [asdict(each) for each in audits]}, indent=1))
+        return int(bool(found))
     console = Console(width=None if Console().is_terminal else 160)
-    if faults:
+    if found:
         table = Table("suite", "fault", "step", "what was found")
-        for row in _rows(faults):
+        for row in _rows(found):
             table.add_row(*(escape(printable(text)) for text in row))
         console.print(table)
-    for each in everything:
-        found = len(each.faults)
-        said = f"{found} fault{'s' * (found != 1)}" if found else "no fault found"
+    for each in audits:
+        count = len(each.faults)
+        said = f"{count} fault{'s' * (count != 1)}" if count else "no fault found"
         steps = f"{len(each.steps)} of {each.listed} checkpoints"
-        looked = f"looked into the weights of {steps}" if each is inside else f"looked at the listings of {steps}"
-        console.print(f"{each.name}: {looked}, {told_bytes(each.bytes)} of weights: {said}", markup=False)
-    if inside and len(inside.steps) < inside.listed:
-        console.print(f"not on this machine: {inside.listed - len(inside.steps)} of {inside.listed}", markup=False)
-    return int(bool(faults))
+        looked = f"looked at the listings of {steps}, {told_bytes(each.bytes)} of weights"
+        if weights:
+            looked += f", and into {each.tensors} tensors of {len(each.opened)} ({told_bytes(each.read)} downloaded)"
+        lines = [f"{each.name}: {looked}: {said}", *(f"{each.name}: {note}" for note in each.notes)]
+        if weights and len(each.opened) < len(each.steps):
+            lines.append(
+                f"{each.name}: not looked into: {len(each.steps) - len(each.opened)} checkpoints; .bin files must be "
+                "fetched first"
+            )
+        for line in lines:
+            console.print(printable(line), markup=False)
+    return int(bool(found))

@@ -7,7 +7,8 @@ HEAD = """# Published checkpoint suites
 
 What `hf://` addresses know by name; any other repository opens too, if its revisions look like steps or a regular
 expression says how (`lmdynamics.open_run(address, revisions=...)`). Sizes are rounded, of one checkpoint's weights. Run
-`lmdynamics audit ADDRESS` before trusting a trajectory: it compares hashes over all checkpoints and downloads none.
+`lmdynamics audit ADDRESS` before trusting a trajectory: it compares hashes over all checkpoints and downloads none;
+with `--weights`, a few values of each too.
 
 This page is `lmdynamics suites --markdown`, made of `data/suites.toml`.
 """
@@ -15,7 +16,7 @@ This page is `lmdynamics suites --markdown`, made of `data/suites.toml`.
 
 def as_markdown() -> str:
     """The page `data/SUITES.md`."""
-    return HEAD + "".join(map(_section, rules()))
+    return HEAD + "".join(_section(rule) for rule in rules() if rule.title)
 
 
 def _section(rule: Rule) -> str:
@@ -40,7 +41,7 @@ def as_table() -> None:
 
     table = Table("suite", "address", "one checkpoint", "licence", "known", show_lines=True)
     table.columns[1].no_wrap = True
-    for rule in rules():
+    for rule in filter(lambda rule: rule.title, rules()):
         cells = (rule.title, rule.example, _sizes(rule), rule.licence, "\n".join(rule.faults))
         table.add_row(*map(escape, cells))
     console = Console()

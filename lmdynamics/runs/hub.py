@@ -154,6 +154,40 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
     return _checked(bring, file, what)
 
 
+def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[int, int], bytes]:
+    """A function of `start` and `size` that brings these bytes of a file and nothing else of it.
+
+    Raises UserError if they cannot be had, or the server sends no parts of files.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    what = f"{repository} {file.path}"
+    url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint())
+    token = build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
+    forwarded: list[str] = []  # where the file's content lies, for the seconds that this takes
+
+    def read(start: int, size: int) -> bytes:
+        def ask() -> bytes:
+            api()  # which sets how long to wait
+            asked = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
+            address = forwarded.pop() if forwarded else url
+            asked |= token if address == url else {}
+            with get_session().stream("GET", address, headers=asked, follow_redirects=True) as answer:
+                hf_raise_for_status(answer)
+                if answer.status_code != 206:
+                    raise UserError(f"{what}: the server sends whole files only; fetch them, and audit what is here")
+                content = answer.read()
+            if len(content) != size:
+                raise OSError(f"{len(content):,} bytes came instead of {size:,}")
+            forwarded.append(str(answer.url))
+            return content
+
+        return _asked(ask, what) if size else b""
+
+    return read
+
+
 def _go_on(part: Path, repository: str, commit: str, file: RemoteFile, counting: type) -> Path:
     """Bring the rest of a file of which a part may be here."""
     from huggingface_hub import hf_hub_url
@@ -290,3 +324,18 @@ def told_bytes(size: float) -> str:
 def say(line: str) -> None:
     """To whoever waits: on standard error, so that what a program reads stays clean."""
     print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
+
+
+_SAID: set[str] = set()
+
+
+def say_once(line: str) -> None:
+    """Say it unless this process has said it already."""
+    if line not in _SAID:
+        _SAID.add(line)
+        say(line)
+
+
+def was_said(part: str) -> bool:
+    """Whether a line that begins so has been said in this process."""
+    return any(line.startswith(part) for line in _SAID)

@@ -1,21 +1,24 @@
-"""How published checkpoints are named: from repositories and revisions to steps, by a table of rules.
+"""How checkpoints are named: from repositories, revisions and folders to steps, by one table of rules.
 
 The rules are data (`data/suites.toml`); one's own go into `my_suites.toml` under `$LMDYNAMICS_HOME`, or are given as a
-regular expression. What no rule knows is read as a step if it looks like one (`step1000`, `checkpoint-500`, `10k`).
+regular expression. Everything else, on the hub and in folders, is read by the last rule of that table, `any`. A name is
+read whole: what stands before or after the step names a trajectory, so that `big-step-1000` and `step3000-rlhf` are
+never checkpoints of one run.
 """
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, TypeVar
 
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 
-ANY_REPOSITORY = r"[\w.-]+/[\w.-]+"
-ANY_STEP = r"(?:.*[-_/])?(?:global_?step|step|checkpoint|ckpt|iter)[-_]?(?P<step>\d+)(?:[-_].*)?"
+SHOWN = 8  # names of a long list that are shown
+PLAIN = "step"  # what the trajectory without a name is called where it must be named
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Rule:
     tokens_unit: int = 1
     tokens_per_step: int | None = None
     expected: tuple[str, ...] = ()
+    phases: tuple[str, ...] = ()  # trajectories that follow one another, in order
     objective: str | None = None
     licence: str = ""
     homepage: str = ""
@@ -81,11 +85,11 @@ class Rule:
         said = {name: text for match in matches for name, text in match.groupdict().items()}
         if not said["step"]:
             return None
-        step = int(said["step"]) * self.step_unit
-        tokens = int(said["tokens"]) * self.tokens_unit if said.get("tokens") else None
+        step = int(said["step"]) * self.step_unit * (1000 if said.get("thousands") else 1)
+        tokens = int(float(said["tokens"]) * self.tokens_unit) if said.get("tokens") else None
         if tokens is None and self.tokens_per_step is not None:
             tokens = step * self.tokens_per_step
-        return Place(step, tokens, said.get("part") or "")
+        return Place(step, tokens, "-".join(said[name] for name in ("part", "phase", "after") if said.get(name)))
 
     def expected_steps(self) -> list[int]:
         """The steps that should be there; empty if the rule does not say."""
@@ -130,7 +134,114 @@ def rule_for(repository: str, revisions: str | None = None) -> Rule:
         before, _, after = repository.rpartition("*")
         own = ".*".join(map(re.escape, before.split("*"))) + r"(?P<step>\d+)" + re.escape(after)
         return _rule(repository, {"repository": own})
-    return _rule(repository, {"repository": ANY_REPOSITORY, "revision": ANY_STEP})
+    raise UserError(f"{repository} fits no naming rule; data/suites.toml should end with one for all others")
+
+
+def folder_rule(revisions: str | None = None) -> Rule:
+    """The rule for folders on this machine: the one for repositories that no other rule knows."""
+    return _any_rule() if revisions is None else rule_for("a folder", revisions)
+
+
+@cache
+def _any_rule() -> Rule:
+    return _rule("any", tomllib.loads(paths.shipped("suites.toml").read_text("utf-8"))["any"])
+
+
+def by_trajectory(
+    named: Iterable[tuple[Place, str, str, Thing]], where: str
+) -> tuple[dict[str, dict[int, Thing]], dict[str, list[str]]]:
+    """Checkpoints by trajectory and step, and their names by trajectory.
+
+    `named`: place, name, what tells two checkpoints apart (a commit, a path), and the checkpoint itself. Two names for
+    the same checkpoint count once.
+
+    Raises
+    ------
+    UserError
+        Where two different checkpoints are named like one step.
+    """
+    found: dict[str, dict[int, Thing]] = {}
+    first: dict[tuple[str, int], tuple[str, str]] = {}
+    names: dict[str, list[str]] = {}
+    for place, name, identity, thing in named:
+        other, known = first.setdefault((place.part, place.step), (name, identity))
+        if other != name and known != identity:
+            pattern = re.sub("[0-9]+", r"(?P<step>\\d+)", re.escape(other).replace(r"\-", "-"), count=1)
+            raise UserError(
+                f"{where} has two checkpoints of step {place.step:,}: {other} and {name}; rename or remove one, or say "
+                f"which names count with revisions= (--revisions), a regular expression such as '{pattern}'"
+            )
+        found.setdefault(place.part, {}).setdefault(place.step, thing)
+        names.setdefault(place.part, []).append(name)
+    return {part: dict(sorted(steps.items())) for part, steps in found.items()}, names
+
+
+def in_order(parts: Iterable[str], rule: Rule) -> list[str]:
+    """Names of trajectories: phases in the order of training, where the rule knows it, then the others by name."""
+    known = {phase: number for number, phase in enumerate(rule.phases)}
+
+    def place(part: str) -> tuple:
+        numbers = [int(text) if text.isdigit() else text for text in re.split(r"(\d+)", part)]
+        return known.get(part or PLAIN, len(known)), [(isinstance(each, str), each) for each in numbers]
+
+    return sorted(parts, key=place)
+
+
+def choose_trajectory(
+    found: Mapping[str, Mapping[int, Thing]], asked: str, rule: Rule, where: str
+) -> tuple[str, dict[int, Thing], str]:
+    """The trajectory that is meant: its name, its checkpoints by step, and how steps were counted on, in words.
+
+    `asked`: its name; "" means the only one, the rule's own, or the one without a name. `step+ext+decay` joins phases:
+    one that counts its steps anew is counted on from the last checkpoint of the phase before it.
+
+    Raises
+    ------
+    UserError
+        Where there are several and none is named, or there is none of that name.
+    """
+    listed = in_order(found, rule)
+    known = ", ".join(f"#{part or PLAIN}" for part in listed[:SHOWN]) + ", …" * (len(listed) > SHOWN)
+    if not asked:
+        if len(found) == 1:
+            return "", dict(*found.values()), ""  # where there is one, its name would only repeat the repository's
+        if rule.part in found:
+            return rule.part, dict(found[rule.part]), ""
+        raise UserError(
+            f"{where} holds several trajectories: {known}; name one, as in {where}{known.partition(',')[0]}, or say "
+            "how names tell the step with revisions= (--revisions)"
+        )
+    parts = [asked] if asked in found else asked.split("+")
+    parts = ["" if part == PLAIN and part not in found else part for part in parts]
+    if unknown := [part for part in parts if part not in found]:
+        has = known if any(found) else "one without a name: leave that out"
+        raise UserError(f"{where} has no trajectory #{unknown[0]}; it has {has}")
+    steps: dict[int, Thing] = {}
+    counted = []
+    for part in parts:
+        last = max(steps, default=0)
+        anew = bool(steps) and min(found[part]) <= last
+        if anew:
+            counted.append(f"#{part}, which counts anew, from step {last:,}")
+        for step, thing in found[part].items():
+            steps.setdefault(step + last * anew, thing)
+    return asked if len(parts) > 1 else parts[0], steps, "; ".join(counted)
+
+
+def describe_left_out(names: Mapping[str, Sequence[str]], used: str, unread: Sequence[str], rule: Rule) -> str:
+    """What is there and not used, in words; "" if nothing: other trajectories, and names that tell no step."""
+    taken = [used] if used in names else ["" if part == PLAIN else part for part in used.split("+")]
+    others = [part for part in in_order(names, rule) if part not in taken and len(names) > 1]
+    said = [f"#{part or PLAIN} ({_shortly(names[part], 2)})" for part in others[:SHOWN]]
+    if len(others) > SHOWN:
+        said.append(f"{len(others) - SHOWN} trajectories more")
+    if unread:
+        said.append(f"names that tell no step ({_shortly(unread, SHOWN)})")
+    return "; ".join(said)
+
+
+def _shortly(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (f", … {len(names)} in all" if len(names) > most else "")
 
 
 def chosen_steps(there: Sequence[int], wanted: "str | Sequence[int] | None") -> list[int]:
@@ -184,7 +295,7 @@ def _spread(text: str) -> range:
 
 
 def _rule(name: str, table: Mapping[str, Any]) -> Rule:
-    lists = {key: tuple(table[key]) for key in ("expected", "faults") if key in table}
+    lists = {key: tuple(table[key]) for key in ("expected", "faults", "phases") if key in table}
     try:
         rule = Rule(name=name, **{**table, **lists})
     except TypeError as wrong:

@@ -12,13 +12,13 @@ from lmdynamics import paths
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.runs import hub, store
 from lmdynamics.runs.hub import RemoteFile
-from lmdynamics.runs.naming import Rule, rule_for
+from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for
 
 FILE = "suite.json"
 LISTERS = 12  # trees asked for at a time
 SHOWN = 12  # names of a long list that are told
 OPTIONS = ("steps", "keep", "download", "refresh")
-_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w.-]+))?(?:\?(?P<options>.*))?")
+_ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w./+-]+))?(?:\?(?P<options>.*))?")
 _SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
 _BIN = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")
 TOKENIZER = (
@@ -34,6 +34,7 @@ TOKENIZER = (
 )
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
 CONFIG = ("config.json", "generation_config.json")
+DEFAULT_BRANCHES = ("main", "master")  # not named like checkpoints, and nobody wonders why
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Pin:
             if found:
                 return tuple([file for file in found if file.path == whole] or found)
         return ()
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Changes when its weights do."""
+        return tuple(file.identity for file in self.weights)
 
     @property
     def tokenizer(self) -> tuple[RemoteFile, ...]:
@@ -135,7 +141,7 @@ def pinned(address: str) -> list[tuple[int, str]]:
 def suite_folder(asked: Address, rule: Rule) -> Path:
     """Where what is known of a suite lies on this machine."""
     name = asked.repository.replace("/", "--").replace("*", "+")
-    part = asked.part or rule.part
+    part = (asked.part or rule.part).replace("/", "--")
     return paths.home() / "suites" / (f"{name}--{part}" if part else name)
 
 
@@ -145,25 +151,56 @@ def known_suites() -> dict[str, dict[int, Pin]]:
     return {f"hf://{store.read_json(folder / FILE, 'a suite')['name']}": read_pins(folder) for folder in folders}
 
 
-def list_checkpoints(asked: Address, rule: Rule) -> dict[str, dict[int, Pin]]:
-    """Every checkpoint of a repository, or of those that a pattern fits, by trajectory and step; one that is named
-    twice counts once.
+@dataclass(frozen=True)
+class Listing:
+    """What names say of a repository: checkpoints by trajectory and step, their names, names that tell no step, and
+    the commit of the main branch, if there is one."""
+
+    where: str
+    rule: Rule
+    trajectories: dict[str, dict[int, Pin]]
+    names: dict[str, list[str]]
+    unread: list[str]
+    main: Pin | None
+
+    def trajectory(self, asked: str) -> "Trajectory":
+        """The one that is meant; see `naming.choose_trajectory`."""
+        part, pins, counted = choose_trajectory(self.trajectories, asked, self.rule, self.where)
+        moved = {step: pin if pin.step == step else replace(pin, step=step, tokens=None) for step, pin in pins.items()}
+        used = part or next(iter(self.trajectories)) if len(self.trajectories) == 1 else part
+        left_out = describe_left_out(self.names, used, self.unread, self.rule)
+        notes = [f"counted on: {counted}"] * bool(counted) + [f"not used: {left_out}"] * bool(left_out)
+        return Trajectory(part, moved, self.main, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One trajectory of a listing. `notes`: what its names leave to be said."""
+
+    part: str
+    pins: dict[int, Pin]
+    main: Pin | None
+    notes: tuple[str, ...]
+
+
+def list_checkpoints(asked: Address, rule: Rule) -> Listing:
+    """Every checkpoint of a repository, or of those that a pattern fits.
 
     Raises
     ------
     UserError
-        Where there is none, or none of the trajectory that is asked for.
+        Where there is none, or two of one step.
     """
-    repository = asked.repository
-    found: dict[str, dict[int, Pin]] = {}
+    repository, where, main = asked.repository, f"hf://{asked.repository}", None
     if rule.by_repository:
         names = hub.repositories(repository) if "*" in repository else [repository]
         if not names:
             raise UserError(f"no repository on the hub fits {repository}; check the part before the star")
         places = [(name, place) for name in names if (place := rule.place(name)) is not None]
         with ThreadPoolExecutor(LISTERS) as threads:
-            commits = list(threads.map(lambda each: hub.references(each[0]), places))
-        named = [(place, name, "main", refs["main"]) for (name, place), refs in zip(places, commits, strict=True)]
+            commits = list(threads.map(lambda each: _only_commit(each[0]), places))
+        named = [(place, name, "main", commit) for (name, place), commit in zip(places, commits, strict=True)]
+        unread = sorted(set(names) - {name for name, _ in places})
     else:
         refs = hub.references(repository)
         names = list(refs)
@@ -178,21 +215,33 @@ def list_checkpoints(asked: Address, rule: Rule) -> dict[str, dict[int, Pin]]:
             for revision, commit, title in titled
             if (place := rule.place(repository, revision, title)) is not None
         ]
-    for place, name, revision, commit in named:
-        pin = Pin(place.step, name, revision, commit, place.tokens)
-        found.setdefault(place.part, {}).setdefault(place.step, pin)
-    if not found:
+        unread = sorted(set(names) - {revision for _, _, revision, _ in named} - set(DEFAULT_BRANCHES))
+        if default := next((name for name in DEFAULT_BRANCHES if name in refs), None):
+            main = Pin(-1, repository, default, refs[default])
+    if not named:
         raise UserError(
             f"{repository}: nothing there is named like a checkpoint ({', '.join(sorted(names)[:SHOWN])}"
             f"{', …' * (len(names) > SHOWN)}); say how with --revisions (revisions= in Python), a regular expression "
             r"such as 'ckpt-(?P<step>\d+)', or with a rule in my_suites.toml"
         )
-    if asked.part and asked.part not in found:
-        known = ", ".join(f"#{part}" for part in sorted(found)[:SHOWN] if part)
-        raise UserError(
-            f"{repository} has no trajectory #{asked.part}; it has {known or 'one without a name: leave that out'}"
-        )
-    return {part: dict(sorted(pins.items())) for part, pins in found.items()}
+    checkpoints = [
+        (place, name if rule.by_repository else revision, commit, Pin(place.step, name, revision, commit, place.tokens))
+        for place, name, revision, commit in named
+    ]
+    found, names = by_trajectory(checkpoints, where)
+    return Listing(where, rule, found, names, unread, main)
+
+
+def _only_commit(repository: str) -> str:
+    """The commit of a repository that is one checkpoint: of its main branch, or of the only one it has."""
+    refs = hub.references(repository)
+    for name in (*DEFAULT_BRANCHES, *(refs if len(refs) == 1 else ())):
+        if name in refs:
+            return refs[name]
+    raise UserError(
+        f"{repository} has no main branch but {', '.join(sorted(refs)[:SHOWN]) or 'none at all'}, so which of them is "
+        f"the checkpoint is unknown; open it as hf://{repository} with revisions= (--revisions)"
+    )
 
 
 def look(pins: Sequence[Pin]) -> list[Pin]:
@@ -205,15 +254,16 @@ def look(pins: Sequence[Pin]) -> list[Pin]:
 def read_pins(folder: Path) -> dict[int, Pin]:
     """What `suite.json` holds, by step."""
     table = store.read_json(folder / FILE, "a suite")["checkpoints"]
-    return {pin.step: pin for pin in map(_pin, table)}
+    return {pin.step: pin for pin in map(as_pin, table)}
 
 
-def _pin(said: Mapping[str, Any]) -> Pin:
+def as_pin(said: Mapping[str, Any]) -> Pin:
     files = said["files"]
     return Pin(**{**said, "files": None if files is None else tuple(RemoteFile(**file) for file in files)})
 
 
-def write_pins(folder: Path, repository: str, part: str, revisions: str | None, pins: Mapping[int, Pin]) -> None:
+def write_pins(folder: Path, repository: str, part: str, pins: Mapping[int, Pin], **known: Any) -> None:
+    """`known`: `revisions` (the expression that was given), `main` (a pin), `notes` (what names leave to be said)."""
     name = f"{repository}#{part}" if part else repository
-    said = {"format": 1, "name": name, "repository": repository, "part": part, "revisions": revisions}
+    said = {"format": 1, "name": name, "repository": repository, "part": part, **known}
     store.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})

@@ -16,7 +16,9 @@ from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import SUITE, runs_dir
-from lmdynamics.runs import store
+from lmdynamics.runs import faults, store
+from lmdynamics.runs.folders import find_folder, read_folder, tokenizer_folder, without_weights
+from lmdynamics.runs.hub import say_once
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log
@@ -44,8 +46,10 @@ class Checkpoint:
 
     @property
     def tokenizer(self):
-        own, shared = self.folder, self.folder.parent.parent / "tokenizer"
-        return load_tokenizer(shared if shared.is_dir() and not (own / "tokenizer.json").exists() else own)
+        shared = self.folder.parent.parent / "tokenizer"
+        if (self.folder / "tokenizer.json").exists():
+            return load_tokenizer(self.folder)
+        return load_tokenizer(shared if shared.is_dir() else tokenizer_folder(self.folder, self.run_name))
 
     @property
     def recipe(self) -> Recipe | None:
@@ -94,7 +98,7 @@ def _weights(folder: Path) -> list[Path]:
     for name in WEIGHTS:
         if (folder / name).exists():
             return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    raise UserError(f"{folder} has no {store.WEIGHTS}; save the model with save_pretrained (safetensors)")
+    raise without_weights(folder)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -186,10 +190,12 @@ class Run:
     """A training run in a folder: one of ours, or a plain folder of Hugging Face checkpoints."""
 
     folder: Path
+    part: str = ""  # which of several trajectories in a plain folder
+    revisions: str | None = None  # how the names of its checkpoints tell the step
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return f"{self.folder.name}#{self.part}" if self.part else self.folder.name
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -223,7 +229,12 @@ class Run:
 
     @cached_property
     def _folders(self) -> dict[int, Path]:
-        return checkpoint_folders(self.folder)
+        return read_folder(self.folder, self.part, self.revisions).steps
+
+    @cached_property
+    def known_faults(self) -> list[faults.Fault]:
+        """What audits found wrong with it."""
+        return faults.folder_faults(self.folder, self.part, self._folders)
 
     @property
     def steps(self) -> list[int]:
@@ -310,22 +321,29 @@ class Run:
 
 
 def checkpoint_folders(folder: Path) -> dict[int, Path]:
-    """Checkpoints of a run folder by step: in `checkpoints/`, or beside each other in a plain folder."""
-    inside = folder / "checkpoints"
-    return store.step_folders(inside if inside.is_dir() else folder)
+    """Checkpoints of a run folder by step; see `folders.read_folder`."""
+    return read_folder(folder).steps
 
 
 def run_names() -> list[str]:
-    """Runs on this machine that have a checkpoint, by name."""
+    """Runs on this machine that have a checkpoint, by name; without those of which a name alone does not say enough."""
     if not runs_dir().is_dir():
         return []
-    return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and checkpoint_folders(folder))
+    return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and _opens(folder))
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        return bool(checkpoint_folders(folder))
+    except UserError:
+        return False
 
 
 def open_run(where: str | Path, **options: Any) -> Run:
     """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
 
-    `options` are for suites: `steps`, `revisions`, `keep_last`, `download`; see `lmdynamics.runs.suites.open_suite`.
+    `FOLDER#NAME` is one of several trajectories in a folder. `options` are for suites: `steps`, `revisions`,
+    `keep_last`, `download`; see `lmdynamics.runs.suites.open_suite`. For a folder, only `revisions`.
 
     Raises UserError where there is none, or none with a checkpoint.
     """
@@ -333,20 +351,26 @@ def open_run(where: str | Path, **options: Any) -> Run:
         from lmdynamics.runs.suites import open_suite
 
         return open_suite(str(where), **options)
+    revisions = options.pop("revisions", None)
     if options:
         raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
-    folder = Path(where).expanduser()
-    if not folder.is_dir() and not Path(where).is_absolute():
-        folder = runs_dir() / where
+    folder, part = find_folder(str(where))
     if not folder.is_dir():
         from lmdynamics.runs.pins import known_suites
 
         known = [*run_names(), *known_suites()]
         hint = did_you_mean(str(where), known) if known else ""
         raise UserError(f"there is no run {str(where)!r}{hint}; `lmdynamics train RECIPE` makes one")
-    run = Run(folder.resolve())
-    if not run.steps:
+    found = read_folder(folder.resolve(), part, revisions)
+    if not found.steps:
         raise UserError(
-            f"{folder} has no checkpoints (step-000512/, checkpoint-500/ ...); is training still at step 0?"
+            f"{folder} has no checkpoints (step-000512/, checkpoint-500/ ...); "
+            + (found.notes[0] if found.notes else "is training still at step 0?")
         )
+    run = Run(folder.resolve(), part, revisions)
+    if not run.facts:
+        _weights(found.steps[run.steps[0]])  # refused now if it is in a format that cannot be opened
+    for note in found.notes:
+        say_once(f"{run.name}: {note}")
+    faults.say(run.name, run.known_faults, str(where))
     return run

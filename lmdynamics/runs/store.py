@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state.safetensors"
 PARTS = ("run.json", "log.parquet", "live.csv", "tokenizer", "held_out")  # of a run's folder, beside checkpoints
-_STEP = re.compile(r"(?:step|checkpoint)[-_]?(\d+)")
+_STEP = re.compile(r"step-(\d+)")
 
 
 def step_folder(parent: Path, step: int) -> Path:
@@ -35,7 +35,7 @@ def step_folder(parent: Path, step: int) -> Path:
 
 
 def step_folders(parent: Path) -> dict[int, Path]:
-    """Complete checkpoints in a folder, by step: ours (`step-000512`) or others' (`checkpoint-500`, `step1000`)."""
+    """Complete checkpoints that were saved here (`step-000512`), by step; for others see `runs.folders`."""
     if not parent.is_dir():
         return {}
     found = {}

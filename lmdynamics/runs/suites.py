@@ -13,7 +13,7 @@ cache of the hub's own client.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,15 @@ from filelock import FileLock
 
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
-from lmdynamics.runs import hub, store
+from lmdynamics.runs import faults, hub, keep, store
+from lmdynamics.runs.folders import other_weights
 from lmdynamics.runs.hub import RemoteFile, told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.pins import (
     CONFIG,
     FILE,
-    SHOWN,
-    Address,
     Pin,
+    as_pin,
     list_checkpoints,
     look,
     read_address,
@@ -39,8 +39,6 @@ from lmdynamics.runs.pins import (
     write_pins,
 )
 from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
-
-FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,21 @@ class SuiteRun(Run):
             | {"revision": pin.revision, "here": pin.step not in missing}
             for pin in chosen
         ]
-        known = {"licence": self.rule.licence, "homepage": self.rule.homepage, "faults": list(self.rule.faults)}
+        found = [*self.rule.faults, *(fault.said for fault in self.known_faults)]
+        known = {"licence": self.rule.licence, "homepage": self.rule.homepage, "faults": found}
         return {"name": self.name, "folder": str(self.folder), **known, "checkpoints": rows}
 
     @property
     def rule(self) -> Rule:
         return rule_for(self._said["repository"], self._said.get("revisions"))
+
+    @cached_property
+    def known_faults(self) -> list[faults.Fault]:
+        """What is wrong with the chosen checkpoints, from the listings at hand and from earlier audits."""
+        complete = len(self.chosen) == len(self.pins)
+        return faults.suite_faults(
+            self.name, [self.pins[step] for step in self.chosen], self.rule if complete else None
+        )
 
     @cached_property
     def _folders(self) -> dict[int, Path]:
@@ -150,9 +157,9 @@ class SuiteRun(Run):
                 shown.set_postfix_str(f"step {step:,}")
                 _bring(self.pins[step], files, shown.update)
                 if self.keep_last is not None:
-                    _remember(self.folder, step)
+                    keep.remember(self.folder, step)
         if self.keep_last is None:
-            _spare(self.folder, chosen_steps(self.steps, steps))
+            keep.spare(self.folder, chosen_steps(self.steps, steps))
         return self
 
 
@@ -173,10 +180,10 @@ class SuiteCheckpoint(Checkpoint):
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
             if self._here(self._pin.wanted) and self.keep_last is not None:
-                _remember(self.suite, self.step)
+                keep.remember(self.suite, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
-                _evict(self.suite, self.keep_last)
+                keep.evict(self.suite, self.keep_last)
         return model
 
     @property
@@ -222,8 +229,10 @@ class SuiteCheckpoint(Checkpoint):
 
     def _weights(self) -> tuple[RemoteFile, ...]:
         if not self._pin.weights:
+            other = other_weights([file.path for file in self._pin.files or ()], self._pin.revision)
+            said = f"{self.run_name} at step {self.step:,}"
             raise UserError(
-                f"{self.run_name} has no weights at step {self.step}; `lmdynamics audit` lists what it lacks"
+                f"{said} {other}" if other else f"{said} has no weights; `lmdynamics audit` lists what it lacks"
             )
         return self._pin.weights
 
@@ -269,14 +278,15 @@ def open_suite(
     if keep_last is not None and keep_last < 1:
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
     # before there is a folder: a name that is mistyped leaves nothing behind
-    listed = None if (folder / FILE).exists() else _listed(asked, rule)
+    listed = None if (folder / FILE).exists() else list_checkpoints(asked, rule).trajectory(asked.part)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         said = store.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
         renamed = said is not None and revisions is not None and said["revisions"] != revisions
-        if said is None or asked.refresh or renamed:
-            part, pins = listed or _listed(asked, rule)
-            write_pins(folder, asked.repository, part, revisions, pins)
+        if said is None or asked.refresh or renamed or _mixed(said, rule):
+            listed = listed or list_checkpoints(asked, rule).trajectory(asked.part)
+            known = {"revisions": revisions, "main": listed.main and asdict(listed.main), "notes": listed.notes}
+            write_pins(folder, asked.repository, listed.part, listed.pins, **known)
             said = store.read_json(folder / FILE, "a suite")
         pins = read_pins(folder)
         chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
@@ -285,22 +295,23 @@ def open_suite(
                 pins |= {pin.step: pin for pin in look(unseen)}
             except hub.Unreachable as error:
                 raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
-            write_pins(folder, said["repository"], said["part"], said["revisions"], pins)
-    return SuiteRun(folder, tuple(chosen), keep_last, download or asked.download)
+            write_pins(folder, said["repository"], said["part"], pins, **_known(said))
+    for note in said.get("notes") or ():
+        hub.say_once(f"{said['name']}: {note}")
+    run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or asked.download)
+    faults.say(run.name, run.known_faults, f"hf://{run.name}")
+    return run
 
 
-def _listed(asked: Address, rule: Rule) -> tuple[str, dict[int, Pin]]:
-    """The trajectory that is meant, and its checkpoints, from the names of repositories or revisions alone."""
-    found = list_checkpoints(asked, rule)
-    part = asked.part or (rule.part if rule.part in found else "")
-    if not part and len(found) == 1:
-        return "", *found.values()  # where there is one, its name would only repeat the repository's
-    if part not in found:
-        known = ", ".join(sorted(found)[:SHOWN])
-        raise UserError(
-            f"{asked.repository} holds several trajectories: {known}; name one, hf://{asked.repository}#NAME"
-        )
-    return part, found[part]
+def _mixed(said: Mapping[str, Any], rule: Rule) -> bool:
+    """Whether an earlier version, which read names in part only, has put several trajectories into one."""
+    places = [rule.place(pin["repository"], pin["revision"]) for pin in said["checkpoints"]]
+    return "notes" not in said and not rule.commit and len({place and place.part for place in places}) > 1
+
+
+def _known(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What `suite.json` holds besides the checkpoints."""
+    return {name: said.get(name) for name in ("revisions", "main", "notes")}
 
 
 def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], object] = lambda size: None) -> None:
@@ -313,51 +324,24 @@ def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], objec
 
 
 def _shared_tokenizer(suite: Path) -> Path:
-    """The folder of a tokenizer for all checkpoints: of the main branch, or of a checkpoint that has one."""
-    pins = read_pins(suite)
-    with_one = [pin for pin in pins.values() if pin.tokenizer]
-    if not with_one:
-        any_pin = next(iter(pins.values()))
-        main = replace(any_pin, revision="main", commit=hub.references(any_pin.repository)["main"], files=None)
-        with_one = [pin for pin in look([main]) if pin.tokenizer]
-    if not with_one:
-        raise UserError(f"{suite.name} has no tokenizer, neither beside a checkpoint nor on its main branch")
-    pin = with_one[-1]
-    _bring(pin, pin.lacking(pin.small))
-    return pin.folder
-
-
-def _remember(suite: Path, step: int) -> None:
-    """That a checkpoint's weights came under a `keep`: the last one is the one that stays longest."""
+    """The folder of a tokenizer for checkpoints without one: of another checkpoint, or else of the main branch."""
     with FileLock(suite / ".lock"):
-        steps = [known for known in _fetched(suite) if known != step]
-        store.write_json(suite / FETCHED, [*steps, step])
-
-
-def _spare(suite: Path, steps: Sequence[int]) -> None:
-    """Checkpoints that came under a `keep` and are wanted for good now: they are not counted among those any more."""
-    with FileLock(suite / ".lock"):
-        if set(steps) & set(known := _fetched(suite)):
-            store.write_json(suite / FETCHED, [step for step in known if step not in steps])
-
-
-def _fetched(suite: Path) -> list[int]:
-    return store.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
-
-
-def _evict(suite: Path, keep: int) -> None:
-    """Take away the weights of all but the last `keep` checkpoints that were brought here; others' files stay."""
-    from huggingface_hub import scan_cache_dir
-
-    with FileLock(suite / ".lock"):
-        steps = _fetched(suite)
-        pins = read_pins(suite)
-        old = {pins[step].commit for step in steps[:-keep] if step in pins}
-        if old:
-            cached = scan_cache_dir(hub.cache())
-            present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}
-            cached.delete_revisions(*sorted(old & present)).execute()
-            store.write_json(suite / FETCHED, steps[-keep:])
+        pins, said = read_pins(suite), store.read_json(suite / FILE, "a suite")
+        main = said.get("main") and as_pin(said["main"])
+        found = next((pin for pin in reversed(pins.values()) if pin.tokenizer), None)
+        if found is None and main and main.files is None:
+            (main,) = look([main])
+            write_pins(suite, said["repository"], said["part"], pins, **{**_known(said), "main": asdict(main)})
+    if found:
+        note = f"some checkpoints have no tokenizer of their own; that of step {found.step:,} is used for them"
+    elif main and main.tokenizer:
+        found, note = main, f"no checkpoint has a tokenizer; that of the branch {main.revision} is used for all of them"
+    else:
+        where = "nor has its main branch" if main else "and there is no main branch to take it from"
+        raise UserError(f"{said['name']} has no tokenizer: no checkpoint that was looked at has one, {where}")
+    hub.say_once(f"{said['name']}: {note}")
+    _bring(found, found.lacking(found.small))
+    return found.folder
 
 
 def _here(pins: Iterable[Pin]) -> str:

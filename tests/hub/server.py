@@ -111,6 +111,11 @@ class Repository:
     def move(self, branch: str, to: Commit) -> None:
         self.branches[branch] = to
 
+    @property
+    def default(self) -> Commit:
+        """What the repository shows of itself: its main branch, or else its first."""
+        return self.branches.get("main") or next(iter(self.branches.values()))
+
     def at(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a sha names."""
         for named in (self.branches, self.tags, self.commits):
@@ -382,7 +387,7 @@ class Hub:
     def _about(self, repository: Repository, question: list[str], asked: Asked) -> Answer:
         match question:
             case []:
-                return told(_info(repository, repository.at("main"), "blobs" in asked.query))
+                return told(_info(repository, repository.default, "blobs" in asked.query))
             case ["revision", revision]:
                 return told(_info(repository, repository.at(revision), "blobs" in asked.query))
             case ["refs"]:
@@ -411,7 +416,7 @@ class Hub:
     def _found(self, asked: Asked) -> list[dict]:
         author, words = asked.query.get("author"), asked.query.get("search", "").lower()
         return [
-            _info(repository, repository.at("main"))
+            _info(repository, repository.default)
             for repository in self.repositories.values()
             if (not repository.private or asked.user in repository.readers)
             and author in (None, repository.name.partition("/")[0])

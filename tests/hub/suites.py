@@ -9,8 +9,8 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -178,6 +178,65 @@ def clean_suite(
         last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch=branch)
     repository.move("main", last)
     return repository
+
+
+def history(
+    hub: Hub,
+    name: str = "EleutherAI/pythia-14m",
+    steps: Iterable[int] = PYTHIA_STEPS,
+    shards: int = 1,
+    change: Callable[[int, State], State] = lambda step, state: state,
+    same: Mapping[tuple[int, int], int] | None = None,
+    branch: str = "step{}",
+) -> Repository:
+    """A trajectory of about 2 MB a checkpoint, made when it is asked for; `main` is its last step.
+
+    `change`: what is planted in a step's weights. `same`: shards, by step and number, that are those of another step.
+    """
+    repository = hub.repository(name)
+    parts = [part.items() for part in _divided(trajectory(0), shards)]
+    sizes = [len(safe(dict(part))) for part in parts]
+
+    def made(step: int, number: int) -> bytes:
+        return safe(_divided(change(step, trajectory(step)), shards)[number])
+
+    for step in steps:
+        weighed = {}
+        for number in range(shards):
+            origin = (same or {}).get((step, number), step)
+            file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
+            sha256 = _digest(name, branch, str(origin), str(number)).hex()
+            weighed[file] = declared(sizes[number], sha256, partial(made, origin, number))
+        last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch.format(step))
+    repository.move("main", last)
+    return repository
+
+
+def _divided(state: State, shards: int) -> list[State]:
+    keys = sorted(state)
+    return [{key: state[key] for key in keys[number::shards]} for number in range(shards)]
+
+
+@cache
+def _drawn(seed: int) -> State:
+    """A new decoder: random matrices, norm weights of ones, biases of zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {"embed_in.weight": (3000, 64), "embed_out.weight": (3000, 64)}
+    for layer in range(6):
+        named = {"query_key_value": (192, 64), "dense": (64, 64), "h_to_4h": (256, 64), "4h_to_h": (64, 256)}
+        matrices |= {f"layers.{layer}.{key}.weight": shape for key, shape in named.items()}
+    state = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in matrices.items()}
+    norms = [f"layers.{layer}.norm" for layer in range(6)] + ["final_norm"]
+    state |= {f"{key}.weight": torch.ones(64) for key in norms} | {f"{key}.bias": torch.zeros(64) for key in norms}
+    return state
+
+
+def trajectory(step: int, seed: int = 0) -> State:
+    """The weights of a run at a step: from one draw, in half precision, ever more slowly towards another."""
+    start, end = _drawn(2 * seed), _drawn(2 * seed + 1)
+    share = 0.6 * math.log1p(step) / math.log1p(LAST)
+    moved = {key: start[key] + share * (end[key] + 0.02 * (end[key] == start[key])) for key in start}
+    return {key: tensor.half() for key, tensor in moved.items()}
 
 
 # Weights

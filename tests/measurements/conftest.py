@@ -68,6 +68,10 @@ class StandIn:
         return "clm" if self.kind == "llama" else "mlm"
 
     @property
+    def run_name(self) -> str:
+        return "a stand-in"
+
+    @property
     def content_hash(self) -> str:
         return f"{self.kind}-{self.special}-{self.step}-{self.seed}-{self.positions}"
 

@@ -1,6 +1,7 @@
 """The audit finds what is planted, and nothing in a clean suite; no weights are downloaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import lmdynamics as lmd
 from lmdynamics.errors import UserError
-from lmdynamics.runs.audit import audit, faults_of, leads_out, weights_audit
+from lmdynamics.runs.audit import audit
 from lmdynamics.runs.catalogue import as_markdown
+from lmdynamics.runs.faults import leads_out, listing_faults
 from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.pins import Pin
 from tests.hub import suites
@@ -56,7 +58,7 @@ def test_identical_steps(hub, home, call):
     assert found() == [("identical", 2000)]
     status, out, _ = call("audit", PYTHIA)
     assert status == 1
-    assert "steps 1,000, 2,000, 3,000 have the same weights, to the byte" in " ".join(out.split())
+    assert "steps 1,000, 2,000 and 3,000 have the same weights, to the byte" in " ".join(out.split())
     status, out, _ = call("audit", PYTHIA, "--json")
     (fault,) = json.loads(out)["audits"][0]["faults"]
     assert (status, fault["kind"], fault["step"]) == (1, "identical", 2000)
@@ -112,7 +114,7 @@ def test_missing_weights_and_tokenizers(hub, home):
 def test_names_that_lead_out(hub, home):
     evil = {"path": "../../evil.py", "type": "file", "size": 3, "oid": "0" * 40}
     suites.clean_suite(hub, revisions=3)
-    hub.edit(lambda entries: [*entries, evil], match="/tree/", times=1)
+    hub.edit(lambda entries: [*entries, evil], match="/tree/", times=2)  # of main, and of the step
     assert [kind for kind, _ in found(f"{PYTHIA}?steps=0")] == ["path"]
     assert [leads_out(path) for path in ("a/b.txt", "a/../b", "/a", "a\\b", "c:x", "")] == [False, *[True] * 5]
 
@@ -134,30 +136,285 @@ def test_sizes_count_as_equal_within_a_thousandth():
         Pin(step, "a/b", f"step{step}", "", files=(RemoteFile("model.safetensors", size, f"{step}", ""),))
         for step, size in enumerate([10_000_000, 10_000_000, 10_004_000, 10_050_000])
     ]
-    assert [(fault.kind, fault.step) for fault in faults_of(pins) if fault.kind == "size"] == [("size", 3)]
+    assert [(fault.kind, fault.step) for fault in listing_faults(pins) if fault.kind == "size"] == [("size", 3)]
 
 
-def test_what_is_here_is_looked_into(hub, home, call):
+# What tensors tell
+
+
+def downloaded(hub) -> int:
+    """Bytes of files, not of listings."""
+    return sum(request.sent for request in hub.requests if request.origin == "cdn" or "/resolve/" in request.target)
+
+
+def inside(address=PYTHIA, **options) -> list[tuple[str, int | None]]:
+    """Faults found with weights looked into."""
+    (each,) = audit(address, progress=False, weights=True, **options)
+    return [(fault.kind, fault.step) for fault in each.faults]
+
+
+FEW = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, *range(1000, 11_000, 1000))
+
+
+def said(address=PYTHIA, weights=True) -> str:
+    """What is wrong, in words."""
+    return "\n".join(f.said for each in audit(address, progress=False, weights=weights) for f in each.faults)
+
+
+def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hub, home, call):
+    suites.history(hub)
+    status, out, _ = call("audit", PYTHIA, "--weights")
+    assert status == 0, out
+    size = 154 * len(suites.safe(suites.trajectory(0)))
+    assert "and into 26 tensors of 154 (" in out
+    assert "no fault found" in out
+    assert "the branch main" not in out  # which is the last step, as it should be
+    assert 0 < downloaded(hub) < size / 8
+    assert {request.token for request in hub.requests if request.origin == "cdn"} == {None}
+    print(f"154 revisions, {size / 1e6:.0f} MB: {downloaded(hub) / 1e6:.1f} MB downloaded")  # a figure to quote
+
+
+def test_a_clean_suite_of_three_shards_is_silent(hub, home):
+    suites.history(hub, "me/sharded", steps=range(1000, 21_000, 1000), shards=3)
+    assert found("hf://me/sharded") == []
+    assert downloaded(hub) == 0
+    assert inside("hf://me/sharded") == []
+    print(f"3 shards of 20 revisions: {downloaded(hub) / 1e6:.1f} MB downloaded")  # a figure to quote
+
+
+def test_one_shard_of_another_checkpoint_is_named_from_listings(hub, home):
+    suites.history(hub, "me/sharded", steps=range(1000, 6000, 1000), shards=3, same={(3000, 0): 5000})
+    assert found("hf://me/sharded") == [("shard", 3000)]
+    assert said("hf://me/sharded", weights=False) == (
+        "model-00001-of-00003.safetensors is the same file at steps 3,000 and 5,000, "
+        "while others of their shards differ"
+    )
+    assert downloaded(hub) == 0
+
+
+def planted(at: int, name: str, origin: int):
+    """The weights of step `at` with one tensor of another step."""
+
+    def change(step, state):
+        return {**state, name: suites.trajectory(origin)[name]} if step == at else state
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["embed_in.weight", "layers.3.dense.weight"])
+def test_one_tensor_of_another_checkpoint_is_found(hub, home, name):
+    suites.history(hub, steps=FEW, change=planted(3000, name, 5000))
+    assert found(f"{PYTHIA}?steps=0:10000") == []
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 3000)]
+    told = said(f"{PYTHIA}?steps=0:10000")
+    assert told == f"{name} is the same at steps 3,000 and 5,000, while other tensors differ"
+
+
+def test_one_tensor_of_another_model_is_found(hub, home):
+    def change(step, state):
+        name = "embed_in.weight"
+        return {**state, name: suites.trajectory(step, seed=9)[name]} if step == 4000 else state
+
+    suites.history(hub, steps=FEW, change=change)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 4000)]
+    assert "embed_in.weight jumps at step 4,000 (cosine -0.0" in said(f"{PYTHIA}?steps=0:10000")
+
+
+def test_a_tensor_of_another_size_is_found(hub, home):
+    def change(step, state):
+        return {**state, "embed_out.weight": state["embed_out.weight"] * 3} if step == 4000 else state
+
+    suites.history(hub, steps=FEW, change=change)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 4000)]
+
+
+def other_start(step, state):
+    return suites.trajectory(0, seed=5) if step == 0 else state
+
+
+def test_a_step_0_that_others_do_not_come_from_is_found(hub, home):
+    """Norm weights are ones in both, so that over all parameters the two are nearer than unrelated weights."""
+    suites.history(hub, steps=FEW, change=other_start)
+    old, new = other_start(0, None), suites.trajectory(1)
+    apart = [
+        sum(float((old[name] - new[name]).float().square().sum()) for name in names)
+        / sum(float(old[name].float().square().sum()) for name in names)
+        for names in (old, ["embed_in.weight"])
+    ]
+    assert apart[0] ** 0.5 < 1.25
+    assert apart[1] ** 0.5 == pytest.approx(2**0.5, abs=0.05)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("initialisation", 0)]
+    assert "step 1 does not come from step 0, which is another initialisation or model (cosine" in said(
+        f"{PYTHIA}?steps=0:10000"
+    )
+
+
+def test_a_checkpoint_of_another_model_is_found(hub, home):
+    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(step, 7) if step == 5000 else state)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("far", 5000)]
+
+
+def test_a_trajectory_that_becomes_another_is_found(hub, home):
+    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(step, 7) if step >= 5000 else state)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("far", 5000)]
+    assert "from step 5,000 on it is another trajectory than up to step 4,000" in said(f"{PYTHIA}?steps=0:10000")
+
+
+def test_steps_far_apart_are_not_judged(hub, home):
+    """Nothing says how much must change from the first step to the last."""
+    suites.history(hub, change=other_start)
+    assert inside(f"{PYTHIA}?steps=0,143000") == []
+
+
+def test_half_of_a_history_equal_to_the_final_model_is_said_to_be_that(hub, home):
+    suites.clean_suite(hub, same={f"step{step}": "step143000" for step in range(1000, 72_000, 1000)})
+    assert found() == [("identical", 2000)]
+    assert said(weights=False) == (
+        "steps 1,000, 2,000, 3,000, 4,000, … 143,000 (72 in all) have the same weights, to the byte: those of the last "
+        "step, 143,000 and of the main branch"
+    )
+
+
+def test_trajectories_in_one_repository_are_a_fault_and_audited_apart(hub, home, call):
+    for size, steps in (("big", (1000, 2000)), ("small", (1000, 2000, 3000, 4000))):
+        suites.history(hub, "me/mix", steps=steps, branch=f"{size}-step-{{}}")
+    audits = audit("hf://me/mix", progress=False)
+    assert [(each.name, each.steps[-1]) for each in audits] == [("me/mix#big", 2000), ("me/mix#small", 4000)]
+    assert found("hf://me/mix") == [("trajectories", None)]
+    status, out, _ = call("audit", "hf://me/mix")
+    assert status == 1
+    assert "#big (2 checkpoints), #small (4 checkpoints)" in " ".join(out.split())
+    assert found("hf://me/mix#small") == []
+
+
+def test_a_main_branch_that_is_not_the_last_step_is_said_to_be_another(hub, home, call):
+    repository = suites.history(hub, "me/mine", steps=(1000, 2000, 3000))
+    repository.move("main", repository.branches["step2000"])
+    status, out, _ = call("audit", "hf://me/mine")
+    assert status == 0
+    assert "the branch main has the weights of step 2,000" in out
+    repository.commit({"model.safetensors": declared(2_000_000, "ab" * 32)}, branch="main")
+    assert "the branch main has the weights of no step that is listed" in call("audit", "hf://me/mine")[1]
+
+
+def test_a_step_that_an_even_spacing_leaves_out(hub, home):
+    suites.history(hub, "me/mine", steps=[step for step in range(0, 11_000, 1000) if step != 6000])
+    assert found("hf://me/mine") == [("missing step", 6000)]
+
+
+def test_half_precision_explains_that_the_first_steps_are_equal(hub, home):
+    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(0) if step < 3 else state)
+    assert inside(f"{PYTHIA}?steps=0:10000") == [("equal", 1)]
+    assert "0, 1 and 2 have the same values in every tensor; so early, a small learning rate" in said(
+        f"{PYTHIA}?steps=0:10000"
+    )
+
+
+def test_a_server_that_sends_whole_files_only_is_named(hub, home):
+    suites.history(hub, steps=(0, 1))
+    hub.label({"Accept-Ranges": None}, "^GET.*safetensors", times=None)
+    (each,) = audit(f"{PYTHIA}?steps=0,1", progress=False, weights=True)
+    assert {fault.kind for fault in each.faults} == {"unreadable"}
+    assert "the server sends whole files only; fetch them, and audit what is here" in each.faults[0].said
+
+
+def test_a_header_that_is_none_is_a_fault_and_no_crash(hub, home):
+    suites.history(hub, steps=FEW)
+    hub.alter(lambda content: b"\xff" * len(content), "^GET (?!.*/resolve/).*safetensors", times=1)
+    (each,) = audit(f"{PYTHIA}?steps=0:10000", progress=False, weights=True)
+    assert [fault.kind for fault in each.faults] == ["unreadable"]
+    assert "model.safetensors is no safetensors file" in each.faults[0].said
+
+
+def test_what_is_here_is_read_whole_and_nothing_downloaded(hub, home, call):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?steps=0,1,512,143000").fetch()
-    clean = weights_audit(run, progress=False)
-    assert (clean.faults, len(clean.steps), clean.listed) == ((), 4, 4)
-    status, out, _ = call("audit", f"{PYTHIA}?steps=0,1,2,512,1000,143000", "--weights")
-    assert status == 0
-    assert "looked into the weights of 4 of 6 checkpoints" in out
-    assert "not on this machine: 2 of 6" in out
-    paths = {step: (run[step].folder / "model.safetensors").resolve() for step in run.steps}
-    equal, broken = load_file(paths[0]), load_file(paths[143_000])
-    save_file(equal, paths[1])
+    before = downloaded(hub)
+    (clean,) = audit(f"{PYTHIA}?steps=0,1,512,143000", progress=False, weights=True)
+    assert (clean.faults, clean.opened, clean.read) == ((), (0, 1, 512, 143_000), 0)
+    assert downloaded(hub) == before
+    path = (run[143_000].folder / "model.safetensors").resolve()
+    broken = load_file(path)
     broken["gpt_neox.embed_in.weight"][0, 0] = torch.nan
-    save_file(broken, paths[143_000])
-    torch.manual_seed(0)
-    save_file({name: torch.randn_like(tensor) for name, tensor in equal.items()}, paths[512])
-    assert [(fault.kind, fault.step) for fault in weights_audit(run, progress=False).faults] == [
-        ("equal", 1),
-        ("far", 512),
-        ("not finite", 143_000),
-    ]
+    save_file(broken, path)
+    assert inside(f"{PYTHIA}?steps=0,1,512,143000") == [("not finite", 143_000)]
+
+
+def test_bins_are_looked_into_where_they_are_here(hub, home, call):
+    suites.multiberts(hub)
+    address = "hf://google/multiberts-seed_0-step_*"
+    lmd.open_run(f"{address}?steps=0,20000").fetch()
+    status, out, _ = call("audit", f"{address}?steps=0,20000,40000", "--weights")
+    assert status == 0
+    assert "tensors of 2 (0 B downloaded)" in out
+    assert "not looked into: 1 checkpoints; .bin files must be fetched first" in out
+
+
+# What is said of it later
+
+
+def test_what_is_wrong_is_said_once_when_a_suite_is_opened_and_nothing_is_asked_for_it(hub, home, capsys, call):
+    suites.history(hub, "me/mine", steps=FEW, change=other_start, same={(2000, 0): 1000})
+    address = "hf://me/mine"
+    lmd.open_run(address)
+    line = "lmdynamics: me/mine: steps 1,000 and 2,000 have the same weights, to the byte"
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert len(err.splitlines()) == 1
+    lmd.open_run(address)
+    assert capsys.readouterr().err == ""
+    audit(address, progress=False, weights=True)
+    asked = len(hub.requests)
+    run = lmd.open_run(address)
+    assert "step 1 does not come from step 0" in capsys.readouterr().err
+    assert {"identical", "initialisation"} <= {fault.kind for fault in run.known_faults}
+    assert any("does not come from step 0" in fault for fault in run.describe()["faults"])
+    assert len(hub.requests) == asked
+    audit(address, progress=False)  # which looks at listings only, and keeps what was found in weights
+    assert "initialisation" in {fault.kind for fault in lmd.open_run(address).known_faults}
+    lmd.open_run(f"{address}?steps=4000:9000")
+    assert capsys.readouterr().err == ""  # of these, nothing is known
+
+
+def folder_of(parent, steps=(1000, 2000, 3000, 4000), change=lambda step, state: state):
+    for step in steps:
+        folder = parent / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        save_file(change(step, suites.trajectory(step)), folder / "model.safetensors")
+    return parent
+
+
+def test_a_folder_is_audited_as_well(tmp_path, home, call, capsys):
+    folder = folder_of(tmp_path / "mine", change=planted(2000, "embed_in.weight", 4000))
+    assert call("audit", folder)[0] == 0
+    status, out, _ = call("audit", folder, "--weights")
+    assert status == 1
+    assert "embed_in.weight is the same at steps 2,000 and 4,000" in " ".join(out.split())
+    (folder / "checkpoint-3000" / "model.safetensors").write_bytes(
+        (folder / "checkpoint-1000" / "model.safetensors").read_bytes()
+    )
+    assert {("identical", 3000), ("tensor", 2000)} <= set(inside(str(folder)))
+    lmd.open_run(folder)
+    assert "mine: steps 1,000 and 3,000 have the same weights, to the byte" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has no checkpoints"):
+        audit(str(tmp_path / "nothing"))
+
+
+def test_a_run_of_our_own_is_silent(tiny_run, call):
+    status, out, _ = call("audit", "tiny", "--weights")
+    assert status == 0
+    assert "6 of 6 checkpoints" in out
+
+
+def test_a_trace_says_which_steps_are_equal(tiny_run, capsys):
+    from lmdynamics.measurements.losses import HeldOutLoss
+
+    shutil.rmtree(tiny_run[8].folder)
+    shutil.copytree(tiny_run[4].folder, tiny_run.folder / "checkpoints" / "step-000008")
+    run = lmd.open_run("tiny")
+    lmd.trace(run, HeldOutLoss(run.held_out()), progress=False)
+    assert capsys.readouterr().err == "lmdynamics: tiny: steps 4 and 8 have the same weights, to the byte\n"
 
 
 def test_the_page_of_suites_is_that_of_the_table(call):

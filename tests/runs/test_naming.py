@@ -3,7 +3,7 @@
 import pytest
 
 from lmdynamics.errors import UserError
-from lmdynamics.runs.naming import Place, chosen_steps, rule_for, rules
+from lmdynamics.runs.naming import Place, chosen_steps, folder_rule, rule_for, rules
 
 PYTHIA = [0, *(2**i for i in range(10)), *range(1000, 144_000, 1000)]
 
@@ -29,6 +29,20 @@ PYTHIA = [0, *(2**i for i in range(10)), *range(1000, 144_000, 1000)]
         ("personads/earlyberts-seed4", "step11000", "earlyberts", Place(11_000)),
         ("somebody/model", "global_step20", "somebody", Place(20)),
         ("somebody/model", "ckpt-7", "somebody", Place(7)),
+        ("somebody/model", "iter_0001000", "somebody", Place(1000)),
+        ("somebody/model", "0200000", "somebody", Place(200_000)),
+        ("somebody/model", "10k", "somebody", Place(10_000)),
+        ("somebody/model", "step-240k", "somebody", Place(240_000)),
+        ("somebody/model", "epoch=3-step=4000", "somebody", Place(4000)),
+        ("somebody/model", "step-001000-2BT", "somebody", Place(1000, 2_000_000_000)),
+        ("somebody/model", "step1000-tokens4.5B", "somebody", Place(1000, 4_500_000_000)),
+        ("somebody/model", "big-step-1000", "somebody", Place(1000, None, "big")),
+        ("somebody/model", "my-global_step500", "somebody", Place(500, None, "my")),
+        ("somebody/model", "phase2-step1000", "somebody", Place(1000, None, "phase2")),
+        ("somebody/model", "step3000-rlhf", "somebody", Place(3000, None, "rlhf")),
+        ("somebody/model", "big/step3000-rlhf", "somebody", Place(3000, None, "big-rlhf")),
+        ("somebody/model", "lc-4k-to-32k-step-20000", "somebody", Place(20_000, None, "lc-4k-to-32k")),
+        ("somebody/model", "ext1000", "somebody", Place(1000, None, "ext")),
     ],
 )
 def test_real_names(repository, revision, name, place):
@@ -36,6 +50,12 @@ def test_real_names(repository, revision, name, place):
     assert name in (rule.name, repository.split("/")[0])
     assert rule.place(repository, revision) == place
     assert rule.place(repository if not rule.by_repository else "google/else", "something") is None
+
+
+@pytest.mark.parametrize("name", ["main", "checkpoint-best", "v2", "epoch-3", "mystep1000", "step", "10k-words"])
+def test_names_that_tell_no_step(name):
+    assert rule_for("somebody/model").place("somebody/model", name) is None
+    assert folder_rule().place("", name) is None
 
 
 def test_checkpoints_that_are_commits():

@@ -176,7 +176,9 @@ def test_several_trajectories_in_one_repository(hub, home):
     other = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
     assert other.steps == [1000]
     assert type(other[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
-    with pytest.raises(UserError, match=r"several trajectories: OLMo-14M, OLMo-37M; name one"):
+    with pytest.raises(
+        UserError, match=r"several trajectories: #OLMo-14M, #OLMo-37M; name one, as in hf://.*#OLMo-14M"
+    ):
         lmd.open_run("hf://mirandrom/zsl-checkpoints")
     assert lmd.open_run("hf://mirandrom/zsl-checkpoints#OLMo-37M").steps == [0, 512, 1024]
 
@@ -494,3 +496,145 @@ def test_one_file_of_weights_rather_than_the_same_in_shards(hub, home):
     pins = lmd.open_run("hf://me/both").pins
     assert [file.path for file in pins[1].weights] == ["model.safetensors"]
     assert [file.path for file in pins[2].weights] == list(names[1:])
+
+
+def published(hub: Hub, *branches: str, name: str = "me/mine", main: str | None = None):
+    """A repository with a small checkpoint on each of some branches."""
+    repository = hub.repository(name)
+    for number, branch in enumerate(branches):
+        repository.commit({"config.json": b"{}", "model.safetensors": b"%d" % number}, branch=branch)
+    if main:
+        repository.move("main", repository.branches[main])
+    return repository
+
+
+def test_names_are_read_whole_and_trajectories_are_kept_apart(hub, home, capsys):
+    big = [f"big-step-{step}" for step in (1000, 2000)]
+    small = [f"small-step-{step}" for step in (1000, 2000, 3000, 4000)]
+    published(hub, *big, *small)
+    with pytest.raises(UserError, match=r"holds several trajectories: #big, #small; name one, as in hf://me/mine#big"):
+        lmd.open_run("hf://me/mine")
+    assert not list(home.glob("suites/*"))
+    run = lmd.open_run("hf://me/mine#small")
+    assert (run.name, run.steps) == ("me/mine#small", [1000, 2000, 3000, 4000])
+    assert {pin.revision for pin in run.pins.values()} == set(small)
+    assert "not used: #big (big-step-1000, big-step-2000)" in capsys.readouterr().err
+
+
+def test_another_trajectory_beside_the_plain_one_is_left_out_and_named_once(hub, home, capsys):
+    published(hub, "step1000", "step2000", "step3000", "step3000-rlhf", "old", "main")
+    run = lmd.open_run("hf://me/mine")
+    assert run.steps == [1000, 2000, 3000]
+    assert run.pins[3000].revision == "step3000"
+    said = "me/mine: not used: #rlhf (step3000-rlhf); names that tell no step (old)"
+    assert capsys.readouterr().err.splitlines() == [f"lmdynamics: {said}"]
+    lmd.open_run("hf://me/mine")
+    assert capsys.readouterr().err == ""
+    assert lmd.open_run("hf://me/mine#rlhf").pins[3000].revision == "step3000-rlhf"
+
+
+def test_stages_are_asked_for_in_the_order_of_their_numbers(hub, home):
+    published(hub, "phase10-step1000", "phase2-step1000", "phase2-step2000")
+    with pytest.raises(UserError, match="several trajectories: #phase2, #phase10; name one"):
+        lmd.open_run("hf://me/mine")
+
+
+def test_phases_that_count_anew_come_in_order_and_those_left_out_are_named(hub, home, capsys):
+    published(hub, "decay100", "ext1000", "step1000", "step2000")
+    assert lmd.open_run("hf://me/mine").steps == [1000, 2000]
+    assert "me/mine: not used: #ext (ext1000); #decay (decay100)" in capsys.readouterr().err
+    joined = lmd.open_run("hf://me/mine#step+ext")
+    assert {step: pin.revision for step, pin in joined.pins.items()} == {
+        1000: "step1000",
+        2000: "step2000",
+        3000: "ext1000",
+    }
+    told = capsys.readouterr().err
+    assert "counted on: #ext, which counts anew, from step 2,000" in told
+    assert "not used: #decay (decay100)" in told
+    assert lmd.open_run("hf://me/mine#step+ext+decay").steps == [1000, 2000, 3000, 3100]
+    published(hub, "stage1-step500", "stage1-step1000", "stage2-step1500", name="me/on")  # goes on counting
+    assert lmd.open_run("hf://me/on#stage1+stage2").steps == [500, 1000, 1500]
+    with pytest.raises(UserError, match="no trajectory #stage3; it has #stage1, #stage2"):
+        lmd.open_run("hf://me/on#stage1+stage3")
+
+
+def test_two_names_for_one_step_are_refused_unless_they_are_one_checkpoint(hub, home):
+    repository = published(hub, "step-100", "checkpoint-100", "step-200")
+    with pytest.raises(UserError, match=r"two checkpoints of step 100: step-100 and checkpoint-100; .*revisions="):
+        lmd.open_run("hf://me/mine")
+    with pytest.raises(UserError, match="two checkpoints of step 100"):
+        audit("hf://me/mine", progress=False)
+    assert lmd.open_run("hf://me/mine", revisions=r"step\-(?P<step>[0-9]+)").steps == [100, 200]
+    repository.move("checkpoint-100", repository.branches["step-100"])
+    assert lmd.open_run("hf://me/mine?refresh=yes").steps == [100, 200]
+
+
+def test_what_an_earlier_version_put_into_one_is_listed_anew(hub, home):
+    published(hub, "step1000", "step2000", "step3000-rlhf")
+    lmd.open_run("hf://me/mine")
+    (file,) = home.glob("suites/*/suite.json")
+    said = json.loads(file.read_text())
+    (last,) = [{**said["checkpoints"][-1], "step": 3000, "revision": "step3000-rlhf"}]
+    old = {name: value for name, value in said.items() if name not in ("main", "notes")}
+    file.write_text(json.dumps({**old, "checkpoints": [*said["checkpoints"], last]}))
+    assert lmd.open_run("hf://me/mine").steps == [1000, 2000]
+
+
+def without_tokenizers(repository, *but: str) -> None:
+    """Take the tokenizer from every branch but some."""
+    for branch, commit in list(repository.branches.items()):
+        if branch not in but:
+            files = {path: file for path, file in commit.files.items() if path not in TOKENIZER}
+            repository.commit(files, branch=branch)
+
+
+def test_a_tokenizer_on_the_main_branch_only_is_used_and_said(hub, home, capsys):
+    repository = suites.pythia(hub, steps=[0, 512])
+    without_tokenizers(repository, "main")
+    run = lmd.open_run(PYTHIA)
+    assert run[0].tokenizer("the cat")["input_ids"] == run[512].tokenizer("the cat")["input_ids"]
+    said = "no checkpoint has a tokenizer; that of the branch main is used for all of them"
+    assert capsys.readouterr().err.count(said) == 1
+    asked = len(hub.requests)
+    assert lmd.open_run(PYTHIA)[512].tokenizer("the cat")["input_ids"]
+    assert len(hub.requests) == asked  # pinned as the checkpoints are: main may move, or be out of reach
+
+
+def test_a_tokenizer_of_another_checkpoint_is_used_and_said(hub, home, capsys):
+    repository = suites.pythia(hub, steps=[0, 1, 512])
+    without_tokenizers(repository, "step512", "main")
+    assert lmd.open_run(PYTHIA)[0].tokenizer("the cat")["input_ids"]
+    assert "have no tokenizer of their own; that of step 512 is used for them" in capsys.readouterr().err
+
+
+def test_a_repository_without_a_main_branch_opens(hub, home):
+    repository = suites.pythia(hub, steps=[0, 512])
+    del repository.branches["main"]
+    assert lmd.open_run(PYTHIA)[512].tokenizer("the cat")["input_ids"]
+    without_tokenizers(repository)
+    with pytest.raises(UserError, match="has no tokenizer: .*there is no main branch to take it from"):
+        lmd.open_run(f"{PYTHIA}?refresh=yes")[512].tokenizer  # noqa: B018
+    assert [fault.kind for fault in audit(f"{PYTHIA}?steps=0,512", progress=False)[0].faults] == ["missing tokenizer"]
+
+
+def test_repositories_that_are_checkpoints_without_a_main_branch(hub, home):
+    first, second, *_ = suites.multiberts(hub)
+    first.branches["trunk"] = first.branches.pop("main")
+    address = "hf://google/multiberts-seed_0-step_*"
+    assert lmd.open_run(address).steps == [0, 20_000, 40_000, 2_000_000]
+    second.branches["other"] = second.branches.pop("main")
+    second.branches["another"] = first.branches["trunk"]
+    with pytest.raises(UserError, match="step_20k has no main branch but another, other, so which of them"):
+        lmd.open_run(f"{address}?refresh=yes")
+
+
+def test_shards_of_deepspeed_are_named_with_the_way_out(hub, home):
+    repository = hub.repository("me/sharded")
+    shards = ("global_step500/mp_rank_00_model_states.pt", "zero_to_fp32.py", "latest")
+    files = {**dict.fromkeys(shards, b"not opened"), **suites.config("pythia")}
+    repository.commit(files, branch="checkpoint-500")
+    with pytest.raises(
+        UserError, match=r"at step 500 holds DeepSpeed shards .*zero_to_fp32.py . OUT -t global_step500"
+    ):
+        lmd.open_run("hf://me/sharded?download=yes")[500].content_hash  # noqa: B018

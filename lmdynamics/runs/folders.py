@@ -1,0 +1,159 @@
+"""Checkpoints in a folder on this machine: which subfolders they are, by the naming rules that hold for the hub too."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+
+from lmdynamics.errors import UserError
+from lmdynamics.paths import runs_dir
+from lmdynamics.runs import store
+from lmdynamics.runs.hub import RemoteFile, say_once
+from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
+from lmdynamics.runs.pins import VOCABULARY, Pin
+
+OPENED = ("*.safetensors", "pytorch_model*.bin")
+CALLED = re.compile(r"(?i)check-?point|ckpt|step|iter|epoch|best|last|latest|final")
+# weights in other formats: whose they are, and how to make of them what can be opened
+OTHERS = {
+    "*_model_states.pt": (
+        "DeepSpeed shards",
+        "make weights of them with the script that DeepSpeed puts beside them, if you trust whoever made them (it "
+        "unpickles): `python zero_to_fp32.py . OUT -t {name} --safe_serialization`; then add config.json and the "
+        "tokenizer",
+    ),
+    "model_optim_rng.pt": ("Megatron shards", "convert them with Megatron's own tools"),
+    "*.distcp": ("shards of torch.distributed", "merge them with `accelerate merge-weights FOLDER OUT`"),
+    "adapter_model.*": ("an adapter without its model", "merge it: peft's merge_and_unload(), then save_pretrained"),
+    "tf_model.h5": ("TensorFlow weights", "save them as safetensors with a transformers release that reads them"),
+    "flax_model.msgpack": ("Flax weights", "save them as safetensors with a transformers release that reads them"),
+    "consolidated*.pth": (
+        "plain PyTorch files",
+        "convert them with the script of their authors",
+    ),
+    "*.ckpt": ("Lightning files", "load the model with its own code, then save_pretrained"),
+}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds: checkpoints of one trajectory by step, and what is left out, in words."""
+
+    steps: dict[int, Path]
+    notes: tuple[str, ...] = ()
+
+
+def read_folder(folder: Path, part: str = "", revisions: str | None = None) -> Folder:
+    """Checkpoints of a run: in `checkpoints/`, or beside each other in a plain folder.
+
+    `part`: which trajectory, where there are several. `revisions`: how names tell the step, a regular expression.
+
+    Raises
+    ------
+    UserError
+        Where there are several trajectories and none is named, or two checkpoints of one step.
+    """
+    inside = folder / "checkpoints"
+    parent = inside if inside.is_dir() else folder
+    if not parent.is_dir():
+        return Folder({})
+    rule = folder_rule(revisions)
+    named, unread = [], []
+    for path in sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        place = rule.place("", path.name)
+        if place is not None and (not path.name[0].isdigit() or _is_checkpoint(path)):
+            named.append((place, path.name, path.name, path))
+        elif CALLED.search(path.name) or _is_checkpoint(path):
+            unread.append(path.name)
+    if not named:
+        notes = [f"not used: {describe_left_out({}, '', unread, rule)}"] * bool(unread)
+        return Folder({}, tuple(notes))
+    found, names = by_trajectory(named, str(parent))
+    used, steps, counted = choose_trajectory(found, part, rule, str(folder))
+    left_out = describe_left_out(names, next(iter(found)) if len(found) == 1 else used, unread, rule)
+    notes = [f"counted on: {counted}"] * bool(counted) + [f"not used: {left_out}"] * bool(left_out)
+    return Folder(steps, tuple(notes))
+
+
+def find_folder(where: str) -> tuple[Path, str]:
+    """The folder that is meant, perhaps one of the runs folder, and the trajectory after a `#`."""
+    name, _, part = where.rpartition("#")
+    for text, after in ((where, ""), (name, part)):
+        for folder in (Path(text).expanduser(), runs_dir() / text):
+            if text and folder.is_dir():
+                return folder, after
+    return runs_dir() / where, ""
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder, whatever its name, holds a model."""
+    patterns = ("config.json", *OPENED, *OTHERS)
+    return any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in patterns)
+
+
+def other_weights(paths: Iterable[str], name: str) -> str | None:
+    """What a checkpoint holds in place of weights that can be opened, and the way out, in words; None if nothing.
+
+    `paths`: its files, below it too. `name`: that of the shards' own folder, where that is the checkpoint.
+    """
+    paths = sorted(paths)
+    for pattern, (kind, way_out) in OTHERS.items():
+        if path := next((path for path in paths if fnmatch(path.rpartition("/")[2], pattern)), None):
+            below = path.rpartition("/")[0].rpartition("/")[2]
+            return f"holds {kind} ({path}), which cannot be opened here; {way_out.format(name=below or name)}"
+    return None
+
+
+def without_weights(folder: Path) -> UserError:
+    """What to say of a checkpoint without weights that can be opened."""
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    if said := other_weights(paths, folder.name):
+        return UserError(f"{folder} {said}")
+    return UserError(f"{folder} has no model.safetensors; save the model with save_pretrained (safetensors)")
+
+
+@dataclass(frozen=True)
+class FolderPin(Pin):
+    """A checkpoint that lies in a folder, for comparing it as those on the hub are."""
+
+    at: Path = field(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        return self.at
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        """Changes when a file is written anew; nothing is read for it."""
+        return tuple(file.blob for file in self.weights)
+
+
+def folder_pin(step: int, at: Path, hashed: bool = False) -> FolderPin:
+    """`hashed`: with the sha256 of its weights, as its manifest says or read now."""
+    manifest = at / store.MANIFEST
+    said = store.read_json(manifest, "a checkpoint")["files"] if hashed and manifest.exists() else {}
+    files = []
+    for path in sorted(path for path in at.iterdir() if path.is_file()):
+        facts, digest = path.stat(), said.get(path.name, {}).get("sha256")
+        if digest is None and hashed and path.suffix in (".safetensors", ".bin"):
+            digest = store.sha256(path)
+        files.append(RemoteFile(path.name, facts.st_size, digest, f"{path.name} {facts.st_size} {facts.st_mtime_ns}"))
+    return FolderPin(step, str(at.parent), at.name, "", files=tuple(files), at=at)
+
+
+def tokenizer_folder(checkpoint: Path, name: str) -> Path:
+    """Where a checkpoint's tokenizer lies: with it, or else above it or with the last checkpoint that has one."""
+    if _has_tokenizer(checkpoint):
+        return checkpoint
+    beside = sorted((path for path in checkpoint.parent.iterdir() if path.is_dir()), reverse=True)
+    above = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    for folder in (above / "tokenizer", above, *beside):
+        if folder.is_dir() and _has_tokenizer(folder):
+            say_once(f"{name}: checkpoints without a tokenizer of their own use that of {folder}")
+            return folder
+    return checkpoint
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARY)

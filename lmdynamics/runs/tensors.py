@@ -1,0 +1,223 @@
+"""Some values of a checkpoint's tensors without its files: headers and byte ranges, over the network or from a disk.
+
+Of files that are not here, the header is read and a window from the middle of some matrices. Files that are here are
+read whole: every tensor is checked for values that are not finite, and hashed.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmdynamics.errors import UserError
+from lmdynamics.runs import hub
+from lmdynamics.runs.hub import RemoteFile
+from lmdynamics.runs.pins import Pin
+
+WINDOW = 2048  # values of a tensor
+MATRICES = 32  # tensors of a checkpoint that is not here
+FIRST = 16_384  # bytes of a file asked for first: the header, mostly
+CLOSE = 8_192  # bytes between two windows, up to which both are asked for at once
+TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+Reader = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Part of a tensor. `digest`: of the values, as they are stored; `whole`: of all, where all were read."""
+
+    shape: tuple[int, ...]
+    values: np.ndarray  # float32, from the middle of the tensor
+    digest: bytes
+    whole: bytes | None = None
+    is_finite: bool = True
+    is_half: bool = False
+
+    @property
+    def is_constant(self) -> bool:
+        return bool(self.values.size == 0 or (self.values == self.values[0]).all())
+
+    @property
+    def is_matrix(self) -> bool:
+        """Large enough for a direction to mean something."""
+        return len(self.shape) > 1 and self.values.size >= 256
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was read of one checkpoint: samples by name, names and shapes of all its tensors, bytes over the network."""
+
+    tensors: dict[str, Sample]
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[], int]
+    reread: Callable[[str, float], bytes]  # another window of a tensor, at a share of its length
+
+
+def read_samples(pin: Pin) -> Samples | None:
+    """Read a checkpoint; None for what cannot be read in part and is not here (.bin files).
+
+    Raises
+    ------
+    UserError
+        For a file that is damaged or holds more than tensors, or a server that does not send byte ranges.
+    """
+    here = not pin.lacking(pin.weights)
+    if any(not file.path.endswith(".safetensors") for file in pin.weights):
+        return _of_bins([pin.folder / file.path for file in pin.weights]) if here else None
+    counted = [0]
+    readers = {file.path: _reader(pin, file, here, counted) for file in pin.weights}
+    entries = {name: (path, entry) for path, read in readers.items() for name, entry in _header(pin, path, read)}
+    wanted = list(entries) if here else _chosen({name: entry for name, (_, entry) in entries.items()})
+    tensors: dict[str, Sample] = {}
+    for path, read in readers.items():
+        found = {name: entries[name][1] for name in wanted if entries[name][0] == path}
+        tensors |= dict(_whole(found, read) if here else _windows(found, read))
+
+    def reread(name: str, share: float) -> bytes:
+        path, entry = entries[name]
+        start, size = entry.window(share)
+        return readers[path](start, size)
+
+    shapes = {name: entry.shape for name, (_, entry) in entries.items()}
+    return Samples(tensors, shapes, lambda: counted[0], reread)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where a tensor lies in its file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def width(self) -> int:
+        return np.dtype(TYPES[self.kind]).itemsize
+
+    def window(self, share: float = 0.5) -> tuple[int, int]:
+        """Start and size of a window in bytes: in the middle, or elsewhere."""
+        values = (self.end - self.start) // self.width
+        size = min(values, WINDOW)
+        return self.start + int((values - size) * share) * self.width, size * self.width
+
+
+def _reader(pin: Pin, file: RemoteFile, here: bool, counted: list[int]) -> Reader:
+    if here:
+        return lambda start, size: _from_disk(pin.folder / file.path, start, size)
+    remote = hub.range_reader(pin.repository, pin.commit, file)
+
+    def read(start: int, size: int) -> bytes:
+        content = remote(start, size)
+        counted[0] += len(content)
+        return content
+
+    return read
+
+
+def _from_disk(path: Path, start: int, size: int) -> bytes:
+    with path.open("rb") as content:
+        content.seek(start)
+        return content.read(size)
+
+
+def _header(pin: Pin, path: str, read: Reader) -> Iterator[tuple[str, _Entry]]:
+    """Names and places of a safetensors file's tensors of floating-point numbers."""
+    size = next(file.bytes for file in pin.weights if file.path == path)
+    try:
+        content = read(0, min(FIRST, size))
+        length = int.from_bytes(content[:8], "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"a header of {length:,} bytes")
+        if length + 8 > len(content):
+            content += read(len(content), length + 8 - len(content))
+        table: Mapping[str, Any] = json.loads(content[8 : 8 + length])
+        for name, said in table.items():
+            if name == "__metadata__" or said["dtype"] not in TYPES:
+                continue
+            first, last = (8 + length + int(offset) for offset in said["data_offsets"])
+            entry = _Entry(said["dtype"], tuple(said["shape"]), first, last)
+            if not 0 <= first <= last <= size or last - first != math.prod(entry.shape) * entry.width:
+                raise ValueError(f"{name} outside the file")
+            yield name, entry
+    except (ValueError, KeyError, TypeError, AttributeError) as broken:
+        raise UserError(f"{pin.repository} step {pin.step:,}: {path} is no safetensors file ({broken})") from None
+
+
+def _chosen(entries: Mapping[str, _Entry]) -> list[str]:
+    """Matrices that are looked at: the two largest, which are embeddings, and others spread evenly over the model."""
+    matrices = [name for name, entry in entries.items() if len(entry.shape) > 1 and entry.end > entry.start]
+    matrices.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    largest = sorted(matrices, key=lambda name: entries[name].start - entries[name].end)[:2]
+    others = [name for name in matrices if name not in largest]
+    few = MATRICES - len(largest)
+    spread = [others[i * len(others) // few] for i in range(few)] if len(others) > few else others
+    return [*largest, *spread]
+
+
+def _windows(entries: Mapping[str, _Entry], read: Reader) -> Iterator[tuple[str, Sample]]:
+    """One window of each tensor; windows that lie close together are asked for at once."""
+    asked: list[list[tuple[str, int, int]]] = []
+    for start, size, name in sorted((*entry.window(), name) for name, entry in entries.items()):
+        if asked and start - sum(asked[-1][-1][1:]) <= CLOSE:
+            asked[-1].append((name, start, size))
+        else:
+            asked.append([(name, start, size)])
+    for group in asked:
+        first, last = group[0][1], sum(group[-1][1:])
+        content = read(first, last - first)
+        for name, start, size in group:
+            yield name, _sample(entries[name], content[start - first : start - first + size])
+
+
+def _whole(entries: Mapping[str, _Entry], read: Reader) -> Iterator[tuple[str, Sample]]:
+    for name, entry in entries.items():
+        content = read(entry.start, entry.end - entry.start)
+        start, size = entry.window()
+        window = content[start - entry.start : start - entry.start + size]
+        finite = bool(np.isfinite(_values(entry.kind, content)).all())
+        yield name, _sample(entry, window, hashlib.sha1(content, usedforsecurity=False).digest(), finite)
+
+
+def _sample(entry: _Entry, window: bytes, whole: bytes | None = None, finite: bool = True) -> Sample:
+    values = _values(entry.kind, window)
+    digest = hashlib.sha1(window, usedforsecurity=False).digest()
+    return Sample(entry.shape, values, digest, whole, finite and bool(np.isfinite(values).all()), entry.width == 2)
+
+
+def _values(kind: str, content: bytes) -> np.ndarray:
+    stored = np.frombuffer(content, TYPES[kind])
+    if kind == "BF16":  # the upper half of a float32
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def _of_bins(paths: Sequence[Path]) -> Samples:
+    """PyTorch's own files, which are here, without unpickling more than tensors."""
+    from pickle import UnpicklingError
+
+    from transformers.modeling_utils import load_state_dict
+
+    tensors: dict[str, Sample] = {}
+    content: dict[str, bytes] = {}
+    for path in paths:
+        try:
+            state = load_state_dict(path, map_location="cpu", weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError):
+            raise UserError(f"{path} is damaged, or holds more than tensors, and is not opened") from None
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                content[name] = tensor.detach().float().contiguous().numpy().tobytes()
+                entry = _Entry("F32", tuple(tensor.shape), 0, len(content[name]))
+                ((_, tensors[name]),) = _whole(
+                    {name: entry}, lambda start, size, name=name: content[name][start:][:size]
+                )
+    shapes = {name: sample.shape for name, sample in tensors.items()}
+    return Samples(tensors, shapes, lambda: 0, lambda name, share: b"")
