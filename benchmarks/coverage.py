@@ -15,6 +15,7 @@ import transformers as hf
 from scipy.stats import t as student
 
 from lmdynamics.curves.experiments import Claim, judge
+from lmdynamics.curves.row_sums import interval, row_sums
 from lmdynamics.curves.scaling import power_laws
 from lmdynamics.curves.speedup import LearningCurve, speedup
 from lmdynamics.measurements.first_order import coefficients
@@ -85,11 +86,24 @@ def sampled_coefficient(rng: np.random.Generator, masked: bool, share: float = 0
     return row["C_g"] - reach, truth, row["C_g"] + reach
 
 
+def mean_over_rows(rng: np.random.Generator, rows: int) -> Interval:
+    """A bootstrap over few rows of text: a mean over tokens that differ between rows more than within one."""
+    level, tokens = rng.normal(size=rows), rng.integers(3, 12, rows)
+    frame = pl.DataFrame({"row": np.repeat(np.arange(rows), tokens), "of": "all"})
+    frame = frame.with_columns(x=np.repeat(level, tokens) + rng.normal(size=len(frame)))
+    sums = row_sums(frame, ["of"], {"x": pl.col("x").sum(), "n": pl.len()}, seed=int(rng.integers(2**31)))
+    low, high = interval(sums.drawn("x") / sums.drawn("n"), np.array([float(rows)]))
+    return (None, 0.0, None) if np.isnan(low[0]) else (low[0], 0.0, high[0])
+
+
 CLAIMS: dict[str, Callable[[np.random.Generator], Interval]] = {
     "speed-up, 3 seeds": speedup_over_seeds,
     "speed-up to 90 %, 3 seeds": lambda rng: speedup_over_seeds(rng, level=0.9),
     "speed-up to 90 %, 2 seeds": lambda rng: speedup_over_seeds(rng, 2, level=0.9),
     "size exponent, 4 sizes × 3 seeds": size_exponent,
+    "mean over 4 rows of text": lambda rng: mean_over_rows(rng, 4),
+    "mean over 6 rows of text": lambda rng: mean_over_rows(rng, 6),
+    "mean over 12 rows of text": lambda rng: mean_over_rows(rng, 12),
     "C_g from a share of .3, masked": lambda rng: sampled_coefficient(rng, masked=True),
     "C_g from a share of .3, causal": lambda rng: sampled_coefficient(rng, masked=False),
 }

@@ -97,7 +97,7 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
     dash = alt.StrokeDash("curve:N", title=None).scale(domain=names, range=[SOURCES[s][2] for s in present])
     width = alt.StrokeWidth("curve:N", legend=None).scale(domain=names, range=[SOURCES[s][3] for s in present])
     share = alt.Axis(format="%")
-    top = max(0.5, float(data["high"].max()) * 1.1)
+    top = max(0.5, float(data.select(pl.max_horizontal("uas", "high").max()).item()) * 1.1)
     y_scale = alt.Scale(domain=[0, min(top, 1.0)])
     base = alt.Chart(data).encode(axis)
     y = alt.Y("uas:Q", title="UAS (share of arcs found)", axis=share, scale=y_scale)

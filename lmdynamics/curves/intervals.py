@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from jaxtyping import Float
+from scipy.special import ndtr, stdtrit
 
 from lmdynamics.errors import UserError
+
+FEWEST_UNITS = 6  # rows of text, sentences: what a bootstrap interval needs at least
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,23 @@ def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, 
     return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float32)
 
 
+def bootstrap_levels(units: int) -> tuple[float, float] | None:
+    """Which percentiles of bootstrap resamples of `units` make a 95 % interval; None below 6 units.
+
+    A bootstrap of few units is too narrow: its middle 95 % hold the truth 83 to 88 % of the time with 4 to 8 units.
+    The percentiles are as much further out as Student's t reaches beyond the normal (Hesterberg 2015), which brings it
+    to 93 % or more from 6 units on, and to 89 % with 4.
+    """
+    if units < FEWEST_UNITS:
+        return None
+    tail = float(100 * ndtr(-stdtrit(units - 1, 0.975) * np.sqrt(units / (units - 1))))
+    return tail, 100 - tail
+
+
 def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.DataFrame:
     """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs.
 
+    Below 6 sentences there is no interval: low and high are null.
     And `reachable`, if the trace has it: the share of the arcs that the chosen heads could find; 1, but in causal
     models.
     """
@@ -95,7 +112,8 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
         counts = resample_counts(len(table.units), resamples, seed)
         with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences
             values = (counts @ correct.T) / (counts @ arcs.T)
-        low, high = np.nanpercentile(values, [2.5, 97.5], axis=0)
+        levels = bootstrap_levels(len(table.units))
+        low, high = (None, None) if levels is None else np.nanpercentile(values, levels, axis=0)
         parts.append(
             pl.DataFrame(
                 {
@@ -107,7 +125,7 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
                     "arcs": arcs.sum(1).astype(int),
                     **{name: table.values[name].sum(1) / arcs.sum(1) for name in more},
                 },
-                schema_overrides={"step": pl.Int64},
+                schema_overrides={"step": pl.Int64, "low": pl.Float64, "high": pl.Float64},
             )
         )
     if not parts:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from lmdynamics.curves.intervals import need_columns, resample_counts
+from lmdynamics.curves.intervals import bootstrap_levels, need_columns, resample_counts
 from lmdynamics.errors import UserError
 
 MISSING = "other"  # the group of a token that no group names
@@ -76,13 +76,13 @@ def row_sums(
 def interval(
     drawn: Float[np.ndarray, "resamples groups"], rows: Float[np.ndarray, " groups"]
 ) -> tuple[Float[np.ndarray, " groups"], Float[np.ndarray, " groups"]]:
-    """The middle 95 % of each group's resamples; NaN where there are none, or fewer than two rows of text."""
+    """A 95 % interval from each group's resamples (`bootstrap_levels`); NaN without them, or below 6 rows of text."""
     low, high = np.full((2, len(rows)), np.nan)
-    known = (rows > 1) & np.isfinite(drawn).any(0)
-    if known.any():
-        low[known], high[known] = np.nanpercentile(
-            np.where(np.isfinite(drawn), drawn, np.nan)[:, known], [2.5, 97.5], 0
-        )
+    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
+    for n in np.unique(rows):
+        at = (rows == n) & np.isfinite(drawn).any(0)
+        if (levels := bootstrap_levels(int(n))) and at.any():
+            low[at], high[at] = np.nanpercentile(drawn[:, at], levels, 0)
     return low, high
 
 

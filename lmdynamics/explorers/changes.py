@@ -95,6 +95,7 @@ def told(seen: Moved, step: int, split: str, direction: str) -> str:
     )
     if seen.doublings:
         over = f"{row['rows']:,} rows of text" if row["rows"] > 1 else "one row of text"
+        over += ", too few for an interval" if row["mean_change_low"] is None else ""
     else:
         over = f"{row['batches']} batches" if row["batches"] > 1 else "one batch"
     until = f" → {row['until']:,}" if seen.doublings else ""

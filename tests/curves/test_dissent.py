@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.curves.dissent import COSINES, MEANS, dissent_by_group, towards_total
-from lmdynamics.curves.intervals import resample_counts
+from lmdynamics.curves.intervals import bootstrap_levels, resample_counts
 from lmdynamics.errors import UserError
 
 KINDS = pl.Enum(["frequent", "rare"])
@@ -43,7 +43,7 @@ def test_equals_a_loop_over_resamples(frame):
             if name in COSINES:
                 drawn = [(times[rows] * values).sum() / times[rows].sum() for times in counts]
                 assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(
-                    tuple(np.percentile(drawn, [2.5, 97.5]))
+                    tuple(np.percentile(drawn, bootstrap_levels(12)))
                 )
 
 
@@ -89,7 +89,9 @@ def test_the_change_since_half_the_step_equals_a_loop_over_resamples(frame):
             sums.append([(times[rows] * values).sum() / times[rows].sum() for times in [np.ones(12), *counts]])
         change = np.subtract(*sums[::-1])
         assert row["change"] == pytest.approx(change[0])
-        assert (row["change_low"], row["change_high"]) == pytest.approx(tuple(np.percentile(change[1:], [2.5, 97.5])))
+        assert (row["change_low"], row["change_high"]) == pytest.approx(
+            tuple(np.percentile(change[1:], bootstrap_levels(12)))
+        )
 
 
 def ends(change: tuple) -> dict:

@@ -5,7 +5,13 @@ import polars as pl
 import pytest
 
 from lmdynamics.curves.comparison import summarise
-from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, resample_counts, uas_by_step
+from lmdynamics.curves.intervals import (
+    accuracy_by_step,
+    average_accuracy,
+    bootstrap_levels,
+    resample_counts,
+    uas_by_step,
+)
 from lmdynamics.curves.pair_race import judged_right
 from lmdynamics.curves.smoothing import local_curvature
 from lmdynamics.errors import UserError
@@ -97,3 +103,18 @@ def test_one_number_has_one_interval_wherever_it_is_shown():
     shown = summarise(PairAccuracy(None), trace)
     assert shown.select("low", "high").equals(average.select("low", "high"))
     assert (average["low"] < average["high"]).all()
+
+
+def test_a_bootstrap_of_few_units_takes_wider_percentiles_and_below_six_none():
+    assert [bootstrap_levels(n) for n in (1, 3, 5)] == [None] * 3
+    low, high = bootstrap_levels(8)
+    # Phi(-2.36462 * sqrt(8 / 7)), Student's t with 7 degrees of freedom
+    assert (low, high) == pytest.approx((0.57375, 100 - 0.57375), abs=1e-3)
+    assert bootstrap_levels(10_000) == pytest.approx((2.5, 97.5), abs=0.01)
+
+
+def test_uas_of_a_few_sentences_has_no_interval():
+    trace = uas_trace({"attention": [0.4, 0.6]}, sentences=5, steps=[1, 9])
+    table = uas_by_step(trace)
+    assert table["uas"].null_count() == 0
+    assert table.select("low", "high").null_count().row(0) == (2, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.curves.intervals import resample_counts
+from lmdynamics.curves.intervals import bootstrap_levels, resample_counts
 from lmdynamics.curves.opposition import opposition_table
 from lmdynamics.errors import UserError
 
@@ -35,7 +35,7 @@ def test_equals_a_loop_over_resamples():
                 for times in counts
             ]
             bounds = row[f"{name}_low"], row[f"{name}_high"]
-            assert bounds == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+            assert bounds == pytest.approx(tuple(np.percentile(drawn, bootstrap_levels(7))))
 
 
 def test_intervals_hold_the_mean_of_many_rows():

@@ -6,7 +6,7 @@ import pytest
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.token_groups import frequency_groups, group_names
-from lmdynamics.curves.intervals import resample_counts
+from lmdynamics.curves.intervals import bootstrap_levels, resample_counts
 from lmdynamics.curves.trading import token_names, traded, winners_and_losers
 from lmdynamics.curves.zero_sum import interference_table
 from lmdynamics.errors import UserError
@@ -45,7 +45,7 @@ def test_equals_a_loop_over_resamples(changes):
             expected["net"].append((lost - gained) / n)
             expected["interference"].append(1 - np.sign(row["net"]) * (lost - gained) / (gained + lost))
         for name, (value, *drawn) in expected.items():
-            low, high = np.percentile(drawn, [2.5, 97.5])
+            low, high = np.percentile(drawn, bootstrap_levels(15))
             most = 1 if name == "interference" else np.inf
             assert row[name] == pytest.approx(value)
             assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((min(low, most), min(high, most)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmdynamics.curves.intervals import resample_counts
+from lmdynamics.curves.intervals import bootstrap_levels, resample_counts
 from lmdynamics.curves.zero_sum import between_runs, changes_between, doublings, interference_table, rises_across
 from lmdynamics.errors import UserError
 from tests.curves.changes import TOKENS, drawn_changes, losses
@@ -70,7 +70,7 @@ def test_the_table_equals_a_loop_over_resamples():
             values = [x for r, n in enumerate(times) for x in by_row[r] * int(n)]
             net, size = sum(values), sum(map(abs, values))
             drawn.append((1 - np.sign(row["mean_change"]) * net / size, size / len(values), net / len(values)))
-        low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        low, high = np.percentile(drawn, bootstrap_levels(12), axis=0)
         low[0], high[0] = min(low[0], 1), min(high[0], 1)
         assert [row[f"{name}_low"] for name in THREE] == pytest.approx(low)
         assert [row[f"{name}_high"] for name in THREE] == pytest.approx(high)
@@ -86,7 +86,7 @@ def of_rows(values, step=1) -> pl.DataFrame:
     return pl.DataFrame(flat, ["step", "until", "row", "position", "token", "loss", "change"], orient="row")
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(texts, st.floats(0.01, 100))
 def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
     row = interference_table(of_rows(values), resamples=20).row(0, named=True)

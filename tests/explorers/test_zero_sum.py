@@ -15,8 +15,8 @@ GROUPS = pl.DataFrame(
 )
 
 
-def doubled():
-    one = frames.one_step().filter(split="held out", direction="update", batch=0)
+def doubled(rows: int = 3):
+    one = frames.one_step(rows=rows).filter(split="held out", direction="update", batch=0)
     return one.drop("split", "direction", "batch", "first_order").with_columns(until=2 * pl.col("step"))
 
 
@@ -140,12 +140,18 @@ def test_texts_may_be_mappings_and_differ_between_runs():
 
 
 def test_doublings_have_intervals_over_rows_and_no_batch_to_pick():
-    explorer = ZeroSumExplorer(doubled(), frames.texts, GROUPS)
-    row = interference_table(doubled()).filter(step=1024).row(0, named=True)
+    explorer = ZeroSumExplorer(doubled(8), frames.texts, GROUPS)
+    row = interference_table(doubled(8)).filter(step=1024).row(0, named=True)
     assert f"D {row['interference']:.2f} [{row['interference_low']:.2f}, " in explorer.sentence
     assert "Step 1,024 → 2,048, held-out text, a doubling of training" in explorer.sentence
-    assert "(over 3 rows of text)" in explorer.sentence
+    assert "(over 8 rows of text)" in explorer.sentence
     assert explorer._pickers.children == ()
+
+
+def test_doublings_of_a_few_rows_have_no_interval():
+    explorer = ZeroSumExplorer(doubled(), frames.texts, GROUPS)
+    assert "(over 3 rows of text, too few for an interval)" in explorer.sentence
+    assert "[" not in explorer.sentence
 
 
 def test_names_and_tokens_are_text_never_html():
