@@ -221,9 +221,7 @@ def compare(
     baseline: Annotated[Path, typer.Option(help="A folder of accepted results.")] = Path("tests/baselines"),
     accept: Annotated[bool, typer.Option("--accept", help="Make this batch the baseline.")] = False,
     who: Annotated[str | None, typer.Option(help="Who accepts; your user name by default.")] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Accept also what was computed elsewhere.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept also what was computed elsewhere.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="What has no baseline fails too.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,
