@@ -10,6 +10,8 @@ import typer
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.paths import SUITE
 
+MOST = 2_000  # characters of a message
+
 app = typer.Typer(
     help="Watch language models learn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
@@ -331,7 +333,13 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(*map(printable, f"lmdynamics: {error}".split("\n")), sep="\n", file=sys.stderr)
+        print(*map(printable, f"lmdynamics: {shortened(str(error), MOST)}".split("\n")), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a name that is too long, a folder that cannot be written
+        if error.filename is None or isinstance(error, ConnectionError):
+            raise
+        where = shortened(printable(str(error.filename)), 200)
+        print(f"lmdynamics: {where}: {(error.strerror or 'cannot be opened').lower()}; name another", file=sys.stderr)
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lmdynamics import paths
+from lmdynamics.errors import UserError
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "polars", "altair", "papermill", "jupyterlab")
 _WIDGETS = {  # what an explorer needs, and the JupyterLab extension that comes with it
@@ -71,7 +72,11 @@ def _bf16_on_cpu() -> str:
 
 
 def _data() -> Iterator[tuple[bool, str]]:
-    home = paths.home()
+    try:
+        home, _ = paths.home(), paths.real_data_dirs()
+    except UserError as error:
+        yield False, str(error)
+        return
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     writable = os.access(existing, os.W_OK)
     yield (

@@ -16,10 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmdynamics.batch.parameters import KERNEL
 from lmdynamics.batch.plan import Job
+from lmdynamics.errors import shortened
 from lmdynamics.runs import store
 
 LONGEST_SOCKET = 95  # characters of a path; a socket's may have some hundred
+MOST_SAID = 2_000  # characters of an error's message
 MOST = 2_000_000  # characters that one cell may print into its notebook and its log
 
 
@@ -63,7 +66,8 @@ def execute(job: Job, pipe: int) -> int:
             _literally(job.executed),
             parameters=job.parameters,
             engine_name="lmdynamics",
-            kernel_name="python3",
+            kernel_name=KERNEL,
+            language="python",
             progress_bar=False,
             log_output=True,
             on_cell_start=cell_starts,
@@ -167,7 +171,7 @@ def first_line(source: str) -> str:
 
 
 def _error_line(error: Any) -> str:
-    message = " ".join(error.evalue.split())
+    message = shortened(" ".join(error.evalue.split()), MOST_SAID)
     return f"{error.ename}: {message}" if message else error.ename
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
 from lmdynamics.batch.key import code_version
+from lmdynamics.batch.parameters import remarks
 from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.errors import UserError
@@ -62,6 +64,9 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
     if options.fresh:  # what was made from runs and traces that lay there already is not as good
         jobs = [replace(job, key=f"{job.key}-fresh") for job in jobs]
     todo = [job for job in jobs if options.force or not is_done(job)]
+    for path in dict.fromkeys(job.notebook for job in todo):
+        for remark in remarks(path):
+            print(f"lmdynamics: {remark}", file=sys.stderr, flush=True)
     if options.dry_run or len(jobs) > 1:
         planned(jobs, todo)
     if options.dry_run:

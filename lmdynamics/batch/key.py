@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmdynamics.paths import SUITE, real_data_dirs, runs_dir, shipped
+from lmdynamics.paths import SUITE, exists, real_data_dirs, runs_dir, shipped
 
 if TYPE_CHECKING:
     from lmdynamics.batch.plan import Job
@@ -52,7 +52,8 @@ def _named(value: Any, beside: Path) -> Any:
 
         return [pinned(address) for address in value.split()]
     folder = value.rpartition("#")[0] or value  # one of several trajectories
-    for path in (runs_dir() / value, Path(value).expanduser(), beside / value, runs_dir() / folder, Path(folder)):
+    places = (runs_dir() / value, Path(value).expanduser(), beside / value, runs_dir() / folder, Path(folder))
+    for path in filter(exists, places):
         if (path / "run.json").is_file() and _is_recipe(value):
             return None  # made from what the package ships: how far it has been trained is no difference
         manifests = sorted(path.glob("checkpoints/*/manifest.json"))

@@ -11,7 +11,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from lmdynamics.html import LINKED, STILL
-from lmdynamics.paths import cache_dir
+from lmdynamics.paths import cache_dir, writable
 from lmdynamics.runs import store
 
 SVG = "image/svg+xml"
@@ -96,7 +96,7 @@ def _scripts() -> str:
     """Vega and what moves the views, made once for all pages: it takes longer than the page itself."""
     own = _own("linked.js")
     made_of = [own, *(metadata.version(name) for name in ("altair", "vl-convert-python"))]
-    bundle = cache_dir() / "pages" / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.js"
+    bundle = writable(cache_dir() / "pages") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.js"
     if not bundle.exists():
         import altair as alt
         import vl_convert

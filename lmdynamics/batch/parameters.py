@@ -5,14 +5,16 @@ is an error, and so is a value of the wrong type or outside its range.
 """
 
 import ast
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError, did_you_mean, shortened
 
 PROFILES = ("smoke", "default", "full")
+KERNEL = "python3"
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -63,14 +65,52 @@ def notebook_parameters(path: Path) -> list[Parameter]:
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is not a Jupyter notebook: {_first_line(error)}") from error
     cell = find_first_tagged_cell_index(notebook, "parameters")
+    refuse_language(path)
     if cell < 0:
         return []
+    # papermill looks for parameters by the kernel's language, and finds none where there is no kernel
+    notebook.metadata["kernelspec"] = {"name": KERNEL, "display_name": "Python 3", "language": "python"}
     seen = inspect_notebook(notebook)
     _refuse_lost(path, notebook.cells[cell].source, set(seen))
     return [
         Parameter(name, found["inferred_type_name"], _literal(found["default"]), found["help"])
         for name, found in seen.items()
     ]
+
+
+def refuse_language(path: Path) -> None:
+    """Raises UserError for a notebook that is not in Python, or does not say what it is in."""
+    kernel, language = _kernel(path)
+    if language is None:
+        raise UserError(
+            f"{path.name} asks for the kernel {shortened(kernel)!r} and does not say its language; a batch runs "
+            "Python: open the notebook, choose a Python kernel and save it"
+        )
+    if language != "python":
+        raise UserError(f"{path.name} is in {shortened(language)} (kernel {shortened(kernel)!r}); a batch runs Python")
+
+
+def remarks(path: Path) -> list[str]:
+    """What a person should know of a notebook before it runs: how it differs from those of the series."""
+    kernel, _ = _kernel(path)
+    tags = [cell.get("metadata", {}).get("tags", ()) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    found = []
+    if not any("parameters" in each for each in tags):
+        found.append("no cell is tagged `parameters`, so that it runs as it stands and its figures stay in it")
+    if kernel and kernel != KERNEL:
+        found.append(f"it asks for the kernel {shortened(kernel)!r}, and runs with the Python of lmdynamics instead")
+    elif not kernel:
+        found.append("it names no kernel, and runs with the Python of lmdynamics")
+    return [f"{path.name}: {remark}" for remark in found]
+
+
+def _kernel(path: Path) -> tuple[str, str | None]:
+    """Name of the kernel that a notebook asks for, and its language; "" and None where it does not say."""
+    metadata = json.loads(path.read_text("utf-8")).get("metadata", {})
+    spec, info = metadata.get("kernelspec") or {}, metadata.get("language_info") or {}
+    name, language = str(spec.get("name") or ""), spec.get("language") or info.get("name")
+    known = "python" if re.match(r"(i?python|pypy)\d*($|\W)", name or "python", re.IGNORECASE) else None
+    return name, str(language).lower() if language else known
 
 
 def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
@@ -97,7 +137,7 @@ def checked_value(path: Path, parameter: Parameter, value: Any, text: str | None
         If it is not.
     """
     expected, inner = _expected(parameter)
-    told = f"{path.name}: {parameter.name}={value if text is None else text}"
+    told = f"{path.name}: {parameter.name}={shortened(str(value if text is None else text))}"
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected or not _elements_fit(value, inner):

@@ -104,6 +104,11 @@ def _of_notebook(
     known = {parameter.name: parameter for parameter in notebook_parameters(path)}
 
     def parameter(name: str) -> Parameter:
+        if not known:
+            raise UserError(
+                f"{path.name} has no cell tagged `parameters`, so {name!r} cannot be set; tag the cell that sets it "
+                "(in JupyterLab: property inspector, cell tags)"
+            )
         if name not in known:
             raise UserError(f"{path.name} has no parameter {name!r}{did_you_mean(name, known)}")
         return known[name]

@@ -78,9 +78,10 @@ def fetch(name: str, *, base: str | None = None, progress: bool | None = None) -
     source's own URL: the sha256 of each file is checked all the same. See `download`.
     """
     source = _named(name)
+    folder = paths.home() / "fetched" / source.path
     print(f"{source.title}. Licence: {source.licence}. {source.homepage}", file=sys.stderr)
     print(f"{len(source.files)} files, {source.bytes / 1e6:.1f} MB", file=sys.stderr)
-    return download(source, paths.home() / "fetched" / source.path, base=base, progress=progress)
+    return download(source, folder, base=base, progress=progress)
 
 
 def download(source: Source, folder: Path, *, base: str | None = None, progress: bool | None = None) -> Path:

@@ -13,7 +13,7 @@ import polars as pl
 from lmdynamics.corpora.labelled import LabelledSentences, acceptability, open_labelled, same_text
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.paths import cache_dir
+from lmdynamics.paths import cache_dir, writable
 
 HUB = "nyu-mll/glue"
 
@@ -93,12 +93,12 @@ def _load(folder: str, split: str, where: str | Path) -> pl.DataFrame:
     """One split of a task; texts that are empty are left out (MNLI and QQP have a few)."""
     datasets = _library()
     local = Path(where).expanduser()
-    cache = str(cache_dir() / "glue")
+    cache = str(writable(cache_dir() / "glue"))
     if local.is_dir():
         files = _files(local, folder, split)
         loaded = datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache)
     else:
-        options = datasets.DownloadConfig(cache_dir=str(cache_dir() / "glue" / "downloads"))
+        options = datasets.DownloadConfig(cache_dir=f"{cache}/downloads")
         try:
             loaded = datasets.load_dataset(str(where), folder, split=split, cache_dir=cache, download_config=options)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from lmdynamics.errors import UserError
+from lmdynamics.paths import writable
 
 T = TypeVar("T")
 COMPLETE = "corpus.json"  # the file that `build` writes last, about what it has made
@@ -19,7 +20,8 @@ COMPLETE = "corpus.json"  # the file that `build` writes last, about what it has
 def stored(place: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
     """`load(place)`; if nothing lies there, or it is damaged, `build` first fills a folder that becomes `place`.
 
-    Of two processes that want it at once, one waits.
+    Of two processes that want it at once, one waits. Where the folder cannot be written, it is built for this process
+    alone, and that is said.
 
     Raises
     ------
@@ -29,7 +31,7 @@ def stored(place: Path, load: Callable[[Path], T], build: Callable[[Path], None]
     if (found := _load(place, load)) is not None:
         return found
     with _disk_full_in_one_line(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = writable(place.parent) / place.name
         with FileLock(place.with_suffix(".lock")):
             if (found := _load(place, load)) is None:
                 _build(place, build)

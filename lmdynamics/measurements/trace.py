@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.paths import cache_dir
+from lmdynamics.paths import cache_dir, not_kept
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults, store
 
@@ -124,8 +124,13 @@ def _read(path: Path) -> pl.DataFrame | None:
 
 
 def _write(path: Path, frame: pl.DataFrame) -> None:
-    with store.saving(f"a trace in {path.parent}"), store.atomic_file(path) as temporary:
-        frame.write_parquet(temporary, metadata={"polars": pl.__version__, "checksum": _checksum(frame)})
+    """Keep a result; where the disk is full or cannot be written that is said, and the result is returned all the
+    same."""
+    try:
+        with store.saving(f"a trace in {path.parent}"), store.atomic_file(path) as temporary:
+            frame.write_parquet(temporary, metadata={"polars": pl.__version__, "checksum": _checksum(frame)})
+    except store.NotSaved as error:
+        not_kept(cache_dir() / "traces", str(error).partition(": ")[2].partition(".")[0])
 
 
 def _checksum(frame: pl.DataFrame) -> str:

@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from lmdynamics.errors import UserError
-from lmdynamics.paths import runs_dir
+from lmdynamics.paths import exists, runs_dir
 from lmdynamics.runs import store
 from lmdynamics.runs.hub import RemoteFile, say_once
 from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
@@ -81,7 +81,7 @@ def find_folder(where: str) -> tuple[Path, str]:
     name, _, part = where.rpartition("#")
     for text, after in ((where, ""), (name, part)):
         for folder in (Path(text).expanduser(), runs_dir() / text):
-            if text and folder.is_dir():
+            if text and exists(folder) and folder.is_dir():
                 return folder, after
     return runs_dir() / where, ""
 

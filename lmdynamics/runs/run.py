@@ -14,8 +14,8 @@ from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
-from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.paths import SUITE, runs_dir
+from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.runs import faults, store
 from lmdynamics.runs.folders import find_folder, read_folder, tokenizer_folder, without_weights
 from lmdynamics.runs.hub import say_once
@@ -355,12 +355,12 @@ def open_run(where: str | Path, **options: Any) -> Run:
     if options:
         raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
     folder, part = find_folder(str(where))
-    if not folder.is_dir():
+    if not (exists(folder) and folder.is_dir()):
         from lmdynamics.runs.pins import known_suites
 
         known = [*run_names(), *known_suites()]
         hint = did_you_mean(str(where), known) if known else ""
-        raise UserError(f"there is no run {str(where)!r}{hint}; `lmdynamics train RECIPE` makes one")
+        raise UserError(f"there is no run {shortened(str(where))!r}{hint}; `lmdynamics train RECIPE` makes one")
     found = read_folder(folder.resolve(), part, revisions)
     if not found.steps:
         raise UserError(

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lmdynamics.errors import UserError
+from lmdynamics.paths import READ_ONLY
 
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
@@ -46,22 +47,27 @@ def step_folders(parent: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+class NotSaved(UserError):
+    """A disk that is full or cannot be written."""
+
+
 @contextmanager
 def saving(what: str) -> Iterator[None]:
     """Turn a full or read-only disk into one line that says what to do."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, *READ_ONLY):
             raise
-        raise UserError(
+        remedy = "free some space" if error.errno not in READ_ONLY else "set LMDYNAMICS_HOME to a folder of yours"
+        raise NotSaved(
             f"could not save {what}: {os.strerror(error.errno).lower()}. "
-            "What was saved before is whole; free some space and run the same command to go on from there."
+            f"What was saved before is whole; {remedy} and run the same command to go on from there."
         ) from None
     except Exception as error:  # safetensors wraps the operating system's error in its own
         if "No space left" not in str(error):
             raise
-        raise UserError(
+        raise NotSaved(
             f"could not save {what}: no space left on the disk. "
             "What was saved before is whole; free some space and run the same command to go on from there."
         ) from None
@@ -182,6 +188,8 @@ def is_locked(folder: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError:  # it cannot be written here, so nobody trains in it from here
+        return False
     lock.release()
     return False
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults, hub, keep, store
@@ -279,7 +280,7 @@ def open_suite(
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
     # before there is a folder: a name that is mistyped leaves nothing behind
     listed = None if (folder / FILE).exists() else list_checkpoints(asked, rule).trajectory(asked.part)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = paths.writable(folder)
     with FileLock(folder / ".lock"):
         said = store.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
         renamed = said is not None and revisions is not None and said["revisions"] != revisions

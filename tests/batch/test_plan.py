@@ -1,13 +1,16 @@
+import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from lmdynamics.batch.execute import run_notebook
 from lmdynamics.batch.parameters import notebook_parameters
 from lmdynamics.batch.plan import plan
 from lmdynamics.errors import UserError
-from tests.batch.notebooks import write_notebook
+from tests.batch.notebooks import PARAMETERS, write_notebook
+from tests.conftest import refused
 from tests.test_project import ROOT
 
 
@@ -288,3 +291,77 @@ def test_a_plan_file_that_makes_no_sense_is_refused(notebook, tmp_path, text, sa
     with pytest.raises(UserError, match=re.escape(says)) as refusal:
         plan(plan_file=file, out=tmp_path / "out")
     assert "\n" not in str(refusal.value)
+
+
+R = {"name": "ir", "display_name": "R", "language": "R"}
+
+
+def own_notebook(path, kernel: dict, *, language: str | None = None, tagged: bool = False):
+    """A notebook of a person's own, with what it says of its kernel and language."""
+    write_notebook(path, "1 + 1", parameters=PARAMETERS if tagged else None)
+    content = json.loads(path.read_text())
+    content["metadata"] = ({"kernelspec": kernel} if kernel else {}) | (
+        {"language_info": {"name": language}} if language else {}
+    )
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "language", "said"),
+    [
+        (R, None, "own.ipynb is in r (kernel 'ir'); a batch runs Python"),
+        ({"name": "ir", "display_name": "R"}, "R", "own.ipynb is in r (kernel 'ir')"),
+        ({"name": "ir", "display_name": "R"}, None, "own.ipynb asks for the kernel 'ir' and does not say its language"),
+        ({}, "julia", "own.ipynb is in julia"),
+    ],
+)
+def test_a_notebook_in_another_language_is_refused_before_anything_runs(call, tmp_path, tagged, kernel, language, said):
+    path = own_notebook(tmp_path / "own.ipynb", kernel, language=language, tagged=tagged)
+    assert refused(call("batch", path, "--out", tmp_path / "out"), said)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tagged", "said"),
+    [
+        ({"name": "mine", "language": "python", "display_name": "x"}, True, ["asks for the kernel 'mine', and runs"]),
+        ({}, True, ["names no kernel, and runs with the Python of lmdynamics"]),
+        ({"name": "python3", "display_name": "Python 3"}, False, ["no cell is tagged `parameters`"]),
+        ({}, False, ["no cell is tagged `parameters`", "names no kernel"]),
+        ({"name": "python3", "display_name": "Python 3"}, True, []),
+    ],
+)
+def test_how_a_notebook_of_ones_own_will_run_is_said_first(call, tmp_path, kernel, tagged, said):
+    path = own_notebook(tmp_path / "own.ipynb", kernel, tagged=tagged)
+    status, out, err = call("batch", path, "--out", tmp_path / "out", "--dry-run")
+    assert status == 0
+    assert "1 to do" in out
+    for line, words in zip(err.splitlines(), said, strict=True):
+        assert line.startswith("lmdynamics: own.ipynb: ")
+        assert words in line
+    if tagged:
+        (job,) = plan([path], ["seed=3"], "smoke", tmp_path / "out")
+        assert (job.parameters["seed"], job.parameters["profile"]) == (3, "smoke")
+    else:
+        result = call("batch", path, "-p", "seed=3", "--out", tmp_path / "out")
+        assert refused(result, "own.ipynb has no cell tagged `parameters`, so 'seed' cannot be set")
+
+
+@pytest.mark.slow
+def test_a_notebook_that_names_no_kernel_runs(tmp_path):
+    path = own_notebook(tmp_path / "own.ipynb", {}, tagged=True)
+    (job,) = plan([path], ["seed=3"], out=tmp_path / "out")
+    assert run_notebook(job).status == "finished"
+
+
+def test_a_parameter_of_ten_thousand_characters_is_one_item(call, tmp_path):
+    path = write_notebook(tmp_path / "own.ipynb", "1", parameters=PARAMETERS)
+    status, out, err = call("batch", path, "-p", "run=" + "x" * 10_000, "--out", tmp_path / "out", "--dry-run")
+    assert (status, err) == (0, "")
+    assert len(out) < 1_000
+    assert refused(call("batch", path, "-p", "rate=" + "x" * 10_000), "own.ipynb: rate=xxx", "is not a number")
+    assert refused(call("runs", "show", "x" * 10_000), "there is no run")
+    assert refused(call("train", "x" * 10_000), "ile name too long")
+    assert max(len(line) for line in call("sweep", "x" * 10_000)[2].splitlines()) < 500
