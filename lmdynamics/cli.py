@@ -109,8 +109,19 @@ def _stopped_by_ctrl_c():
 
 
 def _trained(run) -> None:
-    last = run.log["loss"].tail(50).mean()
-    typer.echo(f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {last:.3f} nats")
+    from lmdynamics.curves.intervals import steps_without_loss
+
+    typer.echo(
+        f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {_last_loss(run.log)} nats"
+    )
+    if left_out := steps_without_loss(run.log):
+        typer.echo(left_out)
+
+
+def _last_loss(log) -> str:
+    """Mean of the last 50 losses; a dash where there is none."""
+    mean = log["loss"].drop_nulls().tail(50).mean()
+    return "–" if mean is None else f"{mean:.3f}"
 
 
 @runs_app.command("list")
@@ -129,12 +140,11 @@ def list_runs() -> None:
     table.columns[0].no_wrap = True
     for generation, run in family(open_run(name) for name in run_names()):
         log, whole, parent = run.log, run.recipe.training.steps if run.recipe else None, run.parent
-        loss = f"{log['loss'].tail(50).mean():.3f}" if len(log) else "–"
         shown = "   " * generation + ("└ " if generation else "") + run.name
         changes = ", ".join(f"{k}={shortened(str(v))}" for k, v in parent["changes"].items()) if parent else ""
         since = f"at step {parent['step']:,}: {changes or 'nothing'}" if parent else ""
         last, of = f"{run.steps[-1]:,}", "–" if whole is None else f"{whole:,}"
-        table.add_row(shown, run.objective, str(len(run)), last, of, loss, since)
+        table.add_row(shown, run.objective, str(len(run)), last, of, _last_loss(log), since)
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(
         table if table.row_count else f"No runs yet in {runs_dir()}; `lmdynamics train grammar-mlm` makes one."

@@ -5,7 +5,7 @@ import polars as pl
 
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
 from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
+from lmdynamics.charts.trajectories import on_step_axis, onset_bands, spoken, steps_of, undated
 from lmdynamics.curves.heads import head_history, told, uas_within_reach
 from lmdynamics.curves.intervals import loss_by_bin, need_columns, wilson
 from lmdynamics.curves.onsets import Onset
@@ -70,12 +70,13 @@ def loss_and_uas(
     chart = alt.vconcat(*panels, spacing=12)
     if cursor is not None:
         chart = chart.add_params(cursor)
-    said = "" if onset is None else f"{str(onset).capitalize()}."
+    said = spoken([onset] if onset else [])
     band = "" if onset is None or onset.step is None else "; band: onset of structure"
+    shown = [*undated([onset] if onset else []), *caption]
     return figure(
         chart,
         "Where in training",
-        [f"blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *caption],
+        [f"blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
         " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, *caption]),
     )
 
@@ -89,8 +90,8 @@ def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clic
     history = head_history(best).row(0, named=True)
     base, layers = alt.Chart(data).encode(x), []
     if history["appears"] is not None:
-        ends = {"from": history["appears"] if history["not_yet"] is None else history["not_yet"]}
-        ends = pl.DataFrame({**ends, "to": history["appears"]}).with_columns(pl.all().clip(BEFORE_ONE))
+        ends = {"from": history["not_yet"], "to": history["appears"]}
+        ends = pl.DataFrame(ends).with_columns(pl.all().clip(BEFORE_ONE))
         start = x.copy()
         start["shorthand"] = "from:Q"
         between = alt.Chart(ends).mark_rect(color=VERMILION, opacity=0.25)

@@ -86,12 +86,16 @@ def pair_race(
 def race_in_words(rows: pl.DataFrame) -> str:
     """What the race comes to: since when the good sentence leads, and by how much at the end."""
     end = rows.filter(pl.col("score") == "difference").sort("step").row(-1, named=True)
-    first, since = rows["step"].min(), leads_from(rows)
+    first, since, ever = rows["step"].min(), leads_from(rows), leads_from(rows, k=1)
     name = spoken(end["paradigm"]) + ("" if end["pair"] is None else ", one pair")
+    if since is None and ever is not None and ever > first:
+        return f"{name}: the good sentence leads from step {ever:,} on only, too late to say that it stays ahead"
     if since is None:
         ahead = with_interval(end["value"], (end["low"], end["high"]), "+.2f").replace("-", "−")
         return f"{name}: the good sentence never leads for good; good − bad is {ahead} nats at the end"
-    start = "from the start" if since == first else f"from step {since:,} on"
+    before = rows.filter(pl.col("step") < since)["step"].max()
+    start = f"from step {since:,} on (not yet at {before:,})" if since > first else "at every checkpoint"
+    start += f", the first at step {first:,}" if since == first > 0 else ""
     ahead = f"{end['value']:.1f}" if end["value"] >= 0.1 else f"{end['value']:.2g}"
     return f"{name}: the good sentence leads {start}, by {ahead} nats at the end"
 

@@ -30,7 +30,7 @@ SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, lin
     "offset": ("best fixed offset (position alone)", GREY, [6, 4], 1.8),
     "shuffled": ("control: trees with shuffled arcs", ORANGE, [2, 2], 1.8),
 }
-ONSETS = {"structure": VERMILION, "capabilities": PURPLE}
+ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE}
 
 BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
 

@@ -22,7 +22,7 @@ from lmdynamics.charts.theme import (
     step_axis,
 )
 from lmdynamics.curves.heads import uas_within_reach
-from lmdynamics.curves.intervals import loss_by_bin, need_columns
+from lmdynamics.curves.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import UserError
 
@@ -75,16 +75,18 @@ def loss_over_training(
             text.encode(height, alt.Text("name:N"), x=alt.value(0)),
         ]
     chart = alt.layer(*onset_bands(onsets, axis), *layers).properties(width=WIDTH, height=HEIGHT)
-    last = (held_out if held_out is not None and len(held_out) else log).sort("step")
+    last = (held_out if held_out is not None and len(held_out) else log).drop_nulls("loss").sort("step")
     said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
     said += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
     caption = ["Held out: the same text and masks at every checkpoint (± 2 standard errors)"]
     caption += ["Batches: mean and middle 80 %"] if len(log) else []
-    return figure(chart, "Loss over training", "; ".join(caption), f"{said} {_spoken(onsets)}")
+    notes = [steps_without_loss(log), unused_rows(held_out)]
+    return figure(chart, "Loss over training", ["; ".join(caption), *notes], f"{said} {spoken(onsets)}")
 
 
-def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.LayerChart:
+def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ()) -> alt.LayerChart:
     """UAS against step, one line per source with its 95 % band (frame of `curves.intervals.uas_by_step`)."""
+    onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
     present = [source for source in SOURCES if source in curve["source"].unique()]
     names = [SOURCES[source][0] for source in present]
@@ -119,7 +121,7 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
         .mark_point(size=14, filled=True, opacity=1, color=BLUE)
         .encode(y, tooltip=tips)
     )
-    chart = alt.layer(*onset_bands([onset] if onset else [], axis), *bands, line, points)
+    chart = alt.layer(*onset_bands(onsets, axis), *bands, line, points)
     chart = chart.properties(width=WIDTH, height=HEIGHT)
     reach = uas_within_reach(curve)
     ends = "; ".join(
@@ -130,8 +132,12 @@ def uas_over_training(curve: pl.DataFrame, onset: Onset | None = None) -> alt.La
     return figure(
         chart,
         "Syntactic attention structure over training",
-        ["Each relation is read off the one head that follows it best; bands: 95 % over sentences", reach],
-        f"UAS over training. {ends}. {reach.capitalize()}{'. ' if reach else ''}{_spoken([onset] if onset else [])}",
+        [
+            "Each relation is read off the one head that follows it best; bands: 95 % over sentences",
+            reach,
+            *undated(onsets),
+        ],
+        f"UAS over training. {ends}. {reach.capitalize()}{'. ' if reach else ''}{spoken(onsets)}",
     )
 
 
@@ -170,7 +176,7 @@ def pair_accuracy_over_training(
             start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
         )
         once = alt.FieldEqualPredicate(field="step", equal=int(data["step"].min()))  # one band a panel, not one a row
-        place = {"from": str(_place(onset.low or onset.step)), "to": str(_place(onset.high or onset.step))}
+        place = {name: str(place) for name, place in _ends(onset).items()}
         band = band.transform_filter(once).transform_calculate(**place)
         layers = [band, *layers]
     width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
@@ -189,9 +195,10 @@ def pair_accuracy_over_training(
         "Grammaticality judgements over training",
         [
             f"Share of minimal pairs where the good sentence scores higher; {many} pairs a panel",
-            f"dashed: chance ({chance:.0%}); bands: 95 %" + (f"; {onset}" if onset and onset.step else ""),
+            f"dashed: chance ({chance:.0%}); bands: 95 %" + (f"; {onset}" if onset and onset.step is not None else ""),
+            *undated([onset] if onset else []),
         ],
-        f"Accuracy on minimal pairs at the last checkpoint: {ends}. {_spoken([onset] if onset else [])}",
+        f"Accuracy on minimal pairs at the last checkpoint: {ends}. {spoken([onset] if onset else [])}",
     )
 
 
@@ -244,7 +251,7 @@ def complexity_over_training(
         alt.vconcat(*panels, spacing=14),
         "Complexity over training",
         "; ".join(ends),
-        f"Complexity of the model over training: {'; '.join(ends)}. {_spoken(onsets)}",
+        f"Complexity of the model over training: {'; '.join(ends)}. {spoken(onsets)}",
     )
 
 
@@ -254,11 +261,7 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
     present = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
     for index, onset in enumerate(present):
         colour = ONSETS.get(onset.name, VERMILION)
-        place = {
-            "x": _place(onset.step),
-            "from": _place(onset.low or onset.step),
-            "to": _place(onset.high or onset.step),
-        }
+        place = {"x": _place(onset.step), **_ends(onset)}
         base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
         start = axis.copy()
         start["shorthand"] = "from:Q"
@@ -282,6 +285,18 @@ def steps_of(*frames: pl.DataFrame) -> list[int]:
     return sorted({step for frame in frames if frame is not None for step in frame["step"].to_list()})
 
 
+def _ends(onset: Onset) -> dict[str, float]:
+    """Where an onset's band begins and ends."""
+    bounds = {"from": onset.low, "to": onset.high}
+    return {name: _place(onset.step if step is None else step) for name, step in bounds.items()}
+
+
+def undated(onsets: Sequence[Onset]) -> list[str]:
+    """What a caption says of onsets that have no date, and so no band."""
+    absent = [onset for onset in onsets if onset.step is None]
+    return [line for onset in absent for line in wrap(str(onset), 96)]
+
+
 def _place(step: int) -> float:
     return max(float(step), BEFORE_ONE)
 
@@ -291,8 +306,9 @@ def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
 
 
-def _spoken(onsets: Sequence[Onset]) -> str:
-    return " ".join(f"{str(onset).capitalize()}." for onset in onsets)
+def spoken(onsets: Sequence[Onset]) -> str:
+    """Each onset as a sentence, for those who cannot see the figure."""
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in map(str, onsets))
 
 
 def _short(value: float) -> str:

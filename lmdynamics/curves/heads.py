@@ -8,14 +8,15 @@ from lmdynamics.errors import UserError
 DIRECTIONS = ("dependent→head", "head→dependent")
 
 
-def head_history(best: pl.DataFrame) -> pl.DataFrame:
+def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
     """One row per relation, the most frequent first, from a trace's best heads (step × relation).
 
     `best`: step, relation, layer, head, direction, accuracy, count, offset (accuracy of the best fixed offset).
     Result: relation, count, head ("layer-head" at the last step), direction, accuracy, low, high (95 %, Wilson),
-    offset, since (step from which this head has been the best without interruption), appears (step from which even the
-    lower end of the interval has stayed above the offset baseline, null where the last does not), not_yet (the
-    checkpoint before), first_head ("layer-head" there).
+    offset, since (first checkpoint from which this head has been the best without interruption), appears (step from
+    which even the lower end of the interval has stayed above the offset baseline, at `k` checkpoints or more), not_yet
+    (the checkpoint before: the crossing lies between the two), first_head ("layer-head" there), undated (the step from
+    which it has stayed above where that dates nothing: the first checkpoint, or one of the last `k` - 1).
     """
     need_columns(
         best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "head history"
@@ -30,7 +31,8 @@ def head_history(best: pl.DataFrame) -> pl.DataFrame:
         since = next(step for step in frame["step"] if not changes or step > changes[-1])
         below = [i for i, above in enumerate(frame["low"] > frame["offset"]) if not above]
         first = below[-1] + 1 if below else 0
-        appeared = frame.row(first, named=True) if first < len(frame) else None
+        above = frame.row(first, named=True) if first < len(frame) else None
+        appeared = above if 0 < first <= len(frame) - k else None
         rows.append(
             {
                 "relation": relation,
@@ -45,11 +47,12 @@ def head_history(best: pl.DataFrame) -> pl.DataFrame:
                 "appears": appeared and appeared["step"],
                 "not_yet": frame["step"][first - 1] if first else None,
                 "first_head": appeared and f"{appeared['layer']}-{appeared['head']}",
+                "undated": above["step"] if above and not appeared else None,
             }
         )
     if not rows:
         raise UserError("head history: the trace names no relation; lower min_count or give more sentences")
-    schema = {"appears": pl.Int64, "not_yet": pl.Int64, "first_head": pl.String}
+    schema = {"appears": pl.Int64, "not_yet": pl.Int64, "first_head": pl.String, "undated": pl.Int64}
     order = ["relation", "count", "head", "direction", "accuracy", "low", "high", "offset", "since"]
     return pl.DataFrame(rows, schema_overrides=schema).select(*order, *schema).sort(
         "count", "relation", descending=[True, False]
@@ -63,9 +66,16 @@ def told(history: pl.DataFrame, relation: str) -> str:
         f"at the end head {row['head']} ({row['direction']}) finds {row['accuracy']:.1%} [{row['low']:.1%}, "
         f"{row['high']:.1%}] of its {row['count']:,} arcs, the best fixed offset {row['offset']:.1%}"
     )
+    if (undated := row["undated"]) is not None:
+        if row["not_yet"] is not None:
+            return (
+                f"{relation} is above the offset from step {undated:,} on only, too late to say that it stays: {now}."
+            )
+        late = f"it appeared at or before step {undated:,}, or is there in an untrained model"
+        return f"{relation} is above the offset at every checkpoint: {late if undated else 'nothing appears'}; {now}."
     if row["appears"] is None:
         return f"{relation} has not appeared: {now}."
-    before = "" if row["not_yet"] is None else f" (not yet at {row['not_yet']:,})"
+    before = f" (not yet at {row['not_yet']:,})"
     return f"{relation} appears at step {row['appears']:,}{before}, first in head {row['first_head']}; {now}."
 
 

@@ -174,6 +174,26 @@ def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr
     return (middle - reach).clip(0, 1), (middle + reach).clip(0, 1)  # beyond them by rounding alone
 
 
+def steps_without_loss(log: pl.DataFrame) -> str:
+    """How many steps of a training log have no loss, for a reader; "" if all of them have one.
+
+    A batch in which no token was selected has no target, and so no loss (null).
+    """
+    if not (count := log["loss"].null_count()):
+        return ""
+    return (
+        f"{count:,} of {len(log):,} steps ({count / len(log):.1%}) had no token to predict: they have no loss and are "
+        "left out"
+    )
+
+
+def unused_rows(held_out: pl.DataFrame | None) -> str:
+    """How many output rows of a model belong to no token, for a reader, from a trace of `HeldOutLoss`; "" if none."""
+    if held_out is None or "unused_rows" not in held_out.columns or not (most := held_out["unused_rows"].max()):
+        return ""
+    return f"{most:,} of the model's output rows belong to no token of its tokenizer; they share in every probability"
+
+
 def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:
     """A training log in bins of equal width in log(step): step (mean), loss (mean), low, high (10 and 90 %).
 

@@ -3,17 +3,19 @@
 Chen et al. 2023 (arXiv 2309.07311) date both by eye; here each is a rule with an interval and a control:
 
 (b) the headline: the first checkpoint from which k consecutive ones exceed the control by more than a margin,
-    beyond whatever an untrained model (step 0) already exceeds it by;
+    beyond whatever the first checkpoint already exceeds it by: an untrained model, if that is step 0;
 (a) beside it: the checkpoint with the largest acceleration of the value (the largest so far) over log(step).
 
 The bootstrap resamples sentences (or pairs) once per resample, for all checkpoints and the control together.
 An onset is reported only if its 95 % interval is bounded, that is, if at least 97.5 % of the resamples have
-one. It is refused if the control moves too: if, from half the onset's step to twice that step, the control gains
-more than the margin and more than half of what the value gains. Whatever the control shares with the value is
-subtracted before anything is dated, so a control may drift; it may not carry most of the rise.
+one. It is not dated where the first checkpoint is not step 0 and exceeds the control by more than the margin: what is
+seen there may have been learnt before, or be what an untrained model does. It is refused if the control moves too: if,
+from half the onset's step to twice that step, the control gains more than the margin and more than half of what the
+value gains. Whatever the control shares with the value is subtracted before anything is dated, so a control may drift;
+it may not carry most of the rise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -31,7 +33,9 @@ BOUNDED = 0.975  # share of resamples that must have an onset for the interval t
 class Onset:
     """One onset, or its absence. Steps are optimizer steps; intervals are 95 % bootstrap percentiles.
 
-    `low` is the checkpoint before the lower percentile: the crossing lies between the two.
+    `low` is the checkpoint before the lower percentile: the crossing lies between the two, so no interval is narrower
+    than the gap between two checkpoints. `at_or_before`: where an onset cannot be dated because the run begins late
+    (left-censored), the step by which it had come at the latest; None if there may have been none at all.
     """
 
     name: str
@@ -44,11 +48,14 @@ class Onset:
     control_step: int | None  # where the control rises with the value; then there is no onset
     reason: str  # one sentence a person can read
     share: float = 0.0  # of the resamples, those with an onset
+    at_or_before: int | None = None
 
     def __str__(self) -> str:
+        if self.at_or_before is not None:
+            return f"{self.name} onset at or before step {self.at_or_before:,}, not dated ({self.reason})"
         if self.step is None:
             return f"{self.name}: no onset ({self.reason})"
-        interval = "" if self.low is None else f" [{self.low:,}, {self.high:,}]"
+        interval = ", no interval" if self.low is None else f" [{self.low:,}, {self.high:,}]"
         return f"{self.name} onset at step {self.step:,}{interval}"
 
     def story(self) -> str:
@@ -103,7 +110,8 @@ def structure_onset(
     counts = np.concatenate([np.ones((1, sentences), np.float32), resample_counts(sentences, resamples, seed)])
     with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences is no onset
         value, against = ((counts @ t.values["correct"].T) / (counts @ t.values["arcs"].T) for t in tables)
-    return _onset("structure", steps, value, against, f"the {control} control", k, margin)
+    name = "structure beyond position" if control == "offset" else "structure"
+    return _onset(name, steps, value, against, f"the {control} control", k, margin)
 
 
 def capabilities_onset(
@@ -166,8 +174,36 @@ def _onset(
     """Both rules on every row; row 0 is the data themselves, the others are resamples of them."""
     if len(steps) < k + 1:
         return _none(name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start")
+    onset = _dated(name, steps, value, level, against, k, margin, level if moving is None else moving)
+    above = float(value[0, 0] - level[0, 0])
+    if steps[0] == 0 or not above > margin:
+        return onset
+    start = (
+        f"already {above:.3f} above {against} at step {steps[0]:,}, the first checkpoint; without step 0 an untrained"
+    )
+    if onset.step is not None:
+        reason = f"{start} model cannot be compared; it rises further above it from step {onset.step:,} on"
+        return replace(_none(name, reason, share=onset.share), at_or_before=onset.step)
+    return _none(
+        name,
+        f"{start} model may be as far above; if there was an onset, it came at or before that step",
+        share=onset.share,
+    )
+
+
+def _dated(
+    name: str,
+    steps: Int[np.ndarray, " steps"],
+    value: Float[np.ndarray, "resamples steps"],
+    level: Float[np.ndarray, "resamples steps"],
+    against: str,
+    k: int,
+    margin: float,
+    control: Float[np.ndarray, "resamples steps"],
+) -> Onset:
+    """Both rules, with the first checkpoint taken for an untrained model."""
     gap = value - level
-    untrained = np.maximum(gap[:, :1], 0) if steps[0] == 0 else 0.0
+    untrained = np.maximum(gap[:, :1], 0)
     crossed, first = first_run(gap - untrained > margin, k)
     share = float(crossed[1:].mean()) if len(crossed) > 1 else float(crossed[0])
     enough = f"more than {margin:g} above {against}" if margin else f"above {against}"
@@ -179,7 +215,6 @@ def _onset(
     if share < BOUNDED:
         return _none(name, f"only in {share:.0%} of the resamples {enough} {k} times running", share=share)
     step = int(steps[first[0]])
-    control = level if moving is None else moving
     before, after = np.searchsorted(steps, step / 2, "right") - 1, np.searchsorted(steps, step * 2)
     ends = [max(before, 0), min(after, len(steps) - 1)]
     gained, control_gained = (float(np.diff(curve[0, ends])[0]) for curve in (value, control))
@@ -189,10 +224,9 @@ def _onset(
         return _none(name, f"the control moves too: {gains}", step, share)
     low, high = _interval(steps, np.where(crossed, first, len(steps))[1:])
     if low is not None:  # the crossing lies after the checkpoint before: no interval is finer than the checkpoints
-        low = int(steps[max(int(np.searchsorted(steps, low)) - 1, 0)])
+        low = int(steps[int(np.searchsorted(steps, low)) - 1])
     bend, bend_low, bend_high = _acceleration(steps, value)
-    early = "at or before " if first[0] == 0 else ""
-    reason = f"{enough} from {early}step {step:,} on, {k} checkpoints running; {gains}"
+    reason = f"{enough} from step {step:,} on, {k} checkpoints running; {gains}"
     return Onset(name, step, low, high, bend, bend_low, bend_high, None, reason, share)
 
 
@@ -219,7 +253,11 @@ def _acceleration(steps: Int[np.ndarray, " steps"], value: Float[np.ndarray, "re
     highest = np.maximum.accumulate(np.nan_to_num(value[:, positive]), axis=1)
     where = (highest @ curvature[seen].T).argmax(1)
     at = steps[positive][seen]
-    return int(at[where[0]]), *_interval(at, where[1:])
+    low, high = _interval(at, where[1:])
+    if low is not None:  # the bend lies between the checkpoints on either side: no interval is finer than those
+        low = int(steps[max(int(np.searchsorted(steps, low)) - 1, 0)])
+        high = int(steps[min(int(np.searchsorted(steps, high)) + 1, len(steps) - 1)])
+    return int(at[where[0]]), low, high
 
 
 def _interval(steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resamples"]) -> tuple[int | None, int | None]:
@@ -233,7 +271,7 @@ def _interval(steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resampl
 def in_order(first: Onset, second: Onset) -> str:
     """One sentence: does `first` come before `second`, as far as their intervals can say?"""
     if first.step is None or second.step is None:
-        absent = " and ".join(f"no {onset.name} onset" for onset in (first, second) if onset.step is None)
+        absent = " and ".join(_absent(onset) for onset in (first, second) if onset.step is None)
         return f"There is no order to speak of: {absent}."
     if None in (first.low, first.high, second.low, second.high):
         return (
@@ -243,7 +281,17 @@ def in_order(first: Onset, second: Onset) -> str:
     said = f"{early.name} [{early.low:,}, {early.high:,}], {late.name} [{late.low:,}, {late.high:,}]"
     if early.high >= late.low and early.low <= late.high:
         return f"The intervals overlap, so neither comes first: {said}."
-    return f"{early.name.capitalize()} comes first, and the intervals do not overlap: {said}."
+    return f"{_sentence_case(early.name)} comes first, and the intervals do not overlap: {said}."
+
+
+def _absent(onset: Onset) -> str:
+    if onset.at_or_before is None:
+        return f"no {onset.name} onset"
+    return f"{onset.name} onset at or before step {onset.at_or_before:,}, which is no date"
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: float = 0.9) -> tuple[int, int] | None:

@@ -67,15 +67,16 @@ def pair_race(pairs: pl.DataFrame, paradigm: str | None = None, pair: int | None
     )
 
 
-def leads_from(race: pl.DataFrame) -> int | None:
+def leads_from(race: pl.DataFrame, k: int = 3) -> int | None:
     """The first step from which the difference, or its lower bound where it has one, stays above 0 to the last step.
 
-    `race`: frame of `pair_race`. None if it does not lead at the last step.
+    `race`: frame of `pair_race`. None if it leads at fewer than the last `k` checkpoints, unless
+    there are no others.
     """
     rows = race.filter(pl.col("score") == "difference").sort("step")
     behind = ~(pl.coalesce("low", "value") > 0)
     later = rows.with_columns(behind=behind.cast(pl.Int64).reverse().cum_sum().reverse()).filter(pl.col("behind") == 0)
-    return None if later.is_empty() else int(later["step"][0])
+    return None if len(later) < min(k, len(rows)) or later.is_empty() else int(later["step"][0])
 
 
 def judged_right(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -13,6 +13,7 @@ import ipywidgets as widgets
 import polars as pl
 
 from lmdynamics.charts.live_training import live_rows, live_training
+from lmdynamics.curves.intervals import steps_without_loss
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
@@ -274,9 +275,13 @@ def describe(state: str, training: Training, log: pl.DataFrame) -> str:
     if log.is_empty():
         return {"ready": "not begun", "failed": "failed"}.get(state, f"{state} …")
     done = log["step"][-1] + 1
-    parts = [f"{WORDS.get(state, state)} at step {done:,} of {training.steps:,}", f"loss {log['loss'][-1]:.3f}"]
+    parts = [f"{WORDS.get(state, state)} at step {done:,} of {training.steps:,}"]
+    if len(losses := log["loss"].drop_nulls()):
+        parts.append(f"loss {losses[-1]:.3f}")
     if (pace := steps_per_second(log)) and state == "training":
         parts += [f"{pace:,.3g} steps/s", f"{_duration((training.steps - done) / pace)} left"]
+    if left_out := steps_without_loss(log):
+        parts.append(left_out)
     return ", ".join(parts)
 
 

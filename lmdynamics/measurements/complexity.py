@@ -17,6 +17,7 @@ from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.vocabulary import unused_rows
 from lmdynamics.measurements.word_batches import check_length, encode_treebank
 from lmdynamics.training.batches import pad
 from lmdynamics.training.logits import logits_at
@@ -74,6 +75,7 @@ class FisherTrace(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         model = checkpoint.model(device=device)
         check_rows(model, self.blocks)
+        unused_rows(model, checkpoint)
         drawn = np.random.default_rng(self.seed).permutation(len(self.blocks))[: self.examples]
         norms = [
             squared_gradient(model, example, device)

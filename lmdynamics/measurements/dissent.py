@@ -27,6 +27,7 @@ from lmdynamics.measurements.losses import (
     prediction_batches,
 )
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.vocabulary import unused_rows
 from lmdynamics.training.batches import mix
 from lmdynamics.training.logits import logits_at
 
@@ -56,6 +57,7 @@ class Dissent(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         model = checkpoint.model(device=device)
         check_rows(model, self.blocks)
+        unused_rows(model, checkpoint)
         head = linear_head(model)
         frames, first = [], 0
         for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):

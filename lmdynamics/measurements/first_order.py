@@ -25,6 +25,7 @@ from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import Tape, directional_derivative, gradient
 from lmdynamics.measurements.steps import Step
 from lmdynamics.measurements.token_sums import cross_check, token_sums
+from lmdynamics.measurements.vocabulary import unused_rows
 
 ROUNDING = 1e-6  # of the largest gradient: what float32 leaves of one that should be nothing
 SCHEMA = {
@@ -65,6 +66,7 @@ class Coefficients(Measurement):
             raise UserError(f"precision is {self.precision!r}; choose float32 or float64")
         step = Step(checkpoint, self.batch_size, device)
         check_rows(step.model, self.blocks)
+        unused_rows(step.model, checkpoint)
         frames = []
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.rows, self.seed):
             update = step.update(stepped)

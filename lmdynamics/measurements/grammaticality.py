@@ -18,6 +18,7 @@ from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.words import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.vocabulary import check_ids, unused_rows
 from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.logits import logits_at
 
@@ -47,6 +48,7 @@ class PairAccuracy(Measurement):
         sentences = encode_pairs(checkpoint.tokenizer, self.pairs)
         model = checkpoint.model(device=device)
         _check_length(model, sentences)
+        unused_rows(model, checkpoint)
         if checkpoint.objective == "clm":
             scores = log_probabilities(model, sentences)
         elif checkpoint.tokenizer.mask_token_id is None:
@@ -158,6 +160,7 @@ def _same_length(ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 def _check_length(model: nn.Module, sentences: PairSentences) -> None:
     limit = longest_input(model)
     longest = max((len(ids) for ids in sentences.ids), default=0)
+    check_ids(model, max((int(ids.max(initial=0)) for ids in sentences.ids), default=0), sentences.name)
     if limit is not None and longest > limit:
         raise UserError(
             f"a sentence of {sentences.name} is {longest} tokens long, the model takes at most {limit}; "

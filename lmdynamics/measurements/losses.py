@@ -13,6 +13,7 @@ from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.grammaticality import log_probability
 from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.vocabulary import check_ids, unused_rows
 from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.batches import pad
 from lmdynamics.training.logits import logits_at
@@ -24,25 +25,29 @@ MASKING_RATE = 0.15  # at which every masked model is measured, whatever it was 
 
 @dataclass(frozen=True)
 class HeldOutLoss(Measurement):
-    """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (how many), `stderr`.
+    """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (how many), `stderr`,
+    `unused_rows`.
 
     A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
     run was trained at (Ankner et al. 2023); a causal one, every next token; a discriminator (rts) tells of every token
     whether it was replaced, at that rate. Losses of different objectives do not compare. `stderr` takes rows of text
-    as the independent units (ratio estimator), and is null where one row alone has tokens to predict.
+    as the independent units (ratio estimator), and is null where one row alone has tokens to predict. `unused_rows`:
+    output rows of the model that belong to no token of its tokenizer (count); they share in the probabilities, so that
+    an untrained model's loss is the logarithm of all rows.
     """
 
     blocks: Blocks
     masking_rate: float = MASKING_RATE
     seed: int = 0
 
-    version = 2
+    version = 3  # 3: `unused_rows`
     unit = "nats per token"
     higher_is_better = False
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         sums, counts = [], []
-        for batch, losses in predicted_losses(checkpoint, self.blocks, self.masking_rate, self.seed, device):
+        model = checkpoint.model(device=device)
+        for batch, losses in predicted_losses(checkpoint, model, self.blocks, self.masking_rate, self.seed, device):
             rows = batch.selected.nonzero()[:, 0]
             sums.append(torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, rows, losses.double()))
             counts.append(batch.selected.sum(1))
@@ -54,6 +59,7 @@ class HeldOutLoss(Measurement):
         if (tokens > 0).sum() > 1:
             stderr = float(np.sqrt(((total - loss * tokens) ** 2).sum() * rows / (rows - 1)) / tokens.sum())
         numbers = {"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [stderr]}
+        numbers["unused_rows"] = [unused_rows(model, checkpoint)]
         return pl.DataFrame(numbers, schema_overrides={"stderr": pl.Float64})
 
 
@@ -76,7 +82,8 @@ class TokenLosses(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         frames, first = [], 0
-        for batch, losses in predicted_losses(checkpoint, self.blocks, self.masking_rate, self.seed, device):
+        model = checkpoint.model(device=device)
+        for batch, losses in predicted_losses(checkpoint, model, self.blocks, self.masking_rate, self.seed, device):
             named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
             frames.append(named.with_columns(loss=losses.numpy()))
             first += len(batch.ids)
@@ -100,11 +107,11 @@ class Predictions:
 
 
 def predicted_losses(
-    checkpoint, blocks: Blocks, masking_rate: float, seed: int, device: str
+    checkpoint, model: nn.Module, blocks: Blocks, masking_rate: float, seed: int, device: str
 ) -> Iterator[tuple[Predictions, Float[Tensor, " selected"]]]:
     """Batch by batch what is predicted, and the loss of each (nats, float32, on the CPU), in the order of `gold`."""
-    model = checkpoint.model(device=device)
     check_rows(model, blocks)
+    unused_rows(model, checkpoint)
     for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, ROWS):
         yield batch, batch_losses(model, batch, device)
 
@@ -148,10 +155,11 @@ def prediction_batches(
             selected[:, -1] = False
             yield Predictions(ids, mask, selected, ids.roll(-1, dims=1)[selected])
         elif checkpoint.objective == "rts":
-            corrupted, replaced = masker.substitute(ids, masking_rate, generator)
-            yield Predictions(corrupted, mask, masker.ordinary(ids), replaced[masker.ordinary(ids)].long())
+            corrupted, replaced = masker.substitute(ids, masking_rate, generator, padded)
+            selected = masker.ordinary(ids, padded)
+            yield Predictions(corrupted, mask, selected, replaced[selected].long())
         else:
-            corrupted, selected = masker(ids, masking_rate, generator, loss_share)
+            corrupted, selected = masker(ids, masking_rate, generator, loss_share, padded)
             yield Predictions(corrupted, mask, selected, ids[selected])
 
 
@@ -161,7 +169,7 @@ def nothing_to_predict(blocks: Blocks) -> UserError:
 
 
 def check_rows(model, blocks: Blocks) -> None:
-    """Raise a UserError if there are no rows, or one is longer than the model allows."""
+    """Raise a UserError if there are no rows, one is longer than the model allows, or a token has no embedding."""
     if not len(blocks):
         raise UserError("there are no held-out rows to measure on; give some text")
     limit, longest = longest_input(model), int(blocks.lengths.max())
@@ -169,3 +177,4 @@ def check_rows(model, blocks: Blocks) -> None:
         raise UserError(
             f"a held-out row is {longest} tokens long, the model takes at most {limit}; cut the text shorter"
         )
+    check_ids(model, int(blocks.ids.max()), "a held-out row")

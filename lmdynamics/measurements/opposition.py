@@ -18,6 +18,7 @@ from lmdynamics.measurements.first_order import parts
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
+from lmdynamics.measurements.vocabulary import unused_rows
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def tape_of(checkpoint, blocks: Blocks, examples: int, seed: int, device: str) -
     """The first rows of `blocks`, read once by the checkpoint's model; a UserError if there are fewer than two."""
     model = checkpoint.model("eager", device).float()
     check_rows(model, blocks)
+    unused_rows(model, checkpoint)
     n = min(examples, len(blocks))
     if n < 2:
         raise UserError(f"{n} rows make no pair; give at least 2 and examples=2 or more")

@@ -17,6 +17,7 @@ from lmdynamics.corpora.words import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.scores import SCORES, accuracy
+from lmdynamics.measurements.vocabulary import check_ids
 from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.batches import mix, pad
 
@@ -87,6 +88,9 @@ class FineTuning(Measurement):
         loaded = checkpoint.model(device=device)
         limit = longest_input(loaded)
         train, dev, test = encode_splits(checkpoint.tokenizer, limit, self.data, counts[3:], self.seed)
+        check_ids(
+            loaded, max(int(row.max(initial=0)) for part in (train, dev, test) for row in part.ids), self.data.name
+        )
         body = getattr(loaded, "base_model", loaded)
         inputs = standardised_states(body, train, dev, test) if self.frozen else []
         rows, best = [], []

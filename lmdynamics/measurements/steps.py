@@ -21,6 +21,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import MASKING_RATE, Predictions, check_rows, predicted_tokens, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import directional_derivative, token_losses
+from lmdynamics.measurements.vocabulary import unused_rows
 from lmdynamics.training.batches import mix
 from lmdynamics.training.loop import build_optimizer
 from lmdynamics.training.state import load_state
@@ -50,6 +51,7 @@ class OneStep(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         step = Step(checkpoint, self.batch_size, device)
         check_rows(step.model, self.blocks)
+        unused_rows(step.model, checkpoint)
         frames = []
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.held_out, self.seed):
             update = step.update(stepped)

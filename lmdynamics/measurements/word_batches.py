@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.corpora.words import tokenize_words
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.vocabulary import check_ids
 
 TOKENS = 2048  # per batch, padding included
 PADDING = 64  # tokens of padding that cost about as much as another batch
@@ -115,7 +116,8 @@ def _side_by_side(rows: list[list[int]], filler: int) -> Int[Tensor, "batch time
 
 
 def check_length(model: nn.Module, encoded: WordBatches) -> None:
-    """Raise a UserError that names the longest sentence if the model has too few positions for it."""
+    """Raise a UserError if the model has too few positions for the longest sentence, or no embedding for a token."""
+    check_ids(model, max(int(batch.input_ids.max()) for batch in encoded.batches), encoded.name)
     limit = longest_input(model)
     longest = int(np.argmax(encoded.tokens))
     if limit is not None and encoded.tokens[longest] > limit:

@@ -5,10 +5,9 @@ from io import BytesIO
 from pathlib import Path
 
 import polars as pl
-import torch
 
 from lmdynamics.runs import store
-from lmdynamics.training.state import LOG_SCHEMA, Log
+from lmdynamics.training.state import LOG_SCHEMA, Log, numbers
 
 LIVE = "live.csv"
 EVERY = 0.5  # seconds between two writes of live rows; a write waits for the device, so not at every step
@@ -65,10 +64,10 @@ class LiveLog(Log):
         """Write the rows that have come since the last time."""
         if not self._fresh:
             return
-        losses = torch.stack([row[1] for row in self._fresh]).double().tolist()  # once for all: a GPU waits once
+        losses, penalties = (numbers([row[place] for row in self._fresh]) for place in (1, -1))
         lines = [
-            ",".join("" if v is None else str(v) for v in (step, loss, *given, None if p is None else p.item()))
-            for (step, _, *given, p), loss in zip(self._fresh, losses, strict=True)
+            ",".join("" if v is None else str(v) for v in (step, loss, *given, penalty))
+            for (step, _, *given, _), loss, penalty in zip(self._fresh, losses, penalties, strict=True)
         ]
         with store.saving(str(self._live)), self._live.open("ab", buffering=0) as file:
             file.write(("\n".join(lines) + "\n").encode())

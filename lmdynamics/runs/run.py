@@ -1,5 +1,6 @@
 """A run is a trajectory: its checkpoints by step, its log, its recipe. Nothing downstream knows where it came from."""
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.runs import faults, store
 from lmdynamics.runs.folders import find_folder, read_folder, tokenizer_folder, without_weights
 from lmdynamics.runs.hub import say_once
+from lmdynamics.runs.weights import check_extra, wrapper_prefix
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log
@@ -142,6 +144,10 @@ def _load_model(folder: Path, objective: str, attention: str):
     try:
         with LOADING:
             model, told = model_class(objective).from_pretrained(folder, **options)
+            if prefix := wrapper_prefix(told["unexpected_keys"]):
+                say_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's); read without it")
+                renamed = {f"^{re.escape(prefix)}": ""}
+                model, told = model_class(objective).from_pretrained(folder, key_mapping=renamed, **options)
     except UnpicklingError:
         raise UserError(
             f"{files[0]} holds more than weights, or is damaged; opening it could run code, so get this checkpoint as "
@@ -155,10 +161,13 @@ def _load_model(folder: Path, objective: str, attention: str):
         raise UserError(
             f"{folder} holds no {objective} model that transformers can open: {_first_line(broken)}"
         ) from None
+    check_extra(told["unexpected_keys"], files[0], model)
     if missing := sorted(told["missing_keys"]):
+        others = sorted(told["unexpected_keys"])
+        instead = f" (its file has {others[0]} and {len(others) - 1} more that fit nowhere)" if others else ""
         raise UserError(
             f"{folder} has no weights for {missing[0]} and {len(missing) - 1} more of a {type(model).__name__}, which "
-            "would be random; save the model with its language-model head"
+            f"would be random{instead}; save the model with its language-model head"
         )
     return model
 

@@ -179,9 +179,9 @@ class Batches:
         generator, x = torch.Generator().manual_seed(mix(self.seed, step)), step / self.steps
         rate = rest["masking_rate"] = self.schedule(x)
         if self.substitute:
-            corrupted, replaced = self.masker.substitute(ids, rate, generator)
-            return Batch(corrupted, mask, self.masker.ordinary(ids), replaced.long(), **rest)
-        corrupted, selected = self.masker(ids, rate, generator, self.schedule.loss_share(x))
+            corrupted, replaced = self.masker.substitute(ids, rate, generator, padded)
+            return Batch(corrupted, mask, self.masker.ordinary(ids, padded), replaced.long(), **rest)
+        corrupted, selected = self.masker(ids, rate, generator, self.schedule.loss_share(x), padded)
         return Batch(corrupted, mask, selected, ids, **rest)
 
     def _order(self, epoch: int) -> np.ndarray:

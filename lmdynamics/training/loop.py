@@ -141,7 +141,8 @@ def pretrain(
             here = [b and b.share(process, processes).to(accelerator.device) for b in (batch, aside)]
             total, penalty = summed_loss(*here)
             # processes average their gradients; the counts are those of all processes
-            loss = objective = total * (processes / max(1, int(batch.selected.sum())))
+            targets = int(batch.selected.sum())
+            loss = objective = total * (processes / max(1, targets))
             if penalty is not None:
                 penalty = penalty * (processes / max(1, (batch.links or aside.links).arcs))
                 objective = loss + strength * penalty
@@ -154,11 +155,12 @@ def pretrain(
             loss = accelerator.reduce(loss.detach(), "mean")
             penalty = None if penalty is None else accelerator.reduce(penalty.detach(), "mean")
             seconds = time.perf_counter() - began
-            log.add(step, loss, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
+            known = loss if targets else None  # a batch without a target has no loss
+            log.add(step, known, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
             shown.update()
             if step % 100 == 0:
                 give_back_memory()
-            if step % 25 == 0:
+            if step % 25 == 0 and targets:
                 shown.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     accelerator.wait_for_everyone()
 

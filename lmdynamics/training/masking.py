@@ -116,7 +116,11 @@ def tabulate(rate: Callable[[float], float], steps: int) -> Schedule:
 
 @dataclass(frozen=True)
 class Masker:
-    """Corrupts batches for one tokenizer. Pure: the same generator state gives the same masks."""
+    """Corrupts batches for one tokenizer. Pure: the same generator state gives the same masks.
+
+    `padded`: where a batch is padding. A tokenizer that declares no pad token pads with an ordinary one, so the ids
+    alone do not tell.
+    """
 
     mask_id: int
     vocab_size: int
@@ -129,11 +133,16 @@ class Masker:
         return cls(tokenizer.mask_token_id, len(tokenizer), tuple(sorted(set(tokenizer.all_special_ids))))
 
     def __call__(
-        self, ids: Int[Tensor, "batch time"], rate: float, generator: torch.Generator, loss_share: float = 1.0
+        self,
+        ids: Int[Tensor, "batch time"],
+        rate: float,
+        generator: torch.Generator,
+        loss_share: float = 1.0,
+        padded: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         """Corrupted ids, and the positions whose loss is taken: all that were selected, or a random part of them."""
         draw = torch.rand(ids.shape, generator=generator)  # one draw decides both selection and replacement
-        selected = (draw < rate) & self.ordinary(ids)
+        selected = (draw < rate) & self.ordinary(ids, padded)
         corrupted = ids.masked_fill(selected & (draw < 0.8 * rate), self.mask_id)
         self._replace(corrupted, selected & (draw >= 0.8 * rate) & (draw < 0.9 * rate), generator)
         if loss_share < 1:
@@ -141,16 +150,23 @@ class Masker:
         return corrupted, selected
 
     def substitute(
-        self, ids: Int[Tensor, "batch time"], rate: float, generator: torch.Generator
+        self,
+        ids: Int[Tensor, "batch time"],
+        rate: float,
+        generator: torch.Generator,
+        padded: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
         """Random-token substitution: ids with a share `rate` drawn anew, and which of them really changed."""
         replaced = ids.clone()
-        self._replace(replaced, (torch.rand(ids.shape, generator=generator) < rate) & self.ordinary(ids), generator)
+        drawn = torch.rand(ids.shape, generator=generator) < rate
+        self._replace(replaced, drawn & self.ordinary(ids, padded), generator)
         return replaced, replaced != ids
 
-    def ordinary(self, ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
-        """Where the tokens are no special ones."""
-        found = torch.ones_like(ids, dtype=torch.bool)
+    def ordinary(
+        self, ids: Int[Tensor, "batch time"], padded: Bool[Tensor, "batch time"] | None = None
+    ) -> Bool[Tensor, "batch time"]:
+        """Where the tokens are neither special ones nor padding."""
+        found = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded
         for special in self.special_ids:
             found &= ids != special
         return found
@@ -192,10 +208,7 @@ class MaskingCollator:
             [np.asarray(row["input_ids"] if isinstance(row, Mapping) else row) for row in rows], self.pad_id
         )
         generator = torch.Generator().manual_seed(mix(self.seed, self.step))
-        corrupted, selected = self.masker(ids, self.schedule(x), generator, self.schedule.loss_share(x))
-        if padded is not None:  # where padding has an id of its own, it is special and not selected anyway
-            selected &= ~padded
-            corrupted = corrupted.masked_fill(padded, self.pad_id)
+        corrupted, selected = self.masker(ids, self.schedule(x), generator, self.schedule.loss_share(x), padded)
         self.step += 1
         mask = torch.ones_like(ids) if padded is None else (~padded).long()
         return {"input_ids": corrupted, "attention_mask": mask, "labels": ids.masked_fill(~selected, -100)}

@@ -4,6 +4,7 @@ Data order, masks and dropout are functions of seed and step, so the step number
 """
 
 import shutil
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -86,8 +87,8 @@ class Log:
         self.path = path
         self.frame = pl.DataFrame(schema=LOG_SCHEMA)
         self._rows: list[tuple] = []
-        self._losses: list[Tensor] = []
-        self._penalties: list[Tensor] = []
+        self._losses: list[Tensor | None] = []
+        self._penalties: list[Tensor | None] = []
 
     def resume(self, step: int) -> None:
         """Keep what was logged before `step`."""
@@ -114,30 +115,37 @@ class Log:
     def add(
         self,
         step: int,
-        loss: Tensor,
+        loss: Tensor | None,
         lr: float,
         masking_rate: float | None,
         tokens: int,
         seconds: float,
         penalty: Tensor | None = None,
     ) -> None:
+        """Add a step's row; `loss` is None where its batch had no token to predict."""
         # read from the device only when written: a GPU need not wait
         self._losses.append(loss)
-        self._penalties.append(torch.full_like(loss, torch.nan) if penalty is None else penalty)
+        self._penalties.append(penalty)
         self._rows.append((step, lr, masking_rate, self.tokens + tokens, seconds))
 
     def write(self) -> None:
         if self._rows:
             schema = {name: kind for name, kind in LOG_SCHEMA.items() if name not in ("loss", "penalty")}
-            losses, penalties = (torch.stack(x).double().tolist() for x in (self._losses, self._penalties))
             new = pl.DataFrame(self._rows, schema, orient="row").with_columns(
-                loss=pl.Series(losses, dtype=pl.Float64),
-                penalty=pl.Series(penalties, dtype=pl.Float64).fill_nan(None),
+                loss=pl.Series(numbers(self._losses), dtype=pl.Float64),
+                penalty=pl.Series(numbers(self._penalties), dtype=pl.Float64),
             )
             self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))], how="diagonal")
             self._rows, self._losses, self._penalties = [], [], []
         with store.saving(str(self.path)), store.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
+
+
+def numbers(values: Sequence[Tensor | None]) -> list[float | None]:
+    """Scalars on a device as numbers, all fetched at once, so that a GPU waits once."""
+    present = [value for value in values if value is not None]
+    fetched = iter(torch.stack(present).double().tolist() if present else ())
+    return [None if value is None else next(fetched) for value in values]
 
 
 def read_log(path: Path) -> pl.DataFrame:

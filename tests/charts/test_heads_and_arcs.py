@@ -88,10 +88,25 @@ def test_head_history_says_since_when():
     assert said.startswith(f"nsubj appears at step {clear[0]:,} (not yet at {nsubj['not_yet']:,}), first in head 1-")
     assert "the best fixed offset 40.0%" in said
     dip = pl.when(pl.col("step") == clear[-2]).then(0.1).otherwise("accuracy")  # what is lost again has not appeared
-    assert head_history(best.with_columns(accuracy=dip))["appears"].to_list() == [clear[-1]] * 2
+    at_the_last = head_history(best.with_columns(accuracy=dip))
+    assert at_the_last["appears"].to_list() == [None] * 2
+    assert at_the_last["undated"].to_list() == [clear[-1]] * 2
+    assert told(at_the_last, "nsubj").startswith(
+        f"nsubj is above the offset from step {clear[-1]:,} on only, too late to say that it stays: at the end head 1-2"
+    )
     never = head_history(best.with_columns(offset=pl.lit(0.99)))
     assert never["appears"].to_list() == [None, None]
     assert told(never, "nsubj").startswith("nsubj has not appeared: at the end head 1-2 ")
+
+
+@pytest.mark.parametrize(("first", "says"), [(0, "nothing appears"), (305, "it appeared at or before step 305, or")])
+def test_what_is_there_at_the_first_checkpoint_does_not_appear(first, says):
+    """An untrained causal model may find more arcs of a relation than its best fixed offset does."""
+    best = best_heads().with_columns(accuracy=pl.lit(0.9), offset=pl.lit(0.4)).filter(pl.col("step") >= first)
+    history = head_history(best)
+    assert history.select("appears", "not_yet", "first_head").null_count().row(0) == (2, 2, 2)
+    assert history["undated"].to_list() == [first, first]
+    assert told(history, "nsubj").startswith(f"nsubj is above the offset at every checkpoint: {says}")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

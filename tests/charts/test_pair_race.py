@@ -72,9 +72,15 @@ def scored(lead: list[float], spread: float = 0.1) -> pl.DataFrame:
 @pytest.mark.parametrize(
     ("lead", "title"),
     [
-        ([0.0, -0.5, 1.0, 2.3], "agreement: the good sentence leads from step 256 on, by 2.3 nats at the end"),
-        ([0.0, 0.5, 1.0, 0.101], "agreement: the good sentence leads from step 16 on, by 0.1 nats at the end"),
-        ([1.0, 0.5, 1.0, 2.3], "agreement: the good sentence leads from the start, by 2.3 nats at the end"),
+        (
+            [0.0, -0.5, 1.0, 2.3],
+            "agreement: the good sentence leads from step 256 on only, too late to say that it stays ahead",
+        ),
+        (
+            [0.0, 0.5, 1.0, 0.101],
+            "agreement: the good sentence leads from step 16 on (not yet at 0), by 0.1 nats at the end",
+        ),
+        ([1.0, 0.5, 1.0, 2.3], "agreement: the good sentence leads at every checkpoint, by 2.3 nats at the end"),
         (
             [1.0, 0.5, 1.0, 0.04],
             "agreement: the good sentence never leads for good; good − bad is +0.04 [−0.06, +0.14] nats at the end",

@@ -108,11 +108,57 @@ def test_one_checkpoint_is_too_few():
     assert "too few" in onset.reason
 
 
-def test_a_trajectory_that_starts_late_says_at_or_before():
-    steps = [20_000, 40_000, 60_000, 80_000, 100_000]
-    onset = structure_onset(uas_trace({"attention": 0.7, "shuffled": 0.1}, steps=steps))
-    assert onset.step == 20_000
-    assert "at or before" in onset.reason
+LATE = [500, 1000, 1500, 2000, 2500]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_without_step_0_that_is_above_from_the_start_has_no_dated_onset(seed):
+    """Heads of an untrained causal model find more arcs of true trees than of shuffled ones."""
+    onset = structure_onset(uas_trace({"attention": 0.3, "shuffled": 0.1}, steps=LATE, seed=seed))
+    assert (onset.step, onset.low, onset.high, onset.at_or_before) == (None, None, None, None)
+    assert str(onset).startswith("structure: no onset (already 0.")
+    assert "at step 500, the first checkpoint; without step 0 an untrained model may be as far above" in onset.reason
+    assert "if there was an onset, it came at or before that step" in onset.reason
+    judged = capabilities_onset(pairs_trace({"near": 0.7}, steps=LATE, seed=seed))
+    assert judged.step is None
+    assert "above chance at step 500, the first checkpoint" in judged.reason
+
+
+def test_a_run_that_begins_in_the_middle_of_a_rise_says_at_or_before():
+    late = STEPS[13:]  # from step 244 on, where a third of the rise is made
+    onset = structure_onset(uas_trace({"attention": RISE[13:], "shuffled": 0.15}, steps=late))
+    assert onset.step is None
+    assert onset.low is None
+    assert late[0] < onset.at_or_before <= 381
+    assert str(onset).startswith(f"structure onset at or before step {onset.at_or_before:,}, not dated (already")
+    dated = structure_onset(uas_trace({"attention": RISE, "shuffled": 0.15}))
+    assert dated.step <= onset.at_or_before
+    assert f"at or before step {onset.at_or_before:,}, which is no date" in in_order(onset, dated)
+
+
+def test_a_run_that_begins_late_but_before_the_rise_is_dated():
+    late = STEPS[5:]
+    onset = structure_onset(uas_trace({"attention": RISE[5:], "shuffled": 0.15}, steps=late))
+    assert onset.low <= structure(RISE).step <= onset.high
+
+
+@pytest.mark.parametrize("rise", [150, 300, 900])
+def test_no_interval_is_narrower_than_the_gap_between_two_checkpoints(rise):
+    onset = structure(sigmoid(STEPS, 0.1, 0.9, rise, sharpness=40), shuffled=0.1)
+    assert onset.low < onset.step <= onset.high
+    assert STEPS.index(onset.low) <= STEPS.index(onset.step) - 1
+    assert onset.acceleration_low < onset.acceleration_step < onset.acceleration_high
+
+
+def test_without_resamples_there_is_no_interval_and_that_is_said():
+    onset = structure(RISE, resamples=0)
+    assert onset.low is None
+    assert str(onset) == f"structure onset at step {onset.step:,}, no interval"
+
+
+def test_what_exceeds_position_has_a_name_of_its_own():
+    assert structure(RISE, control="offset", margin=0.0).name == "structure beyond position"
+    assert structure(RISE).name == "structure"
 
 
 def test_same_seed_same_onset():

@@ -77,12 +77,14 @@ def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace)
 @given(traces(fewest=1), st.booleans())
 def test_the_lead_equals_a_loop_from_the_end(trace, single):
     race = pair_race(trace, "kind 0", 0) if single else pair_race(trace)
-    found = None
-    for row in race.filter(score="difference").sort("step", descending=True).iter_rows(named=True):
+    found, count = None, 0
+    lead = race.filter(score="difference").sort("step", descending=True)
+    for row in lead.iter_rows(named=True):
         if not (row["value"] if row["low"] is None else row["low"]) > 0:
             break
-        found = row["step"]
-    assert leads_from(race) == found
+        found, count = row["step"], count + 1
+    assert leads_from(race, k=1) == found
+    assert leads_from(race) == (found if count >= 3 or count == len(lead) else None)
 
 
 def test_a_single_pair_is_its_own_numbers():
@@ -133,10 +135,11 @@ def lead(low: list[float | None], value: list[float]) -> pl.DataFrame:
     ("low", "value", "since"),
     [
         ([-1, 0.1, 0.2, 0.3], [0, 1, 1, 1], 1),
-        ([0.1, -0.1, 0.2, 0.3], [1, 1, 1, 1], 2),
+        ([0.1, -0.1, 0.2, 0.3], [1, 1, 1, 1], None),  # ahead at the last two only
         ([0.1, 0.1, 0.2, 0.0], [1, 1, 1, 1], None),
         ([0.1, 0.1, 0.2, 0.3], [1, 1, 1, 1], 0),
-        ([None] * 4, [-1, 1, -1, 1], 4),
+        ([None] * 4, [-1, 1, -1, 1], None),
+        ([None] * 4, [-1, 1, 1, 1], 1),
     ],
 )
 def test_it_leads_only_where_it_stays_ahead(low, value, since):

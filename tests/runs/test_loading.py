@@ -3,13 +3,14 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
@@ -197,3 +198,64 @@ def test_weights_saved_here_come_back_under_their_names(tmp_path, kind):
     save_state(tmp_path / "step-000001", first, optimizer, 1, with_optimizer=True)
     load_state(tmp_path / "step-000001", second, torch.optim.AdamW(second.parameters()))
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+KINDS = ["BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "GPTNeoXForCausalLM"]
+
+
+def rename(checkpoint: Path, change) -> None:
+    """Write the checkpoint's weights again, as `change` makes them."""
+    save_file(change(load_file(checkpoint / store.WEIGHTS)), checkpoint / store.WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, capsys, kind, prefix):
+    wanted = logits(saved(tmp_path / "whole", kind))
+    checkpoint = saved(tmp_path / "wrapped", kind)
+    rename(checkpoint, lambda weights: {prefix + name: value for name, value in weights.items()})
+    assert torch.equal(logits(checkpoint), wanted)
+    logits(checkpoint)
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "wrapped" in line] == [
+        f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's); read without it"
+    ]
+
+
+def test_a_prefix_of_some_weights_only_is_refused(tmp_path):
+    checkpoint = saved(tmp_path / "run")
+    first = "bert.embeddings.LayerNorm.bias"
+    rename(checkpoint, lambda weights: {("module." if k == first else "x.") + k: v for k, v in weights.items()})
+    assert "would be random (its file has module.bert.embeddings.LayerNorm.bias and 41 more that fit nowhere)" in (
+        refusal(checkpoint)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_layers_than_the_configuration_has_are_refused(tmp_path, kind):
+    checkpoint = saved(tmp_path / "run", kind)
+    told = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(told | {"num_hidden_layers": 1, "n_layer": 1}))
+    assert re.search(r"holds \d+ weights that its config.json gives no place to", refusal(checkpoint))
+
+
+@pytest.mark.parametrize("renamed", [False, True], ids=["lora beside", "base_layer"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_that_are_not_merged_are_refused(tmp_path, kind, renamed):
+    def adapt(weights: dict) -> dict:
+        (name, *_) = (n for n in weights if re.search(r"(query|c_attn|q_proj|query_key_value)\.weight$", n))
+        stem = name.removesuffix(".weight")
+        added = {f"{stem}.lora_A.default.weight": torch.zeros(4, 16)}
+        kept = {f"{stem}.base_layer.weight": weights.pop(name)} if renamed else {}
+        return {**weights, **kept, **added}
+
+    checkpoint = saved(tmp_path / "run", kind)
+    rename(checkpoint, adapt)
+    assert "holds adapters that are not merged" in refusal(checkpoint)
+
+
+def test_another_head_beside_the_model_changes_nothing(tmp_path):
+    wanted = logits(saved(tmp_path / "whole"))
+    checkpoint = saved(tmp_path / "run")
+    rename(checkpoint, lambda weights: {**weights, "score.weight": torch.zeros(3, 16)})
+    assert torch.equal(logits(checkpoint), wanted)
