@@ -22,7 +22,7 @@ from lmdynamics.charts.theme import (
     step_axis,
 )
 from lmdynamics.curves.heads import uas_within_reach
-from lmdynamics.curves.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
+from lmdynamics.curves.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
 from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import UserError
 
@@ -197,6 +197,7 @@ def pair_accuracy_over_training(
             f"Share of minimal pairs where the good sentence scores higher; {many} pairs a panel",
             f"dashed: chance ({chance:.0%}); bands: 95 %" + (f"; {onset}" if onset and onset.step is not None else ""),
             *undated([onset] if onset else []),
+            *ties_and_flips(curve),
         ],
         f"Accuracy on minimal pairs at the last checkpoint: {ends}. {spoken([onset] if onset else [])}",
     )

@@ -15,6 +15,7 @@ from scipy.special import ndtr, stdtrit
 from lmdynamics.errors import UserError
 
 FEWEST_UNITS = 6  # rows of text, sentences: what a bootstrap interval needs at least
+ALL = "all paradigms"  # the name of their average
 
 
 @dataclass(frozen=True)
@@ -134,19 +135,27 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
 
 
 def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs."""
+    """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs.
+
+    And, if the trace has them, how many pairs are ties (which count as wrong), and how many flip where words are scored
+    from left to right: ties, flips (null where that was not measured).
+    """
     need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
     low, high = wilson(pl.col("accuracy"), pl.col("pairs"))
+    more = {name: column for name, column in {"ties": "tie", "flips": "flips"}.items() if column in pairs.columns}
+    known = {name: summed(column).cast(pl.Int64) for name, column in more.items()}
     return (
         pairs.group_by("step", "paradigm")
-        .agg(pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"))
+        .agg(
+            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"), **known
+        )
         .with_columns(low=low, high=high)
-        .select("step", "paradigm", "accuracy", "low", "high", "pairs")
+        .select("step", "paradigm", "accuracy", "low", "high", "pairs", *more)
         .sort("paradigm", "step")
     )
 
 
-def average_accuracy(accuracy: pl.DataFrame, name: str = "all paradigms") -> pl.DataFrame:
+def average_accuracy(accuracy: pl.DataFrame, name: str = ALL) -> pl.DataFrame:
     """The mean over paradigms at each step, in the shape of `accuracy_by_step`; `pairs` is their sum.
 
     Paradigms count alike, as in BLiMP. The reaches of their intervals are squared and added (Newcombe 1998), so that
@@ -154,17 +163,39 @@ def average_accuracy(accuracy: pl.DataFrame, name: str = "all paradigms") -> pl.
     """
     need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "average accuracy")
     p, low, high = pl.col("accuracy"), pl.col("low"), pl.col("high")
+    more = [name for name in ("ties", "flips") if name in accuracy.columns]
     return (
         accuracy.group_by("step")
         .agg(
             p.mean(),
             low=p.mean() - ((p - low) ** 2).sum().sqrt() / pl.len(),
             high=p.mean() + ((high - p) ** 2).sum().sqrt() / pl.len(),
-            pairs=pl.col("pairs").sum(),
+            **{column: summed(column) for column in ("pairs", *more)},
         )
-        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs")
+        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs", *more)
         .sort("step")
     )
+
+
+def summed(column: str) -> pl.Expr:
+    """The sum of a column; null where all of it is."""
+    return pl.when(pl.col(column).count() > 0).then(pl.col(column).sum())
+
+
+def ties_and_flips(accuracy: pl.DataFrame) -> list[str]:
+    """What a reader should know of the pairs at the last checkpoint, from `accuracy_by_step`: ties, and flips."""
+    last = accuracy.filter(pl.col("step") == pl.col("step").max())
+    if len(last) > 1:
+        last = last.filter(pl.col("paradigm") != ALL)
+    pairs = last["pairs"].sum()
+    said = []
+    if "ties" in last.columns:
+        said.append(f"ties count as wrong: {last['ties'].sum():,} of {pairs:,} pairs at the last checkpoint")
+    if "flips" in last.columns and last["flips"].count():
+        flips = last["flips"].sum()
+        share = f"{flips:,} of {pairs:,} pairs ({flips / pairs:.1%})"
+        said.append(f"with split words scored from left to right, {share} are judged otherwise")
+    return said
 
 
 def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:

@@ -9,10 +9,10 @@ import polars as pl
 from jaxtyping import Float
 from scipy import stats
 
-from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, grid, need_columns
+from lmdynamics.curves.intervals import ALL, accuracy_by_step, average_accuracy, grid, need_columns
 from lmdynamics.errors import UserError, did_you_mean
 
-WHOLE = "all paradigms"
+WHOLE = ALL
 WHAT = "the race of minimal pairs"
 
 

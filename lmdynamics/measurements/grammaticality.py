@@ -1,7 +1,9 @@
 """Does a model prefer the grammatical sentence of a minimal pair?
 
 Pseudo-log-likelihood (Salazar et al. 2020) for masked models: each token in turn is masked and its log-probability
-taken. Log-probability of the sentence for causal ones.
+taken. Log-probability of the sentence for causal ones. A word of several tokens gives its own pieces away: beside it
+stands the pseudo-log-likelihood that masks the later tokens of the same word, too (within-word left-to-right; Kauf and
+Ivanova 2023, arXiv 2305.10588).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
@@ -23,20 +25,25 @@ from lmdynamics.measurements.word_batches import longest_input
 from lmdynamics.training.logits import logits_at
 
 TOKENS = 2048  # per batch
+ROUNDING = 1e-6  # of a score: sums of float32 log-probabilities differ by that much in another order or batch
 
 
 @dataclass(frozen=True)
 class PairAccuracy(Measurement):
-    """Scores of both sentences of each minimal pair. Rows: `paradigm`, `pair`, `good`, `bad`, `correct`.
+    """Scores of both sentences of each minimal pair. Rows: `paradigm`, `pair`, `good`, `bad`, `correct`, `tie`,
+    `good_word_l2r`, `bad_word_l2r`, `flips`.
 
     `good` and `bad` are sums over the sentence's tokens, special ones left out, in nats: pseudo-log-likelihoods of a
-    masked model, log-probabilities of a causal one. A pair is correct if the good sentence scores higher. A causal
-    model whose tokenizer puts nothing in front cannot score a first token; the rest of the sentence then decides.
+    masked model, log-probabilities of a causal one. A pair is correct if the good sentence scores higher. Two scores
+    that differ by rounding only are a `tie`, which counts as wrong: otherwise a constant scorer would be right about
+    reordered words. A causal model whose tokenizer puts nothing in front cannot score a first token; the rest of the
+    sentence then decides. `good_word_l2r` and `bad_word_l2r`: the same of a masked model, within-word left-to-right;
+    `flips`: whether the pair is judged otherwise by these. Null for a causal model, which reads left to right anyway.
     """
 
     pairs: MinimalPairs
 
-    version = 1
+    version = 2  # 2: ties, and scores within words from left to right
     higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
@@ -49,6 +56,7 @@ class PairAccuracy(Measurement):
         model = checkpoint.model(device=device)
         _check_length(model, sentences)
         unused_rows(model, checkpoint)
+        by_word = None
         if checkpoint.objective == "clm":
             scores = log_probabilities(model, sentences)
         elif checkpoint.tokenizer.mask_token_id is None:
@@ -57,15 +65,30 @@ class PairAccuracy(Measurement):
                 "use the tokenizer the model was trained with"
             )
         else:
-            scores = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
+            scores, by_word = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
         good, bad = scores[sentences.good], scores[sentences.bad]
+        correct, tie = judge(good, bad)
+        columns = {"good": good, "bad": bad, "correct": correct, "tie": tie}
+        schema = {"good_word_l2r": pl.Float64, "bad_word_l2r": pl.Float64, "flips": pl.Boolean}
+        if by_word is None:
+            more = dict.fromkeys(schema, [None] * len(good))
+        else:
+            good, bad = by_word[sentences.good], by_word[sentences.bad]
+            more = dict(zip(schema, (good, bad, judge(good, bad)[0] != correct), strict=True))
         return self.pairs.frame.select(
             "paradigm",
             "pair",
-            pl.Series("good", good),
-            pl.Series("bad", bad),
-            pl.Series("correct", good > bad),
+            *(pl.Series(name, values) for name, values in columns.items()),
+            *(pl.Series(name, values, dtype=schema[name]) for name, values in more.items()),
         )
+
+
+def judge(
+    good: Float64[np.ndarray, " pairs"], bad: Float64[np.ndarray, " pairs"]
+) -> tuple[Bool[np.ndarray, " pairs"], Bool[np.ndarray, " pairs"]]:
+    """Which pairs are judged right, and which are ties: equal but for rounding, and so not right."""
+    tie = np.abs(good - bad) <= ROUNDING * np.maximum(np.abs(good), np.abs(bad))
+    return (good > bad) & ~tie, tie
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +98,7 @@ class PairSentences:
     name: str
     ids: tuple[np.ndarray, ...]  # each of shape [time]
     special: tuple[np.ndarray, ...]  # true at tokens that no one wrote: [CLS], [SEP]
+    word: tuple[np.ndarray, ...]  # the number of the word that each token is a piece of; -1 where it is of none
     good: Int[np.ndarray, " pairs"]
     bad: Int[np.ndarray, " pairs"]
 
@@ -98,16 +122,38 @@ def encode_pairs(tokenizer, pairs: MinimalPairs) -> PairSentences:
         pairs.name,
         tuple(np.array(ids) for ids in encoded["input_ids"]),
         tuple(np.array(mask, dtype=bool) for mask in encoded["special_tokens_mask"]),
+        tuple(_words(encoded, i, tokenizer.is_fast) for i in range(len(texts))),
         np.array([number[text] for text in pairs.frame["good"]]),
         np.array([number[text] for text in pairs.frame["bad"]]),
     )
 
 
-@torch.inference_mode()
+def _words(encoded, i: int, fast: bool) -> Int[np.ndarray, " time"]:
+    """The word of each token, as the tokenizer cuts words; one that does not say makes each token its own."""
+    if not fast:
+        return np.arange(len(encoded["input_ids"][i]))
+    return np.array([-1 if word is None else word for word in encoded.word_ids(i)])
+
+
 def pseudo_log_likelihoods(
     model: nn.Module, sentences: PairSentences, mask_id: int
+) -> tuple[Float64[np.ndarray, " sentences"], Float64[np.ndarray, " sentences"]]:
+    """Sum over a sentence's tokens of the log-probability of each when it alone is masked (nats); and when the later
+    tokens of its word are masked with it. The two differ at tokens that more of their word follows."""
+    own = [~special for special in sentences.special]
+    followed = [np.append((word[1:] == word[:-1]) & (word[1:] >= 0), False) for word in sentences.word]
+    last = [mine & ~more for mine, more in zip(own, followed, strict=True)]
+    first = [mine & more for mine, more in zip(own, followed, strict=True)]
+    shared = _masked_sums(model, sentences, mask_id, last)
+    plain, by_word = (_masked_sums(model, sentences, mask_id, first, rest) for rest in (False, True))
+    return shared + plain, shared + by_word
+
+
+@torch.inference_mode()
+def _masked_sums(
+    model: nn.Module, sentences: PairSentences, mask_id: int, tokens: Sequence[np.ndarray], rest: bool = False
 ) -> Float64[np.ndarray, " sentences"]:
-    """Sum over a sentence's tokens of the log-probability of each when it alone is masked (nats).
+    """Sum of the log-probabilities of some `tokens`, each masked in turn, with the `rest` of its word or alone.
 
     Masked copies of all sentences of one length go together: no padding, and the head runs on masked positions only.
     """
@@ -115,14 +161,21 @@ def pseudo_log_likelihoods(
     scores = np.zeros(len(sentences.ids))
     for chosen in _same_length(sentences.ids):
         ids = torch.from_numpy(np.stack([sentences.ids[i] for i in chosen]))
-        row, position = torch.from_numpy(~np.stack([sentences.special[i] for i in chosen])).nonzero(as_tuple=True)
+        word = torch.from_numpy(np.stack([sentences.word[i] for i in chosen]))
+        row, position = torch.from_numpy(np.stack([tokens[i] for i in chosen])).nonzero(as_tuple=True)
         of_row = torch.zeros(len(chosen), dtype=torch.float64)
+        if not len(row):
+            continue
         for part in torch.arange(len(row)).split(max(1, TOKENS // ids.shape[1])):
             copies, at = ids[row[part]], torch.arange(len(part))
             selected = torch.zeros_like(copies, dtype=torch.bool)
             selected[at, position[part]] = True
-            gold = copies[selected]
-            logits = logits_at(model, copies.masked_fill(selected, mask_id).to(device), None, selected.to(device))
+            gold, hidden = copies[selected], selected
+            if rest:
+                hidden = (word[row[part]] == word[row[part], position[part]][:, None]) & (
+                    torch.arange(ids.shape[1]) >= position[part][:, None]
+                )
+            logits = logits_at(model, copies.masked_fill(hidden, mask_id).to(device), None, selected.to(device))
             of_row.index_add_(0, row[part], log_probability(logits, gold.to(device)).double().cpu())
         scores[chosen] = of_row.numpy()
     return scores

@@ -1,10 +1,14 @@
 """Scores of minimal pairs against one forward pass per token."""
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from lmdynamics import charts
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, ties_and_flips
+from lmdynamics.curves.pair_race import judged_right
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import grammaticality
 from lmdynamics.measurements.grammaticality import PairAccuracy
@@ -19,15 +23,20 @@ def pairs(split_into_words: bool = True) -> MinimalPairs:
     return MinimalPairs("four", frame, split_into_words)
 
 
-def naive_pll(checkpoint, text: str) -> float:
+def naive_pll(checkpoint, text: str, whole_words: bool = False) -> float:
+    """With `whole_words`, the later tokens of the same word are masked, too."""
     tokenizer, model = checkpoint.tokenizer, checkpoint.model()
-    ids = tokenizer(text.split(" "), is_split_into_words=True, return_tensors="pt")["input_ids"]
+    encoded = tokenizer(text.split(" "), is_split_into_words=True, return_tensors="pt")
+    ids, words = encoded["input_ids"], encoded.word_ids(0)
     total = 0.0
     for t in range(ids.shape[1]):
         if int(ids[0, t]) in (tokenizer.cls_token_id, tokenizer.sep_token_id):
             continue
         masked = ids.clone()
         masked[0, t] = tokenizer.mask_token_id
+        for later in range(t + 1, ids.shape[1]):
+            if whole_words and words[later] == words[t]:
+                masked[0, later] = tokenizer.mask_token_id
         with torch.no_grad():
             total += float(model(input_ids=masked).logits[0, t].log_softmax(-1)[ids[0, t]])
     return total
@@ -59,7 +68,18 @@ def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
         "good": pl.Float64,
         "bad": pl.Float64,
         "correct": pl.Boolean,
+        "tie": pl.Boolean,
+        "good_word_l2r": pl.Float64,
+        "bad_word_l2r": pl.Float64,
+        "flips": pl.Boolean,
     }
+    if kind == "llama":
+        assert frame.select("good_word_l2r", "bad_word_l2r", "flips").null_count().row(0) == (len(frame),) * 3
+        return
+    for name, texts in (("good_word_l2r", GOOD), ("bad_word_l2r", BAD)):
+        wanted = [naive_pll(checkpoint, text, whole_words=True) for text in texts]
+        assert frame[name].to_list() == pytest.approx(wanted, abs=1e-4)
+    assert (frame["flips"] == ((frame["good_word_l2r"] > frame["bad_word_l2r"]) != frame["correct"])).all()
 
 
 def test_without_special_tokens_a_causal_model_leaves_out_the_first():
@@ -74,9 +94,75 @@ def test_a_sentence_is_scored_once(monkeypatch):
     monkeypatch.setattr(grammaticality, "logits_at", lambda *a: seen.append(len(a[1])) or scored(*a))
     PairAccuracy(pairs())(StandIn())
     different = {*GOOD, *BAD}
-    lengths = [len(wordpiece()(text)["input_ids"]) - 2 for text in different]
+    encoded = [wordpiece()(text) for text in different]
+    lengths = [len(each["input_ids"]) - 2 for each in encoded]
+    again = [len(each.word_ids(0)) - 2 - len(set(each.word_ids(0)) - {None}) for each in encoded]
     assert len(different) == 7
-    assert sum(seen) == sum(lengths)
+    assert 0 < sum(again) < 8  # what stands before the last token of its word is scored both ways
+    assert sum(seen) == sum(lengths) + sum(again)
+
+
+def test_a_split_word_gives_its_pieces_away_only_if_they_are_shown():
+    frame = PairAccuracy(pairs())(StandIn())
+    split = frame.with_columns(differs=(pl.col("good") - pl.col("good_word_l2r")).abs() > 1e-6)
+    pieces = [len(wordpiece()(text)["input_ids"]) - 2 > len(text.split(" ")) for text in GOOD]
+    assert split["differs"].to_list() == pieces
+    assert any(pieces)
+    assert not all(pieces)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_scorer_that_knows_no_order_ties_on_reordered_words_and_is_wrong(kind):
+    class Constant(StandIn):
+        def model(self, *args, **kwargs):
+            model = super().model(*args, **kwargs)
+            with torch.no_grad():
+                model.get_output_embeddings().weight.zero_()
+                if kind == "llama":
+                    return model
+                model.get_output_embeddings().bias.copy_(torch.linspace(-2, 2, len(self.tokenizer)))
+            return model
+
+    good = ["the dog sees a cat .", "the old man walking", "a dog sees a cat ."]
+    bad = ["the cat sees a dog .", "man old the walking", "the dog sees a cat ."]
+    frame = pl.DataFrame({"paradigm": "x", "pair": range(3), "good": good, "bad": bad})
+    judged = PairAccuracy(MinimalPairs("three", frame, True))(Constant(kind))
+    assert judged["tie"].to_list() == [True, True, kind == "llama"]
+    assert not judged.filter("tie")["correct"].any()
+    assert judged.filter("tie")["flips"].to_list() == [None if kind == "llama" else False] * len(judged.filter("tie"))
+
+
+def test_ties_are_equal_but_for_rounding():
+    good, bad = np.array([-60.0, -60.0, -60.0, 0.0]), np.array([-60.00001, -60.0, -60.001, 0.0])
+    correct, tie = grammaticality.judge(good, bad)
+    assert tie.tolist() == [True, True, False, True]
+    assert correct.tolist() == [False, False, True, False]
+
+
+def test_ties_and_flips_are_counted_and_said():
+    judged = pl.DataFrame(
+        {
+            "step": [0] * 4 + [8] * 4,
+            "paradigm": ["x", "x", "y", "y"] * 2,
+            "pair": [0, 1, 2, 3] * 2,
+            "correct": [False] * 4 + [True, True, False, False],
+            "tie": [True] * 4 + [False, False, True, False],
+            "flips": [False] * 4 + [True, False, False, False],
+        }
+    )
+    accuracy = accuracy_by_step(judged)
+    panels = pl.concat([average_accuracy(accuracy), accuracy])
+    said = [
+        "ties count as wrong: 1 of 4 pairs at the last checkpoint",
+        "with split words scored from left to right, 1 of 4 pairs (25.0%) are judged otherwise",
+    ]
+    assert ties_and_flips(panels) == ties_and_flips(accuracy) == said
+    assert judged_right(judged).filter(step=8)["ties"].to_list() == [1, 0, 1]
+    caption = charts.pair_accuracy_over_training(panels).title.subtitle
+    assert caption[-2:] == said
+    causal = accuracy_by_step(judged.with_columns(flips=pl.lit(None, pl.Boolean)))
+    assert ties_and_flips(pl.concat([average_accuracy(causal), causal])) == said[:1]
+    assert judged_right(judged.with_columns(flips=pl.lit(None, pl.Boolean)))["flips"].null_count() == 6
 
 
 def test_too_long_is_refused():
