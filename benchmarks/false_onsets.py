@@ -80,7 +80,9 @@ def main() -> None:
               f"{'redrawn' if redrawn else 'the same'}: {'; '.join(said) or 'no claim'}", flush=True)  # fmt: skip
     table = pl.DataFrame(rows, ["model", "step 0", "redrawn", "claims"], orient="row")
     print(table.group_by("step 0", "redrawn").agg(pl.len().alias("runs"), pl.col("claims").sum()).sort("step 0"))
-    print(f"{int((table['claims'] > 0).sum())} of {len(table)} untrained runs have a false onset")
+    wrong = int((table["claims"] > 0).sum())
+    print(f"{wrong} of {len(table)} untrained runs have a false onset")
+    raise SystemExit(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ of them also go to `records.json` beside the executed notebook.
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lmdynamics.environment import environment, repeatable
@@ -100,7 +100,7 @@ def record(
     tolerance
         How far another run's value may lie from this one and still count as the same, in the unit of `value`.
     low, high
-        Ends of the 95 % interval, in the unit of `value`.
+        Ends of the 95 % interval, in the unit of `value`. Two equal ends bound nothing: they are kept as no interval.
 
     Raises
     ------
@@ -115,6 +115,8 @@ def record(
         *(_number(name, what, x) for what, x in (("tolerance", tolerance), ("low", low), ("high", high))),
         unit,
     )
+    if made.low is not None and made.low == made.high:
+        made = replace(made, low=None, high=None)
     if made.tolerance is not None and made.tolerance < 0:
         raise UserError(f"record {name!r}: tolerance {made.tolerance} is negative; it is a distance")
     if made.low is not None and made.high is not None and made.low > made.high:

@@ -38,10 +38,9 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", most), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("mean")
     least, step = last.row(0, named=True), last["step"][0]
-    way = "are opposed most" if least["mean"] <= -0.005 else "agree least"
     return figure(
         chart.properties(**size),
-        lines(f"At step {step:,} rows {way} in {least['part']}: {_told(least)}", 76),
+        lines(f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval", 76),
         f"mean over {_counted(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
         f"Mean cosine between gradients of two rows, by part and step. At step {step:,}: "
         + "; ".join(f"{row['part']} {_told(row)}" for row in last.to_dicts())
@@ -197,8 +196,8 @@ def group_opposition(
     title = f"Opposition between groups of tokens at step {step:,}"
     if len(apart):
         least = apart.row(0, named=True)
-        way = "opposed" if least["cosine"] < 0 else "least alike"
-        title = f"At step {step:,} “{least['a']}” and “{least['b']}” are {way}: cosine {least['cosine']:+.2f}"
+        pair = f"“{least['a']}” and “{least['b']}”"
+        title = f"At step {step:,} the cosine is least between {pair}: {least['cosine']:+.2f}, no interval"
     listed = "; ".join(
         f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in here.to_dicts() if row["a"] != row["b"]
     )

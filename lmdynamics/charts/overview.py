@@ -71,7 +71,7 @@ def loss_and_uas(
     if cursor is not None:
         chart = chart.add_params(cursor)
     said = spoken([onset] if onset else [])
-    band = "" if onset is None or onset.step is None else "; band: onset of structure"
+    band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
     shown = [*undated([onset] if onset else []), *caption]
     return figure(
         chart,

@@ -144,9 +144,12 @@ def _found(rows: pl.DataFrame) -> str:
     """The title: D over the last doubling, and where it was least."""
     d = rows.filter(pl.col("measure") == "interference").sort("step")
     by = d.group_by("curve", maintain_order=True)
-    last, least = by.agg(pl.col("value").last())["value"], by.agg(pl.col("value").min())["value"]
+    ends = by.agg(last=pl.col("value").last(), least=pl.col("value").min(), low=pl.col("low").last(),
+                  high=pl.col("high").sort_by("value").first())  # fmt: skip
+    last, least = ends["last"], ends["least"]
     of = "" if len(last) == 1 else ", for both curves" if len(last) == 2 else f", for all {len(last)} curves"
-    if (last > 1.1 * least).all():
+    apart = (ends["low"] > ends["high"]).fill_null(False)
+    if ((last > 1.1 * least) & apart).all():
         rise = f"from {span(least)} at its lowest to {span(last)} over the last doubling"
         return f"Destructive interference rises {rise}{of}"
     return f"Destructive interference over the last doubling is {span(last)}; at its lowest it was {span(least)}"

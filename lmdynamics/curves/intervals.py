@@ -60,10 +60,10 @@ def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
 
 
 def with_interval(value: float | None, bounds: tuple[float | None, float | None] | None, style: str) -> str:
-    """A number, and its interval in brackets where it has one; without a number, "undefined"."""
+    """A number, and its interval in brackets where it has one of some width; without a number, "undefined"."""
     if value is None:
         return "undefined"
-    known = bounds is not None and None not in bounds
+    known = bounds is not None and None not in bounds and bounds[0] < bounds[1]
     return f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if known else "")
 
 

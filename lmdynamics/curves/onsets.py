@@ -284,6 +284,25 @@ def in_order(first: Onset, second: Onset) -> str:
     return f"{_sentence_case(early.name)} comes first, and the intervals do not overlap: {said}."
 
 
+def order_of_onsets(
+    structure: Onset, beyond_position: Onset, capabilities: Onset, curve: pl.DataFrame
+) -> tuple[str, str]:
+    """Whether structure comes before the capabilities, by both of its controls: two sentences that belong together.
+
+    `structure` is dated against shuffled trees, `beyond_position` against the best fixed offset; `curve`: of
+    `uas_by_step`, for what heads find at the first of the two, beside what position alone finds.
+    """
+    loose, strict = in_order(structure, capabilities), in_order(beyond_position, capabilities)
+    if structure.step is not None:
+        at = dict(curve.filter(pl.col("step") == structure.step).select("source", "uas").iter_rows())
+        heads, position = at["attention"], at["offset"]
+        less = "less than" if heads < position else "and"
+        loose += (
+            f" At step {structure.step:,} heads find {heads:.0%} of the arcs, {less} position alone {position:.0%}."
+        )
+    return f"Beyond shuffled trees: {loose}", f"Beyond position: {strict}"
+
+
 def _absent(onset: Onset) -> str:
     if onset.at_or_before is None:
         return f"no {onset.name} onset"

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.row_sums import RowSums, as_columns, interval, need_numbers, ratio, row_sums
 from lmdynamics.errors import UserError
 
@@ -223,10 +223,10 @@ def _told(row: dict) -> str:
             f"{row['curve']}: no doubling {side} the break at step {row['break']:,.0f}, so there is nothing to compare."
         )
     how = "does not clearly move" if row["verdict"] == "undecided" else row["verdict"]
-    bounds = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    difference = with_interval(row["difference"], (row["low"], row["high"]), "+.2f")
     return (
         f"{row['curve']}: interference {how} across the break at step {row['break']:,.0f}, from {row['before']:.2f} to "
-        f"{row['after']:.2f} ({row['difference']:+.2f}{bounds}; {row['doublings_before']} and {row['doublings_after']} "
+        f"{row['after']:.2f} ({difference}; {row['doublings_before']} and {row['doublings_after']} "
         "doublings)."
     )
 

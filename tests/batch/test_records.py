@@ -141,3 +141,8 @@ def test_a_notebook_carries_its_records(folder, monkeypatch):
     assert "mathjax_ignore" in lines[1]
     assert [">none<" in line for line in lines] == [False, True]
     assert ["[1, ]" in line for line in lines] == [False, True]
+
+
+def test_an_interval_of_no_width_is_no_interval(folder):
+    record("a", 5.0, low=5.0, high=5.0)
+    assert read_records(folder) == [Record("a", 5.0)]

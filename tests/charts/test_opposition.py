@@ -43,16 +43,13 @@ def test_colours_are_centred_at_zero():
     assert low == -high
 
 
-def test_the_title_names_the_part_where_rows_are_most_opposed():
-    assert said(charts.opposition_map(frames.opposition())).startswith("At step 1,024 rows are opposed most in head")
-    early = frames.opposition().filter(pl.col("step") <= 8)
-    assert said(charts.opposition_map(early)).startswith("At step 8 rows agree least in head")
-
-
-def test_a_mean_of_nearly_nothing_is_not_called_opposed():
+def test_the_title_names_the_part_with_the_least_cosine_and_claims_no_more():
+    told = said(charts.opposition_map(frames.opposition()))
+    assert told.startswith("At step 1,024 the mean cosine is least in head: mean cosine ")
+    assert told.endswith(" negative, no interval")
     none = frames.opposition().with_columns(cosine=pl.lit(-0.001))
-    assert (
-        said(charts.opposition_map(none)) == "At step 1,024 rows agree least in all: mean cosine +0.00, 100% negative"
+    assert said(charts.opposition_map(none)) == (
+        "At step 1,024 the mean cosine is least in all: mean cosine +0.00, 100% negative, no interval"
     )
 
 
@@ -118,7 +115,7 @@ def test_many_rows_are_cut_and_said():
 
 def test_groups_name_the_pair_that_is_most_opposed():
     chart = charts.group_opposition(frames.group_opposition())
-    assert said(chart) == "At step 1,024 “rare” and “frequent” are opposed: cosine −0.40"
+    assert said(chart) == "At step 1,024 the cosine is least between “rare” and “frequent”: −0.40, no interval"
     spec = chart.to_dict()
     assert len(rows_of(spec, found(spec, "rect")[0])) == 16
     assert found(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS

@@ -98,6 +98,29 @@ def test_no_onset_draws_no_band():
     assert "no onset" in charts.loss_over_training(log(), None, [NONE]).to_dict()["description"]
 
 
+def test_both_structure_onsets_are_drawn_and_one_without_a_date_is_told():
+    beyond = Onset("structure beyond position", 900, 800, 1000, None, None, None, None, "because", 1.0)
+    spec = charts.uas_over_training(
+        uas_by_step(uas_trace(dict.fromkeys(SOURCES, 0.3), sentences=30)), [STRUCTURE, beyond]
+    ).to_dict()
+    labels = [
+        row["label"] for layer in spec["layer"] for row in layer.get("data", {}).get("values", []) if "label" in row
+    ]
+    assert set(labels) == {"structure 300", "structure beyond position 900"}
+    late = Onset("structure", *[None] * 7, "already above", 1.0, 1500)
+    spec = charts.uas_over_training(uas_by_step(uas_trace(dict.fromkeys(SOURCES, 0.3), sentences=30)), late).to_dict()
+    assert "structure onset at or before step 1,500, not dated (already above)" in spec["title"]["subtitle"]
+    assert "Structure onset at or before step 1,500" in spec["description"]
+
+
+def test_a_band_that_begins_at_step_0_begins_there():
+    early = Onset("structure", 1, 0, 2, None, None, None, None, "because", 1.0)
+    (values,) = {
+        tuple(layer.to_dict()["data"]["values"][0].items()) for layer in onset_bands([early], step_axis(STEPS))
+    }
+    assert (dict(values)["from"], dict(values)["to"]) == (0.5, 2)
+
+
 def test_uas_shows_its_controls_and_the_biased_variant_thinner():
     spec = every_chart()["uas"].to_dict()
     line = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "line")

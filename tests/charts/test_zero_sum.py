@@ -51,6 +51,8 @@ def test_the_title_says_how_far_interference_rises():
     )
     falling = table.with_columns(interference=1 - pl.col("interference"))
     assert "rises" not in said(charts.interference_over_training(falling))
+    wide = table.with_columns(interference_low=pl.lit(0.0), interference_high=pl.lit(1.0))
+    assert "rises" not in said(charts.interference_over_training(wide))  # every interval holds every value
 
 
 def test_published_curves_stand_beside_on_the_same_scales():

@@ -11,6 +11,7 @@ from lmdynamics.curves.intervals import (
     bootstrap_levels,
     resample_counts,
     uas_by_step,
+    with_interval,
 )
 from lmdynamics.curves.pair_race import judged_right
 from lmdynamics.curves.smoothing import local_curvature
@@ -118,3 +119,11 @@ def test_uas_of_a_few_sentences_has_no_interval():
     table = uas_by_step(trace)
     assert table["uas"].null_count() == 0
     assert table.select("low", "high").null_count().row(0) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [((0.4, 0.6), "0.50 [0.40, 0.60]"), ((0.5, 0.5), "0.50"), ((None, 0.6), "0.50"), (None, "0.50")],
+)
+def test_an_interval_of_no_width_is_not_shown_as_one(bounds, text):
+    assert with_interval(0.5, bounds, ".2f") == text

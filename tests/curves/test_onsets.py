@@ -6,7 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.curves.onsets import Onset, capabilities_onset, first_run, in_order, rise_window, structure_onset
+from lmdynamics.curves.onsets import (
+    Onset,
+    capabilities_onset,
+    first_run,
+    in_order,
+    order_of_onsets,
+    rise_window,
+    structure_onset,
+)
 from lmdynamics.errors import UserError
 from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
@@ -272,3 +280,20 @@ def test_the_story_names_interval_reason_and_bend():
         told == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
     )
     assert structure(0.2).story().startswith("structure: no onset (never more than 0.1 above the shuffled control")
+
+
+def test_the_order_is_told_by_both_controls_of_structure():
+    structure_first = onset("structure", 256, 181, 256)
+    beyond = onset("structure beyond position", 1625, 1149, 1825)
+    capabilities = onset("capabilities", 1825, 1448, 2048)
+    sources = {"step": 256, "source": ["attention", "offset", "shuffled"], "uas": [0.33, 0.58, 0.15]}
+    assert order_of_onsets(structure_first, beyond, capabilities, pl.DataFrame(sources)) == (
+        "Beyond shuffled trees: Structure comes first, and the intervals do not overlap: structure [181, 256], "
+        "capabilities [1,448, 2,048]. At step 256 heads find 33% of the arcs, less than position alone 58%.",
+        "Beyond position: The intervals overlap, so neither comes first: structure beyond position [1,149, 1,825], "
+        "capabilities [1,448, 2,048].",
+    )
+    never = structure(0.2)
+    assert order_of_onsets(never, never, capabilities, pl.DataFrame(sources))[0] == (
+        "Beyond shuffled trees: There is no order to speak of: no structure onset."
+    )

@@ -50,7 +50,7 @@ def test_masked_loss_equals_a_loop_over_rows():
     assert frame["loss"].item() == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
     residual = np.array(sums) - frame["loss"].item() * np.array(counts)
     assert frame["stderr"].item() == pytest.approx(np.sqrt((residual**2).sum() * 20 / 19) / sum(counts), rel=1e-4)
-    assert dict(frame.schema) == {"loss": pl.Float64, "tokens": pl.Int64, "stderr": pl.Float64}
+    assert dict(frame.schema) == {"loss": pl.Float64, "tokens": pl.Int64, "stderr": pl.Float64, "unused_rows": pl.Int64}
 
 
 def test_masks_are_the_same_at_every_checkpoint_and_spare_special_tokens():
