@@ -28,8 +28,8 @@ class Audit:
     """What was looked at and what was found.
 
     `listed`: how many checkpoints there are, of which `steps` were looked at. `bytes`: of their weights together, as
-    listed. `opened`: steps of which weights were read, if they were to be; `tensors` of each; `read`, bytes of them
-    that came over the network. `notes`: what is no fault, such as names that are not used.
+    listed. `opened`: steps of which weights were read, if they were to be; `tensors` of each, of `all_tensors`; `read`,
+    bytes of them that came over the network. `notes`: what is no fault, such as names that are not used.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Audit:
     notes: tuple[str, ...] = ()
     opened: tuple[int, ...] = ()
     tensors: int = 0
+    all_tensors: int = 0
     read: int = 0
 
 
@@ -91,19 +92,19 @@ def _audited(name, pins, listed, found, main, notes, weights, progress) -> Audit
     """Compare checkpoints that have been listed, and keep what was found."""
     found = [*found, *listing_faults(pins, main)]
     size = sum(file.bytes for pin in pins for file in pin.weights)
-    opened, tensors, read = (), 0, 0
+    opened, counts = (), (0, 0, 0)
     if weights:
-        inside, opened, tensors, read = _weight_faults(name, pins, progress)
+        inside, opened, counts = _weight_faults(name, pins, progress)
         found += inside
     faults.keep(name, found, {pin.step: pin.signature for pin in pins}, opened)
     steps = tuple(pin.step for pin in pins)
-    return Audit(name, steps, listed, size, tuple(found), tuple(notes), opened, tensors, read)
+    return Audit(name, steps, listed, size, tuple(found), tuple(notes), opened, *counts)
 
 
 def _weight_faults(
     name: str, pins: Sequence[Pin], progress: bool | None
-) -> tuple[list[Fault], tuple[int, ...], int, int]:
-    """Faults that tensors tell; steps that were read, tensors of each, and bytes that came over the network."""
+) -> tuple[list[Fault], tuple[int, ...], tuple[int, int, int]]:
+    """Faults that tensors tell; steps that were read; tensors of each, of how many, and bytes over the network."""
     from lmdynamics.runs.tensor_faults import tensor_faults
     from lmdynamics.runs.tensors import Samples, read_samples
 
@@ -125,8 +126,8 @@ def _weight_faults(
                 samples[pin.step] = result
             shown.update()
     found += tensor_faults(samples)
-    tensors = max((len(each.tensors) for each in samples.values()), default=0)
-    return found, tuple(samples), tensors, sum(each.read() for each in samples.values())
+    sizes = [(len(each.tensors), len(each.shapes)) for each in samples.values()]
+    return found, tuple(samples), (*max(sizes, default=(0, 0)), sum(each.read() for each in samples.values()))
 
 
 def _likeness_of_main(pins: Sequence[Pin], main: Pin | None) -> Iterator[str]:
@@ -212,7 +213,8 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
         steps = f"{len(each.steps)} of {each.listed} checkpoints"
         looked = f"looked at the listings of {steps}, {told_bytes(each.bytes)} of weights"
         if weights:
-            looked += f", and into {each.tensors} tensors of {len(each.opened)} ({told_bytes(each.read)} downloaded)"
+            tensors = f"{each.tensors} of {each.all_tensors} tensors"
+            looked += f", and into {tensors} of {len(each.opened)} ({told_bytes(each.read)} downloaded)"
         lines = [f"{each.name}: {looked}: {said}", *(f"{each.name}: {note}" for note in each.notes)]
         if weights and len(each.opened) < len(each.steps):
             lines.append(
@@ -220,5 +222,5 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
                 "fetched first"
             )
         for line in lines:
-            console.print(printable(line), markup=False)
+            console.print(printable(line), markup=False, soft_wrap=True)
     return int(bool(found))
