@@ -1,7 +1,7 @@
 """Checkpoints in a folder on this machine: which subfolders they are, by the naming rules that hold for the hub too."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +13,7 @@ from lmdynamics.runs.hub import RemoteFile, say_once
 from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
 from lmdynamics.runs.pins import VOCABULARY, Pin
 
-OPENED = ("*.safetensors", "pytorch_model*.bin")
+OPENED = ("model*.safetensors", "pytorch_model*.bin")
 CALLED = re.compile(r"(?i)check-?point|ckpt|step|iter|epoch|best|last|latest|final")
 # weights in other formats: whose they are, and how to make of them what can be opened
 OTHERS = {
@@ -105,12 +105,25 @@ def other_weights(paths: Iterable[str], name: str) -> str | None:
     return None
 
 
+def refuse_other_formats(checkpoints: Sequence[Path]) -> None:
+    """Raise UserError where no checkpoint has weights that can be opened, and there are some in another format."""
+    for folder in checkpoints:
+        if any(fnmatch(path.name, pattern) for path in folder.iterdir() for pattern in OPENED):
+            return
+    for folder in checkpoints[:1]:
+        if other_weights(_files(folder), folder.name):
+            raise without_weights(folder)
+
+
 def without_weights(folder: Path) -> UserError:
     """What to say of a checkpoint without weights that can be opened."""
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    if said := other_weights(paths, folder.name):
+    if said := other_weights(_files(folder), folder.name):
         return UserError(f"{folder} {said}")
     return UserError(f"{folder} has no model.safetensors; save the model with save_pretrained (safetensors)")
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lmdynamics.corpora.treebank import Treebank, open_treebank
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.runs import faults, store
-from lmdynamics.runs.folders import find_folder, read_folder, tokenizer_folder, without_weights
+from lmdynamics.runs.folders import find_folder, read_folder, refuse_other_formats, tokenizer_folder, without_weights
 from lmdynamics.runs.hub import say_once
 from lmdynamics.runs.weights import check_extra, wrapper_prefix
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
@@ -377,8 +377,7 @@ def open_run(where: str | Path, **options: Any) -> Run:
             + (found.notes[0] if found.notes else "is training still at step 0?")
         )
     run = Run(folder.resolve(), part, revisions)
-    if not run.facts:
-        _weights(found.steps[run.steps[0]])  # refused now if it is in a format that cannot be opened
+    refuse_other_formats(list(found.steps.values()))
     for note in found.notes:
         say_once(f"{run.name}: {note}")
     faults.say(run.name, run.known_faults, str(where))

@@ -81,7 +81,6 @@ def test_what_is_not_understood_is_listed_where_nothing_is(tmp_path):
         ("__0_0.distcp", "accelerate merge-weights"),
         ("adapter_model.safetensors", r"an adapter without its model .*merge_and_unload"),
         ("tf_model.h5", "TensorFlow weights"),
-        ("notes.txt", "has no model.safetensors; save the model with save_pretrained"),
     ],
 )
 def test_other_formats_are_named_with_the_way_out(tmp_path, file, words):
@@ -92,6 +91,16 @@ def test_other_formats_are_named_with_the_way_out(tmp_path, file, words):
     with pytest.raises(UserError, match=words) as error:
         open_run(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_checkpoints_without_weights_open_and_have_no_model(tmp_path):
+    """A trainer may have kept its log only, or have saved no weights at the first step."""
+    folder = checkpoints(tmp_path / "mine", "checkpoint-1", "checkpoint-2")
+    (folder / "checkpoint-1" / "model.safetensors").unlink()
+    run = open_run(folder)
+    assert run[2].content_hash
+    with pytest.raises(UserError, match="checkpoint-1 has no model.safetensors; save the model with save_pretrained"):
+        run[1].content_hash  # noqa: B018
 
 
 def test_a_trainer_checkpoint_of_deepspeed(tmp_path):
