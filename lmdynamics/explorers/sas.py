@@ -21,7 +21,7 @@ from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
-from lmdynamics.explorers.sas_controls import Controls
+from lmdynamics.explorers.sas_controls import CURSOR, Controls
 from lmdynamics.explorers.saving import check_among, restored
 from lmdynamics.measurements.arcs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
@@ -257,7 +257,7 @@ class SasExplorer(Explorer):
 
     def linked(self) -> Linked:
         seen, state = self.measured, self.now
-        cursor = alt.param(name="cursor", value=state.step)
+        cursor = alt.param(name=CURSOR, value=state.step)
         views = {
             "explorer_curves": self.curves(cursor),
             # a description that names one step would soon be wrong; `said` tells what is seen at each
@@ -267,7 +267,7 @@ class SasExplorer(Explorer):
             "explorer_arcs": self.arcs(cursor),
         }
         steps, said = seen.run.steps, self._said()
-        places = [Place(f"{step:,}", {"cursor": step}, said.get(step, ""), step) for step in steps]
+        places = [Place(f"{step:,}", {CURSOR: step}, said.get(step, ""), step) for step in steps]
         return Linked("checkpoint at step", places, steps.index(state.step), views)
 
     def _said(self) -> dict[int, str]:

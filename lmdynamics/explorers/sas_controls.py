@@ -19,6 +19,8 @@ from lmdynamics.explorers.saving import SaveRow
 if TYPE_CHECKING:
     from lmdynamics.explorers.sas import Measured, SasExplorer
 
+CURSOR = "sas_step"  # not "cursor": Vega has a signal of that name, which holds the mouse pointer's shape
+
 
 class Controls:
     """The controls of one explorer, each bound to one value of its state, and the views that follow."""
@@ -53,7 +55,7 @@ class Controls:
         )  # fmt: skip
         self.status, self.computing = widgets.HTML(), Computing()
 
-        values = {"cursor": now.step, "chosen_layer": now.layer, "chosen_head": now.head}
+        values = {CURSOR: now.step, "chosen_layer": now.layer, "chosen_head": now.head}
         clicks = {**self.checkpoint.clicks, PICK: self._pick}
         drawn = explorer.curves(self._cursor()), explorer.head_map(self._cursor(), self._chosen())
         self.curves, self.map, self.arcs = (
@@ -215,7 +217,7 @@ class Controls:
     def _send(self) -> None:
         now = self.now
         for view in (self.curves, self.map, self.arcs):
-            view.set(cursor=now.step, chosen_layer=now.layer, chosen_head=now.head)
+            view.set(**{CURSOR: now.step}, chosen_layer=now.layer, chosen_head=now.head)
 
     def _draw_curves(self) -> None:
         self.curves.redraw(self.explorer.curves(self._cursor()))
@@ -236,7 +238,7 @@ class Controls:
             self.arcs.redraw(self.explorer.arcs(self._cursor()))
 
     def _cursor(self) -> alt.Parameter:
-        return alt.param(name="cursor", value=self.now.step)
+        return alt.param(name=CURSOR, value=self.now.step)
 
     def _chosen(self) -> tuple[alt.Parameter, alt.Parameter]:
         layer, head = self.now.layer, self.now.head

@@ -18,10 +18,10 @@ HOSTILE = "</script><script>alert(1)</script>"
 
 def linked(start=1):
     data = alt.Data(values=[{"step": 1, "name": HOSTILE}, {"step": 2, "name": "b"}])
-    chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == cursor")
-    chart = figure(chart.add_params(alt.param(name="cursor", value=2)), "Names", "", "One name.")
+    chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == at_step")
+    chart = figure(chart.add_params(alt.param(name="at_step", value=2)), "Names", "", "One name.")
     return chart, Linked(
-        f"step {HOSTILE}", [Place(str(k), {"cursor": k}, HOSTILE) for k in (1, 2)], start, {"v": chart}
+        f"step {HOSTILE}", [Place(str(k), {"at_step": k}, HOSTILE) for k in (1, 2)], start, {"v": chart}
     )
 
 

@@ -1,6 +1,10 @@
 """Moving an explorer's slider as a reader does, and seeing what the page makes of it."""
 
-from playwright.sync_api import Page
+import random
+import re
+import time
+
+from playwright.sync_api import Locator, Page
 
 _AREAS = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .map((area, i) => [area, i])
@@ -87,3 +91,66 @@ def timed_move(page: Page, area: int, key: str, settle: int = 350) -> float | No
     press(page, area, key)
     page.wait_for_timeout(settle)
     return page.evaluate(_WAITED)
+
+
+_LAYERS = """root => [...root.querySelectorAll('.vega-embed')].map(view =>
+  [...view.querySelectorAll('svg g.role-mark')].filter(layer => !layer.matches('.mark-group, [class*=voronoi]'))
+  .map(layer => [[...layer.classList].join(' ').replace(/view_\\w+?_/, ''), [...layer.children].filter(mark => {
+    const box = mark.getBoundingClientRect(), style = getComputedStyle(mark);
+    return (box.width || box.height) && style.opacity > 0 && (style.fill !== 'none' || style.stroke !== 'none');
+  }).length]).filter(([_, marks]) => marks))"""
+_PLACES = """root => [...root.querySelectorAll('.vega-embed')].map(view =>
+  [...view.querySelectorAll('svg g.role-mark > *')].map(mark => mark.getBoundingClientRect())
+  .filter(({width, height}) => width && height).map(({x, y, width, height}) => [x, y, width, height]))"""
+
+
+def layers(root: Locator, least: int = 1) -> list[set[str]]:
+    """Of each view in an element: its panels that show marks, and those of their layers that show `least` or more."""
+    return [
+        {re.sub(r".* role-mark |layer_.*", "", name) or "view" for name, _ in found}
+        | {name for name, marks in found if marks >= least}
+        for found in root.evaluate(_LAYERS)
+    ]
+
+
+def wander(root: Locator, moves: int = 30, seed: int = 0, patience: float = 20) -> str:
+    """Random moves, hovers and clicks over the views in an element; the first loss, or an empty text.
+
+    After each move every panel, and every layer that had two marks or more, must show marks (a single dot at the
+    checkpoint may go: not every run has every checkpoint); a view that is being drawn anew has `patience` seconds.
+    Places are corners, edges and middles of marks, and anywhere else in a view.
+    """
+    page, chance, before = root.page, random.Random(seed), layers(root, least=2)
+    assert before, "there is no view to move over"
+    assert all(before), "a view has no marks to begin with"
+    for turn in range(moves):
+        view = chance.randrange(len(before))
+        frame = root.locator(".vega-embed").nth(view)
+        frame.scroll_into_view_if_needed()
+        places, box = root.evaluate(_PLACES)[view], frame.bounding_box()
+        whole = [box[side] for side in ("x", "y", "width", "height")]
+        x, y, width, height = chance.choice(places) if places and chance.random() < 0.8 else whole
+        along, down = (chance.choice([0.08, 0.5, 0.92]) for _ in range(2))
+        kind = chance.choice(["move", "hover", "click"])
+        page.mouse.move(x + along * width, y + down * height, steps=8 if kind == "move" else 1)
+        if kind == "click":
+            page.mouse.down()
+            page.mouse.up()
+        page.wait_for_timeout(60)  # what a chart reports to the kernel waits for 10 ms
+        until = time.monotonic() + patience
+        while (lost := _lost(before, layers(root))) and time.monotonic() < until:
+            page.wait_for_timeout(200)
+        if lost:
+            return f"move {turn}, a {kind} in view {view}: {lost}"
+    return ""
+
+
+def _lost(before: list[set[str]], now: list[set[str]]) -> str:
+    """Views that are gone, and layers of views that show no marks any more."""
+    if len(now) != len(before):
+        return f"{len(now)} of {len(before)} views are there"
+    return "; ".join(
+        f"view {i} lost {', '.join(sorted(old - new))}"
+        for i, (old, new) in enumerate(zip(before, now, strict=True))
+        if old - new
+    )

@@ -10,6 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
+from tests.browser.moves import wander
 from tests.explorers.made import MAKE
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -31,25 +32,34 @@ def emergence(smoke_series):
     return smoke_series[1] / "02_sas_emergence" / "02_sas_emergence.html"
 
 
-@pytest.fixture
-def opened():
-    """Open a file with the network off; gives the page and the list of everything untoward that it does."""
+@pytest.fixture(scope="module")
+def browser():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
-
-        def open_file(path: Path, scheme: str = "light", **options):
-            context = browser.new_context(
-                offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 1000}, **options
-            )
-            page, seen = context.new_page(), []
-            page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
-            page.on("pageerror", lambda error: seen.append(str(error)))
-            page.on("request", lambda request: seen.append(request.url))
-            page.goto(path.as_uri())
-            return page, seen
-
-        yield open_file
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """Open a file with the network off; gives the page and the list of everything untoward that it does."""
+    contexts = []
+
+    def open_file(path: Path, scheme: str = "light", **options):
+        context = browser.new_context(
+            offline=True, color_scheme=scheme, viewport={"width": 1280, "height": 1000}, **options
+        )
+        contexts.append(context)
+        page, seen = context.new_page(), []
+        page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.on("request", lambda request: seen.append(request.url))
+        page.goto(path.as_uri())
+        return page, seen
+
+    yield open_file
+    for context in contexts:
+        context.close()
 
 
 def drawn(page) -> list[str]:
@@ -112,7 +122,22 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name, schem
     box = panel.bounding_box()
     page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
     expect(page.locator(f"{LAST} >> output")).to_have_text(linked.places[0].name)
+    if scheme == "light":
+        assert wander(page.locator(LAST)) == ""
     assert seen == [(tmp_path / "some.html").as_uri()]
+
+
+@pytest.mark.slow
+def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, opened):
+    explorers = 0
+    for path in sorted(smoke_series[1].glob("*/*.html")):
+        page, seen = opened(path)
+        for section in page.locator(".lmd-linked").all():
+            section.locator(".lmd-view svg").nth(section.locator(".lmd-view").count() - 1).wait_for(timeout=60_000)
+            assert wander(section) == "", path.stem
+            explorers += 1
+        assert seen == [path.as_uri()]
+    assert explorers == 8
 
 
 @pytest.mark.slow

@@ -44,10 +44,10 @@ def test_what_a_causal_head_cannot_see_is_said():
 
 
 def test_a_cursor_carries_every_checkpoint_and_filters():
-    cursor = alt.param(name="cursor", value=64)
+    cursor = alt.param(name="at_step", value=64)
     spec = charts.layer_head_map(head_scores(), "det", step=64, cursor=cursor, chosen=(0, 3)).to_dict()
     assert {cell["step"] for cell in rows_of(spec, "accuracy")} == set(STEPS)
-    assert "datum.step == cursor" in str(spec)
+    assert "datum.step == at_step" in str(spec)
     assert [param["value"] for param in spec["params"] if "value" in param] == [64]
     assert "<svg" in charts.to_svg(charts.layer_head_map(head_scores(), "det", cursor=cursor))
 

@@ -34,13 +34,15 @@ def test_whole_numbers_stay_whole(step):
 
 
 def test_an_output_is_json_and_says_in_words_what_it_is():
-    cursor = alt.param(name="cursor", value=2)
+    cursor = alt.param(name="at_step", value=2)
     chart = alt.Chart(pl.DataFrame({"x": [1.0, 2.0]})).mark_point().encode(x="x").add_params(cursor)
-    linked = Linked("checkpoint", [Place("1", {"cursor": 1}), Place("2", {"cursor": 2}, "Two.")], 1, {"points": chart})
+    linked = Linked(
+        "checkpoint", [Place("1", {"at_step": 1}), Place("2", {"at_step": 2}, "Two.")], 1, {"points": chart}
+    )
     bundle = linked._repr_mimebundle_()
     content = json.loads(json.dumps(bundle[LINKED]))
     assert content["places"][1] == {
-        "name": "2", "values": {"cursor": 2}, "said": "Two.", "at": None, "under": ""
+        "name": "2", "values": {"at_step": 2}, "said": "Two.", "at": None, "under": ""
     }  # fmt: skip
     assert [view["name"] for view in content["views"]] == ["points"]
     assert "slider over 2 places" in bundle["text/plain"]

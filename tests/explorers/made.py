@@ -6,9 +6,11 @@ from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
 from lmdynamics.explorers.pairs import PairExplorer
+from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
 from tests.charts.losses import points
+from tests.charts.test_small_multiples import curves
 from tests.curves.frames import pairs_trace
 
 STEPS = [0, 1, 2, 4, 8, 16]
@@ -29,5 +31,6 @@ MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
+    "trajectories": lambda: TrajectoryExplorer(curves()),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
 }
