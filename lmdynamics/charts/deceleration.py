@@ -20,6 +20,7 @@ from lmdynamics.charts.theme import (
     WIDTH,
     condition_colours,
     figure,
+    log_ticks,
     step_axis,
 )
 from lmdynamics.charts.theme import lines as wrapped
@@ -176,20 +177,6 @@ def loss_axis(losses: Iterable[float], room: float = 1.08, title: str = LOSS) ->
         .scale(type="log", domain=[low, high], nice=False)
         .axis(values=log_ticks(low, high), format="~g")
     )
-
-
-def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
-    if high / low <= 2:  # evenly spaced, as on a linear axis
-        size = 10.0 ** np.floor(np.log10(high - low))
-        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
-        ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
-        return [tick for tick in ticks if low <= tick <= high]
-    ticks, apart = [], 0.75 * np.log(high / low) / most
-    for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
-        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > apart):
-            ticks.append(float(f"{tick:.6g}"))
-    return ticks
 
 
 def thinned(points: pl.DataFrame, name: str) -> pl.DataFrame:

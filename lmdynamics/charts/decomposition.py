@@ -7,8 +7,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.conditions import count
-from lmdynamics.charts.deceleration import log_ticks
-from lmdynamics.charts.theme import TEXT, step_axis
+from lmdynamics.charts.theme import TEXT, log_ticks, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError

@@ -12,9 +12,8 @@ import polars as pl
 
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.cursor import by_step, clickable, upright
-from lmdynamics.charts.deceleration import log_ticks
 from lmdynamics.charts.decomposition import colour_by
-from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, lines, ramp, step_axis
+from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, lines, log_ticks, ramp, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError

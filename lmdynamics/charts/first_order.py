@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.deceleration import log_ticks
 from lmdynamics.charts.heads import ROUND
 from lmdynamics.charts.theme import (
     BLUE,
@@ -24,6 +23,7 @@ from lmdynamics.charts.theme import (
     WIDTH,
     figure,
     lines,
+    log_ticks,
     step_axis,
 )
 from lmdynamics.charts.trades import SIGNED, spread

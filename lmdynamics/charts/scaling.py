@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.deceleration import log_ticks
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, lines, log_ticks
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 

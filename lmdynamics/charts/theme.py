@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 import altair as alt
+import numpy as np
 
 from lmdynamics.errors import UserError
 
@@ -35,13 +36,33 @@ ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilit
 BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
 
 
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
+    if high / low <= 2:  # evenly spaced, as on a linear axis
+        size = 10.0 ** np.floor(np.log10(high - low))
+        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
+        ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
+        return [tick for tick in ticks if low <= tick <= high]
+    ticks, apart = [], 0.75 * np.log(high / low) / most
+    for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > apart):
+            ticks.append(float(f"{tick:.6g}"))
+    return ticks
+
+
 def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
-    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them."""
+    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them.
+
+    Steps that hold fewer than two of these have round numbers instead: 4,000, 5,000, 6,000 …
+    """
     steps = sorted(set(steps))
     last = max(steps, default=1)
     ticks = [float(m * 10**e) for e in range(12) for m in ((1,) if sparse else (1, 3)) if m * 10**e <= last * 1.001]
     first = steps[1] if len(steps) > 1 and steps[0] == 0 else (steps[0] if steps else 0)
     ticks = [tick for tick in ticks if tick >= first * 0.999]
+    if len(ticks) < 2 and first > 0:
+        between = log_ticks(first, last, 3 if sparse else 6) if last > first else []
+        ticks = [tick for tick in between if tick.is_integer()] or [float(first)]
     return [BEFORE_ONE, *ticks] if 0 in steps else ticks
 
 

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.charts.deceleration import log_ticks, smooth_line
+from lmdynamics.charts.deceleration import smooth_line
+from lmdynamics.charts.theme import log_ticks
 from lmdynamics.curves.fits import fits_table
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile

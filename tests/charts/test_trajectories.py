@@ -64,10 +64,21 @@ def test_step_zero_stands_left_of_one_and_is_labelled_0():
 
 
 @pytest.mark.parametrize(
-    ("steps", "ticks"), [([0], [0.5]), ([20_000, 2_000_000], [30_000, 100_000, 300_000, 1_000_000]), ([], [1, 3][:1])]
+    ("steps", "ticks"),
+    [
+        ([0], [0.5]),
+        ([20_000, 2_000_000], [30_000, 100_000, 300_000, 1_000_000]),
+        ([], [1]),
+        ([4_000, 9_000], [4_000, 5_000, 6_000, 8_000]),
+        ([125_000, 250_000], [150_000, 200_000, 250_000]),
+        ([0, 5_000, 6_000], [0.5, 5_000, 5_200, 5_400, 5_600, 5_800, 6_000]),
+        ([0, 1, 2], [0.5, 1, 2]),
+        ([700], [700]),
+    ],
 )
 def test_ticks_fit_whatever_steps_there_are(steps, ticks):
     assert step_ticks(steps) == ticks
+    assert len(step_ticks(steps, sparse=True)) >= min(2, len(set(steps)))
     assert step_axis(steps).to_dict()["scale"]["domain"][0] > 0
 
 
