@@ -16,7 +16,7 @@ AFTER = 0.15  # seconds that something may take before the page says that it is 
 
 
 class Computing:
-    """One computation at a time. A later one takes the place of an earlier, whose result then comes to nothing.
+    """One computation at a time. A later one takes the place of an earlier, whose result is dropped.
 
     In a notebook it runs in a thread, and what follows it (`then`, or `otherwise` if it failed or was given up) back in
     the kernel's own. Without an event loop, as in a plain script, all is done before `begin` returns.
@@ -29,6 +29,8 @@ class Computing:
         self.widget = widgets.HBox([self.said, self.cancel], layout=widgets.Layout(display="none"))
         self.busy = False
         self._turn = 0
+        self._working = False  # a thread computes, perhaps something that was given up
+        self._waiting: Callable[[], None] | None = None  # starts what was asked for meanwhile
         self._counted: _Counted | None = None
         self._give_up: Callable[[], None] = lambda: None
 
@@ -41,7 +43,7 @@ class Computing:
     ) -> None:
         """`compute`, and then `then` with its result, or `otherwise` with one line that says why there is none.
 
-        Of several in a row only the last is begun.
+        It starts when the one before has ended; of several that wait only the last is started.
         """
         self.give_up()
         try:
@@ -54,14 +56,21 @@ class Computing:
         self.busy, self._counted = True, counted
 
         def done(result: Future) -> None:
+            self._working, waiting, self._waiting = False, self._waiting, None
             if turn == self._turn:
                 self._rest()
                 _settle(result.result, then, otherwise)
+            elif waiting:
+                waiting()
 
         def start() -> None:
-            if turn == self._turn:
+            if turn != self._turn:
+                return
+            if self._working:
+                self._waiting = start
+            else:
+                self._working = True
                 threading.Thread(target=work, daemon=True).start()
-                loop.call_later(AFTER, tell)
 
         def work() -> None:
             result: Future = Future()
@@ -80,6 +89,7 @@ class Computing:
 
         self._give_up = lambda: otherwise("cancelled; what was computed so far is kept")
         loop.call_soon(start)
+        loop.call_later(AFTER, tell)
 
     def give_up(self) -> None:
         """Cancel what is being computed, if anything is."""

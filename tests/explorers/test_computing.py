@@ -113,6 +113,44 @@ def test_of_several_in_a_row_only_the_last_is_begun():
     assert (begun, found) == ([4], [4])
 
 
+def test_of_thirty_while_one_is_computed_only_the_last_follows_it():
+    computing, begun, found, at_once = Computing(), [], [], []
+
+    def compute(i):
+        at_once.append(1)
+        begun.append((i, sum(at_once)))
+        time.sleep(0.3)
+        at_once.append(-1)
+        return i
+
+    async def notebook():
+        for i in range(30):
+            computing.begin(lambda _, i=i: compute(i), found.append)
+            await asyncio.sleep(0.005)
+        await settled(computing)
+
+    asyncio.run(notebook())
+    assert begun == [(0, 1), (29, 1)]
+    assert found == [29]
+
+
+def test_what_waits_can_be_cancelled():
+    computing, begun, go_on = Computing(), [], threading.Event()
+
+    async def notebook():
+        computing.begin(lambda _: go_on.wait(20), print)
+        await asyncio.sleep(0.05)
+        computing.begin(lambda _: begun.append(1), print)
+        await asyncio.sleep(0.05)
+        computing.cancel.click()
+        go_on.set()
+        await asyncio.sleep(0.2)
+
+    asyncio.run(notebook())
+    assert begun == []
+    assert not computing.busy
+
+
 @pytest.mark.parametrize("loop", [True, False])
 def test_what_goes_wrong_is_said_in_one_line(loop):
     computing, said = Computing(), []

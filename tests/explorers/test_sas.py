@@ -4,6 +4,7 @@ import ast
 import asyncio
 import json
 import threading
+import time
 
 import polars as pl
 import pytest
@@ -61,16 +62,16 @@ def test_stills_are_three_pictures_and_files(explorer, tmp_path, capsys):
 
 
 def test_moving_the_slider_moves_every_view_and_redraws_none(explorer):
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     curves, heads, arcs = views(box)
     specs = [view.spec for view in (curves, heads, arcs)]
     control(box, "SelectionSlider", "checkpoint")[0].value = 4
-    assert [view.params.cursor for view in (curves, heads, arcs)] == [4.0, 4.0, 4.0]
+    assert [view.params.sas_step for view in (curves, heads, arcs)] == [4.0, 4.0, 4.0]
     assert all(view.spec is spec for view, spec in zip((curves, heads, arcs), specs, strict=True))
 
 
 def test_a_relation_brings_its_best_head_and_redraws_map_and_arcs(explorer):
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     _, heads, arcs = views(box)
     other = explorer.measured.relations[1]
     control(box, "Dropdown", "relation")[0].value = other
@@ -83,7 +84,7 @@ def test_a_relation_brings_its_best_head_and_redraws_map_and_arcs(explorer):
 
 
 def test_another_head_moves_the_mark_without_redrawing_the_map(explorer):
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     _, heads, arcs = views(box)
     before = heads.spec, arcs.spec
     control(box, "Dropdown", "head")[0].value = 1 - explorer.now.head
@@ -93,7 +94,7 @@ def test_another_head_moves_the_mark_without_redrawing_the_map(explorer):
 
 
 def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer):
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     text = control(box, "Text", "or")[0]
     text.value = "<img/src=x> the"
     arcs = views(box)[2]
@@ -106,7 +107,7 @@ def test_a_typed_sentence_is_shown_as_text_and_unknown_words_are_named(explorer)
 
 
 def test_a_sentence_too_long_for_the_model_changes_nothing_but_the_message(explorer):
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     before = explorer.now.words
     control(box, "Text", "or")[0].value = "the " * 100
     assert explorer.now.words == before
@@ -123,7 +124,7 @@ def other(tmp_path_factory):
 
 def test_another_run_keeps_what_it_can(run, other, treebank):
     explorer = SasExplorer([run, other], treebank, min_count=20, step=12, progress=False)
-    box = explorer.show(interactive=True)
+    box = explorer.widget
     curves, heads, arcs = views(box)
     relation = explorer.now.relation
     control(box, "Dropdown", "run")[0].value = 1
@@ -132,7 +133,7 @@ def test_another_run_keeps_what_it_can(run, other, treebank):
     assert (state.layer, state.head, state.direction) == explorer.measured.best_head(relation)
     assert control(box, "Dropdown", "layer")[0].options == (0, 1, 2)
     assert control(box, "SelectionSlider", "checkpoint")[0].value == 16
-    assert [view.params.cursor for view in (curves, heads, arcs)] == [16.0] * 3
+    assert [view.params.sas_step for view in (curves, heads, arcs)] == [16.0] * 3
     assert heads.params.chosen_layer == state.layer
     control(box, "Dropdown", "run")[0].value = 0
     assert explorer.measured.run is run
@@ -141,7 +142,7 @@ def test_another_run_keeps_what_it_can(run, other, treebank):
 
 def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monkeypatch):
     explorer = SasExplorer([run, other], treebank, min_count=20, progress=False)
-    box = explorer.show(interactive=True)
+    box = explorer.widget
 
     def damaged(*_, **__):
         raise UserError("step 8 is <damaged>; copy it anew")
@@ -156,7 +157,7 @@ def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monke
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, treebank, monkeypatch, cancelled):
     explorer = SasExplorer([run, other], treebank, min_count=20, progress=False)
-    box, go_on, measure = explorer.show(), threading.Event(), explorer.measure
+    box, go_on, measure = explorer.widget, threading.Event(), explorer.measure
     picker, slider = control(box, "Dropdown", "run")[0], control(box, "SelectionSlider", "checkpoint")[0]
     monkeypatch.setattr(explorer, "knows", lambda *_: False)
 
@@ -184,12 +185,12 @@ def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, tr
     asyncio.run(notebook())
     assert (explorer.now.run, picker.value) == ((0, 0) if cancelled else (1, 1))
     assert slider.value == 4
-    assert views(box)[0].params.cursor == 4.0
+    assert views(box)[0].params.sas_step == 4.0
 
 
 def test_a_sentence_is_seen_at_this_checkpoint_before_the_others_have_read_it(run, treebank):
     explorer = SasExplorer(run, treebank, min_count=20, progress=False, step=4)
-    box, computing, seen = explorer.show(), explorer.controls.computing, []
+    box, computing, seen = explorer.widget, explorer.controls.computing, []
     arcs, go_on, read = views(box)[2], threading.Event(), explorer.read
 
     def held(index, words, executor=None, step=None):
@@ -220,8 +221,35 @@ def test_a_sentence_is_seen_at_this_checkpoint_before_the_others_have_read_it(ru
     assert seen == [{4}, set(run.steps)]
 
 
+def test_of_thirty_sentences_picked_in_a_second_two_are_read_and_the_last_is_shown(run, treebank):
+    explorer = SasExplorer(run, treebank, min_count=20, progress=False)
+    box, computing, read, seen = explorer.widget, explorer.controls.computing, explorer.read, []
+    picker = control(box, "Dropdown", "sentence")[0]
+    sentences = [words for _, words in picker.options if words != explorer.now.words][:30]
+
+    def slow(index, words, executor=None, step=None):
+        if executor is not None and words not in seen:
+            seen.append(words)
+            executor.submit(time.sleep, 1.5).result()
+        return read(index, words, executor, step)
+
+    explorer.read = slow
+
+    async def notebook():
+        for words in sentences:
+            picker.value = words
+            await asyncio.sleep(0.03)
+        while computing.busy:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(notebook(), 60))
+    assert len(sentences) == 30
+    assert seen == [sentences[0], sentences[-1]]
+    assert explorer.now.words == picker.value == sentences[-1]
+
+
 def test_a_click_picks_a_head_and_a_checkpoint(explorer):
-    box = explorer.show()
+    box = explorer.widget
     curves, heads, arcs = views(box)
     clicked = {"layer": [0], "head": [1], "direction": ["head→dependent"]}
     heads._vl_selections = {"pick": {"value": clicked, "store": []}}
@@ -230,7 +258,7 @@ def test_a_click_picks_a_head_and_a_checkpoint(explorer):
     for jump in ("jump_0", "jump_1"):
         explorer.now.step = 12
         curves._vl_selections = {**curves._vl_selections, jump: {"value": {"x": [2.2]}, "store": []}}
-        assert [view.params.cursor for view in (curves, heads, arcs)] == [2.0] * 3
+        assert [view.params.sas_step for view in (curves, heads, arcs)] == [2.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -260,7 +288,7 @@ def elsewhere(run, treebank, shown):
     explorer = SasExplorer(run, treebank, min_count=20, progress=False)
     state = {"step": 4, "relation": explorer.measured.relations[1], "layer": 1, "head": 0, "sentence": ["the", "the"]}
     if shown:
-        assert explorer.show() is explorer.widget
+        explorer.show()
     return explorer.restore(state)
 
 
@@ -272,7 +300,7 @@ def test_a_state_brings_back_the_same_pictures_and_data(run, treebank, shown):
     after = SasExplorer(run, treebank, min_count=20, progress=False)
     assert pictures(after) != pictures(before)
     if shown:
-        assert after.show() is after.widget
+        after.show()
     assert after.restore(state).state() == state
     assert pictures(after) == pictures(before)
     assert all(table.equals(before.tables()[name]) for name, table in after.tables().items())
@@ -331,8 +359,8 @@ def test_views_are_saved_with_the_data_they_show(explorer, tmp_path):
 
 def test_a_page_gets_every_checkpoint_and_the_same_start(explorer, run):
     linked = explorer.linked()
-    assert [place.values["cursor"] for place in linked.places] == run.steps
-    assert linked.places[linked.start].values["cursor"] == explorer.now.step
+    assert [place.values["sas_step"] for place in linked.places] == run.steps
+    assert linked.places[linked.start].values["sas_step"] == explorer.now.step
     assert linked.views.keys() == explorer.stills().keys()
     rows = explorer.measured.scores.filter(step=4, relation=explorer.now.relation, split="all").to_dicts()
     best = max(rows, key=lambda row: row["accuracy"])
