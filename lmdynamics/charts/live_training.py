@@ -14,7 +14,12 @@ Rows = list[dict[str, float | str | None]]
 
 
 def live_training(
-    steps: int, rows: Mapping[str, Rows], measured: Sequence[str] = (), masking: bool = True, name: str = "the run"
+    steps: int,
+    rows: Mapping[str, Rows],
+    measured: Sequence[str] = (),
+    masking: bool = True,
+    name: str = "the run",
+    said: str = " ",
 ) -> alt.VConcatChart:
     """Loss above, then masking rate (where there is one), learning rate and each measurement by name.
 
@@ -23,7 +28,7 @@ def live_training(
     """
     data = {which: alt.InlineData(values=rows[which], name=which) for which in ("raw", "smooth", "measured")}
     reach = [0, 1, steps]
-    parameters = [alt.param(name="said", value=" "), alt.param(name="seen", value=0)]
+    parameters = [alt.param(name="said", value=said), alt.param(name="seen", value=0)]
     panels = [_loss(data, reach)]
     if masking:
         panels.append(_line(data["raw"], reach, "masking_rate", ["masking", "rate"], VERMILION, "%"))
@@ -39,7 +44,8 @@ def live_training(
         f"Loss, rates and measurements of {name} while it is trained, over {steps:,} steps on a logarithmic axis.",
     ).add_params(*parameters)
     chart.title.text = alt.ExprRef("said")
-    return chart
+    # new rows bring wider labels and a longer title: the picture grows with them, or they would be cut off
+    return chart.properties(autosize=alt.AutoSizeParams(type="pad", resize=True))
 
 
 def live_rows(log: pl.DataFrame, measured: pl.DataFrame | None = None) -> dict[str, Rows]:

@@ -1,4 +1,4 @@
-"""One figure, for whoever reads it: live in a notebook, a still picture and a file in a headless run."""
+"""One figure for every reader: live in JupyterLab, a still picture elsewhere, and a file in a headless run."""
 
 import json
 import re
@@ -11,10 +11,24 @@ import altair as alt
 from lmdynamics.charts.theme import STILL_TEXT, TEXT
 from lmdynamics.errors import UserError
 
+VEGALITE = "application/vnd.vegalite.v5+json"  # the newest that JupyterLab 4.6 draws without a kernel
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-class Still:
+class Picture:
+    """A figure as PNG, in the size that it has on a page, with its description as alternative text."""
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        self.png = to_png(chart, scale=2)
+        self.description = str(chart.to_dict(validate=False).get("description", "a figure"))
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        width = int.from_bytes(self.png[16:20], "big") // 2
+        data = {"image/png": self.png, "text/plain": self.description}
+        return data, {"image/png": {"alt": self.description, "width": width}}
+
+
+class Still(Picture):
     """A rendered figure that any reader of notebooks shows, with its description as alternative text.
 
     It is a picture twice: SVG for files and for those who zoom in, and PNG because JupyterLab shows no SVG from a
@@ -22,18 +36,33 @@ class Still:
     """
 
     def __init__(self, chart: alt.TopLevelMixin):
-        self.svg, self.png = to_svg(chart), to_png(chart)
-        self.description = str(chart.to_dict().get("description", "a figure"))
+        super().__init__(chart)
+        self.svg = to_svg(chart)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        data = {"image/svg+xml": self.svg, "image/png": self.png, "text/plain": self.description}
-        return data, {"image/png": {"alt": self.description}, "image/svg+xml": {"alt": self.description}}
+        data, metadata = super()._repr_mimebundle_()
+        metadata["image/svg+xml"] = {"alt": self.description}
+        return {"image/svg+xml": self.svg, **data}, metadata
+
+
+class Live(Picture):
+    """A figure that JupyterLab draws without a kernel, so that a saved notebook still has it; and its picture."""
+
+    def __init__(self, chart: alt.TopLevelMixin):
+        super().__init__(chart)
+        options = {"actions": False, "renderer": "svg"}  # SVG takes the text colour of the page
+        schema = "https://vega.github.io/schema/vega-lite/v5.json"
+        self.spec = {**chart.to_dict(), "$schema": schema, "usermeta": {"embedOptions": options}}
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data, metadata = super()._repr_mimebundle_()
+        return {VEGALITE: self.spec, **data}, metadata
 
 
 def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive: bool = True):
     """The last expression of a notebook cell: a figure to look at; without `interactive`, also NAME.svg in a folder.
 
-    Live figures need no network: their JavaScript comes with vl-convert. A still is an SVG picture, written to
+    Live figures need neither network nor kernel: JupyterLab draws them. A still is an SVG picture, written to
     `output_dir` if that is given.
 
     Raises
@@ -44,8 +73,7 @@ def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"a figure's name becomes a file name: {name!r} may hold letters, digits, _ - and . only")
     if interactive:
-        alt.JupyterChart.enable_offline()
-        return alt.JupyterChart(chart, embed_options={"actions": False})
+        return Live(chart)
     still = Still(chart)
     if output_dir:
         path = Path(output_dir) / f"{name}.svg"

@@ -11,6 +11,7 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.curves.comparison import compare_runs
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.live import LiveChart, show_live
 from lmdynamics.explorers.training import TrainingExplorer
 from lmdynamics.runs.background import ACTIVE, Training, branch_of
 from lmdynamics.runs.branch import branch_cost
@@ -71,6 +72,10 @@ class BranchExplorer:
             [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.training]
         )
         self._price()
+
+    def show(self) -> None:
+        """Show the controls; the chart of a branch comes when it is trained."""
+        show_live(self.widget, [])
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -160,4 +165,4 @@ def comparison_chart(parent: Run, branched: Run, device: str = "cpu"):
     """Parent and branch over the steps they share, one panel per measure."""
     table = compare_runs(parent, branched, device=device)
     frame = table.select(pl.col("run").alias("condition"), pl.lit(0).alias("seed"), "step", "measure", "value")
-    return charts.show(charts.conditions_panels(frame), "branch", interactive=True)
+    return LiveChart(charts.conditions_panels(frame)).widget

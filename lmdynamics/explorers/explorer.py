@@ -11,6 +11,7 @@ from IPython.display import display
 
 from lmdynamics import charts
 from lmdynamics.charts.linked import Linked
+from lmdynamics.explorers.live import show_live
 from lmdynamics.html import STILL
 
 
@@ -45,12 +46,12 @@ class Explorer(ABC):
             If the state has an entry that is not known, or that there is not (any more); nothing changes then.
         """
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
-        """The explorer itself, or its start values as still figures (and files, if `output_dir` is given)."""
+    def show(self, output_dir: str = "", interactive: bool = True) -> None:
+        """Show the explorer, or its start values as still figures (and files, if `output_dir` is given)."""
         if interactive:
-            return self.widget
+            show_live(self.widget, self.stills().values())
+            return
         linked = self.linked()
         for name, chart in self.stills().items():
             display(charts.show(chart, name, output_dir, interactive=False), metadata=STILL)
         display(linked)
-        return None

@@ -1,12 +1,35 @@
 """Charts in a notebook that follow named values: moving a slider sends a number, not a new chart."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
+from IPython.display import HTML, display
 
+from lmdynamics.charts.show import Picture
+
+LIVE, NOTE = "lmd-live", "lmd-note"  # classes of a widget that is shown, and of the line below its pictures
+_OUTPUT, _BEFORE_NOTE = ".jp-OutputArea-child", f":has(~ .jp-OutputArea-child .{NOTE})"
+_STYLE = (  # a page with the widget hides pictures and line; a page without it hides the message that it is missing
+    f"{_OUTPUT}:has(.{LIVE}) ~ {_OUTPUT}:has(> .jp-RenderedImage){_BEFORE_NOTE}, "
+    f"{_OUTPUT}:has(.{LIVE}) ~ {_OUTPUT}:has(.{NOTE}), "
+    f"{_OUTPUT}{_BEFORE_NOTE} > .jp-OutputArea-output:not(:has(*)) {{ display: none; }}"
+)
 Click = Callable[[Mapping[str, Any]], None]  # told the fields of what a reader clicked on
+
+
+def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) -> None:
+    """Show a widget, and below it pictures for every page that has no kernel to draw it with.
+
+    A saved notebook holds the pictures but not the widget. JupyterLab hides them while the widget is there.
+    """
+    widget.add_class(LIVE)
+    display(widget)
+    for chart in stills:
+        display(Picture(chart))
+    line = "Controls need a running kernel: run this cell again."
+    display(HTML(f"<style>{_STYLE}</style><p class='{NOTE}'>{line}</p>"))
 
 
 class LiveChart:

@@ -7,9 +7,11 @@ from html import escape
 import altair as alt
 import ipywidgets as widgets
 import polars as pl
+from IPython.display import display
 
 from lmdynamics import charts
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.live import show_live
 from lmdynamics.training.masking import SHAPES, Schedule, parse_schedule
 from lmdynamics.training.recipes import load_recipe
 
@@ -78,9 +80,12 @@ class ScheduleChooser:
         others = {name: schedule for name, schedule in self.others.items() if schedule != self.value}
         return charts.masking_rates(rates_over_training({f"yours: {self.value}": self.value, **others}, self.steps))
 
-    def show(self, output_dir: str = "", interactive: bool = True):
-        """The chooser, or its start value as a still figure."""
-        return self.widget if interactive else charts.show(self.preview(), "schedules", output_dir, interactive=False)
+    def show(self, output_dir: str = "", interactive: bool = True) -> None:
+        """Show the chooser, or its start value as a still figure."""
+        if interactive:
+            show_live(self.widget, [self.preview()])
+        else:
+            display(charts.show(self.preview(), "schedules", output_dir, interactive=False))
 
     def _changed(self) -> None:
         shape = self.shape.value

@@ -15,6 +15,7 @@ import polars as pl
 from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.curves.intervals import steps_without_loss
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.live import show_live
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
 from lmdynamics.processes import aside
@@ -81,6 +82,12 @@ class TrainingExplorer:
         self.look()
         self._watch()
 
+    def show(self) -> None:
+        """Show the training; a saved notebook keeps a picture of where it stood when this was called."""
+        with self._lock:
+            chart = self._picture(self._line)
+        show_live(self.widget, [chart])
+
     def look(self) -> str:
         """Read what the run's folder holds, and show it; returns the training's state."""
         with self._lock:
@@ -114,10 +121,10 @@ class TrainingExplorer:
         self._measured.clear()
         training.watch(self._watch)
 
-    def _picture(self) -> alt.TopLevelMixin:
+    def _picture(self, said: str = " ") -> alt.TopLevelMixin:
         training = self.training
         masking = training.job.recipe.objective != "clm"
-        return live_training(training.steps, self._rows, list(self.measurements), masking, training.folder.name)
+        return live_training(training.steps, self._rows, list(self.measurements), masking, training.folder.name, said)
 
     def _send(self) -> None:
         """New rows and a new line to the page; the specification stays there."""

@@ -92,12 +92,11 @@ class TrajectoryExplorer(Explorer):
         runs = None if self.run.value == ALL else [self.run.value]
         return {VIEW: small_multiples(self.rows, cursor, percent=self.percent, runs=runs)}
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
+    def show(self, output_dir: str = "", interactive: bool = True) -> None:
         """As for any explorer; what stands beside the charts stands below the still figures."""
-        shown = super().show(output_dir, interactive)
+        super().show(output_dir, interactive)
         if not interactive and self.beside is not None:
             display(self.beside(self.checkpoint.step), metadata=STILL)
-        return shown
 
     def tables(self) -> dict[str, pl.DataFrame]:
         return {VIEW: self.rows}

@@ -122,14 +122,13 @@ class ZeroSumExplorer(Explorer):
         """The token that is looked at, at every checkpoint."""
         return self.seen.changes.filter(**self.chosen, row=self.row.value, position=self.position.value)
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> widgets.Widget | None:
-        """The explorer itself, or its start values as still figures and coloured text (and files, in `output_dir`)."""
-        shown = super().show(output_dir, interactive)
+    def show(self, output_dir: str = "", interactive: bool = True) -> None:
+        """Show the explorer, or its start values as still figures and coloured text (and files, in `output_dir`)."""
+        super().show(output_dir, interactive)
         if not interactive:
             display(self.tokens, metadata=STILL)
             if output_dir:
                 self.tokens.save(Path(output_dir) / "explorer_tokens.html")
-        return shown
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """The data behind the charts: of the course at all steps, of the others at the one that is looked at."""

@@ -47,6 +47,20 @@ _READY = """path => {
   const idle = widget?.sessionContext?.session?.kernel?.status === 'idle';
   return idle && widget.context.path === path && widget.content.model !== null;
 }"""
+_REOPEN = """async path => {
+  const {commands, serviceManager, shell} = window.jupyterapp;
+  await commands.execute('docmanager:save');
+  shell.currentWidget.close();
+  await serviceManager.sessions.shutdownAll();
+  const kernelPreference = {shouldStart: false, canStart: false, autoStartDefault: false};
+  await commands.execute('docmanager:open', {path, factory: 'Notebook', kernelPreference});
+}"""
+_OPENED = """path => {
+  const widget = window.jupyterapp.shell.currentWidget;
+  return widget?.context?.path === path && widget.content.model !== null && !widget.sessionContext.session;
+}"""
+_CHARTS = """() => [...document.querySelectorAll('.vega-embed svg, .jp-RenderedImage img')]
+  .filter(drawn => drawn.checkVisibility() && drawn.getBoundingClientRect().width > 40).length"""
 _DONE = """() => {
   const widget = window.jupyterapp.shell.currentWidget;
   const cells = widget.content.model.toJSON().cells.filter(cell => cell.cell_type === 'code' && cell.source.length);
@@ -139,6 +153,16 @@ class Notebook:
         self.page.wait_for_function("window.restarted", timeout=600_000, polling=250)
         self.page.wait_for_function(_DONE, timeout=600_000, polling=250)
         self.page.wait_for_timeout(1500)
+
+    def reopen_without_kernel(self, path: str) -> None:
+        """Save and close the notebook, end its kernel, and open it again with none."""
+        self.page.evaluate(_REOPEN, path)
+        self.page.wait_for_function(_OPENED, arg=path)
+        self.page.wait_for_timeout(3000)  # a widget's model is looked for during two seconds
+
+    def charts(self) -> int:
+        """How many charts are visible, drawn or as pictures."""
+        return self.page.evaluate(_CHARTS)
 
     def ask(self, expression: str):
         """What a Python expression is in the kernel, a literal; what the page sent before has been heard by then."""

@@ -12,7 +12,7 @@ from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
 from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import unreadable
-from tests.browser.moves import press, slider_areas, views
+from tests.browser.moves import press, slider_areas, views, wander
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
 OUT = Path(__file__).parent / "out"
@@ -47,6 +47,11 @@ def untoward(notebook) -> dict[str, list[str]]:
 
 
 NOTHING = {"errors": [], "console": [], "requests": [], "warnings": []}
+
+
+SHOWN = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .filter(cell => /(Explorer|Chooser|train_live)\\(/.test(cell.model.sharedModel.getSource()))
+  .map(cell => [...cell.node.querySelectorAll('.lmd-live')].some(shown => shown.checkVisibility()))"""
 
 
 def every_view_follows(page, area: int, name: str) -> None:
@@ -130,14 +135,27 @@ def test_a_reader_runs_the_notebook(request, path):
         notebook.open(address, copy.name)
         notebook.run_all()
         pictures = notebook.screenshots(OUT, path.stem)
-        for area in slider_areas(notebook.page):
+        shown, areas = notebook.page.evaluate(SHOWN), slider_areas(notebook.page)
+        assert shown
+        assert all(shown), "an explorer's cell does not show it"
+        assert areas, "no slider moves a chart"
+        for area in areas:
             every_view_follows(notebook.page, area, path.stem)
+            assert wander(notebook.page.locator(".jp-OutputArea-output").nth(area)) == ""
         for theme in reversed(THEMES):
             notebook.dress(theme)
             assert unreadable(notebook.page) == [], theme
         assert untoward(notebook) == NOTHING
         assert notebook.page.locator(".jp-OutputArea-output:has-text('application/vnd')").count() == 0
         assert pictures
+        charts = notebook.charts()
+        assert charts > len(areas)
+        notebook.reopen_without_kernel(copy.name)
+        print(f"{path.stem}: {charts} charts visible, {notebook.charts()} when reopened without a kernel")
+        notebook.screenshots(OUT, f"{path.stem}-reopened")
+        assert notebook.charts() == charts
+        for said in ("Error displaying widget", "Loading widget"):
+            assert notebook.page.locator(f".jp-OutputArea-output:visible:has-text('{said}')").count() == 0
 
 
 def test_the_server_answers_only_with_its_token(lab):

@@ -9,6 +9,7 @@ import pytest
 from lmdynamics.runs import store
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
+from tests.browser.legible import cut, seen
 from tests.conftest import TINY
 
 OUT = Path(__file__).parent / "out"
@@ -25,7 +26,7 @@ from lmdynamics.measurements.losses import HeldOutLoss
 held_out = Watched(lambda run: HeldOutLoss(run.held_out()), "loss")
 explorer = train_live("grammar-mlm", overrides={ {**TINY, "steps": 100_000} }, name="live",
                       measurements={{"held-out loss": held_out}})
-explorer.widget
+explorer.show()
 """
 
 STEP = r"at step ([\d,]+) of 100,000"
@@ -66,6 +67,7 @@ def test_start_pause_resume_and_stop(tmp_path):
         later = wait_until(page, "training", first + 50)  # two updates, at least
         assert later > first
         assert drawn(page) > 30
+        assert cut(seen(page)) == []
         page.locator(".vega-embed svg").get_by_text("training at step").wait_for(timeout=10_000)
         notebook.run_all()  # the kernel is free, and the cell attaches to what is under way
         wait_until(page, "training", later)
@@ -74,6 +76,7 @@ def test_start_pause_resume_and_stop(tmp_path):
         press(page, "resume")
         wait_until(page, "training", paused)
         notebook.screenshots(OUT, "live-training")
+        assert cut(seen(page)) == []
         press(page, "stop")
         stopped = wait_until(page, "stopped", paused)
         assert notebook.errors() == []

@@ -8,6 +8,7 @@ import pytest
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import cut, faint, overlapping, seen, unreadable
+from tests.browser.moves import slider_areas, wander
 from tests.explorers.made import MAKE
 
 ROOT, OUT = Path(__file__).parents[2], Path(__file__).parent / "out"
@@ -24,7 +25,7 @@ from lmdynamics.explorers.sas import SasExplorer
 run = lmd.train("grammar-mlm", "smoke", progress=False)
 SasExplorer(run, run.treebank("grammar", 150), min_count=20, progress=False).show()
 """
-OTHER = "from tests.explorers.made import MAKE\nMAKE[{name!r}]().show()"
+OTHER = "from tests.explorers.made import MAKE\nif True:\n    MAKE[{name!r}]().show()"
 CELLS = {"sas": SAS, **{name: OTHER.format(name=name) for name in MAKE}}
 
 POOR = """\
@@ -40,12 +41,12 @@ alt.JupyterChart((cell + text).configure(background="transparent").configure_axi
 
 @pytest.fixture
 def page_of(lab):
-    """Run a cell in a notebook of its own; gives the notebook."""
+    """Run cells in a notebook of their own; gives the notebook."""
     root, address = lab
     with notebook_page(height=2200) as notebook:
 
-        def run(name: str, cell: str):
-            write_notebook(root / f"{name}.ipynb", cell, parameters=None)
+        def run(name: str, *cells: str):
+            write_notebook(root / f"{name}.ipynb", *cells, parameters=None)
             notebook.open(address, f"{name}.ipynb")
             notebook.run_all()
             assert notebook.errors() == []
@@ -54,21 +55,26 @@ def page_of(lab):
         yield run
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_an_explorer_is_read_in_both_themes(page_of, name):
-    notebook, grounds = page_of(name, CELLS[name]), []
+@pytest.mark.timeout(1200)  # six explorers, each with thirty moves
+def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(page_of):
+    notebook, grounds = page_of("explorers", *CELLS.values()), []
+    page, areas = notebook.page, slider_areas(notebook.page)
+    assert len(areas) == len(CELLS)
     for theme in THEMES:
         notebook.dress(theme)
-        found = seen(notebook.page)
-        charts = notebook.page.locator(".vega-embed svg").count()
+        found = seen(page)
+        charts = page.locator(".vega-embed svg").count()
         assert {one["chart"] for one in found if one["kind"] == "text"} == set(range(charts))
-        assert unreadable(notebook.page) == []
-        grounds.append(
-            notebook.page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor")
-        )
-        notebook.page.screenshot(path=OUT / f"explorer-{name}-{theme}.png")
+        assert unreadable(page) == []
+        grounds.append(page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"))
+        notebook.screenshots(OUT, f"explorers-{theme}")
     assert grounds == ["rgb(255, 255, 255)", "rgb(17, 17, 17)"]
+    for name, area in zip(CELLS, areas, strict=True):
+        assert wander(page.locator(".jp-OutputArea-output").nth(area)) == "", name
+    assert cut(seen(page)) == []
     assert (notebook.console, notebook.outside) == ([], [])
+    notebook.reopen_without_kernel("explorers.ipynb")
+    assert notebook.charts() == charts
 
 
 def test_what_cannot_be_read_is_noticed(page_of):

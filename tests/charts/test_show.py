@@ -35,10 +35,21 @@ def test_without_a_folder_nothing_is_written(chart, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_live_figures_are_widgets_that_need_no_network(chart):
-    live = charts.show(chart, "bars", interactive=True)
-    assert isinstance(live, alt.JupyterChart)
-    assert "esm.sh" not in live._esm
+def test_a_live_figure_is_drawn_by_jupyterlab_and_brings_its_picture(chart):
+    bundle, metadata = charts.show(chart, "bars", interactive=True)._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.vegalite.v5+json", "image/png", "text/plain"}
+    spec = bundle["application/vnd.vegalite.v5+json"]
+    assert spec["$schema"].endswith("/vega-lite/v5.json")
+    assert spec["usermeta"]["embedOptions"] == {"actions": False, "renderer": "svg"}
+    assert {name: spec[name] for name in ("mark", "encoding", "data")} == {
+        name: chart.to_dict()[name] for name in ("mark", "encoding", "data")
+    }
+    picture = charts.to_png(chart, scale=1)
+    assert metadata["image/png"] == {
+        "alt": "Two bars, of one and three.",
+        "width": int.from_bytes(picture[16:20], "big"),
+    }
+    assert bundle["image/png"].startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["", "../bars", "a/b", "a b", ".hidden"])

@@ -173,13 +173,12 @@ def test_a_text_that_is_missing_later_is_said_and_the_next_one_is_shown():
 
 
 def test_the_still_explorer_is_four_figures_and_a_page(explorer, tmp_path):
-    assert explorer.show(str(tmp_path), interactive=False) is None
+    explorer.show(str(tmp_path), interactive=False)
     assert {path.name for path in tmp_path.iterdir()} == {
         "explorer_interference.svg", "explorer_changes.svg", "explorer_traded.svg", "explorer_token.svg",
         "explorer_tokens.html",
     }  # fmt: skip
     assert "undefined" not in (tmp_path / "explorer_changes.svg").read_text(encoding="utf-8")
-    assert explorer.show() is explorer.widget
     assert "explorer_traded" not in ZeroSumExplorer(frames.one_step(), frames.texts).stills()
 
 
