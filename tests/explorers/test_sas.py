@@ -4,7 +4,6 @@ import ast
 import asyncio
 import json
 import threading
-import time
 
 import polars as pl
 import pytest
@@ -226,19 +225,23 @@ def test_of_thirty_sentences_picked_in_a_second_two_are_read_and_the_last_is_sho
     box, computing, read, seen = explorer.widget, explorer.controls.computing, explorer.read, []
     picker = control(box, "Dropdown", "sentence")[0]
     sentences = [words for _, words in picker.options if words != explorer.now.words][:30]
+    go_on = threading.Event()
 
-    def slow(index, words, executor=None, step=None):
+    def held(index, words, executor=None, step=None):
         if executor is not None and words not in seen:
             seen.append(words)
-            executor.submit(time.sleep, 1.5).result()
+            executor.submit(go_on.wait, 20).result()
         return read(index, words, executor, step)
 
-    explorer.read = slow
+    explorer.read = held
 
     async def notebook():
         for words in sentences:
             picker.value = words
-            await asyncio.sleep(0.03)
+            while not seen:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)
+        go_on.set()
         while computing.busy:
             await asyncio.sleep(0.01)
 
