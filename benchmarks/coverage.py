@@ -6,7 +6,7 @@ None where no interval is given. Covered should be 90 to 99 % of the draws that 
 
 import argparse
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,7 @@ import torch
 import transformers as hf
 from scipy.stats import t as student
 
+from lmdynamics.curves.deceleration import fit_deceleration
 from lmdynamics.curves.experiments import Claim, judge
 from lmdynamics.curves.row_sums import interval, row_sums
 from lmdynamics.curves.scaling import power_laws
@@ -96,6 +97,19 @@ def mean_over_rows(rng: np.random.Generator, rows: int) -> Interval:
     return (None, 0.0, None) if np.isnan(low[0]) else (low[0], 0.0, high[0])
 
 
+def break_beside_jump(rng: np.random.Generator, factor: float, sd: float = 0.01) -> Interval:
+    """The step of a break of a curve whose losses up to some other step are `factor` times too large.
+
+    A factor as small as twice the noise, beside the break, is not seen, and then the interval misses its break.
+    """
+    at, steps = 3_000.0, np.unique(np.geomspace(101, 60_000, 150).round())
+    loss = 20 * steps**-0.2 * (1 + (steps / at) ** (1 / 0.3)) ** (0.17 * 0.3) * np.exp(sd * rng.normal(size=len(steps)))
+    loss[: rng.integers(10, len(steps) - 10)] *= factor
+    made = fit_deceleration(steps, loss, seed=int(rng.integers(2**31)))
+    low, high = made.intervals.get("step_at_break", (None, None))
+    return low, at, high
+
+
 CLAIMS: dict[str, Callable[[np.random.Generator], Interval]] = {
     "speed-up, 3 seeds": speedup_over_seeds,
     "speed-up to 90 %, 3 seeds": lambda rng: speedup_over_seeds(rng, level=0.9),
@@ -106,6 +120,10 @@ CLAIMS: dict[str, Callable[[np.random.Generator], Interval]] = {
     "mean over 12 rows of text": lambda rng: mean_over_rows(rng, 12),
     "C_g from a share of .3, masked": lambda rng: sampled_coefficient(rng, masked=True),
     "C_g from a share of .3, causal": lambda rng: sampled_coefficient(rng, masked=False),
+    **{
+        f"break, losses before a step × {factor:g}": partial(break_beside_jump, factor=factor)
+        for factor in (8, 1.443, 1.2, 1.1, 1.05, 1)
+    },
 }
 
 

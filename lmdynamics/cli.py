@@ -86,7 +86,7 @@ def fit(
     step: Annotated[str | None, typer.Option(help="Column of steps; guessed, and said, by default.")] = None,
     loss: Annotated[str | None, typer.Option(help="Column of losses, or a pattern: eval/*/loss. Else guessed.")] = None,
     smoothing: Annotated[str, typer.Option(help="none, log-average (as published) or log-median.")] = "none",
-    skip_steps: Annotated[float, typer.Option(help="Steps up to this one are left out.")] = 100,
+    skip_steps: Annotated[float | None, typer.Option(help="Steps up to this one are left out; 100 by default.")] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 leaves intervals out.")] = 200,
     workers: Annotated[int | None, typer.Option(help="Processes at a time; by default one per core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for a program to read.")] = False,

@@ -5,6 +5,7 @@ log L = log L_d - c0 u - c1 f1 log(1 + exp(u / f1)), where L_d is `loss_at_break
 `rate_before_break`, c0 + c1 = r_d `rate_after_break`. The two power laws meet at (t_d, L_d), off the smooth curve.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
@@ -24,13 +25,13 @@ from lmdynamics.charts.theme import (
     step_axis,
 )
 from lmdynamics.charts.theme import lines as wrapped
-from lmdynamics.curves.intervals import need_columns
+from lmdynamics.curves.deceleration import LOCATED, headline
+from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token, log scale)"
 SHAPE = ["loss_at_break", "step_at_break", "rate_before_break", "rate_after_break", "f1"]
 MOST_POINTS = 300  # of a curve that are drawn, evenly spaced in log step
-BROKEN = ("decelerates", "accelerates", "break at the edge")
 CLAIMS = {"one power law": VERMILION, "one break": BLUE}
 POINT = {"curve": pl.String, "x": pl.Float64, "loss": pl.Float64}
 MARK = {**POINT, "low": pl.Float64, "high": pl.Float64, "verdict": pl.String}
@@ -42,7 +43,8 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     """Loss curves with one smooth break each, the two power laws it joins, and where it lies; both axes logarithmic.
 
     `points`: curve, step, loss, as fitted. `fits`: rows of `fits_table`. `curves` chooses up to 8 of them, in this
-    order. The interval of the break is a band for one curve, a bar for several; a fit without a break has no marks.
+    order. The interval of the break is a band for one curve, a bar for several; a fit without a break that was located
+    has no marks.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     if missing := [name for name in names if name not in rows]:
         raise UserError(f"deceleration: there is no fit of {missing[0]!r}; fits: {', '.join(map(str, rows)) or 'none'}")
     fitted = [rows[name] for name in names if rows[name]["step_at_break"] is not None]
-    broken = [row for row in fitted if row["verdict"] in BROKEN]
+    broken = [row for row in fitted if row["verdict"] in LOCATED]
     x, y = step_axis(step_ends(data)), loss_axis(data["loss"])
     key = alt.Legend(orient="bottom", columns=5, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
     colour = alt.Color("curve:N", title=None, legend=key if len(names) > 1 else None).scale(
@@ -93,7 +95,9 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
         where = "band" if len(names) == 1 else "bar"
         caption += ["dashed: the two power laws it joins, and where they meet", f"{where}: 95 % interval of that step"]
     reasons = [
-        f"{row['curve']}: {row['verdict']}, {row['reason']}" for row in map(rows.get, names) if row.get("reason")
+        f"{row['curve']}: {headline(row['verdict'], row.get('caveat'))}, {row['reason']}"
+        for row in map(rows.get, names)
+        if row.get("reason")
     ]
     said = wrapped("; ".join(filter(None, caption)), 92)
     if len(names) == 1:
@@ -243,34 +247,47 @@ def step_ends(data: pl.DataFrame) -> list[float]:
 
 
 def _found(names: list[str], rows: list[Mapping]) -> str:
-    """The title: one curve's break with its interval and rates, or how many decelerate and between which steps."""
+    """The title: one curve's break with its interval and rates, or how many decelerate, and where they may break."""
     if len(rows) == 1:
-        row = rows[0]
-        if row["verdict"] not in BROKEN:
-            return f"{names[0]}: {row['verdict']}"
-        low, high = row.get("step_at_break_low"), row.get("step_at_break_high")
-        between = f" [{low:,.0f}, {high:,.0f}]" if low is not None and high is not None else ""
+        row, doubt = rows[0], rows[0].get("caveat")
+        if row["verdict"] not in LOCATED:
+            return f"{names[0]}: {headline(row['verdict'], doubt)}"
         verb = "breaks at the edge," if row["verdict"] == "break at the edge" else f"{row['verdict']} at"
         rates = f"rate {row['rate_before_break']:.3g} → {row['rate_after_break']:.3g}"
-        return f"{names[0]} {verb} step {row['step_at_break']:,.0f}{between}: {rates}"
-    slower = sorted(row["step_at_break"] for row in rows if row["verdict"] == "decelerates")
+        return f"{names[0]} {verb} step {with_interval(row['step_at_break'], _bounds(row), ',.0f')}: {rates}" + (
+            f" ({doubt})" if doubt else ""
+        )
+    slower = [row for row in rows if row["verdict"] == "decelerates"]
+    lost = sum(row["verdict"] == "break not located" for row in rows)
+    also = f"; the break of {lost} is not located" if lost else ""
     if not slower:
-        return f"None of {len(rows)} curves decelerates"
+        return f"None of {len(rows)} curves decelerates{' at a known step' if lost else ''}{also}"
     count = f"All {len(rows)} curves decelerate" if len(slower) == len(rows) else (
         f"{len(slower)} of {len(rows)} curves decelerate{'s' if len(slower) == 1 else ''}"
     )  # fmt: skip
-    if len(slower) == 1:
-        return f"{count}, at step {slower[0]:,.0f}"
-    return f"{count}; breaks between steps {slower[0]:,.0f} and {slower[-1]:,.0f}"
+    doubts = Counter(row["caveat"] for row in slower if row.get("caveat"))
+    also += "".join(f"; {doubt} ({number} of {len(slower)})" for doubt, number in doubts.items())
+    bounds = [_bounds(row) for row in slower]
+    if all(bounds):
+        low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+        return f"{count}, between steps {low:,.0f} and {high:,.0f} (95 % intervals){also}"
+    steps = sorted(row["step_at_break"] for row in slower)
+    where = f"fitted step {steps[0]:,.0f}" if len(steps) == 1 else f"fitted steps {steps[0]:,.0f} to {steps[-1]:,.0f}"
+    return f"{count}; {where}, without intervals{also}"
+
+
+def _bounds(row: Mapping) -> tuple[float, float] | None:
+    """The interval of the step of a break, if there is one."""
+    low, high = row.get("step_at_break_low"), row.get("step_at_break_high")
+    return None if low is None or high is None or not low < high else (low, high)
 
 
 def _told(row: Mapping) -> str:
     """What one curve's title leaves unsaid: L_d and r_d with their intervals, what else would fit; or why no break."""
-    if row["verdict"] not in BROKEN:
+    if row["verdict"] not in LOCATED:
         return row.get("reason") or ""
     parts = []
     for name, column, style in (("L_d", "loss_at_break", ".2f"), ("r_d", "rate_after_break", ".3g")):
-        low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-        between = f" [{low:{style}}, {high:{style}}]" if low is not None and high is not None else ""
-        parts.append(f"{name} {row[column]:{style}}{between}")
+        bounds = row.get(f"{column}_low"), row.get(f"{column}_high")
+        parts.append(f"{name} {with_interval(row[column], bounds, style)}")
     return "; ".join([", ".join(parts), *(row.get("reason") or "").split("; ")[1:]]).replace("-", "−")

@@ -47,7 +47,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
         "line: fitted power of size",
         "grey: published" if published is not None else "",
     ]
-    caption += [f"{count(hidden, 'value')} not above 0 left out" if hidden else ""]
+    caption += [f"{count(hidden, 'value')} missing or not above 0 left out" if hidden else ""]
     return figure(
         alt.hconcat(*(panel for panel, _, _ in found), spacing=78, bounds="flush"),
         lines(f"Larger models: {', '.join(said)}", 84),

@@ -14,15 +14,18 @@ from numpy.typing import ArrayLike
 from lmdynamics.curves.broken_power_law import Broken, fit, scanned_gain, slopes
 from lmdynamics.curves.correlated import blocks_of, local_scale, moved_draws, wild_draws
 from lmdynamics.curves.intervals import with_interval
+from lmdynamics.curves.jumps import Jump, find_jumps, without_jumps
 from lmdynamics.curves.preparation import prepare
 from lmdynamics.errors import UserError
 
-VERDICTS = ("decelerates", "accelerates", "break at the edge", "no break")
+LOCATED = ("decelerates", "accelerates", "break at the edge")  # verdicts with one break whose place is known
+VERDICTS = (*LOCATED, "break not located", "sudden drop", "sudden rise", "jump in scale", "no break")
 FEWEST = 12  # points; a break has five parameters
 CLEAR = 10.0  # ΔAIC beyond which the simpler model has no support left (Burnham and Anderson 2002)
 EDGE = 0.1  # share of the range of log steps that must lie on either side of a break
 EXACT = 1e-7  # errors of log loss below this are rounding
-SUDDEN = 1.1  # two breaks within this factor are one step down, or up
+SUDDEN = 1.1  # a sudden drop or rise by this factor is the verdict; a smaller one its caveat
+WIDE = 0.5  # share of the range of log steps: a break whose interval spans more is not located
 STRAIGHT = 200  # resamples of one power law
 CHANCE = 0.02  # share of resampled power laws that may gain as much by a break
 GROUPS = 200  # points at most that a resample is fitted to; beyond, neighbours are averaged
@@ -33,13 +36,14 @@ class Deceleration:
     """A fitted loss curve. Losses in nats (or the unit given), rates per natural logarithm of the step.
 
     `intervals` are 95 % (block bootstrap, each refit begun at this break): of `loss_at_break`, `step_at_break`,
-    `rate_before_break` and `rate_after_break`, by name; empty without resamples. `delta_aic_power_law` is how much
-    worse (in AIC) one power law is, `delta_aic_two_breaks` how much better two breaks are; both count
-    `independent_points`, not points. The numbers are there whatever the verdict: without a break they describe a break
-    that is not there.
+    `rate_before_break` and `rate_after_break`, by name; empty without resamples, without noise to resample, and where
+    the verdict claims no break. `delta_aic_power_law` is how much worse (in AIC) one power law is,
+    `delta_aic_two_breaks` how much better two breaks are; both count `independent_points`, not points. The numbers are
+    there whatever the verdict: without a break they describe a break that is not there.
     """
 
-    verdict: str  # decelerates, accelerates, break at the edge, no break
+    verdict: str  # one of VERDICTS
+    caveat: str  # what a reader of the verdict must know with it, such as "two breaks fit better"; or empty
     reason: str  # one sentence a person can read
     loss_at_break: float  # L_d
     step_at_break: float  # t_d
@@ -58,7 +62,13 @@ class Deceleration:
     independent_points: float  # points / correlation time of the residuals
     first_step: float
     last_step: float
+    jumps: tuple[Jump, ...] = ()  # changes of scale: no learning
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> str:
+        """The verdict with its caveat: `decelerates (two breaks fit better)`."""
+        return headline(self.verdict, self.caveat)
 
     @property
     def rate_before_break(self) -> float:
@@ -84,10 +94,17 @@ class Deceleration:
         return with_interval(getattr(self, name), self.intervals.get(name), style)
 
     def __str__(self) -> str:
+        if self.verdict not in (*LOCATED, "break not located"):
+            return f"{self.headline}: {self.reason}"
         return (
-            f"{self.verdict}: L_d {self.told('loss_at_break', '.3f')}, t_d {self.told('step_at_break', ',.0f')}, "
+            f"{self.headline}: L_d {self.told('loss_at_break', '.3f')}, t_d {self.told('step_at_break', ',.0f')}, "
             f"r_d {self.told('rate_after_break', '.4f')}"
         )
+
+
+def headline(verdict: str, caveat: str | None) -> str:
+    """A verdict with its caveat, if it has one."""
+    return f"{verdict} ({caveat})" if caveat else verdict
 
 
 def fit_deceleration(
@@ -107,9 +124,14 @@ def fit_deceleration(
     independent, least of all after smoothing: criteria count as many points as their correlation leaves, and the
     bootstrap weighs whole blocks of residuals at random in place (a wild bootstrap, Shao 2010), `resamples` times.
 
-    The verdict: `no break` where a break improves the AIC by less than 10, or by no more than it improves resamples of
-    one power law with such noise, 2 % of them aside; `accelerates` where the rate rises at the
-    break; `break at the edge` where less than a tenth of the range of log steps lies before or after it; `decelerates`.
+    The verdict, the first that holds: `jump in scale` where the level shifts between two neighbouring points
+    (`curves.jumps`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break with a
+    shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is the
+    caveat, and there are no intervals); `no break` where a break improves the AIC by less than 10, or by no more than
+    it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the interval of
+    its step spans more than half of the range of log steps (only where there are resamples); `break at the edge` where
+    less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the break;
+    `decelerates`.
 
     `start`, (step of the break, width f1), begins at one place only instead of scanning for the best.
 
@@ -134,17 +156,53 @@ def fit_deceleration(
     gain, more = aic[0] + 2 * 2 - (aic[1] + 2 * 5), aic[1] + 2 * 5 - (aic[2] + 2 * 8)
     found = _numbers(broken)
     steps, rates = np.exp(twice.breaks[0]).tolist(), twice.rates.cumsum(1)[0].tolist()
+    noisy = broken.rss[0] / len(x) > EXACT**2
     verdict, reason = _judged(found, gain, blocks, kept[0], kept[-1], seed + 1)
+    caveat = "" if noisy else "no noise, as if drawn from a formula"
     if more > CLEAR:
-        still = "but two breaks do fit better" if verdict == "no break" else "two breaks fit better still"
+        caveat = "two breaks fit better"
         where = f"at {steps[0]:,.0f} and {steps[1]:,.0f}, rates " + ", ".join(f"{rate:.3g}" for rate in rates)
-        if steps[1] < SUDDEN * steps[0]:
-            sudden = "drop" if rates[1] > 0 else "rise"
-            where = f"a sudden {sudden} at {steps[0]:,.0f}, rates {rates[0]:.3g} before and {rates[2]:.3g} after"
-        reason += f"; {still}: {where}"
-    spread = blocks.resampled(broken, twice if more > CLEAR else broken, resamples, seed) if resamples else {}
+        reason += f"; {caveat}: {where}"
+    after, drop = _best_shift(x, y, broken)
+    level = y - drop * (np.arange(len(x)) < after)
+    even = fit(x, level, 1, near=broken)
+    shifted = aic[1] + 2 * 5 - (points * np.log(max(even.rss[0] / len(x), EXACT**2)) + 2 * 7)
+    if sudden := shifted > max(CLEAR, more):
+        kind, place = "drop" if drop > 0 else "rise", f"at step {kept[after]:,.0f}"
+        caveat = f"with a sudden {kind} by {np.expm1(abs(drop)):.1%} {place} it fits better"
+        reason = f"{reason.split('; two breaks')[0]}; {caveat}"
+        if abs(drop) > np.log(SUDDEN):
+            verdict, caveat = f"sudden {kind}", ""
+            reason = f"one break fits better with a sudden {kind} by a factor of {np.exp(abs(drop)):.3g} {place}"
+    if jumps := _confirmed(step, loss, smoothing, skip_steps, broken, points):
+        verdict, caveat = "jump in scale", ""
+        reason = (
+            f"the loss {' and '.join(map(str, jumps))} and stays there: a change of unit or scale, no learning; bring "
+            f"the losses to one scale, or fit one part (--skip-steps {jumps[-1].before:.0f})"
+        )
+    intervals: dict[str, tuple[float, float]] = {}
+    if verdict in LOCATED and resamples and noisy:
+        spread = blocks.resampled(broken, twice if more > CLEAR else broken, resamples, seed)
+        if shifted > max(0, more):  # nobody knows whether the level shifts: what either fit says may be true
+            other = _Blocks.of(x, level[0], even).resampled(even, even, resamples, seed)
+            there = _numbers(even)
+            wider = {name: _interval(values, float(there[name][0])) for name, values in other.items()}
+        else:
+            wider = {}
+        for name, values in spread.items():
+            low, high = _interval(values, float(found[name][0]))
+            also = wider.get(name, (low, high))
+            intervals[name] = min(low, also[0]), max(high, also[1])
+        low, high = intervals["step_at_break"]
+        if sudden:  # then they do not hold the place of the break as often as they say
+            intervals = {}
+        elif (share := np.log(high / low) / np.log(kept[-1] / kept[0])) > WIDE:
+            verdict = "break not located"
+            where = f"from step {low:,.0f} to {high:,.0f}, over {share:.0%} of the log steps"
+            reason = f"the break may lie anywhere {where}; {reason}"
     return Deceleration(
         verdict=verdict,
+        caveat=caveat,
         reason=reason,
         **{name: float(found[name][0]) for name in ("loss_at_break", "step_at_break", "rate_after_break")},
         b=float(np.exp(broken.log_b[0])),
@@ -161,8 +219,34 @@ def fit_deceleration(
         independent_points=float(points),
         first_step=float(kept[0]),
         last_step=float(kept[-1]),
-        intervals={name: _interval(values, float(found[name][0])) for name, values in spread.items()},
+        jumps=jumps,
+        intervals=intervals,
     )
+
+
+def _best_shift(x, y, broken: Broken) -> tuple[int, float]:
+    """Where a step explains most of what one break leaves: the first point after it, and how far log loss falls."""
+    q, _ = np.linalg.qr(slopes(x, broken))
+    residual = y[0] - broken(x)[0]
+    residual -= q @ (q.T @ residual)
+    upto = np.arange(1, len(x))  # how many points lie before the step
+    along, inside = np.cumsum(residual)[:-1], np.cumsum(q, axis=0)[:-1]
+    free = np.maximum(upto - (inside**2).sum(1), 1e-9)
+    after = int(upto[(along**2 / free)[1:-1].argmax() + 1]) if len(x) > 3 else 1
+    drop = float(along[after - 1] / free[after - 1])
+    return after, drop
+
+
+def _confirmed(step, loss, smoothing: str, skip_steps: float, broken: Broken, points: float) -> tuple[Jump, ...]:
+    """The jumps after the steps that are skipped, if one break describes the curve better once they are taken out."""
+    fitted = step > max(skip_steps, 0)
+    jumps = find_jumps(step[fitted], loss[fitted])
+    if not jumps:
+        return ()
+    kept, smoothed = prepare(step, without_jumps(step, loss, jumps), smoothing, skip_steps)
+    even = fit(np.log(kept), np.log(smoothed)[None], 1)
+    gain = points * np.log(max(broken.rss[0], 1e-300) / max(even.rss[0], 1e-300)) - 2 * len(jumps)
+    return tuple(jumps) if gain > CLEAR else ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import polars as pl
 from numpy.typing import ArrayLike
 
 from lmdynamics.curves.broken_power_law import WIDTHS, fit
-from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
+from lmdynamics.curves.deceleration import LOCATED, Deceleration, fit_deceleration, headline
 from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
@@ -61,34 +61,48 @@ def fit_curves(
 
 
 def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
-    """Fits as rows: curve, verdict, loss_at_break, step_at_break, rate_before_break and rate_after_break (each with
-    _low and _high, 95 %), b, c0, c1, log_d1, f1, rsle, delta_aic_power_law, delta_aic_two_breaks, points, first_step,
-    last_step, reason. A curve that could not be fitted has the verdict `not fitted`, and why as its reason."""
+    """Fits as rows: curve, verdict, caveat (of the verdict; empty without one), loss_at_break, step_at_break,
+    rate_before_break and rate_after_break (each with _low and _high, 95 %), b, c0, c1, log_d1, f1, rsle,
+    delta_aic_power_law, delta_aic_two_breaks, points, first_step, last_step, reason. A curve that could not be fitted
+    has the verdict `not fitted`, and why as its reason."""
     rows = []
     for name, made in fits.items():
         if isinstance(made, UserError):
-            rows.append({"curve": name, "verdict": "not fitted", "reason": str(made)})
+            rows.append({"curve": name, "verdict": "not fitted", "caveat": "", "reason": str(made)})
             continue
-        row = {"curve": name, "verdict": made.verdict, "reason": made.reason, "points": made.points}
+        row = {"curve": name, "verdict": made.verdict, "caveat": made.caveat, "reason": made.reason}
+        row["points"] = made.points
         for value in FITTED:
             low, high = made.intervals.get(value, (None, None))
             row |= {value: getattr(made, value), f"{value}_low": low, f"{value}_high": high}
         rows.append(row | {value: getattr(made, value) for value in (*OTHERS, "first_step", "last_step")})
     columns = [*(f"{value}{end}" for value in FITTED for end in ("", "_low", "_high")), *OTHERS]
-    schema = {"curve": pl.String, "verdict": pl.String, **dict.fromkeys(columns, pl.Float64), "points": pl.Int64}
+    texts = dict.fromkeys(("curve", "verdict", "caveat"), pl.String)
+    schema = {**texts, **dict.fromkeys(columns, pl.Float64), "points": pl.Int64}
     return pl.DataFrame(rows, {**schema, "first_step": pl.Float64, "last_step": pl.Float64, "reason": pl.String})
 
 
+def decelerating(fits: pl.DataFrame) -> pl.DataFrame:
+    """`fits_table` with the numbers of a break, and their intervals, null where a curve does not decelerate."""
+    numbers = [f"{value}{end}" for value in FITTED for end in ("", "_low", "_high")]
+    there = pl.col("verdict") == "decelerates"
+    return fits.with_columns(pl.when(there).then(pl.col(name)).alias(name) for name in numbers if name in fits.columns)
+
+
 def told(fits: pl.DataFrame, *columns: str) -> pl.DataFrame:
-    """`fits_table` (or `sensitivity`) for a reader: `columns` of it, verdict; L_d, t_d, r_d as texts with intervals."""
+    """`fits_table` (or `sensitivity`) for a reader: `columns` of it, the verdict with its caveat, and L_d, t_d, r_d.
+
+    The numbers are texts with intervals; a curve whose verdict claims no break in one place has none.
+    """
     ways = [(FITTED[0], "L_d", ".3f"), (FITTED[1], "t_d", ",.0f"), (FITTED[3], "r_d", ".4f")]
 
     def text(row: dict, name: str, style: str) -> str:
         value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        return "–" if value is None else with_interval(value, (low, high), style)
+        return "–" if value is None or row["verdict"] not in LOCATED else with_interval(value, (low, high), style)
 
     rows = [
-        {name: row[name] for name in (*columns, "verdict")}
+        {name: row[name] for name in columns}
+        | {"verdict": headline(row["verdict"], row["caveat"])}
         | {symbol: text(row, name, style) for name, symbol, style in ways}
         for row in fits.iter_rows(named=True)
     ]

@@ -60,11 +60,15 @@ def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
 
 
 def with_interval(value: float | None, bounds: tuple[float | None, float | None] | None, style: str) -> str:
-    """A number, and its interval in brackets where it has one of some width; without a number, "undefined"."""
+    """A number, and its interval in brackets where it has one; without a number, "undefined".
+
+    An interval without a width, or none at the digits shown, is left out.
+    """
     if value is None:
         return "undefined"
-    known = bounds is not None and None not in bounds and bounds[0] < bounds[1]
-    return f"{value:{style}}" + (f" [{bounds[0]:{style}}, {bounds[1]:{style}}]" if known else "")
+    known = bounds is not None and None not in bounds
+    low, high = (f"{bound:{style}}" for bound in bounds) if known else ("", "")
+    return f"{value:{style}}" + (f" [{low}, {high}]" if low != high else "")
 
 
 def bounded(row: Mapping, name: str, style: str) -> str:

@@ -9,6 +9,7 @@ import polars as pl
 from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.curves.deceleration import LOCATED
 from lmdynamics.curves.intervals import need_columns
 from lmdynamics.curves.preparation import prepare
 from lmdynamics.curves.scaling import power_laws
@@ -117,12 +118,12 @@ def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
     """Which break each fit found: `fits_table` with `ends` of the unigram phase and `which`.
 
     `which`: `end of the unigram phase` within a factor of 1.5 of it, `after it`, `before it` (also where it never
-    ends), or `none` without a break. A short run's one break is that phase's end: the model has learned how frequent
-    each token is, and goes on to what is harder.
+    ends), or `none` without a break that was located. A short run's one break is that phase's end: the model has
+    learned how frequent each token is, and goes on to what is harder.
     """
     ratio = pl.col("step_at_break") / pl.col("ends")
     which = (
-        pl.when(pl.col("verdict").is_in(["no break", "not fitted"]))
+        pl.when(~pl.col("verdict").is_in(LOCATED))
         .then(pl.lit("none"))
         .when(ratio > NEAR)
         .then(pl.lit("after it"))

@@ -63,7 +63,7 @@ def drawn_from(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.Dat
 
 
 def published_curves() -> tuple[pl.DataFrame, str, bool]:
-    """The published loss curves (curve, step, loss), a sentence on what they are, and whether they were really seen.
+    """The published loss curves (curve, step, loss), a sentence on what they are, and whether they were measured.
 
     The real ones where `trajectories/zsl/smoothed_loss.csv` of the authors' repository lies below one of the folders
     searched for data; otherwise what the printed fits describe, which has neither noise nor misfit.
@@ -74,7 +74,8 @@ def published_curves() -> tuple[pl.DataFrame, str, bool]:
             return read.frame, f"The authors' smoothed losses of {', '.join(read.names)}.", True
     steps = np.unique(np.geomspace(110, LAST_STEP, 200).round())
     told = (
-        "Drawn from the eight printed fits: no noise, no misfit. For the authors' own curves, put their "
-        "smoothed_loss.csv into trajectories/zsl below the folder that LMDYNAMICS_DATA names."
+        "Drawn from the eight printed fits, not measured: fitting them checks the fitter and is no finding. For the "
+        "authors' own curves, put their smoothed_loss.csv into trajectories/zsl below the folder that LMDYNAMICS_DATA "
+        "names."
     )
     return drawn_from(published_fits(), steps), told, False

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmdynamics.curves.deceleration import VERDICTS, Deceleration
+from lmdynamics.curves.deceleration import LOCATED, VERDICTS, Deceleration
 from lmdynamics.curves.fits import fit_curves
 from lmdynamics.curves.reading import read_curves
 from lmdynamics.errors import UserError, printable
 
+SKIPPED = 100  # steps that are left out unless others are asked for
 SHOWN = 60  # rows of a table for a person
+NUMBERS = {"loss_at_break": ".3f", "step_at_break": ",.0f", "rate_after_break": ".4f", "rate_before_break": ".3f"}
 
 
 def fit_files(
@@ -25,17 +27,20 @@ def fit_files(
     step: str | None = None,
     loss: str | None = None,
     smoothing: str = "none",
-    skip_steps: float = 100,
+    skip_steps: float | None = None,
     resamples: int = 200,
     workers: int | None = None,
     as_json: bool = False,
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
+    `skip_steps`: 100 where nothing else is asked for.
+
     Raises
     ------
     UserError
-        If a file cannot be read, or there is one curve and it cannot be fitted.
+        If a file cannot be read, there is one curve and it cannot be fitted, or most rows lie in steps that would be
+        left out though nobody said so.
     """
     if resamples < 0:
         raise UserError(f"--resamples is {resamples}; give 0 for no intervals, or some hundreds")
@@ -49,6 +54,13 @@ def fit_files(
     frame = pl.concat(parts)
     if (twice := frame.select("curve", "step").is_duplicated()).any():
         raise UserError(f"two files hold a curve called {frame.filter(twice)['curve'][0]!r}; fit them one at a time")
+    early = frame.filter(pl.col("step") <= SKIPPED)
+    if skip_steps is None and len(early) > len(frame) / 2:
+        raise UserError(
+            f"{len(early):,} of {len(frame):,} rows lie at steps up to {SKIPPED}, which are left out by default; give "
+            f"--skip-steps 0 to fit them as well, or --skip-steps {SKIPPED} to fit the rest"
+        )
+    skip_steps = SKIPPED if skip_steps is None else skip_steps
     fits = fit_curves(frame, smoothing=smoothing, skip_steps=skip_steps, resamples=resamples, workers=workers)
     failed = [made for made in fits.values() if isinstance(made, UserError)]
     if len(fits) == 1 and failed:
@@ -87,13 +99,11 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
         if isinstance(made, UserError):
             table.add_row(Text(printable(name)), Text("not fitted"), *["–"] * 6)
         else:
-            numbers = (Text(made.told("loss_at_break", ".3f")), Text(made.told("step_at_break", ",.0f")))
-            rates = (Text(made.told("rate_after_break", ".4f")), Text(made.told("rate_before_break", ".3f")))
+            located = made.verdict in LOCATED  # otherwise the numbers describe a break that is not there
             table.add_row(
                 Text(printable(name)),
-                made.verdict,
-                *numbers,
-                *rates,
+                made.verdict + (f"\n({made.caveat})" if made.caveat else ""),
+                *(Text(made.told(number, style) if located else "–") for number, style in NUMBERS.items()),
                 f"{made.rsle:.4f}",
                 f"{made.delta_aic_power_law:.0f}",
             )
@@ -105,6 +115,8 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
         console.print(Text(f"{printable(name)}: {made if isinstance(made, UserError) else made.reason}"))
     counts = Counter("not fitted" if isinstance(made, UserError) else made.verdict for made in fits.values())
     told = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in (*VERDICTS, "not fitted") if counts[verdict])
+    doubts = Counter(made.caveat for made in fits.values() if isinstance(made, Deceleration) and made.caveat)
+    told += "".join(f"; {number:,} with a caveat: {doubt}" for doubt, number in doubts.items())
     console.print(f"{len(fits):,} curves: {told}. ΔAIC: how much worse one power law is.", highlight=False)
     if counts["not fitted"] and len(fits) > 12:
         reasons = Counter(str(made) for made in fits.values() if isinstance(made, UserError))

@@ -226,4 +226,4 @@ def _told(hand: Mapping[str, float], best: Deceleration) -> str:
         ["best", *(best.told(name, style) for name, style in columns.values())],
     ]
     rows = [[value.replace("-", "−") for value in row] for row in rows]
-    return f"{html_table(['break', *columns], rows)}{escape(best.verdict)}: {escape(best.reason)}"
+    return f"{html_table(['break', *columns], rows)}{escape(best.headline)}: {escape(best.reason)}"

@@ -42,12 +42,47 @@ def test_every_figure_draws_and_says_what_it_shows(name):
     drawn(every_chart()[name])
 
 
-def test_the_title_counts_the_curves_that_decelerate():
-    spec = every_chart()["many"].to_dict()
-    at = sorted(fit_of(name)["step_at_break"] for name in ("small", "large"))
-    assert " ".join(spec["title"]["text"]) == (
-        f"2 of 3 curves decelerate; breaks between steps {at[0]:,.0f} and {at[1]:,.0f}"
+def title(rows, **how):
+    return " ".join(charts.deceleration(points(), rows, **how).to_dict()["title"]["text"])
+
+
+def test_the_title_counts_the_curves_that_decelerate_and_says_how_far_their_intervals_reach():
+    two = [fit_of(name) for name in ("small", "large")]
+    low, high = min(row["step_at_break_low"] for row in two), max(row["step_at_break_high"] for row in two)
+    assert title(fits()) == f"2 of 3 curves decelerate, between steps {low:,.0f} and {high:,.0f} (95 % intervals)"
+    ends = sorted(row["step_at_break"] for row in two)
+    bare = fits().with_columns(pl.lit(None, pl.Float64).alias("step_at_break_low"))
+    assert title(bare) == (
+        f"2 of 3 curves decelerate; fitted steps {ends[0]:,.0f} to {ends[1]:,.0f}, without intervals"
     )
+
+
+def test_a_title_says_no_more_than_the_intervals():
+    """As of four short curves whose breaks, fitted at steps 59 to 71, may lie anywhere from 21 to 1,023."""
+    lost = fits().with_columns(verdict=pl.lit("break not located"))
+    assert title(lost) == "None of 3 curves decelerates at a known step; the break of 3 is not located"
+    assert title(lost, curves=["small"]) == "small: break not located"
+    one = pl.when(pl.col("curve") == "small").then(pl.lit("break not located")).otherwise("verdict")
+    large = fit_of("large")
+    assert title(fits().with_columns(verdict=one)) == (
+        f"1 of 3 curves decelerates, between steps {large['step_at_break_low']:,.0f} and "
+        f"{large['step_at_break_high']:,.0f} (95 % intervals); the break of 1 is not located"
+    )
+    spec = charts.deceleration(points(), lost, curves=["small"]).to_dict()
+    assert marks(spec) == ["point", "line"]  # and no place is marked
+
+
+def test_a_title_carries_the_caveat_of_the_verdict():
+    doubted = fits().with_columns(caveat=pl.lit("two breaks fit better"))
+    assert title(doubted).endswith("; two breaks fit better (2 of 2)")
+    assert title(doubted, curves=["small"]).endswith(" (two breaks fit better)")
+    assert title(fits().with_columns(verdict=pl.lit("jump in scale")), curves=["small"]) == "small: jump in scale"
+
+
+def test_an_interval_of_zero_width_is_not_shown():
+    flat = fits().with_columns(step_at_break_low="step_at_break", step_at_break_high="step_at_break")
+    assert "[" not in title(flat, curves=["small"])
+    assert "without intervals" in title(flat)
 
 
 def test_the_line_is_the_fit_and_its_ends_lie_on_the_two_power_laws():

@@ -82,7 +82,7 @@ def test_a_trend_whose_interval_holds_zero_is_not_claimed():
 def test_a_rate_below_zero_is_left_out_and_counted():
     odd = sizes(rate_after_break=pl.Series([-0.01, 0.02, 0.03]))
     chart = charts.size_trends(odd, laws(odd))
-    assert "1 value not above 0 left out" in str(chart.to_dict()["title"]["subtitle"])
+    assert "1 value missing or not above 0 left out" in str(chart.to_dict()["title"]["subtitle"])
     assert "fall after it not known" in said(chart)
     none = sizes(rate_after_break=pl.Series([-0.01, -0.02, -0.03]))
     assert "<svg" in charts.to_svg(charts.size_trends(none, laws(none)))

@@ -129,6 +129,36 @@ def test_too_few_points():
         fit_deceleration(np.arange(100, 1100, 100), np.linspace(5, 4, 10))
 
 
+def test_the_verdict_carries_that_two_breaks_fit_better():
+    curve = broken(STEPS) * (1 + (STEPS / 20_000) ** (1 / 0.1)) ** (-0.4 * 0.1)
+    made = fit_deceleration(STEPS, curve * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(STEPS))))
+    assert made.verdict == "decelerates"
+    assert made.headline == "decelerates (two breaks fit better)"
+    assert str(made).startswith("decelerates (two breaks fit better): L_d")
+
+
+def test_a_break_that_may_lie_nearly_anywhere_is_not_located():
+    steps, random = spaced(40), np.random.default_rng(3)
+    loss = 20 * steps**-0.2 * (1 + (steps / 3_000) ** (1 / 3.0)) ** (0.17 * 3.0)
+    made = fit_deceleration(steps, loss * np.exp(0.004 * random.standard_normal(len(steps))))
+    low, high = made.intervals["step_at_break"]
+    assert np.log(high / low) > 0.5 * np.log(steps[-1] / steps[0])
+    assert made.verdict == made.headline == "break not located"
+    assert made.reason.startswith(f"the break may lie anywhere from step {low:,.0f} to {high:,.0f}, over ")
+
+
+def test_no_break_has_no_interval():
+    made = fit_deceleration(STEPS, noisy(STEPS, 0.02, 0, c1=0.0))
+    assert (made.verdict, made.intervals) == ("no break", {})
+    assert "L_d" not in str(made)
+
+
+def test_a_curve_without_noise_has_no_interval_and_its_verdict_says_so():
+    made = fit_deceleration(STEPS, broken(STEPS))
+    assert made.intervals == {}
+    assert made.headline == "decelerates (no noise, as if drawn from a formula)"
+
+
 def test_words_for_a_person():
     made = fit_deceleration(STEPS, noisy(STEPS, 0.01, 0))
     assert str(made).startswith("decelerates: L_d 4.0")

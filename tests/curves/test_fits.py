@@ -87,7 +87,7 @@ def test_a_row_holds_the_fields_of_its_fit():
     table = fits_table(fits)
     assert table["curve"].to_list() == ["late", "short", "early"]
     row, made = table.row(0, named=True), fits["late"]
-    for name in (*FITTED, *OTHERS, "points", "first_step", "last_step", "verdict", "reason"):
+    for name in (*FITTED, *OTHERS, "points", "first_step", "last_step", "verdict", "caveat", "reason"):
         assert row[name] == getattr(made, name), name
     assert all((row[f"{name}_low"], row[f"{name}_high"]) == made.intervals[name] for name in FITTED)
 
@@ -96,7 +96,7 @@ def test_a_curve_without_a_fit_has_a_row_of_nulls_and_why():
     row = fits_table(fit_curves(THREE, resamples=0)).row(1, named=True)
     assert (row["curve"], row["verdict"]) == ("short", "not fitted")
     assert "a break needs at least 12" in row["reason"]
-    assert {value for name, value in row.items() if name not in ("curve", "verdict", "reason")} == {None}
+    assert {value for name, value in row.items() if name not in ("curve", "verdict", "caveat", "reason")} == {None}
 
 
 def test_the_schema_is_the_same_whatever_was_fitted():
@@ -105,7 +105,7 @@ def test_the_schema_is_the_same_whatever_was_fitted():
     assert fits_table({}).is_empty()
     for some in (fits, {"short": fits["short"]}, {"late": fits["late"]}):
         assert fits_table(some).schema == schema
-    assert {name for name, kind in schema.items() if kind == pl.String} == {"curve", "verdict", "reason"}
+    assert {name for name, kind in schema.items() if kind == pl.String} == {"curve", "verdict", "caveat", "reason"}
     assert fits_table(fits)["step_at_break_low"].null_count() == 3  # no resamples, no intervals
 
 

@@ -64,14 +64,14 @@ def test_without_the_authors_curves_those_of_the_table_are_drawn_and_said(monkey
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
     curves, what, real = published_curves()
     assert not real
-    assert what.startswith("Drawn from the eight printed fits: no noise, no misfit.")
+    assert what.startswith("Drawn from the eight printed fits, not measured: fitting them checks the fitter and is no")
     assert curves["curve"].unique(maintain_order=True).to_list() == list(PARAMETERS)
     assert (curves["step"].min(), curves["step"].max()) == (110, LAST_STEP)
     again = fit_curves(curves, resamples=0)
     for row in published_fits().iter_rows(named=True):
         made = again[row["curve"]]
         assert isinstance(made, Deceleration)
-        assert made.verdict == "decelerates"
+        assert made.headline == "decelerates (no noise, as if drawn from a formula)"
         assert made.rate_after_break == pytest.approx(row["c0"] + row["c1"], abs=1e-5)
         assert made.f1 == pytest.approx(row["f1"], rel=1e-3)
 

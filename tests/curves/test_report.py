@@ -117,6 +117,37 @@ def test_many_curves_are_cut_and_counted(call, table):
     assert "Not fitted, 1 of them: 9 points are left" in out
 
 
+def test_a_jump_in_scale_is_the_verdict_and_no_number_stands_beside_it(call, tmp_path):
+    steps = np.arange(10, 5_001, 10)
+    loss = noisy(steps.astype(float), 0.01, 0) * np.where(steps <= 2_000, 8, 1)
+    pl.DataFrame({"step": steps, "loss": loss}).write_csv(tmp_path / "scaled.csv")
+    status, out, _ = call("fit", tmp_path / "scaled.csv")
+    assert status == 0
+    assert "decelerates" not in out
+    (row,) = [line for line in out.splitlines() if line.startswith("│ scaled")]
+    assert "jump in scale" in row
+    assert row.count("–") == 4
+    assert "scaled: the loss falls by a factor of 8" in out
+    assert "between steps 2,000 and 2,010 and stays there" in out
+    (made,) = strict(call("fit", tmp_path / "scaled.csv", "--json")[1])
+    assert (made["verdict"], made["intervals"]) == ("jump in scale", {})
+    assert (made["jumps"][0]["before"], made["jumps"][0]["after"]) == (2_000, 2_010)
+
+
+def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
+    path = tmp_path / "console.log"
+    steps = np.arange(1, 136.0)
+    path.write_text("".join(f"{{'loss': {x:.4f}, 'epoch': 0.1}}\n" for x in noisy(25 * steps, 0.005, 0)))
+    result = alone(call("fit", path))
+    assert refused(
+        (*result[:2], result[2].splitlines()[-1]), "100 of 135 rows lie at steps up to 100", "--skip-steps 0"
+    )
+    status, out, err = call("fit", path, "--skip-steps", "0", "--resamples", "0", "--json")
+    assert (status, strict(out)[0]["points"]) == (0, 135)
+    assert "The lines name no step" in err
+    assert strict(call("fit", path, "--skip-steps", "100", "--resamples", "0", "--json")[1])[0]["points"] == 35
+
+
 def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
     names = ["[red]a[/red]", "[/]", "x\x1b[31my", "a\nb", "é–λ"]
     path = table(dict.fromkeys(names, TWO["small"]))
@@ -220,7 +251,7 @@ MALFORMED = {
     "trainer_state.json": (b'{"log_history": [{"step": 1, "learning_rate": 0.1}]}', "no column looks like a loss"),
     "cut.parquet": (b"PAR1" + bytes(300), "is no Parquet file, or damaged"),
     "nan.csv": (b"step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
-    "notes.docx": (b"step,loss\n1,2\n", "has the suffix '.docx'"),
+    "notes.docx": (b"nothing of the kind\n", "holds no table"),
     "ragged.csv": (b"step,loss\n1,2,3\n", "line 2 has 3 cells, its header 2"),
 }
 
