@@ -13,12 +13,18 @@ STEPS = (
 )
 LOSSES = (
     *("loss", "train_loss", "training_loss", "loss_train", "lm_loss", "train_lm_loss", "total_loss"),
+    *("train_loss_step", "training_loss_step", "loss_step"),
     *("cross_entropy", "cross_entropy_loss", "train_cross_entropy_loss", "train_crossentropyloss", "ce_loss"),
     *("nll", "nll_loss", "val_loss", "valid_loss", "validation_loss", "dev_loss", "eval_loss", "test_loss"),
     *("loss_val", "epoch_loss", "value"),
 )
 LOSS_LIKE = re.compile(r"loss|(?<![a-z])nll(?![a-z])|cross_?entropy|(?<![a-z])xent(?![a-z])")
 NOT_LOSS = re.compile(r"loss_?(scale|std|var|weight)|__(min|max)$|grad|lossless")
+
+
+VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
+GROUPED = {mark: re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:\{mark}\d{{3}})+") for mark in ",."}
+DECIMAL_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][-+]?\d+)?")
 
 
 def plain(name: str) -> str:
@@ -37,6 +43,41 @@ def numbers(column: pl.Series) -> pl.Series:
     elif not column.dtype.is_numeric() and column.dtype != pl.Null:
         return pl.Series(column.name, [None] * len(column), pl.Float64)
     return column.cast(pl.Float64, strict=False)
+
+
+def with_decimal_points(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """A frame whose texts such as `1,110`, `8,37` and `1.000` are written as one number each, and a note for each kind.
+
+    A comma is a decimal comma where a column's cells have no other reading; then points group thousands in the whole
+    table. Otherwise commas that part groups of three are thousands, if the column's other numbers are below 1,000. What
+    can be read in two ways stays as it is.
+    """
+    texts = {
+        name: frame[name].drop_nulls().str.strip_chars().unique(maintain_order=True).to_list()
+        for name, kind in frame.schema.items()
+        if kind == pl.String
+    }
+    commas = {name: [cell for cell in cells if "," in cell] for name, cells in texts.items()}
+    decimal = {name for name, cells in commas.items() if cells and all(map(DECIMAL_COMMA.fullmatch, cells))}
+    if all(GROUPED[","].fullmatch(cell) for name in decimal for cell in commas[name]):
+        decimal = set()  # 1,110 in all of them: groups of three
+    changed, notes = [], []
+    for name, cells in texts.items():
+        dots = [cell for cell in cells if GROUPED["."].fullmatch(cell)]
+        rest = [cell for cell in cells if cell not in commas[name] and cell not in dots]
+        small = all(re.fullmatch(r"[-+]?\d{1,3}(\.\d+)?", cell) for cell in rest)
+        if name in decimal:
+            column, example = pl.col(name).str.replace_all(".", "", literal=True).str.replace(",", "."), commas[name][0]
+        elif commas[name] and all(map(GROUPED[","].fullmatch, commas[name])) and rest and small and not decimal:
+            column, example = pl.col(name).str.replace_all(",", "", literal=True), commas[name][0]
+        elif dots and small and not commas[name] and (decimal or (plain(name) in STEPS and rest)):
+            column, example = pl.col(name).str.replace_all(".", "", literal=True), dots[0]
+        else:
+            continue
+        changed.append(column)
+        read = pl.select(pl.lit(example).alias(name)).select(column).item()
+        notes.append(f"Column {name!r}: {example!r} is read as {read}.")
+    return frame.with_columns(changed), notes
 
 
 def is_empty(column: pl.Series) -> pl.Series:

@@ -10,6 +10,7 @@ from lmdynamics.curves.cells import (
     LOSSES,
     NOT_LOSS,
     STEPS,
+    VALIDATION,
     best_known,
     has_numbers,
     is_empty,
@@ -58,6 +59,7 @@ def choose_columns(table: Table, group: str | Sequence[str] | None, step: str | 
     if step is not None:
         _known(table, step, "step")
     step_is = step or best_known([name for name in frame.columns if name not in (*told, loss)], STEPS)
+    step_is = step_is or _rising(frame, loss)
     for first, second in (((step_is,), told), ((step_is,), (loss,)), (told, (loss,))):
         if both := set(first) & set(second) - {None}:
             raise UserError(
@@ -130,13 +132,18 @@ def _guess_losses(table: Table, columns: list[str]) -> tuple[dict[str, str | Non
         metric = best_known(metrics, LOSSES) or metrics[0]
         chosen = {name: run_and_metric(name)[0] for name in by_run if run_and_metric(name)[1] == metric}
         return chosen, [name for name in like if name not in chosen]
+    known = best_known(like, LOSSES)
+    if known and VALIDATION.search(known.lower()):  # the loss of training, where it is logged as well
+        training = [name for name in like if re.search("train", name.lower())]
+        if best := max(training, key=lambda name: numbers(table.frame[name]).count(), default=None):
+            return {best: None}, [name for name in like if name != best]
     if best := best_known(like or [name for name in columns if has_numbers(table.frame[name])], LOSSES):
         return {best: None}, [name for name in like if name != best]
     if not like:
         if texts := [name for name in columns if looks_like_loss(name)]:
             _need_numbers(table, texts[0], "loss")
         if wide := _wide(table.frame, columns):
-            return dict(zip(wide, wide, strict=True)), []
+            return dict(zip(wide, wide, strict=True)) if len(wide) > 1 else {wide[0]: None}, []
         raise UserError(f"{table.source}: no column looks like a loss among {listed(columns)}; give --loss COLUMN")
     if len({re.split(r"[/_. ]", name)[-1] for name in like}) > 1 or len(like) == 1:
         return {like[0]: None}, like[1:]
@@ -146,11 +153,22 @@ def _guess_losses(table: Table, columns: list[str]) -> tuple[dict[str, str | Non
 
 def _wide(frame: pl.DataFrame, columns: list[str]) -> list[str]:
     """Columns of a table that may have a curve in each, called by its name: all but what is known to be no loss are of
-    positive numbers, and there are several."""
+    positive numbers, and there are several, or the one beside the steps."""
     unknown = [name for name in columns if not (_is_other(name) or is_empty(frame[name]).all())]
     numeric = [numbers(frame[name]) for name in unknown]
     positive = all(column.count() and (column.filter(column.is_finite()) > 0).all() for column in numeric)
-    return unknown if positive and len(unknown) > 1 else []
+    return unknown if positive and (len(unknown) > 1 or len(unknown) == len(frame.columns) - 1) else []
+
+
+def _rising(frame: pl.DataFrame, loss: str | None) -> str | None:
+    """Of two columns the one whose whole numbers rise, called what they may be."""
+    names = [name for name in frame.columns if name != loss and not _is_other(name) and not looks_like_loss(name)]
+    found = []
+    for name in names if len(frame.columns) == 2 and len(frame) > 2 else ():
+        column = numbers(frame[name])
+        if not column.null_count() and (column == column.floor()).all() and (column.diff().drop_nulls() > 0).all():
+            found.append(name)
+    return found[0] if len(found) == 1 else None
 
 
 def _is_other(name: str) -> bool:

@@ -33,7 +33,7 @@ def read_events(
     UserError
         If TensorBoard is not installed, or no file holds a single whole record or scalar.
     """
-    values: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    values: dict[tuple[str, str], list[tuple[float, int, float]]] = {}
     tags: dict[str, None] = {}
     notes, whole = [], 0
     scalar_tags: dict[str, set[str]] = {}
@@ -48,7 +48,7 @@ def read_events(
                     continue
                 tags.setdefault(value.tag)
                 if wanted(value.tag):
-                    values.setdefault((run, value.tag), []).append((event.step, number))
+                    values.setdefault((run, value.tag), []).append((event.wall_time, event.step, number))
         whole += read
         if read < (total := path.stat().st_size):
             notes.append(
@@ -63,8 +63,9 @@ def read_events(
     # a tag that is called like one of the first two columns is no loss
     schema = dict.fromkeys(tags, pl.Float64) | {"run": pl.String, "step": pl.Int64}
     parts = [
-        pl.DataFrame({"run": run, "step": [step for step, _ in points], tag: [number for _, number in points]})
-        for (run, tag), points in values.items()
+        pl.DataFrame({"run": run, "step": [step for _, step, _ in points], tag: [number for _, _, number in points]})
+        for (run, tag), unordered in values.items()
+        for points in [sorted(unordered, key=lambda point: point[0])]  # by wall time: a resumed run comes after
     ]
     return pl.concat([pl.DataFrame(schema=schema), *parts], how="diagonal"), tuple(notes)
 

@@ -14,13 +14,19 @@ from typing import Any
 import polars as pl
 
 from lmdynamics.curves.events import event_files, read_events
+from lmdynamics.curves.text_logs import one_json, printed_records, step_lines
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs.run import Run, open_run, run_names
+from lmdynamics.training.state import TRAINER_STATE, trainer_history, trainer_state_file
 
-STATE = "trainer_state.json"
-KNOWN = f"CSV, TSV, Parquet, JSON lines, Hugging Face's {STATE}, TensorBoard's events.out.tfevents.*, or a run"
+KNOWN = (
+    f"a table (CSV, TSV, Parquet), JSON lines, a text log, Hugging Face's {TRAINER_STATE}, Lightning's metrics.csv, "
+    "TensorBoard's events.out.tfevents.*, or a run"
+)
 LINES = (".jsonl", ".ndjson")
+NUMERIC = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)  # a cell that may be a number in some country
+COUNTED = "The lines name no step, so those with a training loss are counted: a step here is one such line."
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +76,14 @@ def open_table(where: str | Path | pl.DataFrame | Run, wanted: Callable[[str], b
 def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
     if (folder / "run.json").exists() or (folder / "log.parquet").exists():
         return open_table(open_run(folder), wanted)
-    if (folder / STATE).is_file():
-        return _trainer_state(folder / STATE)
-    steps = {
-        int(found[1]): path for path in folder.glob(f"checkpoint-*/{STATE}") if (found := _checkpoint(path.parent))
-    }
-    if steps:
-        newest = steps[max(steps)]
-        return replace(_trainer_state(newest), notes=(f"Read from {newest.relative_to(folder)}.",))
+    if state := trainer_state_file(folder):
+        own = state.parent == folder
+        return replace(_trainer_state(state), notes=() if own else (f"Read from {state.relative_to(folder)}.",))
+    versions = sorted(folder.glob("**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
+    if versions and not event_files(folder):
+        where = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
+        found = replace(_open_file(versions[-1], wanted), name=folder.absolute().name)
+        return replace(found, notes=(*found.notes, where)) if len(versions) > 1 else found
     if files := event_files(folder):
         return _events(folder, files, wanted)
     raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
@@ -87,21 +93,54 @@ def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
     if "tfevents" in path.name:
         return _events(path.parent, [path], wanted)
     name = path.name.removesuffix(".gz")
-    suffix = Path(name).suffix.lower()
-    if suffix not in (".csv", ".tsv", ".parquet", ".json", *LINES):
-        raise UserError(f"{path} has the suffix {suffix!r}, which says nothing known; give {KNOWN}")
+    suffix, stem = Path(name).suffix.lower(), Path(name).stem
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
-    if suffix == ".json":
+    with path.open("rb") as file:
+        if suffix == ".parquet" or file.read(4) == b"PAR1":
+            frame = _parquet(path)
+            return Table(frame, stem, str(path), sparse=_is_history(frame))
+    text = _text(path)
+    whole = one_json(text)
+    if suffix == ".json" or isinstance(whole, list) or (isinstance(whole, dict) and "log_history" in whole):
         return _trainer_state(path)
-    if suffix == ".parquet":
-        frame = _parquet(path)
-        return Table(frame, Path(name).stem, str(path), sparse=_is_history(frame))
-    if suffix in LINES:
-        frame, notes = _json_lines(path)
-        return Table(frame, Path(name).stem, str(path), sparse=True, notes=notes)
-    frame = _separated(path)
-    return Table(frame, Path(name).stem, str(path), sparse=_is_history(frame))
+    if suffix in LINES or _begins_with_json(text):
+        frame, notes = _json_lines(path, text)
+        return Table(frame, stem, str(path), sparse=True, notes=notes)
+    if (separator := _separator(text)) is None:
+        if records := step_lines(text):
+            return Table(_frame(records), stem, str(path), sparse=True)
+        if records := printed_records(text):
+            return Table(_frame(records), stem, str(path), sparse=True, notes=(COUNTED,))
+        if suffix not in (".csv", ".tsv"):
+            raise UserError(f"{path} holds no table and no lines with a step and a loss; give {KNOWN}")
+        header = text.split("\n", 1)[0]
+        separator = max("\t,;" if suffix == ".tsv" else ",\t;", key=header.count)
+    frame = _separated(path, text, separator)
+    return Table(frame, stem, str(path), sparse=_is_history(frame))
+
+
+def _begins_with_json(text: str) -> bool:
+    """Whether the first line is a JSON object."""
+    return isinstance(one_json(text.lstrip().split("\n", 1)[0]), dict)
+
+
+def _separator(text: str) -> str | None:
+    """What separates the cells of a table: its first two lines have as many, and the second holds a number."""
+    lines = [line for line in text[:100_000].split("\n", 50) if line.strip()][:2]
+    for separator in (*"\t,;", " "):
+        try:
+            cells = [
+                line.split() if separator == " " else next(csv.reader([line], delimiter=separator)) for line in lines
+            ]
+        except (csv.Error, StopIteration):
+            continue
+        if len(cells) < 2 or len(cells[0]) != len(cells[1]) or len(cells[0]) < 2:
+            continue
+        known = [bool(NUMERIC.fullmatch(cell.strip())) for cell in cells[1]]
+        if all(known) if separator == " " else any(known):
+            return separator
+    return None
 
 
 def _is_history(frame: pl.DataFrame) -> bool:
@@ -112,23 +151,22 @@ def _is_history(frame: pl.DataFrame) -> bool:
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        if path.suffix == ".gz":
+        if path.suffix == ".gz" or content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}, named by its suffix") from None
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); copy it anew") from None
     if "\0" in text:
-        raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}, named by its suffix")
+        raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}")
     return text
 
 
-def _separated(path: Path) -> pl.DataFrame:
-    """A CSV or TSV file, every cell as text; lines without any cell are left out."""
-    text = _text(path)
-    header = text.split("\n", 1)[0]
-    separator = max("\t,;" if ".tsv" in path.name else ",\t;", key=header.count)
+def _separated(path: Path, text: str, separator: str) -> pl.DataFrame:
+    """A table, every cell as text; lines without any cell are left out."""
+    if separator == " ":
+        text, separator = re.sub(r"[ \t]+", "\t", re.sub(r"^[ \t]+|[ \t]+$", "", text, flags=re.MULTILINE)), "\t"
     try:
         frame = pl.read_csv(text.encode(), infer_schema=False, separator=separator)
     except pl.exceptions.NoDataError:
@@ -159,28 +197,15 @@ def _parquet(path: Path) -> pl.DataFrame:
 
 
 def _trainer_state(path: Path) -> Table:
-    text = _text(path)
-    try:
-        state = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON, or cut short ({_first_line(error)}); copy it anew") from None
-    history = state.get("log_history") if isinstance(state, dict) else state
-    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
-        raise UserError(f"{path} has no log_history, a list of records; give a {STATE}, or JSON lines named .jsonl")
-    # the summary at the end of training: its train_loss is a mean over the whole run, no point of the curve
-    records = [
-        {key: record[key] for key in record if key != "train_loss" or "train_runtime" not in record}
-        for record in history
-    ]
+    records = trainer_history(_text(path), path)
     folder = path.absolute().parent
-    name = (folder.parent if _checkpoint(folder) else folder).name if path.name == STATE else path.stem
+    name = (folder.parent if _checkpoint(folder) else folder).name if path.name == TRAINER_STATE else path.stem
     return Table(_frame(records), name, str(path), sparse=True)
 
 
-def _json_lines(path: Path) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, tuple[str, ...]]:
     records: list[dict[str, Any]] = []
     notes: tuple[str, ...] = ()
-    text = _text(path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for at, (number, line) in enumerate(lines, start=1):
         try:

@@ -11,6 +11,7 @@ GROUPS = (
     *("model", "run", "run_name", "name", "path", "curve", "run_id", "seed", "experiment", "model_name", "config"),
     *("condition", "variant", "method", "optimizer", "size", "model_size", "task", "dataset", "metric", "split"),
 )
+RESTARTS = 0.1  # of a curve's rows: where steps go back more often, rows are out of order, and no run was resumed
 REPEATED = 0.25  # of the rows: where more have a step that their curve already has, it is several curves
 
 
@@ -34,9 +35,11 @@ def guess_group(frame: pl.DataFrame, step: str, losses: dict[str, str | None]) -
 
 
 def refuse_many_curves_as_one(table: Table, step: str, losses: dict[str, str | None], group: tuple[str, ...]) -> None:
-    """UserError where more than `REPEATED` of the rows have a step that their curve already has."""
+    """UserError where over `REPEATED` of the rows have a step that their curve already has, and no run was resumed."""
     rows, masks = _rows(table.frame, step, losses)
-    if (share := _repeated(rows, masks, step, group)) <= REPEATED:
+    if (share := _repeated(rows, masks, step, group)) <= REPEATED or all(
+        _resumed(rows.filter(m), step, group) for m in masks
+    ):
         return
     candidates = [name for name in _candidates(rows, step, losses) if name not in group]
     most = max(rows.filter(mask).group_by(step, *group).len()["len"].max() or 0 for mask in masks)
@@ -45,6 +48,23 @@ def refuse_many_curves_as_one(table: Table, step: str, losses: dict[str, str | N
         f"{table.source}: {share:.0%} of the rows have a step that their curve already has, the same step up to "
         f"{most:,} times, so these are several curves; {tell if candidates else 'no column tells them apart'}"
     )
+
+
+def _resumed(rows: pl.DataFrame, step: str, group: tuple[str, ...]) -> bool:
+    """Whether steps go back a few times only, each time to a step after the curve's first: one run that was resumed."""
+    keys = pl.concat_str([pl.lit(""), *(pl.col(name).cast(pl.String) for name in group)], separator="\0").alias("of")
+    found = (
+        rows.select(keys, pl.col(step).alias("at"))
+        .group_by("of")
+        .agg(
+            first=pl.col("at").first(),
+            back=pl.col("at").filter(pl.col("at").diff() < 0),
+            rows=pl.len(),
+        )
+    )
+    many = pl.col("back").list.len() > (RESTARTS * pl.col("rows")).clip(1)
+    again = (pl.col("back").list.min() <= pl.col("first")).fill_null(False)
+    return found.filter(many | again).is_empty()
 
 
 def _candidates(rows: pl.DataFrame, step: str, losses: dict[str, str | None]) -> list[str]:

@@ -5,14 +5,15 @@ told too: nothing is filled in, and nothing leaves without a word.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
 
-from lmdynamics.curves.cells import has_numbers, is_empty, looks_like_loss, numbers
+from lmdynamics.curves.cells import has_numbers, is_empty, looks_like_loss, numbers, plain, with_decimal_points
 from lmdynamics.curves.columns import Columns, choose_columns, wanted_tags
 from lmdynamics.curves.formats import Table, open_table
+from lmdynamics.curves.grouping import RESTARTS
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.runs.run import Run
 
@@ -22,8 +23,12 @@ REASONS = {
     "no step": "{have} no whole number as step and {were} left out",
     "not a number": "{have} no number as loss and {were} left out",
     "not positive": "{have} a loss of 0 or less and {were} left out",
+    "before a restart": "{were} replaced by a later run, which went on from an earlier step",
     "same step again": "{have} a step that the curve has again further down and {were} left out: the later row stands",
 }
+WALL_TIMES = ("wall_time", "_timestamp", "timestamp")  # columns by which rows are put in order
+LEAST = 0.5  # of a file's rows: where fewer can be used, what was left out would decide what is found
+LATE = 1_000  # step: a curve that starts later than this, and not by its spacing, has lost its beginning
 SAMPLES = (500, 1_000, 1_500, 10_000)  # rows that Weights & Biases keeps of a longer history
 
 
@@ -54,9 +59,14 @@ def read_curves(
 ) -> Curves:
     """Read loss curves from a file, a folder, a frame or a run.
 
-    CSV, TSV, JSON lines (also gzipped), Parquet, Hugging Face's `trainer_state.json` (or a folder with one, or with
-    checkpoints), TensorBoard event files (or a folder of them: each sub-folder is a curve), exports from Weights &
-    Biases, and runs by name, by folder or as they are.
+    Tables (CSV, TSV, separated by blanks, Parquet), JSON lines, text logs (`step:250/3000 train_loss:4.5`, `s:250
+    trl:4.5`, `{'loss': 4.5}`), all told apart by what they hold and not by their names, also gzipped; Hugging Face's
+    `trainer_state.json` or Lightning's `metrics.csv` (or a folder with one, or with checkpoints), TensorBoard event
+    files (or a folder of them: each sub-folder is a curve), exports from Weights & Biases, and runs by name, by folder
+    or as they are.
+
+    Where steps go back, a run was resumed: from there on its rows replace all that the earlier run has at that step and
+    beyond, also where it has not come as far. Rows are in order of wall time where there is a column of it.
 
     `loss` is a column, or a pattern such as `eval/*/loss` whose columns are a curve each, called what `*` stands for.
     `group` is a column, or several (a list, or separated by commas), whose values together name the curve.
@@ -65,20 +75,30 @@ def read_curves(
     ------
     UserError
         If there is nothing to read, it is damaged or in no known format, a column is unknown or cannot be guessed,
-        a curve would have the same step many times, or no row can be used.
+        a curve would have the same step many times, or fewer than half of the rows can be used.
     """
     table = open_table(where, wanted_tags(loss))
+    frame, notes = with_decimal_points(table.frame)
+    for name in frame.columns:
+        if plain(name) in WALL_TIMES and numbers(frame[name]).null_count() == 0:
+            frame = frame.sort(numbers(frame[name]), maintain_order=True)
+            break
+    table = replace(table, frame=frame, notes=(*table.notes, *notes))
     columns = choose_columns(table, group, step, loss)
     rows = _long(table, columns)
     # of a step that a resumed run logged again, the later row is what the run went on from
     last = pl.col("row") == pl.col("row").max().over("curve", "step")
     usable = rows.filter(pl.col("reason").is_null())
-    kept = usable.filter(last)
+    stands = _not_replaced(usable)
+    kept = usable.filter(last & stands)
     if kept.is_empty():
         counted = "; ".join(f"{reason}: {count:,}" for reason, count in rows["reason"].value_counts().iter_rows())
         raise UserError(f"{table.source}: no row can be used ({counted or 'there are none'}); give --step and --loss")
+    if len(usable) < LEAST * len(rows):
+        raise UserError(f"{table.source}: {_lost(rows, usable, columns)}")
     again = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
-    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), again])
+    replaced = usable.filter(last & ~stands).with_columns(reason=pl.lit("before a restart"))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), replaced, again])
     order = pl.Enum(rows["curve"].drop_nulls().unique(maintain_order=True))
     frame = kept.select(pl.col("curve").cast(order), pl.col("step").cast(pl.Int64), "loss").sort("curve", "step")
     counts = bad.group_by(pl.col("curve").fill_null(""), "reason", maintain_order=True)
@@ -86,6 +106,35 @@ def read_curves(
         frame.with_columns(pl.col("curve").cast(pl.String)),
         (*table.notes, *columns.notes, *_sentences(rows, bad, usable, kept), *_sampled(table, columns, kept)),
         counts.agg(rows=pl.len().cast(pl.Int64)),
+    )
+
+
+def _not_replaced(usable: pl.DataFrame) -> pl.Series:
+    """Whether no later run of the same curve, begun where steps go back, starts at or before each row's step."""
+    rows = usable.with_row_index("at").with_columns(
+        back=(pl.col("step").diff().over("curve") < 0).fill_null(False),
+        earliest=pl.col("step").cum_min().over("curve"),
+    )
+    part = rows.with_columns(part=pl.col("back").cum_sum().over("curve"))
+    few = pl.col("back").sum().over("curve") <= (RESTARTS * pl.len().over("curve")).clip(1)
+    reach = pl.col("step").max().over("curve", "part") >= pl.col("earliest").shift(1).over("curve")
+    # from the end: the lowest step at which any later part begins
+    begins = pl.when(pl.col("back") & few & reach).then(pl.col("step")).otherwise(float("inf"))
+    later = begins.reverse().cum_min().shift(1, fill_value=float("inf")).reverse().over("curve")
+    return part.with_columns(stands=pl.col("step") < later).sort("at")["stands"]
+
+
+def _lost(rows: pl.DataFrame, usable: pl.DataFrame, columns: Columns) -> str:
+    """Why a file is refused of which most rows would be left out: the commonest reason, with the first such cell."""
+    reason = rows["reason"].drop_nulls().mode().sort()[0]
+    bad = rows.filter(pl.col("reason") == reason)
+    what = REASONS[reason].format(have="have", were="would be")
+    option, cell = {"no step": ("step", "step_cell"), "no curve name": ("group", "step_cell")}.get(
+        reason, ("loss", "loss_cell")
+    )
+    return (
+        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {what}, the first {bad[cell][0]!r}; "
+        f"correct the file, or give --{option} COLUMN"
     )
 
 
@@ -107,6 +156,8 @@ def _long(table: Table, columns: Columns) -> pl.DataFrame:
                 named.alias("curve"),
                 numbers(frame[columns.step]).alias("step"),
                 numbers(frame[name]).alias("loss"),
+                frame[columns.step].cast(pl.String, strict=False).alias("step_cell"),
+                frame[name].cast(pl.String, strict=False).alias("loss_cell"),
                 absent=absent,
             )
         )
@@ -146,6 +197,13 @@ def _sentences(rows: pl.DataFrame, bad: pl.DataFrame, usable: pl.DataFrame, kept
     if back := usable.select((pl.col("step").diff().over("curve") < 0).sum()).item():
         places = f"{back:,} place{'s' * (back > 1)}"
         said.append(f"Steps go back at {places} (a restart, or rows out of order); they were put in order.")
+    starts = kept.group_by("curve").agg(pl.col("step").min(), apart=pl.col("step").sort().diff().median())
+    late = starts.filter(pl.col("step") >= LATE, pl.col("step") > 10 * pl.col("apart")).sort("step")
+    if len(late):
+        which = (
+            "The curve starts" if len(starts) == 1 else f"{len(late):,} of {len(starts):,} curves start late, the first"
+        )
+        said.append(f"{which} at step {late['step'][0]:,.0f}: what came before is not in this file.")
     if gone := sorted(set(rows["curve"].drop_nulls()) - set(kept["curve"])):
         said.append(f"Without a single usable row, and so left out: {shortened(', '.join(gone), 200)}.")
     return said

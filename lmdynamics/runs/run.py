@@ -23,7 +23,7 @@ from lmdynamics.runs.hub import say_once
 from lmdynamics.runs.weights import check_extra, wrapper_prefix
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
-from lmdynamics.training.state import read_log
+from lmdynamics.training.state import read_log, trainer_log
 
 LOADING = threading.Lock()  # transformers changes torch's defaults while it loads, for all threads of the process
 WEIGHTS = (store.WEIGHTS, f"{store.WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -271,9 +271,11 @@ class Run:
     def log(self) -> pl.DataFrame:
         """step, loss (of that step's batch, nats per predicted token), lr, masking_rate, tokens (so far), seconds.
 
-        `penalty`: mean attention along syntactic arcs (γ), where the recipe has a syntactic regulariser that is on.
+        `penalty`: mean attention along syntactic arcs (γ), where the recipe has a syntactic regulariser that is on. Of
+        a folder of Hugging Face's Trainer: step, loss and lr from its `trainer_state.json`.
         """
-        return read_log(self.folder / "log.parquet")
+        path = self.folder / "log.parquet"
+        return read_log(path) if self.facts or path.exists() else trainer_log(self.folder)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lmdynamics.curves.reading import REASONS, read_curves
@@ -373,16 +373,26 @@ def test_curves_that_cannot_be_told_apart_are_refused_and_candidates_named():
 def test_every_bad_row_is_counted_by_its_reason_and_said(write):
     rows = [
         *["1,4.0", "2,", "3,oops", "4,nan", "5,inf", "6,0", "7,-1", ",3.0", "x,3.0", "1.5,3.0", "inf,3.0"],
-        *["8,3.0", "9,2.9", "8,2.8", "9.0,2.7", "10,2.6", "12,2.5", "11", "14,2.4"],
+        *["8,3.0", "9,2.9", "8,2.8", "9.0,2.7", "10,2.6", "12,2.5", "11", "14,2.4", "15,2.3", "16,2.2", "17,2.1"],
     ]
     curves = read_curves(write("step,loss\n" + "\n".join(rows)))
-    assert rows_of(curves.frame) == [(1, 4.0), (8, 2.8), (9, 2.7), (10, 2.6), (12, 2.5), (14, 2.4)]
+    assert rows_of(curves.frame) == [
+        (1, 4.0),
+        (8, 2.8),
+        (9, 2.7),
+        (10, 2.6),
+        (12, 2.5),
+        (14, 2.4),
+        (15, 2.3),
+        (16, 2.2),
+        (17, 2.1),
+    ]
     assert counts(curves) == {"not a number": 5, "not positive": 2, "no step": 4, "same step again": 2}
     assert curves.notes[1:] == (
-        "4 of 19 rows have no whole number as step and were left out.",
-        "5 of 19 rows have no number as loss and were left out.",
-        "2 of 19 rows have a loss of 0 or less and were left out.",
-        "2 of 19 rows have a step that the curve has again further down and were left out: the later row stands.",
+        "4 of 22 rows have no whole number as step and were left out.",
+        "5 of 22 rows have no number as loss and were left out.",
+        "2 of 22 rows have a loss of 0 or less and were left out.",
+        "2 of 22 rows have a step that the curve has again further down and were left out: the later row stands.",
         "Steps go back at 1 place (a restart, or rows out of order); they were put in order.",
     )
     assert set(counts(curves)) <= set(REASONS)
@@ -417,6 +427,7 @@ def logs(draw):
     return [(name, step, draw(st.floats(1e-3, 20))) for name in names for step in sorted(draw(steps))]
 
 
+@settings(deadline=None)
 @given(logs(), st.data())
 def test_shuffled_repeated_and_spoilt_rows_are_repaired_to_the_same_frame(log, data):
     good = pl.DataFrame(log, ["model", "step", "loss"], orient="row")
@@ -428,10 +439,208 @@ def test_shuffled_repeated_and_spoilt_rows_are_repaired_to_the_same_frame(log, d
     spoilt = [(names[0], 5, value) for value in data.draw(st.lists(st.sampled_from([0.0, -1.0, float("nan")])))]
     # a curve's first row first, so that curves appear in the same order; what is logged again stands after
     rows = [*((*row[:2], row[2] + 1) for row in first), *earlier, *spoilt, *first, *rest]
-    curves = read_curves(pl.DataFrame(rows, ["model", "step", "loss"], orient="row"), group="model")
+    frame = pl.DataFrame(rows, ["model", "step", "loss"], orient="row")
+    usable = frame.filter(pl.col("loss").is_finite() & (pl.col("loss") > 0))
+    back = (
+        usable.select("model", back=(pl.col("step").diff() < 0).over("model"))
+        .group_by("model")
+        .agg(pl.col("back").mean())
+    )
+    assume((back["back"] > 0.2).all() and len(usable) > len(rows) / 2)  # rows out of order, and no run resumed
+    curves = read_curves(frame, group="model")
     assert curves.frame.rows() == [row for name in names for row in sorted(r for r in log if r[0] == name)]
     assert len(curves.frame) + curves.bad_rows["rows"].sum() == len(rows)
     assert counts(curves).get("same step again", 0) == len(first) + len(again)
+
+
+# Resumed runs
+
+
+def resumed(*parts):
+    """The log of a run that was begun (again) at each of some steps: (first, last, every, loss)."""
+    rows = [(step, loss) for first, last, every, loss in parts for step in range(first, last + 1, every)]
+    return pl.DataFrame(rows, ["step", "loss"], orient="row")
+
+
+def test_a_resumed_run_replaces_every_later_step_of_the_first_also_those_between_its_own():
+    curves = read_curves(resumed((0, 1_000, 10, 5.0), (505, 1_500, 10, 4.0)))
+    expected = [(step, 5.0) for step in range(0, 501, 10)] + [(step, 4.0) for step in range(505, 1_500, 10)]
+    assert rows_of(curves.frame) == expected
+    assert counts(curves) == {"before a restart": 50}
+    assert "50 of 201 rows were replaced by a later run, which went on from an earlier step." in curves.notes
+
+
+def test_a_resumed_run_counts_also_where_it_has_not_come_as_far():
+    curves = read_curves(resumed((0, 1_000, 10, 5.0), (500, 700, 10, 4.0)))
+    assert rows_of(curves.frame) == [(step, 5.0 if step < 500 else 4.0) for step in range(0, 701, 10)]
+    assert counts(curves) == {"before a restart": 30, "same step again": 21}
+
+
+def test_of_two_restarts_each_replaces_what_came_before_it():
+    curves = read_curves(resumed((0, 1_000, 10, 5.0), (500, 900, 10, 4.0), (300, 600, 10, 3.0)))
+    assert rows_of(curves.frame) == [(step, 5.0 if step < 300 else 3.0) for step in range(0, 601, 10)]
+
+
+def test_parts_of_a_log_in_the_wrong_order_lose_nothing():
+    curves = read_curves(resumed((500, 1_000, 10, 4.0), (0, 490, 10, 5.0)))
+    assert rows_of(curves.frame) == [(step, 5.0 if step < 500 else 4.0) for step in range(0, 1_001, 10)]
+    assert curves.bad_rows.is_empty()
+
+
+@pytest.mark.parametrize("column", ["Wall time", "_timestamp"])
+def test_which_run_is_later_is_told_by_wall_time(column):
+    first, later = resumed((0, 1_000, 10, 5.0)), resumed((505, 700, 10, 4.0))
+    frame = pl.concat([later.with_columns(pl.lit(9e9).alias(column)), first.with_columns(pl.lit(1e9).alias(column))])
+    curves = read_curves(frame)
+    assert rows_of(curves.frame) == [
+        *((step, 5.0) for step in range(0, 501, 10)),
+        *((step, 4.0) for step in range(505, 700, 10)),
+    ]
+
+
+def test_event_files_are_ordered_by_wall_time_and_not_by_name(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for name, steps, loss, clock in (("z", range(10), 5.0, 1e9), ("a", range(4, 8), 4.0, 2e9)):
+        with SummaryWriter(str(tmp_path / "run"), filename_suffix=f".{name}") as writer:
+            for step in steps:
+                writer.add_scalar("train/loss", loss, step, walltime=clock + step)
+    files = sorted((tmp_path / "run").glob("events*"))
+    for file in files:
+        file.rename(file.with_name(f"events.out.tfevents.{file.suffix}"))
+    assert rows_of(read_curves(tmp_path / "run").frame) == [(step, 5.0 if step < 4 else 4.0) for step in range(8)]
+
+
+# Numbers as people write them
+
+
+def test_thousands_separated_by_commas_are_numbers(write):
+    steps = range(100, 3_000, 100)
+    table = "step,loss\n" + "".join(f'"{step:,}",{9 - step / 1e3}\n' for step in steps)
+    curves = read_curves(write(table))
+    assert curves.frame["step"].to_list() == [*steps]
+    assert curves.bad_rows.is_empty()
+    assert "Column 'step': '1,000' is read as 1000." in curves.notes
+
+
+@pytest.mark.parametrize("thousands", ["", "."])
+def test_decimal_commas_and_thousands_separated_by_points_are_numbers(write, thousands):
+    steps = range(200, 3_000, 200)
+    lines = [f"{step:,}".replace(",", thousands) + f";{9 - step / 1e4:.4f}".replace(".", ",") for step in steps]
+    curves = read_curves(write("\ufeffSchritt;Verlust\n" + "\n".join(lines) + "\n"))
+    assert rows_of(curves.frame) == [(step, pytest.approx(9 - step / 1e4)) for step in steps]
+    assert "Column 'Verlust': '8,9800' is read as 8.9800." in said(curves)
+    assert ("Column 'Schritt': '1.000' is read as 1000." in curves.notes) == bool(thousands)
+
+
+def test_steps_with_points_between_thousands_are_never_step_1(write):
+    table = "step;loss\n250;95e-1\n500;94e-1\n1.000;93e-1\n"
+    assert read_curves(write(table)).frame["step"].to_list() == [250, 500, 1_000]
+
+
+def test_steps_that_can_be_read_in_two_ways_are_refused_with_an_example(write):
+    table = "step,loss\n" + "".join(f'"{step:,}",2.0\n' for step in range(1_000, 5_000, 500))
+    message = refusal(write(table))
+    assert "column 'step' holds no numbers (its first value is '1,000')" in message
+
+
+def test_losses_with_three_decimals_stay_what_they_are(write):
+    assert read_curves(write("step,loss\n1,3.125\n2,3\n3,2.750\n")).frame["loss"].to_list() == [3.125, 3.0, 2.75]
+
+
+# Files told by what they hold
+
+SOURCE = (
+    "import torch\nclass Model:\n    loss = 0\n    return loss  # step:1 val_loss:9\nstep = 3  # loss 9\n" + "=" * 80
+)
+TEXTS = {
+    "steps of a total": ("step:{s}/3350 train_loss:{x} val_loss:9.5 train_time:{s}s step_avg:182.95ms", "train_loss"),
+    "validation alone": ("step:{s}/3350 val_loss:{x} train_time:{s}s", "val_loss"),
+    "llm.c": ("s:{s} tel:9.5\ns:{s} trl:{x} lr:0.000002 norm:15.24", "train_loss"),
+    "nanoGPT": ("iter {s}: loss {x}, time 150.2ms, mfu 12.00%", "loss"),
+    "nanoGPT, both": ("step {s}: train loss {x}, val loss 9.5", "train_loss"),
+    "with a date": ("[2025-11-28 10:00:{s:02}] step {s} | loss {x} | lr 1e-3", "loss"),
+}
+
+
+@pytest.mark.parametrize("name", ["speed.txt", "main.log", "log"])
+@pytest.mark.parametrize(("line", "loss"), TEXTS.values(), ids=TEXTS.keys())
+def test_a_text_log_is_read_and_the_source_before_it_is_not(write, name, line, loss):
+    expected = [(step, 9 - step / 1e3) for step in range(0, 500, 25)]
+    lines = [line.format(s=step, x=x) for step, x in expected]
+    curves = read_curves(write("\n".join([SOURCE, *lines]) + "\n", name))
+    assert rows_of(curves.frame) == expected
+    assert f"loss '{loss}' (guessed)" in said(curves)
+    assert curves.bad_rows.is_empty()
+
+
+def test_what_the_trainer_prints_is_read_and_its_lines_are_counted(write):
+    lines = [f"{{'loss': '{4 - i / 10}', 'grad_norm': 1.2, 'epoch': 0.0{i}}}" for i in range(8)]
+    lines[4:4] = ["{'eval_loss': 3.5, 'epoch': 0.04}", "Saving model checkpoint to out/checkpoint-500"]
+    lines.append("{'train_runtime': 9.0, 'train_loss': 3.6, 'epoch': 1.0}")
+    curves = read_curves(write("\n".join(lines), "console.log"))
+    assert rows_of(curves.frame) == [(i + 1, pytest.approx(4 - i / 10)) for i in range(8)]
+    assert "The lines name no step" in said(curves)
+    assert rows_of(read_curves(write("\n".join(lines), "console.log"), loss="eval_loss").frame) == [(4, 3.5)]
+
+
+ROWS = [(0, 4.0), (10, 3.0), (20, 2.5)]
+
+
+@pytest.mark.parametrize("name", ["some.txt", "some.log", "some", "some.jsonl.bak", "some.dat"])
+@pytest.mark.parametrize("kind", ["csv", "blanks", "aligned", "json lines", "parquet", "gzip", "trainer state"])
+def test_a_file_is_read_by_its_content_whatever_its_name(write, tmp_path, name, kind):
+    csv = "step,loss\n0,4.0\n10,3.0\n20,2.5\n"
+    pl.DataFrame(ROWS, ["step", "loss"], orient="row").write_parquet(tmp_path / "p")
+    content = {
+        "csv": csv,
+        "blanks": csv.replace(",", " "),
+        "aligned": " step   loss\n    0   4.0\n   10   3.0\n   20   2.5\n",
+        "json lines": "".join(json.dumps({"step": s, "loss": x}) + "\n" for s, x in ROWS),
+        "parquet": (tmp_path / "p").read_bytes(),
+        "gzip": gzip.compress(csv.encode()),
+        "trainer state": json.dumps({"log_history": [{"step": s, "loss": x} for s, x in ROWS]}),
+    }[kind]
+    assert rows_of(read_curves(write(content, name)).frame) == ROWS
+
+
+LIGHTNING = "epoch,step,train_loss_step,train_loss_epoch,val_loss\n\n" + "".join(
+    f"0,{step},{3.7 - step / 1e5},,\n" + (f"0,{step},,,3.8\n" if step % 100 == 90 else "")
+    for step in range(35_000, 36_000, 10)
+)
+
+
+def test_lightnings_metrics_give_the_training_loss_and_say_where_they_start(write, tmp_path):
+    path = write(LIGHTNING, "logs/version_0/metrics.csv")
+    for where in (path, path.parent):
+        curves = read_curves(where)
+        assert len(curves.frame) == 100
+        assert rows_of(curves.frame)[0] == (35_000, pytest.approx(3.35))
+        assert curves.bad_rows.is_empty()
+        assert "loss 'train_loss_step' (guessed)" in said(curves)
+        assert "The curve starts at step 35,000: what came before is not in this file." in curves.notes
+    assert len(read_curves(path, loss="val_loss").frame) == 10
+    write(LIGHTNING.replace("3.8", "3.9"), "logs/version_10/metrics.csv")
+    write(LIGHTNING, "logs/version_9/metrics.csv")
+    assert "Read from version_10/metrics.csv, of 3." in read_curves(tmp_path / "logs").notes
+
+
+@pytest.mark.parametrize(
+    "names", [("val_loss", "train_lm"), ("eval_loss", "train/nll_mean"), ("test_loss", "loss_train_avg")]
+)
+def test_a_loss_of_training_is_taken_before_one_of_validation(names):
+    names = [name if "loss" in name or "nll" in name else f"{name}_loss" for name in names]
+    frame = pl.DataFrame({"step": [1, 2], names[0]: 3.0, names[1]: 2.0})
+    assert read_curves(frame).frame["loss"].to_list() == [2.0, 2.0]
+
+
+def test_a_folder_of_the_trainer_is_a_run_with_a_log(write, tmp_path):
+    from lmdynamics.runs.run import Run
+
+    write(json.dumps({"log_history": HISTORY}), "opt/checkpoint-20/trainer_state.json")
+    log = Run(tmp_path / "opt").log
+    assert log.select("step", "loss", "lr").rows() == [(10, 4.0, 1e-4), (20, 3.0, 1e-4)]
+    assert log.schema == Run(tmp_path / "nothing").log.schema
 
 
 # What is refused
@@ -447,6 +656,11 @@ TABLES = {
     "ragged": ("step,loss\n1,2.0\n2,2.0,7\n", "line 3 has 3 cells, its header 2"),
     "open quotation": ('step,loss\n1,"2.0\n2,2.0\n', "quotation mark that is never closed"),
     "all losses NaN": ("step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
+    "a small rest": (
+        "step,loss\n1,2.0\n2,1.9\n" + "".join(f"{i} k,1.8\n" for i in range(3, 8)),
+        "only 2 of 7 rows could be used: 5 have no whole number as step and would be left out, the first '3 k'; "
+        "correct the file, or give --step COLUMN",
+    ),
     "no loss": ("step,accuracy\n1,0.5\n", "no column looks like a loss among accuracy; give --loss COLUMN"),
     "loss is text": ("step,loss\n1,high\n2,low\n", "'loss' holds no numbers (its first value is 'high')"),
     "loss is empty": ("step,loss\n1,\n2,\n", "column 'loss' is empty"),
@@ -476,12 +690,12 @@ JSON = {
     "cut gzip": ("log.jsonl.gz", gzip.compress(b'{"step": 1}\n' * 99)[:-12], "cannot be read"),
     "no gzip": ("log.csv.gz", "step,loss\n1,2\n", "cannot be read"),
     "cut parquet": ("log.parquet", b"PAR1" + bytes(100), "is no Parquet file, or damaged"),
-    "unknown suffix": (
+    "prose": (
         "log.docx",
-        "step,loss\n1,2\n",
-        "has the suffix '.docx', which says nothing known; give CSV, TSV",
+        "At step 3 all was well.\n",
+        "holds no table and no lines with a step and a loss; give a table",
     ),
-    "no suffix": ("log", "step,loss\n1,2\n", "has the suffix ''"),
+    "source alone": ("log", "def f():\n    return loss  # step:1 val_loss:9\n", "holds no table and no lines"),
 }
 
 
@@ -501,10 +715,10 @@ def test_a_parquet_file_cut_in_the_middle_is_refused(tmp_path):
 
 
 def test_what_is_not_there_and_a_folder_of_other_things_are_refused(tmp_path, write):
-    assert "nowhere.csv is no file, folder or run; give CSV" in refusal(tmp_path / "nowhere.csv")
+    assert "nowhere.csv is no file, folder or run; give a table" in refusal(tmp_path / "nowhere.csv")
     assert "is no file, folder or run" in refusal("nowhere")
     write("hello", "other/readme.txt")
-    assert "holds nothing that curves are read from; give CSV" in refusal(tmp_path / "other")
+    assert "holds nothing that curves are read from; give a table" in refusal(tmp_path / "other")
 
 
 def test_unknown_columns_are_answered_with_near_ones(write):
