@@ -163,7 +163,9 @@ def fit_deceleration(
         caveat = "two breaks fit better"
         where = f"at {steps[0]:,.0f} and {steps[1]:,.0f}, rates " + ", ".join(f"{rate:.3g}" for rate in rates)
         reason += f"; {caveat}: {where}"
-    after, drop = _best_shift(x, y, broken)
+    drops, explained = _steps_left(x, y, broken)
+    after = int(explained[1:-1].argmax()) + 2  # the first point after the best step
+    drop = float(drops[after - 1])
     level = y - drop * (np.arange(len(x)) < after)
     even = fit(x, level, 1, near=broken)
     shifted = aic[1] + 2 * 5 - (points * np.log(max(even.rss[0] / len(x), EXACT**2)) + 2 * 7)
@@ -224,17 +226,14 @@ def fit_deceleration(
     )
 
 
-def _best_shift(x, y, broken: Broken) -> tuple[int, float]:
-    """Where a step explains most of what one break leaves: the first point after it, and how far log loss falls."""
+def _steps_left(x, y, broken: Broken) -> tuple[np.ndarray, np.ndarray]:
+    """What a step down after each point would be in what one break leaves of a curve, and how much it would explain."""
     q, _ = np.linalg.qr(slopes(x, broken))
     residual = y[0] - broken(x)[0]
     residual -= q @ (q.T @ residual)
-    upto = np.arange(1, len(x))  # how many points lie before the step
     along, inside = np.cumsum(residual)[:-1], np.cumsum(q, axis=0)[:-1]
-    free = np.maximum(upto - (inside**2).sum(1), 1e-9)
-    after = int(upto[(along**2 / free)[1:-1].argmax() + 1]) if len(x) > 3 else 1
-    drop = float(along[after - 1] / free[after - 1])
-    return after, drop
+    free = np.maximum(np.arange(1, len(x)) - (inside**2).sum(1), 1e-9)
+    return along / free, along**2 / free
 
 
 def _confirmed(step, loss, smoothing: str, skip_steps: float, broken: Broken, points: float) -> tuple[Jump, ...]:
@@ -244,9 +243,14 @@ def _confirmed(step, loss, smoothing: str, skip_steps: float, broken: Broken, po
     if not jumps:
         return ()
     kept, smoothed = prepare(step, without_jumps(step, loss, jumps), smoothing, skip_steps)
-    even = fit(np.log(kept), np.log(smoothed)[None], 1)
+    x, y = np.log(kept), np.log(smoothed)[None]
+    even = fit(x, y, 1)
     gain = points * np.log(max(broken.rss[0], 1e-300) / max(even.rss[0], 1e-300)) - 2 * len(jumps)
-    return tuple(jumps) if gain > CLEAR else ()
+    drops, _ = _steps_left(x, y, even)
+    places = np.searchsorted(kept, [jump.after for jump in jumps]).clip(1, len(kept) - 1) - 1
+    # a spike that takes time to go leaves the opposite step behind
+    stay = all(abs(drops[at]) < abs(np.log(jump.factor)) / 2 for at, jump in zip(places, jumps, strict=True))
+    return tuple(jumps) if gain > CLEAR and stay else ()
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _resumed(rows: pl.DataFrame, step: str, group: tuple[str, ...]) -> bool:
         .group_by("of")
         .agg(
             first=pl.col("at").first(),
-            back=pl.col("at").filter(pl.col("at").diff() < 0),
+            back=pl.col("at").filter(pl.col("at").diff() <= 0),
             rows=pl.len(),
         )
     )
