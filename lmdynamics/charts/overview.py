@@ -72,7 +72,7 @@ def loss_and_uas(
         chart = chart.add_params(cursor)
     said = spoken([onset] if onset else [])
     band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
-    shown = [*undated([onset] if onset else []), *caption]
+    shown = [*undated([onset] if onset else [], 84), *caption]
     return figure(
         chart,
         "Where in training",

@@ -292,10 +292,10 @@ def _ends(onset: Onset) -> dict[str, float]:
     return {name: _place(onset.step if step is None else step) for name, step in bounds.items()}
 
 
-def undated(onsets: Sequence[Onset]) -> list[str]:
+def undated(onsets: Sequence[Onset], width: int = 96) -> list[str]:
     """What a caption says of onsets that have no date, and so no band."""
     absent = [onset for onset in onsets if onset.step is None]
-    return [line for onset in absent for line in wrap(str(onset), 96)]
+    return [line for onset in absent for line in wrap(str(onset), width)]
 
 
 def _place(step: int) -> float:
