@@ -14,6 +14,7 @@ Reported: what scoring adds to the forward pass, and how many times faster the s
 
 import argparse
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -132,6 +133,8 @@ def main() -> None:
     print(f"scoring alone                  {part:8.3f} s   {part / forward:.1%} of the forward pass")
     print(f"published method, scoring      {loop:8.2f} s   {loop / part:.1f} times as long")
     print(f"counts that differ between the two: {differ} of {right.size}")
+    if differ:
+        sys.exit("the two ways of scoring heads should count the same")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,30 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
     in_notebook = _in_notebook() and not sys.stderr.isatty()
     if show is None:
         show = in_notebook or sys.stderr.isatty()
+    options = {"total": total, "desc": what, "unit": unit, "initial": initial, "leave": not in_notebook}
     if in_notebook and show:
-        from tqdm.notebook import tqdm
-    else:
-        from tqdm import tqdm
-    return tqdm(total=total, desc=what, unit=unit, initial=initial, disable=not show, leave=not in_notebook)
+        return _notebook_bar(**options)
+    from tqdm import tqdm
+
+    return tqdm(**options, disable=not show)
+
+
+def _notebook_bar(**options):
+    """A bar of widgets that leaves nothing: a notebook saved with its output would reopen as a missing widget."""
+    from IPython.display import display
+    from tqdm.notebook import tqdm
+
+    class Bar(tqdm):
+        def close(self):
+            if self.disable:  # closed before
+                return
+            super().close()
+            if not self.total or self.n >= self.total:  # one that was interrupted stays, in red
+                output.update({"text/html": ""}, raw=True)
+
+    made = Bar(**options, display=False)
+    output = display(made.container, display_id=True)
+    return made
 
 
 def _in_notebook() -> bool:
