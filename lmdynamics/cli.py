@@ -15,6 +15,7 @@ MOST = 2_000  # characters of a message
 app = typer.Typer(
     help="Watch language models learn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+DEVICE = "cpu, cuda, cuda:1, mps or xpu; by default the accelerator, if there is one."
 runs_app = typer.Typer(help="List, describe and check runs on this machine.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
 
@@ -26,7 +27,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and masks.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; made from the rest by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, or whatever accelerate finds by default.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Train a recipe, or go on with a run that was stopped."""
     from lmdynamics.runs.build import train
@@ -41,7 +42,7 @@ def branch(
     at: Annotated[int, typer.Option(help="The step to leave it at: a checkpoint with optimizer state.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="What to change.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the branch; made from the rest by default.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, or whatever accelerate finds by default.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
     from lmdynamics.runs.branch import branch, branch_cost
@@ -61,7 +62,7 @@ def sweep(
     only: Annotated[list[str] | None, typer.Option(help="One of the plan's conditions; may be repeated.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one per GPU or core.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, or whatever accelerate finds by default.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Train every condition of a plan with every seed, several runs at a time."""
     from lmdynamics.runs.sweep import sweep

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lmdynamics import paths
+from lmdynamics.devices import device_kind, device_name, devices_here, has_float64
 from lmdynamics.errors import UserError
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "polars", "altair", "papermill", "jupyterlab")
@@ -53,13 +54,15 @@ def _devices() -> Iterator[tuple[bool, str]]:
         yield False, f"torch does not load: {error}"
         return
     yield True, f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {_bf16_on_cpu()}"
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        yield True, f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
-    if torch.backends.mps.is_available():
-        yield True, "mps: Apple GPU"
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    others = devices_here()[1:]
+    for device in others:
+        if device_kind(device) == "cuda":
+            properties = torch.cuda.get_device_properties(device)
+            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+            yield True, f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
+        else:
+            yield True, f"{device}: {device_name(device)}" + ("" if has_float64(device) else ", no float64")
+    if not others:
         yield True, "no GPU: the smoke and default profiles are made for this, the full profile is not"
 
 

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -15,29 +16,32 @@ DETERMINISTIC = "LMDYNAMICS_DETERMINISTIC"  # set to 1, it makes GPUs repeat the
 _STARTED = time.monotonic()
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """Versions, device kind and name, dtype, peak memory (MiB) of this process, and its age (s).
+def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]:
+    """Versions, kinds and names of the devices that computed, their precision, peak memory (MiB) of this process, and
+    its age (s).
 
-    What torch knows is asked only where torch has been imported.
+    `computed`: kind, precision and name of each device, as `devices.computed` gives them; several are joined by "+".
+    Without any, it was the CPU. What torch knows is asked only where torch has been imported.
     """
+    processor = platform.processor() or platform.machine()
+    computed = list(computed) or [("cpu", "float32", "cpu")]
+    kinds, precisions, names = (sorted(set(column)) for column in zip(*computed, strict=True))
     unit = 2**20 if sys.platform == "darwin" else 2**10
     told = {
         **versions(),
         "commit": commit(),
-        "device": device.partition(":")[0],
-        "device_name": platform.processor() or platform.machine(),
-        "dtype": "float32",
-        "deterministic": device == "cpu" or bool(os.environ.get(DETERMINISTIC)),
+        "device": "+".join(kinds),
+        "device_name": ", ".join(processor if name == "cpu" else name for name in names),
+        "dtype": "+".join(precisions),
+        "deterministic": kinds == ["cpu"] or bool(os.environ.get(DETERMINISTIC)),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
         "peak_gpu_mb": None,
         "seconds": round(time.monotonic() - _STARTED, 1),
     }
     torch = sys.modules.get("torch")
-    if torch is not None:
-        told["dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
-        if told["device"] == "cuda" and torch.cuda.is_available():
-            told["device_name"] = torch.cuda.get_device_name()
-            told["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    if torch is not None and "cuda" in kinds and torch.cuda.is_available():
+        peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
+        told["peak_gpu_mb"] = round(max(peaks) / 2**20)
     return told
 
 

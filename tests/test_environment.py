@@ -16,8 +16,9 @@ def test_an_environment_can_be_written_down():
     assert told["torch"] == torch.__version__
     assert (told["device"], told["dtype"], told["deterministic"]) == ("cpu", "float32", True)
     assert told["peak_mb"] > 50
-    assert environment("cuda:1")["device"] == "cuda"
-    assert environment("cuda:1")["deterministic"] is False
+    several = environment([("cuda", "bfloat16", "NVIDIA H100"), ("cpu", "float32", "cpu"), ("cuda", "float32", "x")])
+    assert (several["device"], several["dtype"], several["deterministic"]) == ("cpu+cuda", "bfloat16+float32", False)
+    assert several["device_name"] == f"NVIDIA H100, {told['device_name']}, x"
 
 
 def test_the_commit_is_that_of_this_checkout():
@@ -41,6 +42,6 @@ def test_repeatable_arithmetic_is_asked_for_by_a_variable(monkeypatch):
     try:
         repeatable()
         assert torch.are_deterministic_algorithms_enabled()
-        assert environment("cuda")["deterministic"] is True
+        assert environment([("cuda", "float32", "x")])["deterministic"] is True
     finally:
         torch.use_deterministic_algorithms(False)

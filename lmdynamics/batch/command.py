@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,9 +21,12 @@ from lmdynamics.batch.key import code_version
 from lmdynamics.batch.parameters import remarks
 from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
+from lmdynamics.devices import need_device
 from lmdynamics.errors import UserError
 from lmdynamics.paths import home, real_data_dirs
 from lmdynamics.runs import store
+from lmdynamics.runs.naming import RULES
+from lmdynamics.runs.pins import FILE as PINS
 
 INTERRUPTED = 130
 HELD = ".batch.lock"  # in the batch's folder, by the one batch that may write there
@@ -55,7 +59,8 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
     Raises
     ------
     UserError
-        For a wrong option, executor or folder, or if another batch writes to the folder.
+        For a wrong option, executor or folder, a device that is not on this machine, or if another batch writes to the
+        folder.
     """
     options = options or Options()
     if options.retry < 0 or (options.timeout is not None and options.timeout <= 0):
@@ -64,6 +69,9 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
     if options.fresh:  # what was made from runs and traces that lay there already is not as good
         jobs = [replace(job, key=f"{job.key}-fresh") for job in jobs]
     todo = [job for job in jobs if options.force or not is_done(job)]
+    if options.executor == "local":  # a cluster's workers have devices of their own
+        for device in dict.fromkeys(job.parameters.get("device", "cpu") for job in todo):
+            need_device(device)
     for path in dict.fromkeys(job.notebook for job in todo):
         for remark in remarks(path):
             print(f"lmdynamics: {remark}", file=sys.stderr, flush=True)
@@ -133,8 +141,20 @@ def _named_places() -> dict[str, str]:
 
 
 def _fresh(out: Path) -> dict[str, str]:
-    """A house for runs and traces where nothing lies that another version of the code has made; corpora stay."""
-    return {"LMDYNAMICS_HOME": str(out / f"home-{code_version()}"), "LMDYNAMICS_DATA": str(real_data_dirs()[0])}
+    """A home for runs and traces without any that another version of the code has made.
+
+    What no version has made stays: corpora, the user's own naming rules, and the commits that suites are pinned to.
+    """
+    fresh = out / f"home-{code_version()}"
+    for kept in (home() / RULES, *home().glob(f"suites/*/{PINS}")):
+        if kept.is_file():
+            copy = fresh / kept.relative_to(home())
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept, copy)
+    if (home() / "fetched").is_dir() and not (fresh / "fetched").exists():
+        fresh.mkdir(parents=True, exist_ok=True)
+        (fresh / "fetched").symlink_to(home() / "fetched")
+    return {"LMDYNAMICS_HOME": str(fresh), "LMDYNAMICS_DATA": str(real_data_dirs()[0])}
 
 
 def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:

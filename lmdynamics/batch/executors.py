@@ -76,7 +76,7 @@ class Local(ThreadPoolExecutor):
 
     def __init__(self, workers: int | None = None, gpu: bool = False):
         gpus, cores = visible_gpus() if gpu else [], cores_here()
-        self.at_once = workers or len(gpus) or cores
+        self.at_once = workers or len(gpus) or (1 if gpu else cores)
         super().__init__(self.at_once)
         self._slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for slot in range(self.at_once):
@@ -88,8 +88,9 @@ class Local(ThreadPoolExecutor):
 
     def _run(self, job: Job, options: dict[str, Any]) -> Outcome:
         slot = self._slots.get()
+        by_number = ":" in str(job.parameters.get("device", ""))  # a GPU of its choice, not the slot's
         try:
-            return run_there(job, options, slot)
+            return run_there(job, options, {CORES: slot[CORES]} if by_number else slot)
         finally:
             self._slots.put(slot)
 

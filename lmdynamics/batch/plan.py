@@ -12,6 +12,7 @@ from typing import Any
 
 from lmdynamics.batch.key import content_key
 from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, notebook_parameters, parse_value
+from lmdynamics.devices import device_kind
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import SUITE
 
@@ -128,7 +129,9 @@ def _of_notebook(
             raise UserError(f"{path.name}: the grid gives {name} the same value twice: {', '.join(map(str, values))}")
     for values in product(*several.values()):
         chosen = dict(zip(several, values, strict=True))
-        folder = out / _item_name(path.stem, chosen)
+        device = {**fixed, **chosen}.get("device", "cpu")
+        own = {} if device_kind(device) == "cpu" else {"device": device}  # beside what a CPU has computed
+        folder = out / _item_name(path.stem, {**chosen, **own})
         if folder in path.parents:
             raise UserError(f"{path} lies in {folder}, which this batch writes anew; name another folder with --out")
         automatic = {"interactive": False, "output_dir": str(folder), "profile": profile}

@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from lmdynamics.devices import computed, device_kind, forget_computed, need_device
 from lmdynamics.environment import environment, repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.html import html_table
@@ -55,21 +56,25 @@ class _Sink:
     """Where this process's records go: the folder is set by `start_records`, once per notebook."""
 
     folder: Path | None = None
-    device: str = "cpu"
+    device: str = "cpu"  # what the notebook asked for
+    told: bool = False  # whether it was said that something else has computed
     records: dict[str, Record] = {}  # noqa: RUF012 -- one notebook per process, so one table per process
 
 
 def start_records(output_dir: str | Path, device: str = "cpu") -> None:
     """Begin a notebook's records: `records.json` in `output_dir`, or none if it is empty (a reader is at the page).
 
-    With them goes what computed them (`environment`): versions, `device`, precision, memory.
+    With them goes what computed them (`environment`): versions, device, precision, memory. The device written down is
+    not `device`, which is what is asked for, but what traced and trained all that the notebook opens from here on.
 
     Raises
     ------
     UserError
-        If the folder cannot be made.
+        If the folder cannot be made, or `device` is not on this machine.
     """
-    _Sink.records, _Sink.device, _Sink.folder = {}, device, None
+    need_device(device)
+    forget_computed()
+    _Sink.records, _Sink.device, _Sink.folder, _Sink.told = {}, device, None, False
     repeatable()
     if not str(output_dir):
         return
@@ -146,7 +151,19 @@ def read_records(folder: Path) -> list[Record]:
 
 def _write(folder: Path) -> None:
     records = [asdict(made) for made in _Sink.records.values()]
-    store.write_json(folder / FILE_NAME, {"format": 1, "environment": environment(_Sink.device), "records": records})
+    store.write_json(folder / FILE_NAME, {"format": 1, "environment": environment(computed()), "records": records})
+
+
+def _other_device() -> str:
+    """One line where anything but the device that was asked for has computed what is recorded; otherwise empty."""
+    asked = device_kind(_Sink.device)
+    others = sorted({kind for kind, _, _ in computed()} - {asked})
+    if not others:
+        return ""
+    return (
+        f"device={_Sink.device} was asked for, but {' and '.join(others)} computed some of what is recorded here: "
+        "a run that was trained there, or a measurement made there. The records say so."
+    )
 
 
 def _scalar(name: str, value: object) -> Scalar:
@@ -179,6 +196,10 @@ def _short(value: Scalar) -> str:
 def _show(made: Record) -> None:
     from IPython.core.getipython import get_ipython
 
+    warning = "" if _Sink.told else _other_device()
+    _Sink.told = _Sink.told or bool(warning)
+    if warning:
+        print(warning)
     if get_ipython() is None:
         print(made)
         return

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
@@ -38,7 +39,7 @@ class IntrinsicDimension(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         model = checkpoint.model(device=device)
         states = sentence_states(model, checkpoint, self.text)
-        dimension, points = two_nn(states.double().cpu().numpy())
+        dimension, points = two_nn(states.cpu().double().numpy())
         return pl.DataFrame(
             {"dimension": [dimension], "points": [points]}, schema={"dimension": pl.Float64, "points": pl.Int64}
         )
@@ -52,7 +53,7 @@ class WeightNorm(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         parameters = checkpoint.model(device=device).parameters()
-        return pl.DataFrame({"norm2": [sum(float(p.detach().double().square().sum()) for p in parameters)]})
+        return pl.DataFrame({"norm2": [sum(float(in_float64(p.detach()).square().sum()) for p in parameters)]})
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def squared_gradient(model: nn.Module, example, device: str = "cpu") -> float:
         loss = F.cross_entropy(logits.float(), example.gold)
         wanted = [p for p in model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
-    return float(sum(g.double().square().sum() for g in gradients if g is not None))
+    return float(sum(in_float64(g).square().sum() for g in gradients if g is not None))
 
 
 @torch.inference_mode()
@@ -129,7 +130,7 @@ def sentence_states(model: nn.Module, checkpoint, text: Treebank | Blocks) -> Fl
     for ids, mask in inputs:
         hidden = body(input_ids=ids.to(device), attention_mask=mask.to(device), return_dict=True).last_hidden_state
         at = mask.sum(1) - 1 if checkpoint.objective == "clm" else torch.zeros(len(ids), dtype=torch.long)
-        states.append(hidden[torch.arange(len(ids)), at.to(device)])
+        states.append(hidden[torch.arange(len(ids), device=device), at.to(device)])
     return torch.cat(states)
 
 

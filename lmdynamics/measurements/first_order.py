@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.devices import has_float64, in_float64, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import check_rows
 from lmdynamics.measurements.measurement import Measurement
@@ -60,10 +61,14 @@ class Coefficients(Measurement):
     seed: int = 0
 
     version = 3
+    reads_training = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if self.precision not in ("float32", "float64"):
             raise UserError(f"precision is {self.precision!r}; choose float32 or float64")
+        need_device(device)
+        if self.precision == "float64" and not has_float64(device):
+            raise UserError(f"{device} has no float64; set precision to float32, or compute on the CPU")
         step = Step(checkpoint, self.batch_size, device)
         check_rows(step.model, self.blocks)
         unused_rows(step.model, checkpoint)
@@ -98,32 +103,33 @@ def coefficients(
         If the fast gradients differ from plain ones, or nothing changes at first order.
     """
     cross_check(tape, update)
-    along = directional_derivative(tape.model, update, tape.batch).double()
+    along = in_float64(directional_derivative(tape.model, update, tape.batch))
     whole = gradient(tape.losses, tape.model)
     sums, sampled = token_sums(tape, update, share, seed, rounds_at_once)
-    signed = sum(of.signed for of in sums.values()).double()
+    signed = in_float64(sum(of.signed for of in sums.values()))
     reach = along.abs().max()
     if not reach > 0:
         raise UserError("the update changes no token's loss at first order; is its learning rate 0?")
-    if (signed - along[sampled]).abs().max() > 1e-3 * reach:
+    if (signed - along[sampled.to(along.device)]).abs().max() > 1e-3 * reach:
         raise UserError(
             f"fast gradients of single tokens of {type(tape.model).__name__} do not add up to what forward mode gives; "
             "this architecture is not supported"
         )
-    proxy = tape.by_token[1].double().norm(dim=-1)
+    proxy = in_float64(tape.by_token[1]).norm(dim=-1)
     largest = max(float(of.size.max()) for of in sums.values()) if share == 1 else 0.0
     rows = []
     for level, part, names in parts(tape):
         names = [name for name in names if name in sums]
-        product = [(whole[name] * update[name].to(whole[name].dtype)).double() for name in names]
+        product = [in_float64(whole[name] * update[name].to(whole[name].dtype)) for name in names]
         by_parameter, net = float(sum(p.abs().sum() for p in product)), abs(float(sum(p.sum() for p in product)))
-        own = sum(sums[name].signed for name in names).double()
+        own = in_float64(sum(sums[name].signed for name in names))
         stderr, mean_interference = 0.0, None
         if share < 1:
             total, stderr = _estimated(sum(sums[name].absolute for name in names), proxy, sampled)
             total += sum(sums[name].known for name in names)
         else:
-            total = sum(float((sums[n].size.double() * update[n].to(sums[n].size).double().abs()).sum()) for n in names)
+            sizes = ((in_float64(sums[n].size), in_float64(update[n].to(sums[n].size))) for n in names)
+            total = sum(float((size * u.abs()).sum()) for size, u in sizes)
             mean_interference = _mean_interference([(whole[n], sums[n].size) for n in names], largest)
         change = along if level == "all" else own  # of the whole model, forward mode knows all tokens
         size = float(change.abs().sum())
@@ -172,7 +178,7 @@ def _mean_interference(pairs: list[tuple[Tensor, Tensor]], largest: float) -> fl
 
     Some are exactly nothing: a bias of all keys moves no attention.
     """
-    found = [(1 - whole.abs() / size)[size > ROUNDING * largest].double().flatten() for whole, size in pairs]
+    found = [in_float64((1 - whole.abs() / size)[size > ROUNDING * largest]).flatten() for whole, size in pairs]
     every = torch.cat(found)
     return float(every.mean()) if len(every) else None
 
@@ -185,7 +191,7 @@ def _estimated(
     Regression estimator: least squares on a proxy that is known for every token (Cochran 1977, ch. 7). Residuals are
     weighed by what the regression makes of each sampled token (g-weights: Särndal, Swensson, Wretman 1989).
     """
-    y, x = values.double().cpu().numpy(), proxy.cpu().numpy()
+    y, x = values.cpu().double().numpy(), proxy.cpu().numpy()
     design = np.stack([np.ones_like(x), x], 1)
     chosen = design[sampled.cpu().numpy()]
     fit, *_ = np.linalg.lstsq(chosen, y, rcond=None)

@@ -176,7 +176,7 @@ def _masked_sums(
                     torch.arange(ids.shape[1]) >= position[part][:, None]
                 )
             logits = logits_at(model, copies.masked_fill(hidden, mask_id).to(device), None, selected.to(device))
-            of_row.index_add_(0, row[part], log_probability(logits, gold.to(device)).double().cpu())
+            of_row.index_add_(0, row[part], log_probability(logits, gold.to(device)).cpu().double())
         scores[chosen] = of_row.numpy()
     return scores
 
@@ -193,7 +193,7 @@ def log_probabilities(model: nn.Module, sentences: PairSentences) -> Float64[np.
             scored[:, 0] = False
             before = scored.roll(-1, dims=1)
             logits = logits_at(model, ids.to(device), None, before.to(device))
-            of_token = log_probability(logits, ids[scored].to(device)).double().cpu()
+            of_token = log_probability(logits, ids[scored].to(device)).cpu().double()
             rows = scored.nonzero()[:, 0]
             scores[part] = torch.zeros(len(part), dtype=torch.float64).index_add_(0, rows, of_token).numpy()
     return scores

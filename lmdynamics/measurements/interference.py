@@ -10,6 +10,8 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from lmdynamics.devices import in_float64
+
 
 class Decomposition(NamedTuple):
     """|mean_change| = magnitude · (1 - interference). Magnitude and mean change in the unit of the changes."""
@@ -27,7 +29,7 @@ def decomposition(change: Float[Tensor, "*items"]) -> Decomposition:
     ValueError
         If `change` is empty, holds NaN or infinity, or is zero everywhere (D is then undefined).
     """
-    change = change.detach().double()
+    change = in_float64(change.detach())
     total, net = float(change.abs().sum()), float(change.sum())
     if not 0 < total < float("inf"):  # NaN and infinity reach the sum
         raise ValueError(f"interference of {change.numel()} changes is undefined: their total size is {total:g}")
@@ -51,7 +53,7 @@ def magnitude(change: Float[Tensor, "*items"]) -> float:
     ValueError
         If `change` is empty or holds NaN or infinity.
     """
-    total = float(change.detach().double().abs().sum())
+    total = float(in_float64(change.detach()).abs().sum())
     if not change.numel() or not total < float("inf"):
         raise ValueError(f"magnitude of {change.numel()} changes is undefined: their total size is {total:g}")
     return total / change.numel()

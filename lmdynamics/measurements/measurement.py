@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Measurement:
     """Subclasses are frozen dataclasses: their fields are their parameters, and so their cache key.
 
+    `trace` adds to the key the kind of device and the precision.
+
     Calling one on a checkpoint gives one row per observation, the same rows every time on the same device.
 
     `higher_is_better` decides which of two runs is better. A measurement that declares None is compared, but neither
@@ -25,6 +27,7 @@ class Measurement:
     version: ClassVar[int] = 1  # raise when the numbers would change
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool | None] = None
+    reads_training: ClassVar[bool] = False  # whether step, recipe and optimizer state count, besides the weights
 
     def __call__(self, checkpoint: Checkpoint, device: str = "cpu") -> pl.DataFrame:
         raise TypeError(f"{type(self).__name__} does not say what it measures: define __call__(checkpoint, device)")

@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.first_order import parts
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
+from lmdynamics.measurements.per_example import Layer, Tape, elements, gradient
 from lmdynamics.measurements.vocabulary import unused_rows
 
 
@@ -79,7 +80,7 @@ class GroupOpposition(Measurement):
         for level, part, own in parts(tape):
             if level == "module":
                 continue
-            rows = torch.stack([torch.cat([g[name].flatten() for name in own]) for g in gradients]).double()
+            rows = in_float64(torch.stack([torch.cat([g[name].flatten() for name in own]) for g in gradients]))
             frames.append(_pairs(part, rows @ rows.T, [known[i] for i in there]))
         sizes = {known[i]: counts[i] for i in there}
         return pl.concat(frames).with_columns(
@@ -109,12 +110,12 @@ def row_grams(tape: Tape) -> dict[str, Float[Tensor, "rows rows"]]:
     where = {name: part for level, part, names in parts(tape) if level == "layer" for name in names}
     names = {id(p): name for name, p in tape.model.named_parameters()}
     rows = Rows(tape)
-    zero = torch.zeros(len(tape.batch.ids), len(tape.batch.ids), dtype=torch.float64, device=tape.losses.device)
+    zero = in_float64(torch.zeros(len(tape.batch.ids), len(tape.batch.ids), device=tape.losses.device))
     grams = {"all": zero} | {part: zero.clone() for part in dict.fromkeys(where.values())}
     for layer in tape.layers:
         for parameter, formed in row_gradients(layer, deltas, rows):
             flat = formed.flatten(1)
-            grams[where[names[id(parameter)]]] += (flat @ flat.T).double()
+            grams[where[names[id(parameter)]]] += in_float64(flat @ flat.T)
     grams["all"] = sum(gram for part, gram in grams.items() if part != "all")
     return grams
 
@@ -153,7 +154,7 @@ def row_gradients(layer: Layer, deltas: dict[Layer, Tensor], rows: Rows) -> Iter
     if any(layer is other.tied for other in deltas):
         return  # its gradient is formed with the embedding's, to which it adds
     height, width = module.weight.shape
-    high = max(1, ELEMENTS[delta.device.type] // (len(delta) * width))
+    high = max(1, elements(delta.device) // (len(delta) * width))
     for first in range(0, height, high):
         if layer.kind == "linear":
             yield module.weight, layer.outer(delta, read, slice(first, first + high))
@@ -182,7 +183,9 @@ def check_rows_of(tape: Tape, gram: Float[Tensor, "rows rows"]) -> None:
     counts = torch.bincount(tape.rows, minlength=len(tape.batch.ids))
     two = counts.nonzero()[:2, 0]
     plain = [gradient(tape.losses[tape.rows == row] / counts[row], tape.model) for row in two]
-    dots = torch.stack([torch.stack([sum((a[n].double() * b[n]).sum() for n in a) for b in plain]) for a in plain])
+    plain = [{name: in_float64(g) for name, g in of_row.items()} for of_row in plain]
+    dots = torch.stack([torch.stack([sum((a[n] * b[n]).sum() for n in a) for b in plain]) for a in plain])
+    two = two.to(gram.device)
     found = gram[two][:, two]
     if not (found - dots).abs().max() <= 1e-3 * dots.abs().max():
         raise UserError(

@@ -24,7 +24,12 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions
 from lmdynamics.training.logits import body_of, logits_at
 
-ELEMENTS = {"cpu": 2**21, "cuda": 2**27}  # of gradients formed at once: on a CPU, what its caches hold
+ELEMENTS = {"cpu": 2**21}  # of gradients formed at once: on a CPU, what its caches hold
+
+
+def elements(device: torch.device) -> int:
+    """How many elements of gradients are formed at once on a device."""
+    return ELEMENTS.get(device.type, 2**27)
 
 
 @dataclass(eq=False)

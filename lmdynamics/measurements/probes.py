@@ -124,7 +124,8 @@ class FineTuning(Measurement):
         grades = self.data.classes is None
         labels = torch.from_numpy((train.labels - train.labels.mean()) / train.labels.std() if grades else train.labels)
         labels = (labels.float() if grades else labels).to(device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        others = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(others, device_type=device.type), torch.enable_grad():
             torch.manual_seed(mix(self.seed, trial))
             head = nn.Linear(_width(body), self.data.classes or 1).to(device)
             body = body if self.frozen else deepcopy(body).float().train().requires_grad_()

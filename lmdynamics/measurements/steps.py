@@ -47,6 +47,7 @@ class OneStep(Measurement):
     seed: int = 0
 
     version = 2
+    reads_training = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         step = Step(checkpoint, self.batch_size, device)

@@ -187,7 +187,7 @@ class WordAttention(Measurement):
         batch = encoded.batches[0].to(device)
         with torch.inference_mode():
             weights = [word_attention(layer.float(), batch)[0] for layer in attentions(model, batch)]
-        weights = torch.stack(weights).double().cpu().numpy()
+        weights = torch.stack(weights).cpu().double().numpy()
         layer, head, query, key = (axis.ravel() for axis in np.indices(weights.shape))
         return pl.DataFrame({"layer": layer, "head": head, "query": query, "key": key, "weight": weights.ravel()})
 

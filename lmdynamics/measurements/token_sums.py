@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, gradient
+from lmdynamics.measurements.per_example import Layer, Tape, elements, gradient
 
 FEWEST = 12  # tokens of a sample, below which its standard error is not to be trusted
-ROUNDS = {"cpu": 4, "cuda": 32}  # tokens of every row whose backward passes are batched into one
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Sums:
     def know(self, signed: Tensor, absolute: Tensor, sampled: Tensor) -> None:
         """Take in the head's share of every token."""
         self.signed += signed[sampled]
-        self.known += float(absolute.double().sum())
+        self.known += float(in_float64(absolute).sum())
 
     def signed_at(self, at: Tensor, values: Tensor) -> None:
         self.signed.index_add_(0, at[at >= 0], values[at >= 0])
@@ -58,6 +58,7 @@ def token_sums(
     """`Sums` for each parameter that a recorded layer holds, and the numbers of the tokens they are over.
 
     `share` below 1: of a simple random sample of so many of the predicted tokens, FEWEST at least.
+    `rounds_at_once`: tokens of every row whose backward passes are batched into one; 0 chooses by the device.
     """
     n, device = len(tape.losses), tape.losses.device
     size = n if share == 1 else min(n, max(FEWEST, round(share * n)))
@@ -83,7 +84,7 @@ def token_sums(
         for layer, delta in head.items():
             _add_head(layer, delta, sampled, of)
         slots = {layer: Slots.of(layer) for layer in tape.layers if layer.kind == "embedding"}
-        for numbers, deltas in tape.token_deltas(rounds, upto, rounds_at_once or ROUNDS[device.type]):
+        for numbers, deltas in tape.token_deltas(rounds, upto, rounds_at_once or (4 if device.type == "cpu" else 32)):
             at = place[numbers]
             for layer, delta in deltas.items():
                 if layer.kind == "embedding":
@@ -136,10 +137,10 @@ def _add_body(layer: Layer, delta: Float[Tensor, "examples batch time out"], at:
 
 
 def _formed(layer: Layer, delta: Tensor, read: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Weight gradients by rounds and, where one round is already much, by rows of the weight; no more than ELEMENTS."""
+    """Weight gradients by rounds and, where one round is already much, by rows of the weight; at most `elements`."""
     examples, batch = delta.shape[:2]
     height, width = layer.module.weight.shape
-    room = ELEMENTS[delta.device.type] // (batch * width)
+    room = elements(delta.device) // (batch * width)
     many, high = max(1, room // height), max(1, min(height, room))
     for first in range(0, examples, many):
         for row in range(0, height, high):

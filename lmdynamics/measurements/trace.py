@@ -1,12 +1,15 @@
 """One measurement at every checkpoint of a run, each computed once and kept.
 
-Results lie in `traces/CHECKPOINT/MEASUREMENT.parquet` under the cache folder, named by the checkpoint's content
-and the measurement's parameters. A file is there whole or not at all, so an interrupted trace goes on where it
-stopped, and two processes that trace the same run at once merely do some work twice.
+Results are in `traces/CHECKPOINT/MEASUREMENT.parquet` under the cache folder, named by the checkpoint's content, the
+measurement's parameters and, where it is not the CPU in float32, the kind of device and its precision. A file is there
+whole or not at all, so an interrupted trace goes on where it stopped, and two processes that trace the same run at once
+merely do some work twice.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from lmdynamics.devices import device_kind, device_name, devices_here, matmul_precision, need_device, note_computed
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.paths import cache_dir, not_kept
 from lmdynamics.progress import bar
@@ -37,12 +41,15 @@ def trace(
 
     `executor`: anything with `submit(function, *arguments)` whose result has `.result()`: a `ProcessPoolExecutor`
     (start method "spawn": torch does not survive a fork), `Client.get_executor()` of dask, `submitit.AutoExecutor`.
-    `progress`: whether to show a bar; None decides by where output goes. `cache=False` neither reads nor writes files.
+    `device`: what computes, such as `cpu`, `cuda:1` or `mps`. Only results computed on that kind of device, in the
+    same precision, are taken from the cache. `progress`: whether to show a bar; None decides by where output goes.
+    `cache=False` neither reads nor writes files.
 
     Raises
     ------
     UserError
-        If the run lacks one of `steps`, or the measurement refuses a checkpoint.
+        If the run lacks one of `steps`, the measurement refuses a checkpoint, or something is to be computed and the
+        device is not there.
     """
     named = {type(measurement).__name__: measurement}
     return trace_all(
@@ -64,20 +71,27 @@ def trace_all(
 
     Arguments as for `trace`; returns one frame per name in `measurements`.
     """
+    kind = device_kind(device)
+    precision = matmul_precision(kind)
     checkpoints = [run[step] for step in (sorted(set(steps)) if steps is not None else run.steps)]
-    keys = {name: measurement.key() for name, measurement in measurements.items()}
+
+    def path(checkpoint: Checkpoint, name: str) -> Path:
+        return _path(checkpoint, measurements[name], kind, precision)
+
     found: dict[tuple[int, str], pl.DataFrame] = {}
     todo = []
     for checkpoint in checkpoints:
         missing = {}
         for name, measurement in measurements.items():
-            kept = _read(_path(checkpoint, keys[name])) if cache else None
+            kept = _read(path(checkpoint, name), kind, precision) if cache else None
             if kept is None:
                 missing[name] = measurement
             else:
                 found[checkpoint.step, name] = kept
         if missing:
             todo.append((checkpoint, missing))
+    if todo and executor is None:  # an executor's workers have devices of their own
+        need_device(device)
 
     if cache and checkpoints:
         faults.say_equal(checkpoints[0].run_name, {each.step: each.content_hash for each in checkpoints})
@@ -91,8 +105,9 @@ def trace_all(
             for checkpoint, future, missing in pending:
                 frames = future.result() if executor else measure(checkpoint, missing, device)
                 for name, frame in frames.items():
+                    note_computed(kind, precision, device_name(device))
                     if cache:
-                        _write(_path(checkpoint, keys[name]), frame)
+                        _write(path(checkpoint, name), frame, kind, device_name(device))
                     found[checkpoint.step, name] = frame
                 shown.update()
         finally:  # after an error or Ctrl-C: what has not begun need not begin
@@ -107,12 +122,24 @@ def measure(checkpoint: Checkpoint, measurements: Mapping[str, Measurement], dev
     return {name: measurement(checkpoint, device) for name, measurement in measurements.items()}
 
 
-def _path(checkpoint: Checkpoint, key: str) -> Path:
-    return cache_dir() / "traces" / checkpoint.content_hash / f"{key}.parquet"
+def _path(checkpoint: Checkpoint, measurement: Measurement, kind: str, precision: str) -> Path:
+    key = measurement.key()
+    if measurement.reads_training:
+        key = hashlib.sha256(f"{key} {_training(checkpoint)}".encode()).hexdigest()[:16]
+    computed = "" if (kind, precision) == ("cpu", "float32") else f"-{kind}-{precision}"
+    return cache_dir() / "traces" / checkpoint.content_hash / f"{key}{computed}.parquet"
 
 
-def _read(path: Path) -> pl.DataFrame | None:
-    """A kept result; None if there is none, or the file is damaged and must be made again."""
+def _training(checkpoint: Checkpoint) -> str:
+    """What a step of training from a checkpoint depends on, besides its weights: step, recipe, optimizer state."""
+    manifest = store.read_json(checkpoint.folder / store.MANIFEST, "a checkpoint") if checkpoint.recipe else {}
+    state = manifest.get("files", {}).get(store.TRAINING_STATE, {}).get("sha256")
+    recipe = checkpoint.recipe and checkpoint.recipe.to_dict()
+    return json.dumps([checkpoint.step, recipe, state], sort_keys=True, default=str)
+
+
+def _read(path: Path, kind: str, precision: str) -> pl.DataFrame | None:
+    """A kept result; None if there is none, or it must be made again: it is damaged, or may be another device's."""
     try:
         frame, kept = pl.read_parquet(path, memory_map=False), pl.read_parquet_metadata(path)
     except (pl.exceptions.PolarsError, OSError):
@@ -120,15 +147,20 @@ def _read(path: Path) -> pl.DataFrame | None:
     # another version of polars may hash differently: then only Parquet's own checks remain
     if kept.get("polars") == pl.__version__ and kept.get("checksum") != _checksum(frame):
         return None
+    # earlier versions did not write down the device: where there is only a CPU, it was that
+    if kept.get("device", "cpu" if devices_here() == ["cpu"] else None) != kind:
+        return None
+    note_computed(kind, precision, kept.get("device_name", kind))
     return frame
 
 
-def _write(path: Path, frame: pl.DataFrame) -> None:
+def _write(path: Path, frame: pl.DataFrame, kind: str, name: str) -> None:
     """Keep a result; where the disk is full or cannot be written that is said, and the result is returned all the
     same."""
+    written = {"polars": pl.__version__, "checksum": _checksum(frame), "device": kind, "device_name": name}
     try:
         with store.saving(f"a trace in {path.parent}"), store.atomic_file(path) as temporary:
-            frame.write_parquet(temporary, metadata={"polars": pl.__version__, "checksum": _checksum(frame)})
+            frame.write_parquet(temporary, metadata=written)
     except store.NotSaved as error:
         not_kept(cache_dir() / "traces", str(error).partition(": ")[2].partition(".")[0])
 

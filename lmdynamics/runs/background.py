@@ -22,12 +22,13 @@ from weakref import WeakMethod
 
 import polars as pl
 
+from lmdynamics.devices import default_device, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
 from lmdynamics.processes import threads_each, without_interrupts
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_folder, branched_recipe
-from lmdynamics.runs.build import build, is_complete, run_name
+from lmdynamics.runs.build import begun_on, build, is_complete, name_on, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
@@ -111,7 +112,7 @@ class Training:
         """
         with self._lock:
             state = self.state
-            if state in ACTIVE or is_complete(self.folder, self.job.recipe):
+            if state in ACTIVE or is_complete(self.folder, self.job.recipe, self.job.device):
                 return
             self.error, self._phase = "", "starting"
             if state == "paused":
@@ -217,7 +218,7 @@ def training_of(
     """
     overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
     made = load_recipe(recipe, profile, seed, overrides)
-    return _register(Job(made, runs_dir() / (name or run_name(made, overrides)), device))
+    return _register(Job(made, runs_dir() / (name or name_on(device, run_name(made, overrides))), device))
 
 
 def branch_of(
@@ -234,12 +235,13 @@ def branch_of(
     """
     overrides = parse_overrides(overrides)
     changed, changes = branched_recipe(run, step, overrides)
-    folder, _ = branch_folder(run, step, changes, name)
-    return _register(Job(changed, folder, device, (run, step, overrides)))
+    folder, _ = branch_folder(run, step, changes, name, device)
+    return _register(Job(changed, folder, device or run.trained_on, (run, step, overrides)))
 
 
 def _register(job: Job) -> Training:
-    is_complete(job.folder, job.recipe)  # refuses a folder of another recipe
+    if not is_complete(job.folder, job.recipe, job.device):  # refuses a folder of another recipe or device
+        need_device(job.device or begun_on(job.folder) or default_device())
     with _registering:
         found = _trainings.get(job.folder)
         if found and found.job.recipe == job.recipe:

@@ -17,7 +17,7 @@ import polars as pl
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs import store
-from lmdynamics.runs.build import build, flat, folder_name, run_name
+from lmdynamics.runs.build import build, flat, folder_name, name_on, run_name
 from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.training.recipes import Recipe, recipe_from_dict
 from lmdynamics.training.state import Log
@@ -38,8 +38,8 @@ def branch(
     """The run that leaves `run` at `step` and goes on under changed settings; trained now, gone on with, or opened.
 
     `overrides` as for `train`: `masking`, `stages`, `lr`, `seed`, `steps`, …; settings of the corpus, the model and the
-    objective cannot change. `name` is by default made from the parent's name, the step and the changes. `log` as for
-    `pretrain`.
+    objective cannot change. `name` is by default made from the parent's name, the step and the changes. `device` is
+    by default of the kind that trained the parent. `log` as for `pretrain`.
 
     Raises
     ------
@@ -48,17 +48,20 @@ def branch(
         of that name holds another run.
     """
     changed, changes = branched_recipe(run, step, overrides)
-    folder, parent = branch_folder(run, step, changes, name)
+    folder, parent = branch_folder(run, step, changes, name, device)
+    device = device or run.trained_on
     plant = partial(_plant, run, step, folder)
     return build(changed, folder, device=device, progress=progress, parent=parent, prepare=plant, log=log)
 
 
 def branch_folder(
-    run: Run, step: int, changes: Mapping[str, Any], name: str | None = None
+    run: Run, step: int, changes: Mapping[str, Any], name: str | None = None, device: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Where a branch lies, and what it says of its parent; raises if another run is there."""
-    folder = runs_dir() / (name or branch_name(run.name, step, changes))
-    parent = {"run": run.name, "step": step, "weights": run[step].content_hash, "changes": changes}
+    own = name_on(device or run.trained_on, branch_name(run.name, step, changes), usual=run.trained_on)
+    folder = runs_dir() / (name or own)
+    weights = run[step].content_hash
+    parent = {"run": run.name, "step": step, "weights": weights, "device_kind": run.trained_on, "changes": changes}
     found = Run(folder).parent if (folder / "run.json").exists() and store.is_begun(folder) else parent
     if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
         origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"

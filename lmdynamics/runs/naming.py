@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 
+RULES = "my_suites.toml"  # the file of one's own
 SHOWN = 8  # names of a long list that are shown
 PLAIN = "step"  # what the trajectory without a name is called where it must be named
 Thing = TypeVar("Thing")
@@ -102,7 +103,7 @@ def rules() -> list[Rule]:
     Raises UserError where the user's file is not one of rules.
     """
     found = []
-    for path in (paths.home() / "my_suites.toml", paths.shipped("suites.toml")):
+    for path in (paths.home() / RULES, paths.shipped("suites.toml")):
         if path.is_file():
             try:
                 tables = tomllib.loads(path.read_text("utf-8"))

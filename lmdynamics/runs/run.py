@@ -15,6 +15,7 @@ from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
+from lmdynamics.devices import PRECISIONS, need_device, note_computed, trained_on
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.runs import faults, store
@@ -44,6 +45,7 @@ class Checkpoint:
 
         `attention="eager"` where attention weights are to be read.
         """
+        need_device(device)
         return _load_model(self.folder, self.objective, attention).to(device).eval()
 
     @property
@@ -212,6 +214,11 @@ class Run:
         path = self.folder / "run.json"
         return store.read_json(path, "a run") if path.exists() else {}
 
+    @property
+    def trained_on(self) -> str | None:
+        """The kind of device that trained it, such as `cpu` or `cuda`; None if that is not known."""
+        return trained_on(self.facts)
+
     def describe(self) -> dict[str, Any]:
         """What is known of it, as plain values."""
         return {"folder": str(self.folder), **self.facts, "steps": self.steps}
@@ -379,6 +386,9 @@ def open_run(where: str | Path, **options: Any) -> Run:
             + (found.notes[0] if found.notes else "is training still at step 0?")
         )
     run = Run(folder.resolve(), part, revisions)
+    if run.recipe:
+        precision = PRECISIONS[run.recipe.training.precision]
+        note_computed(run.trained_on or "unknown", precision, run.facts.get("device") or "unknown")
     refuse_other_formats(list(found.steps.values()))
     for note in found.notes:
         say_once(f"{run.name}: {note}")

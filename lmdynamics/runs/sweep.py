@@ -19,13 +19,14 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics.devices import default_device, device_kind, need_device
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import runs_dir, shipped
 from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.progress import bar
 from lmdynamics.runs import store
 from lmdynamics.runs.branch import branch, branch_name, changed_recipe
-from lmdynamics.runs.build import flat, run_name, train
+from lmdynamics.runs.build import flat, name_on, run_name, train
 from lmdynamics.runs.run import open_run
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
@@ -110,14 +111,14 @@ def sweep(
     """Train every condition of a plan with every seed: several at a time, those already there opened, one bar.
 
     Rows: `condition`, `seed`, `run` (a name for `open_run`), `error` (null where the run is complete). `workers`: runs
-    at a time, by default one per core, with one thread each, or one per visible GPU. A run that fails does not stop
-    the others. Ctrl-C saves what is running; the same call goes on.
+    at a time, by default one per core, with one thread each, or one per visible GPU. `device`: as for
+    `train`. A run that fails does not stop the others. Ctrl-C saves what is running; the same call goes on.
 
     Raises
     ------
     UserError
-        If plan, conditions (`only`) or overrides make no sense, or two conditions come to the same run; nothing is
-        trained then.
+        If plan, conditions (`only`) or overrides make no sense, two conditions come to the same run, or something is to
+        be trained and the device is not there; nothing is trained then.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")
@@ -130,7 +131,7 @@ def sweep(
     wanted |= {c.of for c in plan.conditions if c.name in wanted and c.of}
     overrides = parse_overrides(overrides)
     jobs = [
-        _job(plan, condition, profile, seed, overrides)
+        _job(plan, condition, profile, seed, overrides, device)
         for seed in seeds
         for condition in plan.conditions
         if condition.name in wanted
@@ -163,19 +164,23 @@ class Job:
     at: int = 0
 
 
-def _job(plan: Plan, condition: Condition, profile: str, seed: int, overrides: Mapping[str, Any]) -> Job:
+def _job(
+    plan: Plan, condition: Condition, profile: str, seed: int, overrides: Mapping[str, Any], device: str | None
+) -> Job:
     if condition.of is None:
         own = {**condition.set, **overrides}
         recipe = load_recipe(plan.recipe, profile, seed, own)
-        return Job(condition.name, seed, run_name(recipe, own), recipe.training.steps, plan.recipe, profile, own)
+        name = name_on(device, run_name(recipe, own))
+        return Job(condition.name, seed, name, recipe.training.steps, plan.recipe, profile, own)
     origin = next(c for c in plan.conditions if c.name == condition.of)
     if origin.of is not None:
         raise UserError(f"condition {condition.name!r} is a branch of a branch; name a condition that is trained whole")
-    parent = _job(plan, origin, profile, seed, overrides)
+    parent = _job(plan, origin, profile, seed, overrides, device)
     recipe = load_recipe(plan.recipe, profile, seed, parent.overrides)
     at = _step_near(recipe, condition.at)
     changed, changes = changed_recipe(recipe, at, condition.set)  # refuses before anything is trained
-    name, steps = branch_name(parent.run, at, changes), changed.training.steps
+    kind = device and device_kind(device)  # its parent's, so that both differ in what is changed only
+    name, steps = name_on(kind, branch_name(parent.run, at, changes), usual=kind), changed.training.steps
     return Job(condition.name, seed, name, steps, plan.recipe, profile, condition.set, parent.run, at)
 
 
@@ -203,12 +208,11 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
             errors[job.run] = str(error)
     if not waiting:
         return errors
-    if device is None:
-        import torch
-
-        device = None if torch.cuda.is_available() else "cpu"
-    cores, gpus = cores_here(), visible_gpus() if device != "cpu" else []
-    workers = workers or len(gpus) or cores
+    kind = need_device(device or default_device())
+    cores, gpus = cores_here(), visible_gpus() if kind == "cuda" else []
+    if device and gpus and device != kind:  # one by number; its workers see no other
+        gpus, device = [gpus[int(device.partition(":")[2])]], kind
+    workers = workers or len(gpus) or (cores if kind == "cpu" else 1)
     context = get_context("spawn")  # torch does not survive a fork
     told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it
 

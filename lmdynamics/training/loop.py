@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmdynamics.devices import default_device, need_device
 from lmdynamics.environment import repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
@@ -24,6 +25,8 @@ from lmdynamics.training.masking import Masker
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
 from lmdynamics.training.regularizers import attend, penalty_sum
 from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
+
+DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,9 +65,11 @@ def pretrain(
 ) -> None:
     """Train `recipe` into `folder`, or go on where it stopped; returns when the last checkpoint is there.
 
+    `device`: by default the accelerator, if there is one. Of several processes each takes the one that is its own.
     `log` makes the log that is written to, from its path.
 
-    Raises UserError where the folder cannot be gone on from or the disk is full, Interrupted after Ctrl-C.
+    Raises UserError where the folder cannot be gone on from, the device is not there or the disk is full, Interrupted
+    after Ctrl-C.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -75,7 +80,12 @@ def pretrain(
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier run here may have used another precision
     repeatable()
-    accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=device == "cpu")
+    device = device or default_device()
+    kind = need_device(device)
+    with set_device(device if alone else None):
+        accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=kind == "cpu")
+    if accelerator.device.type != kind:
+        raise UserError(f"device {device!r} is asked for, accelerate takes {accelerator.device}; name that one")
     accelerator.wait_for_everyone()  # the main process may have waited for another training of this run
     corpus = open_corpus(recipe)
     causal = recipe.objective == "clm"
@@ -209,6 +219,18 @@ def give_back_memory() -> None:
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
+
+
+@contextmanager
+def set_device(device: str | None):
+    """Let `accelerate` take this device, inside the block only; None leaves the choice to it."""
+    before = os.environ.get(DEVICE)
+    if device is not None:
+        os.environ[DEVICE] = device
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE, None) if before is None else os.environ.update({DEVICE: before})
 
 
 @contextmanager

@@ -66,9 +66,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         parameters = dict(model.named_parameters())
         for key in state.keys():  # noqa: SIM118
             name, _, slot = key.rpartition(".")
-            optimizer.state[parameters[name]][slot] = state.get_tensor(key).to(
-                "cpu" if slot == "step" and not torch.cuda.is_available() else parameters[name].device
-            )
+            optimizer.state[parameters[name]][slot] = state.get_tensor(key).to(parameters[name].device)
 
 
 def resumable(folder: Path) -> dict[int, Path]:
@@ -148,7 +146,7 @@ class Log:
 def numbers(values: Sequence[Tensor | None]) -> list[float | None]:
     """Scalars on a device as numbers, all fetched at once, so that a GPU waits once."""
     present = [value for value in values if value is not None]
-    fetched = iter(torch.stack(present).double().tolist() if present else ())
+    fetched = iter(torch.stack(present).cpu().double().tolist() if present else ())
     return [None if value is None else next(fetched) for value in values]
 
 
