@@ -165,7 +165,7 @@ class Job:
 
 
 def _job(
-    plan: Plan, condition: Condition, profile: str, seed: int, overrides: Mapping[str, Any], device: str | None
+    plan: Plan, condition: Condition, profile: str, seed: int, overrides: Mapping[str, Any], device: str | None = None
 ) -> Job:
     if condition.of is None:
         own = {**condition.set, **overrides}

@@ -62,6 +62,9 @@ def largest(first: pl.DataFrame, second: pl.DataFrame) -> float:
     assert first.schema == second.schema
     found = 0.0
     for a, b in zip(first, second, strict=True):
+        if a.name == "identity_error":  # what rounding leaves of 0
+            assert max(a.max() or 0, b.max() or 0) < 1e-5
+            continue
         if not a.dtype.is_float():
             assert a.equals(b), a.name
             continue

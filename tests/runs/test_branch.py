@@ -190,6 +190,7 @@ def test_its_name_and_what_it_says_of_its_parent(parent):
         "run": "tiny",
         "step": 4,
         "weights": run[4].content_hash,
+        "device_kind": "cpu",
         "changes": {"training.masking": "constant-0.3", "regularizer.stages": [[6, 1.0], [10, 0.0]]},
     }
     assert run.parent is None
