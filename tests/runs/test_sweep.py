@@ -249,9 +249,11 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, hom
         def shutdown(self, **_) -> None: ...
 
     monkeypatch.setattr(module, "ProcessPoolExecutor", Pool)
-    for visible, workers, wanted in [("4,7", None, ["4", "7"]), ("5", 2, ["5", "5"])]:
+    monkeypatch.setattr("lmdynamics.devices._count", lambda kind: 2)
+    cases = [("4,7", None, "cuda", ["4", "7"]), ("5", 2, "cuda", ["5", "5"]), ("4,7", None, "cuda:1", ["7"])]
+    for visible, workers, device, wanted in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        sweep("masking", "smoke", workers=workers, device="cuda", progress=False)
+        sweep("masking", "smoke", workers=workers, device=device, progress=False)
         assert given == wanted
         given.clear()
     sweep("masking", "smoke", workers=1, device="cpu", progress=False)
