@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from lmdynamics import paths
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.runs import hub, store
 from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for
@@ -17,6 +17,7 @@ from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, descr
 FILE = "suite.json"
 LISTERS = 12  # trees asked for at a time
 SHOWN = 12  # names of a long list that are told
+LONGEST = 96  # characters of an owner or a name on the hub
 OPTIONS = ("steps", "keep", "download", "refresh")
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w./+-]+))?(?:\?(?P<options>.*))?")
 _SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
@@ -112,9 +113,9 @@ YES, NO = ("yes", "true", "1"), ("no", "false", "0")
 def read_address(text: str) -> Address:
     """Raises UserError for what is no address of a suite."""
     match = _ADDRESS.fullmatch(text)
-    if match is None:
+    if match is None or max(map(len, match["repository"].split("/"))) > LONGEST:
         raise UserError(
-            f"{text!r} is not the address of a suite: hf://OWNER/NAME, then perhaps #PART, then perhaps "
+            f"{shortened(text)!r} is not the address of a suite: hf://OWNER/NAME, then perhaps #PART, then perhaps "
             "?steps=log:20&keep=3&download=yes"
         )
     options = dict(parse_qsl(match["options"] or "", keep_blank_values=True))

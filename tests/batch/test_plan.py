@@ -364,4 +364,5 @@ def test_a_parameter_of_ten_thousand_characters_is_one_item(call, tmp_path):
     assert refused(call("batch", path, "-p", "rate=" + "x" * 10_000), "own.ipynb: rate=xxx", "is not a number")
     assert refused(call("runs", "show", "x" * 10_000), "there is no run")
     assert refused(call("train", "x" * 10_000), "ile name too long")
+    assert refused(call("audit", "hf://own/" + "x" * 10_000), "is not the address of a suite")
     assert max(len(line) for line in call("sweep", "x" * 10_000)[2].splitlines()) < 500

@@ -222,25 +222,6 @@ def test_a_failing_notebook_names_its_cell(tmp_path):
     assert json.loads((tmp_path / "out" / "failing" / "outcome.json").read_text())["parameters"]["seed"] == 3
 
 
-def test_the_readme_example_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    block, second, third = [block for block in blocks if "hf://" not in block]  # tests of suites run the others
-    code = block.replace('lmd.train("grammar-mlm")', 'lmd.train("grammar-mlm", profile="smoke", progress=False)')
-    ladder = 'lmd.train("grammar-ladder", profile="smoke", progress=False)'
-    more = second.replace('lmd.open_run("grammar-ladder")', ladder).replace("[64, 512]", "[32, 64], progress=False")
-    assert code != block
-    assert more.count("progress=False") == 4
-    explored = third.replace("HeldOutLoss(text)", "HeldOutLoss(text), progress=False")
-    explored = explored.replace("run.treebank()", "run.treebank(), progress=False")
-    assert explored.count("progress=False") == 2
-    code += more + explored
-    environment = os.environ | {"LMDYNAMICS_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert "control" in done.stdout
-
-
 def test_the_commands_in_the_readme_exist():
     documents = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
     named = {
@@ -256,6 +237,17 @@ def test_the_commands_in_the_readme_exist():
     }
     makefile = (ROOT / "Makefile").read_text()
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
+
+
+@EACH
+def test_every_cell_can_be_run_twice(smoke_series, tmp_path, path):
+    """Twice in a row, and all of them once more, as a reader does who goes back; on runs and traces that are there."""
+    environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
+    environment |= {"LMDYNAMICS_HOME": str(smoke_series[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.notebooks.twice", str(path), str(tmp_path)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert read_records(tmp_path) == read_records(smoke_series[1] / path.stem)
 
 
 @EACH
