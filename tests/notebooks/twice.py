@@ -1,4 +1,6 @@
-"""Run a notebook's code cells in a fresh IPython, each twice in a row, and then all of them once more in order.
+"""Run a notebook's code cells in a fresh IPython, each twice in a row, and then once more from the last to the first.
+
+Backwards, each cell finds the names as the cells after it left them, as for a reader who goes back to one cell.
 
 python -m tests.notebooks.twice NOTEBOOK OUTPUT_DIR
 """
@@ -9,6 +11,8 @@ from pathlib import Path
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 
+SET_UP = 2  # cells that begin anew: parameters and imports
+
 
 def run(notebook: Path, output_dir: str) -> str:
     """What went wrong first: the number of the cell, its run and the error; empty where nothing did."""
@@ -18,7 +22,8 @@ def run(notebook: Path, output_dir: str) -> str:
     given = f"\nprofile, interactive, output_dir = 'smoke', True, {output_dir!r}"
     sources = [cell.source + given * (cell is cells[0]) for cell in cells]
     order = [(i, turn) for i in range(len(cells)) for turn in ("first", "second")]
-    for i, turn in [*order, *((i, "third") for i in range(len(cells)))]:
+    again = [(i, "third") for i in reversed(range(SET_UP, len(cells)))]
+    for i, turn in [*order, *again]:
         if error := shell.run_cell(sources[i]).error_in_exec:
             return f"code cell {i + 1}, {turn} run: {type(error).__name__}: {error}"
     return ""
