@@ -17,7 +17,7 @@ from lmdynamics.batch import key as item_keys
 from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import Outcome, is_done, read_outcome, run_notebook
 from lmdynamics.batch.executors import Local, open_executor
-from lmdynamics.batch.plan import plan
+from lmdynamics.batch.plan import Job, plan
 from lmdynamics.batch.records import read_records
 from lmdynamics.errors import UserError
 from tests.batch.notebooks import write_notebook
@@ -146,7 +146,7 @@ def test_each_item_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("lmdynamics.batch.executors.run_notebook", noted)
     with Local(gpu=True) as local:
         assert local.at_once == 2
-        for future in [local.submit(None) for _ in range(2)]:
+        for future in [local.submit(Job(Path("n.ipynb"), Path("out"), {})) for _ in range(2)]:
             future.result()
     assert sorted(seen) == ["4", "7"]
 
