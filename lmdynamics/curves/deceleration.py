@@ -127,7 +127,8 @@ def fit_deceleration(
     The verdict, the first that holds: `jump in scale` where the level shifts between two neighbouring points
     (`curves.jumps`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break with a
     shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is the
-    caveat, and there are no intervals); `no break` where a break improves the AIC by less than 10, or by no more than
+    caveat, and there are no intervals; one of less than three times the noise is not seen, and an interval then holds
+    its break some seven times in ten); `no break` where a break improves the AIC by less than 10, or by no more than
     it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the interval of
     its step spans more than half of the range of log steps (only where there are resamples); `break at the edge` where
     less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the break;
@@ -196,7 +197,7 @@ def fit_deceleration(
             also = wider.get(name, (low, high))
             intervals[name] = min(low, also[0]), max(high, also[1])
         low, high = intervals["step_at_break"]
-        if sudden:  # then they do not hold the place of the break as often as they say
+        if sudden or (more > CLEAR and _in_one_gap(kept, steps)):  # then they hold the break less often than they say
             intervals = {}
         elif (share := np.log(high / low) / np.log(kept[-1] / kept[0])) > WIDE:
             verdict = "break not located"
@@ -224,6 +225,12 @@ def fit_deceleration(
         jumps=jumps,
         intervals=intervals,
     )
+
+
+def _in_one_gap(kept: Float[np.ndarray, " points"], steps: list[float]) -> bool:
+    """Whether two breaks are so close that they stand for a shift of the level between neighbouring points."""
+    first, second = np.searchsorted(kept, steps)
+    return bool(second - first <= 1)
 
 
 def _steps_left(x, y, broken: Broken) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ LEAST = np.log(1.1)  # smallest shift of log loss that is looked for; a drop of 
 WINDOWS = (8, 32, 128)  # points on each side that a line is fitted to
 FEWEST = 6  # points that must lie on each side
 CHANCE = 0.001  # of a shift as large anywhere along a curve without one, if its noise is independent
-MOST = 10  # jumps that are looked for
+MOST = 10  # times that a jump is looked for
 GAPS = 2_000  # gaps that are looked at closely: those across which the mean of 32 points moves most
 
 
@@ -41,11 +41,17 @@ def find_jumps(step: Float[np.ndarray, " points"], loss: Float[np.ndarray, " poi
     step = np.asarray(step, float)
     x, y = np.log(step), np.log(np.asarray(loss, float))
     found: dict[int, float] = {}
-    while len(found) < MOST and (place := _most_certain(x, y)):
+    for _ in range(MOST):  # also where two windows correct each other at one place without end
+        if (place := _most_certain(x, y)) is None:
+            break
         at, shift = place
         found[at] = found.get(at, 0.0) + shift
         y = np.where(np.arange(len(y)) <= at, y + shift, y)  # what is left may hide another
-    return [Jump(float(step[at]), float(step[at + 1]), float(np.exp(found[at]))) for at in sorted(found)]
+    return [
+        Jump(float(step[at]), float(step[at + 1]), float(np.exp(found[at])))
+        for at in sorted(found)
+        if abs(found[at]) >= LEAST
+    ]
 
 
 def _most_certain(x, y) -> tuple[int, float] | None:
