@@ -204,10 +204,10 @@ def choose_trajectory(
     listed = in_order(found, rule)
     known = ", ".join(f"#{part or PLAIN}" for part in listed[:SHOWN]) + ", …" * (len(listed) > SHOWN)
     if not asked:
-        if len(found) == 1:
-            return "", dict(*found.values()), ""  # where there is one, its name would only repeat the repository's
         if rule.part in found:
             return rule.part, dict(found[rule.part]), ""
+        if len(found) == 1:
+            return "", dict(*found.values()), ""  # where there is one, its name would only repeat the repository's
         raise UserError(
             f"{where} holds several trajectories: {known}; name one, as in {where}{known.partition(',')[0]}, or say "
             "how names tell the step with revisions= (--revisions)"
