@@ -129,12 +129,13 @@ def test_too_few_points():
         fit_deceleration(np.arange(100, 1100, 100), np.linspace(5, 4, 10))
 
 
-def test_the_verdict_carries_that_two_breaks_fit_better():
-    curve = broken(STEPS) * (1 + (STEPS / 20_000) ** (1 / 0.1)) ** (-0.4 * 0.1)
+@pytest.mark.parametrize(("later", "verdict"), [(0.1, "decelerates"), (0.4, "accelerates")])
+def test_the_verdict_carries_that_two_breaks_fit_better(later, verdict):
+    curve = broken(STEPS) * (1 + (STEPS / 20_000) ** (1 / 0.1)) ** (-later * 0.1)
     made = fit_deceleration(STEPS, curve * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(STEPS))))
-    assert made.verdict == "decelerates"
-    assert made.headline == "decelerates (two breaks fit better)"
-    assert str(made).startswith("decelerates (two breaks fit better): L_d")
+    assert made.verdict == verdict
+    assert made.headline == f"{verdict} (two breaks fit better)"
+    assert str(made).startswith(f"{verdict} (two breaks fit better): L_d")
 
 
 def test_a_break_that_may_lie_nearly_anywhere_is_not_located():
