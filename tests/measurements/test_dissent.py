@@ -43,7 +43,7 @@ MODELS = {
 class Small:
     """What measurements see of a checkpoint."""
 
-    tokenizer = wordpiece()
+    tokenizer, run_name = wordpiece(), "small"
 
     def __init__(self, kind: str, tied: bool = True):
         of_kind, config, size = MODELS[kind]
