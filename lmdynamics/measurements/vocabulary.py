@@ -31,9 +31,10 @@ def unused_rows(model: nn.Module, checkpoint) -> int:
             f"{checkpoint.run_name}: its tokenizer has {tokens:,} tokens, the model embeddings for {embeddings:,}, so "
             "a masked or random token may have none; save the tokenizer it was trained with beside it"
         )
-    if head is None or checkpoint.objective == "rts":
+    weight = getattr(head, "weight", None)  # a head of several layers does not say how many rows it has
+    if weight is None or checkpoint.objective == "rts":
         return 0
-    rows = head.weight.shape[0]
+    rows = weight.shape[0]
     if rows > tokens:
         say_once(
             f"{checkpoint.run_name}: the model has {rows:,} output rows, its tokenizer {tokens:,} tokens; the "
