@@ -11,7 +11,7 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
     in_notebook = _in_notebook() and not sys.stderr.isatty()
     if show is None:
         show = in_notebook or sys.stderr.isatty()
-    options = {"total": total, "desc": what, "unit": unit, "initial": initial, "leave": not in_notebook}
+    options = {"total": total, "desc": what, "unit": unit, "initial": initial}
     if in_notebook and show:
         return _notebook_bar(**options)
     from tqdm import tqdm
@@ -20,7 +20,10 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
 
 
 def _notebook_bar(**options):
-    """A bar of widgets that leaves nothing: a notebook saved with its output would reopen as a missing widget."""
+    """A bar of widgets that leaves nothing: a notebook saved with its output would reopen as a missing widget.
+
+    Its output is emptied. The widgets themselves are not closed: a page that is still drawing them would fail to.
+    """
     from IPython.display import display
     from tqdm.notebook import tqdm
 
