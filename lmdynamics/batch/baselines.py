@@ -17,6 +17,7 @@ import polars as pl
 
 from lmdynamics.batch.collect import NOT_SETTINGS
 from lmdynamics.batch.records import Record
+from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, printable
 from lmdynamics.runs import store
@@ -133,11 +134,9 @@ def computed_elsewhere(frame: pl.DataFrame) -> list[str]:
 
 def _devices_here(kind: str) -> list[str]:
     """Names of this machine's devices of a kind, as records have them."""
-    if kind == "cuda":
-        import torch
-
-        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return [platform.processor() or platform.machine()]
+    if kind == "cpu":
+        return [platform.processor() or platform.machine()]
+    return [device_name(device) for device in devices_here() if device_kind(device) == kind]
 
 
 def _refuse(frame: pl.DataFrame) -> None:

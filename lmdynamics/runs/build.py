@@ -89,6 +89,11 @@ def build(
 
     device = device or begun_on(folder) or default_device()
     need_device(device)
+    if lying := store.foreign(folder):
+        raise UserError(
+            f"{folder} has no run.json, but {' and '.join(lying)}, which a training would write over; "
+            "give this run another --name, or move them away"
+        )
     with store.saving(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
     if _is_main_process():

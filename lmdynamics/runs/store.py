@@ -150,6 +150,13 @@ def is_begun(folder: Path) -> bool:
     return bool(saved) and (parent is None or max(saved) > parent["step"])
 
 
+def foreign(folder: Path) -> list[str]:
+    """Names in a folder without a run that a training would write over: they are somebody else's."""
+    if (folder / "run.json").exists():
+        return []
+    return [name for name in (*PARTS, "checkpoints", "resume") if (folder / name).exists()]
+
+
 def forget(folder: Path) -> None:
     """Remove what a training wrote that never saved anything, and the folder if nothing else is in it."""
     sweep(folder)

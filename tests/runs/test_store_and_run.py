@@ -288,6 +288,15 @@ def test_what_lay_in_the_folder_of_a_refused_training_stays(home):
     assert os.listdir(home / "runs" / "mine") == ["notes.txt"]
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "log.parquet", "held_out", "checkpoints"])
+def test_what_a_training_would_write_over_is_refused_and_stays(home, name):
+    (home / "runs" / "mine").mkdir(parents=True)
+    (home / "runs" / "mine" / name).write_text("mine")
+    with pytest.raises(UserError, match=f"has no run.json, but {name}, which a training would write over"):
+        train("grammar-mlm", overrides=TINY, name="mine", progress=False)
+    assert (home / "runs" / "mine" / name).read_text() == "mine"
+
+
 def test_a_training_that_was_killed_before_its_first_checkpoint_is_no_run(home):
     recipe = load_recipe("grammar-mlm", overrides={**TINY, "lr": 0.5})
     store.write_json(home / "runs" / "mine" / "run.json", {"format": 1, "recipe": recipe.to_dict(), "parent": None})
