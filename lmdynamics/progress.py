@@ -1,10 +1,12 @@
 """One progress bar for terminals, notebooks and batch runs."""
 
 import sys
+from collections.abc import Mapping
+from html import escape
 
 
 def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initial: int = 0):
-    """A tqdm bar: widgets in a notebook, plain text in a terminal, nothing where nobody looks.
+    """A tqdm bar: HTML in a notebook, plain text in a terminal, nothing where nobody looks.
 
     `show=None` decides by itself: yes in a terminal or a notebook, no when output goes to a file.
     """
@@ -20,24 +22,38 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
 
 
 def _notebook_bar(**options):
-    """A bar of widgets that leaves nothing: a notebook saved with its output would reopen as a missing widget.
+    """A bar of HTML that is emptied when it is finished; one that was interrupted stays.
 
-    Its output is emptied. The widgets themselves are not closed: a page that is still drawing them would fail to.
+    Not of widgets: to take one away while a page is still drawing it is an error there, and a saved notebook would
+    reopen with a widget that is missing.
     """
     from IPython.display import display
-    from tqdm.notebook import tqdm
+    from tqdm.std import tqdm
 
     class Bar(tqdm):
-        def close(self):
+        def display(self, msg=None, pos=None) -> None:
+            output.update({"text/html": _html(self.format_dict), "text/plain": str(self)}, raw=True)
+
+        def close(self) -> None:
             if self.disable:  # closed before
                 return
             super().close()
-            if not self.total or self.n >= self.total:  # one that was interrupted stays, in red
+            if not self.total or self.n >= self.total:
                 output.update({"text/html": ""}, raw=True)
+            else:
+                self.display()
 
-    made = Bar(**options, display=False)
-    output = display(made.container, display_id=True)
-    return made
+    output = display({"text/html": "", "text/plain": ""}, raw=True, display_id=True)
+    return Bar(**options, gui=True)
+
+
+def _html(state: Mapping) -> str:
+    """A bar as HTML: what is done, how far, and what is left, in tqdm's words."""
+    from tqdm.std import tqdm
+
+    words = escape(tqdm.format_meter(**{**state, "bar_format": "{l_bar}\0{r_bar}"}))
+    done = f"<progress value='{state['n']}' max='{state['total'] or 1}'></progress>"
+    return f"<pre style='margin: 0'>{words.replace(chr(0), done)}</pre>"
 
 
 def _in_notebook() -> bool:

@@ -20,10 +20,12 @@ def test_a_bar_stays_out_of_files_even_where_a_kernel_is_imported(imported):
 @pytest.mark.notebook
 def test_a_finished_bar_leaves_no_widget_in_a_notebook(tmp_path):
     finished = "from lmdynamics.progress import bar\nwith bar(2, 'x') as shown:\n    shown.update(2)"
-    interrupted = "with bar(2, 'x') as shown:\n    shown.update(1)"
+    interrupted = "with bar(2, 'x<y') as shown:\n    shown.update(1)"
     path = write_notebook(tmp_path / "bars.ipynb", finished, interrupted, parameters=None)
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3").execute()
     outputs = [[output.data for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
     assert outputs[0] == [{"text/html": ""}]
-    assert "application/vnd.jupyter.widget-view+json" in outputs[1][0]
+    assert "<progress value='1' max='2'>" in outputs[1][0]["text/html"]
+    assert "x&lt;y:  50%" in outputs[1][0]["text/html"]
+    assert "1/2" in outputs[1][0]["text/html"]
