@@ -20,7 +20,8 @@ from lmdynamics.curves.pair_race import leads_from, pair_race
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace
-from lmdynamics.runs.run import Run, open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.run import Run
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 KINDS = {

@@ -1,4 +1,4 @@
-"""Tokens a second of `MaskingCollator` against `transformers.DataCollatorForLanguageModeling`: at least three times.
+"""Tokens a second of `Masker` against `transformers.DataCollatorForLanguageModeling`: at least three times.
 
 The same rows, as a data set gives them (dicts of lists), in the same batches, in turns within one process so that a
 busy machine falls on both. Sentence by sentence (the built-in language, padded), and packed (blocks of 64). Prints the
@@ -10,14 +10,35 @@ ratio of each pair of turns and their median; tokens are counted without padding
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from itertools import count
 
+import numpy as np
+import torch
 from transformers import DataCollatorForLanguageModeling
 from transformers.utils import logging
 
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.training.masking import Masker, MaskingCollator, parse_schedule
+from lmdynamics.training.batches import mix, pad
+from lmdynamics.training.masking import Masker
+from lmdynamics.training.schedules import Schedule, parse_schedule
 
 BATCH, BLOCK = 64, 64
+
+
+def masking(tokenizer, schedule: Schedule, steps: int) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """What a training does with each of its batches, in the shape that the Trainer's collator gives."""
+    masker, numbers = Masker.for_tokenizer(tokenizer), count()
+
+    def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+        step = next(numbers)
+        ids, padded = pad([np.asarray(row["input_ids"]) for row in rows], tokenizer.pad_token_id)
+        generator = torch.Generator().manual_seed(mix(0, step))
+        corrupted, selected = masker(ids, schedule(step / steps), generator, 1.0, padded)
+        mask = torch.ones_like(ids) if padded is None else (~padded).long()
+        return {"input_ids": corrupted, "attention_mask": mask, "labels": ids.masked_fill(~selected, -100)}
+
+    return collate
 
 
 def tokens_per_second(collator, batches: list[list[dict]]) -> float:
@@ -43,7 +64,7 @@ def main() -> None:
         batches = [rows[i : i + BATCH] for i in range(0, wanted, BATCH)]
         pace, ratios = ([], []), []
         for turn in range(options.rounds + 1):
-            ours = MaskingCollator(Masker.for_tokenizer(tokenizer), schedule, options.batches, tokenizer.pad_token_id)
+            ours = masking(tokenizer, schedule, options.batches)
             theirs = DataCollatorForLanguageModeling(tokenizer, mlm_probability=schedule(0.5))
             mine, other = tokens_per_second(ours, batches), tokens_per_second(theirs, batches)
             if not turn:

@@ -9,10 +9,10 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 # public names, imported when first used: `import lmdynamics` stays instant
 _PUBLIC = {
-    "open_run": "lmdynamics.runs.run",
+    "open_run": "lmdynamics.runs.open",
     "Run": "lmdynamics.runs.run",
     "Checkpoint": "lmdynamics.runs.run",
-    "train": "lmdynamics.runs.build",
+    "train": "lmdynamics.runs.trained",
     "sweep": "lmdynamics.runs.sweep",
     "read_plan": "lmdynamics.runs.sweep",
     "compare_runs": "lmdynamics.curves.comparison",

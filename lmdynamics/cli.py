@@ -30,7 +30,7 @@ def train(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Train a recipe, or go on with a run that was stopped."""
-    from lmdynamics.runs.build import train
+    from lmdynamics.runs.trained import train
 
     with _stopped_by_ctrl_c():
         _trained(train(recipe, profile, seed, set_ or [], name=name, device=device))
@@ -45,8 +45,9 @@ def branch(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
-    from lmdynamics.runs.branch import branch, branch_cost
-    from lmdynamics.runs.run import open_run
+    from lmdynamics.runs.branch import branch_cost
+    from lmdynamics.runs.open import open_run
+    from lmdynamics.runs.trained import branch
 
     parent = open_run(run)
     typer.echo(f"branching {parent.name} at step {at:,}: {branch_cost(parent, at, set_ or [])}")
@@ -133,8 +134,8 @@ def list_runs() -> None:
 
     from lmdynamics.paths import runs_dir
     from lmdynamics.runs.branch import family
+    from lmdynamics.runs.open import open_run, run_names
     from lmdynamics.runs.pins import known_suites
-    from lmdynamics.runs.run import open_run, run_names
 
     columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
     table = Table(*columns, title=f"Runs in {runs_dir()}")
@@ -164,7 +165,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
     """What a run is: recipe, versions, checkpoints."""
     import json
 
-    from lmdynamics.runs.run import open_run
+    from lmdynamics.runs.open import open_run
 
     typer.echo(json.dumps(open_run(run).describe(), indent=1))
 
@@ -173,7 +174,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
 def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
     from lmdynamics.progress import bar
-    from lmdynamics.runs.run import open_run
+    from lmdynamics.runs.open import open_run
 
     opened, files, here, faults = open_run(run), 0, 0, []
     with bar(len(opened), f"verifying {opened.name}", unit="checkpoint") as shown:
@@ -290,7 +291,7 @@ def fetch(
 
 
 def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
-    from lmdynamics.runs.run import open_run
+    from lmdynamics.runs.open import open_run
 
     run = open_run(address, revisions=revisions)
     if run.missing():

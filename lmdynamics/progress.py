@@ -1,8 +1,10 @@
-"""One progress bar for terminals, notebooks and batch runs."""
+"""One progress bar for terminals, notebooks and batch runs; and lines for a person, on standard error."""
 
 import sys
 from collections.abc import Mapping
 from html import escape
+
+_SAID: set[str] = set()
 
 
 def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initial: int = 0):
@@ -60,3 +62,20 @@ def _in_notebook() -> bool:
     """Whether this process is a kernel; to have imported one's modules is not enough."""
     shell = sys.modules.get("IPython.core.getipython")
     return getattr(shell and shell.get_ipython(), "kernel", None) is not None
+
+
+def say(line: str) -> None:
+    """To whoever waits: on standard error, so that what a program reads stays clean."""
+    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
+
+
+def say_once(line: str) -> None:
+    """Say it unless this process has said it already."""
+    if line not in _SAID:
+        _SAID.add(line)
+        say(line)
+
+
+def was_said(part: str) -> bool:
+    """Whether a line that begins so has been said in this process."""
+    return any(line.startswith(part) for line in _SAID)

@@ -80,7 +80,7 @@ TINY = {
 @pytest.fixture
 def tiny_run(home):
     """A finished run of twelve steps of a two-layer model on the built-in language."""
-    from lmdynamics.runs.build import train
+    from lmdynamics.runs.trained import train
 
     return train("grammar-mlm", overrides=TINY, name="tiny", progress=False)
 

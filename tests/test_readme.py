@@ -23,7 +23,8 @@ from lmdynamics.batch import command
 from lmdynamics.corpora import fetch
 from lmdynamics.explorers import sas
 from lmdynamics.runs import build, sweep
-from lmdynamics.runs.run import Run, run_names
+from lmdynamics.runs.open import run_names
+from lmdynamics.runs.run import Run
 from lmdynamics.training import recipes
 from tests.batch.made import write_item
 from tests.conftest import NOTEBOOKS, TINY

@@ -15,12 +15,12 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.batch.collect import NOT_SETTINGS
 from lmdynamics.batch.records import Record
 from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, printable
-from lmdynamics.runs import store
 
 FORMAT = 1
 IN_FILE_NAME = ("profile", "device")
@@ -103,7 +103,7 @@ def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in contents.items():
-            store.write_json(path, content)
+            files.write_json(path, content)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}; name another folder") from error
     return list(contents)

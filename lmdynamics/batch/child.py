@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lmdynamics import files
 from lmdynamics.batch.parameters import KERNEL
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import shortened
-from lmdynamics.runs import store
 
 LONGEST_SOCKET = 95  # characters of a path; a socket's may have some hundred
 MOST_SAID = 2_000  # characters of an error's message
@@ -143,7 +143,7 @@ def _write_page(job: Job) -> None:
     with suppress(OSError, ValueError, AttributeError, KeyError):
         page = job.executed.with_suffix(".html")
         body = static_page(job.executed)
-        with store.atomic_file(page) as temporary:
+        with files.atomic_file(page) as temporary:
             temporary.write_text(body, "utf-8")
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME
 from lmdynamics.batch.records import FILE_NAME as RECORDS
 from lmdynamics.batch.records import Record, Scalar, read_records
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 
 FILE_NAME = "records.parquet"
 STATUSES = ("finished", "failed", "interrupted")
@@ -65,7 +65,7 @@ def collect(out: Path) -> Path:
     """
     frame = gather(out) if any(out.glob(f"*/{OUTCOME}")) or not out.is_dir() else pl.DataFrame(schema=SCHEMA)
     path = out / FILE_NAME
-    with store.saving(str(path)), store.atomic_file(path) as temporary:
+    with files.saving(str(path)), files.atomic_file(path) as temporary:
         frame.write_parquet(temporary)
     return path
 

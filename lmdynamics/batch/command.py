@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
 from lmdynamics.batch.key import code_version
@@ -24,7 +25,6 @@ from lmdynamics.batch.table import Table, planned
 from lmdynamics.devices import need_device
 from lmdynamics.errors import UserError
 from lmdynamics.paths import home, real_data_dirs
-from lmdynamics.runs import store
 from lmdynamics.runs.naming import RULES
 from lmdynamics.runs.pins import FILE as PINS
 
@@ -168,7 +168,7 @@ def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:
         rest = {"notebook": job.notebook.stem, "key": job.key, "attempts": attempt}
         lost = Outcome(job.name, "failed", 0.0, job.parameters, error=said, **rest)
         job.folder.mkdir(parents=True, exist_ok=True)
-        store.write_json(job.folder / OUTCOME, asdict(lost))
+        files.write_json(job.folder / OUTCOME, asdict(lost))
         return lost
 
 

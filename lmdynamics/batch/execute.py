@@ -20,9 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lmdynamics import files
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
@@ -110,7 +110,7 @@ def run_notebook(
         interrupted = ended.pop("interrupted", False)
         seconds = round(time.monotonic() - started, 2)
         outcome = Outcome(seconds=seconds, ended=time.strftime("%Y-%m-%dT%H:%M:%S"), **common, **ended)
-        store.write_json(job.folder / OUTCOME, asdict(outcome))
+        files.write_json(job.folder / OUTCOME, asdict(outcome))
         _remember(job.folder.parent / HISTORY, outcome)
         (job.folder / PROGRESS).unlink(missing_ok=True)
     except (OSError, UserError) as error:  # a full disk, or one that is gone
@@ -166,7 +166,7 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
                         for line in lines:
                             last = json.loads(line)
                             if "cells" in last:
-                                store.write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
+                                files.write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
                     late = timeout is not None and time.monotonic() - started > timeout
                     stopped = _stopped(job)
                     if late or stopped:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lmdynamics import files
 from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
 from lmdynamics.batch.records import read_records
-from lmdynamics.runs import store
 
 
 def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
@@ -26,7 +26,7 @@ def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = ()
     shown = {"entries": entries, "said": said, "links": links}
     page = environment.from_string(template).render(title=title or f"Notebooks in {out.name}", **shown)
     index = out / "index.html"
-    with store.saving(str(index)), store.atomic_file(index) as temporary:
+    with files.saving(str(index)), files.atomic_file(index) as temporary:
         temporary.write_text(page, "utf-8")
     return index
 

@@ -12,23 +12,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmdynamics.paths import SUITE, exists, real_data_dirs, runs_dir, shipped
-
-if TYPE_CHECKING:
-    from lmdynamics.batch.plan import Job
 
 ELSEWHERE = ("output_dir", "interactive")  # parameters that change no result
 SHIPPED = ("recipes", "sweeps", "published", "sources.toml", "suites.toml")
 PACKAGES = ("torch", "transformers")
 
 
-def content_key(job: "Job", defaults: Mapping[str, Any]) -> str:
-    """The key of an item, 16 hexadecimal digits. `defaults`: of the parameters that the job does not set."""
-    values = {name: value for name, value in {**defaults, **job.parameters}.items() if name not in ELSEWHERE}
-    named = {name: found for name, value in sorted(values.items()) if (found := _named(value, job.notebook.parent))}
-    parts = [_source(job.notebook), sorted(values.items()), named, _corpora(), _package()]
+def content_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """The key of an item, 16 hexadecimal digits. `parameters`: all that the notebook has, by name."""
+    values = {name: value for name, value in parameters.items() if name not in ELSEWHERE}
+    named = {name: found for name, value in sorted(values.items()) if (found := _named(value, notebook.parent))}
+    parts = [_source(notebook), sorted(values.items()), named, _corpora(), _package()]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
 
 

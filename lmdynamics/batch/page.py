@@ -10,9 +10,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from lmdynamics import files
 from lmdynamics.html import LINKED, STILL
 from lmdynamics.paths import cache_dir, writable
-from lmdynamics.runs import store
 
 SVG = "image/svg+xml"
 
@@ -102,7 +102,7 @@ def _scripts() -> str:
         import vl_convert
 
         version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-        with store.atomic_file(bundle) as temporary:
+        with files.atomic_file(bundle) as temporary:
             temporary.write_text(vl_convert.javascript_bundle(own, vl_version=version), "utf-8")
     return f'<script type="module">{bundle.read_text("utf-8")}</script>'
 

@@ -144,7 +144,7 @@ def _of_notebook(
         _refuse_built_in_language(path, known, settled)
         # what the notebook has anyway is not given: its results are those of its defaults, and are compared as such
         job = Job(path, folder, {n: v for n, v in settled.items() if n in automatic or v != known[n].default})
-        yield replace(job, key=content_key(job, {name: each.default for name, each in known.items()}))
+        yield replace(job, key=content_key(path, {name: each.default for name, each in known.items()} | job.parameters))
 
 
 def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settled: Mapping[str, Any]) -> None:

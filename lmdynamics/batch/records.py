@@ -10,11 +10,11 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from lmdynamics import files
 from lmdynamics.devices import computed, device_kind, forget_computed, need_device
 from lmdynamics.environment import environment, repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.html import html_table
-from lmdynamics.runs import store
 
 MIME_TYPE = "application/vnd.lmdynamics.record+json"
 FILE_NAME = "records.json"
@@ -151,7 +151,7 @@ def read_records(folder: Path) -> list[Record]:
 
 def _write(folder: Path) -> None:
     records = [asdict(made) for made in _Sink.records.values()]
-    store.write_json(folder / FILE_NAME, {"format": 1, "environment": environment(computed()), "records": records})
+    files.write_json(folder / FILE_NAME, {"format": 1, "environment": environment(computed()), "records": records})
 
 
 def _other_device() -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.batch.baselines import read_baselines
 from lmdynamics.batch.collect import FILE_NAME, gather
 from lmdynamics.batch.compare import compare, summary
 from lmdynamics.batch.index import write_index
 from lmdynamics.batch.reports import trend
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 
 KEPT = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
 TREND = "trend.html"
@@ -37,7 +37,7 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
         raise UserError(f"the site {to} and the batch {newest} must not lie in each other; name another --to")
     if to.exists() and any(to.iterdir()) and not (to / MARK).exists():  # it is written anew, all of it
         raise UserError(f"{to} holds something that is no site; name an empty folder with --to")
-    with store.saving(f"the site {to}"), store.atomic_folder(to) as folder:
+    with files.saving(f"the site {to}"), files.atomic_folder(to) as folder:
         for item in sorted({*frame["item"]}):
             for file in (file for pattern in KEPT for file in (newest / item).glob(pattern)):
                 (folder / item).mkdir(exist_ok=True)

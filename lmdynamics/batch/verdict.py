@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.batch.baselines import accept, computed_elsewhere, read_baselines
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.compare import SAME, compare, status, summary
 from lmdynamics.batch.reports import junit, markdown
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 
 MOST = 40  # rows of a table in a terminal
 
@@ -93,7 +93,7 @@ def _table(rows: pl.DataFrame) -> None:
 
 def _write(file: Path, text: str) -> None:
     try:
-        with store.saving(str(file)), store.atomic_file(file.expanduser().absolute()) as temporary:
+        with files.saving(str(file)), files.atomic_file(file.expanduser().absolute()) as temporary:
             temporary.write_text(text, "utf-8")
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}; name another file") from error

@@ -8,7 +8,7 @@ import polars as pl
 
 from lmdynamics.charts.show import to_png, to_svg
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.runs.store import atomic_file
+from lmdynamics.files import atomic_file
 
 KINDS = ("svg", "png", "csv")
 

@@ -12,7 +12,8 @@ from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import trace_all
 from lmdynamics.progress import bar
-from lmdynamics.runs.run import Run, open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.run import Run
 
 COLUMNS = ("run", "step", "measure", "value", "low", "high", "difference")
 

@@ -17,7 +17,8 @@ from lmdynamics.curves.events import event_files, read_events
 from lmdynamics.curves.text_logs import one_json, printed_records, step_lines
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.paths import runs_dir
-from lmdynamics.runs.run import Run, open_run, run_names
+from lmdynamics.runs.open import open_run, run_names
+from lmdynamics.runs.run import Run
 from lmdynamics.training.state import TRAINER_STATE, trainer_history, trainer_state_file
 
 KNOWN = (

@@ -18,7 +18,8 @@ from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
 from lmdynamics.paths import SUITE
-from lmdynamics.runs.run import Run, open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import sweep
 
 NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end

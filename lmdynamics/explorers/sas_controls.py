@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 import ipywidgets as widgets
@@ -16,16 +16,13 @@ from lmdynamics.explorers.computing import Computing
 from lmdynamics.explorers.live import LiveChart
 from lmdynamics.explorers.saving import SaveRow
 
-if TYPE_CHECKING:
-    from lmdynamics.explorers.sas import Measured, SasExplorer
-
 CURSOR = "sas_step"  # not "cursor": Vega has a signal of that name, which holds the mouse pointer's shape
 
 
 class Controls:
     """The controls of one explorer, each bound to one value of its state, and the views that follow."""
 
-    def __init__(self, explorer: "SasExplorer"):
+    def __init__(self, explorer):
         self.explorer, self.now = explorer, explorer.now
         self.switching = False  # between two runs, when controls and state do not yet agree
         now, seen = self.now, explorer.measured
@@ -263,5 +260,5 @@ class Controls:
         return [(" ".join(words), words) for words in dict.fromkeys(offered)]
 
 
-def _numbers(seen: "Measured", column: str) -> list[int]:
+def _numbers(seen, column: str) -> list[int]:
     return seen.scores[column].unique().sort().to_list()

@@ -170,24 +170,6 @@ def dissent(
     )
 
 
-@torch.no_grad()
-def opposing_gradients(
-    hidden: Float[Tensor, "tokens width"],
-    weight: Float[Tensor, "vocab width"],
-    gold: Int[Tensor, " tokens"],
-    bias: Float[Tensor, " vocab"] | None = None,
-) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"]]:
-    """∇h⁺ and ∇h⁻ themselves (nats per unit of hidden state); their sum is the gradient of each token's loss."""
-    attractive, repulsive = [], []
-    for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
-        right, others, surprise = _directions(_wide(hidden[part]), weight, gold[part], bias)
-        wrong = torch.sigmoid(surprise)[:, None]
-        attractive.append(-wrong * right)
-        repulsive.append(wrong * others)
-    none = [_wide(hidden[:0])]
-    return torch.cat(attractive or none), torch.cat(repulsive or none)
-
-
 def _directions(
     hidden: Float[Tensor, "tokens width"], weight: Tensor, gold: Int[Tensor, " tokens"], bias: Tensor | None
 ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"], Float[Tensor, " tokens"]]:

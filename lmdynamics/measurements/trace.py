@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.devices import device_kind, device_name, devices_here, matmul_precision, need_device, note_computed
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.paths import cache_dir, not_kept
 from lmdynamics.progress import bar
-from lmdynamics.runs import faults, store
+from lmdynamics.runs import faults
+from lmdynamics.training import layout
 
 if TYPE_CHECKING:
     from lmdynamics.runs.run import Checkpoint, Run
@@ -132,8 +134,8 @@ def _path(checkpoint: Checkpoint, measurement: Measurement, kind: str, precision
 
 def _training(checkpoint: Checkpoint) -> str:
     """What a step of training from a checkpoint depends on, besides its weights: step, recipe, optimizer state."""
-    manifest = store.read_json(checkpoint.folder / store.MANIFEST, "a checkpoint") if checkpoint.recipe else {}
-    state = manifest.get("files", {}).get(store.TRAINING_STATE, {}).get("sha256")
+    manifest = files.read_json(checkpoint.folder / layout.MANIFEST, "a checkpoint") if checkpoint.recipe else {}
+    state = manifest.get("files", {}).get(layout.TRAINING_STATE, {}).get("sha256")
     recipe = checkpoint.recipe and checkpoint.recipe.to_dict()
     return json.dumps([checkpoint.step, recipe, state], sort_keys=True, default=str)
 
@@ -159,9 +161,9 @@ def _write(path: Path, frame: pl.DataFrame, kind: str, name: str) -> None:
     same."""
     written = {"polars": pl.__version__, "checksum": _checksum(frame), "device": kind, "device_name": name}
     try:
-        with store.saving(f"a trace in {path.parent}"), store.atomic_file(path) as temporary:
+        with files.saving(f"a trace in {path.parent}"), files.atomic_file(path) as temporary:
             frame.write_parquet(temporary, metadata=written)
-    except store.NotSaved as error:
+    except files.NotSaved as error:
         not_kept(cache_dir() / "traces", str(error).partition(": ")[2].partition(".")[0])
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from lmdynamics.errors import UserError
-from lmdynamics.runs.hub import say_once
+from lmdynamics.progress import say_once
 
 
 def check_ids(model: nn.Module, highest: int, what: str) -> None:

@@ -22,15 +22,17 @@ from weakref import WeakMethod
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.devices import default_device, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.paths import runs_dir
 from lmdynamics.processes import threads_each, without_interrupts
-from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch, branch_folder, branched_recipe
+from lmdynamics.runs.branch import branch_folder, branched_recipe
 from lmdynamics.runs.build import begun_on, build, is_complete, name_on, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.run import Run, checkpoint_folders
+from lmdynamics.runs.trained import branch
+from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
 from lmdynamics.training.state import Log, resumable
 
@@ -89,7 +91,7 @@ class Training:
     @property
     def saved(self) -> int:
         """The step that training would go on from if everything ended now."""
-        return max([*store.step_folders(self.folder / "checkpoints"), *resumable(self.folder)], default=0)
+        return max([*layout.step_folders(self.folder / "checkpoints"), *resumable(self.folder)], default=0)
 
     @property
     def state(self) -> str:
@@ -99,11 +101,11 @@ class Training:
             self._hear()
             if self._process is not None:
                 return self._phase
-        if store.step_folder(self.folder / "checkpoints", self.steps).is_dir():
+        if layout.step_folder(self.folder / "checkpoints", self.steps).is_dir():
             return "done"
-        if store.is_locked(self.folder):
+        if files.is_locked(self.folder / layout.LOCK):
             return "elsewhere"
-        return "failed" if self.error else "stopped" if store.is_begun(self.folder) else "ready"
+        return "failed" if self.error else "stopped" if layout.is_begun(self.folder) else "ready"
 
     def start(self) -> None:
         """Begin, or go on where it stopped; nothing happens if it is being trained, or complete.
@@ -311,7 +313,7 @@ def _train(job: Job, halt: threading.Event, log: Callable[[Path], Log]) -> tuple
         if halt.is_set():
             return "paused", ""
         options = {"device": job.device, "progress": False, "log": log}
-        if job.origin is None or store.is_begun(job.folder):
+        if job.origin is None or layout.is_begun(job.folder):
             build(job.recipe, job.folder, **options)
         else:
             run, step, overrides = job.origin

@@ -6,52 +6,22 @@ is the change's doing. A branch is a run of its own, in a folder of its own, whi
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
-from lmdynamics.runs import store
-from lmdynamics.runs.build import build, flat, folder_name, name_on, run_name
+from lmdynamics.runs.build import flat, folder_name, name_on, run_name
 from lmdynamics.runs.run import Run, checkpoint_folders
+from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, recipe_from_dict
-from lmdynamics.training.state import Log
 
 FIXED = ("corpus.", "model.", "objective")  # what a checkpoint's weights are made for
-
-
-def branch(
-    run: Run,
-    step: int,
-    overrides: Mapping[str, Any] | Iterable[str] = (),
-    *,
-    name: str | None = None,
-    device: str | None = None,
-    progress: bool | None = None,
-    log: Callable[[Path], Log] = Log,
-) -> Run:
-    """The run that leaves `run` at `step` and goes on under changed settings; trained now, gone on with, or opened.
-
-    `overrides` as for `train`: `masking`, `stages`, `lr`, `seed`, `steps`, …; settings of the corpus, the model and the
-    objective cannot change. `name` is by default made from the parent's name, the step and the changes. `device` is
-    by default of the kind that trained the parent. `log` as for `pretrain`.
-
-    Raises
-    ------
-    UserError
-        If `run` keeps no optimizer state at `step`, a change is not possible, nothing is left to train, or the folder
-        of that name holds another run.
-    """
-    changed, changes = branched_recipe(run, step, overrides)
-    folder, parent = branch_folder(run, step, changes, name, device)
-    device = device or run.trained_on
-    plant = partial(_plant, run, step, folder)
-    return build(changed, folder, device=device, progress=progress, parent=parent, prepare=plant, log=log)
 
 
 def branch_folder(
@@ -62,7 +32,7 @@ def branch_folder(
     folder = runs_dir() / (name or own)
     weights = run[step].content_hash
     parent = {"run": run.name, "step": step, "weights": weights, "device_kind": run.trained_on, "changes": changes}
-    found = Run(folder).parent if (folder / "run.json").exists() and store.is_begun(folder) else parent
+    found = Run(folder).parent if (folder / "run.json").exists() and layout.is_begun(folder) else parent
     if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
         origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"
         raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")
@@ -158,16 +128,16 @@ def history(run: Run) -> dict[int, Run]:
     return before | dict.fromkeys(checkpoint_folders(run.folder), run)
 
 
-def _plant(run: Run, step: int, folder: Path) -> None:
+def plant(run: Run, step: int, folder: Path) -> None:
     """Put what a branch starts from into its folder; the checkpoint comes last, since training goes on from it."""
-    with store.saving(str(folder)):
+    with files.saving(str(folder)):
         for shared in ("tokenizer", "held_out"):
             if (run.folder / shared).is_dir():
-                with store.atomic_folder(folder / shared) as temporary:
+                with files.atomic_folder(folder / shared) as temporary:
                     shutil.copytree(run.folder / shared, temporary, dirs_exist_ok=True)
-        with store.atomic_file(folder / "log.parquet") as temporary:
+        with files.atomic_file(folder / "log.parquet") as temporary:
             run.log.filter(pl.col("step") < step).write_parquet(temporary)
-        with store.atomic_folder(store.step_folder(folder / "checkpoints", step)) as temporary:
+        with files.atomic_folder(layout.step_folder(folder / "checkpoints", step)) as temporary:
             shutil.copytree(run[step].folder, temporary, dirs_exist_ok=True)
 
 

@@ -2,42 +2,18 @@
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lmdynamics import files
 from lmdynamics.devices import default_device, device_kind, device_name, need_device, trained_on
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
-from lmdynamics.runs import store
-from lmdynamics.runs.run import Run, open_run
-from lmdynamics.training.recipes import Recipe, load_recipe, recipe_from_dict
+from lmdynamics.training import layout
+from lmdynamics.training.recipes import Recipe, recipe_from_dict
 from lmdynamics.training.state import Log
-
-
-def train(
-    recipe: str,
-    profile: str = "default",
-    seed: int = 0,
-    overrides: Mapping[str, Any] | Iterable[str] = (),
-    *,
-    name: str | None = None,
-    device: str | None = None,
-    progress: bool | None = None,
-) -> Run:
-    """The run that a recipe describes: trained now, gone on with, or opened if it is already complete.
-
-    `name` is its folder under the runs folder; by default it tells profile, seed, overrides and kind of device apart.
-    `device`: what trains it, such as `cpu`, `cuda:1` or `mps`. By default any device will do: a run that is there is
-    opened or resumed whatever trained it, and a new one is trained on the accelerator, if there is one.
-    Raises UserError if the folder holds a run of another recipe or kind of device, or the device is not there.
-    """
-    overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
-    made = load_recipe(recipe, profile, seed, overrides)
-    folder = runs_dir() / (name or name_on(device, run_name(made, overrides)))
-    return build(made, folder, device=device, progress=progress)
 
 
 def run_name(recipe: Recipe | None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
@@ -59,7 +35,7 @@ def name_on(device: str | None, name: str, usual: str | None = "cpu") -> str:
     """A run's default name; with the kind of its device if that is not `usual`, or the name is another device's."""
     kind = device and device_kind(device)
     folder = runs_dir() / name
-    taken = begun_on(folder) if store.is_begun(folder) else usual
+    taken = begun_on(folder) if layout.is_begun(folder) else usual
     return name if kind in (None, taken) else folder_name(f"{name}-{kind}")
 
 
@@ -78,52 +54,51 @@ def build(
     parent: Mapping[str, Any] | None = None,
     prepare: Callable[[], None] | None = None,
     log: Callable[[Path], Log] = Log,
-) -> Run:
-    """Train `recipe` into `folder`; other processes that want the same folder wait.
+) -> None:
+    """Train `recipe` into `folder`, if it is not complete; other processes that want the same folder wait.
 
     A branch names its `parent`, and `prepare` puts into the folder what it starts from. `log` as for `pretrain`.
     """
     if is_complete(folder, recipe, device):
-        return open_run(folder)
+        return
     from lmdynamics.training.loop import pretrain
 
     device = device or begun_on(folder) or default_device()
     need_device(device)
-    if lying := store.foreign(folder):
+    if lying := layout.foreign(folder):
         raise UserError(
             f"{folder} has no run.json, but {' and '.join(lying)}, which a training would write over; "
             "give this run another --name, or move them away"
         )
-    with store.saving(str(folder)):
+    with files.saving(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
     if _is_main_process():
-        with store.locked(folder, say=lambda line: print(f"lmdynamics: {line}", file=sys.stderr)):
+        with files.locked(folder / layout.LOCK, f"another process is training in {folder}; waiting for it"):
             if not is_complete(folder, recipe, device):
-                store.sweep(folder)
-                begun = store.is_begun(folder)
+                layout.sweep(folder)
+                begun = layout.is_begun(folder)
                 if not begun and (folder / "run.json").exists():  # of a training that was killed
-                    store.forget(folder)
+                    layout.forget(folder)
                 try:
                     if not (folder / "run.json").exists():
                         facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(device), "parent": parent}
-                        store.write_json(folder / "run.json", facts)
+                        files.write_json(folder / "run.json", facts)
                     if prepare and not begun:
                         prepare()
                     pretrain(recipe, folder, device=device, progress=progress, log=log)
                 except BaseException:
-                    if not store.is_begun(folder):
-                        (folder / "run.lock").unlink(missing_ok=True)
-                        store.forget(folder)
+                    if not layout.is_begun(folder):
+                        (folder / layout.LOCK).unlink(missing_ok=True)
+                        layout.forget(folder)
                     raise
     else:
         pretrain(recipe, folder, device=device, progress=False, log=log)
-    return open_run(folder)
 
 
 def begun_on(folder: Path) -> str | None:
     """The kind of device on which a run in a folder was begun; None if there is none, or it is not known."""
     path = folder / "run.json"
-    return trained_on(store.read_json(path, "a run")) if path.exists() and store.is_begun(folder) else None
+    return trained_on(files.read_json(path, "a run")) if path.exists() and layout.is_begun(folder) else None
 
 
 def is_complete(folder: Path, recipe: Recipe, device: str | None = None) -> bool:
@@ -134,8 +109,8 @@ def is_complete(folder: Path, recipe: Recipe, device: str | None = None) -> bool
     """
     kind = device and device_kind(device)
     path = folder / "run.json"
-    facts = store.read_json(path, "a run") if path.exists() else None
-    if facts is None or not store.is_begun(folder):
+    facts = files.read_json(path, "a run") if path.exists() else None
+    if facts is None or not layout.is_begun(folder):
         return False
     before = flat(recipe_from_dict(facts["recipe"]).to_dict())
     now = flat(recipe.to_dict())
@@ -152,7 +127,7 @@ def is_complete(folder: Path, recipe: Recipe, device: str | None = None) -> bool
             f"{folder} was trained on {begun or 'a device of unknown kind'}, now {kind} is asked for; "
             "give this run another --name, or delete that folder"
         )
-    return store.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()
+    return layout.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

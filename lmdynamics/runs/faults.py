@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from lmdynamics import paths
+from lmdynamics import files, paths
 from lmdynamics.corpora.fetch import is_safe
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
+from lmdynamics.progress import say_once, was_said
 from lmdynamics.runs.folders import FolderPin, folder_pin, other_weights
-from lmdynamics.runs.hub import say_once, told_bytes, was_said
+from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import Rule
 from lmdynamics.runs.pins import Pin
 
@@ -150,7 +150,7 @@ def keep(
     seen = {str(step): signature for step, signature in {**before, **signatures}.items()}
     content = {"name": name, "faults": [asdict(fault) for fault in [*older, *faults]], "signatures": seen}
     try:
-        store.write_json(_kept(name), content)
+        files.write_json(_kept(name), content)
     except UserError as unwritable:
         say_once(f"the audit of {name} is not kept: {unwritable}")
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
+from lmdynamics import files
 from lmdynamics.errors import UserError
 from lmdynamics.paths import exists, runs_dir
-from lmdynamics.runs import store
-from lmdynamics.runs.hub import RemoteFile, say_once
+from lmdynamics.progress import say_once
+from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
 from lmdynamics.runs.pins import VOCABULARY, Pin
+from lmdynamics.training import layout
 
 OPENED = ("model*.safetensors", "pytorch_model*.bin")
 CALLED = re.compile(r"(?i)check-?point|ckpt|step|iter|epoch|best|last|latest|final")
@@ -144,15 +146,15 @@ class FolderPin(Pin):
 
 def folder_pin(step: int, at: Path, hashed: bool = False) -> FolderPin:
     """`hashed`: with the sha256 of its weights, as its manifest says or read now."""
-    manifest = at / store.MANIFEST
-    said = store.read_json(manifest, "a checkpoint")["files"] if hashed and manifest.exists() else {}
-    files = []
+    manifest = at / layout.MANIFEST
+    said = files.read_json(manifest, "a checkpoint")["files"] if hashed and manifest.exists() else {}
+    listed = []
     for path in sorted(path for path in at.iterdir() if path.is_file()):
         facts, digest = path.stat(), said.get(path.name, {}).get("sha256")
         if digest is None and hashed and path.suffix in (".safetensors", ".bin"):
-            digest = store.sha256(path)
-        files.append(RemoteFile(path.name, facts.st_size, digest, f"{path.name} {facts.st_size} {facts.st_mtime_ns}"))
-    return FolderPin(step, str(at.parent), at.name, "", files=tuple(files), at=at)
+            digest = files.sha256(path)
+        listed.append(RemoteFile(path.name, facts.st_size, digest, f"{path.name} {facts.st_size} {facts.st_mtime_ns}"))
+    return FolderPin(step, str(at.parent), at.name, "", files=tuple(listed), at=at)
 
 
 def tokenizer_folder(checkpoint: Path, name: str) -> Path:

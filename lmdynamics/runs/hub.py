@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from lmdynamics import files
 from lmdynamics.errors import UserError, printable, shortened
-from lmdynamics.runs import store
+from lmdynamics.progress import say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -140,7 +140,7 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
         folder = repo_folder_name(repo_id=repository, repo_type="model")
         blob = cache() / folder / "blobs" / file.sha256
         part, lock = blob.with_name(f"{blob.name}.part"), cache() / ".locks" / folder / f"{file.sha256}.part.lock"
-        with store.saving(what):
+        with files.saving(what):
             for parent in (part.parent, lock.parent):
                 parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
@@ -319,23 +319,3 @@ def told_bytes(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-def say(line: str) -> None:
-    """To whoever waits: on standard error, so that what a program reads stays clean."""
-    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
-
-
-_SAID: set[str] = set()
-
-
-def say_once(line: str) -> None:
-    """Say it unless this process has said it already."""
-    if line not in _SAID:
-        _SAID.add(line)
-        say(line)
-
-
-def was_said(part: str) -> bool:
-    """Whether a line that begins so has been said in this process."""
-    return any(line.startswith(part) for line in _SAID)

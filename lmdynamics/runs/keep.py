@@ -5,7 +5,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from lmdynamics.runs import hub, store
+from lmdynamics import files
+from lmdynamics.runs import hub
 from lmdynamics.runs.pins import read_pins
 
 FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
@@ -15,18 +16,18 @@ def remember(suite: Path, step: int) -> None:
     """That a checkpoint's weights came under a `keep`: the last one is the one that stays longest."""
     with FileLock(suite / ".lock"):
         steps = [known for known in _fetched(suite) if known != step]
-        store.write_json(suite / FETCHED, [*steps, step])
+        files.write_json(suite / FETCHED, [*steps, step])
 
 
 def spare(suite: Path, steps: Sequence[int]) -> None:
     """Checkpoints that came under a `keep` and are wanted for good now: they are not counted among those any more."""
     with FileLock(suite / ".lock"):
         if set(steps) & set(known := _fetched(suite)):
-            store.write_json(suite / FETCHED, [step for step in known if step not in steps])
+            files.write_json(suite / FETCHED, [step for step in known if step not in steps])
 
 
 def _fetched(suite: Path) -> list[int]:
-    return store.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
+    return files.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
 
 
 def evict(suite: Path, keep: int) -> None:
@@ -41,4 +42,4 @@ def evict(suite: Path, keep: int) -> None:
             cached = scan_cache_dir(hub.cache())
             present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}
             cached.delete_revisions(*sorted(old & present)).execute()
-            store.write_json(suite / FETCHED, steps[-keep:])
+            files.write_json(suite / FETCHED, steps[-keep:])

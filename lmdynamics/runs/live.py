@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from lmdynamics.runs import store
+from lmdynamics import files
 from lmdynamics.training.state import LOG_SCHEMA, Log, numbers
 
 LIVE = "live.csv"
@@ -57,7 +57,7 @@ class LiveLog(Log):
 
     def _begin(self) -> None:
         """An empty file in the old one's place: a reader has the one or the other."""
-        with store.saving(str(self._live)), store.atomic_file(self._live) as fresh:
+        with files.saving(str(self._live)), files.atomic_file(self._live) as fresh:
             fresh.write_bytes(b"")
 
     def tell(self) -> None:
@@ -69,6 +69,6 @@ class LiveLog(Log):
             ",".join("" if v is None else str(v) for v in (step, loss, *given, penalty))
             for (step, _, *given, _), loss, penalty in zip(self._fresh, losses, penalties, strict=True)
         ]
-        with store.saving(str(self._live)), self._live.open("ab", buffering=0) as file:
+        with files.saving(str(self._live)), self._live.open("ab", buffering=0) as file:
             file.write(("\n".join(lines) + "\n").encode())
         self._fresh, self._told = [], time.perf_counter()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from lmdynamics import paths
+from lmdynamics import files, paths
 from lmdynamics.errors import UserError, did_you_mean, shortened
-from lmdynamics.runs import hub, store
+from lmdynamics.runs import hub
 from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for
 
@@ -149,7 +149,7 @@ def suite_folder(asked: Address, rule: Rule) -> Path:
 def known_suites() -> dict[str, dict[int, Pin]]:
     """The suites that were opened here: address and checkpoints of each."""
     folders = sorted(path.parent for path in (paths.home() / "suites").glob(f"*/{FILE}"))
-    return {f"hf://{store.read_json(folder / FILE, 'a suite')['name']}": read_pins(folder) for folder in folders}
+    return {f"hf://{files.read_json(folder / FILE, 'a suite')['name']}": read_pins(folder) for folder in folders}
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def look(pins: Sequence[Pin]) -> list[Pin]:
 
 def read_pins(folder: Path) -> dict[int, Pin]:
     """What `suite.json` holds, by step."""
-    table = store.read_json(folder / FILE, "a suite")["checkpoints"]
+    table = files.read_json(folder / FILE, "a suite")["checkpoints"]
     return {pin.step: pin for pin in map(as_pin, table)}
 
 
@@ -267,4 +267,4 @@ def write_pins(folder: Path, repository: str, part: str, pins: Mapping[int, Pin]
     """`known`: `revisions` (the expression that was given), `main` (a pin), `notes` (what names leave to be said)."""
     name = f"{repository}#{part}" if part else repository
     said = {"format": 1, "name": name, "repository": repository, "part": part, **known}
-    store.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
+    files.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})

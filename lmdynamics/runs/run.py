@@ -11,23 +11,24 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
-from lmdynamics.devices import PRECISIONS, need_device, note_computed, trained_on
-from lmdynamics.errors import UserError, did_you_mean, shortened
-from lmdynamics.paths import SUITE, exists, runs_dir
-from lmdynamics.runs import faults, store
-from lmdynamics.runs.folders import find_folder, read_folder, refuse_other_formats, tokenizer_folder, without_weights
-from lmdynamics.runs.hub import say_once
+from lmdynamics.devices import need_device, trained_on
+from lmdynamics.errors import UserError
+from lmdynamics.progress import say_once
+from lmdynamics.runs import faults
+from lmdynamics.runs.folders import read_folder, tokenizer_folder, without_weights
 from lmdynamics.runs.weights import check_extra, wrapper_prefix
+from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
 from lmdynamics.training.state import read_log, trainer_log
 
 LOADING = threading.Lock()  # transformers changes torch's defaults while it loads, for all threads of the process
-WEIGHTS = (store.WEIGHTS, f"{store.WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (layout.WEIGHTS, f"{layout.WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 HEADS = {"TokenClassification": "rts", "MaskedLM": "mlm", "PreTraining": "mlm", "CausalLM": "clm", "LMHead": "clm"}
 
 
@@ -67,7 +68,7 @@ class Checkpoint:
 
     @property
     def has_optimizer_state(self) -> bool:
-        return (self.folder / store.TRAINING_STATE).exists()
+        return (self.folder / layout.TRAINING_STATE).exists()
 
     def optimizer_state(self) -> dict[str, Any]:
         """Optimizer tensors by `PARAMETER.exp_avg` and so on, on the CPU.
@@ -81,20 +82,20 @@ class Checkpoint:
             )
         from safetensors.torch import load_file
 
-        store.check_sizes(self.folder)
-        return load_file(self.folder / store.TRAINING_STATE)
+        layout.check_sizes(self.folder)
+        return load_file(self.folder / layout.TRAINING_STATE)
 
     def verify(self) -> int:
         """Compare every file with its sha256; the number of files. Raises UserError where one differs."""
-        return store.check_hashes(self.folder)
+        return layout.check_hashes(self.folder)
 
     @cached_property
     def content_hash(self) -> str:
         """sha256 of the weights, shard after shard: part of the cache key of everything measured here."""
-        manifest = store.check_sizes(self.folder)
-        if manifest and store.WEIGHTS in manifest["files"]:
-            return manifest["files"][store.WEIGHTS]["sha256"]
-        return store.sha256(*_weights(self.folder))
+        manifest = layout.check_sizes(self.folder)
+        if manifest and layout.WEIGHTS in manifest["files"]:
+            return manifest["files"][layout.WEIGHTS]["sha256"]
+        return files.sha256(*_weights(self.folder))
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -106,7 +107,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    names = sorted(set(store.read_json(index, "a checkpoint").get("weight_map", {}).values()))
+    names = sorted(set(files.read_json(index, "a checkpoint").get("weight_map", {}).values()))
     lost = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if lost or not names:
         raise UserError(f"{index} names {lost[0] if lost else 'no files'}, not there beside it; copy that folder anew")
@@ -115,7 +116,7 @@ def _shards(index: Path) -> list[Path]:
 
 def _refuse_code(path: Path) -> None:
     """A configuration that names code to be run; transformers would ask whether to."""
-    if path.exists() and store.read_json(path, "a checkpoint").get("auto_map"):
+    if path.exists() and files.read_json(path, "a checkpoint").get("auto_map"):
         raise UserError(
             f"{path} wants code of its own to be run (auto_map), which lmdynamics never does; if transformers has this "
             "architecture built in, take auto_map out of that file"
@@ -126,7 +127,7 @@ def _load_model(folder: Path, objective: str, attention: str):
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    store.check_sizes(folder)
+    layout.check_sizes(folder)
     files = _weights(folder)
     if not (folder / "config.json").exists():
         raise UserError(
@@ -212,7 +213,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What `run.json` says: recipe, versions, device, parent; empty for a plain folder of checkpoints."""
         path = self.folder / "run.json"
-        return store.read_json(path, "a run") if path.exists() else {}
+        return files.read_json(path, "a run") if path.exists() else {}
 
     @property
     def trained_on(self) -> str | None:
@@ -228,16 +229,11 @@ class Run:
         """What this run is a branch of: `run`, `step`, `weights` (their sha256), `changes`; None if of nothing."""
         return self.facts.get("parent")
 
-    def branch(
-        self, step: int, *, name: str | None = None, device: str | None = None, progress=None, **changes
-    ) -> "Run":
-        """Go on from `step` under a changed recipe: `run.branch(512, masking=0.3)`; see `lmdynamics.runs.branch`.
-
-        Dotted settings go in as `**{"regularizer.form": "uniform"}`. Without changes, the parent again, bit for bit.
-        """
-        from lmdynamics.runs.branch import branch
-
-        return branch(self, step, changes, name=name, device=device, progress=progress)
+    def branch(self, step: int, **options: Any) -> "Run":
+        """Runs that were trained here go on under another recipe: see `TrainedRun.branch`."""
+        raise UserError(
+            f"{self.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
+        )
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -265,7 +261,7 @@ class Run:
         if self.recipe:
             return self.recipe.objective
         path = next(iter(self._folders.values())) / "config.json"
-        architecture = next(iter(store.read_json(path, "a checkpoint").get("architectures") or ["none"]))
+        architecture = next(iter(files.read_json(path, "a checkpoint").get("architectures") or ["none"]))
         for head, objective in HEADS.items():
             if head in architecture:
                 return objective
@@ -341,56 +337,3 @@ class Run:
 def checkpoint_folders(folder: Path) -> dict[int, Path]:
     """Checkpoints of a run folder by step; see `folders.read_folder`."""
     return read_folder(folder).steps
-
-
-def run_names() -> list[str]:
-    """Runs on this machine that have a checkpoint, by name; without those of which a name alone does not say enough."""
-    if not runs_dir().is_dir():
-        return []
-    return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and _opens(folder))
-
-
-def _opens(folder: Path) -> bool:
-    try:
-        return bool(checkpoint_folders(folder))
-    except UserError:
-        return False
-
-
-def open_run(where: str | Path, **options: Any) -> Run:
-    """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
-
-    `FOLDER#NAME` is one of several trajectories in a folder. `options` are for suites: `steps`, `revisions`,
-    `keep_last`, `download`; see `lmdynamics.runs.suites.open_suite`. For a folder, only `revisions`.
-
-    Raises UserError where there is none, or none with a checkpoint.
-    """
-    if str(where).startswith(SUITE):
-        from lmdynamics.runs.suites import open_suite
-
-        return open_suite(str(where), **options)
-    revisions = options.pop("revisions", None)
-    if options:
-        raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
-    folder, part = find_folder(str(where))
-    if not (exists(folder) and folder.is_dir()):
-        from lmdynamics.runs.pins import known_suites
-
-        known = [*run_names(), *known_suites()]
-        hint = did_you_mean(str(where), known) if known else ""
-        raise UserError(f"there is no run {shortened(str(where))!r}{hint}; `lmdynamics train RECIPE` makes one")
-    found = read_folder(folder.resolve(), part, revisions)
-    if not found.steps:
-        raise UserError(
-            f"{folder} has no checkpoints (step-000512/, checkpoint-500/ ...); "
-            + (found.notes[0] if found.notes else "is training still at step 0?")
-        )
-    run = Run(folder.resolve(), part, revisions)
-    if run.recipe:
-        precision = PRECISIONS[run.recipe.training.precision]
-        note_computed(run.trained_on or "unknown", precision, run.facts.get("device") or "unknown")
-    refuse_other_formats(list(found.steps.values()))
-    for note in found.notes:
-        say_once(f"{run.name}: {note}")
-    faults.say(run.name, run.known_faults, str(where))
-    return run

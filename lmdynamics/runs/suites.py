@@ -20,10 +20,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from lmdynamics import paths
+from lmdynamics import files, paths
 from lmdynamics.errors import UserError
-from lmdynamics.progress import bar
-from lmdynamics.runs import faults, hub, keep, store
+from lmdynamics.progress import bar, say_once
+from lmdynamics.runs import faults, hub, keep
 from lmdynamics.runs.folders import other_weights
 from lmdynamics.runs.hub import RemoteFile, told_bytes
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
@@ -56,7 +56,7 @@ class SuiteRun(Run):
 
     @cached_property
     def _said(self) -> dict[str, Any]:
-        return store.read_json(self.folder / FILE, "a suite")
+        return files.read_json(self.folder / FILE, "a suite")
 
     @cached_property
     def pins(self) -> dict[int, Pin]:
@@ -282,13 +282,13 @@ def open_suite(
     listed = None if (folder / FILE).exists() else list_checkpoints(asked, rule).trajectory(asked.part)
     folder = paths.writable(folder)
     with FileLock(folder / ".lock"):
-        said = store.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
+        said = files.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
         renamed = said is not None and revisions is not None and said["revisions"] != revisions
         if said is None or asked.refresh or renamed or _mixed(said, rule):
             listed = listed or list_checkpoints(asked, rule).trajectory(asked.part)
             known = {"revisions": revisions, "main": listed.main and asdict(listed.main), "notes": listed.notes}
             write_pins(folder, asked.repository, listed.part, listed.pins, **known)
-            said = store.read_json(folder / FILE, "a suite")
+            said = files.read_json(folder / FILE, "a suite")
         pins = read_pins(folder)
         chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
         if unseen := [pins[step] for step in chosen if pins[step].files is None]:
@@ -298,7 +298,7 @@ def open_suite(
                 raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
             write_pins(folder, said["repository"], said["part"], pins, **_known(said))
     for note in said.get("notes") or ():
-        hub.say_once(f"{said['name']}: {note}")
+        say_once(f"{said['name']}: {note}")
     run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or asked.download)
     faults.say(run.name, run.known_faults, f"hf://{run.name}")
     return run
@@ -327,7 +327,7 @@ def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], objec
 def _shared_tokenizer(suite: Path) -> Path:
     """The folder of a tokenizer for checkpoints without one: of another checkpoint, or else of the main branch."""
     with FileLock(suite / ".lock"):
-        pins, said = read_pins(suite), store.read_json(suite / FILE, "a suite")
+        pins, said = read_pins(suite), files.read_json(suite / FILE, "a suite")
         main = said.get("main") and as_pin(said["main"])
         found = next((pin for pin in reversed(pins.values()) if pin.tokenizer), None)
         if found is None and main and main.files is None:
@@ -340,7 +340,7 @@ def _shared_tokenizer(suite: Path) -> Path:
     else:
         where = "nor has its main branch" if main else "and there is no main branch to take it from"
         raise UserError(f"{said['name']} has no tokenizer: no checkpoint that was looked at has one, {where}")
-    hub.say_once(f"{said['name']}: {note}")
+    say_once(f"{said['name']}: {note}")
     _bring(found, found.lacking(found.small))
     return found.folder
 

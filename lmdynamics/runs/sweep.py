@@ -24,10 +24,11 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import runs_dir, shipped
 from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.progress import bar
-from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch, branch_name, changed_recipe
-from lmdynamics.runs.build import flat, name_on, run_name, train
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.branch import branch_name, changed_recipe
+from lmdynamics.runs.build import flat, name_on, run_name
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.trained import branch, train
+from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
 POLL = 0.5  # seconds between two looks at how far the runs are
@@ -311,5 +312,5 @@ def _fault(future: Future) -> str | None:
 def _progress(job: Job) -> int:
     """How many of its steps a run is known to have made: saved ones."""
     folder = runs_dir() / job.run
-    saved = [*store.step_folders(folder / "checkpoints"), *store.step_folders(folder / "resume")]
+    saved = [*layout.step_folders(folder / "checkpoints"), *layout.step_folders(folder / "resume")]
     return max(saved, default=0)

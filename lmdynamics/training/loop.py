@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmdynamics import files
 from lmdynamics.devices import default_device, need_device
 from lmdynamics.environment import repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
-from lmdynamics.runs import store
+from lmdynamics.training import layout
 from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
 from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker
@@ -106,7 +107,7 @@ def pretrain(
         load_state(found, model, optimizer)
         log.resume(start)
     elif accelerator.is_main_process:
-        with store.saving(str(folder)):
+        with files.saving(str(folder)):
             corpus.tokenizer.save_pretrained(folder / "tokenizer")
             corpus.held_out.save(folder / "held_out")
     if t.compile:
@@ -120,10 +121,10 @@ def pretrain(
     def save(step: int) -> None:
         log.write()
         if step in keep_at:
-            at = store.step_folder(folder / "checkpoints", step)
+            at = layout.step_folder(folder / "checkpoints", step)
             save_state(at, model, optimizer, step, with_optimizer=step in with_optimizer)
         if step not in keep_at & with_optimizer:
-            save_state(store.step_folder(folder / "resume", step), model, optimizer, step, with_optimizer=True)
+            save_state(layout.step_folder(folder / "resume", step), model, optimizer, step, with_optimizer=True)
         forget_before(folder, step)
 
     process, processes = accelerator.process_index, accelerator.num_processes

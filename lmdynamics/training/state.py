@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lmdynamics import files
 from lmdynamics.errors import UserError, shortened
-from lmdynamics.runs import store
+from lmdynamics.training import layout
 
 TRAINER_STATE = "trainer_state.json"
 LOG_SCHEMA = {
@@ -44,25 +45,25 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 def save_state(folder: Path, model, optimizer, step: int, with_optimizer: bool) -> None:
     """Write a checkpoint folder: weights, configuration, optimizer state if asked for, manifest."""
-    with store.saving(f"step {step} in {folder.parent.parent}"), store.atomic_folder(folder) as temporary:
+    with files.saving(f"step {step} in {folder.parent.parent}"), files.atomic_folder(folder) as temporary:
         # under the model's own names, which `load_state` reads: GPT-NeoX's head, for one, is published under another
         model.save_pretrained(temporary, save_original_format=False)
         if with_optimizer:
             tensors = optimizer_tensors(model, optimizer)
-            save_file(tensors, temporary / store.TRAINING_STATE, metadata={"step": str(step)})
-        store.write_manifest(temporary, step=step)
+            save_file(tensors, temporary / layout.TRAINING_STATE, metadata={"step": str(step)})
+        layout.write_manifest(temporary, step=step)
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and optimizer state of a checkpoint folder back, in place."""
-    store.check_sizes(folder)
-    with safe_open(folder / store.WEIGHTS, "pt") as weights:
+    layout.check_sizes(folder)
+    with safe_open(folder / layout.WEIGHTS, "pt") as weights:
         saved = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
     own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in saved.items():
             own[name].copy_(value)
-    with safe_open(folder / store.TRAINING_STATE, "pt") as state:
+    with safe_open(folder / layout.TRAINING_STATE, "pt") as state:
         parameters = dict(model.named_parameters())
         for key in state.keys():  # noqa: SIM118
             name, _, slot = key.rpartition(".")
@@ -71,13 +72,13 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 def resumable(folder: Path) -> dict[int, Path]:
     """Folders in a run that training can go on from, by step."""
-    found = {**store.step_folders(folder / "checkpoints"), **store.step_folders(folder / "resume")}
-    return {step: at for step, at in sorted(found.items()) if (at / store.TRAINING_STATE).exists()}
+    found = {**layout.step_folders(folder / "checkpoints"), **layout.step_folders(folder / "resume")}
+    return {step: at for step, at in sorted(found.items()) if (at / layout.TRAINING_STATE).exists()}
 
 
 def forget_before(folder: Path, step: int) -> None:
     """Remove resume points older than `step`."""
-    for old, at in store.step_folders(folder / "resume").items():
+    for old, at in layout.step_folders(folder / "resume").items():
         if old < step:
             shutil.rmtree(at, ignore_errors=True)
 
@@ -139,7 +140,7 @@ class Log:
             )
             self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))], how="diagonal")
             self._rows, self._losses, self._penalties = [], [], []
-        with store.saving(str(self.path)), store.atomic_file(self.path) as temporary:
+        with files.saving(str(self.path)), files.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
 
 

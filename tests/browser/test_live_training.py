@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmdynamics.runs import store
+from lmdynamics.training import layout
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
 from tests.browser.legible import cut, seen
@@ -83,4 +83,4 @@ def test_start_pause_resume_and_stop(tmp_path):
         assert notebook.console == []
         assert notebook.outside == []
         run = home / "runs" / "live"
-        assert max(store.step_folders(run / "resume") | store.step_folders(run / "checkpoints")) == stopped
+        assert max(layout.step_folders(run / "resume") | layout.step_folders(run / "checkpoints")) == stopped

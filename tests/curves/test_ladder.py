@@ -23,7 +23,7 @@ from lmdynamics.curves.ladder import (
 from lmdynamics.curves.published import published_fits
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.open import open_run
 from lmdynamics.runs.sweep import Condition, Plan, sweep
 from tests.conftest import TINY
 

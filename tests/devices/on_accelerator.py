@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from lmdynamics.training import layout
 from tests.devices.accelerator import accelerator, ran, register
 
 register()
@@ -156,7 +157,7 @@ def test_training_agrees_with_the_cpu(objective, trained, tmp_path, monkeypatch)
     assert there.log["penalty"].is_null().all() == ("regularizer" not in objective)
     difference = largest(here.log.select(columns), there.log.select(columns))
     for step in (0, 1, 6):
-        for name in (store.WEIGHTS, store.TRAINING_STATE):
+        for name in (layout.WEIGHTS, layout.TRAINING_STATE):
             a, b = (load_file(run[step].folder / name) for run in (here, there))
             assert a.keys() == b.keys()
             for key in a:
@@ -177,9 +178,9 @@ def test_a_branch_repeats_its_parent_and_a_resumed_run_the_whole():
                 store.shutil.rmtree(at)
         resumed = train("grammar-mlm", overrides=SIX, name="stopped", progress=False)
     assert (again.trained_on, again.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
-    expected = load_file(whole[6].folder / store.WEIGHTS)
+    expected = load_file(whole[6].folder / layout.WEIGHTS)
     for run in (again, resumed):
-        found = load_file(run[6].folder / store.WEIGHTS)
+        found = load_file(run[6].folder / layout.WEIGHTS)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

@@ -8,7 +8,7 @@ import pytest
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.branching import CHANGES, BranchExplorer, branch_points
 from lmdynamics.explorers.schedules import ScheduleChooser, rates_over_training
-from lmdynamics.runs.build import train
+from lmdynamics.runs.trained import train
 from tests.conftest import TINY
 
 USUAL = {"recipe": "grammar-mlm", "profile": "default", "seed": 0}

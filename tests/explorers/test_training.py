@@ -18,7 +18,7 @@ from lmdynamics.explorers.training import (
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.background import ACTIVE, branch_of, training_of
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.open import open_run
 from tests.conftest import TINY
 from tests.runs.trainings import LONG, ended, wait_for
 

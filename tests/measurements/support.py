@@ -35,7 +35,8 @@ from lmdynamics.measurements.probes import FineTuning
 from lmdynamics.measurements.steps import OneStep
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
 from lmdynamics.runs.build import build
-from lmdynamics.runs.run import Checkpoint, open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.run import Checkpoint
 from tests.measurements import naive
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import dissent as module
-from lmdynamics.measurements.dissent import Dissent, dissent, opposing_gradients
+from lmdynamics.measurements.dissent import Dissent, dissent
 from lmdynamics.measurements.losses import TokenLosses, prediction_batches
 from tests.measurements.conftest import wordpiece
 
@@ -87,11 +87,8 @@ def some(tokens=40, vocab=23, width=8, scale=1.0, seed=0):
 def test_both_parts_equal_autograd(scale, biased):
     hidden, weight, gold, bias = some(scale=scale)
     bias = bias if biased else None
-    attractive, repulsive = opposing_gradients(hidden, weight, gold, bias)
-    expected = by_autograd(hidden, weight, gold, bias)
-    torch.testing.assert_close(attractive, expected[0])
-    torch.testing.assert_close(repulsive, expected[1])
-    torch.testing.assert_close(attractive + repulsive, expected[2])
+    attractive, repulsive, whole = by_autograd(hidden, weight, gold, bias)
+    torch.testing.assert_close(attractive + repulsive, whole)
     found = dissent(hidden, weight, gold, bias)
     torch.testing.assert_close(found.probability, F.linear(hidden, weight, bias).softmax(1)[range(40), gold])
     torch.testing.assert_close(found.norm_hidden, hidden.norm(dim=1))
@@ -104,11 +101,9 @@ def test_both_parts_equal_autograd(scale, biased):
 
 def test_chunks_do_not_matter(monkeypatch):
     hidden, weight, gold, bias = some()
-    whole = dissent(hidden, weight, gold, bias), opposing_gradients(hidden, weight, gold, bias)
+    whole = dissent(hidden, weight, gold, bias)
     monkeypatch.setattr(module, "LOGITS", 7 * len(weight))
-    for one, other in zip(whole[0], dissent(hidden, weight, gold, bias), strict=True):
-        torch.testing.assert_close(one, other)
-    for one, other in zip(whole[1], opposing_gradients(hidden, weight, gold, bias), strict=True):
+    for one, other in zip(whole, dissent(hidden, weight, gold, bias), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -121,13 +116,11 @@ def test_at_the_logits_the_parts_do_not_meet(logits, gold, dtype):
     """With U the identity, the hidden state is the logits."""
     gold = gold % len(logits)
     h = torch.tensor([logits], dtype=dtype)
-    attractive, repulsive = opposing_gradients(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
-    assert not (attractive * repulsive).any()
-    assert attractive.count_nonzero() <= 1
+    found = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
+    assert not found.dissent.nan_to_num().any()
     wrong = sum(np.exp(x - max(logits)) for i, x in enumerate(logits) if i != gold)
     wrong /= sum(np.exp(x - max(logits)) for x in logits)
-    assert float(attractive.abs().sum()) == pytest.approx(wrong, rel=1e-4)
-    assert float(repulsive.abs().sum()) == pytest.approx(wrong, rel=1e-4)
+    assert float(found.norm_attractive) == pytest.approx(wrong, rel=1e-4)
     found = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
     assert float(found.dissent) == 0
 
@@ -169,7 +162,6 @@ def test_a_vector_of_zeros_has_no_direction():
 def test_no_tokens_give_no_rows():
     hidden, weight, gold, bias = some(tokens=0)
     assert [len(x) for x in dissent(hidden, weight, gold, bias)] == [0] * 8
-    assert [x.shape for x in opposing_gradients(hidden, weight, gold, bias)] == [(0, 8)] * 2
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -252,7 +244,7 @@ def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():
     found = dissent(4 * topics[gold], weight, gold, seed=1)  # the model knows the topic, not the token
     assert found.dissent.mean() < -0.9
     assert abs(found.dissent_control.mean()) < 0.3
-    attractive, repulsive = opposing_gradients(4 * topics[gold], weight, gold)
+    attractive, repulsive, _ = by_autograd(4 * topics[gold], weight, gold, None)
     drawn = torch.randperm(400, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(found.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
     assert torch.equal(found.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)

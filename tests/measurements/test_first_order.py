@@ -7,7 +7,6 @@ import torch
 
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.first_order import ROUNDING, coefficients, parts
-from lmdynamics.measurements.interference import destructive_interference
 from lmdynamics.measurements.per_example import Layer, Tape
 from tests.measurements.families import EACH, TIED, naive_gradients, random_update, tiny, tiny_tape
 
@@ -24,7 +23,7 @@ def as_defined(tape, update) -> dict[str, float]:
         "C_g": float(p.sum(0).abs().sum() / total),
         "C_ug": float(p.sum(1).abs().sum() / total),
         "C_uG": float(p.sum().abs() / p.sum(0).abs().sum()),
-        "interference": destructive_interference(p.sum(1)),
+        "interference": float(1 - p.sum().abs() / p.sum(1).abs().sum()),
         "gradient_interference": float((1 - g.sum(0).abs() / size)[counted].mean()),
     }
 

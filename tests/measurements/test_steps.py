@@ -10,9 +10,9 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.first_order import Coefficients
 from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.steps import OneStep, Step, Text, random_direction
-from lmdynamics.runs import store
-from lmdynamics.runs.build import train
 from lmdynamics.runs.run import Run
+from lmdynamics.runs.trained import train
+from lmdynamics.training import layout
 from lmdynamics.training.batches import Batches, open_corpus
 from lmdynamics.training.masking import Masker
 from tests.conftest import TINY
@@ -41,7 +41,7 @@ def test_the_step_is_that_of_training(make, objective, precision):
     )[1]  # fmt: skip
     seen = Predictions(batch.ids, batch.attention_mask, batch.selected, batch.targets[batch.selected])
     update = Step(run[1]).update(Text(seen, pl.DataFrame()))
-    before, after = (load_file(run[step].folder / store.WEIGHTS) for step in (1, 2))
+    before, after = (load_file(run[step].folder / layout.WEIGHTS) for step in (1, 2))
     largest = max(float((after[name] - before[name]).abs().max()) for name in after)
     assert largest > 0
     tolerance = 2e-3 if precision == "fp32" else 0.3  # Adam divides small gradients by their own size
@@ -66,7 +66,7 @@ def test_the_loss_is_taken_on_the_tokens_that_training_took(make, masking):
     assert torch.equal(text.batch.ids, taken.ids)
     assert torch.equal(text.batch.selected, taken.selected)
     update = step.update(text)
-    before, after = (load_file(run[at].folder / store.WEIGHTS) for at in (1, 2))
+    before, after = (load_file(run[at].folder / layout.WEIGHTS) for at in (1, 2))
     largest = max(float((after[name] - before[name]).abs().max()) for name in after)
     assert largest > 0
     for name in after:
@@ -154,7 +154,7 @@ def test_coefficients_of_a_checkpoint(make):
 def test_what_cannot_be_stepped_is_refused(make, tmp_path):
     run = make(decay="linear")
     text = run.held_out()
-    (run[8].folder / store.TRAINING_STATE).unlink()
+    (run[8].folder / layout.TRAINING_STATE).unlink()
     with pytest.raises(UserError, match="keeps no optimizer state at step 8"):
         OneStep(text)(run[8])
     with pytest.raises(UserError, match="learning rate of tiny is 0 at step 12"):

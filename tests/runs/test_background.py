@@ -12,12 +12,14 @@ import polars as pl
 import pytest
 import torch
 
+from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.runs import background, live, store
+from lmdynamics.runs import background, live
 from lmdynamics.runs.background import SavedRun, branch_of, training_of
-from lmdynamics.runs.build import train
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.trained import train
+from lmdynamics.training import layout
 from tests.conftest import TINY
 from tests.runs.trainings import LONG, ended, wait_for
 
@@ -192,7 +194,7 @@ def test_the_same_run_is_attached_to_and_another_recipe_refused():
 
 def test_a_run_that_another_process_trains_is_watched_and_not_begun_twice():
     training = training_of("grammar-mlm", overrides=LONG, name="live")
-    with store.locked(training.folder):
+    with files.locked(training.folder / layout.LOCK):
         assert training.state == "elsewhere"
         training.start()
         assert training._process is None
@@ -321,8 +323,10 @@ def test_when_the_kernel_ends_its_training_saves_and_ends(tmp_path, home, then, 
     assert training.state == "stopped"
     assert seen <= training.saved < 20_000
     assert len(training.log()) == training.saved
-    at = store.step_folder(training.folder / "resume", training.saved)
-    assert store.check_hashes(at if at.exists() else store.step_folder(training.folder / "checkpoints", training.saved))
+    at = layout.step_folder(training.folder / "resume", training.saved)
+    assert layout.check_hashes(
+        at if at.exists() else layout.step_folder(training.folder / "checkpoints", training.saved)
+    )
 
 
 @pytest.mark.slow

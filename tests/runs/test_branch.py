@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
-from lmdynamics.runs.branch import branch, branch_cost, family, history
-from lmdynamics.runs.build import train
-from lmdynamics.runs.run import Run, open_run
-from lmdynamics.training.masking import parse_schedule
+from lmdynamics.runs.branch import branch_cost, family, history
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.run import Run
+from lmdynamics.runs.trained import branch, train
+from lmdynamics.training import layout
+from lmdynamics.training.schedules import parse_schedule
 from tests.conftest import TINY, refused
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
@@ -38,11 +40,11 @@ def parent(home, tmp_path_factory, monkeypatch):
 
 
 def weights(run: Run, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run[step].folder / store.WEIGHTS)
+    return load_file(run[step].folder / layout.WEIGHTS)
 
 
 def state(run: Run, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run[step].folder / store.TRAINING_STATE)
+    return load_file(run[step].folder / layout.TRAINING_STATE)
 
 
 def same(run: Run, other: Run, step: int = 12) -> bool:
@@ -55,7 +57,7 @@ def same(run: Run, other: Run, step: int = 12) -> bool:
 
 
 def digests(run: Run) -> dict[int, str]:
-    return {step: store.sha256(run[step].folder / store.WEIGHTS) for step in run.steps}
+    return {step: files.sha256(run[step].folder / layout.WEIGHTS) for step in run.steps}
 
 
 def one_line(error) -> bool:
@@ -225,7 +227,7 @@ def test_copied_elsewhere_it_opens_and_verifies_without_its_parent(parent, tmp_p
     shutil.rmtree(made.folder)
     copy = open_run(tmp_path / "copy")
     assert (copy.steps, copy.parent["run"]) == ([4, 8, 12], "tiny")
-    assert sum(store.check_hashes(checkpoint.folder) for checkpoint in copy) == 9
+    assert sum(layout.check_hashes(checkpoint.folder) for checkpoint in copy) == 9
     assert copy[12].model()(torch.tensor([[2, 5, 3]])).logits.isfinite().all()
     assert [(generation, r.name) for generation, r in family([copy])] == [(0, "copy")]
 
@@ -274,13 +276,13 @@ def test_refused_before_anything_is_written(parent, step, changes, message):
 
 def test_without_optimizer_state_the_nearest_steps_with_one_are_named(parent):
     run = parent()
-    (run[8].folder / store.TRAINING_STATE).unlink()
+    (run[8].folder / layout.TRAINING_STATE).unlink()
     with pytest.raises(
         UserError, match="no optimizer state at step 8, .* nearest steps with one are 2, 4, 12"
     ) as error:
         run.branch(8)
     assert one_line(error)
-    for file in run.folder.rglob(store.TRAINING_STATE):
+    for file in run.folder.rglob(layout.TRAINING_STATE):
         file.unlink()
     with pytest.raises(UserError, match="no optimizer state at step 4, .* train it with optimizer_state=all"):
         run.branch(4)

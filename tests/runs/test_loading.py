@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.training import layout
 from lmdynamics.training.state import load_state, save_state
 from tests.runs.test_store_and_run import one_line
 
@@ -35,8 +35,8 @@ def saved(folder: Path, kind: str = "BertForMaskedLM", dtype: torch.dtype = torc
 
 def as_bin(checkpoint: Path) -> Path:
     """The same weights as PyTorch's own file."""
-    torch.save(load_file(checkpoint / store.WEIGHTS), checkpoint / "pytorch_model.bin")
-    (checkpoint / store.WEIGHTS).unlink()
+    torch.save(load_file(checkpoint / layout.WEIGHTS), checkpoint / "pytorch_model.bin")
+    (checkpoint / layout.WEIGHTS).unlink()
     return checkpoint
 
 
@@ -56,7 +56,7 @@ def test_shards_open_as_the_whole_does(tmp_path):
     whole, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", max_shard_size="20KB")
     parts = sorted(shards.glob("model-*.safetensors"))
     assert len(parts) > 2
-    assert not (shards / store.WEIGHTS).exists()
+    assert not (shards / layout.WEIGHTS).exists()
     assert torch.equal(logits(shards), logits(whole))
     content = b"".join(part.read_bytes() for part in parts)
     assert open_run(shards.parent)[512].content_hash == hashlib.sha256(content).hexdigest()
@@ -173,7 +173,7 @@ def test_a_checkpoint_for_two_objectives_opens_as_a_masked_model(tmp_path, caplo
 def test_half_precision_is_opened_in_full(tmp_path):
     checkpoint = saved(tmp_path / "run", "GPTNeoXForCausalLM", torch.float16)
     model = open_run(checkpoint.parent)[512].model()
-    kept = load_file(checkpoint / store.WEIGHTS)
+    kept = load_file(checkpoint / layout.WEIGHTS)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.get_input_embeddings().weight, kept["gpt_neox.embed_in.weight"].float())
 
@@ -205,7 +205,7 @@ KINDS = ["BertForMaskedLM", "GPT2LMHeadModel", "LlamaForCausalLM", "GPTNeoXForCa
 
 def rename(checkpoint: Path, change) -> None:
     """Write the checkpoint's weights again, as `change` makes them."""
-    save_file(change(load_file(checkpoint / store.WEIGHTS)), checkpoint / store.WEIGHTS, metadata={"format": "pt"})
+    save_file(change(load_file(checkpoint / layout.WEIGHTS)), checkpoint / layout.WEIGHTS, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])

@@ -10,10 +10,12 @@ import polars as pl
 import pytest
 import torch
 
+from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
-from lmdynamics.runs.build import run_name, train
-from lmdynamics.runs.run import open_run, run_names
+from lmdynamics.runs.build import run_name
+from lmdynamics.runs.open import open_run, run_names
+from lmdynamics.runs.trained import train
+from lmdynamics.training import layout
 from lmdynamics.training.recipes import load_recipe
 from tests.conftest import TINY
 
@@ -61,9 +63,9 @@ def test_a_changed_byte_is_found_by_verify(tiny_run):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert store.check_hashes(tiny_run[4].folder) == 3
+    assert layout.check_hashes(tiny_run[4].folder) == 3
     with pytest.raises(UserError, match="does not have the hash in its manifest") as error:
-        store.check_hashes(tiny_run[8].folder)
+        layout.check_hashes(tiny_run[8].folder)
     assert one_line(error)
 
 
@@ -183,7 +185,7 @@ def test_names_tell_runs_apart():
     assert long != run_name(load_recipe("grammar-mlm"), [*many[:-1], "model.setting98=0.97"])
 
 
-@pytest.mark.parametrize("write", [store.atomic_folder, store.atomic_file])
+@pytest.mark.parametrize("write", [files.atomic_folder, files.atomic_file])
 def test_interrupted_writes_leave_nothing(tmp_path, write):
     def half() -> None:
         with write(tmp_path / "step-000001") as temporary:
@@ -205,8 +207,8 @@ def test_threads_write_one_file_at_once(tmp_path):
     target = tmp_path / "a.json"
 
     def write(number: int) -> None:
-        store.write_json(target, {"number": number, "padding": "x" * 2000})
-        assert len(store.read_json(target, "a file")["padding"]) == 2000
+        files.write_json(target, {"number": number, "padding": "x" * 2000})
+        assert len(files.read_json(target, "a file")["padding"]) == 2000
 
     assert at_once(write, 400) == []
     assert os.listdir(tmp_path) == ["a.json"]
@@ -216,7 +218,7 @@ def test_threads_fill_one_folder_at_once(tmp_path):
     target = tmp_path / "step-000001"
 
     def fill(number: int) -> None:
-        with store.atomic_folder(target) as temporary:
+        with files.atomic_folder(target) as temporary:
             for name in ("one", "two"):
                 (temporary / name).write_text(str(number))
 
@@ -234,18 +236,18 @@ def test_a_file_that_cannot_reach_the_disk_leaves_the_old_one(tmp_path, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="could not save .*: no space left on device"):
-        store.write_json(path, {})
+        files.write_json(path, {})
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_a_folder_is_locked_while_it_is_held(tmp_path):
     folder = tmp_path / "run"
-    assert not store.is_locked(folder)
+    assert not files.is_locked(folder / layout.LOCK)
     assert not folder.exists()
-    with store.locked(folder):
-        assert store.is_locked(folder)
-    assert not store.is_locked(folder)
+    with files.locked(folder / layout.LOCK):
+        assert files.is_locked(folder / layout.LOCK)
+    assert not files.is_locked(folder / layout.LOCK)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(home):
@@ -259,7 +261,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(home):
             train("grammar-mlm", overrides={**TINY, "steps": 256, "per_doubling": 16}, name="full", progress=False)
         assert one_line(error)
         run = open_run("full")
-        assert all(store.check_hashes(checkpoint.folder) == 3 for checkpoint in run)
+        assert all(layout.check_hashes(checkpoint.folder) == 3 for checkpoint in run)
         assert len(run) > 3
         assert not list(run.folder.rglob(".*"))
         assert isinstance(run.log, pl.DataFrame)
@@ -299,7 +301,7 @@ def test_what_a_training_would_write_over_is_refused_and_stays(home, name):
 
 def test_a_training_that_was_killed_before_its_first_checkpoint_is_no_run(home):
     recipe = load_recipe("grammar-mlm", overrides={**TINY, "lr": 0.5})
-    store.write_json(home / "runs" / "mine" / "run.json", {"format": 1, "recipe": recipe.to_dict(), "parent": None})
+    files.write_json(home / "runs" / "mine" / "run.json", {"format": 1, "recipe": recipe.to_dict(), "parent": None})
     run = train("grammar-mlm", overrides=TINY, name="mine", progress=False)
     assert run.recipe.training.lr == 2e-3
     with pytest.raises(UserError, match="was trained with training.lr=0.002"):  # this one is

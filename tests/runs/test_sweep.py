@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
 from lmdynamics.runs import sweep as module
-from lmdynamics.runs.run import open_run, run_names
+from lmdynamics.runs.open import open_run, run_names
 from lmdynamics.runs.sweep import Condition, Plan, plan_names, read_plan, sweep
+from lmdynamics.training import layout
 from lmdynamics.training.recipes import PROFILES, load_recipe
 from tests.conftest import TINY, refused
 
@@ -228,7 +228,7 @@ LONG = ("--set", "steps=800")
 
 def saved(home: Path) -> dict[str, int]:
     return {
-        run.name: max([*store.step_folders(run / "checkpoints"), *store.step_folders(run / "resume")], default=0)
+        run.name: max([*layout.step_folders(run / "checkpoints"), *layout.step_folders(run / "resume")], default=0)
         for run in (home / "runs").glob("*")
     }
 
@@ -297,9 +297,9 @@ def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home, to
     assert len(stopped) == 2  # the third has not been begun
     assert all(64 < step < 800 for step in stopped.values())
     for name, step in stopped.items():
-        folder = store.step_folder(home / "runs" / name / "resume", step)
-        assert (folder / store.TRAINING_STATE).exists()
-        assert store.check_hashes(folder) == 3
+        folder = layout.step_folder(home / "runs" / name / "resume", step)
+        assert (folder / layout.TRAINING_STATE).exists()
+        assert layout.check_hashes(folder) == 3
     process = command(home, tmp_path / "plan.toml", *LONG)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
@@ -331,8 +331,8 @@ def test_a_killed_sweep_leaves_no_process_behind(tmp_path, home):
     for name, step in saved(home).items():
         assert 64 < step < 800
         run = home / "runs" / name  # at a doubling, the kept checkpoint is what training goes on from
-        last = {**store.step_folders(run / "checkpoints"), **store.step_folders(run / "resume")}[step]
-        assert store.check_hashes(last) == 3
+        last = {**layout.step_folders(run / "checkpoints"), **layout.step_folders(run / "resume")}[step]
+        assert layout.check_hashes(last) == 3
 
 
 @pytest.mark.slow

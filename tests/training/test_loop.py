@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics.errors import UserError
-from lmdynamics.runs import store
-from lmdynamics.runs.build import train
-from lmdynamics.runs.run import open_run
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.trained import train
+from lmdynamics.training import layout
 from lmdynamics.training.batches import Batches, open_corpus
 from lmdynamics.training.loop import build_model
 from lmdynamics.training.masking import Masker
@@ -145,13 +145,13 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
         time.sleep(random.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        at += [max(store.step_folders(folder / "resume"), default=0)]
+        at += [max(layout.step_folders(folder / "resume"), default=0)]
     assert command(home, "--name", "killed", *longer).wait() == 0
     whole, killed = open_run("whole"), open_run("killed")
     print("killed after the save of steps", at)
     assert same(whole, killed)
     assert whole.steps == killed.steps
-    assert sum(store.check_hashes(checkpoint.folder) for checkpoint in killed) == 3 * len(killed)
+    assert sum(layout.check_hashes(checkpoint.folder) for checkpoint in killed) == 3 * len(killed)
     assert not list(killed.folder.rglob(".step*"))
 
 
@@ -175,7 +175,7 @@ def test_two_processes_make_one_run(home):
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     run = open_run("shared")
     assert run.steps == checkpoint_steps(60, 1)
-    assert sum(store.check_hashes(checkpoint.folder) for checkpoint in run) == 3 * len(run)
+    assert sum(layout.check_hashes(checkpoint.folder) for checkpoint in run) == 3 * len(run)
 
 
 @pytest.mark.slow

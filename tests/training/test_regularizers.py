@@ -9,7 +9,7 @@ from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.corpora.vocabulary import train_tokenizer
 from lmdynamics.errors import UserError
-from lmdynamics.runs.build import train
+from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import open_corpus, pad
 from lmdynamics.training.logits import logits_at
 from lmdynamics.training.recipes import Regularizer, load_recipe

@@ -8,17 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.syntax import UAS
-from lmdynamics.runs.build import train
+from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import Batches, open_corpus
-from lmdynamics.training.masking import SHAPES, Masker, MaskingCollator, Schedule, parse_schedule, tabulate
+from lmdynamics.training.masking import Masker
 from lmdynamics.training.recipes import load_recipe
+from lmdynamics.training.schedules import SHAPES, Schedule, parse_schedule, tabulate
 from tests.conftest import TINY
 
 MASKER = Masker(mask_id=4, vocab_size=1_000, special_ids=(0, 1, 2, 3, 4))
@@ -233,23 +233,6 @@ def test_masks_have_the_shares_asked_for(rate, loss_share):
     shares_are_right(ids, corrupted, selected, rate, padded, loss_share)
 
 
-@pytest.mark.parametrize("pad_id", [0, 7])  # padding by a special token, and by one that is also an ordinary one
-@pytest.mark.parametrize("schedule", ["constant-0.15", "subset-linear-0.4-0.2"])
-def test_the_collator_has_the_shares_asked_for(pad_id, schedule):
-    collator = MaskingCollator(MASKER, parse_schedule(schedule), steps=10, pad_id=pad_id, seed=3, step=5)
-    rows = ragged(18_000)
-    batch = collator([{"input_ids": row} for row in rows])
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.arange(lengths.max()) >= lengths[:, None]
-    assert torch.equal(batch["attention_mask"].bool(), ~padded)
-    ids = torch.full(padded.shape, pad_id)
-    ids[~padded] = torch.from_numpy(np.concatenate(rows))
-    selected = batch["labels"] != -100
-    assert torch.equal(batch["labels"][selected], ids[selected])
-    rate = collator.schedule(0.5)
-    shares_are_right(ids, batch["input_ids"], selected, rate, padded, collator.schedule.loss_share(0.5))
-
-
 def test_substitution_replaces_by_other_tokens():
     ids = torch.randint(0, 1_000, (2_100, 500), generator=torch.Generator().manual_seed(0))
     found, replaced = MASKER.substitute(ids, 0.3, torch.Generator().manual_seed(1))
@@ -268,111 +251,6 @@ def test_a_tokenizer_without_a_mask_is_refused():
     bare = PreTrainedTokenizerFast(tokenizer_object=Grammar().tokenizer()._tokenizer, pad_token="[PAD]")
     with pytest.raises(UserError, match="the tokenizer has no mask token"):
         Masker.for_tokenizer(bare)
-
-
-# the collator in other people's loops -------------------------------------------------------------------------------
-
-
-def collator(**changes) -> MaskingCollator:
-    given = {"masker": MASKER, "schedule": parse_schedule("linear-0.5-0.1"), "steps": 20, "seed": 1}
-    return MaskingCollator(**{**given, **changes})
-
-
-def equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_a_loaded_state_goes_on_with_the_same_batches():
-    rows = [ragged(8, seed) for seed in range(20)]
-    whole, stopped, resumed = collator(), collator(), collator(seed=99)
-    expected = [whole(r) for r in rows]
-    for r in rows[:9]:
-        stopped(r)
-    resumed.load_state_dict(stopped.state_dict())
-    for r, batch in zip(rows[9:], expected[9:], strict=True):
-        assert equal(resumed(r), batch)
-    assert not equal(collator(seed=2)(rows[0]), expected[0])
-    assert not torch.equal(collator(step=1)(rows[0])["labels"], expected[0]["labels"])
-
-
-def test_the_rate_moves_with_the_step():
-    made = collator()
-    shares = [float((made(ragged(400, seed))["labels"] != -100).float().mean()) for seed in range(20)]
-    assert shares[0] > 2 * shares[-1]
-
-
-def test_rows_of_any_kind_and_of_one_length():
-    from transformers import BatchEncoding
-
-    rows = [row[:11] for row in ragged(8)]
-    kinds = (
-        list,
-        torch.tensor,
-        lambda r: {"input_ids": r.tolist()},
-        lambda r: BatchEncoding({"input_ids": r.tolist()}),
-    )
-    batches = [collator()([kind(row) for row in rows]) for kind in kinds]
-    assert all(equal(batches[0], batch) for batch in batches)
-    assert batches[0]["attention_mask"].all()
-    assert {key: value.dtype for key, value in batches[0].items()} == dict.fromkeys(batches[0], torch.int64)
-
-
-def test_one_batch_ahead_is_allowed_and_no_more():
-    made = collator(steps=3)
-    for _ in range(4):  # the Trainer looks one batch ahead
-        made(ragged(2))
-    with pytest.raises(UserError, match="the schedule covers 3 steps; this would be number 5"):
-        made(ragged(2))
-
-
-def test_in_a_data_loader():
-    rows = ragged(64)
-    loader = DataLoader(rows, batch_size=8, collate_fn=collator())
-    reference = collator()
-    for number, batch in enumerate(loader):
-        assert equal(batch, reference(rows[8 * number : 8 * number + 8]))
-    assert number == 7
-
-
-def test_in_the_trainer(tmp_path):
-    """Five steps: the masks that a plain loop over the collator gives, and weights that move."""
-    from transformers import BertConfig, BertForMaskedLM, Trainer, TrainingArguments
-
-    grammar = Grammar()
-    tokenizer = grammar.tokenizer()
-    rows = [{"input_ids": row.tolist()} for row in grammar.blocks(64, 0)]
-
-    class Rows(Dataset):
-        def __len__(self):
-            return len(rows)
-
-        def __getitem__(self, i):
-            return rows[i]
-
-    class Watched(Trainer):
-        def training_step(self, model, inputs, *rest):
-            seen.append({key: value.clone() for key, value in inputs.items()})
-            return super().training_step(model, inputs, *rest)
-
-    seen: list[dict] = []
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    arguments = TrainingArguments(
-        tmp_path, max_steps=5, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
-        dataloader_pin_memory=False, save_strategy="no", logging_strategy="no",
-    )  # fmt: skip
-    made = MaskingCollator(Masker.for_tokenizer(tokenizer), parse_schedule("linear-0.6-0.2"), steps=5)
-    model = BertForMaskedLM(config)
-    before = model.bert.embeddings.word_embeddings.weight.clone()
-    Watched(model, arguments, made, Rows(), processing_class=tokenizer).train()
-    assert len(seen) == 5
-    again = MaskingCollator(made.masker, made.schedule, steps=5)
-    for batch in seen:
-        text = torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
-        own = again([row[mask.bool()] for row, mask in zip(text, batch["attention_mask"], strict=True)])
-        assert equal({key: batch[key] for key in own}, own)
-    assert not torch.equal(model.bert.embeddings.word_embeddings.weight, before)
 
 
 # other objectives ---------------------------------------------------------------------------------------------------
