@@ -14,11 +14,11 @@ import torch
 import transformers as hf
 from scipy.stats import t as student
 
-from lmdynamics.curves.deceleration import fit_deceleration
-from lmdynamics.curves.experiments import Claim, judge
-from lmdynamics.curves.row_sums import interval, row_sums
-from lmdynamics.curves.scaling import power_laws
-from lmdynamics.curves.speedup import LearningCurve, speedup
+from lmdynamics.analysis.deceleration import fit_deceleration
+from lmdynamics.analysis.row_sums import interval, row_sums
+from lmdynamics.analysis.scaling import power_laws
+from lmdynamics.analysis.speedup import LearningCurve, speedup
+from lmdynamics.experiments.claims import Claim, judge
 from lmdynamics.measurements.first_order import coefficients
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.losses import HeldOutLoss, Predictions

@@ -21,12 +21,12 @@ import polars as pl
 from scipy.optimize import OptimizeWarning, curve_fit
 from scipy.signal import lfilter
 
-from lmdynamics.curves.broken_power_law import fit
-from lmdynamics.curves.deceleration import fit_deceleration
-from lmdynamics.curves.fits import fit_curves, fits_table
-from lmdynamics.curves.preparation import prepare
-from lmdynamics.curves.published import published_curves
-from lmdynamics.curves.reading import read_curves
+from lmdynamics.analysis.broken_power_law import fit
+from lmdynamics.analysis.deceleration import fit_deceleration
+from lmdynamics.analysis.fits import fit_curves, fits_table
+from lmdynamics.analysis.preparation import prepare
+from lmdynamics.experiments.published import published_curves
+from lmdynamics.experiments.reading import read_curves
 from lmdynamics.paths import real_data_dirs
 
 STARTS = 20

@@ -13,10 +13,10 @@ import polars as pl
 import torch
 import transformers as hf
 
+from lmdynamics.analysis.heads import head_history
+from lmdynamics.analysis.onsets import capabilities_onset, structure_onset
+from lmdynamics.analysis.pair_race import leads_from, pair_race
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.curves.heads import head_history
-from lmdynamics.curves.onsets import capabilities_onset, structure_onset
-from lmdynamics.curves.pair_race import leads_from, pair_race
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace

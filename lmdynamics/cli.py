@@ -94,7 +94,7 @@ def fit(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for a program to read.")] = False,
 ) -> None:
     """Fit loss deceleration to every curve of some files: where they break, and how sure that is."""
-    from lmdynamics.curves.report import fit_files
+    from lmdynamics.experiments.report import fit_files
 
     with _stopped_by_ctrl_c():
         raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json))
@@ -111,7 +111,7 @@ def _stopped_by_ctrl_c():
 
 
 def _trained(run) -> None:
-    from lmdynamics.curves.intervals import steps_without_loss
+    from lmdynamics.analysis.intervals import steps_without_loss
 
     typer.echo(
         f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {_last_loss(run.log)} nats"

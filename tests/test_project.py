@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import grimp
 import nbformat
 import polars as pl
 import pytest
@@ -49,6 +51,13 @@ def test_the_lock_holds_exact_public_versions_only():
     assert [line for line in LOCK if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line)] == []
     assert "torch==2.13.0" in LOCK
     assert sorted(pinned()) == sorted({canonicalize_name(line.partition("==")[0]) for line in LOCK})
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = grimp.build_graph("lmdynamics", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert sum(map(len, imports.values())) > 500
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def test_conda_users_get_the_same_versions():

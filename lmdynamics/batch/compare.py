@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.batch.baselines import Baselines, file_name, item_key
 from lmdynamics.batch.records import Record, Scalar
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, printable, shortened
 
 SAME, CHANGED, NEW, GONE, FAILED, NO_BASELINE = VERDICTS = "same", "changed", "new", "gone", "failed", "no baseline"

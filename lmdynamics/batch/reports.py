@@ -8,10 +8,10 @@ from xml.etree import ElementTree as ET
 
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.batch.baselines import Baselines, file_name, item_key
 from lmdynamics.batch.collect import FILE_NAME
 from lmdynamics.batch.compare import CHANGED, FAILED, GONE, NEW, NO_BASELINE, SAME, summary
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, printable
 
 HEADS = ("item", "record", "verdict", "value", "baseline", "why")

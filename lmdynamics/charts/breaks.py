@@ -9,10 +9,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.cursor import clickable
 from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, smooth_line, step_ends, thinned
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure, step_axis
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 HAND, BEST = VERMILION, BLUE
@@ -21,7 +21,7 @@ HAND, BEST = VERMILION, BLUE
 def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | None = None) -> alt.LayerChart:
     """The error that is left with the break put at each step: a dot at the best, a second at the chosen one.
 
-    `profile`: step_at_break, rsle, as `curves.fits.break_profile` gives them. The chosen one is the row nearest to
+    `profile`: step_at_break, rsle, as `analysis.fits.break_profile` gives them. The chosen one is the row nearest to
     `chosen_step`; it and the title follow the chart's parameters `hand_step` and `hand_rsle`.
     """
     need_columns(profile, ["step_at_break", "rsle"], "break profile")
@@ -71,9 +71,9 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
 def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping[str, float]) -> alt.LayerChart:
     """One curve with a break that was put somewhere by hand, and, thin, with the best one.
 
-    `points`: step, loss of one curve. `row`, `best`: rows of `curves.fits.break_profile`, or of `fits_table`. The row's
-    numbers are the chart's parameters `hand_step`, `hand_loss`, `hand_before`, `hand_after`, `hand_width`, so that a
-    break is dragged without a new chart.
+    `points`: step, loss of one curve. `row`, `best`: rows of `analysis.fits.break_profile`, or of `fits_table`. The
+    row's numbers are the chart's parameters `hand_step`, `hand_loss`, `hand_before`, `hand_after`, `hand_width`, so
+    that a break is dragged without a new chart.
     """
     need_columns(points, ["step", "loss"], "break by hand: points")
     name = str(points["curve"][0]) if "curve" in points.columns and len(points) else "the curve"

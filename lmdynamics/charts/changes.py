@@ -4,12 +4,12 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.cursor import clickable, upright
 from lmdynamics.charts.decomposition import span
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 WIDTH = 330  # two stand side by side
@@ -125,7 +125,7 @@ def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChar
 def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.LayerChart:
     """How far each group's losses fell and rose at the step that `cursor` holds.
 
-    `table`: step, group, gained, lost, net, as `curves.trading.traded` gives them by step. `by`: what the groups are.
+    `table`: step, group, gained, lost, net, as `analysis.trading.traded` gives them by step. `by`: what the groups are.
     """
     what = "losses traded at a checkpoint"
     need_columns(table, ["step", "group", "gained", "lost", "net"], what)

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.theme import lines
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 5000  # that Altair puts into a panel

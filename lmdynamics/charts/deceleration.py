@@ -1,6 +1,6 @@
 """Loss curves in log-log space: where they break, what another break would cost, what one power law would claim.
 
-Mircea et al. 2025 (arXiv 2506.05447). A fit is drawn from columns of `curves.fits.fits_table`: with u = log(t / t_d),
+Mircea et al. 2025 (arXiv 2506.05447). A fit is drawn from columns of `analysis.fits.fits_table`: with u = log(t / t_d),
 log L = log L_d - c0 u - c1 f1 log(1 + exp(u / f1)), where L_d is `loss_at_break`, t_d `step_at_break`, c0
 `rate_before_break`, c0 + c1 = r_d `rate_after_break`. The two power laws meet at (t_d, L_d), off the smooth curve.
 """
@@ -12,6 +12,8 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.deceleration import LOCATED, headline
+from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.theme import (
     BLUE,
     GREY,
@@ -25,8 +27,6 @@ from lmdynamics.charts.theme import (
     step_axis,
 )
 from lmdynamics.charts.theme import lines as wrapped
-from lmdynamics.curves.deceleration import LOCATED, headline
-from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token, log scale)"

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import count
 from lmdynamics.charts.theme import TEXT, log_ticks, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 MEASURES = {

@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.heads import ROUND
 from lmdynamics.charts.theme import (
@@ -28,7 +29,6 @@ from lmdynamics.charts.theme import (
 )
 from lmdynamics.charts.trades import SIGNED, spread
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 SPLITS = {"stepped": ("the batch stepped on", BLUE), "held out": ("held out", VERMILION)}

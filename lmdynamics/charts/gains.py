@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, absent, count, tidy
 from lmdynamics.charts.theme import TEXT, WIDTH, condition_colours, figure, lines
-from lmdynamics.curves.intervals import need_columns
 
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 

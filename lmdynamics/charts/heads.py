@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.heads import within_reach
+from lmdynamics.analysis.intervals import need_columns, wilson
 from lmdynamics.charts.theme import TEXT, VERMILION, WIDTH, accuracy_colour, figure, ink
-from lmdynamics.curves.heads import within_reach
-from lmdynamics.curves.intervals import need_columns, wilson
 from lmdynamics.errors import UserError
 
 PERCENT = ".0%"

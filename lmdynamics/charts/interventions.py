@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import (
     ROW,
     absent,
@@ -28,7 +29,6 @@ from lmdynamics.charts.conditions import (
 )
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, WIDTH, condition_colours, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import loss_by_bin
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure, step_axis, step_ticks
 from lmdynamics.charts.trajectories import on_step_axis
-from lmdynamics.curves.intervals import loss_by_bin
 
 RAW_PER_DECADE = 100  # single steps drawn per factor of ten: enough to see the noise, few enough to send each second
 Rows = list[dict[str, float | str | None]]

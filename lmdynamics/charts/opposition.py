@@ -7,10 +7,10 @@ from textwrap import wrap
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.first_order import step_tiles
 from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines, opposed, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles

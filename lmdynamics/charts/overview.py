@@ -3,12 +3,12 @@
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.heads import head_history, told, uas_within_reach
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, wilson
+from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
 from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, spoken, steps_of, undated
-from lmdynamics.curves.heads import head_history, told, uas_within_reach
-from lmdynamics.curves.intervals import loss_by_bin, need_columns, wilson
-from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import shortened
 
 WIDTH = 420
@@ -25,7 +25,7 @@ def loss_and_uas(
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
 
     `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: one
-    relation's best heads, as `curves.heads.head_history` takes them, for a third panel: when that relation appeared.
+    relation's best heads, as `analysis.heads.head_history` takes them, for a third panel: when that relation appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")

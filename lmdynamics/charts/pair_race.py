@@ -3,12 +3,12 @@
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns, with_interval
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.pair_race import leads_from
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
-from lmdynamics.curves.intervals import need_columns, with_interval
-from lmdynamics.curves.onsets import Onset
-from lmdynamics.curves.pair_race import leads_from
 from lmdynamics.errors import UserError
 
 WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names
@@ -26,7 +26,7 @@ def pair_race(
 ) -> alt.VConcatChart:
     """Log-probability of the good and of the bad sentence above, their difference below, on one step axis.
 
-    `rows`: frame of `curves.pair_race.pair_race`; what has no interval gets no band. A vertical line at `step`, by
+    `rows`: frame of `analysis.pair_race.pair_race`; what has no interval gets no band. A vertical line at `step`, by
     default the last, or at the step that `cursor` holds. `onset`: a band behind. `caption`: what is looked at.
 
     Raises

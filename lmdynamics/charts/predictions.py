@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.theme import VERMILION, accuracy_colour, figure, ink
 from lmdynamics.charts.tokens import visible
-from lmdynamics.curves.intervals import need_columns
 
 
 def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: str) -> alt.LayerChart:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import absent, colour_by_condition, number, tidy
 from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure, lines
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 DASHES = ([1, 0], [16, 3], [9, 4], [3, 3], [12, 4, 3, 4], [6, 3], [9, 3, 2, 3, 2, 3], [2, 4])
@@ -70,8 +70,8 @@ def speedup_curves(
     """Scores with their fitted curves, the baseline's best across, and where each schedule reaches it.
 
     `points`: condition, seed, step, value; `fits`: condition, step, value; `speedups`, a row per condition other than
-    the baseline: condition, value, low, high, step, target, as the fields of `curves.speedup.Speedup`. `value` is null
-    where the best is never reached, `low` where the interval is open below, `low` and `high` where there is none.
+    the baseline: condition, value, low, high, step, target, as the fields of `analysis.speedup.Speedup`. `value` is
+    null where the best is never reached, `low` where the interval is open below, `low` and `high` where there is none.
     `measure`: its name with its unit.
     `level`: the share of the way to the best that was asked for.
     """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.theme import BLUE, VERMILION
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.html import LITERAL
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, capital
 from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure, lines
 from lmdynamics.charts.tokens import visible
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, shortened
 
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
@@ -20,7 +20,7 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
     """How far the losses of each group's tokens fell (left) and rose (right), and what is left of it.
 
     `table`: group, gained, lost, net (nats per token of the whole text, so that the bars of all groups add up) with
-    net_low and net_high, as `curves.trading.traded` gives them. With `step`, a panel per step, spread evenly over log
+    net_low and net_high, as `analysis.trading.traded` gives them. With `step`, a panel per step, spread evenly over log
     step where there are more than 4; groups stand in the order of the frame, with their `tokens` if they have any.
     `by`: what the groups are, for the title.
 
@@ -87,7 +87,7 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
 def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = None) -> alt.LayerChart:
     """The tokens whose loss fell most, and those whose rose most, each with its mean change ± 1.96 standard errors.
 
-    `table`: token, change, count, stderr, kind ("winner" or "loser"), as `curves.zero_sum.winners_and_losers` gives
+    `table`: token, change, count, stderr, kind ("winner" or "loser"), as `analysis.zero_sum.winners_and_losers` gives
     them; of several steps, the last is shown. A token is called by `name` (a tokenizer's `decode`, say), by a column
     `form`, or by its number.
 

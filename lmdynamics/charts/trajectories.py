@@ -7,6 +7,9 @@ from textwrap import wrap
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.heads import uas_within_reach
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
+from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.theme import (
     BEFORE_ONE,
     BLUE,
@@ -21,9 +24,6 @@ from lmdynamics.charts.theme import (
     figure,
     step_axis,
 )
-from lmdynamics.curves.heads import uas_within_reach
-from lmdynamics.curves.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
-from lmdynamics.curves.onsets import Onset
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token)"
@@ -85,7 +85,7 @@ def loss_over_training(
 
 
 def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ()) -> alt.LayerChart:
-    """UAS against step, one line per source with its 95 % band (frame of `curves.intervals.uas_by_step`)."""
+    """UAS against step, one line per source with its 95 % band (frame of `analysis.intervals.uas_by_step`)."""
     onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
     present = [source for source in SOURCES if source in curve["source"].unique()]

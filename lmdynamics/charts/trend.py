@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import MOST_ROWS, capital, count, number
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, lines
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError, printable
 
 WHAT = "trend of a record"

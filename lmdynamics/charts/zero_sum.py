@@ -1,7 +1,7 @@
 """How much of the change in tokens' losses cancels: over doublings, and in one optimizer step.
 
 D = 1 − |Σ Δℓ| / Σ |Δℓ| is destructive interference, M = mean |Δℓ| its magnitude, and |ΔL| = M (1 − D). Mircea et al.
-2025 (arXiv 2506.05447); the numbers are those of `curves.zero_sum`.
+2025 (arXiv 2506.05447); the numbers are those of `analysis.zero_sum`.
 """
 
 from itertools import pairwise
@@ -10,10 +10,10 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.decomposition import MEASURES, colour_by, measure_axis, panels, span, spoken, tidy
 from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, lines, ramp
 from lmdynamics.charts.trajectories import on_step_axis
-from lmdynamics.curves.intervals import need_columns
 from lmdynamics.errors import UserError
 
 PUBLISHED = {"interference": "interference", "magnitude": "magnitude", "abs_mean_change": "mean_change"}
@@ -33,7 +33,7 @@ def interference_over_training(
     """D, M and |ΔL| over each doubling of training, a line per curve with its 95 % band, and where its loss breaks.
 
     `table`: curve, step (t, of the doubling t → 2t), interference, magnitude, mean_change and their intervals, as
-    `curves.zero_sum.interference_table` gives them; colours run from the first curve to the last, or, with a column
+    `analysis.zero_sum.interference_table` gives them; colours run from the first curve to the last, or, with a column
     `size`, from the first size to the last. `breaks`: curve, step_at_break, as thin upright lines. `published`: model,
     step, metric, value, drawn as a second column on the same scales.
 
@@ -80,7 +80,7 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
     """D, M and |ΔL| of one optimizer step at each checkpoint, beside a step as long in a random direction.
 
     `table`: step, split, direction, interference, magnitude, mean_change and their intervals (null with one batch), as
-    `curves.zero_sum.over_batches` gives them.
+    `analysis.zero_sum.over_batches` gives them.
 
     Raises
     ------

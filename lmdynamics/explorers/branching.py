@@ -9,8 +9,8 @@ import ipywidgets as widgets
 import polars as pl
 
 from lmdynamics import charts
-from lmdynamics.curves.comparison import compare_runs
 from lmdynamics.errors import UserError
+from lmdynamics.experiments.comparison import compare_runs
 from lmdynamics.explorers.live import LiveChart, show_live
 from lmdynamics.explorers.training import TrainingExplorer
 from lmdynamics.runs.background import ACTIVE, Training, branch_of

@@ -6,12 +6,12 @@ from functools import cached_property
 
 import polars as pl
 
+from lmdynamics.analysis.intervals import bounded, need_columns
+from lmdynamics.analysis.one_step import each_batch, over_batches
+from lmdynamics.analysis.trading import traded
+from lmdynamics.analysis.zero_sum import interference_table
 from lmdynamics.charts.changes import change_bins
 from lmdynamics.charts.tokens import visible
-from lmdynamics.curves.intervals import bounded, need_columns
-from lmdynamics.curves.one_step import each_batch, over_batches
-from lmdynamics.curves.trading import traded
-from lmdynamics.curves.zero_sum import interference_table
 from lmdynamics.errors import UserError
 
 KEYS = ["split", "direction", "batch"]

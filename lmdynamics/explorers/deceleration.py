@@ -11,12 +11,12 @@ import numpy as np
 import polars as pl
 
 from lmdynamics import charts
+from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
+from lmdynamics.analysis.fits import break_profile
+from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.preparation import SMOOTHINGS, prepare
 from lmdynamics.charts.cursor import JUMP
 from lmdynamics.charts.linked import Linked, Place
-from lmdynamics.curves.deceleration import Deceleration, fit_deceleration
-from lmdynamics.curves.fits import break_profile
-from lmdynamics.curves.intervals import need_columns
-from lmdynamics.curves.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.live import Views

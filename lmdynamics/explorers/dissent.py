@@ -8,8 +8,8 @@ import ipywidgets as widgets
 import polars as pl
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import bounded, need_columns
 from lmdynamics.charts.linked import Linked, Place
-from lmdynamics.curves.intervals import bounded, need_columns
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer
@@ -30,7 +30,7 @@ class DissentExplorer(Explorer):
     """Move through checkpoints, and see where attraction and repulsion point, for each group of tokens.
 
     `table`: step, group, dissent, cos_hidden_attractive, cos_hidden_repulsive and their intervals, perhaps `curve`, as
-    `curves.dissent.dissent_by_group` gives them. `step`, `curve`, `group` choose where to start: by default the last
+    `analysis.dissent.dissent_by_group` gives them. `step`, `curve`, `group` choose where to start: by default the last
     step, all curves, all groups. `published`: readings of dissent to compare with, by name.
 
     Raises

@@ -10,13 +10,13 @@ import ipywidgets as widgets
 import polars as pl
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import need_columns, with_interval
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.pair_race import WHOLE, judged_right, pair_race
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
 from lmdynamics.charts.theme import BLUE, VERMILION
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.curves.intervals import need_columns, with_interval
-from lmdynamics.curves.onsets import Onset
-from lmdynamics.curves.pair_race import WHOLE, judged_right, pair_race
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer

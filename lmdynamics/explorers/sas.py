@@ -13,11 +13,11 @@ import polars as pl
 import traitlets
 
 from lmdynamics import charts
+from lmdynamics.analysis.heads import DIRECTIONS, predicted_heads
+from lmdynamics.analysis.intervals import loss_by_bin, uas_by_step, wilson
+from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.corpora.treebank import Sentence, Treebank
-from lmdynamics.curves.heads import DIRECTIONS, predicted_heads
-from lmdynamics.curves.intervals import loss_by_bin, uas_by_step, wilson
-from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer

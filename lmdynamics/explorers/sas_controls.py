@@ -9,8 +9,8 @@ import altair as alt
 import ipywidgets as widgets
 import traitlets
 
+from lmdynamics.analysis.heads import DIRECTIONS
 from lmdynamics.charts.heads import PICK
-from lmdynamics.curves.heads import DIRECTIONS
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.computing import Computing
 from lmdynamics.explorers.live import LiveChart

@@ -12,8 +12,8 @@ import altair as alt
 import ipywidgets as widgets
 import polars as pl
 
+from lmdynamics.analysis.intervals import steps_without_loss
 from lmdynamics.charts.live_training import live_rows, live_training
-from lmdynamics.curves.intervals import steps_without_loss
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.live import show_live
 from lmdynamics.measurements.measurement import Measurement

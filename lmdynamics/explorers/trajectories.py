@@ -8,10 +8,10 @@ import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
 
+from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.conditions import is_share, names_of
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.small_multiples import small_multiples, told_at
-from lmdynamics.curves.intervals import need_columns, with_interval
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.explorer import Explorer

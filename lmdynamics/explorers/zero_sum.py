@@ -10,10 +10,10 @@ import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
 
+from lmdynamics.analysis.intervals import bounded
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, reach, visible
-from lmdynamics.curves.intervals import bounded
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, start, told
 from lmdynamics.explorers.checkpoints import CheckpointSlider
@@ -30,10 +30,10 @@ UNNAMED = "the run"
 class ZeroSumExplorer(Explorer):
     """Pick a checkpoint, a batch and a row of text, and see whose loss fell and whose rose.
 
-    `changes`: a trace of `OneStep`, or a frame of `curves.zero_sum.doublings`; of several runs, a mapping by name.
+    `changes`: a trace of `OneStep`, or a frame of `analysis.zero_sum.doublings`; of several runs, a mapping by name.
     `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); with
     several runs that read different tokens, a mapping of such by run. `groups`: row, position, group or token, group,
-    as `curves.trading.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
+    as `analysis.trading.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
     `direction`, `batch` and `row` choose where to start: by default the last step, held-out text, the update, the first
     batch and row.
 

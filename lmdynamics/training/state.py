@@ -3,13 +3,10 @@
 Data order, masks and dropout are functions of seed and step, so the step number is the rest of the state.
 """
 
-import json
-import re
 import shutil
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -18,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmdynamics import files
-from lmdynamics.errors import UserError, shortened
+from lmdynamics.errors import UserError
+from lmdynamics.trainer_state import trainer_history, trainer_state_file
 from lmdynamics.training import layout
 
-TRAINER_STATE = "trainer_state.json"
 LOG_SCHEMA = {
     "step": pl.Int64,
     "loss": pl.Float64,
@@ -149,41 +146,6 @@ def numbers(values: Sequence[Tensor | None]) -> list[float | None]:
     present = [value for value in values if value is not None]
     fetched = iter(torch.stack(present).cpu().double().tolist() if present else ())
     return [None if value is None else next(fetched) for value in values]
-
-
-def trainer_state_file(folder: Path) -> Path | None:
-    """Hugging Face's `trainer_state.json` of a folder: its own, or that of the newest checkpoint in it."""
-    if (folder / TRAINER_STATE).is_file():
-        return folder / TRAINER_STATE
-    steps = {
-        int(found[1]): path
-        for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), *folder.glob(f"checkpoints/*/{TRAINER_STATE}"))
-        if (found := re.fullmatch(r"\D*(\d+)", path.parent.name))
-    }
-    return steps[max(steps)] if steps else None
-
-
-def trainer_history(text: str, path: Path) -> list[dict[str, Any]]:
-    """The records of a `trainer_state.json`, without the summary's train_loss: a mean over the run, no point of it.
-
-    Raises
-    ------
-    UserError
-        If it is no JSON, or holds no list of records.
-    """
-    try:
-        state = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON, or cut short ({shortened(str(error), 120)}); copy it anew") from None
-    history = state.get("log_history") if isinstance(state, dict) else state
-    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
-        raise UserError(
-            f"{path} has no log_history, a list of records; give a {TRAINER_STATE}, or JSON lines named .jsonl"
-        )
-    return [
-        {key: record[key] for key in record if key != "train_loss" or "train_runtime" not in record}
-        for record in history
-    ]
 
 
 def trainer_log(folder: Path) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 
-from tests.curves.frames import STEPS, sigmoid
+from tests.analysis.frames import STEPS, sigmoid
 
 WORDS = ["the", "old", "dog", "near", "the", "red", "houses", "that", "she", "saw", "sleeps"]
 HEADS = [2, 2, 10, 6, 6, 6, 2, 9, 9, 6, -1]

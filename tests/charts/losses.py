@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import polars as pl
 
-from lmdynamics.curves.fits import break_profile, fit_curves, fits_table
+from lmdynamics.analysis.fits import break_profile, fit_curves, fits_table
 
 STEPS = np.unique(np.geomspace(101, 60_000, 80).round())
 

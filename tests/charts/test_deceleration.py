@@ -5,9 +5,9 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.analysis.fits import fits_table
 from lmdynamics.charts.deceleration import smooth_line
 from lmdynamics.charts.theme import log_ticks
-from lmdynamics.curves.fits import fits_table
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
 from tests.charts.specs import drawn, rows_of

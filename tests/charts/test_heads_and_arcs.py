@@ -5,13 +5,13 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.analysis.heads import DIRECTIONS, head_history, predicted_heads, told
+from lmdynamics.analysis.intervals import wilson
 from lmdynamics.charts.arcs import RIGHT, UNKNOWN, WRONG, arc_levels
 from lmdynamics.charts.heads import layer_head_map
-from lmdynamics.curves.heads import DIRECTIONS, head_history, predicted_heads, told
-from lmdynamics.curves.intervals import wilson
 from lmdynamics.errors import UserError
+from tests.analysis.frames import STEPS
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
-from tests.curves.frames import STEPS
 
 
 def rows_of(spec, column):

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.theme import CONDITIONS, condition_colours, lines
-from lmdynamics.curves.statistics import mean_over_seeds
 from lmdynamics.errors import UserError
+from tests.analysis.frames import sigmoid
 from tests.charts.specs import drawn, rows_of
-from tests.curves.frames import sigmoid
 
 NAMES = ["base", "SAS−", "SAS+"]
 STEPS = [0, 1, 4, 16, 64, 256, 1024, 4000]

@@ -5,13 +5,13 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import accuracy_by_step
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.pair_race import judged_right, pair_race
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
-from lmdynamics.curves.intervals import accuracy_by_step
-from lmdynamics.curves.onsets import Onset
-from lmdynamics.curves.pair_race import judged_right, pair_race
 from lmdynamics.errors import UserError
+from tests.analysis.frames import STEPS, pairs_trace, sigmoid
 from tests.charts.specs import drawn, found, rows_of, said
-from tests.curves.frames import STEPS, pairs_trace, sigmoid
 
 TRACE = pairs_trace({"near_verb": sigmoid(STEPS, 0.5, 1.0, 100), "far": sigmoid(STEPS, 0.5, 0.6, 900)}, pairs=40)
 ONSET = Onset("capabilities", 125, 100, 156, None, None, None, None, "found")

@@ -6,13 +6,13 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import accuracy_by_step, loss_by_bin, uas_by_step
+from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT, step_axis, step_ticks
 from lmdynamics.charts.trajectories import onset_bands
-from lmdynamics.curves.intervals import accuracy_by_step, loss_by_bin, uas_by_step
-from lmdynamics.curves.onsets import Onset, structure_onset
 from lmdynamics.errors import UserError
+from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
 from tests.charts.specs import drawn
-from tests.curves.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
 STRUCTURE = Onset("structure", 300, 250, 400, 200, 150, 250, None, "because", 1.0)
 CAPABILITIES = Onset("capabilities", 900, 800, 1000, 700, 600, 800, None, "because", 1.0)

@@ -8,10 +8,10 @@ from lmdynamics.explorers.dissent import DissentExplorer
 from lmdynamics.explorers.pairs import PairExplorer
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
+from tests.analysis.frames import pairs_trace
 from tests.charts import interference_frames as frames
 from tests.charts.losses import points
 from tests.charts.test_small_multiples import curves
-from tests.curves.frames import pairs_trace
 
 STEPS = [0, 1, 2, 4, 8, 16]
 JUDGED = {

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from lmdynamics.curves.fits import break_profile
+from lmdynamics.analysis.fits import break_profile
 from lmdynamics.errors import UserError
 from lmdynamics.explorers import deceleration
 from lmdynamics.explorers.deceleration import DecelerationExplorer

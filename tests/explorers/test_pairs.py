@@ -3,13 +3,13 @@
 import polars as pl
 import pytest
 
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.pair_race import WHOLE, judged_right, pair_race
 from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
-from lmdynamics.curves.onsets import Onset
-from lmdynamics.curves.pair_race import WHOLE, judged_right, pair_race
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.pairs import ALL, EVERY, OFFERED, PairExplorer, marked
+from tests.analysis.frames import pairs_trace
 from tests.charts.specs import found, rows_of
-from tests.curves.frames import pairs_trace
 
 STEPS = [0, 1, 2, 4, 8, 16]
 CURVES = {"near_verb": [0.5, 0.5, 0.6, 0.8, 0.9, 1.0], "far": 0.6}

@@ -3,8 +3,8 @@
 import polars as pl
 import pytest
 
-from lmdynamics.curves.one_step import over_batches
-from lmdynamics.curves.zero_sum import interference_table
+from lmdynamics.analysis.one_step import over_batches
+from lmdynamics.analysis.zero_sum import interference_table
 from lmdynamics.errors import UserError
 from lmdynamics.explorers import changes as moves
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import accuracy_by_step, average_accuracy, ties_and_flips
+from lmdynamics.analysis.pair_race import judged_right
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.curves.intervals import accuracy_by_step, average_accuracy, ties_and_flips
-from lmdynamics.curves.pair_race import judged_right
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import grammaticality
 from lmdynamics.measurements.grammaticality import PairAccuracy

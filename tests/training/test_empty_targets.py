@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lmdynamics import charts
+from lmdynamics.analysis.intervals import loss_by_bin, steps_without_loss
 from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.curves.intervals import loss_by_bin, steps_without_loss
-from lmdynamics.curves.reading import read_curves
+from lmdynamics.experiments.reading import read_curves
 from lmdynamics.explorers.training import describe
 from lmdynamics.measurements.losses import prediction_batches
 from lmdynamics.runs.live import LiveLog, read_live

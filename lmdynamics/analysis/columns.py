@@ -1,0 +1,218 @@
+"""Which columns of a table are steps, losses and the names of curves: as told, or guessed from names and values."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from lmdynamics.analysis.cells import (
+    LOSSES,
+    NOT_LOSS,
+    STEPS,
+    VALIDATION,
+    best_known,
+    has_numbers,
+    is_empty,
+    listed,
+    looks_like_loss,
+    numbers,
+    plain,
+)
+from lmdynamics.analysis.formats import Table
+from lmdynamics.analysis.grouping import GROUPS, guess_group, refuse_many_curves_as_one
+from lmdynamics.errors import UserError, did_you_mean, shortened
+
+SEPARATORS = "/_-. "
+# how the names of other things end that are logged beside losses, as `plain` writes them
+OTHER = re.compile(
+    r"(^|_)(lr|learning_rate|rate|weight_decay|wd|momentum|beta\d?|temperature|dropout|norm|grad|scale|epochs?|steps?|tokens|"
+    r"samples|examples|sequences|batch(es)?|size|parameters|params|index|idx|row|id|time|timestamp|date|datetime|runtime|"
+    r"elapsed|eta|seconds?|secs?|minutes|hours|ms|throughput|speed|tps|fps|flops|mfu|memory|mem|gpu|acc|accuracy|error|"
+    r"precision|recall|f1|auc|mcc|bleu|rouge\w*|score|reward|ppl|perplexity|entropy|kl|uas|las|pairs|arcs)$"
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The choice. `losses`: each column with the name of its curve, None where the table's or the group's will do."""
+
+    step: str
+    losses: dict[str, str | None]
+    group: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def choose_columns(table: Table, group: str | Sequence[str] | None, step: str | None, loss: str | None) -> Columns:
+    """Columns by name or pattern where told, otherwise by what their names and values look like.
+
+    Raises
+    ------
+    UserError
+        If a column is unknown, holds no numbers, or cannot be guessed; or a curve would have the same step many times.
+    """
+    frame = table.frame
+    if frame.is_empty():
+        raise UserError(f"{table.source} has no rows; write the losses to it, or give another file")
+    for name in (told := _names(frame, group)):
+        _known(table, name, "group")
+    if step is not None:
+        _known(table, step, "step")
+    step_is = step or best_known([name for name in frame.columns if name not in (*told, loss)], STEPS)
+    step_is = step_is or _rising(frame, loss)
+    for first, second in (((step_is,), told), ((step_is,), (loss,)), (told, (loss,))):
+        if both := set(first) & set(second) - {None}:
+            raise UserError(
+                f"{table.source}: column {both.pop()!r} cannot be two of step, loss and group; give another"
+            )
+    losses, others = _losses(table, loss, {step_is, *told})
+    if step_is is None:
+        raise UserError(
+            f"{table.source}: no column looks like a step among {listed(frame.columns)}; give --step COLUMN"
+        )
+    _need_numbers(table, step_is, "step")
+    group_is = told or ((table.group,) if table.group else guess_group(frame, step_is, losses))
+    refuse_many_curves_as_one(table, step_is, losses, group_is)
+    taken = {"step": step_is, "loss": _pattern(list(losses)), "group": ", ".join(group_is)}
+    sure = {"step": step, "loss": loss, "group": told or table.group}
+    guessed = [kind for kind, name in taken.items() if name and not sure[kind]]
+    kinds = [f"{kind} {name!r}{' (guessed)' if kind in guessed else ''}" for kind, name in taken.items() if name]
+    advice = f"; choose with {', '.join(f'--{kind}' for kind in guessed)}" if guessed else ""
+    notes = [f"Columns: {', '.join(kinds)}{advice}."]
+    if loss is None and len(losses) > 1 and not any(map(looks_like_loss, losses)):
+        notes.append(
+            f"No column is named like a loss; each of these is taken for a curve of losses: {listed([*losses])}."
+        )
+    if others:
+        notes.append(f"Other columns that look like losses, not taken: {listed(others)}.")
+    return Columns(step_is, losses, group_is, tuple(notes))
+
+
+def wanted_tags(loss: str | None) -> Callable[[str], bool]:
+    """Whether a tag is worth reading, for a choice of losses that is yet to be made."""
+    if loss is None:
+        return lambda tag: looks_like_loss(tag) or plain(tag) in LOSSES
+    return lambda tag: tag == loss or _regex(loss).fullmatch(tag) is not None
+
+
+def run_and_metric(name: str) -> tuple[str, str]:
+    """Weights & Biases exports name a column `run - metric`; elsewhere the run is empty."""
+    run, _, metric = name.rpartition(" - ")
+    return run, metric
+
+
+def _losses(table: Table, loss: str | None, taken: set[str | None]) -> tuple[dict[str, str | None], list[str]]:
+    """Loss columns with the names of their curves, and those that might have been meant instead."""
+    columns = [name for name in table.frame.columns if name not in taken]
+    if loss is None:
+        return _guess_losses(table, columns)
+    if loss in table.frame.columns:
+        _need_numbers(table, loss, "loss")
+        return {loss: None}, []
+    pattern = loss if "*" in loss else f"* - {loss}"
+    found = {
+        name: match for name in columns if (match := _regex(pattern).fullmatch(name)) and not NOT_LOSS.search(name)
+    }
+    found = {name: match for name, match in found.items() if has_numbers(table.frame[name])}
+    if not found:
+        known = shortened(did_you_mean(loss, columns), 300)
+        what = f"no column of numbers matches {loss!r}" if "*" in loss else f"no column {loss!r}"
+        raise UserError(f"{table.source}: {what}{known}")
+    names = {name: "/".join(filter(None, match.groups())) for name, match in found.items()}
+    distinct = len(set(names.values())) == len(names) and all(names.values())
+    return {name: names[name] if distinct else name for name in found}, []
+
+
+def _guess_losses(table: Table, columns: list[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The column with the best-known name; or all, where they are the same metric of several runs."""
+    like = [name for name in columns if looks_like_loss(name) and has_numbers(table.frame[name])]
+    by_run = [name for name in like if run_and_metric(name)[0]]
+    if by_run:
+        metrics = list(dict.fromkeys(run_and_metric(name)[1] for name in by_run))
+        metric = best_known(metrics, LOSSES) or metrics[0]
+        chosen = {name: run_and_metric(name)[0] for name in by_run if run_and_metric(name)[1] == metric}
+        return chosen, [name for name in like if name not in chosen]
+    known = best_known(like, LOSSES)
+    if known and VALIDATION.search(known.lower()):  # the loss of training, where it is logged as well
+        training = [name for name in like if re.search("train", name.lower())]
+        if best := max(training, key=lambda name: numbers(table.frame[name]).count(), default=None):
+            return {best: None}, [name for name in like if name != best]
+    if best := best_known(like or [name for name in columns if has_numbers(table.frame[name])], LOSSES):
+        return {best: None}, [name for name in like if name != best]
+    if not like:
+        if texts := [name for name in columns if looks_like_loss(name)]:
+            _need_numbers(table, texts[0], "loss")
+        if wide := _wide(table.frame, columns):
+            return dict(zip(wide, wide, strict=True)) if len(wide) > 1 else {wide[0]: None}, []
+        raise UserError(f"{table.source}: no column looks like a loss among {listed(columns)}; give --loss COLUMN")
+    if len({re.split(r"[/_. ]", name)[-1] for name in like}) > 1 or len(like) == 1:
+        return {like[0]: None}, like[1:]
+    start, end = _shared(like)
+    return {name: name[len(start) : len(name) - len(end)] or name for name in like}, []
+
+
+def _wide(frame: pl.DataFrame, columns: list[str]) -> list[str]:
+    """Columns of a table that may have a curve in each, called by its name: all but what is known to be no loss are of
+    positive numbers, and there are several, or the one beside the steps."""
+    unknown = [name for name in columns if not (_is_other(name) or is_empty(frame[name]).all())]
+    numeric = [numbers(frame[name]) for name in unknown]
+    positive = all(column.count() and (column.filter(column.is_finite()) > 0).all() for column in numeric)
+    return unknown if positive and (len(unknown) > 1 or len(unknown) == len(frame.columns) - 1) else []
+
+
+def _rising(frame: pl.DataFrame, loss: str | None) -> str | None:
+    """Of two columns the one whose whole numbers rise, called what they may be."""
+    names = [name for name in frame.columns if name != loss and not _is_other(name) and not looks_like_loss(name)]
+    found = []
+    for name in names if len(frame.columns) == 2 and len(frame) > 2 else ():
+        column = numbers(frame[name])
+        if not column.null_count() and (column == column.floor()).all() and (column.diff().drop_nulls() > 0).all():
+            found.append(name)
+    return found[0] if len(found) == 1 else None
+
+
+def _is_other(name: str) -> bool:
+    """Whether a column's name, or the last part of its path, is that of something known to be no loss."""
+    last = plain(re.split(r"/| - ", name)[-1])
+    known = last in (*STEPS, *GROUPS) or last == "" or last.startswith("unnamed")
+    return known or bool(OTHER.search(last) or NOT_LOSS.search(name.lower()))
+
+
+def _names(frame: pl.DataFrame, group: str | Sequence[str] | None) -> tuple[str, ...]:
+    if isinstance(group, str) and group not in frame.columns:
+        group = [name.strip() for name in group.split(",")]
+    return (group,) if isinstance(group, str) else tuple(dict.fromkeys(group or ()))
+
+
+def _known(table: Table, name: str, option: str) -> None:
+    if name not in table.frame.columns:
+        known = shortened(did_you_mean(name, table.frame.columns), 300)
+        raise UserError(f"{table.source}: --{option}: no column {name!r}{known}")
+
+
+def _need_numbers(table: Table, name: str, option: str) -> None:
+    column = table.frame[name]
+    if not has_numbers(column):
+        first = next(iter(column.drop_nulls()), None)
+        what = "is empty" if first is None else f"holds no numbers (its first value is {shortened(str(first))!r})"
+        raise UserError(f"{table.source}: column {name!r} {what}; give --{option} COLUMN")
+
+
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile("(.*)".join(map(re.escape, pattern.split("*"))), re.DOTALL)
+
+
+def _shared(names: list[str]) -> tuple[str, str]:
+    """What all names begin and end with, up to a separator: of a/x_loss and a/y_loss, `a/` and `_loss`."""
+    start = _beginning(names)
+    return start, _beginning([name[len(start) :][::-1] for name in names])[::-1]
+
+
+def _beginning(names: list[str]) -> str:
+    low, high = min(names), max(names)  # what these two share, all between them share
+    same = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[: max(low.rfind(mark, 0, same) for mark in SEPARATORS) + 1]
+
+
+def _pattern(names: list[str]) -> str:
+    return "*".join(_shared(names)) if len(names) > 1 else names[0]

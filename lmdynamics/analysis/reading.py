@@ -1,0 +1,200 @@
+"""Loss curves from whatever holds them: a table, a training log, a run of ours.
+
+What is not said is guessed from names and values, and the guess is told. A row that cannot be used is counted and
+told too: nothing is filled in, and nothing leaves without a word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import polars as pl
+
+from lmdynamics.analysis.cells import has_numbers, is_empty, looks_like_loss, numbers, plain, with_decimal_points
+from lmdynamics.analysis.columns import Columns, choose_columns
+from lmdynamics.analysis.formats import Table
+from lmdynamics.analysis.grouping import RESTARTS
+from lmdynamics.errors import UserError, shortened
+
+# why a row is not used, and how the sentence about such rows goes on
+REASONS = {
+    "no curve name": "{have} an empty cell where the curve's name should be and {were} left out",
+    "no step": "{have} no whole number as step and {were} left out",
+    "not a number": "{have} no number as loss and {were} left out",
+    "not positive": "{have} a loss of 0 or less and {were} left out",
+    "before a restart": "{were} replaced by a later run, which went on from an earlier step",
+    "same step again": "{have} a step that the curve has again further down and {were} left out: the later row stands",
+}
+WALL_TIMES = ("wall_time", "_timestamp", "timestamp")  # columns by which rows are put in order
+LEAST = 0.5  # of a file's rows: where fewer can be used, what was left out would decide what is found
+LATE = 1_000  # step: a curve that starts later than this, and not by its spacing, has lost its beginning
+SAMPLES = (500, 1_000, 1_500, 10_000)  # rows that Weights & Biases keeps of a longer history
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Loss curves read from a file, one row per curve and step.
+
+    `frame`: curve, step, loss, by curve in order of first appearance, then by step; losses are finite and positive,
+    steps whole, each once per curve. `notes`: sentences for the reader: which columns were taken, what was left out
+    and why, warnings. `bad_rows`: curve, reason (one of `REASONS`), rows (their count).
+    """
+
+    frame: pl.DataFrame
+    notes: tuple[str, ...] = field(repr=False)
+    bad_rows: pl.DataFrame = field(repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        return self.frame["curve"].unique(maintain_order=True).to_list()
+
+
+def curves_in(table: Table, group: str | Sequence[str] | None, step: str | None, loss: str | None) -> Curves:
+    """The curves of a table; arguments, and what is raised, as for `read_curves`."""
+    frame, notes = with_decimal_points(table.frame)
+    for name in frame.columns:
+        if plain(name) in WALL_TIMES and numbers(frame[name]).null_count() == 0:
+            frame = frame.sort(numbers(frame[name]), maintain_order=True)
+            break
+    table = replace(table, frame=frame, notes=(*table.notes, *notes))
+    columns = choose_columns(table, group, step, loss)
+    rows = _long(table, columns)
+    # of a step that a resumed run logged again, the later row is what the run went on from
+    last = pl.col("row") == pl.col("row").max().over("curve", "step")
+    usable = rows.filter(pl.col("reason").is_null())
+    stands = _not_replaced(usable)
+    kept = usable.filter(last & stands)
+    if kept.is_empty():
+        counted = "; ".join(f"{reason}: {count:,}" for reason, count in rows["reason"].value_counts().iter_rows())
+        raise UserError(f"{table.source}: no row can be used ({counted or 'there are none'}); give --step and --loss")
+    if len(usable) < LEAST * len(rows):
+        raise UserError(f"{table.source}: {_lost(rows, usable, columns)}")
+    again = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
+    replaced = usable.filter(last & ~stands).with_columns(reason=pl.lit("before a restart"))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), replaced, again])
+    order = pl.Enum(rows["curve"].drop_nulls().unique(maintain_order=True))
+    frame = kept.select(pl.col("curve").cast(order), pl.col("step").cast(pl.Int64), "loss").sort("curve", "step")
+    counts = bad.group_by(pl.col("curve").fill_null(""), "reason", maintain_order=True)
+    return Curves(
+        frame.with_columns(pl.col("curve").cast(pl.String)),
+        (*table.notes, *columns.notes, *_sentences(rows, bad, usable, kept), *_sampled(table, columns, kept)),
+        counts.agg(rows=pl.len().cast(pl.Int64)),
+    )
+
+
+def _not_replaced(usable: pl.DataFrame) -> pl.Series:
+    """Whether no later run of the same curve, begun where steps go back, starts at or before each row's step."""
+    rows = usable.with_row_index("at").with_columns(
+        back=(pl.col("step").diff().over("curve") < 0).fill_null(False),
+        earliest=pl.col("step").cum_min().over("curve"),
+    )
+    part = rows.with_columns(part=pl.col("back").cum_sum().over("curve"))
+    few = pl.col("back").sum().over("curve") <= (RESTARTS * pl.len().over("curve")).clip(1)
+    reach = pl.col("step").max().over("curve", "part") >= pl.col("earliest").shift(1).over("curve")
+    # from the end: the lowest step at which any later part begins
+    begins = pl.when(pl.col("back") & few & reach).then(pl.col("step")).otherwise(float("inf"))
+    later = begins.reverse().cum_min().shift(1, fill_value=float("inf")).reverse().over("curve")
+    return part.with_columns(stands=pl.col("step") < later).sort("at")["stands"]
+
+
+def _lost(rows: pl.DataFrame, usable: pl.DataFrame, columns: Columns) -> str:
+    """Why a file is refused of which most rows would be left out: the commonest reason, with the first such cell."""
+    reason = rows["reason"].drop_nulls().mode().sort()[0]
+    bad = rows.filter(pl.col("reason") == reason)
+    what = REASONS[reason].format(have="have", were="would be")
+    option, cell = {"no step": ("step", "step_cell"), "no curve name": ("group", "step_cell")}.get(
+        reason, ("loss", "loss_cell")
+    )
+    return (
+        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {what}, the first {bad[cell][0]!r}; "
+        f"correct the file, or give --{option} COLUMN"
+    )
+
+
+def _long(table: Table, columns: Columns) -> pl.DataFrame:
+    """One row per value: row (in the file), curve, step, loss, why it is unusable. Of a wide table no empty cells."""
+    frame = table.frame
+    labels = pl.concat_str([pl.col(name).cast(pl.String) for name in columns.group], separator=" / ")
+    parts = []
+    for place, (name, curve) in enumerate(columns.losses.items()):
+        named = pl.lit(curve or table.name)
+        if columns.group:
+            named = pl.concat_str(labels, pl.lit(curve), separator=" / ") if curve else labels
+        empty = is_empty(frame[name])
+        absent = empty if table.sparse or curve else empty & _logged_elsewhere(frame, name)
+        parts.append(
+            frame.select(
+                pl.int_range(pl.len()).alias("row"),
+                pl.lit(place).alias("place"),
+                named.alias("curve"),
+                numbers(frame[columns.step]).alias("step"),
+                numbers(frame[name]).alias("loss"),
+                frame[columns.step].cast(pl.String, strict=False).alias("step_cell"),
+                frame[name].cast(pl.String, strict=False).alias("loss_cell"),
+                absent=absent,
+            )
+        )
+    whole = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
+    reason = (
+        pl.when(pl.col("curve").is_null() | (pl.col("curve") == ""))
+        .then(pl.lit("no curve name"))
+        .when(~whole.fill_null(False))
+        .then(pl.lit("no step"))
+        .when(~pl.col("loss").is_finite().fill_null(False))
+        .then(pl.lit("not a number"))
+        .when(pl.col("loss") <= 0)
+        .then(pl.lit("not positive"))
+    )
+    return pl.concat(parts).sort("row", "place").filter(~pl.col("absent")).with_columns(reason=reason)
+
+
+def _logged_elsewhere(frame: pl.DataFrame, loss: str) -> pl.Series:
+    """Rows of another loss, such as that of validation, which is mostly logged where this one is not."""
+    given = ~is_empty(frame[loss])
+    found = pl.repeat(False, len(frame), eager=True)
+    for name in frame.columns:
+        if name != loss and looks_like_loss(name) and has_numbers(frame[name]):
+            other = ~is_empty(frame[name])
+            if (given & other).sum() <= given.sum() / 2:
+                found |= other
+    return found
+
+
+def _sentences(rows: pl.DataFrame, bad: pl.DataFrame, usable: pl.DataFrame, kept: pl.DataFrame) -> list[str]:
+    """What was left out, by reason; steps that were out of order; curves of which nothing is left."""
+    said = []
+    for reason, text in REASONS.items():
+        if count := len(bad.filter(pl.col("reason") == reason)):
+            number = {"have": "has", "were": "was"} if count == 1 else {"have": "have", "were": "were"}
+            said.append(f"{count:,} of {len(rows):,} rows {text.format(**number)}.")
+    if back := usable.select((pl.col("step").diff().over("curve") < 0).sum()).item():
+        places = f"{back:,} place{'s' * (back > 1)}"
+        said.append(f"Steps go back at {places} (a restart, or rows out of order); they were put in order.")
+    starts = kept.group_by("curve").agg(pl.col("step").min(), apart=pl.col("step").sort().diff().median())
+    late = starts.filter(pl.col("step") >= LATE, pl.col("step") > 10 * pl.col("apart")).sort("step")
+    if len(late):
+        which = (
+            "The curve starts" if len(starts) == 1 else f"{len(late):,} of {len(starts):,} curves start late, the first"
+        )
+        said.append(f"{which} at step {late['step'][0]:,.0f}: what came before is not in this file.")
+    if gone := sorted(set(rows["curve"].drop_nulls()) - set(kept["curve"])):
+        said.append(f"Without a single usable row, and so left out: {shortened(', '.join(gone), 200)}.")
+    return said
+
+
+def _sampled(table: Table, columns: Columns, kept: pl.DataFrame) -> list[str]:
+    """A warning where an export from Weights & Biases looks like a sample of what was logged."""
+    frame = table.frame
+    signs = []
+    bounds = [
+        (name, name + end) for name in columns.losses for end in ("__MIN", "__MAX") if name + end in frame.columns
+    ]
+    if any((numbers(frame[name]) != numbers(frame[bound])).any() for name, bound in bounds):
+        signs.append("its __MIN and __MAX differ from the value, so that a point stands for several steps")
+    sizes = kept.group_by("curve").agg(pl.len(), (pl.col("step").max() - pl.col("step").min()).alias("range"))
+    thinned = sizes.filter(pl.col("len").is_in(SAMPLES), pl.col("range") >= 2 * pl.col("len"))
+    if (bounds or "_step" in frame.columns) and len(thinned):
+        rows, steps = thinned.row(0)[1:]
+        signs.append(f"a curve has exactly {rows:,} points over {steps:,.0f} steps")
+    if not signs:
+        return []
+    return [f"Warning: this export looks sampled ({'; '.join(signs)}); `run.scan_history()` gives every step."]

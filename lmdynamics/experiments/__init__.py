@@ -1,0 +1,1 @@
+"""Plans and ladders: train, trace and compare runs."""

@@ -1,0 +1,45 @@
+"""Where Hugging Face's Trainer writes what it logged, and what that holds."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lmdynamics.errors import UserError, shortened
+
+TRAINER_STATE = "trainer_state.json"
+
+
+def trainer_state_file(folder: Path) -> Path | None:
+    """Hugging Face's `trainer_state.json` of a folder: its own, or that of the newest checkpoint in it."""
+    if (folder / TRAINER_STATE).is_file():
+        return folder / TRAINER_STATE
+    steps = {
+        int(found[1]): path
+        for path in (*folder.glob(f"checkpoint-*/{TRAINER_STATE}"), *folder.glob(f"checkpoints/*/{TRAINER_STATE}"))
+        if (found := re.fullmatch(r"\D*(\d+)", path.parent.name))
+    }
+    return steps[max(steps)] if steps else None
+
+
+def trainer_history(text: str, path: Path) -> list[dict[str, Any]]:
+    """The records of a `trainer_state.json`, without the summary's train_loss: a mean over the run, no point of it.
+
+    Raises
+    ------
+    UserError
+        If it is no JSON, or holds no list of records.
+    """
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON, or cut short ({shortened(str(error), 120)}); copy it anew") from None
+    history = state.get("log_history") if isinstance(state, dict) else state
+    if not isinstance(history, list) or not all(isinstance(record, dict) for record in history):
+        raise UserError(
+            f"{path} has no log_history, a list of records; give a {TRAINER_STATE}, or JSON lines named .jsonl"
+        )
+    return [
+        {key: record[key] for key in record if key != "train_loss" or "train_runtime" not in record}
+        for record in history
+    ]

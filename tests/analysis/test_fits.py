@@ -1,0 +1,171 @@
+"""Many curves at once and one curve in many ways: nobody stops the others, and each number is a fit's."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
+from lmdynamics.analysis.fits import FITTED, OTHERS, break_profile, fit_curves, fits_table, sensitivity
+from lmdynamics.analysis.preparation import SMOOTHINGS
+from lmdynamics.errors import UserError
+
+from .broken import BREAK, broken, noisy, spaced
+
+STEPS = spaced()
+
+
+def frame(**curves) -> pl.DataFrame:
+    """Each curve by its name, (steps, losses)."""
+    return pl.concat(
+        pl.DataFrame({"curve": [name] * len(step), "step": step, "loss": loss}) for name, (step, loss) in curves.items()
+    )
+
+
+THREE = frame(
+    late=(STEPS, noisy(STEPS, 0.01, 0, d=9_000.0)),
+    short=(STEPS[:5], noisy(STEPS, 0.01, 1)[:5]),
+    early=(STEPS, noisy(STEPS, 0.01, 2, d=1_500.0)),
+)
+
+
+# many curves --------------------------------------------------------------------------------------------------------
+
+
+def test_each_fit_is_that_of_its_curve_in_order_of_appearance_and_a_bad_curve_stops_nobody():
+    fits = fit_curves(THREE, resamples=20, seed=3)
+    assert list(fits) == ["late", "short", "early"]
+    assert isinstance(fits["short"], UserError)
+    assert "5 points are left of 5" in str(fits["short"])
+    for name, seed, d in (("late", 0, 9_000.0), ("early", 2, 1_500.0)):
+        alone = fit_deceleration(STEPS, noisy(STEPS, 0.01, seed, d=d), resamples=20, seed=3)
+        assert fits[name] == alone
+
+
+@pytest.mark.parametrize("spoilt", ["goes back", "nan", "zero"])
+def test_a_curve_that_is_none_holds_why(spoilt):
+    step, loss = STEPS.copy(), broken(STEPS)
+    if spoilt == "goes back":
+        step[7] = step[3]
+    else:
+        loss[7] = {"nan": np.nan, "zero": 0.0}[spoilt]
+    fits = fit_curves(frame(good=(STEPS, broken(STEPS)), bad=(step, loss)), resamples=0)
+    assert isinstance(fits["good"], Deceleration)
+    assert ("steps do not rise" if spoilt == "goes back" else "not a positive number") in str(fits["bad"])
+
+
+@pytest.mark.slow
+def test_processes_change_no_number():
+    steps = spaced(24)
+    many = frame(**{f"c{i}": (steps, noisy(steps, 0.01, i)) for i in range(44)}, short=(steps[:3], steps[:3]))
+    alone, together = (fit_curves(many, resamples=5, workers=workers) for workers in (1, 2))
+    assert list(alone) == list(together) == many["curve"].unique(maintain_order=True).to_list()
+    assert str(alone.pop("short")) == str(together.pop("short"))
+    assert alone == together
+
+
+def test_curves_called_by_a_number_are_called_by_its_text():
+    numbered = frame(a=(STEPS, broken(STEPS))).with_columns(curve=pl.lit(7))
+    assert fits_table(fit_curves(numbered, resamples=0))["curve"].to_list() == ["7"]
+
+
+def test_what_is_no_fault_of_a_curve_is_refused():
+    with pytest.raises(UserError, match="fitting curves needs the columns curve, step, loss; loss not among them"):
+        fit_curves(THREE.drop("loss"))
+    with pytest.raises(UserError, match="there are no curves to fit; the frame has no rows"):
+        fit_curves(THREE.clear())
+    with pytest.raises(UserError, match="workers is 0; at least 1 is needed"):
+        fit_curves(THREE, workers=0)
+    with pytest.raises(UserError, match="no smoothing 'log-mean'; did you mean 'log-median'"):
+        fit_curves(THREE, smoothing="log-mean")
+
+
+# the table ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_the_fields_of_its_fit():
+    fits = fit_curves(THREE, resamples=20)
+    table = fits_table(fits)
+    assert table["curve"].to_list() == ["late", "short", "early"]
+    row, made = table.row(0, named=True), fits["late"]
+    for name in (*FITTED, *OTHERS, "points", "first_step", "last_step", "verdict", "caveat", "reason"):
+        assert row[name] == getattr(made, name), name
+    assert all((row[f"{name}_low"], row[f"{name}_high"]) == made.intervals[name] for name in FITTED)
+
+
+def test_a_curve_without_a_fit_has_a_row_of_nulls_and_why():
+    row = fits_table(fit_curves(THREE, resamples=0)).row(1, named=True)
+    assert (row["curve"], row["verdict"]) == ("short", "not fitted")
+    assert "a break needs at least 12" in row["reason"]
+    assert {value for name, value in row.items() if name not in ("curve", "verdict", "caveat", "reason")} == {None}
+
+
+def test_the_schema_is_the_same_whatever_was_fitted():
+    fits = fit_curves(THREE, resamples=0)
+    schema = fits_table({}).schema
+    assert fits_table({}).is_empty()
+    for some in (fits, {"short": fits["short"]}, {"late": fits["late"]}):
+        assert fits_table(some).schema == schema
+    assert {name for name, kind in schema.items() if kind == pl.String} == {"curve", "verdict", "caveat", "reason"}
+    assert fits_table(fits)["step_at_break_low"].null_count() == 3  # no resamples, no intervals
+
+
+# one curve, many ways -----------------------------------------------------------------------------------------------
+
+
+def test_sensitivity_is_a_fit_for_each_preparation():
+    steps = np.arange(1.0, 20_001)
+    loss = noisy(steps, 0.05, 0)
+    table = sensitivity(steps, loss, skips=(100, 400), resamples=0)
+    assert table.select("smoothing", "skip_steps").rows() == [(way, skip) for way in SMOOTHINGS for skip in (100, 400)]
+    assert table.drop("smoothing", "skip_steps").schema == fits_table({}).drop("curve").schema
+    for row in table.iter_rows(named=True):
+        alone = fit_deceleration(steps, loss, smoothing=row["smoothing"], skip_steps=row["skip_steps"], resamples=0)
+        assert (row["step_at_break"], row["points"]) == (alone.step_at_break, alone.points)
+        assert row["first_step"] > row["skip_steps"]
+    assert ((table["step_at_break"] / BREAK).log().abs() < np.log(1.2)).all()
+
+
+def test_a_preparation_that_leaves_too_little_is_told_beside_the_others():
+    table = sensitivity(STEPS, broken(STEPS), smoothings=("none",), skips=(100, 50_000), resamples=0)
+    assert table["verdict"].to_list() == ["decelerates", "not fitted"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sd", [0.003, 0.03])
+def test_the_profile_is_never_below_the_best_fit_and_comes_near_it(seed, sd):
+    loss = noisy(STEPS, sd, seed)
+    best = fit_deceleration(STEPS, loss, resamples=0)
+    profile = break_profile(STEPS, loss)
+    assert len(profile) == 80
+    assert (profile["rsle"] >= best.rsle * (1 - 1e-9)).all()
+    least = profile.row(profile["rsle"].arg_min(), named=True)
+    assert least["rsle"] == pytest.approx(best.rsle, rel=0.05)
+    assert least["step_at_break"] == pytest.approx(best.step_at_break, rel=0.15)
+
+
+def test_each_row_of_a_profile_is_a_fit_of_its_own():
+    """Its numbers belong together, and no other line with this break and width comes nearer to the curve."""
+    loss = noisy(STEPS, 0.01, 0)
+    profile = break_profile(STEPS, loss, places=9)
+    apart = np.diff(np.log(profile["step_at_break"].to_numpy()))
+    assert apart == pytest.approx(np.log(STEPS[-1] / STEPS[0]) / 10)
+    for row in profile.iter_rows(named=True):
+        assert row["loss_at_break"] == pytest.approx(row["b"] * row["step_at_break"] ** -row["c0"])
+        assert row["rate_after_break"] == pytest.approx(row["c0"] + row["c1"])
+        assert row["rate_before_break"] == row["c0"]
+        assert row["log_d1"] == pytest.approx(np.log(row["step_at_break"]))
+        x, f = np.log(STEPS), row["f1"]
+        soft = (
+            f * np.log1p((STEPS / row["step_at_break"]) ** (1 / f))
+            if f > 0.05
+            else f * np.logaddexp(0, (x - row["log_d1"]) / f)
+        )
+        columns = np.stack([np.ones(len(x)), -x, -soft], axis=1)
+        linear = np.linalg.lstsq(columns, np.log(loss), rcond=None)[0]
+        assert linear == pytest.approx([np.log(row["b"]), row["c0"], row["c1"]], rel=1e-4, abs=1e-6)
+        assert row["rsle"] == pytest.approx(np.sqrt(np.mean((np.log(loss) - columns @ linear) ** 2)), rel=1e-6)
+
+
+def test_a_profile_needs_points():
+    with pytest.raises(UserError, match="3 points are left after step 55000; a break needs more: skip fewer steps"):
+        break_profile(STEPS, broken(STEPS), skip_steps=55_000)

@@ -1,0 +1,245 @@
+"""Interference of changes between checkpoints: loops, identities, and whether its intervals keep their word."""
+
+from time import perf_counter
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
+from lmdynamics.analysis.zero_sum import between_runs, changes_between, doublings, interference_table, rises_across
+from lmdynamics.errors import UserError
+from tests.analysis.changes import TOKENS, drawn_changes, losses
+
+THREE = ("interference", "magnitude", "mean_change")
+
+
+def naive(changes) -> tuple[float, float, float]:
+    values = list(changes)
+    net, size = sum(values), sum(map(abs, values))
+    return 1 - abs(net) / size, size / len(values), net / len(values)
+
+
+def test_doublings_equal_a_loop_over_tokens():
+    trace = losses(np.random.default_rng(0), [0, 1, 2, 3, 4, 6, 8, 100]).sample(fraction=1, shuffle=True, seed=1)
+    found = doublings(trace)
+    of = {(s, r, p): (token, loss) for s, r, p, token, loss in trace.iter_rows()}
+    expected = [
+        (t, 2 * t, r, p, of[t, r, p][0], of[t, r, p][1], of[2 * t, r, p][1] - of[t, r, p][1])
+        for t in (1, 2, 3, 4)
+        for r in range(6)
+        for p in range(1, 6)
+    ]
+    assert found.drop("change").rows() == [each[:6] for each in expected]
+    np.testing.assert_allclose(found["change"], [each[6] for each in expected], atol=1e-12)
+    numbers = {"loss": pl.Float64, "change": pl.Float64}
+    assert dict(found.schema) == {"step": pl.Int64, "until": pl.Int64} | TOKENS | numbers
+
+
+def test_any_pair_of_checkpoints_can_be_compared_and_back_is_the_opposite():
+    trace = losses(np.random.default_rng(0), [0, 7, 9])
+    there, back = (changes_between(trace, [pair]) for pair in ((0, 9), (9, 0)))
+    assert (there["change"] == -back["change"]).all()
+    assert there["until"].unique().to_list() == [9]
+
+
+def test_between_runs_is_the_other_s_loss_less_this_one_s():
+    rng = np.random.default_rng(0)
+    one, other = losses(rng, [1, 2, 4]), losses(rng, [2, 4, 8])
+    found = between_runs(one, other)
+    assert found.select("step", "until").unique().sort("step").rows() == [(2, 2), (4, 4)]
+    at = pl.col("step") == 4
+    expected = other.filter(at)["loss"].cast(pl.Float64) - one.filter(at)["loss"].cast(pl.Float64)
+    assert found.filter(at)["change"].equals(expected, check_names=False)
+
+
+def test_the_table_equals_a_loop_over_resamples():
+    rng = np.random.default_rng(1)
+    changes = pl.concat([drawn_changes(rng, mean, rows=12, step=step) for step, mean in ((4, -0.4), (2, 0.02))])
+    table = interference_table(changes, resamples=40, seed=3)
+    assert table.select("step", "until").rows() == [(4, 8), (2, 4)]  # in the order they come
+    counts = resample_counts(12, 40, 3)
+    for row in table.iter_rows(named=True):
+        of = changes.filter(pl.col("step") == row["step"])
+        by_row = {r: frame["change"].to_list() for (r,), frame in of.group_by("row")}
+        assert tuple(row[name] for name in THREE) == pytest.approx(naive(of["change"]))
+        drawn = []
+        for times in counts:
+            values = [x for r, n in enumerate(times) for x in by_row[r] * int(n)]
+            net, size = sum(values), sum(map(abs, values))
+            drawn.append((1 - np.sign(row["mean_change"]) * net / size, size / len(values), net / len(values)))
+        low, high = np.percentile(drawn, bootstrap_levels(12), axis=0)
+        low[0], high[0] = min(low[0], 1), min(high[0], 1)
+        assert [row[f"{name}_low"] for name in THREE] == pytest.approx(low)
+        assert [row[f"{name}_high"] for name in THREE] == pytest.approx(high)
+        assert (row["tokens"], row["rows"]) == (len(of), 12)
+
+
+finite = st.floats(-5, 5).map(lambda x: round(x, 3))
+texts = st.lists(st.lists(finite, min_size=1, max_size=5), min_size=1, max_size=8)
+
+
+def of_rows(values, step=1) -> pl.DataFrame:
+    flat = [(step, 2 * step, r, p, 3, 1.0, x) for r, row in enumerate(values) for p, x in enumerate(row)]
+    return pl.DataFrame(flat, ["step", "until", "row", "position", "token", "loss", "change"], orient="row")
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts, st.floats(0.01, 100))
+def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
+    row = interference_table(of_rows(values), resamples=20).row(0, named=True)
+    if not any(map(any, values)):
+        assert (row["interference"], row["interference_low"], row["magnitude"], row["mean_change"]) == (
+            None,
+            None,
+            0,
+            0,
+        )
+        return
+    assert 0 <= row["interference"] <= 1
+    assert abs(row["mean_change"]) == pytest.approx(row["magnitude"] * (1 - row["interference"]), rel=1e-6, abs=1e-12)
+    scaled = interference_table(of_rows([[-scale * x for x in r] for r in values]), resamples=20).row(0, named=True)
+    for name in ("interference", "interference_low", "interference_high"):
+        if row[name] is None or row["mean_change"] == 0:  # no direction to keep
+            continue
+        assert scaled[name] == pytest.approx(row[name], abs=1e-6)
+
+
+def test_one_row_of_text_and_no_resamples_give_no_interval():
+    one = interference_table(of_rows([[1.0, -2.0]])).row(0, named=True)
+    assert (one["interference"], one["rows"], one["tokens"]) == (pytest.approx(2 / 3), 1, 2)
+    none = interference_table(of_rows([[1.0], [-2.0]]), resamples=0).row(0, named=True)
+    for row in (one, none):
+        assert all(row[f"{name}_{end}"] is None for name in THREE for end in ("low", "high"))
+
+
+def test_mirrored_changes_have_an_interval_up_to_1():
+    rng = np.random.default_rng(0)
+    noise = [list(rng.standard_normal(4)) for _ in range(20)]
+    row = interference_table(of_rows(noise + [[-x for x in r] for r in noise])).row(0, named=True)
+    assert row["interference"] == pytest.approx(1)
+    assert row["interference_high"] == 1
+    assert row["interference_low"] < 0.95
+
+
+@pytest.mark.parametrize("mean", [-0.6, -0.2, -0.03, 0.0])
+def test_95_percent_intervals_cover_the_population(mean):
+    rng = np.random.default_rng(7)
+    population = interference_table(drawn_changes(rng, mean, rows=20_000), resamples=0).row(0, named=True)
+    magnitude = population["magnitude"]
+    truth = {"interference": 1 - abs(mean) / magnitude, "magnitude": magnitude, "mean_change": mean}
+    draws = pl.concat([drawn_changes(rng, mean).with_columns(draw=pl.lit(i)) for i in range(200)])
+    table = interference_table(draws, ["draw"])
+    for name in THREE:
+        inside = ((table[f"{name}_low"] <= truth[name] + 1e-12) & (truth[name] - 1e-12 <= table[f"{name}_high"])).mean()
+        assert 0.9 <= inside <= 0.99, name
+
+
+def rising(rng, before, after, at=64):
+    """Changes over the doublings from 1 to 1,024, whose mean is `before` up to step `at`, and `after` from there."""
+    return pl.concat(
+        [drawn_changes(rng, before if 2 * t <= at else after, rows=60, step=t) for t in (2**k for k in range(10))]
+    )
+
+
+def test_a_rise_is_told_from_none_and_from_a_fall():
+    rng = np.random.default_rng(2)
+    up, flat, down = rising(rng, -0.8, -0.1), rising(rng, -0.3, -0.3), rising(rng, -0.1, -0.8)
+    changes = pl.concat(
+        [
+            frame.select(pl.lit(name).alias("curve"), pl.all())
+            for name, frame in (("up", up), ("flat", flat), ("down", down))
+        ]
+    )
+    table = rises_across(changes, dict.fromkeys(["up", "flat", "down"], 70.0))
+    assert dict(zip(table["curve"], table["verdict"], strict=True)) == {
+        "up": "rises",
+        "flat": "undecided",
+        "down": "falls",
+    }
+    assert table["doublings_before"].to_list() == [6] * 3  # up to 32 to 64
+    assert table["doublings_after"].to_list() == [3] * 3  # from 128 on: 64 to 128 holds the break
+    each = interference_table(up, resamples=0)
+    first = table.row(0, named=True)
+    assert first["before"] == pytest.approx(each.filter(pl.col("until") <= 70)["interference"].mean())
+    assert first["after"] == pytest.approx(each.filter(pl.col("step") >= 70)["interference"].mean())
+    assert first["difference"] == pytest.approx(first["after"] - first["before"])
+    assert first["low"] < first["difference"] < first["high"]
+    assert first["sentence"].startswith("up: interference rises across the break at step 70, from 0.")
+    assert "flat: interference does not clearly move across the break" in table["sentence"][1]
+
+
+def test_a_doubling_that_ends_or_begins_at_the_break_counts():
+    table = rises_across(rising(np.random.default_rng(0), -0.8, -0.1), 64.0)
+    assert table.select("curve", "doublings_before", "doublings_after").row(0) == ("the curve", 6, 4)
+
+
+def test_the_difference_is_covered_too():
+    rng = np.random.default_rng(5)
+    frames = [
+        pl.concat([drawn_changes(rng, mean, rows=60, step=t) for t, mean in ((1, -0.6), (4, -0.1))]).with_columns(
+            curve=pl.lit(str(i))
+        )
+        for i in range(150)
+    ]
+    population = [
+        interference_table(drawn_changes(rng, mean, rows=20_000), resamples=0)["magnitude"][0] for mean in (-0.6, -0.1)
+    ]
+    truth = (1 - 0.1 / population[1]) - (1 - 0.6 / population[0])
+    table = rises_across(pl.concat(frames), 3.0, resamples=300)
+    assert 0.89 <= ((table["low"] <= truth) & (truth <= table["high"])).mean() <= 0.99
+
+
+def test_without_a_break_or_doublings_on_both_sides_nothing_is_decided():
+    changes = rising(np.random.default_rng(0), -0.8, -0.1)
+    for at, words in ((None, "has no break"), (0.5, "no doubling ends before"), (1e6, "no doubling begins after")):
+        row = rises_across(changes, at).row(0, named=True)
+        assert (row["verdict"], row["difference"]) == ("undecided", None)
+        assert words in row["sentence"]
+    with pytest.raises(UserError, match="no break is given for 'the curve'"):
+        rises_across(changes, {"another": 3.0})
+
+
+def test_what_cannot_be_compared_is_refused():
+    trace = losses(np.random.default_rng(0), [1, 3, 7])
+    with pytest.raises(UserError, match="none of the steps 1, 3, 7 is the double of another"):
+        doublings(trace)
+    with pytest.raises(UserError, match="no losses at step 2; there are some at 1, 3, 7"):
+        changes_between(trace, [(1, 2)])
+    with pytest.raises(UserError, match="step not among them"):
+        doublings(trace.drop("step"))
+    with pytest.raises(UserError, match="loss not among them"):
+        changes_between(trace.drop("loss"), [(1, 3)])
+    other = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
+    with pytest.raises(UserError, match="steps 1 and 3 were not measured on the same tokens"):
+        changes_between(other, [(1, 3)])
+    diverged = trace.with_columns(loss=pl.when(pl.col("step") == 7).then(float("nan")).otherwise("loss"))
+    with pytest.raises(UserError, match=r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)"):
+        changes_between(diverged, [(1, 3)])
+    with pytest.raises(UserError, match="not measured at any step in common"):
+        between_runs(trace.filter(pl.col("step") == 1), trace.filter(pl.col("step") == 3))
+    with pytest.raises(UserError, match="until not among them"):
+        interference_table(of_rows([[1.0]]).drop("until"))
+    with pytest.raises(UserError, match="there are no rows"):
+        interference_table(of_rows([[1.0]]).clear())
+
+
+def test_a_ladder_takes_well_under_a_second():
+    """Twelve doublings of four runs, 600 rows of text, 500 resamples."""
+    rng = np.random.default_rng(0)
+    one = drawn_changes(rng, -0.3, rows=600)
+    changes = pl.concat(
+        [
+            one.with_columns(step=pl.lit(2**k), until=pl.lit(2 ** (k + 1)), curve=pl.lit(str(c)))
+            for c in range(4)
+            for k in range(12)
+        ]
+    )
+    took = []
+    for _ in range(3):
+        start = perf_counter()
+        interference_table(changes, ["curve", "step", "until"])
+        took.append(perf_counter() - start)
+    assert min(took) < 1

@@ -1,0 +1,227 @@
+"""A ladder of sizes: what its runs are, which of their breaks was found, what may be said of size."""
+
+from collections import Counter
+from math import log
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.errors import UserError
+from lmdynamics.experiments.ladder import (
+    as_published,
+    doubling_steps,
+    ladder_curves,
+    trace_ladder,
+    unigram_entropy,
+    unigram_phase_ends,
+    which_break,
+)
+from lmdynamics.experiments.published import published_fits
+from lmdynamics.measurements.losses import HeldOutLoss
+from lmdynamics.runs.open import open_run
+from lmdynamics.runs.sweep import Condition, Plan, sweep
+from tests.conftest import TINY
+
+WIDTHS = ("model.hidden_size", "model.intermediate_size")
+FEW = {**{key: value for key, value in TINY.items() if key not in WIDTHS}, "training.steps": 6}
+
+# frequencies --------------------------------------------------------------------------------------------------------
+
+rows = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+@given(rows)
+def test_unigram_entropy_equals_a_count_by_hand(rows):
+    predicted = [token for row in rows for token in row[1:]]
+    if predicted:
+        shares = [count / len(predicted) for count in Counter(predicted).values()]
+        expected = -sum(share * log(share) for share in shares)
+        assert unigram_entropy(Blocks.from_rows(rows)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_uniform_tokens_cost_the_logarithm_of_their_number_and_one_token_nothing():
+    assert unigram_entropy(Blocks.from_rows([[2, *range(50)], [3, *range(50)]])) == pytest.approx(log(50))
+    assert unigram_entropy(Blocks.from_rows([[2, 7, 7], [3, 7]])) == 0
+
+
+@given(rows)
+def test_a_masked_model_predicts_every_token_that_is_not_special(rows):
+    predicted = [token for row in rows for token in row if token not in (0, 2, 3)]
+    if predicted:
+        shares = [count / len(predicted) for count in Counter(predicted).values()]
+        expected = -sum(share * log(share) for share in shares)
+        assert unigram_entropy(Blocks.from_rows(rows), special=(0, 2, 3)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_end_of_a_sentence_is_no_word_that_a_masked_model_guesses():
+    sentences = Blocks.from_rows([[2, 7, 8, 3]] * 5)
+    assert unigram_entropy(sentences, special=(2, 3)) == pytest.approx(log(2))
+    assert unigram_entropy(sentences) == pytest.approx(log(3))
+
+
+# runs ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
+    small, wide = (dict(zip(WIDTHS, sizes, strict=True)) for sizes in ((16, 32), (32, 48)))
+    short = {**small, "model.max_position_embeddings": 8}
+    plan = Plan("grammar-ladder", (Condition("small", small), Condition("wide", wide), Condition("failed", short)))
+    made = sweep(plan, "smoke", (0,), {**FEW, "model.num_key_value_heads": 2}, workers=1, progress=False)
+    assert made["error"].is_null().to_list() == [True, True, False]
+    curves, runs = ladder_curves(made)
+
+    assert curves.schema == {"curve": pl.String, "step": pl.Int64, "loss": pl.Float64}
+    assert runs.select("curve", "size", "seed").rows() == [
+        ("small seed 0", "small", 0),
+        ("wide seed 0", "wide", 0),
+    ]
+    traced = trace_ladder(runs, HeldOutLoss(open_run(runs["run"][0]).held_out()), progress=False)
+    assert traced.columns[:3] == ["curve", "size", "step"]
+    assert traced.select("curve", "step").rows() == [
+        (f"{size} seed 0", s) for size in ("small", "wide") for s in (1, 2, 4)
+    ]
+    assert doubling_steps(open_run(runs["run"][0])) == [1, 2, 4]
+    for row in runs.iter_rows(named=True):
+        run = open_run(row["run"])
+        of = curves.filter(pl.col("curve") == row["curve"])
+        assert of["loss"].to_list() == run.log["loss"].to_list()
+        assert of["step"].to_list() == run.log["step"].to_list()
+        last = run[6]
+        assert row["parameters"] == sum(p.numel() for p in last.model().parameters())
+        assert row["unigram_entropy"] == unigram_entropy(run.held_out())
+        (end,) = HeldOutLoss(run.held_out())(last).to_dicts()
+        assert (row["final_loss"], row["stderr"]) == pytest.approx((end["loss"], end["stderr"]))
+    assert runs["parameters"][0] < runs["parameters"][1]
+    assert runs["unigram_entropy"].n_unique() == 1  # the same held-out rows
+    assert unigram_phase_ends(curves, runs)["curve"].to_list() == runs["curve"].to_list()
+    with pytest.raises(UserError, match="none of the 1 runs is complete: .*the model takes at most 8"):
+        ladder_curves(made.tail(1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "doubled"),
+    [
+        ([0, 1, 2, 4, 6], [1, 2, 4]),
+        ([0, 1, 2, 512, 1000, 2000, 143_000], [1, 2, 1000, 2000]),
+        ([0, 1000, 3000], [1000, 3000]),
+    ],
+)
+def test_doublings_are_looked_for_beyond_powers_of_two(steps, doubled):
+    assert doubling_steps(SimpleNamespace(steps=steps)) == doubled
+
+
+def test_no_run_and_a_run_without_a_log_are_refused(tiny_run):
+    made = pl.DataFrame(
+        [("a", 0, "tiny", None)],
+        {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String},
+        orient="row",
+    )
+    with pytest.raises(UserError, match="none of the 0 runs is complete"):
+        ladder_curves(made.clear())
+    (tiny_run.folder / "log.parquet").unlink()
+    with pytest.raises(UserError, match="has no log of its losses; train it with `lmdynamics sweep`"):
+        ladder_curves(made)
+
+
+# which break --------------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
+    steps = np.arange(1, 2_001)
+    curves = pl.concat(
+        [
+            pl.DataFrame({"curve": "falls", "step": steps, "loss": np.where(steps < 500, 5.0, 3.0)}),
+            pl.DataFrame({"curve": "never", "step": steps, "loss": 5.0}),
+            pl.DataFrame({"curve": "at once", "step": steps, "loss": 3.0}),
+            # one lucky batch is no end
+            pl.DataFrame({"curve": "lucky", "step": steps, "loss": np.where(steps == 400, 0.1, 5.0)}),
+        ]
+    )
+    runs = pl.DataFrame({"curve": ["falls", "never", "at once", "lucky", "absent"], "unigram_entropy": 4.0})
+    shuffled = curves.sample(fraction=1, shuffle=True, seed=0)
+    ends = unigram_phase_ends(shuffled, runs)
+    assert ends.schema == {"curve": pl.String, "ends": pl.Float64}
+    found = dict(ends.iter_rows())
+    # the mean over the last sixth of all steps is below 4 once more than half of them lie after step 500
+    assert found.pop("falls") == pytest.approx(545, abs=10)
+    assert found == {"never": None, "at once": 1.0, "lucky": None, "absent": None}
+    with pytest.raises(UserError, match="the unigram phase needs the columns curve, unigram_entropy"):
+        unigram_phase_ends(curves, runs.drop("unigram_entropy"))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "at", "ends", "which"),
+    [
+        ("decelerates", 1_000.0, 1_000.0, "end of the unigram phase"),
+        ("decelerates", 1_499.0, 1_000.0, "end of the unigram phase"),
+        ("decelerates", 1_501.0, 1_000.0, "after it"),
+        ("break at the edge", 667.0, 1_000.0, "end of the unigram phase"),
+        ("accelerates", 666.0, 1_000.0, "before it"),
+        ("decelerates", 1_000.0, None, "before it"),
+        ("no break", 1_000.0, 1_000.0, "none"),
+        ("not fitted", None, 1_000.0, "none"),
+    ],
+)
+def test_a_break_is_told_by_its_distance_from_the_end_of_that_phase(verdict, at, ends, which):
+    other = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
+    fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, other])
+    phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5.0, ends]}, {"curve": pl.String, "ends": pl.Float64})
+    told = which_break(fits, phases)
+    assert told["curve"].to_list() == ["a", "other"]
+    assert told.columns == [*fits.columns, "ends", "which"]
+    assert told["which"].to_list() == [which, "none"]
+
+
+# sizes --------------------------------------------------------------------------------------------------------------
+
+
+def fits(loss, rate, verdict="decelerates") -> pl.DataFrame:
+    sizes = [10**6 * 2**k for k in range(len(loss))]
+    return pl.DataFrame({"parameters": sizes, "verdict": verdict, "loss_at_break": loss, "rate_after_break": rate})
+
+
+def test_the_published_table_is_as_published():
+    said = as_published(published_fits())
+    assert said.count("as published") == 2
+    assert "not as" not in said
+    assert "L_d ∝ N^-0.06" in said
+    assert said.endswith("(8 of 8 curves decelerate).")
+
+
+def test_what_goes_the_other_way_is_said():
+    said = as_published(fits([3.0, 3.3, 3.6, 4.0], [0.04, 0.03, 0.02, 0.01]))
+    assert said.count("not as published") == 2
+    assert "rises with size, not as published; r_d" in said
+    assert "falls with size, not as published (4 of 4" in said
+
+
+def test_what_is_undecided_is_said():
+    said = as_published(fits([3.0, 3.3, 3.1, 2.9], [0.01, 0.02, 0.04, 0.08]))
+    loss, rate = said.split("; ")
+    assert loss.endswith("undecided whether it moves with size")
+    assert "rises with size, as published" in rate
+    assert "N^1.000 [1.000, 1.000]" in rate
+
+
+def test_a_rate_that_is_positive_too_seldom_is_said():
+    said = as_published(fits([4.0, 3.5, 3.0, 2.5], [-0.01, 0.02, -0.02, 0.01]))
+    assert "r_d is positive in 2 curves only, of 2 sizes" in said
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "counted"),
+    [
+        (["decelerates", "no break", "no break", "no break"], "1 of 4 curves decelerate, at 1 sizes"),
+        (["decelerates", "decelerates", "no break", "not fitted"], "2 of 4 curves decelerate, at 2 sizes"),
+        (["accelerates"] * 4, "0 of 4 curves decelerate, at 0 sizes"),
+    ],
+)
+def test_where_few_decelerate_there_is_nothing_to_compare(verdicts, counted):
+    some = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
+    assert as_published(some) == f"Only {counted}: there is no L_d and no r_d to follow over sizes."

@@ -1,0 +1,293 @@
+"""`lmdynamics fit`: an object or a row per curve; mistakes in one line; exit status."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lmdynamics.analysis.deceleration import VERDICTS, Deceleration, fit_deceleration
+from lmdynamics.experiments.report import to_json
+from tests.analysis.broken import broken, noisy, spaced
+from tests.conftest import refused
+
+STEPS = spaced(60)
+FIELDS = {"group", "rate_before_break", *Deceleration.__dataclass_fields__}
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write curves (name to losses) as a long CSV."""
+
+    def write(curves, name="some.csv", **renamed):
+        parts = [
+            pl.DataFrame({"model": [k] * len(v), "step": STEPS[: len(v)].astype(int), "loss": v})
+            for k, v in curves.items()
+        ]
+        path = tmp_path / name
+        pl.concat(parts).rename(renamed).write_csv(path)
+        return path
+
+    return write
+
+
+TWO = {"small": noisy(STEPS, 0.01, 0), "large": noisy(STEPS, 0.01, 1, d=6_000.0)}
+
+
+def strict(text):
+    def none(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=none)
+
+
+# objects ------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_an_object_per_curve_with_every_field_of_its_fit(call, table):
+    status, out, err = call("fit", table(TWO), "--json", "--resamples", "20")
+    assert status == 0
+    first, second = strict(out)
+    assert (first["group"], second["group"]) == ("small", "large")
+    assert set(first) == set(second) == FIELDS
+    expected = fit_deceleration(STEPS, TWO["small"], resamples=20).to_dict()
+    assert {name: first[name] for name in expected} == strict(json.dumps(expected))
+    assert first["rate_before_break"] == first["c0"]
+    assert set(first["intervals"]) == {"loss_at_break", "step_at_break", "rate_before_break", "rate_after_break"}
+    assert "Columns: step 'step' (guessed), loss 'loss' (guessed), group 'model' (guessed)" in err
+
+
+def test_a_curve_without_a_fit_has_the_same_fields(call, table):
+    status, out, _ = call("fit", table({**TWO, "short": broken(STEPS)[:9]}), "--json", "--resamples", "0")
+    assert status == 0
+    fitted, _, short = strict(out)
+    assert set(short) == set(fitted) == FIELDS
+    assert (short["verdict"], short["step_at_break"], short["intervals"]) == ("not fitted", None, {})
+    assert "a break needs at least 12" in short["reason"]
+    assert fitted["intervals"] == {}
+
+
+def test_numbers_that_json_does_not_know_are_null():
+    made = fit_deceleration(STEPS, TWO["small"], resamples=0)
+    spoilt = Deceleration(
+        **{**{name: getattr(made, name) for name in Deceleration.__dataclass_fields__}, "b": math.inf},
+    )
+    assert to_json("a", spoilt)["b"] is None
+    strict(json.dumps(to_json("a", spoilt), allow_nan=False))
+
+
+def test_what_a_shell_gets_is_json_and_nothing_else(table):
+    arguments = [sys.executable, "-m", "lmdynamics.cli", "fit", str(table(TWO)), "--json", "--resamples", "5"]
+    done = subprocess.run(arguments, capture_output=True, env={**os.environ, "COLUMNS": "40"})
+    assert done.returncode == 0
+    assert len(strict(done.stdout.decode())) == 2
+    assert b"Columns:" in done.stderr
+
+
+# tables -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_each_curve_with_its_numbers_and_why(call, table):
+    status, out, err = call("fit", table({**TWO, "short": broken(STEPS)[:9]}), "--resamples", "20")
+    assert status == 0
+    made = fit_deceleration(STEPS, TWO["small"], resamples=20)
+    (row,) = [line for line in out.splitlines() if line.startswith("│ small")]
+    low, high = made.intervals["loss_at_break"]
+    assert f"{made.loss_at_break:.3f} [{low:.3f}, {high:.3f}]" in row
+    assert f"{made.rsle:.4f}" in row
+    assert f"small: {made.reason}" in out
+    assert "short: 9 points are left" in out
+    assert "3 curves: 2 decelerates, 1 not fitted." in out
+    assert "Columns:" in err
+    assert "Columns:" not in out
+
+
+def test_many_curves_are_cut_and_counted(call, table):
+    many = {f"curve {i}": noisy(STEPS[:20], 0.01, i) for i in range(70)} | {"short": broken(STEPS)[:9]}
+    status, out, _ = call("fit", table(many), "--resamples", "0", "--workers", "1")
+    assert status == 0
+    assert "… and 11 more; --json prints them all" in out
+    assert "71 curves: " in out
+    assert sum(verdict in out for verdict in VERDICTS) >= 1
+    assert "Not fitted, 1 of them: 9 points are left" in out
+
+
+def test_a_jump_in_scale_is_the_verdict_and_no_number_stands_beside_it(call, tmp_path):
+    steps = np.arange(10, 5_001, 10)
+    loss = noisy(steps.astype(float), 0.01, 0) * np.where(steps <= 2_000, 8, 1)
+    pl.DataFrame({"step": steps, "loss": loss}).write_csv(tmp_path / "scaled.csv")
+    status, out, _ = call("fit", tmp_path / "scaled.csv")
+    assert status == 0
+    assert "decelerates" not in out
+    (row,) = [line for line in out.splitlines() if line.startswith("│ scaled")]
+    assert "jump in scale" in row
+    assert row.count("–") == 4
+    assert "scaled: the loss falls by a factor of 8" in out
+    assert "between steps 2,000 and 2,010 and stays there" in out
+    (made,) = strict(call("fit", tmp_path / "scaled.csv", "--json")[1])
+    assert (made["verdict"], made["intervals"]) == ("jump in scale", {})
+    assert (made["jumps"][0]["before"], made["jumps"][0]["after"]) == (2_000, 2_010)
+
+
+def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
+    path = tmp_path / "console.log"
+    steps = np.arange(1, 136.0)
+    path.write_text("".join(f"{{'loss': {x:.4f}, 'epoch': 0.1}}\n" for x in noisy(25 * steps, 0.005, 0)))
+    result = alone(call("fit", path))
+    assert refused(
+        (*result[:2], result[2].splitlines()[-1]), "100 of 135 rows lie at steps up to 100", "--skip-steps 0"
+    )
+    status, out, err = call("fit", path, "--skip-steps", "0", "--resamples", "0", "--json")
+    assert (status, strict(out)[0]["points"]) == (0, 135)
+    assert "The lines name no step" in err
+    assert strict(call("fit", path, "--skip-steps", "100", "--resamples", "0", "--json")[1])[0]["points"] == 35
+
+
+def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
+    names = ["[red]a[/red]", "[/]", "x\x1b[31my", "a\nb", "é–λ"]
+    path = table(dict.fromkeys(names, TWO["small"]))
+    status, out, _ = call("fit", path, "--resamples", "0")
+    assert status == 0
+    for shown in ("[red]a[/red]", "[/]", "x\\x1b[31my", "a\\nb", "é–λ"):
+        assert f"│ {shown} " in out
+        assert f"\n{shown}: at step" in out
+    assert not any(c != "\n" and not c.isprintable() for c in out)
+    assert [made["group"] for made in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
+
+
+def test_a_column_whose_name_moves_a_cursor_is_noted_by_its_escape(call, table):
+    err = call("fit", table(TWO, model="na\x1b[31mme"), "--group", "na\x1b[31mme", "--resamples", "0")[2]
+    assert "x1b[31mme" in err
+    assert "\x1b" not in err
+
+
+def test_a_long_name_leaves_room_for_the_numbers(call, table):
+    _, out, _ = call("fit", table({"long " * 50: TWO["small"], **TWO}), "--resamples", "20")
+    made = fit_deceleration(STEPS, TWO["large"], resamples=20)
+    assert f"{made.loss_at_break:.3f} [" in out
+    assert "RSLE" in out
+
+
+# files and options --------------------------------------------------------------------------------------------------
+
+
+def test_curves_of_several_files_are_called_by_both(call, table):
+    one, other = table({"a": TWO["small"], "b": TWO["large"]}, "one.csv"), table({"a": TWO["large"]}, "other.csv")
+    status, out, err = call("fit", one, other, "--json", "--resamples", "0")
+    assert status == 0
+    made = {each["group"]: each for each in strict(out)}
+    assert list(made) == [f"{one}: a", f"{one}: b", f"{other}: other"]
+    assert made[f"{one}: b"]["step_at_break"] == made[f"{other}: other"]["step_at_break"]
+    assert f"{one}: Columns:" in err
+    assert f"{other}: Columns:" in err
+    assert refused(alone(call("fit", one, one)), "two files hold a curve called")
+
+
+def test_columns_are_taken_as_told(call, tmp_path):
+    path = tmp_path / "wide.csv"
+    columns = {"when": STEPS.astype(int), "step": range(len(STEPS)), "x/a": TWO["small"], "x/b": TWO["large"]}
+    pl.DataFrame({**columns, "loss": 9.0, "half": np.arange(len(STEPS)) % 2}).write_csv(path)
+    how = ("fit", path, "--json", "--resamples", "0", "--step", "when")
+    made = strict(call(*how, "--loss", "x/*")[1])
+    assert [each["group"] for each in made] == ["a", "b"]
+    alone = fit_deceleration(STEPS, TWO["small"], resamples=0)
+    assert made[0]["step_at_break"] == pytest.approx(alone.step_at_break)
+    halves = strict(call(*how, "--loss", "x/a", "--group", "half")[1])
+    assert [(each["group"], each["points"]) for each in halves] == [("0", 30), ("1", 30)]
+
+
+def test_smoothing_and_skipped_steps_are_those_asked_for(call, table):
+    (made,) = strict(
+        call("fit", table({"a": TWO["small"]}), "--json", "--resamples", "0", "--skip-steps", "900",
+             "--smoothing", "log-median")[1]
+    )  # fmt: skip
+    alone = fit_deceleration(STEPS, TWO["small"], smoothing="log-median", skip_steps=900, resamples=0)
+    assert (made["first_step"], made["points"], made["rsle"]) == (alone.first_step, alone.points, alone.rsle)
+
+
+def test_a_run_is_fitted_by_name(call, tiny_run):
+    log = pl.DataFrame({"step": STEPS.astype(int), "loss": TWO["small"]})
+    log.write_parquet(tiny_run.folder / "log.parquet")
+    status, out, err = call("fit", "tiny", "--json", "--resamples", "0")
+    assert status == 0
+    assert [(made["group"], made["points"]) for made in strict(out)] == [("tiny", len(STEPS))]
+    assert "tiny: Columns: step 'step'" in err
+
+
+def test_options_that_make_no_sense_are_one_line(call, table):
+    quiet = table({"a": TWO["small"]}), "--loss", "loss", "--step", "step", "--group", "model"
+    both = table(TWO, "both.csv"), "--loss", "loss", "--step", "step", "--group", "model"
+    for files in (quiet, both):
+        files = [*files]
+        assert refused(alone(call("fit", *files, "--smoothing", "log-mean")), "did you mean 'log-median'")
+        assert refused(alone(call("fit", *files, "--workers", "0")), "workers is 0; at least 1 is needed")
+        assert refused(alone(call("fit", *files, "--resamples", "-1")), "--resamples is -1")
+    assert refused(call("fit", quiet[0], "--group", "modle"), "--group: no column 'modle'; did you mean 'model'?")
+    assert refused(call("fit", quiet[0], "--step", "stop"), "--step: no column 'stop'; did you mean 'step'?")
+    assert refused(call("fit", quiet[0], "--loss", "los"), "no column 'los'; did you mean 'loss'?")
+    assert call("fit", quiet[0], "--skip-steps", "few")[0] == 2
+    assert call("fit")[0] == 2
+
+
+def alone(result):
+    """Without notes on what was read."""
+    status, out, err = result
+    return status, out, "\n".join(line for line in err.splitlines() if "Columns:" not in line)
+
+
+# what cannot be fitted ----------------------------------------------------------------------------------------------
+
+MALFORMED = {
+    "empty.csv": (b"", "is empty"),
+    "header.csv": (b"step,loss\n", "has no rows"),
+    "binary.csv": (bytes(range(256)) * 20, "is not UTF-8 text"),
+    "latin.csv": ("step,loss,né\n1,2,3\n".encode("latin-1"), "is not UTF-8 text"),
+    "broken.json": (b'{"log_history": [{"step": 1, ', "is no JSON, or cut short"),
+    "trainer_state.json": (b'{"log_history": [{"step": 1, "learning_rate": 0.1}]}', "no column looks like a loss"),
+    "cut.parquet": (b"PAR1" + bytes(300), "is no Parquet file, or damaged"),
+    "nan.csv": (b"step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
+    "notes.docx": (b"nothing of the kind\n", "holds no table"),
+    "ragged.csv": (b"step,loss\n1,2,3\n", "line 2 has 3 cells, its header 2"),
+}
+
+
+@pytest.mark.parametrize("flag", [(), ("--json",)], ids=["table", "json"])
+@pytest.mark.parametrize(("name", "content", "words"), [(k, *v) for k, v in MALFORMED.items()], ids=MALFORMED.keys())
+def test_a_malformed_file_is_one_line(call, tmp_path, name, content, words, flag):
+    (tmp_path / name).write_bytes(content)
+    result = call("fit", tmp_path / name, *flag)
+    assert refused(result, name, words)
+    assert result[1] == ""
+
+
+def test_a_file_that_is_not_there_is_one_line(call, tmp_path):
+    assert refused(call("fit", tmp_path / "nowhere.csv"), "nowhere.csv is no file, folder or run")
+
+
+def test_a_parquet_file_cut_short_is_one_line(call, tmp_path):
+    path = tmp_path / "cut.parquet"
+    pl.DataFrame({"step": STEPS, "loss": TWO["small"]}).write_parquet(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert refused(call("fit", path), "is no Parquet file, or damaged")
+
+
+def test_one_curve_with_too_few_points_is_a_mistake_and_several_are_a_result(call, table):
+    short = {name: broken(STEPS)[:9] for name in ("a", "b")}
+    assert refused(alone(call("fit", table({"a": short["a"]}))), "9 points are left of 9 after step 100")
+    status, out, _ = call("fit", table(short), "--json")
+    assert status == 1
+    assert [made["verdict"] for made in strict(out)] == ["not fitted"] * 2
+    status, out, _ = call("fit", table(short))
+    assert status == 1
+    assert "2 curves: 2 not fitted." in out
+
+
+def test_a_bad_file_among_good_ones_is_named(call, table, tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    status, out, err = call("fit", table(TWO), tmp_path / "empty.csv", "--json")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"lmdynamics: {tmp_path / 'empty.csv'} is empty")
