@@ -30,8 +30,7 @@ LOCK = [line for line in (ROOT / "requirements.lock").read_text().splitlines() i
 
 def declared() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
-    locked = (extra for name, extra in extras.items() if name != "parse")  # large, and only ever one's own choice
-    lines = [*PROJECT["dependencies"], *(line for extra in locked for line in extra)]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]
     return [Requirement(line) for line in lines if not line.startswith("lmdynamics")]
 
 
@@ -82,7 +81,7 @@ def imported(module: Path) -> set[str]:
 def test_what_the_package_imports_is_declared():
     providers = packages_distributions()
     extras = PROJECT["optional-dependencies"]
-    named = [line for extra in ("cluster", "glue", "parse", "tensorboard") for line in extras[extra]]
+    named = [line for extra in ("cluster", "glue", "tensorboard") for line in extras[extra]]
     for_users = [*PROJECT["dependencies"], *named]
     known = {canonicalize_name(Requirement(line).name) for line in for_users}
     undeclared = {

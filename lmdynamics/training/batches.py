@@ -19,7 +19,6 @@ from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.parsing import parse_text
 from lmdynamics.training.recipes import Recipe, Regularizer
 from lmdynamics.training.regularizers import Links, Trees, encode_trees
 from lmdynamics.training.schedules import Schedule
@@ -100,19 +99,12 @@ def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
     Raises
     ------
     UserError
-        If the treebank or the parser is not there, or none of its sentences fits the model.
+        If the treebank is not there, or none of its sentences fits the model.
     """
     r = recipe.regularizer
     if not r.stages or r.trees == "corpus":
         return None
-    if ":" in r.trees and not Path(r.trees).exists():
-        source = Path(recipe.corpus.get("source", ""))
-        if recipe.corpus["kind"] != "text":
-            raise UserError(f"regularizer.trees is {r.trees!r}, a parser; this corpus has gold trees: use corpus")
-        treebank = parse_text(source if source.exists() else locate(str(source)), r.trees)
-    else:
-        treebank = open_treebank(r.trees)
-    return encode_trees(treebank, corpus.tokenizer, longest)
+    return encode_trees(open_treebank(r.trees), corpus.tokenizer, longest)
 
 
 @dataclass(frozen=True)

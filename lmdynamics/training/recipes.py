@@ -70,8 +70,8 @@ class Regularizer:
     stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: suppressed for 300 steps
     form: str = "max"  # or uniform
     arcs: str = "both"  # attention along arcs both ways; head: to the head only; children: to the children only
-    trees: str = "corpus"  # gold trees of the rows themselves, a treebank mixed in, or a parser: spacy:en_core_web_sm
-    sentences: int = 16  # of the treebank or the parsed text, at each step
+    trees: str = "corpus"  # gold trees of the rows themselves, or a treebank: a name or a CoNLL-U file
+    sentences: int = 16  # of the treebank, at each step
 
     def strength_at(self, step: int) -> float:
         """λ of the update that leads from `step` to `step + 1`."""
@@ -313,8 +313,7 @@ def _sensible(recipe: Recipe) -> None:
         ),
         (
             not r.stages or r.trees != "corpus" or recipe.corpus["kind"] == "grammar",
-            "this corpus has no trees of its own; set regularizer.trees to a treebank (a name or a CoNLL-U file) "
-            "or to a parser, such as spacy:en_core_web_sm",
+            "this corpus has no trees of its own; set regularizer.trees to a treebank (a name or a CoNLL-U file)",
         ),
         (t.decay in ("linear", "cosine", "none"), f"training.decay is {t.decay!r}; choose linear, cosine or none"),
         (t.precision in ("fp32", "bf16"), f"training.precision is {t.precision!r}; choose fp32 or bf16"),
