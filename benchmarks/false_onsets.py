@@ -17,10 +17,10 @@ from lmdynamics.analysis.heads import head_history
 from lmdynamics.analysis.onsets import capabilities_onset, structure_onset
 from lmdynamics.analysis.pair_race import leads_from, pair_race
 from lmdynamics.corpora.grammar import Grammar
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace
-from lmdynamics.runs.open import open_run
 from lmdynamics.runs.run import Run
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

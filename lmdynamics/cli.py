@@ -45,8 +45,8 @@ def branch(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
+    from lmdynamics.hub.open import open_run
     from lmdynamics.runs.branch import branch_cost
-    from lmdynamics.runs.open import open_run
     from lmdynamics.runs.trained import branch
 
     parent = open_run(run)
@@ -132,10 +132,10 @@ def list_runs() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lmdynamics.hub.open import open_run, run_names
+    from lmdynamics.hub.pins import known_suites
     from lmdynamics.paths import runs_dir
     from lmdynamics.runs.branch import family
-    from lmdynamics.runs.open import open_run, run_names
-    from lmdynamics.runs.pins import known_suites
 
     columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
     table = Table(*columns, title=f"Runs in {runs_dir()}")
@@ -165,7 +165,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
     """What a run is: recipe, versions, checkpoints."""
     import json
 
-    from lmdynamics.runs.open import open_run
+    from lmdynamics.hub.open import open_run
 
     typer.echo(json.dumps(open_run(run).describe(), indent=1))
 
@@ -173,8 +173,8 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
 @runs_app.command()
 def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
+    from lmdynamics.hub.open import open_run
     from lmdynamics.progress import bar
-    from lmdynamics.runs.open import open_run
 
     opened, files, here, faults = open_run(run), 0, 0, []
     with bar(len(opened), f"verifying {opened.name}", unit="checkpoint") as shown:
@@ -291,7 +291,7 @@ def fetch(
 
 
 def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
-    from lmdynamics.runs.open import open_run
+    from lmdynamics.hub.open import open_run
 
     run = open_run(address, revisions=revisions)
     if run.missing():
@@ -308,7 +308,7 @@ def suites(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page data/SUITES.md.")] = False,
 ) -> None:
     """Published checkpoint suites that can be opened by name: sizes, licences, known faults."""
-    from lmdynamics.runs.catalogue import as_markdown, as_table
+    from lmdynamics.hub.catalogue import as_markdown, as_table
 
     print(as_markdown(), end="") if markdown else as_table()
 
@@ -325,7 +325,7 @@ def audit(
     json: Annotated[bool, typer.Option("--json", help="Print for a program to read.")] = False,
 ) -> None:
     """Compare the checkpoints of a suite or a folder without downloading them; status 1 if something is wrong."""
-    from lmdynamics.runs.audit import report
+    from lmdynamics.hub.audit import report
 
     raise typer.Exit(report(address, revisions, weights, json))
 

@@ -22,8 +22,8 @@ import lmdynamics as lmd
 from lmdynamics.batch import command
 from lmdynamics.corpora import fetch
 from lmdynamics.explorers import sas
+from lmdynamics.hub.open import run_names
 from lmdynamics.runs import build, sweep
-from lmdynamics.runs.open import run_names
 from lmdynamics.runs.run import Run
 from lmdynamics.training import recipes
 from tests.batch.made import write_item

@@ -6,13 +6,13 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import accuracy_by_step, average_accuracy, uas_by_step
 from lmdynamics.errors import UserError
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import trace_all
 from lmdynamics.progress import bar
-from lmdynamics.runs.open import open_run
 from lmdynamics.runs.run import Run
 
 COLUMNS = ("run", "step", "measure", "value", "low", "high", "difference")

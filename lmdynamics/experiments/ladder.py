@@ -14,11 +14,11 @@ from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.trace import trace
 from lmdynamics.paths import SUITE
-from lmdynamics.runs.open import open_run
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import sweep
 

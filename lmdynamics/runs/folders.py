@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from lmdynamics import files
 from lmdynamics.errors import UserError
 from lmdynamics.paths import exists, runs_dir
 from lmdynamics.progress import say_once
-from lmdynamics.runs.hub import RemoteFile
 from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
-from lmdynamics.runs.pins import VOCABULARY, Pin
-from lmdynamics.training import layout
 
+VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
+FORMATS = (  # of a model's weights in one file, and in shards
+    ("model.safetensors", re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")),
+    ("pytorch_model.bin", re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")),
+)
 OPENED = ("model*.safetensors", "pytorch_model*.bin")
 CALLED = re.compile(r"(?i)check-?point|ckpt|step|iter|epoch|best|last|latest|final")
 # weights in other formats: whose they are, and how to make of them what can be opened
@@ -128,33 +129,19 @@ def _files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-@dataclass(frozen=True)
-class FolderPin(Pin):
-    """A checkpoint that lies in a folder, for comparing it as those on the hub are."""
-
-    at: Path = field(default_factory=Path)
-
-    @property
-    def folder(self) -> Path:
-        return self.at
-
-    @property
-    def signature(self) -> tuple[str, ...]:
-        """Changes when a file is written anew; nothing is read for it."""
-        return tuple(file.blob for file in self.weights)
+def weight_names(names: Iterable[str]) -> list[str]:
+    """The files with a model's parameters: safetensors where there are any, and one file rather than shards."""
+    names = sorted(names)
+    for whole, kind in FORMATS:
+        if found := [name for name in names if kind.fullmatch(name)]:
+            return [whole] if whole in found else found
+    return []
 
 
-def folder_pin(step: int, at: Path, hashed: bool = False) -> FolderPin:
-    """`hashed`: with the sha256 of its weights, as its manifest says or read now."""
-    manifest = at / layout.MANIFEST
-    said = files.read_json(manifest, "a checkpoint")["files"] if hashed and manifest.exists() else {}
-    listed = []
-    for path in sorted(path for path in at.iterdir() if path.is_file()):
-        facts, digest = path.stat(), said.get(path.name, {}).get("sha256")
-        if digest is None and hashed and path.suffix in (".safetensors", ".bin"):
-            digest = files.sha256(path)
-        listed.append(RemoteFile(path.name, facts.st_size, digest, f"{path.name} {facts.st_size} {facts.st_mtime_ns}"))
-    return FolderPin(step, str(at.parent), at.name, "", files=tuple(listed), at=at)
+def signature(checkpoint: Path) -> tuple[str, ...]:
+    """Changes when a file with weights is written anew; nothing is read for it."""
+    paths = [checkpoint / name for name in weight_names(path.name for path in checkpoint.iterdir() if path.is_file())]
+    return tuple(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
 
 def tokenizer_folder(checkpoint: Path, name: str) -> Path:

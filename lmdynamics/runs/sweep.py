@@ -26,8 +26,8 @@ from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interru
 from lmdynamics.progress import bar
 from lmdynamics.runs.branch import branch_name, changed_recipe
 from lmdynamics.runs.build import flat, name_on, run_name
-from lmdynamics.runs.open import open_run
-from lmdynamics.runs.trained import branch, train
+from lmdynamics.runs.folders import find_folder
+from lmdynamics.runs.trained import branch, open_folder, train
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
@@ -285,7 +285,7 @@ def _make(job: Job, device: str | None) -> None:
     if job.parent is None:
         train(job.recipe, job.profile, job.seed, job.overrides, **options)
     else:
-        branch(open_run(job.parent), job.at, job.overrides, **options)
+        branch(open_folder(*find_folder(job.parent)), job.at, job.overrides, **options)
 
 
 def _train(job: Job, device: str | None) -> None:

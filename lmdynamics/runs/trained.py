@@ -92,6 +92,7 @@ def open_folder(folder: Path, part: str = "", revisions: str | None = None, addr
 
     Raises UserError where the folder has no checkpoint.
     """
+    folder = folder.resolve()
     found = read_folder(folder, part, revisions)
     if not found.steps:
         raise UserError(

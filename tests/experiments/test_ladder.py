@@ -22,8 +22,8 @@ from lmdynamics.experiments.ladder import (
     which_break,
 )
 from lmdynamics.experiments.published import published_fits
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.runs.open import open_run
 from lmdynamics.runs.sweep import Condition, Plan, sweep
 from tests.conftest import TINY
 

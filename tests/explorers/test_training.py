@@ -15,10 +15,10 @@ from lmdynamics.explorers.training import (
     steps_per_second,
     train_live,
 )
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.background import ACTIVE, branch_of, training_of
-from lmdynamics.runs.open import open_run
 from tests.conftest import TINY
 from tests.runs.trainings import LONG, ended, wait_for
 

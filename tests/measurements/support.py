@@ -23,6 +23,7 @@ from lmdynamics.corpora.labelled import LabelledSentences
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
 from lmdynamics.measurements.dissent import Dissent
@@ -35,7 +36,6 @@ from lmdynamics.measurements.probes import FineTuning
 from lmdynamics.measurements.steps import OneStep
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
 from lmdynamics.runs.build import build
-from lmdynamics.runs.open import open_run
 from lmdynamics.runs.run import Checkpoint
 from tests.measurements import naive
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling

@@ -9,12 +9,12 @@ import transformers as hf
 from lmdynamics import charts
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
+from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.grammaticality import PairAccuracy
 from lmdynamics.measurements.losses import HeldOutLoss, TokenLosses
 from lmdynamics.measurements.syntax import HeadScores
 from lmdynamics.measurements.trace import trace
-from lmdynamics.runs.open import open_run
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 GRAMMAR = Grammar()

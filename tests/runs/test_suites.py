@@ -14,12 +14,12 @@ import torch
 
 import lmdynamics as lmd
 from lmdynamics.errors import UserError
+from lmdynamics.hub import client
+from lmdynamics.hub.audit import audit
+from lmdynamics.hub.pins import CONFIG, TOKENIZER, known_suites, pinned, read_address
+from lmdynamics.hub.suites import SuiteCheckpoint
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.syntax import HeadScores
-from lmdynamics.runs import hub as client
-from lmdynamics.runs.audit import audit
-from lmdynamics.runs.pins import CONFIG, TOKENIZER, known_suites, pinned, read_address
-from lmdynamics.runs.suites import SuiteCheckpoint
 from tests.conftest import refused
 from tests.hub import suites
 from tests.hub.server import Hub, spoilt

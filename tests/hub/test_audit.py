@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import lmdynamics as lmd
 from lmdynamics.errors import UserError
-from lmdynamics.runs.audit import audit
-from lmdynamics.runs.catalogue import as_markdown
-from lmdynamics.runs.faults import leads_out, listing_faults
-from lmdynamics.runs.hub import RemoteFile
-from lmdynamics.runs.pins import Pin
+from lmdynamics.hub.audit import audit
+from lmdynamics.hub.catalogue import as_markdown
+from lmdynamics.hub.client import RemoteFile
+from lmdynamics.hub.listing_faults import leads_out, listing_faults
+from lmdynamics.hub.pins import Pin
 from tests.hub import suites
 from tests.hub.server import declared
 from tests.test_project import ROOT
@@ -46,7 +46,7 @@ def test_a_clean_suite_of_154_is_passed_in_silence(hub, home, call):
 def test_an_audit_needs_no_torch(hub, home):
     """Which takes longer to import than 154 listings to compare."""
     suites.clean_suite(hub, revisions=3)
-    code = f"import sys; from lmdynamics.runs.audit import report; report({PYTHIA!r}, None, False, False)"
+    code = f"import sys; from lmdynamics.hub.audit import report; report({PYTHIA!r}, None, False, False)"
     told = subprocess.run(
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from lmdynamics import paths
 from lmdynamics.errors import UserError
+from lmdynamics.hub.client import told_bytes
+from lmdynamics.hub.listing_faults import listing_faults, missing_steps
+from lmdynamics.hub.pins import FILE, LISTERS, Pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
-from lmdynamics.runs.faults import Fault, listing_faults, missing_steps
+from lmdynamics.runs.faults import Fault
 from lmdynamics.runs.folders import find_folder, folder_pin, read_folder
-from lmdynamics.runs.hub import told_bytes
 from lmdynamics.runs.naming import PLAIN, chosen_steps, folder_rule, in_order, rule_for
-from lmdynamics.runs.pins import FILE, LISTERS, Pin, list_checkpoints, look, read_address, read_pins
 
 MANY = 6  # faults of a kind, beyond which they are told together
 
@@ -105,8 +106,8 @@ def _weight_faults(
     name: str, pins: Sequence[Pin], progress: bool | None
 ) -> tuple[list[Fault], tuple[int, ...], tuple[int, int, int]]:
     """Faults that tensors tell; steps that were read; tensors of each, of how many, and bytes over the network."""
-    from lmdynamics.runs.tensor_faults import tensor_faults
-    from lmdynamics.runs.tensors import Samples, read_samples
+    from lmdynamics.hub.tensor_faults import tensor_faults
+    from lmdynamics.hub.tensors import Samples, read_samples
 
     samples: dict[int, Samples] = {}
     found: list[Fault] = []

@@ -6,8 +6,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from lmdynamics import files
-from lmdynamics.runs import hub
-from lmdynamics.runs.pins import read_pins
+from lmdynamics.hub import client
+from lmdynamics.hub.pins import read_pins
 
 FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
 
@@ -39,7 +39,7 @@ def evict(suite: Path, keep: int) -> None:
         pins = read_pins(suite)
         old = {pins[step].commit for step in steps[:-keep] if step in pins}
         if old:
-            cached = scan_cache_dir(hub.cache())
+            cached = scan_cache_dir(client.cache())
             present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}
             cached.delete_revisions(*sorted(old & present)).execute()
             files.write_json(suite / FETCHED, steps[-keep:])

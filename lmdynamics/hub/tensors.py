@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from lmdynamics.errors import UserError
-from lmdynamics.runs import hub
-from lmdynamics.runs.hub import RemoteFile
-from lmdynamics.runs.pins import Pin
+from lmdynamics.hub import client
+from lmdynamics.hub.client import RemoteFile
+from lmdynamics.hub.pins import Pin
 
 WINDOW = 2048  # values of a tensor
 MATRICES = 32  # tensors of a checkpoint that is not here
@@ -112,7 +112,7 @@ class _Entry:
 def _reader(pin: Pin, file: RemoteFile, here: bool, counted: list[int]) -> Reader:
     if here:
         return lambda start, size: _from_disk(pin.folder / file.path, start, size)
-    remote = hub.range_reader(pin.repository, pin.commit, file)
+    remote = client.range_reader(pin.repository, pin.commit, file)
 
     def read(start: int, size: int) -> bytes:
         content = remote(start, size)

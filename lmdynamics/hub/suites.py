@@ -22,12 +22,9 @@ from filelock import FileLock
 
 from lmdynamics import files, paths
 from lmdynamics.errors import UserError
-from lmdynamics.progress import bar, say_once
-from lmdynamics.runs import faults, hub, keep
-from lmdynamics.runs.folders import other_weights
-from lmdynamics.runs.hub import RemoteFile, told_bytes
-from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
-from lmdynamics.runs.pins import (
+from lmdynamics.hub import client, keep
+from lmdynamics.hub.client import RemoteFile, told_bytes
+from lmdynamics.hub.pins import (
     CONFIG,
     FILE,
     Pin,
@@ -39,6 +36,10 @@ from lmdynamics.runs.pins import (
     suite_folder,
     write_pins,
 )
+from lmdynamics.progress import bar, say_once
+from lmdynamics.runs import faults
+from lmdynamics.runs.folders import other_weights
+from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
 from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
 
 
@@ -294,8 +295,8 @@ def open_suite(
         if unseen := [pins[step] for step in chosen if pins[step].files is None]:
             try:
                 pins |= {pin.step: pin for pin in look(unseen)}
-            except hub.Unreachable as error:
-                raise hub.Unreachable(f"{error}; {_here(pins.values())}") from None
+            except client.Unreachable as error:
+                raise client.Unreachable(f"{error}; {_here(pins.values())}") from None
             write_pins(folder, said["repository"], said["part"], pins, **_known(said))
     for note in said.get("notes") or ():
         say_once(f"{said['name']}: {note}")
@@ -319,9 +320,9 @@ def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], objec
     """Download files; `arrived` is told of bytes as they come."""
     for file in files:
         try:
-            hub.download(pin.repository, pin.commit, file, arrived)
-        except hub.Unreachable as error:
-            raise hub.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
+            client.download(pin.repository, pin.commit, file, arrived)
+        except client.Unreachable as error:
+            raise client.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
 
 
 def _shared_tokenizer(suite: Path) -> Path:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from lmdynamics.hub.tensors import Sample, Samples
 from lmdynamics.runs.faults import Fault, listed_steps
-from lmdynamics.runs.tensors import Sample, Samples
 
 UNLIKE, ALIKE = 0.2, 0.8  # cosine of two steps' values; of independent random values it is about 0
 LARGER, AS_LARGE = 2.0, 1.25  # ratio of their norms

@@ -1,6 +1,6 @@
 """The published suites that are known by name, for a person to choose from: `data/suites.toml` as a table or a page."""
 
-from lmdynamics.runs.hub import told_bytes
+from lmdynamics.hub.client import told_bytes
 from lmdynamics.runs.naming import Rule, rules
 
 HEAD = """# Published checkpoint suites

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.hub.pins import known_suites
+from lmdynamics.hub.suites import open_suite
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.runs.folders import find_folder
-from lmdynamics.runs.pins import known_suites
 from lmdynamics.runs.run import Run, checkpoint_folders
-from lmdynamics.runs.suites import open_suite
 from lmdynamics.runs.trained import open_folder
 
 
@@ -30,7 +30,7 @@ def open_run(where: str | Path, **options: Any) -> Run:
     """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
 
     `FOLDER#NAME` is one of several trajectories in a folder. `options` are for suites: `steps`, `revisions`,
-    `keep_last`, `download`; see `lmdynamics.runs.suites.open_suite`. For a folder, only `revisions`.
+    `keep_last`, `download`; see `lmdynamics.hub.suites.open_suite`. For a folder, only `revisions`.
 
     Raises UserError where there is none, or none with a checkpoint.
     """
@@ -44,4 +44,4 @@ def open_run(where: str | Path, **options: Any) -> Run:
         known = [*run_names(), *known_suites()]
         hint = did_you_mean(str(where), known) if known else ""
         raise UserError(f"there is no run {shortened(str(where))!r}{hint}; `lmdynamics train RECIPE` makes one")
-    return open_folder(folder.resolve(), part, revisions, str(where))
+    return open_folder(folder, part, revisions, str(where))

@@ -3,16 +3,18 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from lmdynamics import files, paths
 from lmdynamics.errors import UserError, did_you_mean, shortened
-from lmdynamics.runs import hub
-from lmdynamics.runs.hub import RemoteFile
+from lmdynamics.hub import client
+from lmdynamics.hub.client import RemoteFile
+from lmdynamics.runs.folders import VOCABULARY, signature, weight_names
 from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for
+from lmdynamics.training import layout
 
 FILE = "suite.json"
 LISTERS = 12  # trees asked for at a time
@@ -20,8 +22,6 @@ SHOWN = 12  # names of a long list that are told
 LONGEST = 96  # characters of an owner or a name on the hub
 OPTIONS = ("steps", "keep", "download", "refresh")
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.*-]+)(?:#(?P<part>[\w./+-]+))?(?:\?(?P<options>.*))?")
-_SAFETENSORS = re.compile(r"model(?:-\d+-of-\d+)?\.safetensors")
-_BIN = re.compile(r"pytorch_model(?:-\d+-of-\d+)?\.bin")
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,7 +33,6 @@ TOKENIZER = (
     "tokenizer.model",
     "spiece.model",
 )
-VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
 CONFIG = ("config.json", "generation_config.json")
 DEFAULT_BRANCHES = ("main", "master")  # not named like checkpoints, and nobody wonders why
 
@@ -64,16 +63,13 @@ class Pin:
     @property
     def folder(self) -> Path:
         """Where the hub's client puts this commit's files."""
-        return hub.cache() / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.commit
+        return client.cache() / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.commit
 
     @property
     def weights(self) -> tuple[RemoteFile, ...]:
         """The files with the model's parameters: safetensors where there are any, and one file rather than shards."""
-        for whole, kind in (("model.safetensors", _SAFETENSORS), ("pytorch_model.bin", _BIN)):
-            found = sorted((file for file in self.files or () if kind.fullmatch(file.path)), key=lambda file: file.path)
-            if found:
-                return tuple([file for file in found if file.path == whole] or found)
-        return ()
+        files = {file.path: file for file in self.files or ()}
+        return tuple(files[name] for name in weight_names(files))
 
     @property
     def signature(self) -> tuple[str, ...]:
@@ -105,6 +101,34 @@ class Pin:
     def lacking(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
         """Those of some files that are not here."""
         return [file for file in files if not (self.folder / file.path).is_file()]
+
+
+@dataclass(frozen=True)
+class FolderPin(Pin):
+    """A checkpoint that lies in a folder, for comparing it as those on the hub are."""
+
+    at: Path = field(default_factory=Path)
+
+    @property
+    def folder(self) -> Path:
+        return self.at
+
+    @property
+    def signature(self) -> tuple[str, ...]:
+        return signature(self.at)
+
+
+def folder_pin(step: int, at: Path, hashed: bool = False) -> FolderPin:
+    """`hashed`: with the sha256 of its weights, as its manifest says or read now."""
+    manifest = at / layout.MANIFEST
+    said = files.read_json(manifest, "a checkpoint")["files"] if hashed and manifest.exists() else {}
+    listed = []
+    for path in sorted(path for path in at.iterdir() if path.is_file()):
+        facts, digest = path.stat(), said.get(path.name, {}).get("sha256")
+        if digest is None and hashed and path.suffix in (".safetensors", ".bin"):
+            digest = files.sha256(path)
+        listed.append(RemoteFile(path.name, facts.st_size, digest, f"{path.name} {facts.st_size} {facts.st_mtime_ns}"))
+    return FolderPin(step, str(at.parent), at.name, "", files=tuple(listed), at=at)
 
 
 YES, NO = ("yes", "true", "1"), ("no", "false", "0")
@@ -194,7 +218,7 @@ def list_checkpoints(asked: Address, rule: Rule) -> Listing:
     """
     repository, where, main = asked.repository, f"hf://{asked.repository}", None
     if rule.by_repository:
-        names = hub.repositories(repository) if "*" in repository else [repository]
+        names = client.repositories(repository) if "*" in repository else [repository]
         if not names:
             raise UserError(f"no repository on the hub fits {repository}; check the part before the star")
         places = [(name, place) for name in names if (place := rule.place(name)) is not None]
@@ -203,13 +227,13 @@ def list_checkpoints(asked: Address, rule: Rule) -> Listing:
         named = [(place, name, "main", commit) for (name, place), commit in zip(places, commits, strict=True)]
         unread = sorted(set(names) - {name for name, _ in places})
     else:
-        refs = hub.references(repository)
+        refs = client.references(repository)
         names = list(refs)
         ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
         titled = [
             (revision, commit, title)
             for revision, at in ordered
-            for commit, title in (hub.commits(repository, revision) if rule.has_commits_on(revision) else [(at, "")])
+            for commit, title in (client.commits(repository, revision) if rule.has_commits_on(revision) else [(at, "")])
         ]
         named = [
             (place, repository, revision, commit)
@@ -235,7 +259,7 @@ def list_checkpoints(asked: Address, rule: Rule) -> Listing:
 
 def _only_commit(repository: str) -> str:
     """The commit of a repository that is one checkpoint: of its main branch, or of the only one it has."""
-    refs = hub.references(repository)
+    refs = client.references(repository)
     for name in (*DEFAULT_BRANCHES, *(refs if len(refs) == 1 else ())):
         if name in refs:
             return refs[name]
@@ -248,7 +272,7 @@ def _only_commit(repository: str) -> str:
 def look(pins: Sequence[Pin]) -> list[Pin]:
     """The same with their files: several listings at a time, nothing is downloaded."""
     with ThreadPoolExecutor(LISTERS) as threads:
-        trees = threads.map(lambda pin: tuple(hub.tree(pin.repository, pin.commit)), pins)
+        trees = threads.map(lambda pin: tuple(client.tree(pin.repository, pin.commit)), pins)
         return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
 
 

@@ -1,0 +1,1 @@
+"""Published suites of checkpoints: addresses, listings, downloads, audits."""
