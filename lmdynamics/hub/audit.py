@@ -14,11 +14,11 @@ from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub.client import told_bytes
 from lmdynamics.hub.listing_faults import listing_faults, missing_steps
-from lmdynamics.hub.pins import FILE, LISTERS, Pin, list_checkpoints, look, read_address, read_pins
+from lmdynamics.hub.pins import FILE, LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
 from lmdynamics.runs.faults import Fault
-from lmdynamics.runs.folders import find_folder, folder_pin, read_folder
+from lmdynamics.runs.folders import find_folder, read_folder
 from lmdynamics.runs.naming import PLAIN, chosen_steps, folder_rule, in_order, rule_for
 
 MANY = 6  # faults of a kind, beyond which they are told together
