@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub.client import told_bytes
-from lmdynamics.hub.listing_faults import listing_faults, missing_steps
+from lmdynamics.hub.listing_faults import contents, listing_faults, missing_steps
 from lmdynamics.hub.pins import FILE, LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
@@ -134,7 +134,7 @@ def _weight_faults(
 def _likeness_of_main(pins: Sequence[Pin], main: Pin | None) -> Iterator[str]:
     """Which step the main branch is, where it is not the last."""
     if main and main.weights and pins:
-        steps = [pin.step for pin in pins if faults.contents(pin) == faults.contents(main)]
+        steps = [pin.step for pin in pins if contents(pin) == contents(main)]
         if pins[-1].step not in steps:
             listed = f"step {faults.listed_steps(steps)}" if steps else "no step that is listed"
             yield f"the branch {main.revision} has the weights of {listed}"

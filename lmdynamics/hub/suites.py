@@ -24,6 +24,7 @@ from lmdynamics import files, paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub import client, keep
 from lmdynamics.hub.client import RemoteFile, told_bytes
+from lmdynamics.hub.listing_faults import suite_faults
 from lmdynamics.hub.pins import (
     CONFIG,
     FILE,
@@ -84,9 +85,7 @@ class SuiteRun(Run):
     def known_faults(self) -> list[faults.Fault]:
         """What is wrong with the chosen checkpoints, from the listings at hand and from earlier audits."""
         complete = len(self.chosen) == len(self.pins)
-        return faults.suite_faults(
-            self.name, [self.pins[step] for step in self.chosen], self.rule if complete else None
-        )
+        return suite_faults(self.name, [self.pins[step] for step in self.chosen], self.rule if complete else None)
 
     @cached_property
     def _folders(self) -> dict[int, Path]:

@@ -5,6 +5,7 @@ Not collected with the other tests: `test_accelerator` runs it in a process of i
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 from lmdynamics.training import layout
@@ -33,8 +34,7 @@ from lmdynamics.measurements.probes import FineTuning  # noqa: E402
 from lmdynamics.measurements.steps import OneStep  # noqa: E402
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention  # noqa: E402
 from lmdynamics.measurements.trace import trace  # noqa: E402
-from lmdynamics.runs import store  # noqa: E402
-from lmdynamics.runs.build import train  # noqa: E402
+from lmdynamics.runs.trained import train  # noqa: E402
 from lmdynamics.training.regularizers import Links  # noqa: E402
 from tests.conftest import TINY  # noqa: E402
 from tests.measurements.support import every_measurement  # noqa: E402
@@ -175,7 +175,7 @@ def test_a_branch_repeats_its_parent_and_a_resumed_run_the_whole():
         stopped = train("grammar-mlm", overrides=SIX, name="stopped", device=device, progress=False)
         for step in (4, 6):
             for at in stopped.folder.glob(f"*/step-{step:06d}"):
-                store.shutil.rmtree(at)
+                shutil.rmtree(at)
         resumed = train("grammar-mlm", overrides=SIX, name="stopped", progress=False)
     assert (again.trained_on, again.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
     expected = load_file(whole[6].folder / layout.WEIGHTS)
