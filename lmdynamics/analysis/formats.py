@@ -1,5 +1,6 @@
 """Files that hold loss curves, as tables: a row is what was logged at once, its cells still as they were written."""
 
+import ast
 import csv
 import gzip
 import io
@@ -8,13 +9,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from lmdynamics.analysis.events import event_files, read_events
-from lmdynamics.analysis.text_logs import one_json, printed_records, step_lines
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.trainer_state import TRAINER_STATE, trainer_history, trainer_state_file
 
@@ -25,6 +26,15 @@ KNOWN = (
 LINES = (".jsonl", ".ndjson")
 NUMERIC = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)  # a cell that may be a number in some country
 COUNTED = "The lines name no step, so those with a training loss are counted: a step here is one such line."
+NUMBER = r"[-+]?\d[\d_]*(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf"
+STEP = re.compile(
+    r"^[\s\d\[\]().:,/TZ-]*?\b(?P<name>s|step|steps|iter|iteration|global_step)"
+    r"(?:[:=]\s*|\s+:?\s*)(?P<step>\d+)(?!\.?\d)",
+    re.IGNORECASE,
+)
+PAIR = re.compile(rf"(?P<name>[A-Za-z][\w/]*(?: [A-Za-z][\w/]*)*)\s*[:=\s]\s*(?P<value>{NUMBER})(?![\w.])", re.I)
+SHORT = {"trl": "train_loss", "tel": "val_loss"}  # as llm.c writes them
+RECORD = re.compile(r"\{['\"].*?\}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,40 +85,85 @@ def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
     raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
 
 
+@dataclass(frozen=True)
+class _File:
+    """A file, and what its content looks like: looked at once, and only if a format asks."""
+
+    path: Path
+    suffix: str
+    stem: str
+
+    @cached_property
+    def text(self) -> str:
+        return _text(self.path)
+
+    @cached_property
+    def whole(self) -> Any:
+        """The whole text as JSON, or None."""
+        return _one_json(self.text)
+
+    @cached_property
+    def separator(self) -> str | None:
+        return _separator(self.text)
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        return _step_lines(self.text)
+
+    @cached_property
+    def printed(self) -> list[dict[str, Any]]:
+        return _printed_records(self.text)
+
+    def table(self, frame: pl.DataFrame, sparse: bool | None = None, notes: tuple[str, ...] = ()) -> Table:
+        return Table(frame, self.stem, str(self.path), None, _is_history(frame) if sparse is None else sparse, notes)
+
+
+def _is_parquet(file: _File) -> bool:
+    with file.path.open("rb") as content:
+        return file.suffix == ".parquet" or content.read(4) == b"PAR1"
+
+
+def _is_one_json(file: _File) -> bool:
+    history = isinstance(file.whole, dict) and "log_history" in file.whole
+    return file.suffix == ".json" or isinstance(file.whole, list) or history
+
+
+def _is_json_lines(file: _File) -> bool:
+    return file.suffix in LINES or isinstance(_one_json(file.text.lstrip().split("\n", 1)[0]), dict)
+
+
+def _header_separator(file: _File) -> str:
+    """Of a table with too few lines to tell."""
+    header = file.text.split("\n", 1)[0]
+    return max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)
+
+
+# what a file is, by what it holds and not by its name: the first that holds reads it
+FORMATS: tuple[tuple[Callable[[_File], Any], Callable[[_File], Table]], ...] = (
+    (_is_parquet, lambda file: file.table(_parquet(file.path))),
+    (_is_one_json, lambda file: _trainer_state(file.path)),
+    (_is_json_lines, lambda file: file.table(*_json_lines(file.path, file.text))),
+    (lambda file: file.separator, lambda file: file.table(_separated(file.path, file.text, file.separator))),
+    (lambda file: file.steps, lambda file: file.table(_frame(file.steps), True)),
+    (lambda file: file.printed, lambda file: file.table(_frame(file.printed), True, (COUNTED,))),
+    (
+        lambda file: file.suffix in (".csv", ".tsv"),
+        lambda file: file.table(_separated(file.path, file.text, _header_separator(file))),
+    ),
+)
+
+
 def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
     if "tfevents" in path.name:
         return _events(path.parent, [path], wanted)
-    name = path.name.removesuffix(".gz")
-    suffix, stem = Path(name).suffix.lower(), Path(name).stem
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
-    with path.open("rb") as file:
-        if suffix == ".parquet" or file.read(4) == b"PAR1":
-            frame = _parquet(path)
-            return Table(frame, stem, str(path), sparse=_is_history(frame))
-    text = _text(path)
-    whole = one_json(text)
-    if suffix == ".json" or isinstance(whole, list) or (isinstance(whole, dict) and "log_history" in whole):
-        return _trainer_state(path)
-    if suffix in LINES or _begins_with_json(text):
-        frame, notes = _json_lines(path, text)
-        return Table(frame, stem, str(path), sparse=True, notes=notes)
-    if (separator := _separator(text)) is None:
-        if records := step_lines(text):
-            return Table(_frame(records), stem, str(path), sparse=True)
-        if records := printed_records(text):
-            return Table(_frame(records), stem, str(path), sparse=True, notes=(COUNTED,))
-        if suffix not in (".csv", ".tsv"):
-            raise UserError(f"{path} holds no table and no lines with a step and a loss; give {KNOWN}")
-        header = text.split("\n", 1)[0]
-        separator = max("\t,;" if suffix == ".tsv" else ",\t;", key=header.count)
-    frame = _separated(path, text, separator)
-    return Table(frame, stem, str(path), sparse=_is_history(frame))
-
-
-def _begins_with_json(text: str) -> bool:
-    """Whether the first line is a JSON object."""
-    return isinstance(one_json(text.lstrip().split("\n", 1)[0]), dict)
+    name = Path(path.name.removesuffix(".gz"))
+    file = _File(path, name.suffix.lower(), name.stem)
+    for holds, read in FORMATS:
+        if holds(file):
+            return read(file)
+    raise UserError(f"{path} holds no table and no lines with a step and a loss; give {KNOWN}")
 
 
 def _separator(text: str) -> str | None:
@@ -189,7 +244,7 @@ def _trainer_state(path: Path) -> Table:
     return Table(_frame(records), name, str(path), sparse=True)
 
 
-def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, bool, tuple[str, ...]]:
     records: list[dict[str, Any]] = []
     notes: tuple[str, ...] = ()
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -204,7 +259,50 @@ def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, tuple[str, ...]]:
         if not isinstance(record, dict):
             raise UserError(f'{path}, line {number} is no record such as {{"step": 1, "loss": 2.5}}; correct the file')
         records.append(dict(_flat(record)))
-    return _frame(records), notes
+    return _frame(records), True, notes
+
+
+def _printed_records(text: str) -> list[dict[str, Any]]:
+    """Lines that hold a dictionary with a loss, as Hugging Face's Trainer prints them.
+
+    They name no step: those with the training loss are counted, and a step is such a line.
+    """
+    records, count = [], 0
+    for line in text.split("\n"):
+        for found in RECORD.findall(line):
+            try:
+                record = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", found))
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+            if isinstance(record, dict) and any("loss" in str(key) for key in record):
+                count += "loss" in record
+                records.append({"step": count, **record} if "train_runtime" not in record else {})
+    return [record for record in records if record]
+
+
+def _step_lines(text: str) -> list[dict[str, Any]]:
+    """Lines that begin with a step and name their numbers: `step:250/3000 val_loss:4.5`, `s:250 trl:4.5 lr:0.1`."""
+    records = []
+    for line in text.split("\n"):
+        if not (start := STEP.match(line)):
+            continue
+        record: dict[str, Any] = {"step": int(start["step"])}
+        for pair in PAIR.finditer(line, start.end()):
+            name = re.sub(r"\s+", "_", pair["name"].strip())
+            record.setdefault(SHORT.get(name, name), float(pair["value"].replace("_", "")))
+        if any("loss" in name.lower() for name in record):
+            records.append(record)
+    return records
+
+
+def _one_json(text: str) -> Any:
+    """A whole text as JSON, or None."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _flat(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
