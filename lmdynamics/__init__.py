@@ -22,6 +22,8 @@ _PUBLIC = {
     "fit_curves": "lmdynamics.analysis.fits",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",
+    "record": "lmdynamics.records",
+    "start_records": "lmdynamics.records",
     "open_treebank": "lmdynamics.corpora.treebank",
     "open_pairs": "lmdynamics.corpora.minimal_pairs",
     "Grammar": "lmdynamics.corpora.grammar",

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 import torch
 
-from lmdynamics.batch import command, records
+from lmdynamics import records
+from lmdynamics.batch import command
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.executors import Local
 from lmdynamics.batch.plan import plan

@@ -17,10 +17,10 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.batch.collect import NOT_SETTINGS
-from lmdynamics.batch.records import Record
 from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, printable
+from lmdynamics.records import Record
 
 FORMAT = 1
 IN_FILE_NAME = ("profile", "device")

@@ -8,9 +8,9 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME
-from lmdynamics.batch.records import FILE_NAME as RECORDS
-from lmdynamics.batch.records import Record, Scalar, read_records
 from lmdynamics.errors import UserError
+from lmdynamics.records import FILE_NAME as RECORDS
+from lmdynamics.records import Record, Scalar, read_records
 
 FILE_NAME = "records.parquet"
 STATUSES = ("finished", "failed", "interrupted")

@@ -10,8 +10,8 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.batch.baselines import Baselines, file_name, item_key
-from lmdynamics.batch.records import Record, Scalar
 from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.records import Record, Scalar
 
 SAME, CHANGED, NEW, GONE, FAILED, NO_BASELINE = VERDICTS = "same", "changed", "new", "gone", "failed", "no baseline"
 PASSING = (SAME, NEW, NO_BASELINE)

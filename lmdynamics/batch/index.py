@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from lmdynamics import files
 from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
-from lmdynamics.batch.records import read_records
+from lmdynamics.records import read_records
 
 
 def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:

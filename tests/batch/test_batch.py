@@ -14,12 +14,12 @@ import pytest
 from lmdynamics.batch.command import batch
 from lmdynamics.batch.execute import run_notebook
 from lmdynamics.batch.plan import plan
-from lmdynamics.batch.records import MIME_TYPE, read_records
 from lmdynamics.errors import UserError
+from lmdynamics.records import MIME_TYPE, read_records
 from tests.batch.notebooks import write_notebook
 
 RECORDING = """\
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 start_records(output_dir)
 record("seed doubled", 2 * seed, unit="<b>", tolerance=0.5)
 from pathlib import Path

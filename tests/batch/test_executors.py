@@ -18,14 +18,14 @@ from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import Outcome, is_done, read_outcome, run_notebook
 from lmdynamics.batch.executors import Local, open_executor
 from lmdynamics.batch.plan import Job, plan
-from lmdynamics.batch.records import read_records
 from lmdynamics.errors import UserError
+from lmdynamics.records import read_records
 from tests.batch.notebooks import write_notebook
 
 ROOT = Path(__file__).parents[2]
 RECORDING = """\
 from pathlib import Path
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 start_records(output_dir)
 with Path(output_dir).parent.joinpath("ran.txt").open("a") as log:  # one line each time that it runs to its end
     log.write(f"{seed}\\n")
@@ -33,7 +33,7 @@ record("doubled", 2 * seed)
 """
 TOLD = """\
 import os
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 start_records(output_dir)
 for name in ("OMP_NUM_THREADS", "LMDYNAMICS_CORES", "CUDA_VISIBLE_DEVICES"):
     record(name, os.environ.get(name))
@@ -371,7 +371,7 @@ def test_an_item_of_two_batches_runs_once(notebook):
 def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
     told = """\
 import os
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 start_records(output_dir)
 record("home", os.environ["LMDYNAMICS_HOME"])
 record("data", os.environ["LMDYNAMICS_DATA"])

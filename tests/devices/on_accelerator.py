@@ -19,8 +19,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from lmdynamics import devices  # noqa: E402
-from lmdynamics.batch import records  # noqa: E402
+from lmdynamics import devices, records  # noqa: E402
 from lmdynamics.corpora.labelled import LabelledSentences  # noqa: E402
 from lmdynamics.errors import UserError  # noqa: E402
 from lmdynamics.measurements import steps, syntax  # noqa: E402

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from papermill import inspect_notebook
 
-from lmdynamics.batch.records import MIME_TYPE, read_records
+from lmdynamics.records import MIME_TYPE, read_records
 from tests.batch.notebooks import write_notebook
 
 ROOT = Path(__file__).parents[2]

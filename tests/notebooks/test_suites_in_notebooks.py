@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lmdynamics.batch.records import read_records
+from lmdynamics.records import read_records
 from lmdynamics.runs.run import Run
 from tests.hub import suites
 from tests.hub.server import Hub

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from lmdynamics.batch.records import read_records
+from lmdynamics.records import read_records
 from tests.batch.test_executors import dask_cluster
 
 ROOT = Path(__file__).parents[2]

@@ -19,13 +19,13 @@ import pytest
 from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import read_outcome
 from lmdynamics.batch.plan import plan
-from lmdynamics.batch.records import read_records
+from lmdynamics.records import read_records
 from tests.batch.notebooks import write_notebook
 from tests.batch.test_executors import dask_cluster, ends
 
 RECORDING = """\
 import random, time
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 start_records(output_dir)
 time.sleep(0.5 + random.random())
 record("squared", seed**2)
@@ -204,7 +204,7 @@ def test_a_notebook_that_prints_a_hundred_megabytes(tmp_path):
 def test_a_broken_file_in_the_cache_is_measured_again(tmp_path, home):
     measuring = """\
 import lmdynamics as lmd
-from lmdynamics.batch.records import record, start_records
+from lmdynamics.records import record, start_records
 from lmdynamics.measurements.losses import HeldOutLoss
 start_records(output_dir)
 run = lmd.train("grammar-mlm", "smoke", progress=False)

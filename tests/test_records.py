@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.batch.records import MIME_TYPE, Record, read_records, record, start_records
 from lmdynamics.errors import UserError
+from lmdynamics.records import MIME_TYPE, Record, read_records, record, start_records
 
 
 @pytest.fixture
