@@ -77,6 +77,15 @@ TINY = {
 }
 
 
+def trained(recipe, folder: Path):
+    """The run of a recipe in a folder of one's own."""
+    from lmdynamics.runs.build import build
+    from lmdynamics.runs.trained import open_folder
+
+    build(recipe, folder, progress=False)
+    return open_folder(folder)
+
+
 @pytest.fixture
 def tiny_run(home):
     """A finished run of twelve steps of a two-layer model on the built-in language."""

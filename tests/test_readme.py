@@ -23,7 +23,7 @@ from lmdynamics.batch import command
 from lmdynamics.corpora import fetch
 from lmdynamics.explorers import sas
 from lmdynamics.hub.open import run_names
-from lmdynamics.runs import build, sweep
+from lmdynamics.runs import sweep, trained
 from lmdynamics.runs.run import Run
 from lmdynamics.training import recipes
 from tests.batch.made import write_item
@@ -53,7 +53,7 @@ def small(monkeypatch, home, tmp_path_factory):
         steps = LAST if name == "grammar-mlm" and not given else 12
         return replace(made, training=replace(made.training, steps=steps))
 
-    monkeypatch.setattr(build, "load_recipe", load)
+    monkeypatch.setattr(trained, "load_recipe", load)
     if not _trained:  # once for all blocks
         with monkeypatch.context() as elsewhere:
             elsewhere.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("trained")))

@@ -10,15 +10,14 @@ import pytest
 
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.sas import SasExplorer
-from lmdynamics.runs.build import build
 from lmdynamics.training.recipes import load_recipe
-from tests.conftest import TINY
+from tests.conftest import TINY, trained
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Trained once: no test here changes it."""
-    return build(load_recipe("grammar-mlm", overrides=TINY), tmp_path_factory.mktemp("runs") / "tiny", progress=False)
+    return trained(load_recipe("grammar-mlm", overrides=TINY), tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def other(tmp_path_factory):
     """A run with more layers, fewer heads, and other steps."""
     shape = {"model.num_hidden_layers": 3, "model.num_attention_heads": 1, "training.steps": 20}
     recipe = load_recipe("grammar-mlm", overrides=TINY | shape)
-    return build(recipe, tmp_path_factory.mktemp("runs") / "other", progress=False)
+    return trained(recipe, tmp_path_factory.mktemp("runs") / "other")
 
 
 def test_another_run_keeps_what_it_can(run, other, treebank):

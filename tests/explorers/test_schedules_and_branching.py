@@ -42,7 +42,7 @@ def test_the_command_trains_what_is_drawn(monkeypatch, call, given, steps):
     """The same recipe, profile, seed and steps as the runs that the schedule is compared with."""
     chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, **given)
     asked = []
-    monkeypatch.setattr("lmdynamics.runs.build.build", lambda recipe, folder, **_: asked.append(recipe) or sys.exit())
+    monkeypatch.setattr("lmdynamics.runs.trained.build", lambda recipe, folder, **_: asked.append(recipe) or sys.exit())
     call(*html.unescape(chooser.said.value.removeprefix("<code>").removesuffix("</code>")).split()[1:])
     assert (chooser.steps, asked[0].training.steps) == (steps, steps)
     assert asked[0].training.masking == "linear-0.3-0.15"

@@ -35,8 +35,8 @@ from lmdynamics.measurements.opposition import GroupOpposition, Opposition
 from lmdynamics.measurements.probes import FineTuning
 from lmdynamics.measurements.steps import OneStep
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
-from lmdynamics.runs.build import build
 from lmdynamics.runs.run import Checkpoint
+from tests.conftest import trained
 from tests.measurements import naive
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
 
@@ -350,7 +350,7 @@ def published(family: Family) -> Checkpoint:
 @cache
 def our_own(family: Family) -> Checkpoint:
     """A checkpoint of two steps' training here, with its optimizer."""
-    return build(family.recipe(), Path(folder().name) / f"ours-{FAMILIES.index(family)}", progress=False)[1]
+    return trained(family.recipe(), Path(folder().name) / f"ours-{FAMILIES.index(family)}")[1]
 
 
 def table() -> str:
