@@ -111,7 +111,7 @@ def structure_onset(
     with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences is no onset
         value, against = ((counts @ t.values["correct"].T) / (counts @ t.values["arcs"].T) for t in tables)
     name = "structure beyond position" if control == "offset" else "structure"
-    return _onset(name, steps, value, against, f"the {control} control", k, margin)
+    return _onset(_Curves(name, steps, value, against, f"the {control} control", against), k, margin)
 
 
 def capabilities_onset(
@@ -158,24 +158,28 @@ def capabilities_onset(
         value += counts @ right.T / units / len(tables)
         exchanged += counts @ np.where(flipped, 1 - right, right).T / units / len(tables)
     level = np.full_like(value, chance)
-    return _onset("capabilities", steps, value, level, "chance", k, margin, moving=exchanged)
+    return _onset(_Curves("capabilities", steps, value, level, "chance", exchanged), k, margin)
 
 
-def _onset(
-    name: str,
-    steps: Int[np.ndarray, " steps"],
-    value: Float[np.ndarray, "resamples steps"],
-    level: Float[np.ndarray, "resamples steps"],
-    against: str,
-    k: int,
-    margin: float,
-    moving: Float[np.ndarray, "resamples steps"] | None = None,
-) -> Onset:
-    """Both rules on every row; row 0 is the data themselves, the others are resamples of them."""
+@dataclass(frozen=True)
+class _Curves:
+    """What an onset is read off. Row 0 of each array is the data themselves, the others are resamples of them."""
+
+    name: str
+    steps: Int[np.ndarray, " steps"]
+    value: Float[np.ndarray, "resamples steps"]
+    level: Float[np.ndarray, "resamples steps"]  # which the value must exceed
+    against: str  # what the level is called
+    control: Float[np.ndarray, "resamples steps"]  # which may not rise with the value
+
+
+def _onset(curves: _Curves, k: int, margin: float) -> Onset:
+    """Both rules on every row, and whether the first checkpoint may be taken for an untrained model."""
+    steps, against = curves.steps, curves.against
     if len(steps) < k + 1:
-        return _none(name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start")
-    onset = _dated(name, steps, value, level, against, k, margin, level if moving is None else moving)
-    above = float(value[0, 0] - level[0, 0])
+        return _none(curves.name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start")
+    onset = _dated(curves, k, margin)
+    above = float(curves.value[0, 0] - curves.level[0, 0])
     if steps[0] == 0 or not above > margin:
         return onset
     start = (
@@ -183,26 +187,18 @@ def _onset(
     )
     if onset.step is not None:
         reason = f"{start} model cannot be compared; it rises further above it from step {onset.step:,} on"
-        return replace(_none(name, reason, share=onset.share), at_or_before=onset.step)
+        return replace(_none(curves.name, reason, share=onset.share), at_or_before=onset.step)
     return _none(
-        name,
+        curves.name,
         f"{start} model may be as far above; if there was an onset, it came at or before that step",
         share=onset.share,
     )
 
 
-def _dated(
-    name: str,
-    steps: Int[np.ndarray, " steps"],
-    value: Float[np.ndarray, "resamples steps"],
-    level: Float[np.ndarray, "resamples steps"],
-    against: str,
-    k: int,
-    margin: float,
-    control: Float[np.ndarray, "resamples steps"],
-) -> Onset:
+def _dated(curves: _Curves, k: int, margin: float) -> Onset:
     """Both rules, with the first checkpoint taken for an untrained model."""
-    gap = value - level
+    name, steps, against = curves.name, curves.steps, curves.against
+    gap = curves.value - curves.level
     untrained = np.maximum(gap[:, :1], 0)
     crossed, first = first_run(gap - untrained > margin, k)
     share = float(crossed[1:].mean()) if len(crossed) > 1 else float(crossed[0])
@@ -217,7 +213,7 @@ def _dated(
     step = int(steps[first[0]])
     before, after = np.searchsorted(steps, step / 2, "right") - 1, np.searchsorted(steps, step * 2)
     ends = [max(before, 0), min(after, len(steps) - 1)]
-    gained, control_gained = (float(np.diff(curve[0, ends])[0]) for curve in (value, control))
+    gained, control_gained = (float(np.diff(curve[0, ends])[0]) for curve in (curves.value, curves.control))
     gains = f"from step {steps[ends[0]]:,} to {steps[ends[1]]:,} the value gains {gained:.2f}"
     gains += f", the control {control_gained:.2f}"
     if control_gained > max(margin, gained / 2):
@@ -225,7 +221,7 @@ def _dated(
     low, high = _interval(steps, np.where(crossed, first, len(steps))[1:])
     if low is not None:  # the crossing lies after the checkpoint before: no interval is finer than the checkpoints
         low = int(steps[int(np.searchsorted(steps, low)) - 1])
-    bend, bend_low, bend_high = _acceleration(steps, value)
+    bend, bend_low, bend_high = _acceleration(steps, curves.value)
     reason = f"{enough} from step {step:,} on, {k} checkpoints running; {gains}"
     return Onset(name, step, low, high, bend, bend_low, bend_high, None, reason, share)
 
