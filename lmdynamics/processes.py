@@ -1,4 +1,4 @@
-"""Processes beside the one a person sits at: deaf to its Ctrl-C, and one of low priority for what need not be soon."""
+"""Worker processes: they ignore the parent's Ctrl-C, and one of them has low priority for work that can wait."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read as torch and nump
 
 
 def cores_here() -> int:
-    """How many cores this process may use: all, unless whoever started several of its kind has divided them."""
+    """How many cores this process may use: all, unless its parent has divided them among several."""
     return int(os.environ.get(CORES) or os.cpu_count() or 1)
 
 
@@ -46,7 +46,7 @@ def without_interrupts() -> Iterator[None]:
 def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
     """`work(job)` of each job, in order: by some processes with a thread each, or here where one worker is enough.
 
-    The processes are deaf to Ctrl-C and end with whoever started them, however that ends.
+    The processes ignore Ctrl-C and end when their parent ends, even if it is killed.
     """
     if workers == 1:
         yield from map(work, jobs)
@@ -75,7 +75,7 @@ def threads_each(number: int) -> Iterator[None]:
 
 @contextmanager
 def aside() -> Iterator[ProcessPoolExecutor]:
-    """An executor of one process of low priority, which ends with whoever started it, however that ends.
+    """An executor of one process of low priority, which ends when its parent ends, even if that is killed.
 
     For measuring while a run is trained on the same machine. A thread of low priority would not do: while it waits for
     its turn it may hold the interpreter's lock. Ctrl-C keeps away from the process, and from the calling thread.
@@ -93,7 +93,7 @@ def _begin_aside() -> None:
 
 
 def _end_with_parent() -> None:
-    """Watch whoever started this process: nothing else would end it, for it holds both ends of the pipe it waits at."""
+    """Watch the parent process: nothing else would end it, for it holds both ends of the pipe it waits at."""
 
     def watch() -> None:
         parent_process().join()

@@ -65,7 +65,7 @@ def _in_notebook() -> bool:
 
 
 def say(line: str) -> None:
-    """To whoever waits: on standard error, so that what a program reads stays clean."""
+    """Print a line to standard error: standard output is for what programs read."""
     print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
 
 

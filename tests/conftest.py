@@ -1,4 +1,4 @@
-"""What every test may use: real data if there is any, a house of its own, tiny models."""
+"""What every test may use: real data if there is any, a data folder of its own, tiny models."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def home(tmp_path_factory, monkeypatch, request) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_series(tmp_path_factory, worker_id) -> tuple[subprocess.CompletedProcess, Path, Path]:
-    """The whole series at profile smoke in one batch, all of it made anew: its result, folder, and the house it made.
+    """The whole series at profile smoke in one batch, all of it made anew: its result, folder, and its data folder.
 
     Made once for all of a test run's processes. Without real corpora, because pages show more where there are some.
     """

@@ -1,4 +1,4 @@
-"""The project's own files: they agree with each other and keep the house's rules."""
+"""The project's own files: they agree with each other and keep its rules."""
 
 import ast
 import re

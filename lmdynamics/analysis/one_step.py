@@ -22,10 +22,10 @@ BOUNDED = ("interference", "magnitude", "mean_change", "first_order_interference
 
 def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "direction")) -> pl.DataFrame:
     """A row for each batch: *by, batch, interference, magnitude, mean_change (nats per token), those of the changes
-    foretold by first order (first_order_interference), slope and correlation of measured on foretold change, tokens.
+    predicted by first order (first_order_interference), slope and correlation of measured on predicted change, tokens.
 
     `changes`: of `OneStep` (batch, row, change, first_order, ...). Null where it is undefined: interference where
-    nothing changes, slope and correlation where all changes foretold are alike.
+    nothing changes, slope and correlation where all predicted changes are alike.
 
     Raises
     ------
@@ -37,8 +37,8 @@ def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "dir
     sums = changes.group_by([*by, "batch"], maintain_order=True).agg(
         net=y.sum(),
         size=y.abs().sum(),
-        foretold_net=x.sum(),
-        foretold_size=x.abs().sum(),
+        predicted_net=x.sum(),
+        predicted_size=x.abs().sum(),
         xx=(x - x.mean()).pow(2).sum(),
         yy=(y - y.mean()).pow(2).sum(),
         xy=((x - x.mean()) * (y - y.mean())).sum(),
@@ -49,7 +49,7 @@ def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "dir
         "interference": interference(s["net"], s["size"]),
         "magnitude": s["size"] / s["tokens"],
         "mean_change": s["net"] / s["tokens"],
-        "first_order_interference": interference(s["foretold_net"], s["foretold_size"]),
+        "first_order_interference": interference(s["predicted_net"], s["predicted_size"]),
         "slope": ratio(s["xy"], s["xx"]),
         "correlation": ratio(s["xy"], np.sqrt(s["xx"] * s["yy"])),
     }

@@ -58,7 +58,7 @@ class Onset:
         interval = ", no interval" if self.low is None else f" [{self.low:,}, {self.high:,}]"
         return f"{self.name} onset at step {self.step:,}{interval}"
 
-    def story(self) -> str:
+    def describe(self) -> str:
         """The onset, what it rests on, and where the curve bends most: some lines to print, or one if there is none."""
         if self.step is None:
             return str(self)

@@ -67,7 +67,7 @@ class Speedup:
             return f"speed-up {self.value:.2f}"
         return f"speed-up {self.value:.2f} [{'open' if self.low is None else format(self.low, '.2f')}, {self.high:.2f}]"
 
-    def story(self) -> str:
+    def describe(self) -> str:
         """The speed-up and what it rests on: some lines to print."""
         said = str(self) if self.value is None else f"{self}\n  {self.reason}"
         return said.replace(": never", "\n  never").replace("; ", ";\n  ")

@@ -1,4 +1,4 @@
-"""The process that executes one notebook with papermill, and ends with whoever started it.
+"""The process that executes one notebook with papermill, and ends when its parent ends.
 
 `batch.execute` starts it, hands it the job as one line on standard input, and reads one JSON line per event from a
 pipe. Standard input stays open: its end means that nobody waits any more, killed perhaps, and kernel and process go.

@@ -44,7 +44,7 @@ class Options:
     retry: int = 0
     timeout: float | None = None
     force: bool = False
-    fresh: bool = False  # train and measure anew, in a house of its own for each version of the code
+    fresh: bool = False  # train and measure anew, in a separate data folder for each version of the code
     dry_run: bool = False
 
 

@@ -60,13 +60,13 @@ class OneStep(Measurement):
             texts = {"stepped": stepped, "held out": held_out}
             before = {split: step.losses(text) for split, text in texts.items()}
             for direction, moved in directions.items():
-                foretold = {split: step.along(moved, text) for split, text in texts.items()}
+                predicted = {split: step.along(moved, text) for split, text in texts.items()}
                 with step.taken(moved):
                     after = {split: step.losses(text) for split, text in texts.items()}
                 for split, text in texts.items():
                     place = {"batch": b, "split": split, "direction": direction}
                     numbers = {
-                        "loss": before[split], "change": after[split] - before[split], "first_order": foretold[split]
+                        "loss": before[split], "change": after[split] - before[split], "first_order": predicted[split]
                     }  # fmt: skip
                     frames.append(
                         text.tokens.select(

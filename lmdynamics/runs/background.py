@@ -1,6 +1,6 @@
 """Training in a process of its own, which a notebook starts, watches, pauses and goes on with.
 
-The process hears through a pipe what is wanted; at the pipe's end, when whoever started it has stopped or was killed,
+The process hears through a pipe what is wanted; at the pipe's end, when its parent has stopped or was killed,
 it saves where it is and ends. What it has done is read from the run's folder: `log.parquet`, written when it saves, and
 `live.csv`, the rows since then. So any number of readers, in other processes too, can look on.
 """

@@ -22,7 +22,7 @@ CALLED = re.compile(r"(?i)check-?point|ckpt|step|iter|epoch|best|last|latest|fin
 OTHERS = {
     "*_model_states.pt": (
         "DeepSpeed shards",
-        "make weights of them with the script that DeepSpeed puts beside them, if you trust whoever made them (it "
+        "make weights of them with the script that DeepSpeed puts beside them, if you trust their authors (it "
         "unpickles): `python zero_to_fp32.py . OUT -t {name} --safe_serialization`; then add config.json and the "
         "tokenizer",
     ),

@@ -275,11 +275,11 @@ def test_the_window_of_a_rise_is_its_steep_part():
 
 
 def test_the_story_names_interval_reason_and_bend():
-    told = onset("structure", 1000, 900, 1100).story()
+    told = onset("structure", 1000, 900, 1100).describe()
     assert (
         told == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
     )
-    assert structure(0.2).story().startswith("structure: no onset (never more than 0.1 above the shuffled control")
+    assert structure(0.2).describe().startswith("structure: no onset (never more than 0.1 above the shuffled control")
 
 
 def test_the_order_is_told_by_both_controls_of_structure():

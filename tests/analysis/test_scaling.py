@@ -1,4 +1,4 @@
-"""Fits against size: exponents, whose gain is whose, and what could have been foretold."""
+"""Fits against size: exponents, whose gain is whose, and what could have been predicted."""
 
 import numpy as np
 import polars as pl
@@ -174,7 +174,7 @@ def test_sizes_that_lack_a_number_are_refused():
     assert len(split_gains(published)) == 4 * 5
 
 
-# foretold -----------------------------------------------------------------------------------------------------------
+# predicted ----------------------------------------------------------------------------------------------------------
 
 
 def curve(loss, steps, name="a") -> pl.DataFrame:

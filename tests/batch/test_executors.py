@@ -231,7 +231,7 @@ def dask_cluster(folder: Path, workers: int = 3):
 def test_a_dask_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker(notebook, tmp_path):
     tell = 'import os\nPath(output_dir, "home.txt").write_text(os.environ["LMDYNAMICS_HOME"])'
     slow = write_notebook(tmp_path / "slow.ipynb", "import time\ntime.sleep(4)", RECORDING, tell)
-    out, environment = tmp_path / "out", os.environ | {"LMDYNAMICS_HOME": str(tmp_path / "house")}
+    out, environment = tmp_path / "out", os.environ | {"LMDYNAMICS_HOME": str(tmp_path / "home")}
     with dask_cluster(tmp_path) as (address, workers):
         command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(slow), "--grid", GRID[0], "--out", str(out)]
         command += ["--executor", f"dask://{address}"]
@@ -243,7 +243,7 @@ def test_a_dask_cluster_gives_the_same_records_and_survives_the_loss_of_a_worker
         printed = running.communicate(timeout=120)[0]
     assert running.returncode == 0, printed
     assert doubled(out) == {name.replace("one", "slow"): value for name, value in WANTED.items()}
-    assert {path.read_text() for path in out.glob("*/home.txt")} == {str(tmp_path / "house")}
+    assert {path.read_text() for path in out.glob("*/home.txt")} == {str(tmp_path / "home")}
     assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
 
 

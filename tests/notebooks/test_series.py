@@ -135,14 +135,14 @@ def test_the_records_are_the_accepted_ones(series, tmp_path):
 @pytest.mark.parametrize("name", ["00_start_here", "02_sas_emergence"])
 def test_marked_cells_print_the_same_again(smoke_series, tmp_path, name):
     """nbval runs the executed page once more, on runs and traces that are there, and compares the marked cells."""
-    _, out, house = smoke_series
+    _, out, home = smoke_series
     executed = (out / name / f"{name}.ipynb").read_text("utf-8")
     assert executed.count("# NBVAL_CHECK_OUTPUT") >= 2
     assert executed.count(str(out / name)) >= 1
     page = tmp_path / f"{name}.ipynb"
     page.write_text(executed.replace(str(out / name), str(tmp_path / "again")), "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
-    environment = os.environ | {"LMDYNAMICS_HOME": str(house), "OMP_NUM_THREADS": "1", "LMDYNAMICS_BATCH": "1"}
+    environment = os.environ | {"LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1", "LMDYNAMICS_BATCH": "1"}
     done = subprocess.run([*command, page], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert read_records(tmp_path / "again") == read_records(out / name)

@@ -4,7 +4,7 @@
 
 By hand, and hours on two cores; tests hold the same at a small size. `plain` is left alone; of `killed` the batch
 itself is killed five times at random and begun again; a worker of `dask`'s three is killed midway; `slurm-local` is
-submitit's executor without SLURM. `plain` and `killed` train everything, each in a house of its own; the others go on
+submitit's executor without SLURM. `plain` and `killed` train everything, each in its own data folder; the others go on
 from plain's runs and measurements. In the end all must have the records of `plain`, and no item may have ended twice.
 """
 
@@ -35,37 +35,37 @@ BETWEEN = (120, 420)  # seconds from one kill to the next
 KILLS = 5
 
 
-def begin(folder: Path, way: str, house: str, options: Sequence[str]) -> subprocess.Popen:
+def begin(folder: Path, way: str, home: str, options: Sequence[str]) -> subprocess.Popen:
     """A batch in a process of its own; what it prints is added to a log beside its folder."""
     (folder / "plan.toml").write_text(PLAN)
     command = [sys.executable, "-m", "lmdynamics.cli", "batch", "--plan", folder / "plan.toml", "--out", folder / way]
     environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
-    environment["LMDYNAMICS_HOME"] = str(folder / house)
+    environment["LMDYNAMICS_HOME"] = str(folder / home)
     with (folder / f"{way}.log").open("a") as log:
         return subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
 
 
 def plain(folder: Path) -> int:
-    return begin(folder, "plain", "house", ["--workers", "2"]).wait()
+    return begin(folder, "plain", "home", ["--workers", "2"]).wait()
 
 
 def killed(folder: Path) -> int:
     chance = random.Random()
     for kill in range(1, KILLS + 1):
-        running, wait = begin(folder, "killed", "house-killed", ["--workers", "2"]), chance.uniform(*BETWEEN)
+        running, wait = begin(folder, "killed", "home-killed", ["--workers", "2"]), chance.uniform(*BETWEEN)
         time.sleep(wait)
         below = psutil.Process(running.pid).children(recursive=True)
         running.kill()
         running.wait()
         _, alive = psutil.wait_procs(below, timeout=60)
         print(f"kill {kill} after {wait:.0f} s: {len(below)} processes below, {len(alive)} of them left", flush=True)
-    return begin(folder, "killed", "house-killed", ["--workers", "2"]).wait()
+    return begin(folder, "killed", "home-killed", ["--workers", "2"]).wait()
 
 
 def dask(folder: Path) -> int:
     """The worker is killed when a third of the items have come to their end."""
     with dask_cluster(folder, workers=3) as (address, workers):
-        running = begin(folder, "dask", "house", ["--executor", f"dask://{address}"])
+        running = begin(folder, "dask", "home", ["--executor", f"dask://{address}"])
         while running.poll() is None and len(ends(folder / "dask")) < 14:
             time.sleep(1)
         workers[0].kill()
@@ -74,7 +74,7 @@ def dask(folder: Path) -> int:
 
 
 def slurm_local(folder: Path) -> int:
-    return begin(folder, "slurm-local", "house", ["--executor", "slurm-local", "--workers", "2"]).wait()
+    return begin(folder, "slurm-local", "home", ["--executor", "slurm-local", "--workers", "2"]).wait()
 
 
 WAYS = {"plain": plain, "killed": killed, "dask": dask, "slurm-local": slurm_local}
