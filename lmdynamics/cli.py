@@ -59,7 +59,7 @@ def branch(
 def sweep(
     plan: Annotated[str, typer.Argument(help="A plan by name (masking, syntax, release, …) or a TOML file.")],
     profile: Annotated[str, typer.Option(help="smoke (seconds), default (a laptop) or full (a GPU).")] = "default",
-    seeds: Annotated[str, typer.Option(help="Seeds, parted by commas.")] = "0",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
     only: Annotated[list[str] | None, typer.Option(help="One of the plan's conditions; may be repeated.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one per GPU or core.")] = None,
@@ -71,7 +71,7 @@ def sweep(
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
-        raise UserError(f"--seeds {seeds!r}: give whole numbers parted by commas, such as 0,1,2") from None
+        raise UserError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
     with _stopped_by_ctrl_c():
         made = sweep(plan, profile, numbers, set_ or [], only=only, workers=workers, device=device)
     for condition, seed, run, error in made.iter_rows():
@@ -84,7 +84,9 @@ def sweep(
 @app.command()
 def fit(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="A table, a training log, events, or a run.")],
-    group: Annotated[str | None, typer.Option(help="Column (or several, parted by commas) that names a curve.")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column (or several, separated by commas) that names a curve.")
+    ] = None,
     step: Annotated[str | None, typer.Option(help="Column of steps; guessed, and said, by default.")] = None,
     loss: Annotated[str | None, typer.Option(help="Column of losses, or a pattern: eval/*/loss. Else guessed.")] = None,
     smoothing: Annotated[str, typer.Option(help="none, log-average (as published) or log-median.")] = "none",

@@ -1,7 +1,7 @@
 """Minimal pairs: two sentences that differ in one grammatical point, one of them right.
 
 BLiMP (Warstadt et al. 2020): 67 paradigms of 1,000 pairs, ordinary spelling. Zorro (Huebner et al. 2021): 23
-paradigms of 2,000 pairs over a child's vocabulary, words and punctuation parted by spaces.
+paradigms of 2,000 pairs over a child's vocabulary, words and punctuation separated by spaces.
 """
 
 import hashlib

@@ -47,7 +47,7 @@ class Controls:
         wide = {"style": style, "layout": widgets.Layout(width="720px")}
         self.sentence = widgets.Dropdown(options=self._sentences(), value=now.words, description="sentence", **wide)
         self.text = widgets.Text(
-            placeholder="a sentence of your own, words and punctuation parted by spaces, then press Enter",
+            placeholder="a sentence of your own, words and punctuation separated by spaces, then press Enter",
             description="or", continuous_update=False, style=style, layout=widgets.Layout(width="720px"),
         )  # fmt: skip
         self.status, self.computing = widgets.HTML(), Computing()

@@ -1,8 +1,8 @@
-"""Branch a run: go on from one of its checkpoints under a changed recipe.
+"""Branch a run: continue training from one of its checkpoints under a changed recipe.
 
 Weights and optimizer state come from the checkpoint; data order, masks and dropout are functions of seed and step. So
-a branch without changes repeats its parent bit for bit on the same device, and whatever else a branch does differently
-is the change's doing. A branch is a run of its own, in a folder of its own, which begins at the step it left.
+a branch without changes repeats its parent bit for bit on the same device, and any difference is caused by the change.
+A branch is a run in a folder of its own, which begins at the step it left.
 """
 
 import shutil

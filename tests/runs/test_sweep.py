@@ -130,7 +130,7 @@ def test_bad_plans_are_one_clear_line(tmp_path, never, text, message):
 def test_bad_calls_are_one_clear_line(call, never, tmp_path):
     assert refused(call("sweep", "maskin"), "no plan 'maskin'", "did you mean 'masking'")
     assert refused(call("sweep", "masking", "--only", "constant"), "no condition 'constant'", "did you mean 'constant")
-    assert refused(call("sweep", "masking", "--seeds", "0;1"), "--seeds '0;1': give whole numbers parted by commas")
+    assert refused(call("sweep", "masking", "--seeds", "0;1"), "--seeds '0;1': give whole numbers separated by commas")
     assert refused(call("sweep", "masking", "--seeds", "0,0"), "are the same run")
     assert refused(call("sweep", "masking", "--seeds=-1"), "seed is -1")
     assert refused(call("sweep", "masking", "--profile", "huge"), "no profile 'huge'")
