@@ -47,7 +47,8 @@ def ladder_runs(
 
     `plan`: a sweep's, whose runs are trained where they are not there yet; or addresses of published suites
     (`hf://OWNER/NAME?steps=log:20`), separated by spaces, to which profile, seeds and changes do not apply.
-    `options`: of `sweep`."""
+    `options`: of `sweep`.
+    """
     if not plan.startswith(SUITE):
         return sweep(plan, profile, seeds, changes, **options)
     rows = [(open_run(address).name, 0, address, None) for address in plan.split()]
