@@ -74,7 +74,9 @@ def open_table(where: str | Path | pl.DataFrame, wanted: Callable[[str], bool]) 
 def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
     if state := trainer_state_file(folder):
         own = state.parent == folder
-        return replace(_trainer_state(state), notes=() if own else (f"Read from {state.relative_to(folder)}.",))
+        return replace(
+            _trainer_state(state, _text(state)), notes=() if own else (f"Read from {state.relative_to(folder)}.",)
+        )
     versions = sorted(folder.glob("**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
     if versions and not event_files(folder):
         where = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
@@ -138,10 +140,10 @@ def _header_separator(file: _File) -> str:
     return max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)
 
 
-# what a file is, by what it holds and not by its name: the first that holds reads it
+# of each format: whether a file is of it, by what the file holds, and what reads it; tried in this order
 FORMATS: tuple[tuple[Callable[[_File], Any], Callable[[_File], Table]], ...] = (
     (_is_parquet, lambda file: file.table(_parquet(file.path))),
-    (_is_one_json, lambda file: _trainer_state(file.path)),
+    (_is_one_json, lambda file: _trainer_state(file.path, file.text)),
     (_is_json_lines, lambda file: file.table(*_json_lines(file.path, file.text))),
     (lambda file: file.separator, lambda file: file.table(_separated(file.path, file.text, file.separator))),
     (lambda file: file.steps, lambda file: file.table(_frame(file.steps), True)),
@@ -160,8 +162,8 @@ def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
     name = Path(path.name.removesuffix(".gz"))
     file = _File(path, name.suffix.lower(), name.stem)
-    for holds, read in FORMATS:
-        if holds(file):
+    for is_of_it, read in FORMATS:
+        if is_of_it(file):
             return read(file)
     raise UserError(f"{path} holds no table and no lines with a step and a loss; give {KNOWN}")
 
@@ -237,8 +239,8 @@ def _parquet(path: Path) -> pl.DataFrame:
         raise UserError(f"{path} is no Parquet file, or damaged ({_first_line(error)}); copy it anew") from None
 
 
-def _trainer_state(path: Path) -> Table:
-    records = trainer_history(_text(path), path)
+def _trainer_state(path: Path, text: str) -> Table:
+    records = trainer_history(text, path)
     folder = path.absolute().parent
     name = (folder.parent if _checkpoint(folder) else folder).name if path.name == TRAINER_STATE else path.stem
     return Table(_frame(records), name, str(path), sparse=True)

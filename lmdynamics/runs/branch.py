@@ -44,9 +44,7 @@ def branched_recipe(
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a branch, and what differs from its parent's; raises as `branch` does."""
     if run.recipe is None:
-        raise UserError(
-            f"{run.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
-        )
+        raise run.trained_elsewhere()
     checkpoint = run[step]
     if not checkpoint.has_optimizer_state:
         kept = [s for s in run.steps if run[s].has_optimizer_state]

@@ -230,8 +230,14 @@ class Run:
         return self.facts.get("parent")
 
     def branch(self, step: int, **options: Any) -> "Run":
-        """Runs that were trained here go on under another recipe: see `TrainedRun.branch`."""
-        raise UserError(
+        """Continue training under a changed recipe: see `TrainedRun.branch`, which `open_run` gives."""
+        if self.recipe:
+            raise UserError(f"{self.name} is branched as lmd.open_run gives it: lmd.open_run({str(self.folder)!r})")
+        raise self.trained_elsewhere()
+
+    def trained_elsewhere(self) -> UserError:
+        """Why a run without a recipe cannot be branched."""
+        return UserError(
             f"{self.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
         )
 

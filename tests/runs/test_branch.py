@@ -288,6 +288,11 @@ def test_without_optimizer_state_the_nearest_steps_with_one_are_named(parent):
         run.branch(4)
 
 
+def test_a_run_that_was_not_opened_says_how_it_is_branched(parent):
+    with pytest.raises(UserError, match=r"is branched as lmd\.open_run gives it: lmd\.open_run\("):
+        Run(parent().folder).branch(4)
+
+
 def test_a_folder_trained_elsewhere_cannot_be_branched(parent, tmp_path):
     shutil.copytree(parent()[12].folder, tmp_path / "foreign" / "checkpoint-12")
     with pytest.raises(UserError, match="foreign was trained elsewhere.* cannot be branched") as error:
