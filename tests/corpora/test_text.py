@@ -3,6 +3,7 @@
 import errno
 import json
 import multiprocessing
+import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, pairwise
@@ -263,8 +264,9 @@ class TestBuilding:
             raise error
 
         monkeypatch.setattr(text_module, "write_array", full)
-        assert "no space left on" in refusal(build_text_corpus, texts, tmp_path / "made", **small)
-        assert not list((tmp_path / "made").glob("*.building"))
+        said = refusal(build_text_corpus, texts, tmp_path / "made", **small)
+        assert re.match(r"could not save .*: no space left on (the disk|device)\. .* free some space and run", said)
+        assert [path.suffix for path in (tmp_path / "made").iterdir()] == [".lock"]
 
     def test_bad_texts_and_options_are_refused_and_leave_nothing(self, texts, tmp_path, small):
         made = tmp_path / "made"

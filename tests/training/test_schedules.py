@@ -224,12 +224,13 @@ def shares_are_right(ids, corrupted, selected, rate: float, padded, loss_share: 
         assert within(found.sum(), k, share)
 
 
+@pytest.mark.parametrize("pad_id", [0, 7])  # padding by a special token, and by one that is also an ordinary one
 @pytest.mark.parametrize(("rate", "loss_share"), [(0.15, 1.0), (0.4, 1.0), (0.3, 0.5), (0.9, 1.0)])
-def test_masks_have_the_shares_asked_for(rate, loss_share):
+def test_masks_have_the_shares_asked_for(rate, loss_share, pad_id):
     from lmdynamics.training.batches import pad
 
-    ids, padded = pad(ragged(18_000), 0)
-    corrupted, selected = MASKER(ids, rate, torch.Generator().manual_seed(1), loss_share)
+    ids, padded = pad(ragged(18_000), pad_id)
+    corrupted, selected = MASKER(ids, rate, torch.Generator().manual_seed(1), loss_share, padded)
     shares_are_right(ids, corrupted, selected, rate, padded, loss_share)
 
 
