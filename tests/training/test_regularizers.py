@@ -202,7 +202,7 @@ def test_bad_settings_are_one_clear_line(overrides, message):
 
 
 def test_text_without_trees_says_what_to_do():
-    with pytest.raises(UserError, match="set regularizer.trees to a treebank .*"):
+    with pytest.raises(UserError, match=r"set regularizer.trees to a treebank \(a name or a CoNLL-U file\)"):
         load_recipe("english-mlm", overrides={"stages": 1.0})
 
 
