@@ -60,7 +60,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
         times = f"hand_rsle / {least!r}"
         shown = alt.ExprRef(
             f"'A break at step ' + format(hand_step, ',.0f') + ' leaves ' + format({times}, {times} < 1.095 ? '.2f' : "
-            f"'.1f') + ' times the least error drawn here, at {best_step:,.0f}'"
+            f"'.1f') + ' times the least error, at {best_step:,.0f}'"
         )
     said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}"
     if chosen_step is not None:

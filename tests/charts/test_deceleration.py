@@ -161,7 +161,7 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
     assert values == {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
     svg = charts.to_svg(chart)
     assert f"A break at step {row['step_at_break']:,.0f} leaves" in svg
-    assert f"times the least error drawn here, at {best:,.0f}" in svg
+    assert f"times the least error, at {best:,.0f}" in svg
     plain = charts.break_profile(profile(), best).to_dict()
     assert plain["title"]["text"] == f"The error is least with the break at step {best:,.0f}"
     assert "params" not in plain
