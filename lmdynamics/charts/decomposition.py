@@ -8,6 +8,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import count
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import TEXT, log_ticks, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
@@ -72,18 +73,11 @@ def panels(
         number = ".4f" if name == "interference" else ".4~g"
         tips = [f"{key}:N", "step:Q", *(alt.Tooltip(f"{c}:Q", format=number) for c in ("value", "low", "high"))]
         low, high = y["scale"]["domain"]
-        reach = data.drop_nulls(["low", "high"]).with_columns(pl.col("low", "high").clip(low, high))
         base = alt.Chart(data).encode(x, y, colour, detail=f"{key}:N")
         layers = _upright(breaks, x, colour, labels=index == 0) if breaks is not None else []
-        if len(reach):
-            ends = y.copy()
-            ends["shorthand"] = "low:Q"
-            layers.append(
-                alt.Chart(reach)
-                .mark_area(opacity=0.18 if dashes is None else 0.1)
-                .encode(x, ends, alt.Y2("high:Q"), colour, detail=f"{key}:N")
-            )
-        layers.append(base.mark_line(strokeWidth=2).encode(*_dash(field, dashes, colour["legend"])))
+        shown, dash = data.with_columns(pl.col("low", "high").clip(low, high)), _dash(field, dashes, colour["legend"])
+        opacity = 0.18 if dashes is None else 0.1
+        layers += line_layers(shown, x, y, colour, opacity=opacity, dash=dash, detail=f"{key}:N")
         for rose in sorted(data["rose"].unique()):
             dots = base.mark_point(size=26, filled=not rose, opacity=1, strokeWidth=1.5).encode(tooltip=tips)
             layers.append(dots.transform_filter(f"datum.rose == {str(rose).lower()}"))
@@ -91,11 +85,11 @@ def panels(
     return made
 
 
-def _dash(key: str, dashes: Mapping[str, Sequence[int]] | None, legend: alt.Legend | None) -> list[alt.StrokeDash]:
+def _dash(key: str, dashes: Mapping[str, Sequence[int]] | None, legend: alt.Legend | None) -> alt.StrokeDash | None:
     if not dashes or len({tuple(each) for each in dashes.values()}) == 1:
-        return []
+        return None
     scale = alt.Scale(domain=list(dashes), range=[list(each) for each in dashes.values()])
-    return [alt.StrokeDash(field=key, type="nominal", title=None, scale=scale, legend=legend)]
+    return alt.StrokeDash(field=key, type="nominal", title=None, scale=scale, legend=legend)
 
 
 def colour_by(field: str, colours: Mapping[str, str], columns: int = 6) -> alt.Color:

@@ -14,7 +14,8 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.cursor import by_step, clickable, upright
 from lmdynamics.charts.decomposition import colour_by
-from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, lines, log_ticks, ramp, step_axis
+from lmdynamics.charts.lines import levels, line_layers, placed
+from lmdynamics.charts.theme import WIDTH, figure, lines, log_ticks, ramp, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
 
@@ -58,25 +59,15 @@ def dissent_over_training(
         colour = colour_by("group", colours, columns=5)
         y = y.copy()
         y["title"] = "dissent (cosine of attraction and repulsion)" if index % 2 == 0 else None
-        ends = y.copy()
-        ends["shorthand"] = "low:Q"
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("dissent", "low", "high"))]
-        layers = _levels(published or {}, y, label=index % 2 == 1 or index == len(curves) - 1)
-        if len(reach := data.drop_nulls(["low", "high"])):
-            reach = reach.with_columns(pl.col("low", "high").clip(-1, 1))
-            layers.append(alt.Chart(reach).mark_area(opacity=0.18).encode(x, ends, alt.Y2("high:Q"), colour))
-        base = alt.Chart(data).encode(x, y, colour)
-        layers += [
-            base.mark_line(strokeWidth=2),
-            base.mark_point(size=20, filled=True, opacity=1).encode(tooltip=tips),
-        ]
+        labels = index % 2 == 1 or index == len(curves) - 1
+        layers = levels(published or {}, y, right=True, labels=labels, dash=[2, 4], apart=0.1)
+        data = data.with_columns(pl.col("low", "high").clip(-1, 1))
+        layers += line_layers(data, x, y, colour, tips, opacity=0.18, points=20)
         if control and len(other := data.filter(pl.col(CONTROL).is_finite())):
-            placed = y.copy()
-            placed["shorthand"] = f"{CONTROL}:Q"
             line = alt.Chart(other).mark_line(strokeWidth=1.4, strokeDash=[2, 3], clip=True)
-            layers.append(
-                line.encode(x, placed, colour, tooltip=["group:N", alt.Tooltip(f"{CONTROL}:Q", format="+.3f")])
-            )
+            told = ["group:N", alt.Tooltip(f"{CONTROL}:Q", format="+.3f")]
+            layers.append(line.encode(x, placed(y, CONTROL), colour, tooltip=told))
         if cursor is not None:
             here, told = by_step(data, "group", "dissent", "+.3f")
             layers += [upright(cursor, x), clickable(here, x, told, panel=index)]
@@ -118,11 +109,7 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
             colour["legend"] = colour["legend"] if last and curve == curves[0] else None
             x = step_axis(steps, "training step (log scale)" if last else None, sparse=len(curves) > 2)
             tips = ["group:N", "step:Q", alt.Tooltip(f"{name}:Q", format=".3~g")]
-            base = alt.Chart(data.filter(pl.col("curve") == curve)).encode(x, y, colour)
-            layers = [
-                base.mark_line(strokeWidth=2),
-                base.mark_point(size=16, filled=True, opacity=1).encode(tooltip=tips),
-            ]
+            layers = line_layers(data.filter(pl.col("curve") == curve), x, y, colour, tips, points=16)
             titled = curves if name == next(iter(NORMS)) else [curve]
             panels.append(
                 panel(
@@ -188,20 +175,6 @@ def panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 26
 def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:
     """Two panels in a row."""
     return alt.hconcat(*panels, spacing=14) if len(panels) < 3 else alt.concat(*panels, columns=2, spacing=14)
-
-
-def _levels(levels: Mapping[str, float], y: alt.Y, label: bool) -> list[alt.Chart]:
-    if not levels:
-        return []
-    ordered = sorted(levels.items(), key=lambda level: level[1])
-    rows = pl.DataFrame({"name": [name for name, _ in ordered], "dissent": [float(value) for _, value in ordered]})
-    rules = [alt.Chart(rows).mark_rule(color=GREY, strokeDash=[2, 4], strokeWidth=1.2, opacity=0.8).encode(y)]
-    near = rows["dissent"].diff().fill_null(1.0) < 0.1  # labels that would touch: the upper one goes above its line
-    places = ((rows.filter(near), -6), (rows.filter(~near), 3 if near.any() else 0)) if label else ()
-    for part, dy in ((part, dy) for part, dy in places if len(part)):
-        text = alt.Chart(part).mark_text(color=TEXT, align="left", dx=6, dy=dy, fontSize=10)
-        rules.append(text.encode(y, text="name:N", x=alt.value("width")))
-    return rules
 
 
 def _found(rows: pl.DataFrame) -> str:

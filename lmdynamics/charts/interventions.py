@@ -27,7 +27,8 @@ from lmdynamics.charts.conditions import (
     tidy,
     tip_format,
 )
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, WIDTH, condition_colours, figure, lines, step_axis
+from lmdynamics.charts.lines import levels
+from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
 
@@ -81,8 +82,8 @@ def conditions_panels(
         y = y.axis(format=axis_format(measure, percent), tickCount=4 if len(measures) > 1 else 6)
         colour = colour_by_condition(colours)
         tips = ["condition", "step", alt.Tooltip("value", title=measure, format=tip_format(measure, percent))]
-        levels = controls.get(measure, {})
-        layers = _levels(levels, y)
+        known = controls.get(measure, {})
+        layers = levels(known, y, right=True)
         single = alt.Chart(on_step_axis(rows)).encode(axis, colour, detail="seed:N")
         if {"low", "high"} <= set(rows.columns):
             reach = single.transform_filter(
@@ -104,7 +105,7 @@ def conditions_panels(
         panels.append(alt.layer(*layers).properties(width=WIDTH, height=260 if len(measures) == 1 else 140))
         ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
         said.append(f"{measure} at the end: {span(ends, is_share(measure, percent))}")
-        told += [f"{name}: {number(level, is_share(measure, percent))}" for name, level in levels.items()]
+        told += [f"{name}: {number(level, is_share(measure, percent))}" for name, level in known.items()]
     caption = [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
@@ -251,17 +252,6 @@ def _late_starts(rows: pl.DataFrame, mean: pl.DataFrame) -> pl.DataFrame:
     """The first row of each condition that starts later than others do."""
     first = mean.group_by("condition", maintain_order=True).first()
     return first.filter(pl.col("step") > rows["step"].min()).drop_nulls("value")
-
-
-def _levels(levels: Mapping[str, float], y: alt.Y) -> list[alt.Chart]:
-    if not levels:
-        return []
-    base = alt.Chart(pl.DataFrame({"name": list(levels), "value": [float(level) for level in levels.values()]}))
-    text = base.mark_text(color=TEXT, align="left", dx=5, fontSize=11)
-    return [
-        base.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(y),
-        text.encode(y, alt.Text("name:N"), x=alt.value(WIDTH)),
-    ]
 
 
 def _told(row: dict, share: bool) -> str:

@@ -9,6 +9,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.first_order import step_tiles
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines, opposed, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
@@ -82,22 +83,15 @@ def cosine_distribution(
     upper = alt.layer(
         *bands,
         zero,
-        base.mark_line(color=BLUE, strokeWidth=2.2).encode(middle),
-        base.mark_point(color=BLUE, size=22, filled=True, opacity=1).encode(middle, tooltip=tips),
+        *line_layers(by_step, above, middle, BLUE, tips, width=2.2, points=22, ends=("", "")),
     ).properties(width=WIDTH, height=HEIGHT - 40)
     name = ["share of pairs", "below zero"]
     top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))
     share = alt.Y("negative:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False)).axis(format="%", tickCount=4)
-    under = alt.Chart(by_step).encode(below, share)
-    band = alt.Chart(bounded).mark_area(opacity=0.16, color=VERMILION)
     shown = [alt.Tooltip(f"{column}:Q", format=".1%") for column in ("negative", "low", "high")]
-    lower = alt.layer(
-        *([band.encode(below, alt.Y("low:Q", title=name), alt.Y2("high:Q"))] if len(bounded) else []),
-        under.mark_line(color=VERMILION, strokeWidth=2.2),
-        under.mark_point(color=VERMILION, size=22, filled=True, opacity=1).encode(
-            tooltip=["step:Q", *shown, "pairs:Q"]
-        ),
-    ).properties(width=WIDTH, height=90)
+    shown = ["step:Q", *shown, "pairs:Q"]
+    lower = alt.layer(*line_layers(by_step, below, share, VERMILION, shown, opacity=0.16, width=2.2, points=22))
+    lower = lower.properties(width=WIDTH, height=90)
     first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
     where = "" if part == "all" else f" in {part}"
     moved = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"

@@ -7,6 +7,7 @@ from lmdynamics.analysis.heads import head_history, told, uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, wilson
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.lines import line_layers, placed
 from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, spoken, steps_of, undated
 from lmdynamics.errors import shortened
@@ -34,7 +35,6 @@ def loss_and_uas(
     last = steps[-1] if steps else 0
     place = cursor if cursor is not None else last if step is None else step
     axes = [step_axis(steps, None), step_axis(steps, None) if best is not None else step_axis(steps)]
-    falling = alt.Chart(on_step_axis(loss)).encode(axes[0]).mark_line(color=BLUE, strokeWidth=2)
     over = []
     if cursor is not None:
         losses = on_step_axis(loss).select("x", "step", "loss")
@@ -42,25 +42,20 @@ def loss_and_uas(
         named = on_step_axis(curve).filter(pl.col("source").is_in(["attention", "shuffled", "offset"]))
         shares, tips = by_step(named, "source", "uas", ".1%")
         over.append(clickable(shares, axes[1], tips, panel=1))
+    falling = alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)
     upper = alt.layer(
         *onset_bands([onset] if onset else [], axes[0], labels=False),
-        falling.encode(alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)),
+        *line_layers(on_step_axis(loss), axes[0], falling, BLUE, ends=("", "")),
         upright(place, axes[0]),
         step_number(place, axes[0]),
         *over[:1],
     ).properties(width=WIDTH, height=110)
-    rising = alt.Chart(on_step_axis(curve)).encode(axes[1])
-    share = alt.Axis(format="%", tickCount=4)
-    shown = {"attention": BLUE, "shuffled": ORANGE, "offset": GREY}
+    y = alt.Y("uas:Q", title=["UAS (share of", "all arcs found)"], axis=alt.Axis(format="%", tickCount=4))
     layers = []
-    for source, colour in shown.items():
-        of_source = rising.transform_filter(alt.FieldEqualPredicate(field="source", equal=source))
-        y = alt.Y("uas:Q", title=["UAS (share of", "all arcs found)"], axis=share)
-        if source != "offset":
-            band = of_source.mark_area(color=colour, opacity=0.2)
-            layers.append(band.encode(alt.Y("low:Q", title=y["title"], axis=share), alt.Y2("high:Q")))
-        dash = {"attention": [1, 0], "shuffled": [2, 2], "offset": [6, 4]}[source]
-        layers.append(of_source.mark_line(color=colour, strokeWidth=2, strokeDash=dash).encode(y))
+    for source, colour, dash in (("attention", BLUE, [1, 0]), ("shuffled", ORANGE, [2, 2]), ("offset", GREY, [6, 4])):
+        of_source = on_step_axis(curve.filter(pl.col("source") == source))
+        ends = ("", "") if source == "offset" else ("low", "high")
+        layers += line_layers(of_source, axes[1], y, colour, dash=dash, ends=ends)
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
     lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
     panels, caption = [upper, lower], lines(uas_within_reach(curve), 84)
@@ -86,9 +81,9 @@ def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clic
     low, high = wilson(pl.col("accuracy"), pl.col("count"))
     head = pl.format("{}-{}", "layer", "head")
     data = on_step_axis(best).with_columns(low=low, high=high, name=head)
-    relation, share = best["relation"][0], alt.Axis(format="%", tickCount=4)
+    share = alt.Axis(format="%", tickCount=4)
     history = head_history(best).row(0, named=True)
-    base, layers = alt.Chart(data).encode(x), []
+    layers = []
     if history["appears"] is not None:
         ends = {"from": history["not_yet"], "to": history["appears"]}
         ends = pl.DataFrame(ends).with_columns(pl.all().clip(BEFORE_ONE))
@@ -96,11 +91,10 @@ def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clic
         start["shorthand"] = "from:Q"
         between = alt.Chart(ends).mark_rect(color=VERMILION, opacity=0.25)
         layers.append(between.encode(start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")))
-    y = alt.Y("accuracy:Q", title=[f"{shortened(relation, 14)}:", "its best head"], axis=share)
+    y = alt.Y("accuracy:Q", title=[f"{shortened(best['relation'][0], 14)}:", "its best head"], axis=share)
     layers += [
-        base.mark_area(color=BLUE, opacity=0.2).encode(alt.Y("low:Q", title=y["title"], axis=share), alt.Y2("high:Q")),
-        base.mark_line(color=BLUE, strokeWidth=2).encode(y),
-        base.mark_line(color=GREY, strokeWidth=2, strokeDash=[6, 4]).encode(alt.Y("offset:Q")),
+        *line_layers(data, x, y, BLUE),
+        *line_layers(data, x, placed(y, "offset"), GREY, dash=[6, 4], ends=("", "")),
         upright(place, x),
     ]
     if clicks:

@@ -7,6 +7,7 @@ from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.pair_race import leads_from
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
 from lmdynamics.errors import UserError
@@ -50,9 +51,7 @@ def pair_race(
         for layer in _line(scores.filter(pl.col("score") == score), axes[0], LEVEL, level, colour, dash)
     ]
     nought = alt.Chart(alt.Data(values=[{"value": 0}])).mark_rule(color=GREY, strokeWidth=1.2)
-    points = alt.Chart(lead).mark_point(color=TEXT, size=18, filled=True, opacity=1)
-    below = [nought.encode(alt.Y("value:Q", title=LEAD)), *_line(lead, axes[1], LEAD, zero, TEXT, [1, 0])]
-    below.append(points.encode(axes[1], alt.Y("value:Q", title=LEAD, scale=zero)))
+    below = [nought.encode(alt.Y("value:Q", title=LEAD)), *_line(lead, axes[1], LEAD, zero, TEXT, [1, 0], 18)]
     over: list[list[alt.Chart]] = [[], []]
     if cursor is not None:
         here, tips = by_step(scores, "score", "value", ".2f")
@@ -147,15 +146,12 @@ def spoken(paradigm: str) -> str:
     return ": ".join(paradigm.replace("_", " ").rsplit("-", 1))
 
 
-def _line(rows: pl.DataFrame, x: alt.X, title: list[str], scale: alt.Scale, colour: str, dash: list[int]):
-    """A score over training: its band, if it has one, and its line; points would hide the line behind."""
-    layers = []
-    if len(known := rows.drop_nulls(["low", "high"])):
-        low = alt.Y("low:Q", title=title, scale=scale)
-        layers.append(alt.Chart(known).mark_area(color=colour, opacity=0.18).encode(x, low, alt.Y2("high:Q")))
+def _line(
+    rows: pl.DataFrame, x: alt.X, title: list[str], scale: alt.Scale, colour: str, dash: list[int], points: int = 0
+) -> list[alt.Chart]:
+    """A score over training: its band, if it has one, and its line; points would hide a line behind."""
     y = alt.Y("value:Q", title=title, scale=scale).axis(tickCount=5)
-    base = alt.Chart(rows).encode(x, y)
-    return [*layers, base.mark_line(color=colour, strokeWidth=2.2, strokeDash=dash)]
+    return line_layers(rows, x, y, colour, dash=dash, width=2.2, points=points)
 
 
 def _ends(rows: pl.DataFrame) -> str:

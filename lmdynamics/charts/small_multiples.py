@@ -8,6 +8,7 @@ import polars as pl
 
 from lmdynamics.charts.conditions import axis_format, capital, findings, is_share, names_of, number, span, stacked, tidy
 from lmdynamics.charts.cursor import clickable, step_number, upright
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure, lines, step_axis
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
 
@@ -95,17 +96,13 @@ def _panel(
     layers = []
     if data["condition"].n_unique() > 1:
         layers.append(everyone.mark_line(color=GREY, strokeWidth=0.8, opacity=0.6).encode(x, y, detail="condition:N"))
-    if len(columns) > 1 and len(reached := own.drop_nulls(["low", "high"])):
-        ends = alt.Y("low:Q", title=y["title"], scale=scale, axis=axis)
-        layers.append(alt.Chart(reached).mark_area(color=BLUE, opacity=0.22).encode(x, ends, alt.Y2("high:Q")))
     line = alt.Chart(own).encode(x, y)
     at = line.transform_filter(f"datum.step == {here}")
     late = f"{here} > {middle}"  # a number stands on that side of the line where there is room
     beside = {"align": alt.ExprRef(f"{late} ? 'right' : 'left'"), "dx": alt.ExprRef(f"{late} ? -5 : 5")}
     text = alt.Text("value:Q", format=".1%" if is_share(measure, percent) else ".3~g")
     layers += [
-        line.mark_line(color=BLUE, strokeWidth=2),
-        line.mark_point(color=BLUE, size=8, filled=True, opacity=1),
+        *line_layers(own, x, y, BLUE, opacity=0.22, points=8),
         at.mark_point(color=BLUE, size=55, filled=True, opacity=1),
         at.mark_text(color=TEXT, fontSize=11, fontWeight="bold", **beside).encode(text, y=alt.value(7)),
     ]

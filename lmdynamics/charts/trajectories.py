@@ -10,6 +10,7 @@ import polars as pl
 from lmdynamics.analysis.heads import uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.lines import levels, line_layers, placed
 from lmdynamics.charts.theme import (
     BEFORE_ONE,
     BLUE,
@@ -48,32 +49,18 @@ def loss_over_training(
     colour = colour.legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
     if len(log):
         data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
-        base = alt.Chart(data).encode(axis)
-        layers += [
-            base.mark_area(opacity=0.25, color=GREY).encode(alt.Y("low:Q", title=LOSS), alt.Y2("high:Q")),
-            base.mark_line(strokeWidth=1.2).encode(y, colour, tooltip=["step", alt.Tooltip("loss", format=".3f")]),
-        ]
+        layers += line_layers(
+            data, axis, y, colour, ["step", alt.Tooltip("loss", format=".3f")], opacity=0.25, width=1.2
+        )
     if held_out is not None and len(held_out):
         need_columns(held_out, ["step", "loss", "stderr"], "held-out loss")
         spread = 2 * pl.col("stderr")
         data = on_step_axis(held_out).with_columns(
             low=pl.col("loss") - spread, high=pl.col("loss") + spread, curve=pl.lit("held out")
         )
-        base = alt.Chart(data).encode(axis)
         tips = ["step", alt.Tooltip("loss", format=".3f"), alt.Tooltip("stderr", format=".3f")]
-        layers += [
-            base.mark_area(opacity=0.3, color=BLUE).encode(alt.Y("low:Q", title=LOSS), alt.Y2("high:Q")),
-            base.mark_line(strokeWidth=2.5).encode(y, colour, tooltip=tips),
-            base.mark_point(size=16, filled=True, opacity=1).encode(y, colour, tooltip=tips),
-        ]
-    if baselines:
-        lines = alt.Chart(pl.DataFrame({"name": list(baselines), "loss": [float(b) for b in baselines.values()]}))
-        height = alt.Y("loss:Q", title=LOSS)
-        text = lines.mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)
-        layers += [
-            lines.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(height),
-            text.encode(height, alt.Text("name:N"), x=alt.value(0)),
-        ]
+        layers += line_layers(data, axis, y, colour, tips, opacity=0.3, width=2.5, points=16)
+    layers += levels(baselines or {}, y)
     chart = alt.layer(*onset_bands(onsets, axis), *layers).properties(width=WIDTH, height=HEIGHT)
     last = (held_out if held_out is not None and len(held_out) else log).drop_nulls("loss").sort("step")
     said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
@@ -159,16 +146,11 @@ def pair_accuracy_over_training(
     low = min(0.4, float(data["low"].min()))
     scale = alt.Scale(domain=[max(0.0, low), 1.0])
     base = alt.Chart(data).encode(axis)
-    right = alt.Axis(format="%", tickCount=4)
+    y = alt.Y("accuracy:Q", title="pairs judged right", axis=alt.Axis(format="%", tickCount=4), scale=scale)
     tips = ["step", "paradigm", *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high")), "pairs"]
-    layers = [
-        base.mark_area(opacity=0.25, color=BLUE).encode(
-            alt.Y("low:Q", title="pairs judged right", axis=right, scale=scale), alt.Y2("high:Q")
-        ),
-        base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(alt.Y("chance:Q")),
-        base.mark_line(color=BLUE, strokeWidth=2.2).encode(alt.Y("accuracy:Q"), tooltip=tips),
-        base.mark_point(color=BLUE, size=12, filled=True, opacity=1).encode(alt.Y("accuracy:Q"), tooltip=tips),
-    ]
+    band, *line = line_layers(data, axis, y, BLUE, tips, opacity=0.25, width=2.2, points=12)
+    guess = base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(y, "chance"))
+    layers = [band, guess, *line]
     if onset is not None and onset.step is not None:
         start = axis.copy()
         start["shorthand"] = "from:Q"
@@ -229,21 +211,12 @@ def complexity_over_training(
         y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind)
         y = y.axis(tickCount=2 if kind == "log" else 4, format=",.4~g")
         tips = ["step", alt.Tooltip(column, format=".4~g")]
-        base = alt.Chart(data).encode(axis)
-        layers = []
         if "stderr" in data.columns:
             floor = data[column].min() / 10 if kind == "log" else None
-            spread = data.with_columns(
+            data = data.with_columns(
                 low=(pl.col(column) - 2 * pl.col("stderr")).clip(floor), high=pl.col(column) + 2 * pl.col("stderr")
             )
-            layers.append(
-                alt.Chart(spread).encode(axis).mark_area(opacity=0.25, color=colour)
-                .encode(alt.Y("low:Q", title=title), alt.Y2("high:Q"))
-            )  # fmt: skip
-        layers += [
-            base.mark_line(color=colour, strokeWidth=2).encode(y, tooltip=tips),
-            base.mark_point(color=colour, size=12, filled=True, opacity=1).encode(y, tooltip=tips),
-        ]
+        layers = line_layers(data, axis, y, colour, tips, opacity=0.25, points=12)
         bands = onset_bands(onsets, axis, labels=index == 0)
         panels.append(alt.layer(*bands, *layers).properties(width=WIDTH, height=110))
         ordered = frame.sort("step")[column]
