@@ -1,6 +1,6 @@
 """Many curves fitted at once, and one curve fitted in many ways."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -167,6 +167,26 @@ def break_profile(
             "f1": pick["widths"][:, 0],
         }
     )
+
+
+def fitted_line(row: Mapping, first: float, last: float) -> pl.DataFrame:
+    """A row of `fits_table` as a line between two steps: curve, x (step), loss."""
+    steps = np.geomspace(first, last, 160)
+    u = np.log(steps / row["step_at_break"])
+    turn = row["f1"] * (row["rate_before_break"] - row["rate_after_break"])
+    loss = row["loss_at_break"] * np.exp(turn * np.logaddexp(0, u / row["f1"]) - row["rate_before_break"] * u)
+    return pl.DataFrame({"curve": [row["curve"]] * len(steps), "x": steps, "loss": loss})
+
+
+def nearest_break(profile: pl.DataFrame, step: float) -> dict:
+    """The row of a profile whose break lies nearest in log step."""
+    return profile.sort((pl.col("step_at_break").log() - np.log(step)).abs()).row(0, named=True)
+
+
+def least_error(profile: pl.DataFrame, step: float) -> float:
+    """The error that a profile's break at a step leaves, between two rows by log step; no more than its least row."""
+    rows = profile.sort("step_at_break")
+    return float(min(np.interp(np.log(step), np.log(rows["step_at_break"]), rows["rsle"]), rows["rsle"].min()))
 
 
 def _fit_some(job) -> dict[str, Deceleration | UserError]:

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns, wilson
+from lmdynamics.analysis.intervals import need_columns, wilson, with_wilson
 from lmdynamics.errors import UserError
 
 DIRECTIONS = ("dependent→head", "head→dependent")
@@ -57,6 +57,16 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides=schema).select(*order, *schema).sort(
         "count", "relation", descending=[True, False]
     )  # fmt: skip
+
+
+def best_directions(scores: pl.DataFrame) -> pl.DataFrame:
+    """Of one relation's scores each head's better direction at each step, with the 95 % interval of its accuracy.
+
+    Rows: step, layer, head, direction, accuracy, low, high, count, and whether it is the step's `best`.
+    """
+    heads = scores.sort("accuracy", descending=True).group_by("step", "layer", "head", maintain_order=True).first()
+    heads = with_wilson(heads).with_columns(best=pl.int_range(pl.len()).over("step") == 0)
+    return heads.select("step", "layer", "head", "direction", "accuracy", "low", "high", "count", "best")
 
 
 def told(history: pl.DataFrame, relation: str) -> str:

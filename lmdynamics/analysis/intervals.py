@@ -209,6 +209,12 @@ def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr
     return (middle - reach).clip(0, 1), (middle + reach).clip(0, 1)  # beyond them by rounding alone
 
 
+def with_wilson(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame with accuracy and count, and the accuracy's 95 % interval beside them: low, high."""
+    low, high = wilson(pl.col("accuracy"), pl.col("count"))
+    return frame.with_columns(low=low, high=high)
+
+
 def steps_without_loss(log: pl.DataFrame) -> str:
     """How many steps of a training log have no loss, for a reader; "" if all of them have one.
 

@@ -46,3 +46,13 @@ def opposition_table(
     table = pl.DataFrame(keys, schema, orient="row")
     numbers = as_columns({name: np.array(values, float) for name, values in columns.items()})
     return table.select(by).hstack([*numbers, table["pairs"]])
+
+
+def cosine_spread(pairs: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """How the cosines of pairs of rows are spread in each group: *by, mean, median, negative (a share), pairs, and
+    the quantiles q05, q25, q75, q95."""
+    cosine = pl.col("cosine").cast(pl.Float64)
+    quantiles = {f"q{round(100 * q):02d}": cosine.quantile(q) for q in (0.05, 0.25, 0.75, 0.95)}
+    return pairs.group_by(by, maintain_order=True).agg(
+        mean=cosine.mean(), median=cosine.median(), negative=(cosine < 0).mean(), pairs=pl.len(), **quantiles
+    )

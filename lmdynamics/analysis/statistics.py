@@ -40,6 +40,19 @@ def mean_over_seeds(frame: pl.DataFrame, by: str | list[str], value: str, seed: 
     return table.with_columns(low, high).select(*by, "mean", "low", "high", "n", "sd")
 
 
+def mean_of_all_seeds(rows: pl.DataFrame) -> pl.DataFrame:
+    """Mean `value` of each condition at each step: condition, step, value, n, seeds.
+
+    Null where a seed has no value: a mean of fewer would jump.
+    """
+    seeds = rows.group_by("condition").agg(seeds=pl.col("seed").n_unique())
+    value = pl.col("value")
+    mean = rows.group_by("condition", "step", maintain_order=True).agg(value.mean(), n=value.count())
+    mean = mean.join(seeds, "condition", maintain_order="left")
+    complete = pl.when(pl.col("n") >= pl.col("seeds")).then("value")
+    return mean.with_columns(value=complete).sort("step", maintain_order=True)
+
+
 def compare_to_baseline(
     frame: pl.DataFrame,
     baseline: str,

@@ -10,6 +10,8 @@ from lmdynamics.analysis.row_sums import as_columns, interval, need_numbers, rat
 from lmdynamics.analysis.zero_sum import PAIR, interference, unfolded
 from lmdynamics.errors import UserError
 
+BINS = 36  # of a histogram; an even number: zero is an edge
+
 
 def traded(
     changes: pl.DataFrame, groups: pl.DataFrame | None, by: Sequence[str] = PAIR, resamples: int = 500, seed: int = 0
@@ -95,6 +97,35 @@ def winners_and_losers(changes: pl.DataFrame, n: int = 8, at_least: int = 10, by
         )
     chosen = pl.concat(kinds).sort("_order", "_kind", maintain_order=True)
     return chosen.select(*by, "kind", "token", "change", "stderr", "count")
+
+
+def change_bins(changes: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    """How many tokens of each of `by` changed how much: *by, low, high (nats), share (of its tokens), side.
+
+    The edges are the same everywhere: 36 bins, evenly spaced around 0 and ever wider away from it.
+    """
+    change = changes["change"].cast(pl.Float64)
+    most = float(change.abs().max() or 0.0) or 1e-6
+    centre = float(change.abs().median() or 0.0) or most / 10
+    half = centre * np.expm1(np.linspace(0, np.log1p(most / centre), BINS // 2 + 1))
+    edges = np.concatenate([-half[:0:-1], half])
+    edges[[0, -1]] = -most, most
+    place = np.clip(np.searchsorted(edges, change.to_numpy(), side="right") - 1, 0, BINS - 1)
+    return (
+        changes.select(by)
+        .with_columns(bin=pl.Series(place))
+        .group_by([*by, "bin"], maintain_order=True)
+        .agg(tokens=pl.len())
+        .with_columns(share=pl.col("tokens") / pl.col("tokens").sum().over(by))
+        .join(pl.DataFrame({"bin": range(BINS), "low": edges[:-1], "high": edges[1:]}), on="bin", maintain_order="left")
+        .with_columns(side=pl.when(pl.col("bin") < BINS // 2).then(pl.lit("fell")).otherwise(pl.lit("rose")))
+        .sort([*by, "bin"])
+    )
+
+
+def passed_by(changes: pl.DataFrame, by: str = "change", share: float = 0.05) -> float:
+    """The size of change (or loss) that a share of the tokens passes."""
+    return float(changes[by].cast(pl.Float64).abs().quantile(1 - share) or 0.0) or 1e-6
 
 
 def token_names(frame: pl.DataFrame, tokenizer) -> pl.DataFrame:

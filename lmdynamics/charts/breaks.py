@@ -6,12 +6,12 @@ Both charts follow parameters (`hand_step` and others), so that a slider sends n
 from collections.abc import Mapping
 
 import altair as alt
-import numpy as np
 import polars as pl
 
+from lmdynamics.analysis.fits import fitted_line, least_error, nearest_break
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.cursor import clickable
-from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, smooth_line, step_ends, thinned
+from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, step_ends, thinned
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure, step_axis
 from lmdynamics.errors import UserError
 
@@ -28,8 +28,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
     if profile.is_empty():
         raise UserError("break profile: the frame has no rows; give one per step at which a break was put")
     rows = profile.sort("step_at_break").select(x="step_at_break", rsle="rsle")
-    least = float(np.interp(np.log(best_step), np.log(rows["x"]), rows["rsle"]))
-    least = min(least, float(rows["rsle"].min()))
+    least = least_error(profile, best_step)
     near = rows.filter(pl.col("rsle") <= 1.1 * least)["x"]
     x = step_axis(rows["x"])
     title = "RMS error of log loss"
@@ -48,7 +47,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
     if chosen_step is None:
         chart = alt.layer(*layers)
     else:
-        row = _nearest(profile, chosen_step)
+        row = nearest_break(profile, chosen_step)
         at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="hand_step", rsle="hand_rsle")
         layers += [
             at.mark_rule(color=HAND, strokeDash=[4, 3]).encode(x),
@@ -86,7 +85,7 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
     }
     x = step_axis(step_ends(data))
     y = alt.Y("loss:Q", title=LOSS).scale(type="log", nice=False, **reach).axis(tickCount=6, format="~g")
-    grid = pl.DataFrame({"x": np.geomspace(first, last, 160)})
+    grid = pl.DataFrame({"x": [first * (last / first) ** (i / 159) for i in range(160)]})
     ends = alt.Data(values=[{"end": 0}, {"end": 1}, {"end": 2}])
     rate = "(datum.x < hand_step ? hand_before : hand_after)"
     drop = "log(datum.x / hand_step) / hand_width"
@@ -107,7 +106,7 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
         alt.Chart(data)
         .mark_point(size=16, filled=True, color=GREY, opacity=0.45)
         .encode(x, y, tooltip=[STEP_TIP, LOSS_TIP]),
-        alt.Chart(smooth_line({**best, "curve": name}, first, last))
+        alt.Chart(fitted_line({**best, "curve": name}, first, last))
         .mark_line(color=BEST, strokeWidth=1.3, clip=True)
         .encode(x, y),
         meet.mark_point(color=BEST, filled=True, size=70, opacity=1, clip=True).encode(
@@ -137,11 +136,6 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
         f"loss {row['loss_at_break']:.3f}, and the best break, at step {best['step_at_break']:,.0f}, "
         f"loss {best['loss_at_break']:.3f}.",
     )
-
-
-def _nearest(profile: pl.DataFrame, step: float) -> dict:
-    """The row of a profile whose break lies nearest in log step."""
-    return profile.sort((pl.col("step_at_break").log() - np.log(step)).abs()).row(0, named=True)
 
 
 def _quoted(text: str) -> str:

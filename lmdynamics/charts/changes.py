@@ -1,7 +1,6 @@
 """Changes of tokens' losses at one checkpoint, which a parameter holding a step chooses: what an explorer shows."""
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
@@ -13,7 +12,6 @@ from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
 
 WIDTH = 330  # two stand side by side
-BINS = 36  # an even number: zero is an edge
 SIDES = {"fell": BLUE, "rose": VERMILION}
 
 
@@ -62,34 +60,10 @@ def interference_cursor(
     )
 
 
-def change_bins(changes: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-    """How many tokens of each of `by` changed how much: *by, low, high (nats), share (of its tokens), side.
-
-    The edges are the same everywhere: 36 bins, evenly spaced around 0 and ever wider away from it.
-    """
-    change = changes["change"].cast(pl.Float64)
-    most = float(change.abs().max() or 0.0) or 1e-6
-    centre = float(change.abs().median() or 0.0) or most / 10
-    half = centre * np.expm1(np.linspace(0, np.log1p(most / centre), BINS // 2 + 1))
-    edges = np.concatenate([-half[:0:-1], half])
-    edges[[0, -1]] = -most, most
-    place = np.clip(np.searchsorted(edges, change.to_numpy(), side="right") - 1, 0, BINS - 1)
-    return (
-        changes.select(by)
-        .with_columns(bin=pl.Series(place))
-        .group_by([*by, "bin"], maintain_order=True)
-        .agg(tokens=pl.len())
-        .with_columns(share=pl.col("tokens") / pl.col("tokens").sum().over(by))
-        .join(pl.DataFrame({"bin": range(BINS), "low": edges[:-1], "high": edges[1:]}), on="bin", maintain_order="left")
-        .with_columns(side=pl.when(pl.col("bin") < BINS // 2).then(pl.lit("fell")).otherwise(pl.lit("rose")))
-        .sort([*by, "bin"])
-    )
-
-
 def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
     """How tokens' changes are spread at the step that `cursor` holds: those whose loss fell in blue, rose in orange.
 
-    `bins`: step, low, high, share, side, tokens of `change_bins` by step.
+    `bins`: step, low, high, share, side, tokens of `analysis.trading.change_bins` by step.
 
     Raises
     ------

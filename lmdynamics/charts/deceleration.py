@@ -5,14 +5,15 @@ log L = log L_d - c0 u - c1 f1 log(1 + exp(u / f1)), where L_d is `loss_at_break
 `rate_before_break`, c0 + c1 = r_d `rate_after_break`. The two power laws meet at (t_d, L_d), off the smooth curve.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.deceleration import LOCATED, headline
+from lmdynamics.analysis.fits import fitted_line
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.theme import (
     BLUE,
@@ -71,7 +72,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     tips = ["curve:N", STEP_TIP, LOSS_TIP]
     layers = [alt.Chart(data).mark_point(size=16, filled=True, opacity=0.35).encode(x, y, colour, tooltip=tips)]
     if fitted:
-        smooth = pl.concat([smooth_line(row, row["first_step"], row["last_step"]) for row in fitted])
+        smooth = pl.concat([fitted_line(row, row["first_step"], row["last_step"]) for row in fitted])
         layers.append(alt.Chart(smooth).mark_line(strokeWidth=1.8).encode(x, y, colour))
     if broken:
         marks = pl.DataFrame([_mark(row) for row in broken], MARK)
@@ -146,7 +147,7 @@ def power_law_claim(
     ]
     for (loss, label, hue), side in zip(sorted(told), ("top", "bottom"), strict=True):
         one = alt.Chart(alt.Data(values=[{"x": last, "loss": loss, "label": label}]))
-        apart = {"baseline": "middle"} if abs(np.log(claimed / truth)) > 0.06 else {"baseline": side}
+        apart = {"baseline": "middle"} if abs(math.log(claimed / truth)) > 0.06 else {"baseline": side}
         layers += [
             one.mark_point(filled=True, size=80, color=hue, opacity=1).encode(x, y),
             one.mark_text(align="left", dx=9, fontSize=12, color=TEXT, **apart).encode(x, y, text="label:N"),
@@ -202,17 +203,8 @@ def thinned(points: pl.DataFrame, name: str) -> pl.DataFrame:
 def _thinned_line(rows: pl.DataFrame) -> pl.DataFrame:
     """At most `MOST_POINTS` rows of a line, as method, x, loss, its ends among them."""
     rows = rows.select("method", x=pl.col("step").cast(pl.Float64), loss=pl.col("loss").cast(pl.Float64))
-    kept = np.unique(np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(int))
+    kept = sorted({round(i * (len(rows) - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
     return rows.filter(pl.col("x") > 0) if len(rows) <= MOST_POINTS else rows[kept].filter(pl.col("x") > 0)
-
-
-def smooth_line(row: Mapping, first: float, last: float) -> pl.DataFrame:
-    """The fit as a line of curve, x, loss."""
-    steps = np.geomspace(first, last, 160)
-    u = np.log(steps / row["step_at_break"])
-    turn = row["f1"] * (row["rate_before_break"] - row["rate_after_break"])
-    loss = row["loss_at_break"] * np.exp(turn * np.logaddexp(0, u / row["f1"]) - row["rate_before_break"] * u)
-    return pl.DataFrame({"curve": [row["curve"]] * len(steps), "x": steps, "loss": loss})
 
 
 def _sharp(row: Mapping) -> pl.DataFrame:

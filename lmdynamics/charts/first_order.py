@@ -4,13 +4,14 @@ With u the update, g_i the gradient of token i's loss and p_ij = g_ij u_j: C_g =
 Σ_i|Σ_j p_ij| / Σ_jΣ_i|p_ij|, C_uG = |ΣΣ p| / Σ_j|Σ_i p_ij|, and 1 − D = C_g C_uG / C_ug (Mircea et al. 2025).
 """
 
+import math
 from collections.abc import Sequence
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.one_step import each_batch
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.heads import ROUND
 from lmdynamics.charts.theme import (
@@ -67,15 +68,16 @@ def first_order_against_measured(
     if missing := [step for step in steps if step not in known]:
         raise UserError(f"{what}: step {missing[0]} was not measured; measured: {', '.join(map(str, known))}")
     splits = {split: of for split, of in SPLITS.items() if split in rows["split"]}
+    fitted = each_batch(rows.with_columns(batch=0), ["step", "split"])  # all batches as one
     most, panels, slopes, said = MOST_POINTS // len(splits), [], {}, []
     for split, (name, colour) in splits.items():
         for step in steps:
             here = rows.filter(pl.col("step") == step, pl.col("split") == split)
             text = "no tokens"
             if len(here):
-                slope, correlation = _line(here)
+                slope, correlation = fitted.filter(step=step, split=split).select("slope", "correlation").row(0)
                 text = "no line: nothing varies"
-                if np.isfinite(correlation):
+                if correlation is not None:
                     slopes.setdefault(split, []).append(correlation)
                     text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
                 said.append(f"Step {step:,}, {name}: {text}.")
@@ -122,7 +124,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
         raise UserError(f"{what}: there is no coefficient of the whole model (level “all”); trace Coefficients first")
     labels = {name: label for name, (label, _) in COEFFICIENTS.items()}
     value = pl.col("value")
-    means = rows.group_by("step", "name").agg(value.mean(), low=value.min(), high=value.max(), batches=pl.len())
+    means = rows.group_by("step", "name", maintain_order=True).agg(value.mean(), low=value.min(), high=value.max(), batches=pl.len())
     means = on_step_axis(means.with_columns(coefficient=pl.col("name").replace_strict(labels)))
     low, high = means["low"].min() / 1.3, means["high"].max() * 1.3
     x = step_axis(steps_of(means))
@@ -146,7 +148,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     }
     told = {name: f"{_short(a)} → {_short(b)}" for name, (a, b) in ends.items()}
     moved = sorted(
-        (name for name in ends if name != "kept"), key=lambda name: -abs(np.log(ends[name][1] / ends[name][0]))
+        (name for name in ends if name != "kept"), key=lambda name: -abs(math.log(ends[name][1] / ends[name][0]))
     )
     title = f"The share of a step that survives, 1 − D, goes {told['kept']}; {moved[0]} moves most, {told[moved[0]]}"
     return figure(
@@ -224,16 +226,6 @@ def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str]
     tips = [alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("first_order", "change")]
     dots = alt.Chart(rows).mark_point(size=9, filled=True, opacity=0.35, color=colour).encode(x, y, tooltip=tips)
     return alt.layer(same.mark_line(color=TEXT, strokeWidth=1.2).encode(x, y), dots).properties(width=150, height=150)
-
-
-def _line(rows: pl.DataFrame) -> tuple[float, float]:
-    """Slope of the measured change on the predicted one, and their correlation (both NaN where nothing varies)."""
-    x, y = (rows[name].to_numpy() - rows[name].mean() for name in ("first_order", "change"))
-    spread_x, spread_y = (x * x).sum(), (y * y).sum()
-    both = (x * y).sum()
-    if not (spread_x > 0 and spread_y > 0):
-        return float("nan"), float("nan")
-    return both / spread_x, both / np.sqrt(spread_x * spread_y)
 
 
 def _short(value: float) -> str:

@@ -3,8 +3,8 @@
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import within_reach
-from lmdynamics.analysis.intervals import need_columns, wilson
+from lmdynamics.analysis.heads import best_directions, within_reach
+from lmdynamics.analysis.intervals import need_columns, with_wilson
 from lmdynamics.charts.theme import TEXT, VERMILION, WIDTH, accuracy_colour, figure, ink
 from lmdynamics.errors import UserError
 
@@ -37,14 +37,7 @@ def layer_head_map(
     step = rows["step"].max() if step is None else step
     if step not in rows["step"]:
         raise UserError(f"head map: step {step} was not measured; measured: {_listed(rows['step'].unique().sort())}")
-    low, high = wilson(pl.col("accuracy"), pl.col("count"))
-    cells = (
-        rows.sort("accuracy", descending=True)
-        .group_by("step", "layer", "head", maintain_order=True)
-        .first()
-        .with_columns(low=low, high=high, best=pl.int_range(pl.len()).over("step") == 0)
-        .select("step", "layer", "head", "direction", "accuracy", "low", "high", "count", "best")
-    )
+    cells = best_directions(rows)
     if cursor is None:
         cells = cells.filter(pl.col("step") == step)
     layers, heads = cells["layer"].n_unique(), cells["head"].n_unique()
@@ -111,10 +104,9 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     )
     if best.is_empty():
         raise UserError("heads by relation: no relation was measured; lower min_count or give more sentences")
-    low, high = wilson(pl.col("accuracy"), pl.col("count"))
     causal = "reachable" in best.columns and bool((best["reachable"] < 1).any())
     name = pl.format("{}-{}", "layer", "head")
-    data = best.with_columns(low=low, high=high, name=name).with_columns(above=pl.col("low") > pl.col("offset"))
+    data = with_wilson(best).with_columns(name=name, above=pl.col("low") > pl.col("offset"))
     order = data.group_by("relation").agg(pl.col("count").max()).sort("count", "relation", descending=[True, False])
     steps = data["step"].unique().sort().to_list()
     labelled = steps[:: max(1, -(-len(steps) // 14))]

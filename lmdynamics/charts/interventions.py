@@ -11,6 +11,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.statistics import mean_of_all_seeds
 from lmdynamics.charts.conditions import (
     ROW,
     absent,
@@ -76,7 +77,7 @@ def conditions_panels(
     for index, measure in enumerate(measures):
         last = index == len(measures) - 1
         rows = data.filter(pl.col("measure") == measure)
-        mean = _mean_over_training(rows)
+        mean = mean_of_all_seeds(rows)
         axis = step_axis(steps, "training step (log scale)" if last else None)
         y = alt.Y("value:Q", title=stacked(measure) if len(measures) > 1 else measure).scale(zero=False)
         y = y.axis(format=axis_format(measure, percent), tickCount=4 if len(measures) > 1 else 6)
@@ -236,16 +237,6 @@ def _rows_axis(colours: Mapping[str, str], labels: bool = True) -> alt.Y:
     """One row per condition, in the order of their colours."""
     y = alt.Y("condition:N", title=None, sort=list(colours)).scale(domain=list(colours))
     return y.axis(labels=labels, ticks=False, domain=False, grid=True, labelLimit=0, labelPadding=8)
-
-
-def _mean_over_training(rows: pl.DataFrame) -> pl.DataFrame:
-    """Per condition and step the mean over its seeds, null where one has no value: a mean of fewer would jump."""
-    seeds = rows.group_by("condition").agg(seeds=pl.col("seed").n_unique())
-    value = pl.col("value")
-    mean = rows.group_by("condition", "step", maintain_order=True).agg(value.mean(), n=value.count())
-    mean = mean.join(seeds, "condition", maintain_order="left")
-    complete = pl.when(pl.col("n") >= pl.col("seeds")).then("value")
-    return mean.with_columns(value=complete).sort("step", maintain_order=True)
 
 
 def _late_starts(rows: pl.DataFrame, mean: pl.DataFrame) -> pl.DataFrame:

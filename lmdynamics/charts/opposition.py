@@ -8,6 +8,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.opposition import cosine_spread
 from lmdynamics.charts.first_order import step_tiles
 from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines, opposed, step_axis
@@ -31,7 +32,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     """
     pairs = _pairs(frame, "opposition map")
     parts = pairs["part"].unique(maintain_order=True).to_list()
-    cells = _summed(pairs, ["step", "part"])
+    cells = cosine_spread(pairs, ["step", "part"])
     most = max(0.05, cells["mean"].abs().max())
     tips = ["part:N", "step:Q", alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
     tips += [alt.Tooltip("negative:Q", title="share negative", format=".1%"), "pairs:Q"]
@@ -64,7 +65,7 @@ def cosine_distribution(
     """
     what = "cosines over training"
     pairs = _of_part(_pairs(frame, what), part, what)
-    by_step = on_step_axis(_bounded(_summed(pairs, ["step"]), shares, part, what))
+    by_step = on_step_axis(_bounded(cosine_spread(pairs, ["step"]), shares, part, what))
     bounded = by_step.drop_nulls(["low", "high"])
     steps = steps_of(by_step)
     above, below = step_axis(steps, None), step_axis(steps)
@@ -220,14 +221,6 @@ def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, what
     need_columns(shares, ["step", "part", "negative_low", "negative_high"], f"shares of {what}")
     ends = shares.filter(pl.col("part") == part).select("step", low="negative_low", high="negative_high")
     return by_step.join(ends, on="step", how="left", maintain_order="left")
-
-
-def _summed(pairs: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-    cosine = pl.col("cosine").cast(pl.Float64)
-    quantiles = {f"q{round(100 * q):02d}": cosine.quantile(q) for q in (0.05, 0.25, 0.75, 0.95)}
-    return pairs.group_by(by, maintain_order=True).agg(
-        mean=cosine.mean(), median=cosine.median(), negative=(cosine < 0).mean(), pairs=pl.len(), **quantiles
-    )
 
 
 def _of_part(frame: pl.DataFrame, part: str, what: str) -> pl.DataFrame:

@@ -4,7 +4,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.heads import head_history, told, uas_within_reach
-from lmdynamics.analysis.intervals import loss_by_bin, need_columns, wilson
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
 from lmdynamics.charts.lines import line_layers, placed
@@ -78,9 +78,8 @@ def loss_and_uas(
 
 def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clicks: bool) -> alt.LayerChart:
     """Accuracy of one relation's best head over its best fixed offset, and the step from which it stays above."""
-    low, high = wilson(pl.col("accuracy"), pl.col("count"))
     head = pl.format("{}-{}", "layer", "head")
-    data = on_step_axis(best).with_columns(low=low, high=high, name=head)
+    data = on_step_axis(with_wilson(best)).with_columns(name=head)
     share = alt.Axis(format="%", tickCount=4)
     history = head_history(best).row(0, named=True)
     layers = []

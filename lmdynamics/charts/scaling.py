@@ -3,10 +3,10 @@
 Mircea et al. 2025 (arXiv 2506.05447); the numbers are those of `analysis.scaling`.
 """
 
+import math
 from collections.abc import Iterable
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
@@ -196,8 +196,8 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
             .encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
         )
     if law and law["exponent"] is not None and len(shown):
-        span = np.array([shown["x"].min(), shown["x"].max()])
-        line = pl.DataFrame({"x": span, "y": law["a"] * span ** law["exponent"]})
+        line = pl.DataFrame({"x": [shown["x"].min(), shown["x"].max()]})
+        line = line.with_columns(y=law["a"] * pl.col("x") ** law["exponent"])
         layers.append(alt.Chart(line).mark_line(color=BLUE, strokeWidth=1.8, clip=True).encode(x, y))
     layers.append(alt.Chart(shown).mark_point(filled=True, color=BLUE, size=60, opacity=0.9).encode(x, y, tooltip=tips))
     if not law or law["exponent"] is None:
@@ -257,7 +257,9 @@ def _early(worst: dict, methods: list[str], shares: list[float], curves: int) ->
     if fit not in methods:
         raise UserError(f"early prediction: there are no rows of the method {fit!r}; methods: {', '.join(methods)}")
     close = [
-        share for share in shares if all(worst.get((fit, later), np.inf) <= CLOSE for later in shares if later >= share)
+        share
+        for share in shares
+        if all(worst.get((fit, later), math.inf) <= CLOSE for later in shares if later >= share)
     ]
     every = "the curve" if curves == 1 else f"all {curves} curves"
     share = close[0] if close else shares[-1]

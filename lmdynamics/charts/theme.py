@@ -5,12 +5,12 @@ transparent and text has the colour of the page's own, so that a figure reads on
 label has a colour of its own: none of these, nor any grey, has a contrast of 4.5 on both.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
 import altair as alt
-import numpy as np
 
 from lmdynamics.errors import UserError
 
@@ -39,13 +39,13 @@ BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
     if high / low <= 2:  # evenly spaced, as on a linear axis
-        size = 10.0 ** np.floor(np.log10(high - low))
+        size = 10.0 ** math.floor(math.log10(high - low))
         spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
         ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
         return [tick for tick in ticks if low <= tick <= high]
-    ticks, apart = [], 0.75 * np.log(high / low) / most
+    ticks, apart = [], 0.75 * math.log(high / low) / most
     for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
-        if low <= tick <= high and (not ticks or np.log(tick / ticks[-1]) > apart):
+        if low <= tick <= high and (not ticks or math.log(tick / ticks[-1]) > apart):
             ticks.append(float(f"{tick:.6g}"))
     return ticks
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.trading import passed_by
 from lmdynamics.charts.theme import BLUE, VERMILION
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.html import LITERAL
@@ -56,7 +57,7 @@ class ColouredTokens:
             raise UserError(f"{what}: there are no changes to show; choose a row of text that was measured")
         if known.select("row", "position").is_duplicated().any():
             raise UserError(f"{what}: a token has several changes; choose one checkpoint, batch, split and direction")
-        self.title, self.by, self.most = title, by, reach(known, by) if most is None else float(most)
+        self.title, self.by, self.most = title, by, passed_by(known, by) if most is None else float(most)
         self.marked = marked
         self.rows: dict[int, list[tuple[str, dict | None]]] = {}
         for (row,), part in known.group_by("row", maintain_order=True):
@@ -147,11 +148,6 @@ class ColouredTokens:
         key += "" if self.marked is None else "; framed: the token followed"
         key = f'<span style="opacity:0.8">{key}</span>'
         return f'<div style="white-space:pre-wrap;line-height:2.1;margin-top:4px">{said}{samples}{key}</div>'
-
-
-def reach(changes: pl.DataFrame, by: str = "change") -> float:
-    """The size of change (or loss) that 1 in 20 tokens passes: where colour is full."""
-    return float(changes[by].cast(pl.Float64).abs().quantile(0.95) or 0.0) or 1e-6
 
 
 def visible(token: str) -> str:

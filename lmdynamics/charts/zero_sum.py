@@ -4,10 +4,7 @@ D = 1 − |Σ Δℓ| / Σ |Δℓ| is destructive interference, M = mean |Δℓ| 
 2025 (arXiv 2506.05447); the numbers are those of `analysis.zero_sum`.
 """
 
-from itertools import pairwise
-
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
@@ -135,9 +132,7 @@ def _breaks(breaks: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
     known = breaks.select(pl.col("curve").cast(pl.String), x=pl.col("step_at_break").cast(pl.Float64))
     known = known.drop_nulls("x").join(curves, on="curve").sort("x")
     known = known.filter(pl.col("x").is_between(rows["x"].min(), 1.08 * rows["x"].max()))
-    places = known["x"].to_list()
-    group = np.cumsum([0, *(b > NEARBY * a for a, b in pairwise(places))])[: len(places)]
-    return known.with_columns(pl.Series("group", group, pl.Int64))
+    return known.with_columns(group=(pl.col("x") > NEARBY * pl.col("x").shift()).fill_null(False).cum_sum())
 
 
 def _found(rows: pl.DataFrame) -> str:

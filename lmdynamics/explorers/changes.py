@@ -8,9 +8,8 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import bounded, need_columns
 from lmdynamics.analysis.one_step import each_batch, over_batches
-from lmdynamics.analysis.trading import traded
+from lmdynamics.analysis.trading import change_bins, traded
 from lmdynamics.analysis.zero_sum import interference_table
-from lmdynamics.charts.changes import change_bins
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 

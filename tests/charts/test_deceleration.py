@@ -5,8 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.fits import fits_table
-from lmdynamics.charts.deceleration import smooth_line
+from lmdynamics.analysis.fits import fits_table, fitted_line
 from lmdynamics.charts.theme import log_ticks
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
@@ -87,13 +86,13 @@ def test_an_interval_of_zero_width_is_not_shown():
 
 def test_the_line_is_the_fit_and_its_ends_lie_on_the_two_power_laws():
     row = fit_of("small")
-    line = smooth_line(row, 110, 60_000)
+    line = fitted_line(row, 110, 60_000)
     x = np.log(line["x"].to_numpy())
     told = np.exp(
         np.log(row["b"]) - row["c0"] * x - row["c1"] * row["f1"] * np.logaddexp(0, (x - row["log_d1"]) / row["f1"])
     )
     assert line["loss"].to_numpy() == pytest.approx(told)
-    far = smooth_line(row, 1e9, 1e10)
+    far = fitted_line(row, 1e9, 1e10)
     sharp = row["loss_at_break"] * (far["x"][-1] / row["step_at_break"]) ** -row["rate_after_break"]
     assert far["loss"][-1] == pytest.approx(sharp, rel=1e-6)
 
