@@ -6,6 +6,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.cursor import clickable, upright
 from lmdynamics.charts.decomposition import span
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.charts.trajectories import on_step_axis, steps_of
@@ -38,20 +39,16 @@ def interference_cursor(
     scale = alt.Scale(domain=[0, 1])
     y = alt.Y("interference:Q", title=title, scale=scale).axis(tickCount=5)
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in columns]
-    layers = []
-    if len(reach := rows.drop_nulls(["interference_low", "interference_high"])):
-        low, high = alt.Y("interference_low:Q", title=title, scale=scale), alt.Y2("interference_high:Q")
-        layers.append(alt.Chart(reach).mark_area(color=BLUE, opacity=0.2, clip=True).encode(x, low, high))
-    base = alt.Chart(rows).encode(x, y)
-    layers += [
-        base.mark_line(color=BLUE, strokeWidth=2.2),
-        base.mark_point(color=BLUE, size=22, filled=True, opacity=1),
-    ]
+    ends = ("interference_low", "interference_high")
+    layers = line_layers(rows, x, y, BLUE, ends=ends, width=2.2, points=22)
     if each is not None and len(each):
         layers.append(alt.Chart(on_step_axis(each)).mark_line(color=GREY, strokeWidth=1.2).encode(x, y))
     layers += [upright(cursor, x), clickable(rows.select("x", "step", *columns), x, tips)]
     told = f"from {span(rows['interference'][:1])} to {span(rows['interference'][-1:])}"
-    key = ["band: 95 %" if len(reach) else "", "grey: this batch alone" if each is not None and len(each) else ""]
+    key = [
+        "band: 95 %" if len(rows.drop_nulls(ends)) else "",
+        "grey: this batch alone" if each is not None and len(each) else "",
+    ]
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200).add_params(cursor),
         f"Destructive interference goes {told}",

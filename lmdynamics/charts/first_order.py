@@ -14,6 +14,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.one_step import each_batch
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.heads import ROUND
+from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import (
     BLUE,
     GREEN,
@@ -124,7 +125,9 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
         raise UserError(f"{what}: there is no coefficient of the whole model (level “all”); trace Coefficients first")
     labels = {name: label for name, (label, _) in COEFFICIENTS.items()}
     value = pl.col("value")
-    means = rows.group_by("step", "name", maintain_order=True).agg(value.mean(), low=value.min(), high=value.max(), batches=pl.len())
+    means = rows.group_by("step", "name", maintain_order=True).agg(
+        value.mean(), low=value.min(), high=value.max(), batches=pl.len()
+    )
     means = on_step_axis(means.with_columns(coefficient=pl.col("name").replace_strict(labels)))
     low, high = means["low"].min() / 1.3, means["high"].max() * 1.3
     x = step_axis(steps_of(means))
@@ -135,12 +138,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     colour = alt.Color("coefficient:N", title=None, legend=key)
     colour = colour.scale(domain=list(labels.values()), range=[hue for _, hue in COEFFICIENTS.values()])
     tips = ["coefficient:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
-    base = alt.Chart(means).encode(x, colour)
-    layers = [
-        base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q")),
-        base.mark_line(strokeWidth=2).encode(y),
-        base.mark_point(size=22, filled=True, opacity=1).encode(y, tooltip=tips),
-    ]
+    layers = line_layers(means, x, y, colour, tips, opacity=0.18, points=22)
     ends = {
         name: (part["value"][0], part["value"][-1])
         for name in COEFFICIENTS
