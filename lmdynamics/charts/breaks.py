@@ -10,9 +10,9 @@ import polars as pl
 
 from lmdynamics.analysis.fits import fitted_line, least_error, nearest_break
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.cursor import clickable
+from lmdynamics.charts.axes import clickable, step_axis
 from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, step_ends, thinned
-from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure, step_axis
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 HAND, BEST = VERMILION, BLUE

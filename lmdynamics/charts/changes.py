@@ -4,12 +4,11 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.cursor import clickable, upright
+from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.decomposition import span
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines
 from lmdynamics.charts.trades import SIGNED
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
 
 WIDTH = 330  # two stand side by side

@@ -15,18 +15,8 @@ import polars as pl
 from lmdynamics.analysis.deceleration import LOCATED, headline
 from lmdynamics.analysis.fits import fitted_line
 from lmdynamics.analysis.intervals import need_columns, with_interval
-from lmdynamics.charts.theme import (
-    BLUE,
-    GREY,
-    HEIGHT,
-    TEXT,
-    VERMILION,
-    WIDTH,
-    condition_colours,
-    figure,
-    log_ticks,
-    step_axis,
-)
+from lmdynamics.charts.axes import log_ticks, step_axis
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, condition_colours, figure
 from lmdynamics.charts.theme import lines as wrapped
 from lmdynamics.errors import UserError
 

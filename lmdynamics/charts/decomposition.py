@@ -7,10 +7,10 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import count
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import TEXT, log_ticks, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.charts.theme import TEXT
 from lmdynamics.errors import UserError
 
 MEASURES = {

@@ -11,12 +11,11 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import by_step, clickable, log_ticks, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.cursor import by_step, clickable, upright
 from lmdynamics.charts.decomposition import colour_by
 from lmdynamics.charts.lines import levels, line_layers, placed
-from lmdynamics.charts.theme import WIDTH, figure, lines, log_ticks, ramp, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.charts.theme import WIDTH, figure, lines, ramp
 from lmdynamics.errors import UserError
 
 NORMS = {

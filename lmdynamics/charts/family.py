@@ -4,8 +4,8 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis
+from lmdynamics.charts.axes import on_step_axis, step_axis
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure, lines
 from lmdynamics.errors import UserError
 
 ROW = 38  # room for a line and for what was changed, above it

@@ -12,25 +12,12 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.one_step import each_batch
+from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.heads import ROUND
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import (
-    BLUE,
-    GREEN,
-    HEIGHT,
-    ORANGE,
-    SEQUENTIAL,
-    TEXT,
-    VERMILION,
-    WIDTH,
-    figure,
-    lines,
-    log_ticks,
-    step_axis,
-)
+from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, WIDTH, figure, lines
 from lmdynamics.charts.trades import SIGNED, spread
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
 from lmdynamics.errors import UserError
 
 SPLITS = {"stepped": ("the batch stepped on", BLUE), "held out": ("held out", VERMILION)}

@@ -12,6 +12,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.statistics import mean_of_all_seeds
+from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import (
     ROW,
     absent,
@@ -29,8 +30,7 @@ from lmdynamics.charts.conditions import (
     tip_format,
 )
 from lmdynamics.charts.lines import levels
-from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure, lines
 from lmdynamics.errors import UserError
 
 

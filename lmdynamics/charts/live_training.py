@@ -6,8 +6,8 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import loss_by_bin
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure, step_axis, step_ticks
-from lmdynamics.charts.trajectories import on_step_axis
+from lmdynamics.charts.axes import on_step_axis, step_axis, step_ticks
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure
 
 RAW_PER_DECADE = 100  # single steps drawn per factor of ten: enough to see the noise, few enough to send each second
 Rows = list[dict[str, float | str | None]]

@@ -6,10 +6,21 @@ import polars as pl
 from lmdynamics.analysis.heads import head_history, told, uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.axes import (
+    BEFORE_ONE,
+    by_step,
+    clickable,
+    on_step_axis,
+    onset_bands,
+    spoken,
+    step_axis,
+    step_number,
+    steps_of,
+    undated,
+    upright,
+)
 from lmdynamics.charts.lines import line_layers, placed
-from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ORANGE, VERMILION, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, onset_bands, spoken, steps_of, undated
+from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure, lines
 from lmdynamics.errors import shortened
 
 WIDTH = 420

@@ -6,10 +6,18 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.pair_race import leads_from
-from lmdynamics.charts.cursor import by_step, clickable, step_number, upright
+from lmdynamics.charts.axes import (
+    by_step,
+    clickable,
+    on_step_axis,
+    onset_bands,
+    step_axis,
+    step_number,
+    steps_of,
+    upright,
+)
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, onset_bands, steps_of
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines
 from lmdynamics.errors import UserError
 
 WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.charts.axes import steps_of
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.decomposition import colour_by
 from lmdynamics.charts.dissent import group_colours, grouped, panel, side_by_side
 from lmdynamics.charts.theme import GREY, TEXT, figure
-from lmdynamics.charts.trajectories import steps_of
 from lmdynamics.errors import UserError
 
 PLANE = ("cos_hidden_attractive", "cos_hidden_repulsive")

@@ -10,8 +10,9 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import log_ticks
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, lines, log_ticks
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, lines
 from lmdynamics.errors import UserError
 
 PANELS = {  # a quantity: (its axis, what it is to be called, falling, rising)

@@ -6,11 +6,10 @@ from collections.abc import Collection
 import altair as alt
 import polars as pl
 
+from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, step_number, steps_of, upright
 from lmdynamics.charts.conditions import axis_format, capital, findings, is_share, names_of, number, span, stacked, tidy
-from lmdynamics.charts.cursor import clickable, step_number, upright
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure, lines, step_axis
-from lmdynamics.charts.trajectories import on_step_axis, steps_of
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure, lines
 
 ACROSS, LEAST, MOST = 900, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row

@@ -5,7 +5,6 @@ transparent and text has the colour of the page's own, so that a figure reads on
 label has a colour of its own: none of these, nor any grey, has a contrast of 4.5 on both.
 """
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
@@ -32,53 +31,6 @@ SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, lin
     "shuffled": ("control: trees with shuffled arcs", ORANGE, [2, 2], 1.8),
 }
 ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE}
-
-BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
-
-
-def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
-    if high / low <= 2:  # evenly spaced, as on a linear axis
-        size = 10.0 ** math.floor(math.log10(high - low))
-        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
-        ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
-        return [tick for tick in ticks if low <= tick <= high]
-    ticks, apart = [], 0.75 * math.log(high / low) / most
-    for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
-        if low <= tick <= high and (not ticks or math.log(tick / ticks[-1]) > apart):
-            ticks.append(float(f"{tick:.6g}"))
-    return ticks
-
-
-def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
-    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them.
-
-    Steps that hold fewer than two of these have round numbers instead: 4,000, 5,000, 6,000 …
-    """
-    steps = sorted(set(steps))
-    last = max(steps, default=1)
-    ticks = [float(m * 10**e) for e in range(12) for m in ((1,) if sparse else (1, 3)) if m * 10**e <= last * 1.001]
-    first = steps[1] if len(steps) > 1 and steps[0] == 0 else (steps[0] if steps else 0)
-    ticks = [tick for tick in ticks if tick >= first * 0.999]
-    if len(ticks) < 2 and first > 0:
-        between = log_ticks(first, last, 3 if sparse else 6) if last > first else []
-        ticks = [tick for tick in between if tick.is_integer()] or [float(first)]
-    return [BEFORE_ONE, *ticks] if 0 in steps else ticks
-
-
-def step_axis(steps: Iterable[int], title: str | None = "training step (log scale)", sparse: bool = False) -> alt.X:
-    """The logarithmic step axis over a field `x`: the step, or `BEFORE_ONE` for step 0."""
-    steps = sorted(set(steps)) or [0, 1]
-    low, high = max(steps[0], BEFORE_ONE), max(steps[-1], 1)
-    return (
-        alt.X("x:Q", title=title)
-        .scale(type="log", domain=[low * 0.9, high * 1.08], nice=False)
-        .axis(
-            values=step_ticks(steps, sparse),
-            labelExpr="datum.value < 1 ? '0' : format(datum.value, '~s')",
-            grid=False,
-        )
-    )
 
 
 def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "accuracy", top: float = 1.0) -> alt.Color:

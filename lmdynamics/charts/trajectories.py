@@ -1,6 +1,5 @@
 """Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
 
-import math
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 
@@ -10,21 +9,9 @@ import polars as pl
 from lmdynamics.analysis.heads import uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.axes import on_step_axis, onset_bands, onset_ends, spoken, step_axis, steps_of, undated
 from lmdynamics.charts.lines import levels, line_layers, placed
-from lmdynamics.charts.theme import (
-    BEFORE_ONE,
-    BLUE,
-    GREEN,
-    GREY,
-    HEIGHT,
-    ONSETS,
-    SOURCES,
-    TEXT,
-    VERMILION,
-    WIDTH,
-    figure,
-    step_axis,
-)
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token)"
@@ -158,7 +145,7 @@ def pair_accuracy_over_training(
             start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
         )
         once = alt.FieldEqualPredicate(field="step", equal=int(data["step"].min()))  # one band a panel, not one a row
-        place = {name: str(place) for name, place in _ends(onset).items()}
+        place = {name: str(place) for name, place in onset_ends(onset).items()}
         band = band.transform_filter(once).transform_calculate(**place)
         layers = [band, *layers]
     width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
@@ -229,67 +216,5 @@ def complexity_over_training(
     )
 
 
-def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> list[alt.Chart]:
-    """Behind a curve: an onset's interval as a band, its step as a line, its name on top. Without one, nothing."""
-    layers = []
-    present = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
-    for index, onset in enumerate(present):
-        colour = ONSETS.get(onset.name, VERMILION)
-        place = {"x": _place(onset.step), **_ends(onset)}
-        base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
-        start = axis.copy()
-        start["shorthand"] = "from:Q"
-        layers += [
-            base.mark_rect(color=colour, opacity=0.18).encode(
-                start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
-            ),
-            base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
-        ]
-        if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
-            first_of_many = index == 0 and len(present) > 1
-            leftward = first_of_many or (len(present) == 1 and _along(place["x"], axis) > 0.7)
-            outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
-            text = base.mark_text(color=TEXT, baseline="bottom", dy=-3, fontWeight="bold", **outward)
-            layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
-    return layers
-
-
-def steps_of(*frames: pl.DataFrame) -> list[int]:
-    """All steps that occur in the frames, in order."""
-    return sorted({step for frame in frames if frame is not None for step in frame["step"].to_list()})
-
-
-def _ends(onset: Onset) -> dict[str, float]:
-    """Where an onset's band begins and ends."""
-    bounds = {"from": onset.low, "to": onset.high}
-    return {name: _place(onset.step if step is None else step) for name, step in bounds.items()}
-
-
-def undated(onsets: Sequence[Onset], width: int = 96) -> list[str]:
-    """What a caption says of onsets that have no date, and so no band."""
-    absent = [onset for onset in onsets if onset.step is None]
-    return [line for onset in absent for line in wrap(str(onset), width)]
-
-
-def _place(step: int) -> float:
-    return max(float(step), BEFORE_ONE)
-
-
-def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame in order of steps, with `x`: where `step_axis` puts each step."""
-    return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
-
-
-def spoken(onsets: Sequence[Onset]) -> str:
-    """Each onset as a sentence, for those who cannot see the figure."""
-    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in map(str, onsets))
-
-
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def _along(place: float, axis: alt.X) -> float:
-    """How far along the axis a step stands, from 0 to 1."""
-    low, high = (math.log(end) for end in axis.to_dict()["scale"]["domain"])
-    return (math.log(place) - low) / (high - low)

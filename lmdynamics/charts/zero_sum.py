@@ -8,9 +8,9 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import on_step_axis
 from lmdynamics.charts.decomposition import MEASURES, colour_by, measure_axis, panels, span, spoken, tidy
 from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, lines, ramp
-from lmdynamics.charts.trajectories import on_step_axis
 from lmdynamics.errors import UserError
 
 PUBLISHED = {"interference": "interference", "magnitude": "magnitude", "abs_mean_change": "mean_change"}

@@ -7,8 +7,7 @@ import anywidget
 import ipywidgets as widgets
 import traitlets
 
-from lmdynamics.charts.cursor import JUMP
-from lmdynamics.charts.theme import BEFORE_ONE
+from lmdynamics.charts.axes import BEFORE_ONE, JUMP
 
 TICK = 350  # milliseconds from one checkpoint to the next while it plays
 

@@ -15,7 +15,7 @@ from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import break_profile
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.preparation import SMOOTHINGS, prepare
-from lmdynamics.charts.cursor import JUMP
+from lmdynamics.charts.axes import JUMP
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer

@@ -38,7 +38,7 @@ class LiveChart:
     `JupyterChart` reports a chart's own start values back to Python each time a page draws it, late echoes of a
     moving slider too; here Python's value wins, so that a reloaded page and a second view show the present state.
     Of `values`, those count that the chart has as parameters. `clicks`: what to do at a click, by how the name of the
-    chart's selection begins (`charts.cursor.JUMP`, `charts.heads.PICK`).
+    chart's selection begins (`charts.axes.JUMP`, `charts.heads.PICK`).
     """
 
     def __init__(self, chart: alt.TopLevelMixin, clicks: Mapping[str, Click] | None = None, **values: float):

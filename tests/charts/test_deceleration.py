@@ -6,7 +6,7 @@ import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.fits import fits_table, fitted_line
-from lmdynamics.charts.theme import log_ticks
+from lmdynamics.charts.axes import log_ticks
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
 from tests.charts.specs import drawn, rows_of

@@ -8,8 +8,8 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import accuracy_by_step, loss_by_bin, uas_by_step
 from lmdynamics.analysis.onsets import Onset, structure_onset
-from lmdynamics.charts.theme import BEFORE_ONE, BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT, step_axis, step_ticks
-from lmdynamics.charts.trajectories import onset_bands
+from lmdynamics.charts.axes import BEFORE_ONE, onset_bands, step_axis, step_ticks
+from lmdynamics.charts.theme import BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
 from tests.charts.specs import drawn

@@ -1,0 +1,159 @@
+"""The step axis, and what stands along it in every figure over training: onsets, and the checkpoint looked at."""
+
+import math
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.theme import ONSETS, TEXT, VERMILION
+
+BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
+JUMP = "jump"  # how selections begin that hold where along the steps a reader clicked, one per panel
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
+    if high / low <= 2:  # evenly spaced, as on a linear axis
+        size = 10.0 ** math.floor(math.log10(high - low))
+        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
+        ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
+        return [tick for tick in ticks if low <= tick <= high]
+    ticks, apart = [], 0.75 * math.log(high / low) / most
+    for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        if low <= tick <= high and (not ticks or math.log(tick / ticks[-1]) > apart):
+            ticks.append(float(f"{tick:.6g}"))
+    return ticks
+
+
+def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
+    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them.
+
+    Steps that hold fewer than two of these have round numbers instead: 4,000, 5,000, 6,000 …
+    """
+    steps = sorted(set(steps))
+    last = max(steps, default=1)
+    ticks = [float(m * 10**e) for e in range(12) for m in ((1,) if sparse else (1, 3)) if m * 10**e <= last * 1.001]
+    first = steps[1] if len(steps) > 1 and steps[0] == 0 else (steps[0] if steps else 0)
+    ticks = [tick for tick in ticks if tick >= first * 0.999]
+    if len(ticks) < 2 and first > 0:
+        between = log_ticks(first, last, 3 if sparse else 6) if last > first else []
+        ticks = [tick for tick in between if tick.is_integer()] or [float(first)]
+    return [BEFORE_ONE, *ticks] if 0 in steps else ticks
+
+
+def step_axis(steps: Iterable[int], title: str | None = "training step (log scale)", sparse: bool = False) -> alt.X:
+    """The logarithmic step axis over a field `x`: the step, or `BEFORE_ONE` for step 0."""
+    steps = sorted(set(steps)) or [0, 1]
+    low, high = max(steps[0], BEFORE_ONE), max(steps[-1], 1)
+    return (
+        alt.X("x:Q", title=title)
+        .scale(type="log", domain=[low * 0.9, high * 1.08], nice=False)
+        .axis(
+            values=step_ticks(steps, sparse),
+            labelExpr="datum.value < 1 ? '0' : format(datum.value, '~s')",
+            grid=False,
+        )
+    )
+
+
+def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame in order of steps, with `x`: where `step_axis` puts each step."""
+    return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
+
+
+def steps_of(*frames: pl.DataFrame) -> list[int]:
+    """All steps that occur in the frames, in order."""
+    return sorted({step for frame in frames if frame is not None for step in frame["step"].to_list()})
+
+
+def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> list[alt.Chart]:
+    """Behind a curve: an onset's interval as a band, its step as a line, its name on top. Without one, nothing."""
+    layers = []
+    present = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
+    for index, onset in enumerate(present):
+        colour = ONSETS.get(onset.name, VERMILION)
+        place = {"x": _place(onset.step), **onset_ends(onset)}
+        base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
+        start = axis.copy()
+        start["shorthand"] = "from:Q"
+        layers += [
+            base.mark_rect(color=colour, opacity=0.18).encode(
+                start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
+            ),
+            base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
+        ]
+        if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
+            first_of_many = index == 0 and len(present) > 1
+            leftward = first_of_many or (len(present) == 1 and _along(place["x"], axis) > 0.7)
+            outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
+            text = base.mark_text(color=TEXT, baseline="bottom", dy=-3, fontWeight="bold", **outward)
+            layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
+    return layers
+
+
+def onset_ends(onset: Onset) -> dict[str, float]:
+    """Where an onset's band begins and ends."""
+    bounds = {"from": onset.low, "to": onset.high}
+    return {name: _place(onset.step if step is None else step) for name, step in bounds.items()}
+
+
+def _place(step: int) -> float:
+    return max(float(step), BEFORE_ONE)
+
+
+def _along(place: float, axis: alt.X) -> float:
+    """How far along the axis a step stands, from 0 to 1."""
+    low, high = (math.log(end) for end in axis.to_dict()["scale"]["domain"])
+    return (math.log(place) - low) / (high - low)
+
+
+def undated(onsets: Sequence[Onset], width: int = 96) -> list[str]:
+    """What a caption says of onsets that have no date, and so no band."""
+    absent = [onset for onset in onsets if onset.step is None]
+    return [line for onset in absent for line in wrap(str(onset), width)]
+
+
+def spoken(onsets: Sequence[Onset]) -> str:
+    """Each onset as a sentence, for those who cannot see the figure."""
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in map(str, onsets))
+
+
+def upright(place: alt.Parameter | int, x: alt.X) -> alt.Chart:
+    """A line at a step, or at the step that a parameter holds."""
+    return _at(place).mark_rule(color=TEXT, strokeWidth=2).encode(x)
+
+
+def step_number(place: alt.Parameter | int, x: alt.X) -> alt.Chart:
+    """The step itself, above the line."""
+    text = _at(place).mark_text(color=TEXT, fontWeight="bold", baseline="bottom", dy=-3)
+    return text.encode(x, alt.Text("step:Q", format=",d"), y=alt.value(0))
+
+
+def _at(place: alt.Parameter | int) -> alt.Chart:
+    step = place.name if isinstance(place, alt.Parameter) else str(place)
+    data = alt.Chart(alt.Data(values=[{}]))
+    return data.transform_calculate(x=f"max({step}, {BEFORE_ONE})", step=step)
+
+
+def clickable(frame: pl.DataFrame, x: alt.X, tips: Sequence[alt.Tooltip] = (), panel: int = 0) -> alt.Chart:
+    """Over a whole panel, and not to be seen: hovering tells what is at the nearest step, a click goes there.
+
+    `frame`: x (as `on_step_axis` puts it), step, and what `tips` tell; one row per step. Goes on top of a panel,
+    which has a number if it is one of several.
+    """
+    click = alt.selection_point(name=f"{JUMP}_{panel}", on="click", nearest=True, encodings=["x"], clear=False)
+    points = alt.Chart(frame).mark_point(opacity=0, size=1)
+    return points.encode(x, y=alt.value(1), tooltip=[alt.Tooltip("step:Q", format=",d"), *tips]).add_params(click)
+
+
+def by_step(rows: pl.DataFrame, name: str, value: str, style: str) -> tuple[pl.DataFrame, list[alt.Tooltip]]:
+    """For `clickable`: of rows with x, step, a name and a value, one row per step, and what tells each value."""
+    names = rows[name].unique(maintain_order=True).to_list()
+    columns = {f"value_{i}": pl.col(value).filter(pl.col(name) == each).first() for i, each in enumerate(names)}
+    wide = rows.group_by("step", maintain_order=True).agg(pl.col("x").first(), **columns)
+    return wide, [
+        alt.Tooltip(f"{column}:Q", title=str(each), format=style) for column, each in zip(columns, names, strict=True)
+    ]
