@@ -1,8 +1,7 @@
 """What figures that compare conditions have in common: their rows, their colour, how they put numbers into words."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
-import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
@@ -36,13 +35,6 @@ def tidy(frame: pl.DataFrame, columns: list[str], what: str) -> tuple[pl.DataFra
             "(curves.intervals.loss_by_bin), or leave out checkpoints"
         )
     return rows, missing
-
-
-def colour_by_condition(colours: Mapping[str, str], legend: bool = True) -> alt.Color:
-    """A line's or a point's colour: that of its condition."""
-    key = alt.Legend(orient="bottom", columns=4, symbolType="stroke", symbolStrokeWidth=3) if legend else None
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color("condition:N", title=None, scale=scale, legend=key)
 
 
 def span(ends: pl.DataFrame, share: bool, baseline: str | None = None) -> str:

@@ -92,13 +92,6 @@ def _dash(key: str, dashes: Mapping[str, Sequence[int]] | None, legend: alt.Lege
     return alt.StrokeDash(field=key, type="nominal", title=None, scale=scale, legend=legend)
 
 
-def colour_by(field: str, colours: Mapping[str, str], columns: int = 6) -> alt.Color:
-    """A line's or a point's colour by a field; a legend below where there are several."""
-    key = alt.Legend(orient="bottom", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
-    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
-    return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if len(colours) > 1 else None)
-
-
 def measure_axis(name: str, *parts: pl.DataFrame) -> alt.Y:
     """A measure's axis, the same for all parts: D from 0 to 1, M from 0, |ΔL| logarithmic."""
     rows = pl.concat([part.filter(pl.col("measure") == name).select("value", "low", "high") for part in parts])

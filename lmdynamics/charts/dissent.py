@@ -13,8 +13,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import by_step, clickable, log_ticks, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.decomposition import colour_by
-from lmdynamics.charts.lines import levels, line_layers, placed
+from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
 from lmdynamics.charts.theme import WIDTH, figure, lines, ramp
 from lmdynamics.errors import UserError
 

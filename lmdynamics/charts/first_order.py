@@ -14,9 +14,9 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.one_step import each_batch
 from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.heads import ROUND
-from lmdynamics.charts.lines import line_layers
+from lmdynamics.charts.lines import colour_by, line_layers
 from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.tiles import step_tiles
 from lmdynamics.charts.trades import SIGNED, spread
 from lmdynamics.errors import UserError
 
@@ -121,9 +121,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     title = "share that does not cancel (log scale)"
     y = alt.Y("value:Q", title=title).scale(type="log", domain=[low, high], nice=False)
     y = y.axis(values=log_ticks(low, high), format="~g")
-    key = alt.Legend(orient="bottom", columns=2, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
-    colour = alt.Color("coefficient:N", title=None, legend=key)
-    colour = colour.scale(domain=list(labels.values()), range=[hue for _, hue in COEFFICIENTS.values()])
+    colour = colour_by("coefficient", dict(COEFFICIENTS.values()), 2)
     tips = ["coefficient:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
     layers = line_layers(means, x, y, colour, tips, opacity=0.18, points=22)
     ends = {
@@ -184,20 +182,6 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
         + "; ".join(f"{row['part']} {_short(row['value'])}" for row in last.to_dicts())
         + ".",
     )
-
-
-def step_tiles(cells: pl.DataFrame, parts: Sequence[str]) -> tuple[alt.Chart, dict[str, int]]:
-    """A grid of parts (rows) by steps (columns), and its size; the caller gives it marks and colours."""
-    steps = cells["step"].unique().sort().to_list()
-    width = max(10, min(34, WIDTH // len(steps)))
-    labelled = steps[:: max(1, -(-len(steps) // 14))]
-    base = alt.Chart(cells).encode(
-        alt.X("step:O", title="checkpoint (training step; log-spaced)").axis(
-            values=labelled, labelAngle=0, labelExpr=ROUND, domain=False, ticks=False
-        ),
-        alt.Y("part:N", title=None, sort=list(parts)).axis(domain=False, ticks=False, labelLimit=240),
-    )
-    return base, {"width": width * len(steps), "height": (24 if len(parts) <= 16 else 15) * len(parts)}
 
 
 def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str] | None) -> alt.LayerChart:

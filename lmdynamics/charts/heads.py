@@ -5,12 +5,12 @@ import polars as pl
 
 from lmdynamics.analysis.heads import best_directions, within_reach
 from lmdynamics.analysis.intervals import need_columns, with_wilson
-from lmdynamics.charts.theme import TEXT, VERMILION, WIDTH, accuracy_colour, figure, ink
+from lmdynamics.charts.theme import TEXT, VERMILION, figure
+from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
 from lmdynamics.errors import UserError
 
 PERCENT = ".0%"
 PICK = "pick"  # the selection that holds which head a reader clicked
-ROUND = "format(datum.value, datum.value < 1000 ? 'd' : '.2~s')"  # 1024 -> 1k
 
 
 def layer_head_map(
@@ -108,13 +108,9 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     name = pl.format("{}-{}", "layer", "head")
     data = with_wilson(best).with_columns(name=name, above=pl.col("low") > pl.col("offset"))
     order = data.group_by("relation").agg(pl.col("count").max()).sort("count", "relation", descending=[True, False])
-    steps = data["step"].unique().sort().to_list()
-    labelled = steps[:: max(1, -(-len(steps) // 14))]
-    base = alt.Chart(data).encode(
-        alt.X("step:O", title="checkpoint (training step; log-spaced)").axis(
-            values=labelled, labelAngle=0, labelExpr=ROUND, domain=False, ticks=False
-        ),
-        alt.Y("relation:N", title=None, sort=order["relation"].to_list()).axis(domain=False, ticks=False),
+    last_step = data["step"].max()
+    base, size = step_tiles(data, order["relation"].to_list(), "relation", widest=22, tall=22)
+    base = base.encode(
         tooltip=[
             "relation", "step", alt.Tooltip("name", title="layer-head"), "direction",
             *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high", "offset", *["reachable"] * causal)),
@@ -126,14 +122,11 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     dot = base.transform_filter("datum.above").mark_point(filled=True, size=12, opacity=1, shape="circle").encode(
         color=ink()
     )  # fmt: skip
-    width = max(10, min(22, WIDTH // len(steps)))
-    label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=steps[-1])).mark_text(
-        align="left", dx=width // 2 + 6, color=TEXT, fontSize=11
+    label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=last_step)).mark_text(
+        align="left", dx=size["width"] // data["step"].n_unique() // 2 + 6, color=TEXT, fontSize=11
     )
-    chart = alt.layer(tile, dot, label.encode(alt.Text("name:N"))).properties(
-        width=width * len(steps), height=22 * len(order)
-    )
-    last = data.filter(pl.col("step") == steps[-1]).sort("count", descending=True)
+    chart = alt.layer(tile, dot, label.encode(alt.Text("name:N"))).properties(**size)
+    last = data.filter(pl.col("step") == last_step).sort("count", descending=True)
     ends = "; ".join(
         f"{r['relation']} {r['name']} {r['accuracy']:.0%} (offset {r['offset']:.0%})"
         for r in last.iter_rows(named=True)
@@ -146,7 +139,7 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
             "dot: above the best fixed offset, interval included",
             "a causal model looks left only: a tooltip's `reachable` is the most its head could find" if causal else "",
         ],
-        f"Best head per relation over training; at step {steps[-1]}: {ends}.",
+        f"Best head per relation over training; at step {last_step}: {ends}.",
     )  # fmt: skip
 
 

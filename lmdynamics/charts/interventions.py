@@ -18,7 +18,6 @@ from lmdynamics.charts.conditions import (
     absent,
     axis_format,
     capital,
-    colour_by_condition,
     count,
     findings,
     is_share,
@@ -29,7 +28,7 @@ from lmdynamics.charts.conditions import (
     tidy,
     tip_format,
 )
-from lmdynamics.charts.lines import levels
+from lmdynamics.charts.lines import colour_by, levels
 from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure, lines
 from lmdynamics.errors import UserError
 
@@ -81,7 +80,7 @@ def conditions_panels(
         axis = step_axis(steps, "training step (log scale)" if last else None)
         y = alt.Y("value:Q", title=stacked(measure) if len(measures) > 1 else measure).scale(zero=False)
         y = y.axis(format=axis_format(measure, percent), tickCount=4 if len(measures) > 1 else 6)
-        colour = colour_by_condition(colours)
+        colour = colour_by("condition", colours, legend=True)
         tips = ["condition", "step", alt.Tooltip("value", title=measure, format=tip_format(measure, percent))]
         known = controls.get(measure, {})
         layers = levels(known, y, right=True)
@@ -147,7 +146,7 @@ def final_by_condition(
         y = _rows_axis(colours, labels=index % columns == 0)
         x = alt.X("value:Q", title=lines(name, 30 if columns > 1 else 60)).scale(zero=False, padding=8)
         x = x.axis(format=axis_format(name, percent), tickCount=5, grid=False)
-        colour, tip = colour_by_condition(colours, legend=False), tip_format(name, percent)
+        colour, tip = colour_by("condition", colours, legend=False), tip_format(name, percent)
         tips = ["condition", *(alt.Tooltip(c, format=tip) for c in ("mean", "low", "high"))]
         base = alt.Chart(middle).encode(y, colour, tooltip=tips)
         reference = alt.Chart(middle.filter(pl.col("condition") == (baseline or "")))

@@ -48,6 +48,16 @@ def _both(ends: tuple[str, str]) -> str:
     return " && ".join(f"isValid(datum['{end}'])" for end in ends)
 
 
+def colour_by(field: str, colours: Mapping[str, str], columns: int | None = 4, legend: bool | None = None) -> alt.Color:
+    """A line's or a point's colour by a column, with a legend below: by default where there are several colours."""
+    key = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    if columns is not None:
+        key["columns"] = columns
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    shown = len(colours) > 1 if legend is None else legend
+    return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if shown else None)
+
+
 def placed(axis: alt.Y, field: str) -> alt.Y:
     """Another column on the same axis, with its scale and title."""
     other = axis.copy()

@@ -10,9 +10,9 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.opposition import cosine_spread
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
-from lmdynamics.charts.first_order import step_tiles
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines, opposed
+from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.tiles import opposed, step_tiles
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles

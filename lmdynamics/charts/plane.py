@@ -10,8 +10,8 @@ import polars as pl
 
 from lmdynamics.charts.axes import steps_of
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.decomposition import colour_by
 from lmdynamics.charts.dissent import group_colours, grouped, panel, side_by_side
+from lmdynamics.charts.lines import colour_by
 from lmdynamics.charts.theme import GREY, TEXT, figure
 from lmdynamics.errors import UserError
 

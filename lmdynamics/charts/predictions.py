@@ -4,7 +4,8 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.theme import VERMILION, accuracy_colour, figure, ink
+from lmdynamics.charts.theme import VERMILION, figure
+from lmdynamics.charts.tiles import accuracy_colour, ink
 from lmdynamics.charts.tokens import visible
 
 

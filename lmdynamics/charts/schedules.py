@@ -6,7 +6,8 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.conditions import absent, colour_by_condition, number, tidy
+from lmdynamics.charts.conditions import absent, number, tidy
+from lmdynamics.charts.lines import colour_by
 from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure, lines
 from lmdynamics.errors import UserError
 
@@ -91,7 +92,7 @@ def speedup_curves(
     last = max(frame["step"].max() for frame in (data, curves, rows) if frame["step"].max() is not None)
     x = _linear_steps(last)
     y = alt.Y("value:Q", title=measure).scale(zero=False).axis(format="%" if percent else ",.4~g")
-    colour = colour_by_condition(colours)
+    colour = colour_by("condition", colours, legend=True)
     tips = ["condition", "step", alt.Tooltip("value", title=measure, format=".1%" if percent else ",.4~g")]
     line = alt.Chart(pl.DataFrame({"value": [best], "label": [f"{target}: {number(best, percent)}"]}))
     label = line.mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)

@@ -33,17 +33,6 @@ SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, lin
 ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE}
 
 
-def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "accuracy", top: float = 1.0) -> alt.Color:
-    """Colour for a share between 0 and `top`, the same scale in every figure; `offset`: pixels from chart to legend."""
-    scale = alt.Scale(scheme=SEQUENTIAL, domain=[0, top])
-    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format="%", gradientLength=100, offset=offset)
-
-
-def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
-    """Text on such a colour: dark on the light end, light on the dark end, with a contrast of 4.5 at least."""
-    return alt.condition(f"datum.{field} > {0.435 * top}", alt.value("#000000"), alt.value("#ffffff"))
-
-
 def condition_colours(present: Iterable[str], order: Sequence[str] | None = None) -> dict[str, str]:
     """A colour for each condition, by first appearance; with `order`, as in any other figure of that order.
 
@@ -80,15 +69,6 @@ def ramp(names: Iterable[str]) -> dict[str, str]:
 def _between(one: str, other: str, share: float) -> str:
     parts = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
-
-
-def opposed(field: str, title: str, most: float) -> alt.Color:
-    """Colour for a quantity with a sign: vermilion below zero, blue above, the same reach on both sides."""
-    scale = alt.Scale(domain=[-most, 0, most], range=list(OPPOSED), clamp=True, interpolate="rgb")
-    # squares: a page's SVG gradients share their names, so that a second one is drawn in the colours of the first
-    values = [round(most * share, 2) for share in (-1, -0.5, 0, 0.5, 1)]
-    legend = {"type": "symbol", "symbolType": "square", "symbolStrokeWidth": 0, "values": values, "format": "+.2f"}
-    return alt.Color(f"{field}:Q", title=title, scale=scale).legend(**legend)
 
 
 def lines(text: str, width: int) -> list[str]:

@@ -10,7 +10,7 @@ from lmdynamics.analysis.heads import uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.axes import on_step_axis, onset_bands, onset_ends, spoken, step_axis, steps_of, undated
-from lmdynamics.charts.lines import levels, line_layers, placed
+from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
@@ -32,8 +32,7 @@ def loss_over_training(
     axis = step_axis(steps_of(*frames))
     y = alt.Y("loss:Q", title=LOSS).scale(zero=False)
     named = {"training batches": GREY, "held out": BLUE} if len(log) else {"held out": BLUE}
-    colour = alt.Color("curve:N", title=None).scale(domain=list(named), range=list(named.values()))
-    colour = colour.legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3)
+    colour = colour_by("curve", named, legend=True)
     if len(log):
         data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
         layers += line_layers(
@@ -68,8 +67,7 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
         curve=pl.col("source").replace_strict(present, names, return_dtype=pl.String)
     )
     axis = step_axis(steps_of(curve))
-    colour = alt.Color("curve:N", title=None).scale(domain=names, range=[SOURCES[s][1] for s in present])
-    colour = colour.legend(orient="bottom", columns=2, symbolType="stroke", symbolStrokeWidth=3)
+    colour = colour_by("curve", {SOURCES[source][0]: SOURCES[source][1] for source in present}, 2, legend=True)
     dash = alt.StrokeDash("curve:N", title=None).scale(domain=names, range=[SOURCES[s][2] for s in present])
     width = alt.StrokeWidth("curve:N", legend=None).scale(domain=names, range=[SOURCES[s][3] for s in present])
     share = alt.Axis(format="%")

@@ -9,7 +9,8 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis
-from lmdynamics.charts.decomposition import MEASURES, colour_by, measure_axis, panels, span, spoken, tidy
+from lmdynamics.charts.decomposition import MEASURES, measure_axis, panels, span, spoken, tidy
+from lmdynamics.charts.lines import colour_by
 from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, lines, ramp
 from lmdynamics.errors import UserError
 
