@@ -7,7 +7,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.decomposition import span
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, wrapped
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.errors import UserError
 
@@ -51,7 +51,7 @@ def interference_cursor(
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200).add_params(cursor),
         f"Destructive interference goes {told}",
-        [*lines(caption, 72), "; ".join(filter(None, key))],
+        [*wrapped(caption, 72), "; ".join(filter(None, key))],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
     )
 
@@ -168,7 +168,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
         told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
     return figure(
         chart.add_params(cursor),
-        lines(f"“{token}”: {told}", 56),
+        wrapped(f"“{token}”: {told}", 56),
         "blue: its loss fell; orange: rose; one token, no interval",
         f"One token over training: {told}.",
     )

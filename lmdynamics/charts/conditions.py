@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.theme import lines
+from lmdynamics.charts.theme import wrapped
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 5000  # that Altair puts into a panel
@@ -69,12 +69,12 @@ def is_share(measure: str, percent: bool | Collection[str]) -> bool:
 def stacked(measure: str) -> list[str]:
     """Name and unit on two lines: "UAS (share of arcs)" stands beside a low panel."""
     name, bracket, unit = measure.partition(" (")
-    return [*lines(name, 24), *lines(bracket.strip() + unit, 24)]
+    return [*wrapped(name, 24), *wrapped(bracket.strip() + unit, 24)]
 
 
 def findings(said: Sequence[str], width: int) -> list[str]:
     """What the title leaves unsaid, as lines of the caption; of many measures, the text for screen readers tells."""
-    return [line for text in said[1:] for line in lines(text, width)] if len(said) <= 4 else []
+    return [line for text in said[1:] for line in wrapped(text, width)] if len(said) <= 4 else []
 
 
 def axis_format(measure: str, percent: bool | Collection[str]) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, absent, count, tidy
-from lmdynamics.charts.theme import TEXT, WIDTH, condition_colours, figure, lines
+from lmdynamics.charts.theme import TEXT, WIDTH, condition_colours, figure, wrapped
 
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 
@@ -50,7 +50,7 @@ def gain_by_paradigm(
         gains[name] = middle["value"].mean()
         told = f"{_points(gains[name])}, {up} of {len(middle)} up"
         head = alt.TitleParams(
-            lines(name, 18),
+            wrapped(name, 18),
             subtitle=told,
             fontSize=12,
             fontWeight="normal",
@@ -66,7 +66,7 @@ def gain_by_paradigm(
     caption = ["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]
     return figure(
         alt.hconcat(*panels, spacing=14),
-        lines(f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}", 84),
+        wrapped(f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}", 84),
         "; ".join(filter(None, caption)),
         f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(said)}. "
         f"Largest for {order[0]}, smallest for {order[-1]}.",

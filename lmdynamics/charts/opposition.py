@@ -11,7 +11,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.opposition import cosine_spread
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, lines
+from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, wrapped
 from lmdynamics.charts.tiles import opposed, step_tiles
 from lmdynamics.errors import UserError
 
@@ -42,7 +42,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     least, step = last.row(0, named=True), last["step"][0]
     return figure(
         chart.properties(**size),
-        lines(f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval", 76),
+        wrapped(f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval", 76),
         f"mean over {_counted(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
         f"Mean cosine between gradients of two rows, by part and step. At step {step:,}: "
         + "; ".join(f"{row['part']} {_told(row)}" for row in last.to_dicts())
@@ -101,7 +101,7 @@ def cosine_distribution(
     ends = f" (95 % interval {last['low']:.0%} to {last['high']:.0%})" if known else " (no interval)"
     return figure(
         alt.vconcat(upper, lower, spacing=12),
-        lines(title, 76),
+        wrapped(title, 76),
         [
             f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
             "share below zero: 95 % interval, over rows of text" if len(bounded) else "share below zero: no interval",
@@ -149,7 +149,7 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     left_out = f"; the first {MOST_ROWS} rows" if len(rows) == MOST_ROWS else ""
     return figure(
         tile.mark_rect().properties(width=side, height=side),
-        lines(title, 60),
+        wrapped(title, 60),
         f"blue: gradients agree; orange: they are opposed{left_out}",
         f"Cosines between gradients of {len(rows)} rows. {title}.",
     )
@@ -200,7 +200,7 @@ def group_opposition(
         alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", most)), number).properties(
             width=84 * len(groups), height=38 * len(groups)
         ),
-        lines(title.replace("-", "−"), 60),
+        wrapped(title.replace("-", "−"), 60),
         ["blue: a step for one serves the other;", "orange: it harms the other; no interval"],
         f"Cosines between gradients of token groups at step {step:,}: {listed}.",
     )

@@ -17,7 +17,7 @@ from lmdynamics.charts.axes import (
     upright,
 )
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, lines
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, wrapped
 from lmdynamics.errors import UserError
 
 WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names
@@ -83,8 +83,8 @@ def pair_race(
     finding = race_in_words(rows)
     return figure(
         chart if cursor is None else chart.add_params(cursor),
-        lines(finding, 54),
-        [line for part in [*caption.split("\n"), "; ".join(key)] for line in lines(part, 80)],
+        wrapped(finding, 54),
+        [line for part in [*caption.split("\n"), "; ".join(key)] for line in wrapped(part, 80)],
         f"Log-probability of good and bad sentences over training, with a line at one checkpoint. {finding}. "
         f"{_ends(rows)} {caption}".replace("\n", " ").strip(),
     )

@@ -71,7 +71,7 @@ def _between(one: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
 
 
-def lines(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """A title or caption in lines of at most `width` characters; "linear 30 → 15 %" and "λ = 1" are not torn."""
     return [line.replace("\0", " ") for line in wrap(re.sub(r" (?=[%→=\d−])|(?<=[→=]) ", "\0", text), width)]
 

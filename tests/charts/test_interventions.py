@@ -8,7 +8,7 @@ import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.statistics import mean_over_seeds
-from lmdynamics.charts.theme import CONDITIONS, condition_colours, lines
+from lmdynamics.charts.theme import CONDITIONS, condition_colours, wrapped
 from lmdynamics.errors import UserError
 from tests.analysis.frames import sigmoid
 from tests.charts.specs import drawn, rows_of
@@ -167,7 +167,7 @@ def test_nine_conditions_are_too_many_and_an_unknown_one_is_named():
 
 
 def test_a_title_does_not_tear_a_schedule():
-    assert lines("masked at linear 30 → 15 % and then", 20) == ["masked at", "linear 30 → 15 % and", "then"]
+    assert wrapped("masked at linear 30 → 15 % and then", 20) == ["masked at", "linear 30 → 15 % and", "then"]
 
 
 def test_every_seed_is_a_line_and_the_mean_is_thick():
