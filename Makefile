@@ -9,16 +9,17 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup series site lab test bench lint format
+.PHONY: help setup series site lab test test-fast bench lint format
 
 help:
-	@echo "make series   run the notebooks headless and write $(OUT)/index.html"
-	@echo "make site     the same as static pages in out/site, for any web server or disk"
-	@echo "make lab      open the notebooks in JupyterLab"
-	@echo "make test     run the tests"
-	@echo "make bench    run the benchmarks: each claim about speed, against the tool one would use instead"
-	@echo "make lint     check format, lint, import order and notebook outputs; make format repairs what it can"
-	@echo "make setup    only install, into .venv"
+	@echo "make series    run the notebooks headless and write $(OUT)/index.html"
+	@echo "make site      the same as static pages in out/site, for any web server or disk"
+	@echo "make lab       open the notebooks in JupyterLab"
+	@echo "make test      run the tests"
+	@echo "make test-fast the tests that need no training and no browser: about a minute"
+	@echo "make bench     run the benchmarks: each claim about speed, against the tool one would use instead"
+	@echo "make lint      check format, lint, import order and notebook outputs; make format repairs what it can"
+	@echo "make setup     only install, into .venv"
 
 setup: $(READY)
 
@@ -42,6 +43,11 @@ lab: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # one thread in each of two processes
+
+# No training, no browser, no kernel, and not the fits, which take seconds each: what one runs while working.
+FAST := analysis corpora experiments test_cli.py test_project.py test_records.py test_devices.py
+test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" $(addprefix tests/,$(FAST)) $(addprefix --ignore=tests/analysis/,test_deceleration.py test_fits.py)
 
 bench: $(READY)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

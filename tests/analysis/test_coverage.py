@@ -5,6 +5,7 @@ import pytest
 from benchmarks.coverage import CLAIMS, MISSES, TOO_SMALL, coverage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLAIMS if name != TOO_SMALL])
 def test_intervals_cover_what_they_claim(name):
     covered, given = coverage(CLAIMS[name], draws=80)
