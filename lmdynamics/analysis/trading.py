@@ -123,8 +123,8 @@ def change_bins(changes: pl.DataFrame, by: list[str]) -> pl.DataFrame:
     )
 
 
-def passed_by(changes: pl.DataFrame, by: str = "change", share: float = 0.05) -> float:
-    """The size of change (or loss) that a share of the tokens passes."""
+def large_change(changes: pl.DataFrame, by: str = "change", share: float = 0.05) -> float:
+    """The size of change (or of what `by` names, in nats) that a share of the tokens exceeds."""
     return float(changes[by].cast(pl.Float64).abs().quantile(1 - share) or 0.0) or 1e-6
 
 

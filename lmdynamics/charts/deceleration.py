@@ -16,8 +16,7 @@ from lmdynamics.analysis.deceleration import LOCATED, headline
 from lmdynamics.analysis.fits import fitted_line
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.axes import log_ticks, step_axis
-from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, condition_colours, figure
-from lmdynamics.charts.theme import wrapped as wrapped
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, condition_colours, figure, wrapped
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token, log scale)"

@@ -15,7 +15,7 @@ def line_layers(
     colour: str | alt.Color,
     tips: Sequence[alt.Tooltip | str] = (),
     *,
-    ends: tuple[str, str] = ("low", "high"),
+    ends: tuple[str, str] | None = ("low", "high"),
     opacity: float = 0.2,
     width: float = 2,
     dash: Sequence[int] | alt.StrokeDash | None = None,
@@ -25,14 +25,14 @@ def line_layers(
     """A band behind, a line, and points on it: layers of one panel.
 
     `frame`: x (as `on_step_axis` puts it), the value that `y` names, and its interval in the columns `ends`; a row
-    without an interval has no band, a frame without these columns has none at all. `colour`: one for all, or by a
-    column. `points`: their size in square pixels (0: none); `channels`: further ones, as `detail`.
+    without an interval has no band; without these columns, or with None, there is none at all. `colour`: one for all,
+    or by a column. `points`: their size in square pixels (0: none); `channels`: further ones, as `detail`.
     """
     own = {"color": colour} if isinstance(colour, str) else {}
     by = [] if isinstance(colour, str) else [colour]
     dashed = {"strokeDash": list(dash)} if dash is not None and not isinstance(dash, alt.StrokeDash) else {}
     base, layers = alt.Chart(frame).encode(x, y, *by, **channels), []
-    known = frame.drop_nulls(ends).height if set(ends) <= set(frame.columns) else 0
+    known = frame.drop_nulls(ends).height if ends and set(ends) <= set(frame.columns) else 0
     if known:
         band = base if known == len(frame) else base.transform_filter(_both(ends))
         band = band.mark_area(opacity=opacity, **own)
@@ -48,11 +48,9 @@ def _both(ends: tuple[str, str]) -> str:
     return " && ".join(f"isValid(datum['{end}'])" for end in ends)
 
 
-def colour_by(field: str, colours: Mapping[str, str], columns: int | None = 4, legend: bool | None = None) -> alt.Color:
+def colour_by(field: str, colours: Mapping[str, str], columns: int = 4, legend: bool | None = None) -> alt.Color:
     """A line's or a point's colour by a column, with a legend below: by default where there are several colours."""
-    key = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
-    if columns is not None:
-        key["columns"] = columns
+    key = alt.Legend(orient="bottom", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     shown = len(colours) > 1 if legend is None else legend
     return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if shown else None)

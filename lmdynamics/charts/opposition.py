@@ -84,7 +84,7 @@ def cosine_distribution(
     upper = alt.layer(
         *bands,
         zero,
-        *line_layers(by_step, above, middle, BLUE, tips, width=2.2, points=22, ends=("", "")),
+        *line_layers(by_step, above, middle, BLUE, tips, width=2.2, points=22, ends=None),
     ).properties(width=WIDTH, height=HEIGHT - 40)
     name = ["share of pairs", "below zero"]
     top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))

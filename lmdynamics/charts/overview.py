@@ -56,7 +56,7 @@ def loss_and_uas(
     falling = alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)
     upper = alt.layer(
         *onset_bands([onset] if onset else [], axes[0], labels=False),
-        *line_layers(on_step_axis(loss), axes[0], falling, BLUE, ends=("", "")),
+        *line_layers(on_step_axis(loss), axes[0], falling, BLUE, ends=None),
         upright(place, axes[0]),
         step_number(place, axes[0]),
         *over[:1],
@@ -65,7 +65,7 @@ def loss_and_uas(
     layers = []
     for source, colour, dash in (("attention", BLUE, [1, 0]), ("shuffled", ORANGE, [2, 2]), ("offset", GREY, [6, 4])):
         of_source = on_step_axis(curve.filter(pl.col("source") == source))
-        ends = ("", "") if source == "offset" else ("low", "high")
+        ends = None if source == "offset" else ("low", "high")
         layers += line_layers(of_source, axes[1], y, colour, dash=dash, ends=ends)
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
     lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
@@ -104,7 +104,7 @@ def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clic
     y = alt.Y("accuracy:Q", title=[f"{shortened(best['relation'][0], 14)}:", "its best head"], axis=share)
     layers += [
         *line_layers(data, x, y, BLUE),
-        *line_layers(data, x, placed(y, "offset"), GREY, dash=[6, 4], ends=("", "")),
+        *line_layers(data, x, placed(y, "offset"), GREY, dash=[6, 4], ends=None),
         upright(place, x),
     ]
     if clicks:

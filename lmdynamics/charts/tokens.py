@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.trading import passed_by
+from lmdynamics.analysis.trading import large_change
 from lmdynamics.charts.theme import BLUE, VERMILION
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.html import LITERAL
@@ -57,7 +57,7 @@ class ColouredTokens:
             raise UserError(f"{what}: there are no changes to show; choose a row of text that was measured")
         if known.select("row", "position").is_duplicated().any():
             raise UserError(f"{what}: a token has several changes; choose one checkpoint, batch, split and direction")
-        self.title, self.by, self.most = title, by, passed_by(known, by) if most is None else float(most)
+        self.title, self.by, self.most = title, by, large_change(known, by) if most is None else float(most)
         self.marked = marked
         self.rows: dict[int, list[tuple[str, dict | None]]] = {}
         for (row,), part in known.group_by("row", maintain_order=True):

@@ -11,7 +11,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.analysis.intervals import bounded
-from lmdynamics.analysis.trading import passed_by
+from lmdynamics.analysis.trading import large_change
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, visible
@@ -99,7 +99,7 @@ class ZeroSumExplorer(Explorer):
         step = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
         title = f"{step}, row {row}"
         of_row, marked = here.filter(pl.col("row") == row), (row, self.position.value)
-        return ColouredTokens({row: self._text(row)}, of_row, most=passed_by(here), title=title, marked=marked)
+        return ColouredTokens({row: self._text(row)}, of_row, most=large_change(here), title=title, marked=marked)
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
         seen, chosen = self.seen, self.chosen
