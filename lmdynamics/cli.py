@@ -243,17 +243,10 @@ def compare(
     markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,
 ) -> None:
     """What a batch's records have come to, beside accepted ones: one line, then what differs."""
-    from lmdynamics.batch.verdict import verdict
+    from lmdynamics.batch.regression import compare_command
 
-    asked = {
-        "accepting": accept,
-        "who": who,
-        "yes": yes,
-        "strict": strict,
-        "junit_file": junit,
-        "markdown_file": markdown,
-    }
-    raise typer.Exit(verdict(out, baseline, **asked))
+    asked = {"accepting": accept, "who": who, "yes": yes, "strict": strict}
+    raise typer.Exit(compare_command(out, baseline, **asked, junit_file=junit, markdown_file=markdown))
 
 
 @app.command()

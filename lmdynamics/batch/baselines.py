@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.batch.collect import NOT_SETTINGS
+from lmdynamics.batch.parameters import NOT_SETTINGS
 from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, printable

@@ -8,13 +8,13 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME
+from lmdynamics.batch.parameters import NOT_SETTINGS
 from lmdynamics.errors import UserError
 from lmdynamics.records import FILE_NAME as RECORDS
 from lmdynamics.records import Record, Scalar, read_records
 
 FILE_NAME = "records.parquet"
 STATUSES = ("finished", "failed", "interrupted")
-NOT_SETTINGS = ("output_dir", "interactive")  # where and how the figures are shown, not what is measured
 SCHEMA = {
     **dict.fromkeys(("item", "notebook", "profile", "device", "parameters", "record"), pl.String),
     "value": pl.Float64,  # booleans as 0 and 1; None and words have none

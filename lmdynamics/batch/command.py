@@ -16,9 +16,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lmdynamics import files
+from lmdynamics.batch.cache_key import code_version
 from lmdynamics.batch.execute import OUTCOME, PROGRESS, STOP, Outcome, is_done, read_outcome
 from lmdynamics.batch.executors import Pending, Where, open_executor
-from lmdynamics.batch.key import code_version
 from lmdynamics.batch.parameters import remarks
 from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
@@ -213,7 +213,7 @@ def _flags(texts: Sequence[str]) -> dict[str, str]:
 def _summed_up(out: Path) -> Path:
     """The records of all items as one file, and the page over them."""
     from lmdynamics.batch.collect import collect
-    from lmdynamics.batch.index import write_index
+    from lmdynamics.batch.site import write_index
 
     collect(out)
     return write_index(out)

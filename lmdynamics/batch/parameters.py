@@ -14,6 +14,7 @@ from typing import Any
 from lmdynamics.errors import UserError, did_you_mean, shortened
 
 PROFILES = ("smoke", "default", "full")
+NOT_SETTINGS = ("output_dir", "interactive")  # where and how the figures are shown, not what is measured
 KERNEL = "python3"
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

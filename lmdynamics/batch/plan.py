@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lmdynamics.batch.key import content_key
+from lmdynamics.batch.cache_key import content_key
 from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, notebook_parameters, parse_value
 from lmdynamics.devices import device_kind
 from lmdynamics.errors import UserError, did_you_mean
@@ -25,7 +25,7 @@ LANGUAGES = ("treebank", "pairs")  # these parameters
 class Job:
     """One notebook to execute: everything it makes goes into `folder`, and nothing else is touched.
 
-    `key` is a hash of all that determines its results (`batch.key`).
+    `key` is a hash of all that determines its results (`batch.cache_key`).
     """
 
     notebook: Path

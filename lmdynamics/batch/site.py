@@ -1,24 +1,49 @@
-"""A batch as a site: the executed series as pages, with what it came to beside what was accepted; no scripts but the
-pages' own, nothing from elsewhere, so that any web server, or a disk, can hold it.
+"""A batch as pages: `index.html` over what ran, and a site, the executed series with what it came to beside what was
+accepted; no scripts but the pages' own, nothing from elsewhere, so that any web server, or a disk, can hold it.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.batch.baselines import read_baselines
+from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.batch.baselines import Baselines, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import FILE_NAME, gather
-from lmdynamics.batch.compare import compare, summary
-from lmdynamics.batch.index import write_index
-from lmdynamics.batch.reports import trend
+from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
+from lmdynamics.batch.regression import compare, summary
 from lmdynamics.errors import UserError
+from lmdynamics.records import read_records
 
 KEPT = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
-TREND = "trend.html"
+TREND_PAGE = "trend.html"
 MARK = ".lmdynamics-site"  # in a folder that this module has written
+TREND = ("batch", "ended", "item", "record", "value", "low", "high", "tolerance", "unit")
+
+
+def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
+    """Write `out/index.html` over every notebook that has been run into `out`, and return its path.
+
+    `said`: a line above the table. `links`: label and relative address of what else there is. `title`: instead of one
+    that names the folder.
+    """
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.filters |= {"duration": _duration, "scalar": _scalar}
+    folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
+    entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
+    template = Path(__file__).with_name("index.html.jinja").read_text("utf-8")
+    shown = {"entries": entries, "said": said, "links": links}
+    page = environment.from_string(template).render(title=title or f"Notebooks in {out.name}", **shown)
+    index = out / "index.html"
+    with files.saving(str(index)), files.atomic_file(index) as temporary:
+        temporary.write_text(page, "utf-8")
+    return index
 
 
 def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> Path:
@@ -47,10 +72,66 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
         said = summary(compare(frame, read_baselines(baseline))) if baseline is not None else ""
         links = [("all records (Parquet)", FILE_NAME)]
         if len(outs) > 1:
-            _write_trend(outs, folder / TREND, baseline)
-            links.append(("over past batches", TREND))
+            _write_trend(outs, folder / TREND_PAGE, baseline)
+            links.append(("over past batches", TREND_PAGE))
         write_index(folder, said, links, f"Notebooks of {newest.name}")
     return to / "index.html"
+
+
+def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFrame:
+    """Each finished record of several batches, by the time its item ended, from their `records.parquet`.
+
+    batch (the folder), ended (local time), item, record, value, low, high, tolerance, unit; with `baselines` also
+    baseline and its tolerance in place of the record's own.
+
+    Raises
+    ------
+    UserError
+        If no batch is named, or one has no such file or another one.
+    """
+    if not outs:
+        raise UserError("no batch named, so there is no trend; name the --out of each")
+    names = [out.name for out in outs]
+    labels = names if len(set(names)) == len(names) else [str(out) for out in outs]
+    frame = pl.concat([_past(out, label) for out, label in zip(outs, labels, strict=True)], how="vertical_relaxed")
+    columns = list(TREND)
+    if baselines is not None:
+        rows = frame.select("notebook", "profile", "device", "parameters", "record").iter_rows()
+        accepted = [_accepted(baselines, *row) for row in rows]
+        schema = {"baseline": pl.Float64, "tolerance": pl.Float64}
+        frame = frame.with_columns(pl.DataFrame(accepted, schema, orient="row").get_columns())
+        columns.append("baseline")
+    return frame.select(columns).sort("ended", "item", maintain_order=True)
+
+
+def _entry(out: Path, folder: Path) -> dict[str, Any]:
+    outcome = read_outcome(folder)
+    executed = folder / f"{outcome.notebook or outcome.name}.ipynb"
+    page = executed.with_suffix(".html")
+    linked = [("as a page", page), ("notebook", executed), ("records", folder / "records.json"), ("log", folder / LOG)]
+    figures = [path for path in folder.iterdir() if path.suffix in (".svg", ".png")]
+    figures.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # as they come in the notebook
+    return {
+        "outcome": outcome,
+        "records": read_records(folder),
+        "links": [(label, _link(out, path)) for label, path in linked if path.exists()],
+        "figures": [(path.stem.replace("_", " "), _link(out, path)) for path in figures],
+    }
+
+
+def _link(out: Path, path: Path) -> str:
+    return quote(path.relative_to(out).as_posix())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _scalar(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> None:
@@ -67,3 +148,30 @@ def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> Non
     template = Path(__file__).with_name("trend.html.jinja").read_text("utf-8")
     body = Environment(autoescape=True, trim_blocks=True).from_string(template).render(drawn=drawn, batches=len(outs))
     page.write_text(body, "utf-8")
+
+
+def _past(out: Path, label: str) -> pl.DataFrame:
+    path = out / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{out} has no {FILE_NAME}; name the --out of a batch that was collected")
+    try:
+        frame = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file; delete it and collect the batch again") from error
+    needed = [name for name in TREND if name != "batch"]
+    others = ["status", "notebook", "profile", "device", "parameters"]
+    need_columns(frame, [*needed, *others], str(path))
+    finished = frame.filter(pl.col("status") == "finished", pl.col("record").is_not_null())
+    ended = pl.col("ended").str.slice(0, 19).str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False)
+    return finished.select(pl.lit(label).alias("batch"), *needed, *others).with_columns(ended=ended)
+
+
+def _accepted(
+    baselines: Baselines, notebook: str, profile: str | None, device: str, parameters: str, record: str
+) -> tuple[float | None, float | None]:
+    """The accepted number and its tolerance; none for a word, and where nothing was accepted."""
+    baseline = baselines.get(file_name(notebook, profile, device))
+    found = baseline.items.get(item_key(parameters), {}).get(record) if baseline else None
+    if found is None or found.value is None or isinstance(found.value, str):
+        return None, None
+    return float(found.value), found.tolerance

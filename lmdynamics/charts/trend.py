@@ -16,7 +16,7 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
 
     `frame`: batch, ended (a datetime), value, perhaps item, record, unit, low and high (95 %, drawn as upright lines),
     and baseline with tolerance: a grey band is where a value counts as the same, and values outside it are vermilion.
-    Rows of `batch.reports.trend`, filtered to one item and record.
+    Rows of `batch.site.trend`, filtered to one item and record.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def _tidy(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows with a number in order of time, with `floor` and `ceiling` of the tolerance and whether they are outside."""
     need_columns(frame, ["batch", "ended", "value"], WHAT)
     if not frame["ended"].dtype.is_temporal():
-        raise UserError(f"{WHAT}: ended is {frame['ended'].dtype}, expected a datetime; use batch.reports.trend")
+        raise UserError(f"{WHAT}: ended is {frame['ended'].dtype}, expected a datetime; use batch.site.trend")
     for column in ("item", "record"):
         if column in frame.columns and frame[column].n_unique() > 1:
             raise UserError(f"{WHAT}: {frame[column].n_unique()} different values of {column}; filter the frame to one")

@@ -18,6 +18,8 @@ ENVIRONMENT = {
     "peak_gpu_mb": None,
     "seconds": 9,
 }
+UAS = {"value": 0.61, "tolerance": 0.05, "low": 0.5, "high": 0.7, "unit": ""}
+ACCEPTED = {"uas": UAS, "onset": 64, "grokked": True, "word": "later", "nothing": None}
 
 
 def write_item(

@@ -14,7 +14,6 @@ import pytest
 from lmdynamics.batch.command import batch
 from lmdynamics.batch.execute import run_notebook
 from lmdynamics.batch.plan import plan
-from lmdynamics.errors import UserError
 from lmdynamics.records import MIME_TYPE, read_records
 from tests.batch.notebooks import write_notebook
 
@@ -102,13 +101,6 @@ def test_the_executed_notebook_is_a_page_that_loads_nothing_from_elsewhere(mixed
     page = (mixed[0] / "good" / "good.html").read_text("utf-8")
     assert re.search(r">seed doubled</td><td[^>]*>8 &lt;b&gt;<", page)
     assert 'src="http' not in page
-
-
-def test_nothing_runs_when_a_parameter_is_wrong(tmp_path):
-    notebook = write_notebook(tmp_path / "one.ipynb", "1")
-    with pytest.raises(UserError, match="has no parameter"):
-        batch(plan([notebook], ["sed=1"], None, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_result_does_not_pass_for_a_new_one(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lmdynamics.batch import key as item_keys
+from lmdynamics.batch import cache_key
 from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import Outcome, is_done, read_outcome, run_notebook
 from lmdynamics.batch.executors import Local, open_executor
@@ -379,7 +379,7 @@ record("data", os.environ["LMDYNAMICS_DATA"])
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
     notebook, homes = write_notebook(tmp_path / "told.ipynb", told), []
     for version in ("one", "one", "two"):
-        monkeypatch.setattr("lmdynamics.batch.key._package", lambda version=version: [version])
+        monkeypatch.setattr("lmdynamics.batch.cache_key._package", lambda version=version: [version])
         assert batch(plan([notebook], out=tmp_path / "out"), Options(fresh=True, force=True)) == 0
         home, data = (made.value for made in read_records(tmp_path / "out" / "told"))
         assert data == os.path.join(os.environ["LMDYNAMICS_HOME"], "fetched")  # corpora need not be fetched anew
@@ -413,18 +413,18 @@ def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, 
     assert with_run != first
     (data / "run.json").write_text('{"seed": 1}')
     assert key("seed=1") != with_run
-    monkeypatch.setattr("lmdynamics.batch.key._package", lambda: ["another version"])
+    monkeypatch.setattr("lmdynamics.batch.cache_key._package", lambda: ["another version"])
     assert key("seed=2") != first
 
 
 def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypatch):
     """Not only its Python: a page's script, style sheet and templates are on every page."""
-    shutil.copytree(Path(item_keys.__file__).parents[1], tmp_path / "lmdynamics")
-    monkeypatch.setattr(item_keys, "__file__", str(tmp_path / "lmdynamics" / "batch" / "key.py"))
+    shutil.copytree(Path(cache_key.__file__).parents[1], tmp_path / "lmdynamics")
+    monkeypatch.setattr(cache_key, "__file__", str(tmp_path / "lmdynamics" / "batch" / "cache_key.py"))
 
     def version() -> str:
-        item_keys._package.cache_clear()
-        return item_keys.code_version()
+        cache_key._package.cache_clear()
+        return cache_key.code_version()
 
     known = {version()}
     others = [path for path in (tmp_path / "lmdynamics" / "batch").iterdir() if path.suffix not in (".py", "")]
@@ -437,7 +437,7 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
     (tmp_path / "lmdynamics" / "__pycache__" / "more.pyc").write_bytes(b"")
     (tmp_path / "lmdynamics" / "cli.py~").write_text("")
     assert version() in known
-    item_keys._package.cache_clear()
+    cache_key._package.cache_clear()
 
 
 @STUB

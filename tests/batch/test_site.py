@@ -1,11 +1,14 @@
-"""A batch as a site: whole, with what it came to, and over past batches; nothing is taken that is not its own."""
+"""A batch as a site, and records over past batches; nothing is taken that is not the batch's own."""
 
 import re
+from datetime import datetime
 
+import polars as pl
 import pytest
 
-from lmdynamics.batch.collect import collect
-from lmdynamics.batch.site import write_site
+from lmdynamics.batch.baselines import accept, read_baselines
+from lmdynamics.batch.collect import collect, gather
+from lmdynamics.batch.site import trend, write_site
 from lmdynamics.errors import UserError
 from tests.batch.made import write_item
 
@@ -56,3 +59,56 @@ def test_a_site_is_written_anew_and_nothing_else_is(outs, tmp_path):
         write_site(outs, outs[0].parent)
     with pytest.raises(UserError, match="--out"):
         write_site([tmp_path / "nowhere"], to)
+
+
+def batches(folder, *values, **outcome):
+    outs = []
+    for day, value in enumerate(values, 1):
+        out = folder / f"night{day}"
+        records = {"uas": {"value": value, "low": 0.1, "high": 0.9, "tolerance": 0.5, "unit": "share"}, "word": "x"}
+        write_item(out, "n", records, ended=f"2026-11-{day:02d}T04:00:00", **outcome)
+        collect(out)
+        outs.append(out)
+    return outs
+
+
+def test_a_trend_is_every_batch_in_order_of_time(tmp_path):
+    outs = batches(tmp_path, 0.6, 0.5, 0.2)
+    write_item(outs[0], "fails", {"uas": 9.0}, status="failed", error="no")
+    collect(outs[0])
+    frame = trend(outs[::-1])
+    assert frame.columns == ["batch", "ended", "item", "record", "value", "low", "high", "tolerance", "unit"]
+    uas = frame.filter(record="uas")
+    assert uas.row(0) == ("night1", datetime(2026, 11, 1, 4), "n", "uas", 0.6, 0.1, 0.9, 0.5, "share")
+    assert uas["batch"].to_list() == ["night1", "night2", "night3"]
+    assert uas["value"].to_list() == [0.6, 0.5, 0.2]
+    assert frame.filter(record="word")["value"].to_list() == [None] * 3
+
+
+def test_a_trend_with_baselines_has_theirs_and_their_tolerance(tmp_path):
+    outs = batches(tmp_path, 0.6, 0.5)
+    accept(gather(outs[0]).with_columns(tolerance=pl.lit(0.05)), tmp_path / "baselines", "Ada")
+    write_item(outs[1], "n--seed=1", {"uas": 0.4}, parameters={"seed": 1}, notebook="n", ended="2026-11-02T05:00:00")
+    collect(outs[1])
+    frame = trend(outs, read_baselines(tmp_path / "baselines")).select("item", "record", "baseline", "tolerance")
+    first = [("n", "uas", 0.6, 0.05), ("n", "word", None, None)]
+    assert frame.rows() == [*first, *first, ("n--seed=1", "uas", None, None)]
+
+
+def test_batches_of_one_name_are_told_apart(tmp_path):
+    (one,), (other,) = batches(tmp_path / "a", 0.1), batches(tmp_path / "b", 0.2)
+    assert trend([one, other])["batch"].unique(maintain_order=True).to_list() == [str(one), str(other)]
+
+
+def test_what_is_no_batch_has_no_trend(tmp_path):
+    with pytest.raises(UserError, match="no batch named"):
+        trend([])
+    with pytest.raises(UserError, match="nowhere has no records.parquet"):
+        trend([tmp_path / "nowhere"])
+    (tmp_path / "records.parquet").write_bytes(b"no")
+    with pytest.raises(UserError, match="is not a Parquet file") as refusal:
+        trend([tmp_path])
+    assert "\n" not in str(refusal.value)
+    pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "records.parquet")
+    with pytest.raises(UserError, match="needs the columns"):
+        trend([tmp_path])

@@ -14,16 +14,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lmdynamics.batch.parameters import NOT_SETTINGS
 from lmdynamics.paths import SUITE, exists, real_data_dirs, runs_dir, shipped
 
-ELSEWHERE = ("output_dir", "interactive")  # parameters that change no result
 SHIPPED = ("recipes", "sweeps", "published", "sources.toml", "suites.toml")
 PACKAGES = ("torch", "transformers")
 
 
 def content_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """The key of an item, 16 hexadecimal digits. `parameters`: all that the notebook has, by name."""
-    values = {name: value for name, value in parameters.items() if name not in ELSEWHERE}
+    values = {name: value for name, value in parameters.items() if name not in NOT_SETTINGS}
     named = {name: found for name, value in sorted(values.items()) if (found := _named(value, notebook.parent))}
     parts = [_source(notebook), sorted(values.items()), named, _corpora(), _package()]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]

@@ -1,20 +1,32 @@
-"""A batch against what was accepted before: which figures are the same, which changed, and what to say of it first."""
+"""A batch against what was accepted before: what is the same, what changed, and how each reader is told.
+
+`compare` gives each record a verdict. A person reads it as one line and a table (`lmdynamics compare`), other systems
+as JUnit XML or Markdown.
+"""
 
 import json
 import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from getpass import getuser
+from html import escape
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import polars as pl
 
+from lmdynamics import files
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.batch.baselines import Baselines, file_name, item_key
+from lmdynamics.batch.baselines import Baselines, accept, computed_elsewhere, file_name, item_key, read_baselines
+from lmdynamics.batch.collect import gather
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.records import Record, Scalar
 
 SAME, CHANGED, NEW, GONE, FAILED, NO_BASELINE = VERDICTS = "same", "changed", "new", "gone", "failed", "no baseline"
 PASSING = (SAME, NEW, NO_BASELINE)
+IN_JUNIT = {CHANGED: "failure", GONE: "failure", FAILED: "error", NEW: "skipped", NO_BASELINE: "skipped"}
 SCHEMA = {
     **dict.fromkeys(("item", "notebook", "profile", "device", "record"), pl.String),
     **dict.fromkeys(("value", "baseline"), pl.String),  # as JSON; null where there is no such record
@@ -24,7 +36,50 @@ SCHEMA = {
 }
 RELATIVE = 1e-9  # how far floats without a tolerance may lie apart, as a share of their size
 ABSOLUTE = 1e-12  # and near zero, where sums that cancel leave nothing but rounding
-SHOWN = 3  # changes that the summary tells one by one
+SHOWN = 3  # changes that the summary lists
+MOST = 40  # rows of a table in a terminal
+HEADS = ("item", "record", "verdict", "value", "baseline", "why")  # of a table in Markdown
+
+
+def compare_command(
+    out: Path,
+    baseline: Path,
+    *,
+    accepting: bool = False,
+    who: str | None = None,
+    yes: bool = False,
+    strict: bool = False,
+    junit_file: Path | None = None,
+    markdown_file: Path | None = None,
+) -> int:
+    """Print what differs between a batch in `out` and the baselines in a folder; the exit status that tells.
+
+    `accepting` makes the batch's records the new baseline instead, signed by `who` (default: the user's name). What was
+    computed elsewhere, or from other code, is listed and asked about first, unless with `yes`.
+
+    Raises
+    ------
+    UserError
+        If there is no batch in `out`, no baseline, or a file cannot be written; or if results of elsewhere are to be
+        accepted and nobody can be asked.
+    """
+    frame = gather(out)
+    if accepting:
+        who = _person() if who is None else who
+        if not (yes or _agreed(frame, who)):
+            print("nothing was accepted")
+            return 1
+        written = accept(frame, baseline, who)
+        print(f"accepted {frame['item'].n_unique()} items: {', '.join(path.name for path in written)} in {baseline}")
+        return 0
+    verdicts = compare(frame, read_baselines(baseline))
+    if junit_file is not None:
+        _write(junit_file, junit(verdicts, strict))
+    if markdown_file is not None:
+        _write(markdown_file, markdown(verdicts, f"{out.name} against {baseline}"))
+    print(summary(verdicts))
+    _print_table(verdicts.filter(pl.col("verdict") != SAME))
+    return status(verdicts, strict)
 
 
 def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
@@ -91,6 +146,41 @@ def same_value(value: Scalar, baseline: Scalar, tolerance: float | None = None) 
     # 0.65 - 0.6 is not within 0.05 until the subtraction's own rounding is allowed for
     rounding = 0.0 if whole else 4 * sys.float_info.epsilon * max(abs(value), abs(baseline))
     return abs(value - baseline) <= tolerance + rounding
+
+
+def markdown(verdicts: pl.DataFrame, title: str = "") -> str:
+    """The summary, a table of what is not the same, and all of it folded away; `title`: a heading above."""
+    lines = [f"### {_text(title)}", ""] if title else []
+    lines += [_text(summary(verdicts)), ""]
+    different = verdicts.filter(pl.col("verdict") != SAME)
+    if len(different):
+        lines += [*_markdown_table(different), ""]
+    lines += [f"<details><summary>All {len(verdicts)} rows</summary>", "", *_markdown_table(verdicts), ""]
+    return "\n".join([*lines, "</details>", ""])
+
+
+def junit(verdicts: pl.DataFrame, strict: bool = False, name: str = "lmdynamics batch") -> str:
+    """JUnit XML: a test suite per item, with the item's seconds, and a test case per record.
+
+    What changed or is gone is a failure, an item that failed an error; what has no baseline is skipped, or with
+    `strict` a failure, as in `status`.
+    """
+    root = ET.Element("testsuites", name=printable(name))
+    for (item,), rows in verdicts.group_by("item", maintain_order=True):
+        seconds = rows["seconds"][0] or 0.0
+        suite = ET.SubElement(root, "testsuite", name=printable(item), time=f"{seconds:.3f}")
+        for row in rows.iter_rows(named=True):
+            told = row["record"] if row["record"] is not None else "the notebook"
+            case = ET.SubElement(suite, "testcase", classname=printable(item), name=printable(told))
+            kind = IN_JUNIT.get(row["verdict"])
+            if kind is not None:
+                kind = "failure" if strict and kind == "skipped" else kind
+                ET.SubElement(case, kind, message=printable(f"{row['verdict']}: {row['why']}"))
+        _count_cases(suite)
+    _count_cases(root)
+    root.set("time", f"{sum(float(suite.get('time')) for suite in root):.3f}")
+    ET.indent(root)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
 
 
 def _of_item(rows: pl.DataFrame, baselines: Baselines) -> Iterator[dict[str, Any]]:
@@ -179,3 +269,63 @@ def _first(rows: pl.DataFrame) -> str:
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def _count_cases(element: ET.Element) -> None:
+    for tag, attribute in (("testcase", "tests"), ("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        element.set(attribute, str(sum(1 for _ in element.iter(tag))))
+
+
+def _markdown_table(verdicts: pl.DataFrame) -> Iterable[str]:
+    yield f"| {' | '.join(HEADS)} |"
+    yield "|---" * len(HEADS) + "|"
+    for row in verdicts.select(HEADS).iter_rows():
+        yield f"| {' | '.join(_text(cell or '') for cell in row)} |"
+
+
+def _text(text: str) -> str:
+    """A text that Markdown shows as it stands, also in a table's cell: nothing in it is HTML or a mark."""
+    return re.sub(r"([\\`*~\[\]|])", r"\\\1", escape(printable(text), quote=False))
+
+
+def _person() -> str:
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        raise UserError("this user has no name here; say who accepts with --who NAME") from None
+
+
+def _agreed(frame: pl.DataFrame, who: str) -> bool:
+    """Whether a person wants to sign results that were computed elsewhere; True where there are none."""
+    lines = computed_elsewhere(frame)
+    if not lines:
+        return True
+    said = f"not computed here from the code as it is: {'; '.join(lines)}"
+    if not sys.stdin.isatty():
+        raise UserError(f"{said}. Run the batch here, or add --yes to accept it as {who} all the same")
+    print(said)
+    return input(f"Accept as {who}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _print_table(rows: pl.DataFrame) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if rows.is_empty():
+        return
+    table = Table("item", "record", "verdict", "why", box=None, pad_edge=False)
+    for row in rows.head(MOST).iter_rows(named=True):
+        table.add_row(*(escape(str(row[name] or "")) for name in ("item", "record", "verdict", "why")))
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    if len(rows) > MOST:
+        print(f"and {len(rows) - MOST} more")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        with files.saving(str(file)), files.atomic_file(file.expanduser().absolute()) as temporary:
+            temporary.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror}; name another file") from error
