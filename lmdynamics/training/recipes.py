@@ -152,12 +152,12 @@ def load_recipe(
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
         raise UserError(f"{path} is not a recipe: {broken}") from None
-    profiles = table.pop("profiles", {})
+    profiles = _section(table, "profiles")
     if profile not in {*PROFILES, *profiles}:
         raise UserError(
             f"recipe {path.stem!r} has no profile {profile!r}{did_you_mean(profile, {*PROFILES, *profiles})}"
         )
-    table = _merge(table, profiles.get(profile, {}))
+    table = _merge({key: table[key] for key in table if key != "profiles"}, _section(profiles, profile))
     return _build({"name": path.stem, "profile": profile, **table, "seed": seed}, parse_overrides(overrides))
 
 
@@ -172,8 +172,8 @@ def parse_overrides(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
 
 
 def _merge(below: Mapping, above: Mapping) -> dict:
-    both = {key: _merge(below[key], above[key]) for key in above if isinstance(below.get(key), Mapping)}
-    return {**below, **above, **both}
+    both = [key for key in above if isinstance(below.get(key), Mapping) and isinstance(above[key], Mapping)]
+    return {**below, **above, **{key: _merge(below[key], above[key]) for key in both}}
 
 
 def _parse(item: str) -> tuple[str, Any]:
@@ -187,15 +187,16 @@ def _parse(item: str) -> tuple[str, Any]:
 
 
 def _build(table: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
-    table = {**table, "corpus": _corpus(table.get("corpus", {})), "model": _model(table.get("model", {}))}
+    table = {**table, "corpus": _corpus(_section(table, "corpus"))}
+    table["model"] = {"model_type": "bert", **_section(table, "model")}
     sections = {"training": Optimization, "regularizer": Regularizer, "checkpoints": Keeping}
     for name, section in sections.items():
-        table[name] = {**asdict(section()), **_known(table.get(name, {}), [f.name for f in fields(section)], name)}
+        table[name] = _filled(asdict(section()), _section(table, name), name, name)
     table = {"seed": 0, "objective": "mlm", **table}
     _known(table, [f.name for f in fields(Recipe)], "a recipe")
     for key, value in overrides.items():
         section, leaf = _place(key, table)
-        section[leaf] = value if leaf in ("masking", "stages") else _same_type(key, section[leaf], value)
+        section[leaf] = _same_type(key, section[leaf], value)
     table["training"]["masking"] = _masking(table["training"]["masking"], table["training"]["steps"])
     table["regularizer"]["stages"] = _stages(table["regularizer"]["stages"])
     recipe = Recipe(**{**table, **{name: section(**table[name]) for name, section in sections.items()}})
@@ -203,15 +204,25 @@ def _build(table: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    given = table.get(name, {})
+    if not isinstance(given, Mapping):
+        raise UserError(f"{name} is {given!r} in a recipe; it should be a table of settings")
+    return given
+
+
+def _filled(defaults: Mapping[str, Any], given: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The defaults of a section, and over them what is given: known settings, each of its default's type."""
+    for key, value in _known(given, list(defaults), where).items():
+        _same_type(f"{name}.{key}", defaults[key], value)
+    return {**defaults, **given}
+
+
 def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
-    kind = given.get("kind", "grammar")
+    kind = _same_type("corpus.kind", "grammar", given.get("kind", "grammar"))
     if kind not in CORPORA:
-        raise UserError(f"there is no corpus of kind {kind!r}{did_you_mean(str(kind), CORPORA)}")
-    return {"kind": kind, **CORPORA[kind], **_known(given, ["kind", *CORPORA[kind]], f"a {kind} corpus")}
-
-
-def _model(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model_type": "bert", **given}
+        raise UserError(f"there is no corpus of kind {kind!r}{did_you_mean(kind, CORPORA)}")
+    return _filled({"kind": kind, **CORPORA[kind]}, given, "corpus", f"a {kind} corpus")
 
 
 def _masking(given: Any, steps: int) -> str:
@@ -280,6 +291,8 @@ def _place(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _same_type(key: str, before: Any, value: Any) -> Any:
+    if key.rpartition(".")[2] in ("masking", "stages"):  # written in several ways, see `_masking` and `_stages`
+        return value
     if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if before is not None and type(value) is not type(before):

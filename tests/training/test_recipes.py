@@ -105,9 +105,28 @@ def test_unknown_recipe_profile_and_broken_file(tmp_path):
     broken.write_text("[training\nsteps=5")
     with pytest.raises(UserError, match="is not a recipe"):
         load_recipe(str(broken))
-    broken.write_text("[training]\nstep=5")
-    with pytest.raises(UserError, match="training has no setting 'step'; did you mean 'steps'"):
-        load_recipe(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[training]\nstep = 5", "training has no setting 'step'; did you mean 'steps'"),
+        ("[training]\nsteps = 'many'", "training.steps is int, like 2500; got 'many'"),
+        ("[corpus]\nsentences = 0.5", "corpus.sentences is int, like 160000; got 0.5"),
+        ("[corpus]\nkind = ['text']", r"corpus.kind is str, like 'grammar'; got \['text'\]"),
+        ("training = 3", "training is 3 in a recipe; it should be a table of settings"),
+        ("model = 3", "model is 3 in a recipe; it should be a table of settings"),
+        ("profiles = 3", "profiles is 3 in a recipe; it should be a table of settings"),
+        ("[profiles]\nsmoke = 3", "smoke is 3 in a recipe; it should be a table of settings"),
+        ("[training]\nlr = 1\n[profiles.smoke]\ntraining = 3", "training is 3 in a recipe"),
+    ],
+)
+def test_a_file_with_wrong_settings_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as refusal:
+        load_recipe(str(path), "smoke")
+    assert "\n" not in str(refusal.value)
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():
