@@ -40,6 +40,11 @@ class Record:
     unit: str = ""
 
     @property
+    def number(self) -> float | None:
+        """The value as a float, truth values as 0 and 1; None for a word, and where there is no figure."""
+        return None if self.value is None or isinstance(self.value, str) else float(self.value)
+
+    @property
     def told(self) -> tuple[str, str, str, str]:
         """Name, value with its unit, interval and tolerance as texts; empty where there is none."""
         shown = "none" if self.value is None else f"{_short(self.value)} {self.unit}".strip()

@@ -42,10 +42,7 @@ Baselines = Mapping[str, Baseline]  # by file name
 def file_name(notebook: str, profile: str | None, device: str) -> str:
     """Where the baseline of a notebook lies; without a profile it runs as the profile `default`.
 
-    Raises
-    ------
-    UserError
-        If one of them cannot be part of a file's name.
+    Raises UserError if one of them cannot be part of a file's name.
     """
     pieces = (notebook, profile or "default", device)
     for piece in pieces:
@@ -66,10 +63,7 @@ def item_key(parameters: str) -> str:
 def read_baselines(folder: Path) -> Baselines:
     """Every baseline in a folder.
 
-    Raises
-    ------
-    UserError
-        If there is no such folder, or a file in it is not a baseline.
+    Raises UserError if there is no such folder, or a file in it is not a baseline.
     """
     if not folder.is_dir():
         raise UserError(f"no folder of baselines {folder}; name another one, or accept a batch to make it")
@@ -82,10 +76,7 @@ def accept(frame: pl.DataFrame, folder: Path, who: str) -> list[Path]:
 
     Returns the files written, each whole or not at all. Nothing is written if anything is refused.
 
-    Raises
-    ------
-    UserError
-        If an item did not finish, two items would have the same place, a value is NaN, or nobody accepts.
+    Raises UserError if an item did not finish, two items would have the same place, a value is NaN, or nobody accepts.
     """
     if not who.strip():
         raise UserError("a baseline is accepted by someone, found no name; say who")

@@ -11,7 +11,7 @@ from lmdynamics.batch.execute import OUTCOME
 from lmdynamics.batch.parameters import NOT_SETTINGS
 from lmdynamics.errors import UserError
 from lmdynamics.records import FILE_NAME as RECORDS
-from lmdynamics.records import Record, Scalar, read_records
+from lmdynamics.records import Record, read_records
 
 FILE_NAME = "records.parquet"
 STATUSES = ("finished", "failed", "interrupted")
@@ -46,10 +46,7 @@ def gather(out: Path) -> pl.DataFrame:
 
     What an item's files do not say (one written by an earlier version, say) is null.
 
-    Raises
-    ------
-    UserError
-        If there is no item in the folder, or one of its files is broken.
+    Raises UserError if there is no item in the folder, or one of its files is broken.
     """
     paths = sorted(out.glob(f"*/{OUTCOME}"))
     if not paths:
@@ -107,14 +104,10 @@ def _item(path: Path) -> pl.DataFrame:
 def _record(made: Record) -> dict[str, Any]:
     return {
         "record": made.name,
-        "value": _as_float(made.value),
+        "value": made.number,
         "text": json.dumps(made.value, ensure_ascii=False),
         **{name: getattr(made, name) for name in ("low", "high", "tolerance", "unit")},
     }
-
-
-def _as_float(value: Scalar) -> float | None:
-    return None if value is None or isinstance(value, str) else float(value)
 
 
 def _fields(path: Path, part: str, known: dict[str, Any], remedy: str) -> dict[str, Any]:

@@ -46,10 +46,8 @@ class Parameter:
 def notebook_parameters(path: Path) -> list[Parameter]:
     """The parameters of a notebook, as papermill will see them.
 
-    Raises
-    ------
-    UserError
-        If there is no such file, it is not a notebook, or its parameters cell has a line that papermill would miss.
+    Raises UserError if there is no such file, it is not a notebook, or its parameters cell has a line that papermill
+    would miss.
     """
     from papermill import inspect_notebook
     from papermill.iorw import load_notebook_node
@@ -117,10 +115,7 @@ def _kernel(path: Path) -> tuple[str, str | None]:
 def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
     """`text` as a value of the parameter's type: its annotation's, or else its default's.
 
-    Raises
-    ------
-    UserError
-        If the text is not such a value, or the value lies outside its range.
+    Raises UserError if the text is not such a value, or the value lies outside its range.
     """
     expected, _ = _expected(parameter)
     if expected is str:
@@ -132,10 +127,7 @@ def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
 def checked_value(path: Path, parameter: Parameter, value: Any, text: str | None = None) -> Any:
     """A value of the parameter's type and within its range; a whole number will do for a float.
 
-    Raises
-    ------
-    UserError
-        If it is not.
+    Raises UserError if it is not.
     """
     expected, inner = _expected(parameter)
     told = f"{path.name}: {parameter.name}={shortened(str(value if text is None else text))}"

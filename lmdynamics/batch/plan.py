@@ -67,11 +67,8 @@ def plan(
     `plan_file` is TOML: tables `[[entry]]` with `notebooks` (paths beside the file, `*` allowed), and perhaps
     `parameters` and `grid`; what is given here goes over it.
 
-    Raises
-    ------
-    UserError
-        For anything wrong with a notebook, a parameter's name or its value, the plan or the folder: nothing has run
-        then.
+    Raises UserError for anything wrong with a notebook, a parameter's name or its value, the plan or the folder:
+    nothing has run then.
     """
     if not notebooks and plan_file is None:
         raise UserError("no notebook named; try `lmdynamics batch notebooks/00_start_here.ipynb`, or --plan FILE")

@@ -57,11 +57,8 @@ def compare_command(
     `accepting` makes the batch's records the new baseline instead, signed by `who` (default: the user's name). What was
     computed elsewhere, or from other code, is listed and asked about first, unless with `yes`.
 
-    Raises
-    ------
-    UserError
-        If there is no batch in `out`, no baseline, or a file cannot be written; or if results of elsewhere are to be
-        accepted and nobody can be asked.
+    Raises UserError if there is no batch in `out`, no baseline, or a file cannot be written; or if results of elsewhere
+    are to be accepted and nobody can be asked.
     """
     frame = gather(out)
     if accepting:
@@ -90,10 +87,7 @@ def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
     none for this record. "gone": the baseline has a record that the item no longer makes. "no baseline": for the whole
     item. "failed". `why` says it in words.
 
-    Raises
-    ------
-    UserError
-        If the frame is not one of records, or is empty: nothing compared is not nothing changed.
+    Raises UserError if the frame is not one of records, or is empty: nothing compared is not nothing changed.
     """
     needed = ["item", "notebook", "profile", "device", "parameters", "record", "text", "unit", "status", "seconds"]
     need_columns(frame, [*needed, "error"], "comparing a batch")

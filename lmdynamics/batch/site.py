@@ -51,10 +51,7 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
 
     Of several batches a page shows how each record has moved. `baseline`: a folder of accepted results to compare with.
 
-    Raises
-    ------
-    UserError
-        If a batch has no results, or the folder holds something that is no site.
+    Raises UserError if a batch has no results, or the folder holds something that is no site.
     """
     newest, to = outs[-1].expanduser().absolute(), to.expanduser().absolute()
     frame = gather(newest)
@@ -84,10 +81,7 @@ def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFr
     batch (the folder), ended (local time), item, record, value, low, high, tolerance, unit; with `baselines` also
     baseline and its tolerance in place of the record's own.
 
-    Raises
-    ------
-    UserError
-        If no batch is named, or one has no such file or another one.
+    Raises UserError if no batch is named, or one has no such file or another one.
     """
     if not outs:
         raise UserError("no batch named, so there is no trend; name the --out of each")
@@ -172,6 +166,4 @@ def _accepted(
     """The accepted number and its tolerance; none for a word, and where nothing was accepted."""
     baseline = baselines.get(file_name(notebook, profile, device))
     found = baseline.items.get(item_key(parameters), {}).get(record) if baseline else None
-    if found is None or found.value is None or isinstance(found.value, str):
-        return None, None
-    return float(found.value), found.tolerance
+    return (None, None) if found is None or found.number is None else (found.number, found.tolerance)
