@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import polars as pl
 
 from lmdynamics.devices import default_device, device_kind, need_device
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.jobs import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.paths import runs_dir, shipped
-from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.progress import bar
 from lmdynamics.runs.branch import branch_name, changed_recipe
 from lmdynamics.runs.build import flat, name_on, run_name
@@ -214,6 +214,7 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
     if device and gpus and device != kind:  # one by number; its workers see no other
         gpus, device = [gpus[int(device.partition(":")[2])]], kind
     workers = workers or len(gpus) or (cores if kind == "cpu" else 1)
+    resource_tracker.ensure_running()  # the first spawn starts it, which lets SIGINT through again
     context = get_context("spawn")  # torch does not survive a fork
     told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it
 

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from lmdynamics.processes import aside, map_in_processes, visible_gpus, without_interrupts
+from lmdynamics.jobs import aside, map_in_processes, visible_gpus, without_interrupts
 
 
 def blocked() -> set[int]:
@@ -66,7 +66,7 @@ def divmod_by(n: int) -> tuple[int, int]:
 
 ASLEEP = """\
 import sys, time
-from lmdynamics.processes import map_in_processes
+from lmdynamics.jobs import map_in_processes
 if __name__ == "__main__":
     list(map_in_processes(time.sleep, [600, 600], 2))
 """
