@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe, connection, get_context, parent_process, resource_tracker
 from typing import IO, Any
+from weakref import WeakSet
 
 CORES = "LMDYNAMICS_CORES"
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -33,7 +34,7 @@ from lmdynamics.jobs import begin
 begin(told, Connection(int(sys.argv[3]), readable=False))
 """
 
-_running: set["Process"] = set()
+_running: WeakSet["Process"] = WeakSet()
 
 
 def cores_here() -> int:

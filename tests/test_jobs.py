@@ -1,4 +1,4 @@
-"""Processes that Ctrl-C does not reach."""
+"""Processes that hear from their parent through a pipe, whatever ends either of them, and pools of processes."""
 
 import os
 import signal
@@ -10,7 +10,192 @@ import time
 import psutil
 import pytest
 
-from lmdynamics.jobs import aside, map_in_processes, visible_gpus, without_interrupts
+from lmdynamics.jobs import Parent, Process, aside, map_in_processes, ready, visible_gpus, without_interrupts
+
+# one process ----------------------------------------------------------------------------------------------------------
+
+
+def echo(parent: Parent, *arguments) -> int:
+    """Reports what it was given, then whatever it is told; its status is how many messages came."""
+    parent.send(arguments)
+    count = 0
+    while (message := parent.receive()) is not None:
+        parent.send(message)
+        count += 1
+    parent.send("end")
+    return count
+
+
+def test_a_process_is_told_reports_and_ends_when_it_is_closed():
+    process = Process(echo, 1, "two")
+    assert process.receive() == (1, "two")
+    assert not process.poll(0.01)
+    for message in ("", 3, [4]):
+        process.send(message)
+        assert process.receive() == message
+    assert process.status is None
+    process.close()
+    assert process.poll(60)
+    assert [process.receive() for _ in range(3)] == ["end", None, None]
+    assert process.status == 3
+    process.send("too late")
+    process.stop()
+
+
+def test_the_first_to_report_or_end_is_ready():
+    processes = [Process(echo, number) for number in range(2)]
+    assert {process.receive() for process in processes} == {(0,), (1,)}
+    assert ready(processes, 0.01) == []
+    processes[1].send("this one")
+    assert ready(processes, 60) == processes[1:]
+    assert processes[1].receive() == "this one"
+    os.kill(processes[0].pid, signal.SIGKILL)
+    assert ready(processes, 60) == processes[:1]
+    assert processes[0].receive() is None
+    assert processes[0].status == -signal.SIGKILL
+    processes[1].stop()
+
+
+def tell(parent: Parent, *names: str) -> None:
+    print("printed")
+    print("wrong", file=sys.stderr)
+    parent.send([os.environ.get(name) for name in names])
+
+
+def test_threads_gpu_variables_and_output_are_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "A_NAME")
+    with (tmp_path / "log.txt").open("w") as log:
+        own = Process(tell, *names, threads=3, gpu="2", environment={"A_NAME": "a value"}, output=log)
+        inherited = Process(tell, *names[::2], output=log)
+    assert own.receive() == ["3", "3", "2", "a value"]
+    assert inherited.receive() == ["7", "0,1,2"]
+    for process in (own, inherited):
+        assert process.wait(60)
+        assert process.status == 0
+    assert sorted((tmp_path / "log.txt").read_text().split()) == ["printed"] * 2 + ["wrong"] * 2
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def work_long(parent: Parent) -> None:
+    """Reports each time that it is interrupted, and what with; cleaning up takes a moment, and is not interrupted."""
+    while True:
+        try:
+            with parent.interruptible():
+                parent.send("at work")
+                time.sleep(600)
+        except KeyboardInterrupt:
+            time.sleep(1)
+            message = parent.receive()
+            parent.send(message or "saved")
+            if message is None:
+                return
+
+
+def test_what_the_parent_says_interrupts_work_and_nothing_else():
+    process = Process(work_long)
+    assert process.receive() == "at work"
+    process.send("pause")
+    process.send("again")  # while it cleans up, or before it begins anew
+    assert [process.receive() for _ in range(2)] == ["pause", "again"]
+    assert process.receive() == "at work"
+    os.kill(process.pid, signal.SIGINT)  # nobody has said anything
+    assert not process.poll(0.2)
+    process.close()
+    assert [process.receive() for _ in range(2)] == ["saved", None]
+    assert process.status == 0
+
+
+def test_sigterm_is_like_the_parents_end():
+    process = Process(work_long)
+    assert process.receive() == "at work"
+    os.kill(process.pid, signal.SIGTERM)
+    assert [process.receive() for _ in range(2)] == ["saved", None]
+    assert process.status == 0
+
+
+def be_stubborn(parent: Parent) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent.send("here")
+    while True:
+        time.sleep(600)
+
+
+def test_what_does_not_end_is_killed():
+    process = Process(be_stubborn)
+    assert process.receive() == "here"
+    assert not process.wait(0.01)
+    process.stop(grace=0.2)
+    assert process.status == -signal.SIGKILL
+
+
+def raise_error(parent: Parent) -> None:
+    raise ZeroDivisionError
+
+
+def test_an_error_is_a_status_and_a_traceback(tmp_path):
+    with (tmp_path / "log.txt").open("w") as log:
+        process = Process(raise_error, output=log)
+    assert process.receive() is None
+    assert process.status == 1
+    assert (tmp_path / "log.txt").read_text().endswith("ZeroDivisionError\n")
+
+
+def start_another(parent: Parent) -> None:
+    code = "import signal, time; print(signal.getsignal(signal.SIGINT).__name__, flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, close_fds=False)
+    parent.send((other.pid, other.stdout.readline().strip()))
+    parent.receive()
+
+
+def test_what_it_starts_obeys_ctrl_c_and_does_not_hold_its_pipes():
+    process = Process(start_another)
+    other, handler = process.receive()
+    assert handler == "default_int_handler"
+    process.close()
+    assert process.receive() is None  # although the other lives on
+    os.kill(other, signal.SIGKILL)
+
+
+PARENT = """\
+import sys, time
+from lmdynamics.jobs import Process
+from tests.test_jobs import work_long
+process = Process(work_long)  # no `if __name__ == "__main__"`: nothing is imported twice
+process.receive()
+print(process.pid, flush=True)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "number"),
+    [
+        ("time.sleep(600)", signal.SIGKILL),
+        ("time.sleep(600)", signal.SIGTERM),
+        ("time.sleep(600)", signal.SIGINT),
+        ("sys.exit(3)", None),
+    ],
+)
+def test_a_process_ends_with_its_parent(tmp_path, then, number):
+    """Whether that is killed with all of its group, interrupted or comes to its end."""
+    (tmp_path / "parent.py").write_text(PARENT.format(then=then))
+    command = [sys.executable, tmp_path / "parent.py"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        if number:
+            os.killpg(parent.pid, number)
+        _, wrong = parent.communicate(timeout=60)
+    assert parent.returncode == (-number if number else 3)
+    assert wrong.strip().rpartition("\n")[2] == ("KeyboardInterrupt" if number == signal.SIGINT else "")
+    assert not psutil.wait_procs([child], timeout=60)[1]
+
+
+# pools ----------------------------------------------------------------------------------------------------------------
 
 
 def blocked() -> set[int]:
