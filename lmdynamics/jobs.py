@@ -1,9 +1,9 @@
-"""Work in processes of its own: one process that is told, followed and stopped, or a pool that computes for this one.
+"""Work in processes of its own: one that is told, followed and stopped (`Process`), or several that call functions.
 
-`Process` starts the first kind. Its parent tells it something through one pipe, and it reports through another. When
-the parent closes the first pipe, ends or is killed, the process sees the pipe's end, interrupts what it does and ends;
-when the process ends or is killed, the parent sees the end of the second. Nothing else is needed for either to notice
-the end of the other. Ctrl-C reaches the parent only.
+The parent tells a process something through one pipe, and the process reports through another. When the parent closes
+the first pipe, ends or is killed, the process sees the pipe's end, interrupts what it does and ends; when the process
+ends or is killed, the parent sees the end of the second. Nothing else is needed for either to notice the end of the
+other. Ctrl-C reaches the parent only.
 """
 
 import atexit
@@ -14,12 +14,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import Pipe, connection, get_context, parent_process, resource_tracker
+from multiprocessing import Pipe, connection
+from multiprocessing.reduction import ForkingPickler
 from typing import IO, Any
 from weakref import WeakSet
+
+from lmdynamics.errors import UserError
 
 CORES = "LMDYNAMICS_CORES"
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -81,7 +85,7 @@ class Process:
         pipes = [theirs.fileno(), reports.fileno()]
         name = f"{work.__module__}.{work.__qualname__}"  # for whoever lists processes
         try:
-            with theirs, reports, without_interrupts():
+            with theirs, reports:
                 self._popen = subprocess.Popen(
                     [sys.executable, "-c", _BEGIN, name, *map(str, pipes)],
                     stdin=subprocess.DEVNULL,
@@ -91,16 +95,13 @@ class Process:
                     env={**os.environ, **own},
                     start_new_session=True,
                 )
-                _running.add(self)
-                self.send(sys.path)
-                self.send((work, arguments))
+            self.pid = self._popen.pid
+            _running.add(self)
+            self.send(sys.path)
+            self.send((work, arguments))
         except BaseException:  # Ctrl-C, say: nobody will know of it
             self.close()
             raise
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
 
     @property
     def status(self) -> int | None:
@@ -147,12 +148,6 @@ class Process:
         self.wait()
 
 
-def ready(processes: Iterable[Process], seconds: float) -> list[Process]:
-    """Those that have reported something or have ended; waits for the first one, at most some seconds."""
-    reporting = {process._reports: process for process in processes}
-    return [reporting[pipe] for pipe in connection.wait(list(reporting), seconds)]
-
-
 @atexit.register
 def _end_all() -> None:
     """At the end of this process: those that still run save what they do and end."""
@@ -167,11 +162,10 @@ class Parent:
 
     def __init__(self, told: connection.Connection, reports: connection.Connection):
         self._told, self._reports = told, reports
-        self._unread: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._unread: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._interrupts = False
         signal.signal(signal.SIGINT, self._interrupt)  # not ignored, which would be inherited by what is started here
-        signal.signal(signal.SIGTERM, self._end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGTERM, lambda *_: self._hear(None))
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, report: Any) -> None:
@@ -184,7 +178,8 @@ class Parent:
         message = self._unread.get()
         if message is None:
             self._unread.put(None)  # for the next to ask
-        return message
+            return None
+        return ForkingPickler.loads(message)  # here and not in the thread that listens: it may import much, or fail
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -204,18 +199,13 @@ class Parent:
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._unread.put(self._told.recv())
-                self._wake()
-        self._end()
+                self._hear(self._told.recv_bytes())
+        self._hear(None)
 
-    def _end(self, *_) -> None:
-        self._unread.put(None)
-        self._wake()
-
-    @staticmethod
-    def _wake() -> None:
-        """Interrupt the main thread, even while it waits for something else."""
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    def _hear(self, message: bytes | None) -> None:
+        self._unread.put(message)
+        if self._interrupts:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # even while it waits for something else
 
 
 def begin(told: connection.Connection, reports: connection.Connection) -> None:
@@ -226,79 +216,94 @@ def begin(told: connection.Connection, reports: connection.Connection) -> None:
     sys.exit(work(Parent(told, reports), *arguments))
 
 
-# pools ----------------------------------------------------------------------------------------------------------------
+# several --------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Ctrl-C waits, and never reaches the processes started here: they are told by a pipe, whatever they are at."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class Pool(ThreadPoolExecutor):
+    """Processes that call functions of modules for this one; each takes many calls, as importing torch takes seconds.
+
+    `threads`: how many each computes with on a CPU. `gpus`: each sees one of these. `nice`: 19 is the lowest priority.
+    A process that is killed fails its call alone. When the pool is shut down, what is not done is interrupted.
+    """
+
+    def __init__(self, workers: int, *, threads: int = 1, gpus: Sequence[str] = (), nice: int = 0):
+        super().__init__(workers)  # a thread waits for each process
+        self._options = [{"threads": threads, "gpu": gpus[i % len(gpus)] if gpus else ""} for i in range(workers)]
+        self._nice = nice
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for worker in range(workers):
+            self._free.put(worker)
+        self._processes: dict[int, Process] = {}
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def submit(self, work: Callable, /, *arguments: Any) -> Future:
+        return super().submit(self._call, work, arguments)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._ended = True
+            for process in self._processes.values():
+                process.close()
+        if wait:
+            for process in self._processes.values():
+                process.wait()
+        super().shutdown(wait)
+
+    def _call(self, work: Callable, arguments: tuple) -> Any:
+        worker = self._free.get()
+        try:
+            with self._lock:
+                if self._ended:
+                    raise CancelledError
+                process = self._processes.get(worker)
+                if process is None or process.status is not None:  # not begun, or killed
+                    process = Process(_answer, self._nice, **self._options[worker])
+                    self._processes[worker] = process
+                process.send((work, arguments))
+            answer = process.receive()
+        finally:
+            self._free.put(worker)
+        if answer is None:
+            raise UserError("its process was killed, perhaps for want of memory; fewer workers need less")
+        result, error = answer
+        if error is not None:
+            raise error
+        return result
+
+
+def _answer(parent: Parent, nice: int) -> None:
+    """In a process of a pool: do what the parent sends, and report the result and None, or None and the error."""
+    os.nice(nice)
+    while True:
+        try:
+            call = parent.receive()
+            if call is None:
+                return
+            work, arguments = call
+            with parent.interruptible():
+                result = work(*arguments)
+            parent.send((result, None))
+        except KeyboardInterrupt:  # nobody wants the result any more
+            return
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            parent.send((None, error))
 
 
 def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`work(job)` of each job, in order: by some processes with a thread each, or here where one worker is enough.
-
-    The processes ignore Ctrl-C and end when their parent ends, even if it is killed.
-    """
+    """`work(job)` of each job, in order: by some processes with a thread each, or here where one worker is enough."""
     if workers == 1:
         yield from map(work, jobs)
         return
-    executor = _pool(workers, _end_with_parent)
-    try:
-        with without_interrupts(), _one_thread_each():
-            pending = [executor.submit(work, job) for job in jobs]
-        for each in pending:
-            yield each.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with Pool(workers) as pool:
+        yield from pool.map(work, jobs)
 
 
-@contextmanager
-def aside() -> Iterator[ProcessPoolExecutor]:
-    """An executor of one process of low priority, which ends when its parent ends, even if that is killed.
+def aside() -> Pool:
+    """A pool of one process of low priority, for measuring while a run is trained on the same machine.
 
-    For measuring while a run is trained on the same machine. A thread of low priority would not do: while it waits for
-    its turn it may hold the interpreter's lock. Ctrl-C keeps away from the process, and from the calling thread.
+    A thread of low priority would not do: while it waits for its turn it may hold the interpreter's lock.
     """
-    executor = _pool(1, _begin_aside)
-    with without_interrupts(), executor:
-        yield executor
-
-
-def _pool(workers: int, begin: Callable[[], None]) -> ProcessPoolExecutor:
-    resource_tracker.ensure_running()  # the first spawn starts it, which lets SIGINT through again
-    return ProcessPoolExecutor(workers, get_context("spawn"), begin)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """What is started here computes with one thread."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def _begin_aside() -> None:
-    os.nice(19)
-    import torch
-
-    torch.set_num_threads(1)
-    _end_with_parent()
-
-
-def _end_with_parent() -> None:
-    """Watch the parent process: nothing else would end it, for it holds both ends of the pipe it waits at."""
-
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return Pool(1, nice=19)

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from importlib import import_module
 
 import psutil
 import pytest
 
-from lmdynamics.jobs import Parent, Process, aside, map_in_processes, ready, visible_gpus, without_interrupts
+from lmdynamics.errors import UserError
+from lmdynamics.jobs import Parent, Pool, Process, aside, map_in_processes, visible_gpus
 
 # one process ----------------------------------------------------------------------------------------------------------
 
@@ -29,6 +30,7 @@ def echo(parent: Parent, *arguments) -> int:
 def test_a_process_is_told_reports_and_ends_when_it_is_closed():
     process = Process(echo, 1, "two")
     assert process.receive() == (1, "two")
+    assert os.getsid(process.pid) != os.getsid(0)  # Ctrl-C does not reach it
     assert not process.poll(0.01)
     for message in ("", 3, [4]):
         process.send(message)
@@ -42,18 +44,12 @@ def test_a_process_is_told_reports_and_ends_when_it_is_closed():
     process.stop()
 
 
-def test_the_first_to_report_or_end_is_ready():
-    processes = [Process(echo, number) for number in range(2)]
-    assert {process.receive() for process in processes} == {(0,), (1,)}
-    assert ready(processes, 0.01) == []
-    processes[1].send("this one")
-    assert ready(processes, 60) == processes[1:]
-    assert processes[1].receive() == "this one"
-    os.kill(processes[0].pid, signal.SIGKILL)
-    assert ready(processes, 60) == processes[:1]
-    assert processes[0].receive() is None
-    assert processes[0].status == -signal.SIGKILL
-    processes[1].stop()
+def test_a_killed_process_is_noticed():
+    process = Process(echo)
+    assert process.receive() == ()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.receive() is None
+    assert process.status == -signal.SIGKILL
 
 
 def tell(parent: Parent, *names: str) -> None:
@@ -159,13 +155,16 @@ def test_what_it_starts_obeys_ctrl_c_and_does_not_hold_its_pipes():
 
 
 PARENT = """\
-import sys, time
-from lmdynamics.jobs import Process
+import os, sys, time
+from lmdynamics.jobs import Pool, Process
 from tests.test_jobs import work_long
 process = Process(work_long)  # no `if __name__ == "__main__"`: nothing is imported twice
 process.receive()
-print(process.pid, flush=True)
-{then}
+with Pool(1) as pool:
+    pids = process.pid, pool.submit(os.getpid).result()
+    pool.submit(time.sleep, 600)
+    print(*pids, flush=True)
+    {then}
 """
 
 
@@ -178,7 +177,7 @@ print(process.pid, flush=True)
         ("sys.exit(3)", None),
     ],
 )
-def test_a_process_ends_with_its_parent(tmp_path, then, number):
+def test_processes_end_with_their_parent(tmp_path, then, number):
     """Whether that is killed with all of its group, interrupted or comes to its end."""
     (tmp_path / "parent.py").write_text(PARENT.format(then=then))
     command = [sys.executable, tmp_path / "parent.py"]
@@ -186,40 +185,16 @@ def test_a_process_ends_with_its_parent(tmp_path, then, number):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as parent:
-        child = psutil.Process(int(parent.stdout.readline()))
+        children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
         if number:
             os.killpg(parent.pid, number)
         _, wrong = parent.communicate(timeout=60)
     assert parent.returncode == (-number if number else 3)
     assert wrong.strip().rpartition("\n")[2] == ("KeyboardInterrupt" if number == signal.SIGINT else "")
-    assert not psutil.wait_procs([child], timeout=60)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 # pools ----------------------------------------------------------------------------------------------------------------
-
-
-def blocked() -> set[int]:
-    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_ctrl_c_waits_and_then_comes():
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
-    try:
-        with without_interrupts():
-            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-            assert came == []
-        assert came == [True]
-        assert signal.SIGINT not in blocked()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_process_aside_is_of_low_priority_and_deaf_from_its_beginning():
-    with aside() as executor:
-        assert executor.submit(os.nice, 0).result() == 19
-        assert signal.SIGINT in executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()
-    assert signal.SIGINT not in blocked()
 
 
 def threads_of(name: str) -> tuple[int, str]:
@@ -231,44 +206,66 @@ def test_jobs_are_done_in_order_by_processes_with_a_thread_each(monkeypatch):
     assert list(map_in_processes(abs, range(-20, 0), 2)) == list(range(20, 0, -1))
     apart = list(map_in_processes(threads_of, ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"] * 4, 2))
     assert os.getpid() not in {process for process, _ in apart}
+    assert len({process for process, _ in apart}) <= 2
     assert {threads for _, threads in apart} == {"1"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
-    assert signal.SIGINT not in blocked()
 
 
 def test_one_worker_is_this_process():
     assert list(map_in_processes(threads_of, ["HOME"], 1)) == [(os.getpid(), os.environ["HOME"])]
 
 
-def test_a_job_that_fails_fails_here():
-    with pytest.raises(ZeroDivisionError):
-        list(map_in_processes(divmod_by, [1, 0, 1], 2))
-
-
 def divmod_by(n: int) -> tuple[int, int]:
     return divmod(1, n)
 
 
-ASLEEP = """\
-import sys, time
-from lmdynamics.jobs import map_in_processes
-if __name__ == "__main__":
-    list(map_in_processes(time.sleep, [600, 600], 2))
-"""
+def test_a_job_that_fails_fails_here():
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(map_in_processes(divmod_by, [1, 0, 1], 2))
+    assert "in divmod_by" in raised.value.__notes__[0]
 
 
-def test_processes_end_with_whoever_started_them(tmp_path):
-    (tmp_path / "asleep.py").write_text(ASLEEP)
-    started = subprocess.Popen([sys.executable, tmp_path / "asleep.py"])
-    children, until = [], time.monotonic() + 60
-    while len(children) < 3 and time.monotonic() < until:  # two, and multiprocessing's resource tracker
-        children = psutil.Process(started.pid).children(recursive=True)
-        time.sleep(0.2)
-    started.kill()
-    started.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert len(children) == 3
-    assert not alive
+def test_a_process_aside_is_of_low_priority_and_ctrl_c_does_not_reach_it():
+    with aside() as executor:
+        assert executor.submit(os.nice, 0).result() == 19
+        assert executor.submit(os.getsid, 0).result() != os.getsid(0)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_fails_its_call_alone():
+    with Pool(1) as pool:
+        before, killed, after = pool.submit(os.getpid), pool.submit(die), pool.submit(os.getpid)
+        with pytest.raises(UserError, match="its process was killed, perhaps for want of memory; fewer workers need"):
+            killed.result()
+        assert before.result() != after.result()
+
+
+def test_what_cannot_be_sent_or_read_fails_here():
+    with Pool(1) as pool:
+        with pytest.raises(Exception, match="local object"):
+            pool.submit(lambda: None).result()
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            pool.submit(Unreadable()).result()
+        assert pool.submit(abs, -1).result() == 1
+
+
+class Unreadable:
+    def __reduce__(self):
+        return import_module, ("no_such_module",)
+
+
+def test_work_that_nobody_waits_for_any_more_is_interrupted():
+    began = time.monotonic()
+    with Pool(1) as pool:
+        running, waiting = pool.submit(time.sleep, 600), pool.submit(time.sleep, 600)
+        while not running.running():
+            time.sleep(0.01)
+    assert time.monotonic() - began < 60
+    assert running.done()
+    assert waiting.cancelled()
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("4,7", ["4", "7"]), ("GPU-1a2b", ["GPU-1a2b"]), ("", []), ("-1", [])])

@@ -6,6 +6,7 @@ with `of` and `at` is a branch of another condition's run at that step.
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -206,60 +207,29 @@ def _execute(runs: list[Job], workers: int | None, device: str | None, progress:
         gpus, device = [gpus[int(device.partition(":")[2])]], kind
     workers = workers or len(gpus) or (cores if kind == "cpu" else 1)
 
-    def start(worker: int) -> jobs.Process:
-        gpu = gpus[worker % len(gpus)] if gpus else ""
-        return jobs.Process(_work, device, threads=max(1, cores // workers), gpu=gpu)
-
-    started: dict[int, jobs.Process] = {}  # each trains several runs in turn: importing torch takes seconds
-    idle = list(range(workers))
-    running: dict[jobs.Process, tuple[Job, int]] = {}
-    with bar(sum(job.steps for job in runs), f"{len(runs)} runs", progress, unit="step") as shown:
+    running: dict[Future, Job] = {}
+    with (
+        bar(sum(job.steps for job in runs), f"{len(runs)} runs", progress, unit="step") as shown,
+        jobs.Pool(workers, threads=max(1, cores // workers), gpus=gpus) as pool,
+    ):
         try:
             while waiting or running:
-                there = {job.run for job in runs} - {job.run for job in (*waiting, *(j for j, _ in running.values()))}
+                there = {job.run for job in runs} - {job.run for job in (*waiting, *running.values())}
                 for job in [job for job in waiting if job.parent is None or job.parent in there]:
+                    waiting.remove(job)
                     if job.parent in errors:
-                        waiting.remove(job)
                         errors[job.run] = f"its parent {job.parent} failed: {errors[job.parent]}"
-                    elif idle:
-                        waiting.remove(job)
-                        worker = idle.pop(0)
-                        if worker not in started or started[worker].status is not None:  # it has been killed
-                            started[worker] = start(worker)
-                        started[worker].send(job)
-                        running[started[worker]] = job, worker
-                for process in jobs.ready(running, POLL):
-                    job, worker = running.pop(process)
-                    fault = process.receive()
-                    if fault is None:  # only the run that it trained fails
-                        fault = "its process was killed, perhaps for want of memory; fewer workers need less"
-                    if fault:
-                        errors[job.run] = fault
-                    idle.append(worker)
+                    else:
+                        running[pool.submit(_make, job, device)] = job
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    if fault := future.exception():
+                        errors[job.run] = one_line(fault)
                 shown.update(sum(map(_progress, runs)) - shown.n)
                 shown.set_postfix_str(f"{len(waiting) + len(running)} to do", refresh=False)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # a run that is stopped saves where it is
             raise KeyboardInterrupt("stopped; what was trained is saved, and the same command goes on") from None
-        finally:
-            for process in started.values():
-                process.close()
-            for process in started.values():  # a run that is stopped saves where it is
-                process.wait()
     return errors
-
-
-def _work(parent: jobs.Parent, device: str | None) -> None:
-    """In a worker's process: train the runs that come, and report what went wrong with each, or an empty text."""
-    while job := parent.receive():
-        fault = ""
-        try:
-            with parent.interruptible():
-                _make(job, device)
-        except KeyboardInterrupt:  # the sweep has ended; the run is saved
-            return
-        except Exception as error:
-            fault = one_line(error)
-        parent.send(fault)
 
 
 def _make(job: Job, device: str | None) -> None:

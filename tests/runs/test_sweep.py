@@ -237,24 +237,25 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, hom
     given = []
 
     class Process:
+        status = None
+
         def __init__(self, *_, gpu, **options):
             given.append(gpu)
 
-        def receive(self) -> str:
-            return ""
+        def receive(self) -> tuple[None, None]:
+            return None, None
 
         def send(self, _) -> None: ...
         def close(self) -> None: ...
         def wait(self) -> None: ...
 
     monkeypatch.setattr(module.jobs, "Process", Process)
-    monkeypatch.setattr(module.jobs, "ready", lambda running, _: list(running))
     monkeypatch.setattr("lmdynamics.devices._count", lambda kind: 2)
     cases = [("4,7", None, "cuda", ["4", "7"]), ("5", 2, "cuda", ["5", "5"]), ("4,7", None, "cuda:1", ["7"])]
     for visible, workers, device, wanted in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         sweep("masking", "smoke", workers=workers, device=device, progress=False)
-        assert given == wanted
+        assert sorted(given) == wanted
         given.clear()
     sweep("masking", "smoke", workers=1, device="cpu", progress=False)
     assert given == [""]
@@ -266,7 +267,7 @@ def workers(process: subprocess.Popen) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "lmdynamics.runs.sweep" in (entry / "cmdline").read_text():
+            if parent == process.pid and "lmdynamics.jobs._answer" in (entry / "cmdline").read_text():
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
@@ -280,13 +281,11 @@ def wait_until(holds, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["everyone", "the command"])
-def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home, to):
-    """From a terminal it reaches the workers, too; from a notebook's stop button or `kill`, perhaps not."""
+def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
     three = PLAN.partition("[conditions.branch]")[0] + "[conditions.third]\nset.lr = 0.01\n"
     process = command(home, plan_file(tmp_path, three), *LONG)
     wait_until(lambda: len([step for step in saved(home).values() if step > 64]) == 2, process)
-    os.killpg(process.pid, signal.SIGINT) if to == "everyone" else process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert (
