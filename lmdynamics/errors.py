@@ -11,6 +11,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; with its kind where it is none that a person causes."""
+    return str(error) if isinstance(error, UserError) else " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def shortened(text: str, most: int = 80) -> str:
     """A text without its middle where it is long, as a schedule of thousands of points is."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"

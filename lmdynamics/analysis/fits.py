@@ -11,7 +11,7 @@ from lmdynamics.analysis.deceleration import LOCATED, Deceleration, fit_decelera
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.preparation import SMOOTHINGS, prepare
 from lmdynamics.errors import UserError
-from lmdynamics.processes import cores_here, map_in_processes
+from lmdynamics.jobs import cores_here, map_in_processes
 from lmdynamics.progress import bar
 
 FITTED = ("loss_at_break", "step_at_break", "rate_before_break", "rate_after_break")

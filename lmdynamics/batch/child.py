@@ -1,14 +1,12 @@
 """The process that executes one notebook with papermill, and ends when its parent ends.
 
-`batch.execute` starts it, hands it the job as one line on standard input, and reads one JSON line per event from a
-pipe. Standard input stays open: its end means that nobody waits any more, killed perhaps, and kernel and process go.
+`batch.execute` starts it and hears what it is at. When nobody waits any more, killed perhaps, kernel and process go.
 """
 
-import ast
-import json
 import logging
 import os
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -16,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmdynamics import files
+from lmdynamics import files, jobs
 from lmdynamics.batch.parameters import KERNEL
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import shortened
@@ -26,8 +24,10 @@ MOST_SAID = 2_000  # characters of an error's message
 MOST = 2_000_000  # characters that one cell may print into its notebook and its log
 
 
-def execute(job: Job, pipe: int) -> int:
-    """Execute the notebook: one event line per cell it starts, and a last one with the result."""
+def execute(parent: jobs.Parent, job: Job) -> int:
+    """Execute the notebook: one event for each cell that it starts, and a last one with the result."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what ended it is part of the outcome
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel named python3 is this interpreter's, not the user's
     os.environ["LMDYNAMICS_BATCH"] = "1"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
@@ -37,9 +37,6 @@ def execute(job: Job, pipe: int) -> int:
     from papermill.engines import papermill_engines
     from papermill.iorw import load_notebook_node
     from papermill.utils import find_first_tagged_cell_index
-
-    os.set_inheritable(pipe, False)  # the kernel must not hold the parent's end open
-    events = os.fdopen(pipe, "w", buffering=1, encoding="utf-8")
 
     notebook = load_notebook_node(str(job.notebook))
     parameters_cell = max(find_first_tagged_cell_index(notebook, "parameters"), 0)
@@ -52,7 +49,7 @@ def execute(job: Job, pipe: int) -> int:
         # the largest process that has ended, which is most often the kernel; in KiB, but on macOS in bytes
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
-        events.write(json.dumps({**event, **({"peak_mb": round(peak)} if "status" in event else {})}) + "\n")
+        parent.send({**event, **({"peak_mb": round(peak)} if "status" in event else {})})
 
     def cell_starts(cell: Any, cell_index: int) -> None:
         index = own(cell_index)
@@ -147,12 +144,11 @@ def _write_page(job: Job) -> None:
             temporary.write_text(body, "utf-8")
 
 
-def _end_with_parent() -> None:
-    """Wait for the end of standard input, then take the kernel along: it looks for its parent only now and then."""
+def _end_with(parent: jobs.Parent) -> None:
+    """Wait for the parent's end, then take the kernel along: it looks for its parent only now and then."""
     import psutil
 
-    while os.read(0, 4096):  # not sys.stdin, whose lock this thread would hold while the interpreter ends
-        pass
+    parent.receive()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             process.kill()
@@ -173,9 +169,3 @@ def first_line(source: str) -> str:
 def _error_line(error: Any) -> str:
     message = shortened(" ".join(error.evalue.split()), MOST_SAID)
     return f"{error.ename}: {message}" if message else error.ename
-
-
-if __name__ == "__main__":
-    _notebook, _folder, _parameters, _pipe = ast.literal_eval(sys.stdin.buffer.readline().decode())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(execute(Job(Path(_notebook), Path(_folder), _parameters), _pipe))

@@ -6,21 +6,17 @@ through files in it.
 """
 
 import json
-import os
-import select
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmdynamics import files
+from lmdynamics import files, jobs
+from lmdynamics.batch import child
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
 
@@ -30,8 +26,6 @@ LOG = "log.txt"
 HISTORY = "history.jsonl"  # in the batch's folder: one line for each item that has come to an end, never rewritten
 STOP = ".stop"  # in the batch's folder: all that execute an item of it should stop
 LOCK = ".lock"  # in an item's folder: somebody executes it
-CHILD = "lmdynamics.batch.child"  # the module that executes a notebook
-_GRACE = 10  # seconds a notebook gets to stop its kernel after Ctrl-C
 _LOOK = 0.25  # seconds between two looks at whether to stop
 
 
@@ -136,57 +130,35 @@ def _held(lock: FileLock, job: Job) -> bool:
 
 def _watched(job: Job, started: float, timeout: float | None, environment: Mapping[str, str]) -> dict[str, Any]:
     """Start the child, follow it to its end or stop it; what an `Outcome` tells of that."""
-    read_end, write_end = os.pipe()
-    message = repr((str(job.notebook), str(job.folder), job.parameters, write_end))  # literals, so tuples stay tuples
     last: dict[str, Any] = {}
     stopped = late = by_hand = False
     with (job.folder / LOG).open("w", encoding="utf-8") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[write_end],
-            env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C comes to this process alone, which then stops the other in good order
-        )
-        os.close(write_end)
+        process = jobs.Process(child.execute, job, environment=environment, output=log)
         try:
-            with suppress(BrokenPipeError):
-                child.stdin.write(message.encode() + b"\n")
-                child.stdin.flush()
-            with os.fdopen(read_end, "rb", buffering=0) as events:
-                said = b""
-                while True:
-                    if select.select([events], [], [], _LOOK)[0]:
-                        more = events.read(65536)
-                        if not more:
-                            break
-                        *lines, said = (said + more).split(b"\n")
-                        for line in lines:
-                            last = json.loads(line)
-                            if "cells" in last:
-                                files.write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
-                    late = timeout is not None and time.monotonic() - started > timeout
-                    stopped = _stopped(job)
-                    if late or stopped:
+            while not (late or stopped):
+                if process.poll(_LOOK):
+                    event = process.receive()
+                    if event is None:
                         break
-            if not (late or stopped):
-                child.wait()
+                    last = event
+                    if "cells" in last:
+                        files.write_json(job.folder / PROGRESS, {"cell": last["cell"], "cells": last["cells"]})
+                late = timeout is not None and time.monotonic() - started > timeout
+                stopped = _stopped(job)
         except KeyboardInterrupt:
             stopped = by_hand = True
         finally:
-            _stop(child)
+            process.stop()
     if stopped:
         return {"status": "interrupted", "interrupted": by_hand}
     told = {"peak_mb": last.get("peak_mb")}
     if late:
         where = {"cell": last.get("cell"), "source": last.get("source", "")}
         return {"status": "failed", "error": f"stopped: it took longer than {timeout:g} s", **where, **told}
-    if child.returncode == 0 and last.get("status") == "finished":
+    if process.status == 0 and last.get("status") == "finished":
         return {"status": "finished", **told}
     # a last event without an error: the process or its kernel died while that cell ran
-    death = f"{_death(child.returncode)}; see {job.folder / LOG}"
+    death = f"{_death(process.status)}; see {job.folder / LOG}"
     failed = {"cell": last.get("cell"), "source": last.get("source", ""), "error": last.get("error", death)}
     return {"status": "failed", **failed, **told}
 
@@ -211,22 +183,7 @@ def _clear(job: Job) -> None:
             stale.unlink()
 
 
-def _stop(child: subprocess.Popen) -> None:
-    """The end of its standard input ends a child that lives, with its kernel."""
-    child.stdin.close()
-    if child.poll() is not None:
-        return
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            child.send_signal(number)
-        try:
-            child.wait(_GRACE)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _death(returncode: int) -> str:
-    if returncode < 0:
-        return f"its process was ended by {signal.Signals(-returncode).name}"
+def _death(status: int) -> str:
+    if status < 0:
+        return f"its process was ended by {signal.Signals(-status).name}"
     return "its kernel died (out of memory?) or could not start"

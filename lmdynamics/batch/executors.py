@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from lmdynamics.batch.execute import Outcome, run_notebook
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
-from lmdynamics.processes import CORES, GPUS, cores_here, visible_gpus
+from lmdynamics.jobs import CORES, GPUS, cores_here, visible_gpus
 
 PATIENCE = 10  # seconds for a scheduler to answer
 QUEUE_LOOK = 10  # seconds between two looks at SLURM's queue

@@ -21,7 +21,7 @@ from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.processes import cores_here, map_in_processes
+from lmdynamics.jobs import cores_here, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))

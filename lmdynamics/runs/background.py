@@ -1,32 +1,27 @@
 """Training in a process of its own, which a notebook starts, watches, pauses and goes on with.
 
-The process hears through a pipe what is wanted; at the pipe's end, when its parent has stopped or was killed,
-it saves where it is and ends. What it has done is read from the run's folder: `log.parquet`, written when it saves, and
+The process (`jobs.Process`) is told when to pause and to go on; when it is stopped, or its parent was killed, it saves
+where it is and ends. What it has done is read from the run's folder: `log.parquet`, written when it saves, and
 `live.csv`, the rows since then. So any number of readers, in other processes too, can look on.
 """
 
-import _thread
 import os
-import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context, util
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 from weakref import WeakMethod
 
 import polars as pl
 
-from lmdynamics import files
+from lmdynamics import files, jobs
 from lmdynamics.devices import default_device, need_device
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, one_line
 from lmdynamics.paths import runs_dir
-from lmdynamics.processes import threads_each, without_interrupts
 from lmdynamics.runs.branch import branch_folder, branched_recipe
 from lmdynamics.runs.build import begun_on, build, is_complete, name_on, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
@@ -34,7 +29,7 @@ from lmdynamics.runs.run import Run, checkpoint_folders
 from lmdynamics.runs.trained import branch
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
-from lmdynamics.training.state import Log, resumable
+from lmdynamics.training.state import resumable
 
 ACTIVE = ("starting", "training", "pausing", "stopping", "elsewhere")
 
@@ -74,7 +69,7 @@ class Training:
     def __init__(self, job: Job):
         self.job = job
         self.error = ""  # why it ended, where that was not asked for; one line
-        self._process = self._pipe = None
+        self._process: jobs.Process | None = None
         self._phase = ""
         self._lock = threading.RLock()
         self._watchers: list[WeakMethod] = []
@@ -118,18 +113,26 @@ class Training:
                 return
             self.error, self._phase = "", "starting"
             if state == "paused":
-                self._pipe.send("go on")
+                self._process.send("go on")
             else:
                 self._launch()
         self._tell_watchers()
 
     def pause(self) -> None:
         """Save at the next step and wait there: `start` goes on at once."""
-        self._ask("pause", "pausing")
+        with self._lock:
+            self._hear()
+            if self._process is not None and self._phase in ("starting", "training"):
+                self._phase = "pausing"
+                self._process.send("pause")
 
     def stop(self) -> None:
         """Save at the next step and end the process."""
-        self._ask("stop", "stopping")
+        with self._lock:
+            self._hear()
+            if self._process is not None:
+                self._phase = "stopping"
+                self._process.close()
 
     def wait(self, timeout: float | None = None) -> str:
         """Wait until it is no longer trained, at most `timeout` seconds; returns `state`."""
@@ -138,7 +141,7 @@ class Training:
             time.sleep(0.05)
         with self._lock:
             if self._process is not None and self._phase != "paused" and state not in ACTIVE:
-                self._process.join()  # it has said that it ends
+                self._process.wait()  # it has said that it ends
             return self.state
 
     def log(self) -> pl.DataFrame:
@@ -156,53 +159,31 @@ class Training:
 
     def _launch(self) -> None:
         if self._process is not None:  # it has said that it ends
-            self._process.join()
-        context = get_context("spawn")  # torch does not survive a fork
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(theirs, self.job), name=f"train {self.folder.name}")
-        try:
-            with without_interrupts(), threads_each(self.job.threads):
-                self._process.start()
-        finally:
-            theirs.close()
-
-    def _ask(self, word: str, phase: str) -> None:
-        with self._lock:
-            self._hear()
-            if self._process is not None and self._phase != "stopping":
-                self._phase = phase if self._phase != "paused" or word == "stop" else "paused"
-                with suppress(OSError):  # it has just ended: the next look tells how
-                    self._pipe.send(word)
+            self._process.wait()
+        self._process = jobs.Process(_work, self.job, threads=self.job.threads, output=DEVNULL)
 
     def _hear(self) -> None:
         """Take in what the process says, and whether it is still there."""
-        process = self._process
-        if process is None:
-            return
-        alive = process.is_alive()  # asked first: what it said before its end is still in the pipe
-        try:
-            while self._pipe.poll():
-                kind, line = self._pipe.recv()
-                if kind == "training":
-                    self._phase = "training" if self._phase == "starting" else self._phase
-                elif kind == "paused":
-                    self._phase = "paused" if self._phase != "stopping" else self._phase
-                else:
-                    self._phase, self.error = kind, line
-        except (EOFError, OSError):
-            alive = process.is_alive()
-        if alive:
-            return
-        process.join()
-        if process.exitcode:
-            how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
+        while self._process is not None and self._process.poll():
+            said = self._process.receive()
+            if said is None:
+                return self._ended()
+            kind, line = said
+            if kind == "training":
+                self._phase = "training" if self._phase == "starting" else self._phase
+            elif kind == "paused":
+                self._phase = "paused" if self._phase != "stopping" else self._phase
+            else:
+                self._phase, self.error = kind, line
+
+    def _ended(self) -> None:
+        if status := self._process.status:
+            how = f"signal {-status}" if status < 0 else f"status {status}"
             self.error = (
                 f"the training process ended ({how}), perhaps killed for want of memory; "
                 f"step {self.saved:,} is saved, and resume goes on from there"
             )
-        self._pipe.close()
-        process.close()
-        self._process = self._pipe = None
+        self._process = None
 
 
 def training_of(
@@ -257,90 +238,39 @@ def _register(job: Job) -> Training:
 # in the process that trains ------------------------------------------------------------------------------------------
 
 
-def _work(pipe, job: Job) -> None:
-    """Train; when paused, wait for what comes next; end when told so, or when nobody is left to tell."""
-    os.setsid()  # a group of its own: a kernel that ends takes its group with it before anything could be saved
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):  # a notebook would show these under whatever cell ran last
-        os.dup2(nowhere, stream)
-
-    def live_log(path: Path) -> LiveLog:
-        _say(pipe, "training")
-        return LiveLog(path)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whatever is not training
-    halt, wanted = threading.Event(), queue.SimpleQueue()
-
-    def end(*_) -> None:
-        wanted.put("end")
-        halt.set()
-        _thread.interrupt_main()
-
-    def listen() -> None:
-        while True:
-            try:
-                word = pipe.recv()
-            except (EOFError, OSError):
-                return end()
-            if word == "go on":
-                halt.clear()
-                wanted.put(word)
-            elif word == "pause":
-                halt.set()
-                _thread.interrupt_main()
-            else:
-                end()
-
-    signal.signal(signal.SIGTERM, end)
-    threading.Thread(target=listen, daemon=True).start()
-    try:
-        while (outcome := _train(job, halt, live_log))[0] == "paused":
-            _say(pipe, *outcome)
-            if wanted.get() == "end":
-                outcome = ("stopped", "")
-                break
-    except KeyboardInterrupt:  # between two lines of _train
-        outcome = ("stopped", "")
-    _say(pipe, *outcome)
+def _work(parent: jobs.Parent, job: Job) -> None:
+    """Train; when paused, wait for what comes next; end when the parent lets go, or has ended."""
+    while (outcome := _train(parent, job))[0] == "paused":
+        parent.send(outcome)
+        while (word := parent.receive()) == "pause":  # which it has done by now
+            continue
+        if word is None:
+            outcome = ("stopped", "")
+            break
+    parent.send(outcome)
 
 
-def _train(job: Job, halt: threading.Event, log: Callable[[Path], Log]) -> tuple[str, str]:
+def _train(parent: jobs.Parent, job: Job) -> tuple[str, str]:
     """What became of it: `done`, `paused`, `stopped` or `failed`, and why."""
     from lmdynamics.training.loop import Interrupted
 
+    def live_log(path: Path) -> LiveLog:
+        parent.send(("training", ""))
+        return LiveLog(path)
+
+    options = {"device": job.device, "progress": False, "log": live_log}
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if halt.is_set():
-            return "paused", ""
-        options = {"device": job.device, "progress": False, "log": log}
-        if job.origin is None or layout.is_begun(job.folder):
-            build(job.recipe, job.folder, **options)
-        else:
-            run, step, overrides = job.origin
-            branch(run, step, overrides, name=job.folder.name, **options)
+        with parent.interruptible():
+            if job.origin is None or layout.is_begun(job.folder):
+                build(job.recipe, job.folder, **options)
+            else:
+                run, step, overrides = job.origin
+                branch(run, step, overrides, name=job.folder.name, **options)
         (job.folder / LIVE).unlink(missing_ok=True)
         return "done", ""
     except Interrupted:
         return "paused", ""
     except KeyboardInterrupt:  # while it started, perhaps amid an import: this process had better not go on
         return "stopped", ""
-    except UserError as error:
-        return "failed", str(error)
     except Exception as error:  # whatever it is, the person who looks on must hear of it
-        return "failed", " ".join(f"{type(error).__name__}: {error}".split())
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _say(pipe, kind: str, line: str = "") -> None:
-    with suppress(OSError):  # nobody listens any more
-        pipe.send((kind, line))
-
-
-def _end_all() -> None:
-    """At the end of this process: whatever it trains saves and ends."""
-    for training in _trainings.values():
-        training.stop()
-
-
-util.Finalize(None, _end_all, exitpriority=100)  # multiprocessing then waits for its processes
+        return "failed", one_line(error)

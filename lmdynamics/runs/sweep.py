@@ -4,25 +4,19 @@ A plan is a TOML file in `data/sweeps` (or yours): a recipe, and named condition
 with `of` and `at` is a branch of another condition's run at that step.
 """
 
-import _thread
-import os
-import signal
-import threading
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from lmdynamics import jobs
 from lmdynamics.devices import default_device, device_kind, need_device
-from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.errors import UserError, did_you_mean, one_line
 from lmdynamics.paths import runs_dir, shipped
-from lmdynamics.processes import GPUS, cores_here, visible_gpus, without_interrupts
 from lmdynamics.progress import bar
 from lmdynamics.runs.branch import branch_name, changed_recipe
 from lmdynamics.runs.build import flat, name_on, run_name
@@ -32,8 +26,6 @@ from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
 POLL = 0.5  # seconds between two looks at how far the runs are
-_training = threading.Lock()  # in a worker's process: held while it trains
-_sweep: Any = None  # in a worker's process: a pipe from the sweep's own, at its end when that is stopped, or killed
 
 
 @dataclass(frozen=True)
@@ -131,21 +123,21 @@ def sweep(
     wanted = {*(only or known)}
     wanted |= {c.of for c in plan.conditions if c.name in wanted and c.of}
     overrides = parse_overrides(overrides)
-    jobs = [
+    runs = [
         _job(plan, condition, profile, seed, overrides, device)
         for seed in seeds
         for condition in plan.conditions
         if condition.name in wanted
     ]
     made: dict[str, Job] = {}
-    for job in jobs:
+    for job in runs:
         if (same := made.setdefault(job.run, job)) is not job:
             raise UserError(
                 f"{same.condition!r}, seed {same.seed}, and {job.condition!r}, seed {job.seed}, are the same run, "
                 f"{job.run}; change what is set, or name the conditions wanted (only)"
             )
-    errors = _execute(jobs, workers, device, progress)
-    rows = [(job.condition, job.seed, job.run, errors.get(job.run)) for job in jobs if job.condition in (only or known)]
+    errors = _execute(runs, workers, device, progress)
+    rows = [(job.condition, job.seed, job.run, errors.get(job.run)) for job in runs if job.condition in (only or known)]
     schema = {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String}
     return pl.DataFrame(rows, schema, orient="row")
 
@@ -195,11 +187,11 @@ def _step_near(recipe: Recipe, at: float) -> int:
     return min(steps[:-1], key=lambda step: abs(step - wanted))
 
 
-def _execute(jobs: list[Job], workers: int | None, device: str | None, progress: bool | None) -> dict[str, str]:
-    """Train the jobs, a branch after the run it leaves; returns what went wrong, by run."""
+def _execute(runs: list[Job], workers: int | None, device: str | None, progress: bool | None) -> dict[str, str]:
+    """Train the runs, a branch after the run it leaves; returns what went wrong, by run."""
     errors: dict[str, str] = {}
     waiting = []
-    for job in jobs:  # what is there already needs no process of its own
+    for job in runs:  # what is there already needs no process of its own
         if _progress(job) < job.steps:
             waiting.append(job)
             continue
@@ -210,74 +202,34 @@ def _execute(jobs: list[Job], workers: int | None, device: str | None, progress:
     if not waiting:
         return errors
     kind = need_device(device or default_device())
-    cores, gpus = cores_here(), visible_gpus() if kind == "cuda" else []
+    cores, gpus = jobs.cores_here(), jobs.visible_gpus() if kind == "cuda" else []
     if device and gpus and device != kind:  # one by number; its workers see no other
         gpus, device = [gpus[int(device.partition(":")[2])]], kind
     workers = workers or len(gpus) or (cores if kind == "cpu" else 1)
-    context = get_context("spawn")  # torch does not survive a fork
-    told, open_while_wanted = context.Pipe(duplex=False)  # an Event would wait for ever for a killed process to hear it
 
-    def pool(worker: int) -> ProcessPoolExecutor:
-        """One process: should it be killed, only the run that it trains fails."""
-        given = (gpus[worker % len(gpus)] if gpus else "", max(1, cores // workers), told)
-        return ProcessPoolExecutor(1, context, _start_worker, given)
-
-    pools = {worker: pool(worker) for worker in range(workers)}
-    idle = list(pools)
-    running: dict[Future, tuple[Job, int]] = {}
-    with bar(sum(job.steps for job in jobs), f"{len(jobs)} runs", progress, unit="step") as shown:
+    running: dict[Future, Job] = {}
+    with (
+        bar(sum(job.steps for job in runs), f"{len(runs)} runs", progress, unit="step") as shown,
+        jobs.Pool(workers, threads=max(1, cores // workers), gpus=gpus) as pool,
+    ):
         try:
             while waiting or running:
-                there = {job.run for job in jobs} - {job.run for job in (*waiting, *(j for j, _ in running.values()))}
+                there = {job.run for job in runs} - {job.run for job in (*waiting, *running.values())}
                 for job in [job for job in waiting if job.parent is None or job.parent in there]:
+                    waiting.remove(job)
                     if job.parent in errors:
-                        waiting.remove(job)
                         errors[job.run] = f"its parent {job.parent} failed: {errors[job.parent]}"
-                    elif idle:
-                        waiting.remove(job)
-                        worker = idle.pop()
-                        with without_interrupts():
-                            running[pools[worker].submit(_train, job, device)] = job, worker
-                done, _ = wait(running, POLL, FIRST_COMPLETED)
-                for future in done:
-                    job, worker = running.pop(future)
-                    if fault := _fault(future):
-                        errors[job.run] = fault
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        pools[worker].shutdown()
-                        pools[worker] = pool(worker)
-                    idle.append(worker)
-                shown.update(sum(map(_progress, jobs)) - shown.n)
+                    else:
+                        running[pool.submit(_make, job, device)] = job
+                for future in wait(running, POLL, FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    if fault := future.exception():
+                        errors[job.run] = one_line(fault)
+                shown.update(sum(map(_progress, runs)) - shown.n)
                 shown.set_postfix_str(f"{len(waiting) + len(running)} to do", refresh=False)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # a run that is stopped saves where it is
             raise KeyboardInterrupt("stopped; what was trained is saved, and the same command goes on") from None
-        finally:
-            open_while_wanted.close()
-            for each in pools.values():
-                each.shutdown(wait=True, cancel_futures=True)  # a run that is stopped saves where it is
-            told.close()
     return errors
-
-
-def _start_worker(gpu: str, threads: int, sweep) -> None:
-    """One GPU or some threads for this process; when the sweep ends, the run that is being trained is interrupted."""
-    global _sweep
-    _sweep = sweep
-    if gpu:
-        os.environ[GPUS] = gpu
-    import torch
-
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between two runs
-    threading.Thread(target=_listen, daemon=True).start()
-
-
-def _listen() -> None:
-    _sweep.poll(None)  # until it ends
-    _thread.interrupt_main()
-    parent_process().join()
-    with _training:  # which saves where it is
-        os._exit(1)  # the sweep was killed: nobody would end this process
 
 
 def _make(job: Job, device: str | None) -> None:
@@ -286,27 +238,6 @@ def _make(job: Job, device: str | None) -> None:
         train(job.recipe, job.profile, job.seed, job.overrides, **options)
     else:
         branch(open_folder(*find_folder(job.parent)), job.at, job.overrides, **options)
-
-
-def _train(job: Job, device: str | None) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with _training:
-            if _sweep.poll():
-                return
-            _make(job, device)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _fault(future: Future) -> str | None:
-    """What went wrong, in one line."""
-    error = future.exception()
-    if error is None or isinstance(error, UserError):
-        return error and str(error)
-    if isinstance(error, BrokenProcessPool):
-        return "its process was killed, perhaps for want of memory; fewer workers need less"
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _progress(job: Job) -> int:

@@ -20,9 +20,9 @@ from lmdynamics.batch.executors import Local, open_executor
 from lmdynamics.batch.plan import Job, plan
 from lmdynamics.errors import UserError
 from lmdynamics.records import read_records
+from tests.batch import stub_child
 from tests.batch.notebooks import write_notebook
 
-ROOT = Path(__file__).parents[2]
 RECORDING = """\
 from pathlib import Path
 from lmdynamics.records import record, start_records
@@ -48,8 +48,7 @@ def notebook(tmp_path) -> Path:
 @pytest.fixture
 def stub(monkeypatch):
     """Items are executed without papermill and without a kernel: what is tested is who runs when."""
-    monkeypatch.setattr("lmdynamics.batch.execute.CHILD", "tests.batch.stub_child")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("lmdynamics.batch.execute.child", stub_child)
 
 
 def doubled(out: Path) -> dict[str, int]:

@@ -20,6 +20,7 @@ from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import read_outcome
 from lmdynamics.batch.plan import plan
 from lmdynamics.records import read_records
+from tests.batch import stub_child
 from tests.batch.notebooks import write_notebook
 from tests.batch.test_executors import dask_cluster, ends
 
@@ -54,7 +55,8 @@ def finished(out: Path) -> list[str]:
 STUBBED = """\
 from lmdynamics import cli
 from lmdynamics.batch import execute
-execute.CHILD = "tests.batch.stub_child"
+from tests.batch import stub_child
+execute.child = stub_child
 cli.main()
 """
 
@@ -224,7 +226,7 @@ record("last", losses["loss"][-1])
 
 def test_clocks_that_are_wrong(notebook, undisturbed, capsys, monkeypatch):
     """What is done is known by its content: neither files from the future nor from the past are run again."""
-    monkeypatch.setattr("lmdynamics.batch.execute.CHILD", "tests.batch.stub_child")
+    monkeypatch.setattr("lmdynamics.batch.execute.child", stub_child)
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     for number, file in enumerate(sorted(out.rglob("*"))):
