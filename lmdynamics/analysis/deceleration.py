@@ -12,10 +12,17 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lmdynamics.analysis.broken_power_law import Broken, fit, scanned_gain, slopes
-from lmdynamics.analysis.correlated import blocks_of, local_scale, moved_draws, wild_draws
 from lmdynamics.analysis.intervals import with_interval
-from lmdynamics.analysis.jumps import Jump, find_jumps, without_jumps
-from lmdynamics.analysis.preparation import prepare
+from lmdynamics.analysis.loss_curves import (
+    Jump,
+    blocks_of,
+    find_jumps,
+    local_scale,
+    moved_draws,
+    prepare,
+    wild_draws,
+    without_jumps,
+)
 from lmdynamics.errors import UserError
 
 LOCATED = ("decelerates", "accelerates", "break at the edge")  # verdicts with one break whose place is known

@@ -10,8 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from lmdynamics.analysis.cells import listed
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, listed
 
 FRAMING = 16  # bytes around each record: its length, and the checksums of both
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import DIRECTIONS
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.syntax import DIRECTIONS
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, PURPLE, TEXT, figure
 from lmdynamics.errors import UserError
 

@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import head_history, told, uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.syntax import head_history, told, uas_within_reach
 from lmdynamics.charts.axes import (
     BEFORE_ONE,
     by_step,

@@ -5,7 +5,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.pair_race import leads_from
+from lmdynamics.analysis.syntax import leads_from
 from lmdynamics.charts.axes import (
     by_step,
     clickable,

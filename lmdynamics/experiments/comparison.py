@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import polars as pl
 
-from lmdynamics.analysis.intervals import accuracy_by_step, average_accuracy, uas_by_step
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, uas_by_step
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.grammaticality import PairAccuracy

@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.deceleration import LOCATED
+from lmdynamics.analysis.fits import power_laws
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.preparation import prepare
-from lmdynamics.analysis.scaling import power_laws
+from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.annotated import annotated_blocks
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.treebank import Treebank

@@ -13,9 +13,9 @@ import polars as pl
 import traitlets
 
 from lmdynamics import charts
-from lmdynamics.analysis.heads import DIRECTIONS, predicted_heads
-from lmdynamics.analysis.intervals import loss_by_bin, uas_by_step, wilson
+from lmdynamics.analysis.intervals import loss_by_bin, wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
+from lmdynamics.analysis.syntax import DIRECTIONS, predicted_heads, uas_by_step
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError

@@ -11,7 +11,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.analysis.intervals import bounded
-from lmdynamics.analysis.trading import large_change
+from lmdynamics.analysis.zero_sum import large_change
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, visible

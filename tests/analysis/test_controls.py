@@ -4,8 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.analysis.controls import claims, straightened
-from lmdynamics.analysis.fits import fit_curves
+from lmdynamics.analysis.fits import claims, fit_curves, straightened
 from lmdynamics.errors import UserError
 
 from .broken import broken, noisy, spaced

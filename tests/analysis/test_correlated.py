@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from lmdynamics.analysis.correlated import blocks_of, correlation_time, wild_draws
+from lmdynamics.analysis.loss_curves import blocks_of, correlation_time, wild_draws
 
 X = np.linspace(4.6, 11, 400)
 

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.analysis.dissent import COSINES, MEANS, dissent_by_group, towards_total
+from lmdynamics.analysis.gradients import COSINES, MEANS, dissent_by_group, towards_total
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
 from lmdynamics.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import FITTED, OTHERS, break_profile, fit_curves, fits_table, sensitivity
-from lmdynamics.analysis.preparation import SMOOTHINGS
+from lmdynamics.analysis.loss_curves import SMOOTHINGS
 from lmdynamics.errors import UserError
 
 from .broken import BREAK, broken, noisy, spaced

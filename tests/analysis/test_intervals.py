@@ -4,16 +4,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.analysis.intervals import (
-    accuracy_by_step,
-    average_accuracy,
-    bootstrap_levels,
-    resample_counts,
-    uas_by_step,
-    with_interval,
-)
-from lmdynamics.analysis.pair_race import judged_right
-from lmdynamics.analysis.smoothing import local_curvature
+from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts, with_interval
+from lmdynamics.analysis.onsets import local_curvature
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, uas_by_step
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import summarise
 from lmdynamics.measurements.grammaticality import PairAccuracy

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.deceleration import fit_deceleration
-from lmdynamics.analysis.jumps import find_jumps, without_jumps
+from lmdynamics.analysis.loss_curves import find_jumps, without_jumps
 
 from .broken import BREAK, broken, noisy, spaced
 

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from lmdynamics.analysis.one_step import against_random, each_batch, over_batches
+from lmdynamics.analysis.gradients import against_random, each_batch, over_batches
 from lmdynamics.errors import UserError
 from tests.analysis.changes import stepped
 

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lmdynamics.analysis.gradients import opposition_table
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
-from lmdynamics.analysis.opposition import opposition_table
 from lmdynamics.errors import UserError
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lmdynamics.analysis.intervals import accuracy_by_step, wilson
-from lmdynamics.analysis.pair_race import WHOLE, judged_right, leads_from, pair_race
+from lmdynamics.analysis.intervals import wilson
+from lmdynamics.analysis.syntax import WHOLE, accuracy_by_step, judged_right, leads_from, pair_race
 from lmdynamics.errors import UserError
 from tests.analysis.frames import pairs_trace
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lmdynamics.analysis.preparation import prepare
+from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.errors import UserError
 
 

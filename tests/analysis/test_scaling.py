@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
-from lmdynamics.analysis.scaling import QUANTITIES, power_laws, predict_early, split_gains
+from lmdynamics.analysis.fits import QUANTITIES, power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.published import published_fits
 

@@ -5,8 +5,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
-from lmdynamics.analysis.trading import token_names, traded, winners_and_losers
-from lmdynamics.analysis.zero_sum import interference_table
+from lmdynamics.analysis.zero_sum import interference_table, token_names, traded, winners_and_losers
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.token_groups import frequency_groups, group_names
 from lmdynamics.errors import UserError

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.pair_race import WHOLE, judged_right, pair_race
+from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
 from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.pairs import ALL, EVERY, OFFERED, PairExplorer, marked

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lmdynamics import charts
-from lmdynamics.analysis.intervals import accuracy_by_step, average_accuracy, ties_and_flips
-from lmdynamics.analysis.pair_race import judged_right
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import grammaticality
