@@ -19,9 +19,8 @@ from lmdynamics.analysis.fits import power_laws
 from lmdynamics.analysis.intervals import interval, row_sums
 from lmdynamics.analysis.speedup import LearningCurve, speedup
 from lmdynamics.experiments.claims import Claim, judge
-from lmdynamics.measurements.first_order import coefficients
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss, Predictions
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions
+from lmdynamics.measurements.optimizer_step import coefficients
 from lmdynamics.measurements.per_example import Tape
 from lmdynamics.measurements.probes import FineTuning
 

@@ -17,7 +17,7 @@ from lmdynamics.analysis.onsets import capabilities_onset, structure_onset
 from lmdynamics.analysis.syntax import head_history, leads_from, pair_race
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.hub.open import open_run
-from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements.losses import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.run import Run

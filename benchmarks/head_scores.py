@@ -24,8 +24,8 @@ import transformers as hf
 from lmdynamics.corpora.text import train_tokenizer
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.measurements.arcs import gold_heads
-from lmdynamics.measurements.attention import attentions, parents
-from lmdynamics.measurements.word_batches import encode_treebank
+from lmdynamics.measurements.inputs import encode_treebank
+from lmdynamics.measurements.syntax import attentions, parents
 
 
 def published_scores(attention, of_word, gold, relation, right):
@@ -115,7 +115,7 @@ def main() -> None:
 
     loop = seconds(published)
 
-    import lmdynamics.measurements.attention as module
+    import lmdynamics.measurements.syntax as module
 
     copies = [{key: tuple(a.clone() for a in layers) for key, layers in stored.items()} for _ in range(options.repeats)]
     module.attentions = lambda model, batch: copies[-1][id(batch)]

@@ -20,9 +20,8 @@ from lmdynamics.batch.plan import plan
 from lmdynamics.devices import default_device, device_kind, devices_here, matmul_precision, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run
-from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import elements
-from lmdynamics.measurements.trace import trace
+from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.processes import CORES, GPUS
 from lmdynamics.runs.background import training_of
 from lmdynamics.runs.build import name_on

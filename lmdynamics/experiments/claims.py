@@ -13,7 +13,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.speedup import Speedup, speedup
 from lmdynamics.analysis.statistics import NO_DIRECTION, compare_to_baseline, decide, mean_over_seeds
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.trace import Measurement
 
 VERDICTS = {"better": "reproduced", "worse": "not reproduced"}
 

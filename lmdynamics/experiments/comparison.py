@@ -7,11 +7,9 @@ import polars as pl
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, uas_by_step
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
-from lmdynamics.measurements.trace import trace_all
+from lmdynamics.measurements.trace import Measurement, trace_all
 from lmdynamics.progress import bar
 from lmdynamics.runs.run import Run
 

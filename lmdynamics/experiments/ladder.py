@@ -16,8 +16,7 @@ from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.trace import trace
+from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.paths import SUITE
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import sweep

@@ -16,8 +16,7 @@ from lmdynamics.analysis.intervals import steps_without_loss
 from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.live import show_live
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.trace import trace
+from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.processes import aside
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
 from lmdynamics.runs.branch import history

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import (
     MASKING_RATE,
     ROWS,
@@ -26,8 +27,7 @@ from lmdynamics.measurements.losses import (
     predicted_tokens,
     prediction_batches,
 )
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.vocabulary import unused_rows
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
 from lmdynamics.training.logits import logits_at
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.first_order import parts
+from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.optimizer_step import parts
 from lmdynamics.measurements.per_example import Layer, Tape, elements, gradient
-from lmdynamics.measurements.vocabulary import unused_rows
+from lmdynamics.measurements.trace import Measurement
 
 
 @dataclass(frozen=True)

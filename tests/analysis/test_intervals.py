@@ -9,7 +9,7 @@ from lmdynamics.analysis.onsets import local_curvature
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, uas_by_step
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import summarise
-from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements.losses import PairAccuracy
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
 

@@ -8,9 +8,8 @@ from benchmarks.coverage import false_claims
 from lmdynamics.analysis.statistics import hochberg
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.claims import Claim, against_baseline, gains_by_paradigm, judge, probe_scores, speedups
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
+from lmdynamics.measurements.trace import Measurement
 
 MEASUREMENTS = {"held-out loss": HeldOutLoss, "pairs": PairAccuracy}
 

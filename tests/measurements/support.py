@@ -27,14 +27,12 @@ from lmdynamics.hub.open import open_run
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
 from lmdynamics.measurements.dissent import Dissent
-from lmdynamics.measurements.first_order import Coefficients
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, TokenLosses, prediction_batches
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
 from lmdynamics.measurements.opposition import GroupOpposition, Opposition
+from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
 from lmdynamics.measurements.probes import FineTuning
-from lmdynamics.measurements.steps import OneStep
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.runs.run import Checkpoint
 from tests.conftest import trained
 from tests.measurements import naive

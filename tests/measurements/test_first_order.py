@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.first_order import ROUNDING, coefficients, parts
+from lmdynamics.measurements.optimizer_step import ROUNDING, coefficients, parts
 from lmdynamics.measurements.per_example import Layer, Tape
 from tests.measurements.families import EACH, TIED, naive_gradients, random_update, tiny, tiny_tape
 

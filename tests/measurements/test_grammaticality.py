@@ -9,8 +9,8 @@ from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
-from lmdynamics.measurements import grammaticality
-from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements import losses
+from lmdynamics.measurements.losses import PairAccuracy
 from tests.measurements.conftest import StandIn, wordpiece
 
 GOOD = ["the dog sees a cat .", "the old man walking runs", "unbelievable dogs", "the dog sees a cat ."]
@@ -54,7 +54,7 @@ def naive_log_probability(checkpoint, text: str) -> float:
 @pytest.mark.parametrize("split_into_words", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
-    monkeypatch.setattr(grammaticality, "TOKENS", 20)  # several batches per length
+    monkeypatch.setattr(losses, "TOKENS", 20)  # several batches per length
     checkpoint = StandIn(kind)
     frame = PairAccuracy(pairs(split_into_words))(checkpoint)
     naive = naive_log_probability if kind == "llama" else naive_pll
@@ -89,8 +89,8 @@ def test_without_special_tokens_a_causal_model_leaves_out_the_first():
 
 def test_a_sentence_is_scored_once(monkeypatch):
     seen = []
-    scored = grammaticality.logits_at
-    monkeypatch.setattr(grammaticality, "logits_at", lambda *a: seen.append(len(a[1])) or scored(*a))
+    scored = losses.logits_at
+    monkeypatch.setattr(losses, "logits_at", lambda *a: seen.append(len(a[1])) or scored(*a))
     PairAccuracy(pairs())(StandIn())
     different = {*GOOD, *BAD}
     encoded = [wordpiece()(text) for text in different]
@@ -133,7 +133,7 @@ def test_a_scorer_that_knows_no_order_ties_on_reordered_words_and_is_wrong(kind)
 
 def test_ties_are_equal_but_for_rounding():
     good, bad = np.array([-60.0, -60.0, -60.0, 0.0]), np.array([-60.00001, -60.0, -60.001, 0.0])
-    correct, tie = grammaticality.judge(good, bad)
+    correct, tie = losses.judge(good, bad)
     assert tie.tolist() == [True, True, False, True]
     assert correct.tolist() == [False, False, True, False]
 

@@ -7,8 +7,8 @@ import torch
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.first_order import parts
 from lmdynamics.measurements.opposition import GroupOpposition, Opposition, row_grams
+from lmdynamics.measurements.optimizer_step import parts
 from lmdynamics.measurements.per_example import ELEMENTS, Layer
 from tests.measurements.conftest import StandIn
 from tests.measurements.families import EACH, TIED, naive_gradients, tiny, tiny_tape

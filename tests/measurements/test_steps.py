@@ -7,9 +7,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.first_order import Coefficients
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.steps import OneStep, Step, Text, random_direction
+from lmdynamics.measurements.optimizer_step import Coefficients, OneStep, Step, Text, random_direction
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout

@@ -10,10 +10,9 @@ from tokenizers import decoders
 
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements import attention, syntax, word_batches
+from lmdynamics.measurements import inputs, syntax
 from lmdynamics.measurements.arcs import gold_heads, score_half, shuffled
-from lmdynamics.measurements.attention import Parents
-from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
+from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, WordAttention, best_heads
 from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
 from tests.measurements.naive import head_scores, word_matrices
@@ -22,7 +21,7 @@ from tests.measurements.naive import head_scores, word_matrices
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_head_scores_equal_the_naive_loop(kind, special, treebank, monkeypatch):
-    monkeypatch.setattr(word_batches, "TOKENS", 100)  # several batches, with padding in them
+    monkeypatch.setattr(inputs, "TOKENS", 100)  # several batches, with padding in them
     checkpoint = StandIn(kind, special, tokenizer=wordpiece(special=special))
     frame = HeadScores(treebank, min_count=5)(checkpoint)
     expected = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, treebank, set(frame["relation"]))
@@ -173,8 +172,8 @@ def test_the_first_of_equals_as_argmax_does():
         for part in (layer.attention.self.query, layer.attention.self.key):
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
-    encoded = word_batches.encode_treebank(checkpoint.tokenizer, treebank)
-    found = attention.parents(model, encoded, np.zeros(encoded.words, int)).parent
+    encoded = inputs.encode_treebank(checkpoint.tokenizer, treebank)
+    found = syntax.parents(model, encoded, np.zeros(encoded.words, int)).parent
     starts = np.cumsum([0, *map(len, treebank)])
     for i, sentence in enumerate(treebank):
         if any(word in ("unbelievable", "walking", "walked", "plays", "unbelievables") for word in sentence.words):
@@ -224,8 +223,8 @@ def test_relations_too_rare_are_refused(treebank):
 def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
     tokenizer = wordpiece()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
-    assert word_batches.spelled_words(tokenizer, treebank) == 1
-    encoded = word_batches.encode_treebank(tokenizer, treebank)
+    assert inputs.spelled_words(tokenizer, treebank) == 1
+    encoded = inputs.encode_treebank(tokenizer, treebank)
     shifted = [
         replace(
             batch,
@@ -235,5 +234,5 @@ def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
         for batch in encoded.batches
     ]
     off_by_one = replace(encoded, batches=tuple(shifted))
-    monkeypatch.setattr(word_batches, "encode_treebank", lambda *_: off_by_one)
-    assert word_batches.spelled_words(tokenizer, treebank) < 0.3
+    monkeypatch.setattr(inputs, "encode_treebank", lambda *_: off_by_one)
+    assert inputs.spelled_words(tokenizer, treebank) < 0.3

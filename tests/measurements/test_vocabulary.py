@@ -11,8 +11,7 @@ from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run
 from lmdynamics.measurements.dissent import Dissent
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss, TokenLosses
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
 from lmdynamics.measurements.syntax import HeadScores
 from lmdynamics.measurements.trace import trace
 

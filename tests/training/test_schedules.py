@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import Batches, open_corpus

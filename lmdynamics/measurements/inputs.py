@@ -1,4 +1,4 @@
-"""Sentences given word by word as batches for a model, with the place of every word in them."""
+"""What goes into a model: sentences given word by word as batches, and whether its vocabulary is the tokenizer's."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,45 @@ from torch import Tensor, nn
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.corpora.words import tokenize_words
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.vocabulary import check_ids
+from lmdynamics.progress import say_once
+
+
+def check_ids(model: nn.Module, highest: int, what: str) -> None:
+    """Raise a UserError if `what` holds a token id that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        raise UserError(
+            f"{what} holds the token id {highest}, the model has embeddings for ids 0 to {rows - 1}: this tokenizer is "
+            "not the model's; save the one it was trained with beside it"
+        )
+
+
+def unused_rows(model: nn.Module, checkpoint) -> int:
+    """How many of the model's output rows belong to no token; said once, because the softmax runs over them, too.
+
+    Raises
+    ------
+    UserError
+        If a masked model has fewer rows than its tokenizer has tokens: the mask or a random token would have no row.
+    """
+    head, tokens = model.get_output_embeddings(), len(checkpoint.tokenizer)
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if checkpoint.objective != "clm" and tokens > embeddings:
+        raise UserError(
+            f"{checkpoint.run_name}: its tokenizer has {tokens:,} tokens, the model embeddings for {embeddings:,}, so "
+            "a masked or random token may have none; save the tokenizer it was trained with beside it"
+        )
+    weight = getattr(head, "weight", None)  # a head of several layers does not say how many rows it has
+    if weight is None or checkpoint.objective == "rts":
+        return 0
+    rows = weight.shape[0]
+    if rows > tokens:
+        say_once(
+            f"{checkpoint.run_name}: the model has {rows:,} output rows, its tokenizer {tokens:,} tokens; the "
+            f"{rows - tokens:,} unused rows share in every probability, and so in loss, pair scores and dissent"
+        )
+    return max(0, rows - tokens)
+
 
 TOKENS = 2048  # per batch, padding included
 PADDING = 64  # tokens of padding that cost about as much as another batch
