@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.text import train_tokenizer
+from lmdynamics.corpora.tokenizers import train_tokenizer
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.measurements.arcs import gold_heads
 from lmdynamics.measurements.inputs import encode_treebank

@@ -1,13 +1,18 @@
-"""Token sequences ready for a model: one ragged array, in memory or memory-mapped."""
+"""Rows of token ids ready for a model, with the word and relation, the frequency and the place of each token."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
+import polars as pl
+
+from lmdynamics.corpora.tokenizers import tokenize_words
+from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +93,120 @@ def write_array(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for slab in chain([first], slabs):
             file.write(np.ascontiguousarray(slab).data)
+
+
+def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tuple[Blocks, pl.DataFrame]:
+    """The sentences of `treebank`, one a row ([CLS] words [SEP]), or end to end in rows of `block_size`.
+
+    The frame has a row for each token that belongs to a word: row, position (Int32, its place in the blocks), sentence
+    and word (Int32, 0-based, of the treebank and the sentence), relation (of the word to its head), form (the word as
+    it is written). All pieces of a split word carry its relation; special tokens are left out. Packed, rows are cut
+    wherever they are full, as in `Blocks.packed`, also within a sentence or a word.
+
+    Raises
+    ------
+    UserError
+        Where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token before and one
+        after a sentence, or the treebank does not fill one row.
+    """
+    if not len(treebank):
+        raise UserError(f"{treebank.name} has no sentences; give a treebank that has some")
+    ids, of_words = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
+    words = pl.DataFrame(
+        [
+            (number, place, relation, form)
+            for number, sentence in enumerate(treebank)
+            for place, (relation, form) in enumerate(zip(sentence.relations, sentence.words, strict=True))
+        ],
+        schema={"sentence": pl.Int32, "word": pl.Int32, "relation": pl.String, "form": pl.String},
+        orient="row",
+    )
+    first = np.concatenate([[0], np.cumsum([len(sentence) for sentence in treebank])])
+    # which of all words, counted through the treebank, each token belongs to; -1: none
+    numbers = [[-1 if word < 0 else first[i] + word for word in of_word] for i, of_word in enumerate(of_words)]
+    blocks, of_word = Blocks.from_rows(ids), Blocks.from_rows(numbers)
+    if block_size:
+        blocks, of_word = _packed(blocks, of_word, treebank, block_size)
+    at = np.flatnonzero(of_word.ids >= 0)
+    row = np.repeat(np.arange(len(blocks)), blocks.lengths)[at]
+    places = {"row": row, "position": at - blocks.offsets[row]}
+    named = pl.DataFrame(places, schema=dict.fromkeys(places, pl.Int32))
+    return blocks, named.hstack(words[of_word.ids[at]])
+
+
+def _packed(blocks: Blocks, of_word: Blocks, treebank: Treebank, block_size: int) -> tuple[Blocks, Blocks]:
+    """Both end to end in the same rows: what `packed` cuts off around a sentence must be its special tokens."""
+    edges = np.concatenate([of_word.offsets[:-1], of_word.offsets[1:] - 1])
+    if (of_word.ids[edges] >= 0).any() or (of_word.ids < 0).sum() != len(edges):
+        raise UserError(
+            f"{treebank.name}: the tokenizer does not put one special token before and one after a sentence, "
+            "as packing needs; leave the sentences one a row (block_size=0)"
+        )
+    if block_size < 3 or len(of_word.ids) - len(edges) < block_size - 2:
+        raise UserError(
+            f"{treebank.name} has {len(of_word.ids) - len(edges)} tokens, which fill no row of {block_size}; give more "
+            "sentences, or a block of 3 or more"
+        )
+    return blocks.packed(block_size), of_word.packed(block_size)
+
+
+BINS = (100, 1_000, 10_000)
+
+
+def frequency_groups(blocks: Blocks, vocab_size: int, bins: Sequence[int] = BINS) -> pl.DataFrame:
+    """Every token of the vocabulary with its count in `blocks` and its group, by relative frequency.
+
+    Rows, by token: token (Int32), count (Int64), group (Enum, ordered from frequent to rare, so that sorting by it
+    is sorting by frequency). A bin N divides what comes at least once in N tokens (of all, special ones included) from
+    what is rarer; tokens that never occur are with the rarest. For comparison across checkpoints and sizes, `blocks`
+    are rows the models were trained on, or others like them.
+
+    Raises
+    ------
+    UserError
+        If there are no tokens, one is not in the vocabulary, or bins do not rise from 2 upwards.
+    """
+    if not len(bins) or min(bins) < 2 or sorted(set(bins)) != list(bins):
+        raise UserError(f"frequency bins must rise, from 2 upwards; {list(bins)} do not")
+    if not len(blocks.ids):
+        raise UserError("no rows to count tokens in; give some that the models were trained on")
+    if blocks.ids.max() >= vocab_size:
+        raise UserError(f"token {blocks.ids.max()} is in the rows, but the vocabulary has {vocab_size} tokens")
+    counts = np.bincount(blocks.ids, minlength=vocab_size).astype(np.int64)
+    names = group_names(bins)
+    # counts are whole, so that what comes exactly once in N is on the frequent side, without rounding
+    place = (counts[:, None] * np.array(bins) < counts.sum()).sum(1)
+    return pl.DataFrame(
+        {
+            "token": pl.Series(np.arange(vocab_size), dtype=pl.Int32),
+            "count": counts,
+            "group": pl.Series([names[i] for i in place], dtype=pl.Enum(names)),
+        }
+    )
+
+
+def group_names(bins: Sequence[int] = BINS) -> list[str]:
+    """What the groups between `bins` are called, from frequent to rare."""
+    between = [f"1 in {a:,}–{b:,}" for a, b in pairwise(bins)]
+    return [f"at least 1 in {bins[0]:,}", *between, f"rarer than 1 in {bins[-1]:,}"]
+
+
+def position_groups(blocks: Blocks) -> pl.DataFrame:
+    """Every token of some rows with the group of its position: 0, 1, 2–3, 4–7, … tokens stand before it.
+
+    Rows: row, position (Int32), group (Enum, from the first position to the last). What stands far in can be told from
+    more context.
+    """
+    if not len(blocks.ids):
+        raise UserError("no rows with positions to group; give some text")
+    lengths = blocks.lengths
+    position = np.arange(len(blocks.ids)) - np.repeat(np.asarray(blocks.offsets[:-1]), lengths)
+    octave = np.frexp(position)[1]  # 0, 1, 2, 2, 3, 3, 3, 3, …
+    names = ["0", "1", *(f"{2**k}–{2 ** (k + 1) - 1}" for k in range(1, max(2, int(octave.max()))))]
+    return pl.DataFrame(
+        {
+            "row": pl.Series(np.repeat(np.arange(len(blocks)), lengths), dtype=pl.Int32),
+            "position": pl.Series(position, dtype=pl.Int32),
+            "group": pl.Series([names[i] for i in octave], dtype=pl.Enum(names)),
+        }
+    )

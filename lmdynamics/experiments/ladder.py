@@ -10,8 +10,7 @@ from lmdynamics.analysis.deceleration import LOCATED
 from lmdynamics.analysis.fits import power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
-from lmdynamics.corpora.annotated import annotated_blocks
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.blocks import Blocks, annotated_blocks
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.hub.open import open_run

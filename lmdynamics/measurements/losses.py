@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.corpora.words import takes_words
+from lmdynamics.corpora.tokenizers import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, longest_input, unused_rows
 from lmdynamics.measurements.trace import Measurement

@@ -12,8 +12,7 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.corpora.annotated import annotated_blocks
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.blocks import Blocks, annotated_blocks
 from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.treebank import Treebank, open_treebank
 from lmdynamics.devices import need_device, trained_on

@@ -13,8 +13,7 @@ from torch import Tensor
 from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.fetch import locate
 from lmdynamics.corpora.grammar import PART, VERSION, Grammar
-from lmdynamics.corpora.stored import COMPLETE, stored
-from lmdynamics.corpora.text import build_text_corpus
+from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir

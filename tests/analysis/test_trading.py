@@ -6,8 +6,7 @@ import pytest
 
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
 from lmdynamics.analysis.zero_sum import interference_table, token_names, traded, winners_and_losers
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.token_groups import frequency_groups, group_names
+from lmdynamics.corpora.blocks import Blocks, frequency_groups, group_names
 from lmdynamics.errors import UserError
 from tests.analysis.changes import drawn_changes
 from tests.measurements.conftest import wordpiece

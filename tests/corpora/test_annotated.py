@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 from tokenizers import normalizers
 
-from lmdynamics.corpora.annotated import annotated_blocks
+from lmdynamics.corpora.blocks import annotated_blocks
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.treebank import Sentence, Treebank, open_treebank
 from lmdynamics.errors import UserError

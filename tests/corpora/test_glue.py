@@ -5,7 +5,7 @@ import sys
 import polars as pl
 import pytest
 
-from lmdynamics.corpora.glue import TASKS, open_glue
+from lmdynamics.corpora.labelled import TASKS, open_glue
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 

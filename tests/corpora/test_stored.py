@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.stored import COMPLETE, stored
+from lmdynamics.corpora.text import COMPLETE, stored
 from lmdynamics.training import batches
 from lmdynamics.training.recipes import load_recipe
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.passages import LONGEST, read_texts
-from lmdynamics.corpora.text import build_text_corpus, pack, train_tokenizer
+from lmdynamics.corpora.text import LONGEST, build_text_corpus, pack, read_texts
+from lmdynamics.corpora.tokenizers import train_tokenizer
 from lmdynamics.errors import UserError
 
 HEADER = "# Title: A Book\n\n## Author: Nobody\n\n-------\n\n"

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.token_groups import frequency_groups, group_names, position_groups
+from lmdynamics.corpora.blocks import Blocks, frequency_groups, group_names, position_groups
 from lmdynamics.errors import UserError
 
 rows = st.lists(st.lists(st.integers(0, 19), max_size=30), min_size=1, max_size=10).filter(any)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from lmdynamics.corpora.annotated import annotated_blocks
+from lmdynamics.corpora.blocks import annotated_blocks
 from lmdynamics.corpora.text import pack
+from lmdynamics.corpora.tokenizers import special_around, tokenize_words
 from lmdynamics.corpora.treebank import Sentence, Treebank
-from lmdynamics.corpora.words import special_around, tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.measurements.published import FAMILIES, gpt2, treebank

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig
 
 from lmdynamics.corpora.grammar import Grammar
+from lmdynamics.corpora.tokenizers import train_tokenizer
 from lmdynamics.corpora.treebank import Sentence, Treebank
-from lmdynamics.corpora.vocabulary import train_tokenizer
 from lmdynamics.errors import UserError
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import open_corpus, pad
