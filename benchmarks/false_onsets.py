@@ -16,7 +16,7 @@ import transformers as hf
 from lmdynamics.analysis.onsets import capabilities_onset, structure_onset
 from lmdynamics.analysis.syntax import head_history, leads_from, pair_race
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace

@@ -9,7 +9,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 # public names, imported when first used: `import lmdynamics` stays instant
 _PUBLIC = {
-    "open_run": "lmdynamics.hub.open",
+    "open_run": "lmdynamics.hub.suites",
     "Run": "lmdynamics.runs.run",
     "Checkpoint": "lmdynamics.runs.run",
     "train": "lmdynamics.runs.trained",

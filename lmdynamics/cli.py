@@ -45,7 +45,7 @@ def branch(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
     from lmdynamics.runs.branch import branch_cost
     from lmdynamics.runs.trained import branch
 
@@ -134,8 +134,8 @@ def list_runs() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lmdynamics.hub.open import open_run, run_names
     from lmdynamics.hub.pins import known_suites
+    from lmdynamics.hub.suites import open_run, run_names
     from lmdynamics.paths import runs_dir
     from lmdynamics.runs.branch import family
 
@@ -167,7 +167,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
     """What a run is: recipe, versions, checkpoints."""
     import json
 
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
 
     typer.echo(json.dumps(open_run(run).describe(), indent=1))
 
@@ -175,7 +175,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
 @runs_app.command()
 def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
     from lmdynamics.progress import bar
 
     opened, files, here, faults = open_run(run), 0, 0, []
@@ -293,7 +293,7 @@ def fetch(
 
 
 def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
 
     run = open_run(address, revisions=revisions)
     if run.missing():
@@ -310,7 +310,7 @@ def suites(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page data/SUITES.md.")] = False,
 ) -> None:
     """Published checkpoint suites that can be opened by name: sizes, licences, known faults."""
-    from lmdynamics.hub.catalogue import as_markdown, as_table
+    from lmdynamics.hub.pins import as_markdown, as_table
 
     print(as_markdown(), end="") if markdown else as_table()
 

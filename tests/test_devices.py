@@ -19,7 +19,7 @@ from lmdynamics.batch.executors import Local
 from lmdynamics.batch.plan import plan
 from lmdynamics.devices import default_device, device_kind, devices_here, matmul_precision, need_device
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.per_example import elements
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.processes import CORES, GPUS

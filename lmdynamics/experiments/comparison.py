@@ -6,7 +6,7 @@ import polars as pl
 
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, uas_by_step
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import Measurement, trace_all

@@ -13,7 +13,7 @@ from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.blocks import Blocks, annotated_blocks
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.paths import SUITE

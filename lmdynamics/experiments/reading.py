@@ -9,7 +9,7 @@ from lmdynamics.analysis.columns import wanted_tags
 from lmdynamics.analysis.formats import KNOWN, Table, open_table
 from lmdynamics.analysis.reading import Curves, curves_in
 from lmdynamics.errors import UserError, did_you_mean, shortened
-from lmdynamics.hub.open import open_run, run_names
+from lmdynamics.hub.suites import open_run, run_names
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs.run import Run
 

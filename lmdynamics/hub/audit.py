@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub.client import told_bytes
-from lmdynamics.hub.listing_faults import contents, listing_faults, missing_steps
+from lmdynamics.hub.faults import contents, listing_faults, missing_steps
 from lmdynamics.hub.pins import FILE, LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
@@ -106,7 +106,7 @@ def _weight_faults(
     name: str, pins: Sequence[Pin], progress: bool | None
 ) -> tuple[list[Fault], tuple[int, ...], tuple[int, int, int]]:
     """Faults that tensors tell; steps that were read; tensors of each, of how many, and bytes over the network."""
-    from lmdynamics.hub.tensor_faults import tensor_faults
+    from lmdynamics.hub.faults import tensor_faults
     from lmdynamics.hub.tensors import Samples, read_samples
 
     samples: dict[int, Samples] = {}

@@ -22,7 +22,7 @@ from lmdynamics.experiments.ladder import (
     which_break,
 )
 from lmdynamics.experiments.published import published_fits
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.sweep import Condition, Plan, sweep
 from tests.conftest import TINY

@@ -23,7 +23,7 @@ from lmdynamics.corpora.labelled import LabelledSentences
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.treebank import Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
 from lmdynamics.measurements.dissent import Dissent

@@ -9,7 +9,7 @@ import transformers as hf
 from lmdynamics import charts
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
 from lmdynamics.measurements.syntax import HeadScores

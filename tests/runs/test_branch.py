@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.runs.branch import branch_cost, family, history
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import branch, train

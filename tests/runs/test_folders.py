@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run, run_names
+from lmdynamics.hub.suites import open_run, run_names
 from tests.conftest import refused
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run, run_names
+from lmdynamics.hub.suites import open_run, run_names
 from lmdynamics.runs.build import run_name
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout

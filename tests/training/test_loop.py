@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout
 from lmdynamics.training.batches import Batches, open_corpus
