@@ -18,7 +18,7 @@ from lmdynamics.analysis.deceleration import fit_deceleration
 from lmdynamics.analysis.fits import power_laws
 from lmdynamics.analysis.intervals import interval, row_sums
 from lmdynamics.analysis.speedup import LearningCurve, speedup
-from lmdynamics.experiments.claims import Claim, judge
+from lmdynamics.experiments.comparison import Claim, judge
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions
 from lmdynamics.measurements.optimizer_step import coefficients
 from lmdynamics.measurements.per_example import Tape

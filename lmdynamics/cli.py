@@ -46,7 +46,7 @@ def branch(
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
     from lmdynamics.hub.suites import open_run
-    from lmdynamics.runs.branch import branch_cost
+    from lmdynamics.runs.family import branch_cost
     from lmdynamics.runs.trained import branch
 
     parent = open_run(run)
@@ -96,7 +96,7 @@ def fit(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for a program to read.")] = False,
 ) -> None:
     """Fit loss deceleration to every curve of some files: where they break, and how sure that is."""
-    from lmdynamics.experiments.report import fit_files
+    from lmdynamics.experiments.reading import fit_files
 
     with _stopped_by_ctrl_c():
         raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json))
@@ -137,7 +137,7 @@ def list_runs() -> None:
     from lmdynamics.hub.pins import known_suites
     from lmdynamics.hub.suites import open_run, run_names
     from lmdynamics.paths import runs_dir
-    from lmdynamics.runs.branch import family
+    from lmdynamics.runs.family import family
 
     columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
     table = Table(*columns, title=f"Runs in {runs_dir()}")

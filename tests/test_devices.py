@@ -24,10 +24,9 @@ from lmdynamics.measurements.per_example import elements
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.processes import CORES, GPUS
 from lmdynamics.runs.background import training_of
-from lmdynamics.runs.build import name_on
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import Condition, Plan, _job, sweep
-from lmdynamics.runs.trained import train
+from lmdynamics.runs.trained import name_on, train
 from lmdynamics.training import loop
 from tests.batch.notebooks import PARAMETERS, write_notebook
 from tests.conftest import TINY, refused

@@ -20,7 +20,7 @@ from lmdynamics.measurements.inputs import check_length, encode_treebank, unused
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import pad
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import logits_at
 
 
 @dataclass(frozen=True)

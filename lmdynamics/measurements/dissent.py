@@ -29,7 +29,7 @@ from lmdynamics.measurements.losses import (
 )
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import logits_at
 
 LOGITS = 1 << 24  # at most so many at once: 64 MiB
 

@@ -23,8 +23,8 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, longest_input, unused_rows
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import pad
-from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker
+from lmdynamics.training.objective import logits_at
 
 TOKENS = 2048  # per batch
 ROUNDING = 1e-6  # of a score: sums of float32 log-probabilities differ by that much in another order or batch

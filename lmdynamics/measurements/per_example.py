@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.training.logits import body_of, logits_at
+from lmdynamics.training.objective import body_of, logits_at
 
 ELEMENTS = {"cpu": 2**21}  # of gradients formed at once: on a CPU, what its caches hold
 

@@ -19,8 +19,7 @@ from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
-from lmdynamics.runs.folders import read_folder, tokenizer_folder, without_weights
-from lmdynamics.runs.weights import check_extra, wrapper_prefix
+from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
 from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict

@@ -17,10 +17,9 @@ from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
 from lmdynamics.corpora.treebank import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
-from lmdynamics.training.masking import Masker
+from lmdynamics.training.masking import Masker, Schedule
+from lmdynamics.training.objective import Links, Trees, encode_trees
 from lmdynamics.training.recipes import Recipe, Regularizer
-from lmdynamics.training.regularizers import Links, Trees, encode_trees
-from lmdynamics.training.schedules import Schedule
 
 # sentences no run trains on: the same for every seed, so that runs can be compared
 HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3

@@ -12,8 +12,8 @@ from typing import Any
 
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import shipped
-from lmdynamics.training.regularizers import FORMS, WAYS
-from lmdynamics.training.schedules import Schedule, parse_schedule, tabulate
+from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
+from lmdynamics.training.objective import FORMS, WAYS
 
 PROFILES = ("smoke", "default", "full")
 

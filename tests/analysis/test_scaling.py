@@ -9,7 +9,7 @@ from scipy.stats import linregress
 
 from lmdynamics.analysis.fits import QUANTITIES, power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
-from lmdynamics.experiments.published import published_fits
+from lmdynamics.experiments.ladder import published_fits
 
 from .broken import broken, noisy, spaced
 

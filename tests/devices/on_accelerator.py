@@ -32,7 +32,7 @@ from lmdynamics.measurements.probes import FineTuning  # noqa: E402
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention  # noqa: E402
 from lmdynamics.measurements.trace import trace  # noqa: E402
 from lmdynamics.runs.trained import train  # noqa: E402
-from lmdynamics.training.regularizers import Links  # noqa: E402
+from lmdynamics.training.objective import Links  # noqa: E402
 from tests.conftest import TINY  # noqa: E402
 from tests.measurements.support import every_measurement  # noqa: E402
 

@@ -7,7 +7,14 @@ import pytest
 from benchmarks.coverage import false_claims
 from lmdynamics.analysis.statistics import hochberg
 from lmdynamics.errors import UserError
-from lmdynamics.experiments.claims import Claim, against_baseline, gains_by_paradigm, judge, probe_scores, speedups
+from lmdynamics.experiments.comparison import (
+    Claim,
+    against_baseline,
+    gains_by_paradigm,
+    judge,
+    probe_scores,
+    speedups,
+)
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.trace import Measurement
 

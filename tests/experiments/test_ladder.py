@@ -16,12 +16,12 @@ from lmdynamics.experiments.ladder import (
     as_published,
     doubling_steps,
     ladder_curves,
+    published_fits,
     trace_ladder,
     unigram_entropy,
     unigram_phase_ends,
     which_break,
 )
-from lmdynamics.experiments.published import published_fits
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.sweep import Condition, Plan, sweep

@@ -7,7 +7,7 @@ import pytest
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.errors import UserError
-from lmdynamics.experiments.published import (
+from lmdynamics.experiments.ladder import (
     LAST_STEP,
     drawn_from,
     published_curves,

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.deceleration import VERDICTS, Deceleration, fit_deceleration
-from lmdynamics.experiments.report import to_json
+from lmdynamics.experiments.reading import to_json
 from tests.analysis.broken import broken, noisy, spaced
 from tests.conftest import refused
 

@@ -14,9 +14,8 @@ from lmdynamics.measurements.losses import prediction_batches
 from lmdynamics.runs.live import LiveLog, read_live
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import Batches, open_corpus, pad
-from lmdynamics.training.masking import Masker
+from lmdynamics.training.masking import Masker, parse_schedule
 from lmdynamics.training.recipes import load_recipe
-from lmdynamics.training.schedules import parse_schedule
 from tests.conftest import TINY
 
 NO_PAD = Masker(mask_id=4, vocab_size=100, special_ids=(2, 3, 4))  # the tokenizer declares no pad token

@@ -5,7 +5,7 @@ import torch
 import transformers as hf
 
 from lmdynamics.errors import UserError
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import logits_at
 
 SMALL = {
     "vocab_size": 37,

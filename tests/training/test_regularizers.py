@@ -11,9 +11,8 @@ from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import open_corpus, pad
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import Trees, encode_trees, logits_at, penalty_sum
 from lmdynamics.training.recipes import Regularizer, load_recipe
-from lmdynamics.training.regularizers import Trees, encode_trees, penalty_sum
 from tests.conftest import TINY
 
 WORDS = ("the", "unbelievable", "cats", "that", "she", "photographed", "slept", ".")

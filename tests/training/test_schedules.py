@@ -15,9 +15,8 @@ from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import Batches, open_corpus
-from lmdynamics.training.masking import Masker
+from lmdynamics.training.masking import SHAPES, Masker, Schedule, parse_schedule, tabulate
 from lmdynamics.training.recipes import load_recipe
-from lmdynamics.training.schedules import SHAPES, Schedule, parse_schedule, tabulate
 from tests.conftest import TINY
 
 MASKER = Masker(mask_id=4, vocab_size=1_000, special_ids=(0, 1, 2, 3, 4))
