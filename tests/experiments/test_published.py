@@ -14,7 +14,7 @@ from lmdynamics.experiments.ladder import (
     published_fits,
     published_interference,
 )
-from tests.analysis.broken import noisy, spaced
+from tests.analysis.frames import noisy, spaced
 
 PARAMETERS = {
     **{f"{size}M": size * 10**6 for size in (14, 37, 78, 144, 285, 472)},

@@ -12,7 +12,7 @@ import pytest
 
 from lmdynamics.analysis.deceleration import VERDICTS, Deceleration, fit_deceleration
 from lmdynamics.experiments.reading import to_json
-from tests.analysis.broken import broken, noisy, spaced
+from tests.analysis.frames import broken, noisy, spaced
 from tests.conftest import refused
 
 STEPS = spaced(60)

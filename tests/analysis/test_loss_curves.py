@@ -1,13 +1,85 @@
-"""Jumps in scale: found where they are, with their size; steep descents, spikes and drops of the rate are none."""
+"""Preparation against a naive loop, jumps that were put in, and the bootstrap of residuals."""
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy.signal import lfilter
 
 from lmdynamics.analysis.deceleration import fit_deceleration
-from lmdynamics.analysis.loss_curves import find_jumps, without_jumps
+from lmdynamics.analysis.loss_curves import blocks_of, correlation_time, find_jumps, prepare, wild_draws, without_jumps
+from lmdynamics.errors import UserError
 
-from .broken import BREAK, broken, noisy, spaced
+from .frames import BREAK, broken, noisy, spaced
+
+
+def naive_log_average(loss):
+    """The published preprocessing, step by step: `loss[j]` is the loss at step j."""
+    points = []
+    for j in range(1, len(loss)):
+        spacing = 10 ** min(int(np.floor(np.log10(j))) - 1, 3) if j >= 10 else 1
+        if j % spacing == 0 or j == len(loss) - 1:
+            points.append((j, loss[int(j // 1.2) : j + 1].mean()))
+    return points
+
+
+@pytest.mark.parametrize("last", [300, 1_234, 20_007])
+def test_log_average_equals_the_published_loop(last):
+    loss = np.random.default_rng(0).uniform(2, 8, last + 1)
+    step, smoothed = prepare(np.arange(last + 1), loss, "log-average", skip_steps=100)
+    expected = [(j, value) for j, value in naive_log_average(loss) if j > 100]
+    assert step.tolist() == [j for j, _ in expected]
+    # the loop starts at the window's step 0 as well, which has no place on a log axis: none of these windows has it
+    assert smoothed == pytest.approx([value for _, value in expected])
+
+
+def test_a_log_with_gaps_is_thinned_to_the_first_step_after_each_multiple():
+    step, _ = prepare([7, 105, 109, 112, 118, 131], [5.0, 4, 4, 4, 4, 3], "log-average", skip_steps=0)
+    assert step.tolist() == [7, 105, 112, 131]  # 118 stands in the same ten as 112
+
+
+def test_medians_of_a_power_law_lie_on_it():
+    t = np.arange(1, 50_001)
+    step, loss = prepare(t, 20 * t**-0.2, "log-median", skip_steps=100)
+    assert loss == pytest.approx(20 * step**-0.2, rel=1e-3)
+    assert (np.diff(step) > 0).all()
+    assert len(step) < 200
+
+
+def test_nothing_is_smoothed_unless_asked():
+    step, loss = prepare([50, 100, 101, 500], [4.0, 3, 2, 1])
+    assert (step.tolist(), loss.tolist()) == ([101, 500], [2, 1])
+
+
+def test_step_0_has_no_place_on_a_log_axis():
+    assert prepare([0, 1, 2], [9.0, 8, 7], skip_steps=0)[0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("smoothing", ["none", "log-average", "log-median"])
+def test_nothing_may_be_left(smoothing):
+    assert [len(each) for each in prepare([0, 1], [9.0, 8], smoothing, skip_steps=100)] == [0, 0]
+    assert [len(each) for each in prepare([], [], smoothing)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("step", "loss", "message"),
+    [
+        ([1, 1], [2.0, 2], "do not rise"),
+        ([2, 1], [2.0, 2], "do not rise"),
+        ([1, float("nan")], [2.0, 2], "do not rise"),
+        ([1, 2], [2.0, 0], "not a positive number"),
+        ([1, 2], [2.0, float("inf")], "not a positive number"),
+        ([1, 2, 3], [2.0, 2], "3 steps and 2 losses"),
+    ],
+)
+def test_bad_rows_are_refused(step, loss, message):
+    with pytest.raises(UserError, match=message):
+        prepare(step, loss)
+
+
+def test_unknown_smoothing():
+    with pytest.raises(UserError, match="log-averag.*did you mean.*log-average"):
+        prepare([1], [1.0], "log-averag")
+
 
 STEPS = np.arange(10, 10_001, 10.0)
 
@@ -154,3 +226,53 @@ def test_the_search_ends_where_windows_correct_each_other():
     largest = max(find_jumps(steps, loss), key=lambda jump: abs(np.log(jump.factor)))
     assert largest.before == steps[before - 1]
     assert 1 / largest.factor == pytest.approx(8, rel=0.15)
+
+
+X = np.linspace(4.6, 11, 400)
+
+
+def persistent(rho: float, seed: int, n: int = 400):
+    return lfilter([np.sqrt(1 - rho**2)], [1, -rho], np.random.default_rng(seed).standard_normal(n))
+
+
+@pytest.mark.parametrize(("rho", "expected"), [(0.0, 1.0), (0.5, 3.0), (0.8, 9.0)])
+def test_correlation_time_of_a_known_process(rho, expected):
+    found = np.median([correlation_time(persistent(rho, seed, 4_000)) for seed in range(20)])
+    assert found == pytest.approx(expected, rel=0.25)
+
+
+def test_nothing_is_correlated_with_nothing():
+    assert correlation_time(np.zeros(10)) == 1.0
+
+
+def test_blocks_are_counted_in_points_where_noise_is_independent():
+    starts, independent = blocks_of(X, persistent(0, 0))
+    assert np.diff(starts).tolist() == [7] * (len(starts) - 1)  # the cube root of 400
+    assert independent == pytest.approx(400, rel=0.6)
+
+
+def test_blocks_are_counted_in_log_steps_where_it_is_not():
+    crowded = np.log(np.arange(101, 3_001.0))  # most points at the end
+    slow = np.sin(3 * crowded)
+    starts, independent = blocks_of(crowded, slow)
+    widths = np.diff(crowded[starts])
+    assert widths == pytest.approx(np.full(len(widths), widths.mean()), rel=0.1)
+    assert independent < 20
+
+
+def test_draws_keep_the_size_of_noise_where_it_is():
+    """Residuals large at first and small later stay so: nothing is shuffled along the curve."""
+    residuals = np.where(np.arange(400) < 200, 1.0, 0.01) * persistent(0, 1)
+    columns = np.stack([np.ones(400), X], axis=1)
+    drawn = wild_draws(X, residuals, blocks_of(X, residuals)[0], columns, 300, seed=0)
+    assert drawn.shape == (300, 400)
+    assert drawn[:, :200].std() > 30 * drawn[:, 200:].std()
+    assert abs(drawn.mean()) < 0.05
+
+
+def test_draws_are_the_seeds_doing():
+    residuals, columns = persistent(0, 1), np.ones((400, 1))
+    starts, _ = blocks_of(X, residuals)
+    first, same, other = (wild_draws(X, residuals, starts, columns, 5, seed) for seed in (0, 0, 1))
+    assert (first == same).all()
+    assert (first != other).any()
