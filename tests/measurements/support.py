@@ -35,7 +35,7 @@ from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.runs.run import Checkpoint
 from tests.conftest import trained
-from tests.measurements import naive
+from tests.measurements import test_syntax as naive
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
 
 TABLE = Path(__file__).parents[2] / "data" / "ARCHITECTURES.md"

@@ -1,4 +1,4 @@
-"""HeadScores and UAS against the naive loop; what is refused."""
+"""HeadScores and UAS against the published method, halves and shuffled arcs, and models that have learnt nothing."""
 
 from dataclasses import replace
 
@@ -6,16 +6,119 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import decoders
 
+from benchmarks.false_onsets import KINDS, claims, untrained_run
 from lmdynamics.corpora.treebank import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
-from lmdynamics.measurements.arcs import gold_heads, score_half, shuffled
+from lmdynamics.measurements.arcs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
 from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, WordAttention, best_heads
 from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
-from tests.measurements.naive import head_scores, word_matrices
+
+
+def given_as_words(tokenizer, words):
+    """Token ids of a sentence and the word of each, as the tokenizer tells."""
+    encoded = tokenizer(list(words), is_split_into_words=True)
+    return encoded["input_ids"], encoded.word_ids(0)
+
+
+def word_matrices(model, tokenizer, words, cut=given_as_words):
+    """Word-level attention of one sentence, shape [layers, heads, words, words]."""
+    ids, of_word = cut(tokenizer, words)
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([ids]), output_attentions=True)
+    pieces = [[t for t, word in enumerate(of_word) if word == w] for w in range(len(words))]
+    result = []
+    for layer in output.attentions:
+        for head in layer[0].double().numpy():
+            matrix = np.zeros((len(words), len(words)))
+            for i, queries in enumerate(pieces):
+                for j, keys in enumerate(pieces):
+                    if i != j:
+                        matrix[i, j] = np.mean([sum(head[q, k] for k in keys) for q in queries])
+            result.append(matrix)
+    return np.array(result).reshape(len(output.attentions), -1, len(words), len(words))
+
+
+def head_scores(model, tokenizer, treebank, relations, cut=given_as_words):
+    """{(relation, layer, head, direction): (count, right, weight)} over all sentences."""
+    found = {}
+    for sentence in treebank:
+        matrices = word_matrices(model, tokenizer, sentence.words, cut)
+        for word, (head, relation) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
+            if head < 0 or relation not in relations:
+                continue
+            for layer, of_layer in enumerate(matrices):
+                for number, matrix in enumerate(of_layer):
+                    for direction, row in (("dependent→head", matrix[word]), ("head→dependent", matrix[:, word])):
+                        right = row.max() > 0 and int(np.argmax(row)) == head
+                        count, hits, weight = found.get((relation, layer, number, direction), (0, 0, 0.0))
+                        found[relation, layer, number, direction] = (count + 1, hits + right, weight + row[head])
+    return found
+
+
+@given(st.integers(1, 300), st.integers(0, 5))
+def test_halves_are_halves_and_repeatable(n, seed):
+    half = score_half(n, seed)
+    assert half.sum() == n - n // 2
+    assert (half == score_half(n, seed)).all()
+
+
+@given(st.integers(0, 20))
+def test_shuffled_trees_keep_their_shape(seed):
+    treebank = random_treebank(30, seed)
+    control = shuffled(treebank, seed)
+    for before, after in zip(treebank, control, strict=True):
+        assert before.words == after.words
+        assert labelled_shape(before) == labelled_shape(after)
+    assert control == shuffled.__wrapped__(treebank, seed)
+    assert (gold_heads(control) != gold_heads(treebank)).any()
+
+
+def labelled_shape(sentence: Sentence, node: int = -1):
+    """A tree without its words: the relation of each node with the sorted shapes below it."""
+    children = [i for i, head in enumerate(sentence.heads) if head == node]
+    return sorted((sentence.relations[i], labelled_shape(sentence, i)) for i in children)
+
+
+def test_few_shuffled_arcs_are_gold():
+    """No more than chance: one of the other words, or so."""
+    sentence = Sentence(tuple("abcdefghij"), (-1, *[0] * 9), ("root", *["x"] * 9))
+    control = shuffled(Treebank("star", (sentence,) * 500), 0)
+    assert np.mean(gold_heads(control)[gold_heads(control) >= 0] == 0) == pytest.approx(0.1, abs=0.02)
+
+
+def test_offset_baseline_on_a_language_of_fixed_distances():
+    """det always one to the right; obj two to the left in most sentences, one in some."""
+    near = Sentence(("see", "a", "dog"), (-1, 2, 0), ("root", "det", "obj"))
+    far = Sentence(("see", "big", "a", "dog"), (-1, 3, 3, 0), ("root", "amod", "det", "obj"))
+    frame = offset_baseline(Treebank("fixed", (near,) * 30 + (far,) * 10), min_count=20)
+    best = {row["relation"]: row for row in frame.filter(split="all").iter_rows(named=True)}
+    assert best.keys() == {"det", "obj"}
+    assert (best["det"]["offset"], best["det"]["accuracy"], best["det"]["count"]) == (1, 1.0, 40)
+    assert (best["obj"]["offset"], best["obj"]["accuracy"]) == (-2, 0.75)
+    halves = frame.filter(pl.col("split") != "all").group_by("relation").agg(pl.col("count").sum())
+    assert halves["count"].to_list() == [40, 40]
+
+
+def test_no_frequent_relation_is_refused():
+    treebank = Treebank("small", (Sentence(("a", "dog"), (1, -1), ("det", "root")),))
+    with pytest.raises(UserError, match=r"small: no relation has 2 dependents \(the most frequent is det with 1\)"):
+        gold_arcs(treebank, 2)
+    with pytest.raises(UserError, match=r"\(there are none\)"):
+        gold_arcs(Treebank("roots", (Sentence(("dog",), (-1,), ("root",)),)), 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5)), min_size=0, max_size=30))
+def test_sums_by_group(items):
+    group = np.array([g for g, _ in items], dtype=int)
+    values = np.array([v for _, v in items], dtype=float)
+    expected = [sum(v for g, v in items if g == k) for k in range(5)]
+    np.testing.assert_allclose(sum_by(values, group, 5), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("special", [True, False])
@@ -236,3 +339,11 @@ def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
     off_by_one = replace(encoded, batches=tuple(shifted))
     monkeypatch.setattr(inputs, "encode_treebank", lambda *_: off_by_one)
     assert inputs.spelled_words(tokenizer, treebank) < 0.3
+
+
+@pytest.mark.parametrize("first_step_zero", [False, True], ids=["without step 0", "with step 0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_run_has_no_onset(tmp_path, kind, first_step_zero):
+    run = untrained_run(tmp_path / "run", kind, first_step_zero, redrawn=True, seed=1)
+    assert run.steps == [0] * first_step_zero + [500, 1000, 1500, 2000, 2500]
+    assert claims(run, sentences=120, min_count=30, pairs_per_paradigm=20, seed=1) == []

@@ -1,7 +1,8 @@
-"""The syntactic-attention penalty: equal to a loop over arcs, gradients included; on when its stages say so."""
+"""Logits at chosen positions against the full logits, and the syntactic-attention penalty against a loop over arcs."""
 
 import pytest
 import torch
+import transformers as hf
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig
 
@@ -14,6 +15,104 @@ from lmdynamics.training.batches import open_corpus, pad
 from lmdynamics.training.objective import Trees, encode_trees, logits_at, penalty_sum
 from lmdynamics.training.recipes import Regularizer, load_recipe
 from tests.conftest import TINY
+
+SMALL = {
+    "vocab_size": 37,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+MODELS = {
+    "bert": (hf.BertForMaskedLM, hf.BertConfig(**SMALL)),
+    "roberta": (hf.RobertaForMaskedLM, hf.RobertaConfig(**SMALL)),
+    "distilbert": (
+        hf.DistilBertForMaskedLM,
+        hf.DistilBertConfig(vocab_size=37, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+    ),
+    "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2)),
+    "gpt2": (
+        hf.GPT2LMHeadModel,
+        hf.GPT2Config(vocab_size=37, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2),
+    ),
+    "gpt_neox": (hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**SMALL)),
+    "llama": (hf.LlamaForCausalLM, hf.LlamaConfig(**SMALL)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    torch.manual_seed(0)
+    kind, config = MODELS[request.param]
+    return kind(config).eval()
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    input_ids = torch.randint(5, 37, (3, 9))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 6:] = 0
+    selected = (torch.rand(3, 9) < 0.4) & attention_mask.bool()
+    return input_ids, attention_mask, selected
+
+
+def test_equals_the_full_logits_and_their_gradients(model, batch):
+    input_ids, attention_mask, selected = batch
+    full = model(input_ids=input_ids, attention_mask=attention_mask).logits[selected]
+    full.square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    thin = logits_at(model, input_ids, attention_mask, selected)
+    thin.square().sum().backward()
+    assert thin.shape == (int(selected.sum()), 37)
+    torch.testing.assert_close(thin, full)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+def test_no_mask_no_position_and_no_hook_left_behind(model, batch):
+    input_ids, _, selected = batch
+    before = model(input_ids=input_ids).logits
+    assert logits_at(model, input_ids, None, torch.zeros_like(selected)).shape == (0, 37)
+    torch.testing.assert_close(logits_at(model, input_ids, None, selected), before[selected])
+    torch.testing.assert_close(model(input_ids=input_ids).logits, before)
+
+
+def test_sees_through_a_wrapper(batch):
+    class Wrapper(torch.nn.Module):  # as DistributedDataParallel does: the model is in `.module`
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **arguments):
+            return self.module(**arguments)
+
+    input_ids, attention_mask, selected = batch
+    kind, config = MODELS["bert"]
+    bare = kind(config).eval()
+    torch.testing.assert_close(
+        logits_at(Wrapper(bare), input_ids, attention_mask, selected),
+        logits_at(bare, input_ids, attention_mask, selected),
+    )
+
+
+def test_a_body_without_a_head_is_refused(batch):
+    input_ids, attention_mask, selected = batch
+    with pytest.raises(UserError, match="BertModel has no language-model head.*AutoModelForMaskedLM"):
+        logits_at(hf.BertModel(MODELS["bert"][1]), input_ids, attention_mask, selected)
+
+
+def test_a_head_that_mixes_positions_is_refused(batch):
+    input_ids, attention_mask, selected = batch
+    with pytest.raises(UserError, match=r"BertForSequenceClassification gave logits of shape \[3, 2\]"):
+        logits_at(hf.BertForSequenceClassification(MODELS["bert"][1]), input_ids, attention_mask, selected)
+
 
 WORDS = ("the", "unbelievable", "cats", "that", "she", "photographed", "slept", ".")
 HEADS = (2, 2, 6, 5, 5, 2, -1, 6)
@@ -30,7 +129,7 @@ def tokenizer():
     return train_tokenizer([" ".join(WORDS)], kind="wordpiece", vocab_size=36, lowercase=True, max_length=64)
 
 
-def model(tokenizer, kind="bert"):
+def eager_model(tokenizer, kind="bert"):
     torch.manual_seed(0)
     size = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     size |= {"intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id}
@@ -67,7 +166,7 @@ def test_penalty_and_gradient_equal_a_naive_loop(tokenizer, kind, form, way):
     links = trees.links(range(3), way)
     results = []
     for by_loop in (True, False):
-        net = model(tokenizer, kind)
+        net = eager_model(tokenizer, kind)
         seen = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
         value = naive(seen, tokenizer, SENTENCES, form, way) if by_loop else penalty_sum(seen, links, form) / links.arcs
         value.backward()
@@ -93,7 +192,7 @@ def test_the_grammars_rows_and_its_treebank_have_the_same_links():
 def test_shares_of_several_processes_add_up(tokenizer):
     trees = encode_trees(Treebank("three", SENTENCES), tokenizer, 64)
     ids, padded = pad(list(trees.rows), tokenizer.pad_token_id)
-    links, net = trees.links(range(3)), model(tokenizer)
+    links, net = trees.links(range(3)), eager_model(tokenizer)
     seen = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
     whole = penalty_sum(seen, links, "max")
     parts = [penalty_sum([layer[p::2] for layer in seen], links.share(p, 2), "max") for p in (0, 1)]
@@ -206,7 +305,7 @@ def test_text_without_trees_says_what_to_do():
 
 
 def test_a_model_that_hides_its_attention_is_noticed(tokenizer):
-    net = model(tokenizer)
+    net = eager_model(tokenizer)
     net.set_attn_implementation("sdpa")
     ids = torch.tensor([[2, 5, 6, 3]])
     with pytest.raises(UserError, match="gave attention for 0 of 2 layers"):
