@@ -131,10 +131,8 @@ class Columns:
 def choose_columns(table: Table, group: str | Sequence[str] | None, step: str | None, loss: str | None) -> Columns:
     """Columns by name or pattern where told, otherwise by what their names and values look like.
 
-    Raises
-    ------
-    UserError
-        If a column is unknown, holds no numbers, or cannot be guessed; or a curve would have the same step many times.
+    Raises UserError if a column is unknown, holds no numbers, or cannot be guessed; or a curve would have the same step
+    many times.
     """
     frame = table.frame
     if frame.is_empty():

@@ -143,10 +143,7 @@ def fit_deceleration(
 
     `start`, (step of the break, width f1), begins at one place only instead of scanning for the best.
 
-    Raises
-    ------
-    UserError
-        If the curve cannot be read as one, or fewer than 12 points are left to fit.
+    Raises UserError if the curve cannot be read as one, or fewer than 12 points are left to fit.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     kept, smoothed = prepare(step, loss, smoothing, skip_steps)

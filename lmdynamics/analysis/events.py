@@ -27,10 +27,7 @@ def read_events(
 
     Tags that are not `wanted` have a column without values. Beside the frame: a note for each file that is damaged.
 
-    Raises
-    ------
-    UserError
-        If TensorBoard is not installed, or no file holds a single whole record or scalar.
+    Raises UserError if TensorBoard is not installed, or no file holds a single whole record or scalar.
     """
     values: dict[tuple[str, str], list[tuple[float, int, float]]] = {}
     tags: dict[str, None] = {}

@@ -41,10 +41,7 @@ def fit_curves(
     A curve that cannot be fitted has the error in its place, and does not stop the others. `workers`: processes at a
     time, by default one a core where there are many curves.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, there is no curve, the smoothing is unknown, or `workers` is below 1.
+    Raises UserError if a column is missing, there is no curve, the smoothing is unknown, or `workers` is below 1.
     """
     need_columns(frame, ["curve", "step", "loss"], "fitting curves")
     if frame.is_empty():
@@ -247,10 +244,7 @@ def split_gains(fits: pl.DataFrame) -> pl.DataFrame:
     Rows: smaller, larger, part (`L_d`, `r_d`, `t_d`, `not explained`), gain (log loss; the larger is better where it
     is positive). The four parts add up to the measured gain.
 
-    Raises
-    ------
-    UserError
-        If a size lacks a number, or sizes ended at different steps: the same T is meant.
+    Raises UserError if a size lacks a number, or sizes ended at different steps: the same T is meant.
     """
     columns = ["size", "parameters", "loss_at_break", "rate_after_break", "step_at_break", "last_step", "final_loss"]
     need_columns(fits, columns, "splitting gains")
@@ -330,10 +324,7 @@ def straightened(curves: pl.DataFrame, skip_steps: float = 100, smoothing: str =
     The noise is what two breaks leave of the raw curve, in blocks from anywhere along it. Curves too short to be
     fitted are left out.
 
-    Raises
-    ------
-    UserError
-        If no curve is long enough, or one cannot be read as one.
+    Raises UserError if no curve is long enough, or one cannot be read as one.
     """
     parts = []
     for number, ((curve,), rows) in enumerate(curves.group_by("curve", maintain_order=True)):
@@ -362,10 +353,7 @@ def claims(points: pl.DataFrame, share: float, skip_steps: float) -> pl.DataFram
     Rows: curve, step, loss, method (`one power law`, `one break`); the second sees the whole curve. Curves with fewer
     than 2 points in that share, or 12 in all, are left out.
 
-    Raises
-    ------
-    UserError
-        If that leaves none.
+    Raises UserError if that leaves none.
     """
     parts = []
     for (curve,), rows in points.group_by("curve", maintain_order=True):

@@ -56,10 +56,7 @@ class Table:
 def open_table(where: str | Path | pl.DataFrame, wanted: Callable[[str], bool]) -> Table:
     """Whatever holds curves as a table; of event files, only the tags that are `wanted` come with their values.
 
-    Raises
-    ------
-    UserError
-        If there is nothing there, it is in no known format, or it is damaged.
+    Raises UserError if there is nothing there, it is in no known format, or it is damaged.
     """
     if isinstance(where, pl.DataFrame):
         return Table(where, "loss", "the frame", sparse=_is_history(where))

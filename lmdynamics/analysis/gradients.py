@@ -48,10 +48,7 @@ def dissent_by_group(
     also change, change_low, change_high: of dissent since half that step, in the same resamples, null where that was
     not measured.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, there is no row, or `groups` gives a token two groups, or none any.
+    Raises UserError if a column is missing, there is no row, or `groups` gives a token two groups, or none any.
     """
     need_columns(frame, [*by, "row", *COSINES, *MEANS], "dissent by group")
     if frame.is_empty():
@@ -99,11 +96,6 @@ def towards_total(table: pl.DataFrame) -> pl.DataFrame:
     (towards -1) or `eases` where the 95 % interval of its change (paired, over the same rows of text) says so, and is
     `undecided` otherwise. Rows: curve, group, step, dissent, dissent_low, dissent_high, dissent_control, change,
     change_low, change_high (null if half the step was not measured), verdict, sentence.
-
-    Raises
-    ------
-    UserError
-        If a column is missing.
     """
     names = ["curve", "group", "step", "dissent", "dissent_low", "dissent_high", "dissent_control"]
     names += ["change", "change_low", "change_high"]
@@ -142,10 +134,7 @@ def opposition_table(
     pairs. The intervals are 95 %, from rows of text drawn with replacement: a pair counts as often as both of its rows
     were drawn together, since pairs that share a row are not independent.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or there are no two different rows.
+    Raises UserError if a column is missing, or there are no two different rows.
     """
     need_columns(frame, [*by, "a", "b", "cosine"], "opposition of rows")
     pairs = frame.filter((pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite())
@@ -192,10 +181,7 @@ def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "dir
     `changes`: of `OneStep` (batch, row, change, first_order, ...). Null where it is undefined: interference where
     nothing changes, slope and correlation where all predicted changes are alike.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is no finite number.
     """
     need_numbers(changes, [*by, "batch", "change", "first_order"], "one step")
     x, y = pl.col("first_order").cast(pl.Float64), pl.col("change").cast(pl.Float64)
@@ -229,10 +215,7 @@ def over_batches(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "d
     on the one that first order foretells), tokens (in all), batches. Held-out rows are the same for every batch: their
     interval is over steps that might have been taken, not over text.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is no finite number.
     """
     each = each_batch(changes, by)
     table = each.group_by(by, maintain_order=True).agg(
@@ -260,10 +243,8 @@ def against_random(changes: pl.DataFrame, by: Sequence[str] = ("step", "split"))
     Rows: *by, quantity (interference, magnitude, mean_change), update, random (means over batches), difference (update
     less random) with low, high (95 %, Student's t over batches, paired; null with one), batches (that have both).
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a change is no finite number, or no batch was stepped on in both directions.
+    Raises UserError if a column is missing, a change is no finite number, or no batch was stepped on in both
+    directions.
     """
     each = each_batch(changes, [*by, "direction"])
     both = [each.filter(pl.col("direction") == direction) for direction in ("update", "random")]

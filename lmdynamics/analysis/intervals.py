@@ -30,10 +30,7 @@ class Grid:
 def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
     """A tidy trace as arrays of shape (steps, units), refusing holes.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a value is missing or NaN, or the units differ between checkpoints.
+    Raises UserError if a column is missing, a value is missing or NaN, or the units differ between checkpoints.
     """
     need_columns(frame, ["step", unit, *values], what)
     if frame.is_empty():
@@ -260,10 +257,7 @@ def with_groups(frame: pl.DataFrame, groups: pl.DataFrame | None, what: str) -> 
 
     Tokens without one are in the group "other", the last of an Enum. Without `groups`, all are in the group "all".
 
-    Raises
-    ------
-    UserError
-        If `groups` names neither, or a token twice, or none of the tokens there are.
+    Raises UserError if `groups` names neither, or a token twice, or none of the tokens there are.
     """
     if groups is None:
         return frame.with_columns(group=pl.lit("all"))

@@ -36,10 +36,7 @@ def prepare(
     then comes out about a tenth later than it is. `log-median`: the median of each of 60 bins to a factor of ten, at
     its geometric mean step. Then steps up to `skip_steps` go.
 
-    Raises
-    ------
-    UserError
-        If steps do not rise, a loss is not a positive number, or the smoothing is unknown.
+    Raises UserError if steps do not rise, a loss is not a positive number, or the smoothing is unknown.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     if smoothing not in SMOOTHINGS:

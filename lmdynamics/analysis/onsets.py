@@ -85,10 +85,7 @@ def structure_onset(
     position?). The second is passed much later, and by small models never. The default margin is above the slow
     rise of a few points that comes first, when heads learn which words lie near and which are often heads.
 
-    Raises
-    ------
-    UserError
-        If columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
+    Raises UserError if columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
     """
     need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "structure onset")
     for wanted in (source, control):
@@ -128,10 +125,7 @@ def capabilities_onset(
     pairs within each paradigm; it must exceed `chance`. The control is the same pairs with good and bad
     exchanged in half of them, drawn once by `seed`: whatever is not grammaticality leaves it at chance.
 
-    Raises
-    ------
-    UserError
-        If columns or paradigms are missing, values are NaN, or the pairs differ between checkpoints.
+    Raises UserError if columns or paradigms are missing, values are NaN, or the pairs differ between checkpoints.
     """
     need_columns(pairs, ["step", "paradigm", "pair", "correct"], "capabilities onset")
     for name in {"good", "bad"} & set(pairs.columns):
@@ -313,10 +307,7 @@ def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: f
 
     The way goes from the first value to the largest. None if the curve never rises above its first value.
 
-    Raises
-    ------
-    UserError
-        If there are no values, or they are not numbers.
+    Raises UserError if there are no values, or they are not numbers.
     """
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():

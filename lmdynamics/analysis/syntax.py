@@ -262,10 +262,8 @@ def pair_race(pairs: pl.DataFrame, paradigm: str | None = None, pair: int | None
     of all, the mean over paradigms, which count alike. Intervals are Student's, 95 %, over pairs (of several paradigms
     with Satterthwaite's degrees of freedom); null where a paradigm has but one pair.
 
-    Raises
-    ------
-    UserError
-        If a column or a value is missing, pairs differ between checkpoints, or there is no such paradigm or pair.
+    Raises UserError if a column or a value is missing, pairs differ between checkpoints, or there is no such paradigm
+    or pair.
     """
     need_columns(pairs, ["step", "paradigm", "pair", "good", "bad"], WHAT)
     rows = pairs.with_columns(pl.col("paradigm").cast(pl.String))

@@ -34,10 +34,8 @@ def doublings(losses: pl.DataFrame) -> pl.DataFrame:
     `losses`: a trace of `TokenLosses` (step, row, position, token, loss). Rows: step (Int64, t), until (Int64, 2t),
     row, position, token, loss (Float64, nats, at t), change (Float64; negative: the token gained).
 
-    Raises
-    ------
-    UserError
-        If there is no pair of steps t, 2t, a loss is no finite number, or checkpoints were measured on other tokens.
+    Raises UserError if there is no pair of steps t, 2t, a loss is no finite number, or checkpoints were measured on
+    other tokens.
     """
     need_columns(losses, ["step"], "doublings")
     steps = losses["step"].unique().sort().to_list()
@@ -70,10 +68,7 @@ def between_runs(losses: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     says by how much. Changes over a doubling no larger than such an M may be wandering, not trading. Columns as of
     `doublings`; `until` is `step`.
 
-    Raises
-    ------
-    UserError
-        If no step was measured in both, or not on the same tokens.
+    Raises UserError if no step was measured in both, or not on the same tokens.
     """
     for frame in (losses, others):
         need_numbers(frame, ["step", *TOKEN, "loss"], "losses of two runs")
@@ -121,10 +116,7 @@ def interference_table(
     the direction in which the mean has moved, and the interval ends at 1 where it passes zero: so it holds D = 1 when
     the mean change may be zero, which resamples of D itself, all below 1, would exclude.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is no finite number.
     """
     need_numbers(changes, [*by, "row", "change"], "interference")
     made = _sums(changes, by, resamples, seed)
@@ -180,10 +172,7 @@ def rises_across(
     Rows: curve, break, before, after, difference, low, high, doublings_before, doublings_after, verdict ("rises",
     "falls", "undecided"), sentence.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a change is no finite number, or a curve is not among `breaks`.
+    Raises UserError if a column is missing, a change is no finite number, or a curve is not among `breaks`.
     """
     if "curve" not in changes.columns:
         changes = changes.with_columns(curve=pl.lit("the curve"))
@@ -260,10 +249,8 @@ def traded(
     bootstrap over rows of text), tokens. Over groups, `net` adds up to the mean change, and `gained` and `lost` to
     the magnitude.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a change is no finite number, or `groups` gives a token two groups, or none any.
+    Raises UserError if a column is missing, a change is no finite number, or `groups` gives a token two groups, or none
+    any.
     """
     need_numbers(changes, [*by, "row", "change"], "what was traded")
     grouped = with_groups(changes, groups, "what was traded")
@@ -299,10 +286,7 @@ def winners_and_losers(changes: pl.DataFrame, n: int = 8, at_least: int = 10, by
     ("winner" first, then "loser", the most extreme first), token, change (mean, nats), stderr (of that mean,
     occurrences taken as independent; null for one), count.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a change is no finite number, or no token occurs that often.
+    Raises UserError if a column is missing, a change is no finite number, or no token occurs that often.
     """
     need_numbers(changes, [*by, "token", "change"], "winners and losers")
     change = pl.col("change").cast(pl.Float64)

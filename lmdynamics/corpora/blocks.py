@@ -103,11 +103,8 @@ def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tupl
     it is written). All pieces of a split word carry its relation; special tokens are left out. Packed, rows are cut
     wherever they are full, as in `Blocks.packed`, also within a sentence or a word.
 
-    Raises
-    ------
-    UserError
-        Where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token before and one
-        after a sentence, or the treebank does not fill one row.
+    Raises UserError where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token
+    before and one after a sentence, or the treebank does not fill one row.
     """
     if not len(treebank):
         raise UserError(f"{treebank.name} has no sentences; give a treebank that has some")
@@ -161,10 +158,7 @@ def frequency_groups(blocks: Blocks, vocab_size: int, bins: Sequence[int] = BINS
     what is rarer; tokens that never occur are with the rarest. For comparison across checkpoints and sizes, `blocks`
     are rows the models were trained on, or others like them.
 
-    Raises
-    ------
-    UserError
-        If there are no tokens, one is not in the vocabulary, or bins do not rise from 2 upwards.
+    Raises UserError if there are no tokens, one is not in the vocabulary, or bins do not rise from 2 upwards.
     """
     if not len(bins) or min(bins) < 2 or sorted(set(bins)) != list(bins):
         raise UserError(f"frequency bins must rise, from 2 upwards; {list(bins)} do not")

@@ -47,10 +47,8 @@ class LabelledSentences:
     source says which rows are which. `split_into_words` is that of `MinimalPairs`. `metrics` are the task's usual
     ones, the one to report first.
 
-    Raises
-    ------
-    UserError
-        If a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite grades.
+    Raises UserError if a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite
+    grades.
     """
 
     name: str
@@ -104,10 +102,8 @@ class LabelledSentences:
 
         Where the source has a test split of its own that is taken, and dev is drawn from the rest.
 
-        Raises
-        ------
-        UserError
-            If a share is not between 0 and 1, or there are too few groups for every label to be in every split.
+        Raises UserError if a share is not between 0 and 1, or there are too few groups for every label to be in every
+        split.
         """
         if not (0 < dev < 1 and 0 < test < 1 and dev + test < 1):
             raise UserError(f"dev {dev:g} and test {test:g} must be shares above 0 that leave some rows to train on")
@@ -185,10 +181,7 @@ def open_labelled(name: str) -> LabelledSentences:
     polarity: 10,662 sentences of film reviews, 1 if the review is favourable. subjectivity: 10,000 sentences on
     films, 1 if from a review, 0 if from a summary of the plot. Both are lower case, words and punctuation apart.
 
-    Raises
-    ------
-    UserError
-        If it is neither a known name nor a file, or is not on this machine, or does not parse.
+    Raises UserError if it is neither a known name nor a file, or is not on this machine, or does not parse.
     """
     if name in ZIPS:
         return _read_zip(name, locate("sentiment") / ZIPS[name][0], ZIPS[name][1])
@@ -264,10 +257,8 @@ def open_glue(task: str, where: str | Path = HUB) -> LabelledSentences:
     validation set, `mnli_mm` on the mismatched one. Rows with the same first sentence are one group. What is
     downloaded or converted is kept under the cache folder.
 
-    Raises
-    ------
-    UserError
-        If the task is unknown, the `datasets` library is missing, the files are not to be had, or hold something else.
+    Raises UserError if the task is unknown, the `datasets` library is missing, the files are not to be had, or hold
+    something else.
     """
     if task not in TASKS:
         raise UserError(f"no GLUE task {task!r}{did_you_mean(task, TASKS)}")

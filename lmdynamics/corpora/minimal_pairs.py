@@ -57,10 +57,7 @@ class MinimalPairs:
     def sample(self, n_per_paradigm: int, seed: int = 0) -> "MinimalPairs":
         """At most `n_per_paradigm` pairs of each paradigm, drawn without replacement; `pair` keeps its value.
 
-        Raises
-        ------
-        ValueError
-            If `n_per_paradigm` is less than 1.
+        Raises ValueError if `n_per_paradigm` is less than 1.
         """
         if n_per_paradigm < 1:
             raise ValueError(f"cannot sample {n_per_paradigm} pairs of each paradigm: ask for at least 1")
@@ -73,11 +70,8 @@ class MinimalPairs:
 def read_blimp(path: str | Path) -> MinimalPairs:
     """BLiMP from its zip, a folder of its `*.jsonl`, or a folder that holds the zip. Nothing is unpacked to disk.
 
-    Raises
-    ------
-    UserError
-        If there is nothing to read, the zip is damaged, or a line is not JSON with `UID`, `sentence_good` and
-        `sentence_bad`.
+    Raises UserError if there is nothing to read, the zip is damaged, or a line is not JSON with `UID`, `sentence_good`
+    and `sentence_bad`.
     """
     path = Path(path)
     pairs = []
@@ -102,10 +96,7 @@ def read_zorro(folder: str | Path) -> MinimalPairs:
 
     Odd lines are wrong, even lines right.
 
-    Raises
-    ------
-    UserError
-        If there are no such files, or one has an odd number of lines or an empty line.
+    Raises UserError if there are no such files, or one has an odd number of lines or an empty line.
     """
     folder = Path(folder)
     inner = folder / "sentences" / "babyberta"
@@ -129,10 +120,7 @@ def read_zorro(folder: str | Path) -> MinimalPairs:
 def open_pairs(name: str) -> MinimalPairs:
     """Minimal pairs by name (`blimp`, `zorro`) or by path (a zip or folder laid out as either of them).
 
-    Raises
-    ------
-    UserError
-        If it is neither a known name nor a path, or is not on this machine, or does not parse.
+    Raises UserError if it is neither a known name nor a path, or is not on this machine, or does not parse.
     """
     if name in NAMES:
         return {"blimp": read_blimp, "zorro": read_zorro}[name](locate(name))

@@ -40,10 +40,7 @@ def read_texts(path: str | Path) -> list[tuple[str, str]]:
     Markdown loses its header (up to a line of dashes near the top) and the characters `_ * #`. In a folder, files
     about the texts (SOURCE, README, LICENSE, COPYING) and hidden ones are passed over.
 
-    Raises
-    ------
-    UserError
-        If there is nothing to read, a file is not UTF-8, or a file is empty.
+    Raises UserError if there is nothing to read, a file is not UTF-8, or a file is empty.
     """
     folder, files = text_files(path)
     return [(file.relative_to(folder).as_posix(), "\n".join(Passages((file,)))) for file in files]
@@ -52,10 +49,7 @@ def read_texts(path: str | Path) -> list[tuple[str, str]]:
 def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
     """The folder that names are relative to, and the text files `read_texts` reads, in order of name.
 
-    Raises
-    ------
-    UserError
-        If there are none.
+    Raises UserError if there are none.
     """
     path = Path(path)
     if path.is_file():
@@ -126,10 +120,7 @@ def stored(place: Path, load: Callable[[Path], T], build: Callable[[Path], None]
     Of two processes that want it at once, one waits. Where the folder cannot be written, it is built for this process
     alone, and that is said.
 
-    Raises
-    ------
-    UserError
-        If the disk is full.
+    Raises UserError if the disk is full.
     """
     if (found := _load(place, load)) is not None:
         return found
@@ -163,10 +154,7 @@ def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size:
     So a row of BERT's has [CLS] before and [SEP] after block_size - 2 tokens, one of GPT-2's nothing but tokens. What
     is left over at the end and does not fill a row is dropped.
 
-    Raises
-    ------
-    ValueError
-        If `block_size` leaves no room for a token.
+    Raises ValueError if `block_size` leaves no room for a token.
     """
     if block_size < 3:
         raise ValueError(f"a block of {block_size} has no room between [CLS] and [SEP]: block_size must be at least 3")
@@ -194,11 +182,8 @@ def build_text_corpus(
 
     `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
 
-    Raises
-    ------
-    UserError
-        If the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense, or the
-        disk is full.
+    Raises UserError if the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense,
+    or the disk is full.
     """
     if block_size < 3 or not 0 < held_out <= 0.5:
         raise UserError(

@@ -37,10 +37,7 @@ def train_tokenizer(
     (`is_split_into_words=True`). To byte-level BPE nothing is unknown. The same texts give the same vocabulary.
     `texts` is read twice; an iterator, which can be read once only, is kept in memory.
 
-    Raises
-    ------
-    UserError
-        If `kind` is unknown, `vocab_size` is too small for the single characters, or there is no text.
+    Raises UserError if `kind` is unknown, `vocab_size` is too small for the single characters, or there is no text.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -127,10 +124,8 @@ def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer", limit: int) -> list[
 def tokenize_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of each sentence, and the number of the word that each token belongs to, -1 for special tokens.
 
-    Raises
-    ------
-    UserError
-        If the tokenizer makes nothing of a word, makes one token of two words, or does not say where its tokens lie.
+    Raises UserError if the tokenizer makes nothing of a word, makes one token of two words, or does not say where its
+    tokens lie.
     """
     if not tokenizer.is_fast:
         raise UserError(

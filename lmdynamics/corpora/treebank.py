@@ -69,10 +69,7 @@ class Treebank:
     def take(self, n: int, seed: int = 0) -> "Treebank":
         """`n` sentences drawn without replacement, in their own order; all of them if there are no more than `n`.
 
-        Raises
-        ------
-        ValueError
-            If `n` is less than 1.
+        Raises ValueError if `n` is less than 1.
         """
         if n < 1:
             raise ValueError(f"cannot take {n} sentences: ask for at least 1")
@@ -88,11 +85,9 @@ def read_conllu(path: str | Path, *, subtypes: bool = False) -> Treebank:
     `subtypes=False` cuts relations at the colon: `nsubj:pass` becomes `nsubj`. A sentence with several roots is
     kept as it is, each root with head -1 (older conversions have them). Blocks of comments alone hold no sentence.
 
-    Raises
-    ------
-    UserError
-        Naming the file, the sentence and the fault, if any sentence is not a tree over its words: a missing column,
-        a head that is no word of the sentence, a cycle, no root. Nothing is returned then: never half a treebank.
+    Raises UserError naming the file, the sentence and the fault, if any sentence is not a tree over its words: a
+    missing column, a head that is no word of the sentence, a cycle, no root. Nothing is returned then: never half a
+    treebank.
     """
     path = Path(path)
     if path.is_dir():
@@ -114,10 +109,7 @@ def read_conllu(path: str | Path, *, subtypes: bool = False) -> Treebank:
 def open_treebank(name: str) -> Treebank:
     """A treebank by name (`ewt` is EWT's dev set; `ewt-test`, `childes`, `atis`, `pud`) or by path.
 
-    Raises
-    ------
-    UserError
-        If it is neither a known name nor a path, or is not on this machine, or does not parse.
+    Raises UserError if it is neither a known name nor a path, or is not on this machine, or does not parse.
     """
     if name in PARTS:
         source, part = PARTS[name]

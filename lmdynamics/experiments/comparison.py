@@ -39,10 +39,7 @@ def compare_runs(
 
     Rows: `run`, `step`, `measure`, `value`, `low`, `high`, `difference` (null for the first run itself).
 
-    Raises
-    ------
-    UserError
-        If there are fewer than two runs, they share no step, or a measurement is of another kind.
+    Raises UserError if there are fewer than two runs, they share no step, or a measurement is of another kind.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run(s) cannot be compared; give two or more")
@@ -115,10 +112,7 @@ def trace_conditions(
 
     `made` comes from `lmd.sweep`; runs that failed are left out. `steps` chooses a run's checkpoints (default: all).
 
-    Raises
-    ------
-    UserError
-        If no run is complete.
+    Raises UserError if no run is complete.
     """
     whole = made.filter(pl.col("error").is_null())
     if whole.is_empty():

@@ -149,10 +149,7 @@ def ladder_curves(
     seen twice in these recipes, so they are held-out losses with other noise. A published suite logs none; its curve is
     the loss on sentences of `treebank` at its checkpoints, from the first step on.
 
-    Raises
-    ------
-    UserError
-        If no run is complete, or a run logs no loss and there is no text to measure it on.
+    Raises UserError if no run is complete, or a run logs no loss and there is no text to measure it on.
     """
     whole = made.filter(pl.col("error").is_null())
     if whole.is_empty():

@@ -44,11 +44,8 @@ def read_curves(
     `loss` is a column, or a pattern such as `eval/*/loss` whose columns are a curve each, called what `*` stands for.
     `group` is a column, or several (a list, or separated by commas), whose values together name the curve.
 
-    Raises
-    ------
-    UserError
-        If there is nothing to read, it is damaged or in no known format, a column is unknown or cannot be guessed,
-        a curve would have the same step many times, or fewer than half of the rows can be used.
+    Raises UserError if there is nothing to read, it is damaged or in no known format, a column is unknown or cannot be
+    guessed, a curve would have the same step many times, or fewer than half of the rows can be used.
     """
     return curves_in(_table(where, wanted_tags(loss)), group, step, loss)
 
@@ -93,11 +90,8 @@ def fit_files(
 
     `skip_steps`: 100 where nothing else is asked for.
 
-    Raises
-    ------
-    UserError
-        If a file cannot be read, there is one curve and it cannot be fitted, or most rows lie in steps that would be
-        left out though nobody said so.
+    Raises UserError if a file cannot be read, there is one curve and it cannot be fitted, or most rows lie in steps
+    that would be left out though nobody said so.
     """
     if resamples < 0:
         raise UserError(f"--resamples is {resamples}; give 0 for no intervals, or some hundreds")

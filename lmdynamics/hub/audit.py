@@ -57,10 +57,7 @@ def audit(
     are on this machine: `not finite`, `parameters`, `equal`, `tensor` (one copied from another step, or that jumps),
     `initialisation` (a first step that others do not come from), `far` (a checkpoint of another model).
 
-    Raises
-    ------
-    UserError
-        For an address that is none, a repository, trajectory or folder that is not there, or no network.
+    Raises UserError for an address that is none, a repository, trajectory or folder that is not there, or no network.
     """
     if not address.startswith(paths.SUITE):
         return [_folder_audit(address, revisions, progress, weights)]

@@ -217,10 +217,7 @@ class Trajectory:
 def list_checkpoints(asked: Address, rule: Rule) -> Listing:
     """Every checkpoint of a repository, or of those that a pattern fits.
 
-    Raises
-    ------
-    UserError
-        Where there is none, or two of one step.
+    Raises UserError where there is none, or two of one step.
     """
     repository, where, main = asked.repository, f"hf://{asked.repository}", None
     if rule.by_repository:

@@ -145,10 +145,7 @@ class SuiteRun(Run):
         `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
         where it was stopped, within a file too.
 
-        Raises
-        ------
-        UserError
-            If nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
+        Raises UserError if nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
         """
         missing = self.missing(steps)
         if missing and confirm is not None and not confirm(self.cost(steps)):
@@ -272,11 +269,8 @@ def open_suite(
     checkpoints that come under it stay on this machine; what was fetched without it stays anyway. `download`: agree to
     whatever is needed; otherwise models that are not here are refused, and `fetch` shows what they cost.
 
-    Raises
-    ------
-    UserError
-        For an address that is none, a repository that is not there, closed or without checkpoints, or no network; the
-        line then says which checkpoints are here.
+    Raises UserError for an address that is none, a repository that is not there, closed or without checkpoints, or no
+    network; the line then says which checkpoints are here.
     """
     asked = read_address(address)
     rule = rule_for(asked.repository, revisions)

@@ -30,10 +30,7 @@ class Arcs:
 def gold_arcs(treebank: Treebank, min_count: int, leave_out: tuple[str, ...] = ()) -> Arcs:
     """All arcs of relations that have at least `min_count` in the treebank; roots have no head, so no arc.
 
-    Raises
-    ------
-    UserError
-        If no relation is that frequent.
+    Raises UserError if no relation is that frequent.
     """
     sentence = np.repeat(np.arange(len(treebank)), [len(s) for s in treebank])
     word = np.concatenate([np.arange(len(s)) for s in treebank]) if len(treebank) else np.zeros(0, int)
@@ -129,10 +126,7 @@ def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> 
     "score" the offset is chosen on the select half; for "all", on all sentences. An offset looks to one side, as does
     a head of a causal model, so the two compare as they stand.
 
-    Raises
-    ------
-    UserError
-        If no relation has `min_count` dependents.
+    Raises UserError if no relation has `min_count` dependents.
     """
     arcs = gold_arcs(treebank, min_count)
     score = score_half(len(treebank), seed)[arcs.sentence]

@@ -28,10 +28,8 @@ def check_ids(model: nn.Module, highest: int, what: str) -> None:
 def unused_rows(model: nn.Module, checkpoint) -> int:
     """How many of the model's output rows belong to no token; said once, because the softmax runs over them, too.
 
-    Raises
-    ------
-    UserError
-        If a masked model has fewer rows than its tokenizer has tokens: the mask or a random token would have no row.
+    Raises UserError if a masked model has fewer rows than its tokenizer has tokens: the mask or a random token would
+    have no row.
     """
     head, tokens = model.get_output_embeddings(), len(checkpoint.tokenizer)
     embeddings = model.get_input_embeddings().weight.shape[0]
@@ -96,10 +94,7 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
 
     Sentences none of whose words are split are batched apart: their word-level attention is a view, not a product.
 
-    Raises
-    ------
-    UserError
-        If there is no sentence, or where `tokenize_words` does.
+    Raises UserError if there is no sentence, or where `tokenize_words` does.
     """
     if not sentences:
         raise UserError(f"{name} has no sentences; nothing can be measured on it")

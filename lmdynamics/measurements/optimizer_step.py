@@ -281,10 +281,7 @@ def coefficients(
     Columns: level (all, layer, module), part, sum_abs (Σ|p_ij|, nats), the coefficients, and sampled (tokens whose
     gradients were formed).
 
-    Raises
-    ------
-    UserError
-        If the fast gradients differ from plain ones, or nothing changes at first order.
+    Raises UserError if the fast gradients differ from plain ones, or nothing changes at first order.
     """
     cross_check(tape, update)
     along = in_float64(directional_derivative(tape.model, update, tape.batch))

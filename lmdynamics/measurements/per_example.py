@@ -65,11 +65,8 @@ class Layer:
 class Tape:
     """One forward pass over a batch, with all that gradients of its tokens and rows are made of.
 
-    Raises
-    ------
-    UserError
-        If the model has parameters in a layer that is none of Linear, Conv1D, Embedding, LayerNorm and RMSNorm, or uses
-        a layer more than once.
+    Raises UserError if the model has parameters in a layer that is none of Linear, Conv1D, Embedding, LayerNorm and
+    RMSNorm, or uses a layer more than once.
     """
 
     model: nn.Module

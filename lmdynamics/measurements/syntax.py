@@ -70,10 +70,8 @@ def word_attention(
 def attentions(model: nn.Module, batch: WordBatch) -> tuple[Tensor, ...]:
     """Attention of every layer, shape [batch heads time time] each, from the model's body alone.
 
-    Raises
-    ------
-    UserError
-        If the model does not give them, which all but `attn_implementation="eager"` leave out without a word.
+    Raises UserError if the model does not give them, which all but `attn_implementation="eager"` leave out without a
+    word.
     """
     body = getattr(model, "base_model", model)
     output = body(
@@ -95,10 +93,7 @@ def parents(model: nn.Module, encoded: WordBatches, heads: Int[np.ndarray, " wor
     The parent of word i is argmax_j A_ij (dependent→head) or argmax_j A_ji (head→dependent), the first of equals.
     Memory: 12 bytes per word, layer and head.
 
-    Raises
-    ------
-    UserError
-        If a sentence is longer than the model allows, or the attention is missing or no distribution.
+    Raises UserError if a sentence is longer than the model allows, or the attention is missing or no distribution.
     """
     check_length(model, encoded)
     device = str(next(model.parameters()).device)

@@ -194,10 +194,7 @@ class Slots:
 def cross_check(tape: Tape, update: dict[str, Tensor]) -> None:
     """Compare Σ_i|g_ij| of two tokens with a plain loop, parameter by parameter.
 
-    Raises
-    ------
-    UserError
-        If they differ.
+    Raises UserError if they differ.
     """
     batch, row = tape.batch, int(tape.rows[0])
     selected = torch.zeros_like(batch.selected[row : row + 1])

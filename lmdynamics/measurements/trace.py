@@ -54,10 +54,8 @@ class Measurement:
         A field that holds data counts by its `fingerprint`, so the same sentences read from another place give the
         same key.
 
-        Raises
-        ------
-        TypeError
-            If a field is neither a plain value nor data with a fingerprint: it could not be told from another.
+        Raises TypeError if a field is neither a plain value nor data with a fingerprint: it could not be told from
+        another.
         """
         parameters = {field.name: self._plain(getattr(self, field.name)) for field in fields(self)}
         described = json.dumps([type(self).__name__, self.version, parameters], sort_keys=True)
@@ -91,11 +89,8 @@ def trace(
     same precision, are taken from the cache. `progress`: whether to show a bar; None decides by where output goes.
     `cache=False` neither reads nor writes files.
 
-    Raises
-    ------
-    UserError
-        If the run lacks one of `steps`, the measurement refuses a checkpoint, or something is to be computed and the
-        device is not there.
+    Raises UserError if the run lacks one of `steps`, the measurement refuses a checkpoint, or something is to be
+    computed and the device is not there.
     """
     named = {type(measurement).__name__: measurement}
     return trace_all(

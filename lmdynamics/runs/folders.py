@@ -56,10 +56,7 @@ def read_folder(folder: Path, part: str = "", revisions: str | None = None) -> F
 
     `part`: which trajectory, where there are several. `revisions`: how names tell the step, a regular expression.
 
-    Raises
-    ------
-    UserError
-        Where there are several trajectories and none is named, or two checkpoints of one step.
+    Raises UserError where there are several trajectories and none is named, or two checkpoints of one step.
     """
     inside = folder / "checkpoints"
     parent = inside if inside.is_dir() else folder
@@ -182,10 +179,7 @@ def check_extra(names: Iterable[str], file: Path, model) -> None:
 
     Another head beside the body (a classifier, say) is not read: no token's probability depends on it.
 
-    Raises
-    ------
-    UserError
-        If there are adapters, or weights of further layers.
+    Raises UserError if there are adapters, or weights of further layers.
     """
     if adapters := sorted(name for name in names if ADAPTERS.search(name)):
         raise UserError(

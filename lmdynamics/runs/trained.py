@@ -306,11 +306,8 @@ def branch(
     objective cannot change. `name` is by default made from the parent's name, the step and the changes. `device` is
     by default of the kind that trained the parent. `log` as for `pretrain`.
 
-    Raises
-    ------
-    UserError
-        If `run` keeps no optimizer state at `step`, a change is not possible, nothing is left to train, or the folder
-        of that name holds another run.
+    Raises UserError if `run` keeps no optimizer state at `step`, a change is not possible, nothing is left to train, or
+    the folder of that name holds another run.
     """
     changed, changes = branched_recipe(run, step, overrides)
     folder, parent = branch_folder(run, step, changes, name, device)

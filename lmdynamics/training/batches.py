@@ -94,10 +94,7 @@ def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[Blocks, Blocks]:
 def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
     """The sentences that a penalty is taken on, where these are not the training rows themselves.
 
-    Raises
-    ------
-    UserError
-        If the treebank is not there, or none of its sentences fits the model.
+    Raises UserError if the treebank is not there, or none of its sentences fits the model.
     """
     r = recipe.regularizer
     if not r.stages or r.trees == "corpus":

@@ -145,10 +145,7 @@ class Schedule:
 def parse_schedule(text: str) -> Schedule:
     """`linear-0.30-0.15` as a Schedule.
 
-    Raises
-    ------
-    UserError
-        If it is not written like that, a rate is no share, or first and last rate make no such schedule.
+    Raises UserError if it is not written like that, a rate is no share, or first and last rate make no such schedule.
     """
     match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*)((?:-[0-9.]+)+)", text.strip())
     try:
@@ -164,10 +161,7 @@ def parse_schedule(text: str) -> Schedule:
 def tabulate(rate: Callable[[float], float], steps: int) -> Schedule:
     """Any function of x = t/T as a schedule: its value at each of `steps` + 1 steps, so that a recipe can hold it.
 
-    Raises
-    ------
-    UserError
-        If a value is no rate.
+    Raises UserError if a value is no rate.
     """
     values = [rate(step / steps) for step in range(steps + 1)]
     try:

@@ -42,10 +42,7 @@ def logits_at(
     as `attentions` is filled with every layer's attention, which the model must compute by `eager`; one given as
     `states` with the hidden states that the head reads, [1, selected, width].
 
-    Raises
-    ------
-    UserError
-        If the model has no separate body, or its head gives logits of another shape.
+    Raises UserError if the model has no separate body, or its head gives logits of another shape.
     """
     body = body_of(model)
     index = selected.flatten().nonzero().squeeze(1)
@@ -183,10 +180,7 @@ def _pieces(word: np.ndarray, head: np.ndarray):
 def encode_trees(treebank: Treebank, tokenizer, longest: int) -> Trees:
     """The sentences of a treebank as rows for a model; those of more than `longest` tokens are left out.
 
-    Raises
-    ------
-    UserError
-        If no sentence is left, or the tokenizer makes nothing of a word.
+    Raises UserError if no sentence is left, or the tokenizer makes nothing of a word.
     """
     encoded = tokenizer([list(s.words) for s in treebank], is_split_into_words=True, verbose=False)
     rows, words, heads = [], [], []
