@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.tokenizers import train_tokenizer
-from lmdynamics.corpora.treebank import open_treebank
+from lmdynamics.corpora.gold import open_treebank
+from lmdynamics.corpora.tokens import train_tokenizer
 from lmdynamics.measurements.arcs import gold_heads
 from lmdynamics.measurements.inputs import encode_treebank
 from lmdynamics.measurements.syntax import attentions, parents

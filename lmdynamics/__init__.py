@@ -24,8 +24,8 @@ _PUBLIC = {
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",
     "start_records": "lmdynamics.records",
-    "open_treebank": "lmdynamics.corpora.treebank",
-    "open_pairs": "lmdynamics.corpora.minimal_pairs",
+    "open_treebank": "lmdynamics.corpora.gold",
+    "open_pairs": "lmdynamics.corpora.gold",
     "Grammar": "lmdynamics.corpora.grammar",
     "UserError": "lmdynamics.errors",
 }

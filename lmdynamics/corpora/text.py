@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lmdynamics.corpora.blocks import Blocks, write_array
 from lmdynamics.corpora.fetch import sha256_of
-from lmdynamics.corpora.tokenizers import special_around, train_tokenizer
+from lmdynamics.corpora.tokens import Blocks, special_around, train_tokenizer, write_array
 from lmdynamics.errors import UserError
 from lmdynamics.files import atomic_folder, clear, locked, saving
 from lmdynamics.paths import writable

@@ -17,7 +17,7 @@ from lmdynamics.analysis.intervals import loss_by_bin, wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import DIRECTIONS, predicted_heads, uas_by_step
 from lmdynamics.charts.linked import Linked, Place
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int
 
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_length, encode_treebank, unused_rows

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.tokenizers import tokenize_words
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.tokens import tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once
 

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.corpora.tokenizers import takes_words
+from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.tokens import Blocks, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, longest_input, unused_rows
 from lmdynamics.measurements.trace import Measurement

@@ -14,7 +14,6 @@ j's update causes, C_g = Σ_j|Σ_i p_ij| / Σ_jΣ_i|p_ij| (tokens agree on a par
 token's gradient, which is formed layer by layer (`per_example`), or estimated from a sample of tokens.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.devices import has_float64, in_float64, need_device
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.gradients import cross_check, token_sums
 from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import MASKING_RATE, Predictions, check_rows, predicted_tokens, prediction_batches
-from lmdynamics.measurements.per_example import Tape, directional_derivative, gradient, token_losses
-from lmdynamics.measurements.token_sums import cross_check, token_sums
+from lmdynamics.measurements.per_example import Tape, directional_derivative, gradient, parts, token_losses
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
 from lmdynamics.training.loop import build_optimizer
@@ -266,9 +265,7 @@ class Coefficients(Measurement):
         return pl.concat(frames)
 
 
-def coefficients(
-    tape: Tape, update: dict[str, Tensor], share: float = 1.0, seed: int = 0, rounds_at_once: int = 0
-) -> pl.DataFrame:
+def coefficients(tape: Tape, update: dict[str, Tensor], share: float = 1.0, seed: int = 0) -> pl.DataFrame:
     """C_g, C_ug, C_uG and the interference of first-order changes: of all parameters, by layer, and by module.
 
     `update`: by parameter name. `share`: of all predicted tokens whose gradients are formed, a simple random sample
@@ -286,7 +283,7 @@ def coefficients(
     cross_check(tape, update)
     along = in_float64(directional_derivative(tape.model, update, tape.batch))
     whole = gradient(tape.losses, tape.model)
-    sums, sampled = token_sums(tape, update, share, seed, rounds_at_once)
+    sums, sampled = token_sums(tape, update, share, seed)
     signed = in_float64(sum(of.signed for of in sums.values()))
     reach = along.abs().max()
     if not reach > 0:
@@ -324,34 +321,6 @@ def coefficients(
         error_g = c_g * stderr / total
         rows.append((level, part, total, c_g, c_ug, c_u, 1 - kept, mean_interference, error_g, error, len(sampled)))
     return pl.DataFrame(rows, COEFFICIENTS, orient="row")
-
-
-def parts(tape: Tape) -> Iterator[tuple[str, str, list[str]]]:
-    """(level, part, its parameters' names): all of them; embeddings, each layer, head; every module.
-
-    What comes before the first numbered layer counts as embeddings, what comes after the last as head; tied weights
-    belong to the embeddings.
-    """
-    name_of = {id(p): name for name, p in tape.model.named_parameters()}
-    by_layer: dict[str, list[str]] = {}
-    by_module: dict[str, list[str]] = {}
-    taken, part = set(), "embeddings"
-    numbers = [re.search(r"\.(\d+)\.", layer.name) for layer in tape.layers]
-    last = max((i for i, number in enumerate(numbers) if number), default=-1)
-    for i, (layer, number) in enumerate(zip(tape.layers, numbers, strict=True)):
-        if number:
-            part = f"layer {number[1]}"
-        elif i > last >= 0:
-            part = "head"
-        own = [name_of[id(p)] for p in layer.module.parameters(recurse=False) if id(p) in name_of]
-        fresh = [name for name in own if name not in taken]
-        taken.update(fresh)
-        if fresh:
-            by_layer.setdefault(part, []).extend(fresh)
-            by_module[layer.name] = fresh
-    yield "all", "all", [name for names in by_layer.values() for name in names]
-    yield from (("layer", part, names) for part, names in by_layer.items())
-    yield from (("module", module, names) for module, names in by_module.items())
 
 
 def _mean_interference(pairs: list[tuple[Tensor, Tensor]], largest: float) -> float | None:

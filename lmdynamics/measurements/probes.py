@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmdynamics.corpora.labelled import LabelledSentences
-from lmdynamics.corpora.tokenizers import takes_words
+from lmdynamics.corpora.tokens import takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, longest_input
 from lmdynamics.measurements.trace import Measurement

@@ -12,9 +12,8 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.corpora.blocks import Blocks, annotated_blocks
-from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
-from lmdynamics.corpora.treebank import Treebank, open_treebank
+from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_treebank
+from lmdynamics.corpora.tokens import Blocks, annotated_blocks
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
 from torch import Tensor, nn
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 
 

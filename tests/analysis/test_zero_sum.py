@@ -19,7 +19,7 @@ from lmdynamics.analysis.zero_sum import (
     traded,
     winners_and_losers,
 )
-from lmdynamics.corpora.blocks import Blocks, frequency_groups, group_names
+from lmdynamics.corpora.tokens import Blocks, frequency_groups, group_names
 from lmdynamics.errors import UserError
 from tests.analysis.frames import TOKENS, drawn_changes, losses
 from tests.measurements.conftest import wordpiece

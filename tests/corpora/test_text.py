@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.text import COMPLETE, LONGEST, build_text_corpus, pack, read_texts, stored
-from lmdynamics.corpora.tokenizers import train_tokenizer
+from lmdynamics.corpora.tokens import Blocks, train_tokenizer
 from lmdynamics.errors import UserError
 from lmdynamics.training import batches
 from lmdynamics.training.recipes import load_recipe

@@ -25,8 +25,8 @@ from lmdynamics.errors import UserError  # noqa: E402
 from lmdynamics.measurements import optimizer_step, syntax  # noqa: E402
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm  # noqa: E402
 from lmdynamics.measurements.dissent import Dissent  # noqa: E402
+from lmdynamics.measurements.gradients import GroupOpposition, Opposition  # noqa: E402
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions, TokenLosses  # noqa: E402
-from lmdynamics.measurements.opposition import GroupOpposition, Opposition  # noqa: E402
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep  # noqa: E402
 from lmdynamics.measurements.probes import FineTuning  # noqa: E402
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention  # noqa: E402

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import (
     LAST_STEP,

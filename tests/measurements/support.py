@@ -18,17 +18,16 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics import measurements
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.gold import MinimalPairs, Treebank
 from lmdynamics.corpora.labelled import LabelledSentences
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
 from lmdynamics.measurements.dissent import Dissent
+from lmdynamics.measurements.gradients import GroupOpposition, Opposition
 from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
-from lmdynamics.measurements.opposition import GroupOpposition, Opposition
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
 from lmdynamics.measurements.probes import FineTuning
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention

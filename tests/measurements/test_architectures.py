@@ -5,10 +5,9 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from lmdynamics.corpora.blocks import annotated_blocks
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.text import pack
-from lmdynamics.corpora.tokenizers import special_around, tokenize_words
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.corpora.tokens import annotated_blocks, special_around, tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.measurements.published import FAMILIES, gpt2, treebank

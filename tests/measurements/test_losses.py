@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import losses
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches

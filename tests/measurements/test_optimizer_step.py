@@ -16,10 +16,9 @@ from lmdynamics.measurements.optimizer_step import (
     Step,
     Text,
     coefficients,
-    parts,
     random_direction,
 )
-from lmdynamics.measurements.per_example import Layer, Tape
+from lmdynamics.measurements.per_example import Layer, Tape, parts
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout

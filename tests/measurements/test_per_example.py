@@ -6,13 +6,11 @@ import pytest
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.gradients import GroupOpposition, Opposition, row_grams, token_sums
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.opposition import GroupOpposition, Opposition, row_grams
-from lmdynamics.measurements.optimizer_step import parts
-from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, directional_derivative, gradient
-from lmdynamics.measurements.token_sums import token_sums
+from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, directional_derivative, gradient, parts
 from tests.measurements.conftest import StandIn
 from tests.measurements.families import EACH, SIZE, TIED, VOCAB, naive_gradients, random_update, tiny, tiny_tape
 

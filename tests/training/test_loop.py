@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import loss_by_bin, steps_without_loss
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.explorers.training import describe

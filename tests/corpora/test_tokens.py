@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from lmdynamics.corpora.blocks import Blocks, annotated_blocks, frequency_groups, group_names, position_groups
+from lmdynamics.corpora.gold import Sentence, Treebank, open_treebank
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.corpora.treebank import Sentence, Treebank, open_treebank
+from lmdynamics.corpora.tokens import Blocks, annotated_blocks, frequency_groups, group_names, position_groups
 from lmdynamics.errors import UserError
 from tests.measurements.conftest import random_treebank, wordpiece
 
