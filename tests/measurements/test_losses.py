@@ -157,20 +157,6 @@ def test_masked_and_replaced_tokens_are_called_what_they_were(objective):
     assert not frame["token"].is_in(range(5)).any()  # no padding, no special token
 
 
-def test_tokens_keep_their_order_at_every_checkpoint():
-    blocks = rows([30] * 70)
-    one, other = (TokenLosses(blocks)(StandIn(seed=seed)) for seed in (0, 1))
-    assert one.drop("loss").equals(other.drop("loss"))
-    assert not one["loss"].equals(other["loss"])
-
-
-def test_no_token_to_predict_is_refused():
-    with pytest.raises(UserError, match="1 held-out rows have no token to predict"):
-        TokenLosses(Blocks.from_rows([[2, 3]]))(StandIn())
-    with pytest.raises(UserError, match="no held-out rows"):
-        TokenLosses(Blocks.from_rows([]))(StandIn())
-
-
 GOOD = ["the dog sees a cat .", "the old man walking runs", "unbelievable dogs", "the dog sees a cat ."]
 BAD = ["the dog sees a .", "the old man walked runs", "dog unbelievable", "a dog sees the cat ."]
 

@@ -135,12 +135,6 @@ def test_trailing_zeros_are_no_other_schedule():
     assert parse_schedule(" linear-0.30-0.150 ") == Schedule("linear", (0.3, 0.15))
 
 
-def test_cosine_lags_behind_a_line_and_then_runs_ahead():
-    line, cosine = parse_schedule("linear-0.3-0.15"), parse_schedule("cosine-0.3-0.15")
-    assert all(cosine(x) > line(x) for x in (0.1, 0.25, 0.4))
-    assert all(cosine(x) < line(x) for x in (0.6, 0.75, 0.9))
-
-
 @st.composite
 def schedules(draw) -> Schedule:
     shape = draw(st.sampled_from([*SHAPES, "points"]))
