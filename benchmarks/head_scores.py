@@ -23,8 +23,7 @@ import transformers as hf
 
 from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.tokens import train_tokenizer
-from lmdynamics.measurements.arcs import gold_heads
-from lmdynamics.measurements.inputs import encode_treebank
+from lmdynamics.measurements.inputs import encode_treebank, gold_heads
 from lmdynamics.measurements.syntax import attentions, parents
 
 

@@ -23,7 +23,7 @@ from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.sas_controls import CURSOR, Controls
 from lmdynamics.explorers.saving import check_among, restored
-from lmdynamics.measurements.arcs import offset_baseline
+from lmdynamics.measurements.inputs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run

@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from lmdynamics.corpora.gold import Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.arcs import (
+from lmdynamics.measurements.inputs import (
     Arcs,
+    WordBatch,
+    WordBatches,
     best_candidate,
+    check_length,
+    encode_treebank,
+    encode_words,
     gold_arcs,
     gold_heads,
     offset_baseline,
@@ -30,7 +35,6 @@ from lmdynamics.measurements.arcs import (
     sum_by,
     within_reach,
 )
-from lmdynamics.measurements.inputs import WordBatch, WordBatches, check_length, encode_treebank, encode_words
 from lmdynamics.measurements.trace import Measurement
 
 DIRECTIONS = ("dependent→head", "head→dependent")

@@ -14,7 +14,7 @@ from benchmarks.false_onsets import KINDS, claims, untrained_run
 from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
-from lmdynamics.measurements.arcs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
+from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
 from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, WordAttention, best_heads
 from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
