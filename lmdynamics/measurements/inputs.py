@@ -1,6 +1,6 @@
-"""What goes into a model, and what it is held against: sentences given word by word as batches, and gold arcs as arrays.
+"""What goes into a model, and what is held against it: sentences given word by word as batches, and gold arcs as arrays.
 
-Also whether the model's vocabulary is the tokenizer's; the halves that sentences are split into; and the controls, fixed
+Also whether the model's vocabulary is the tokenizer's, the halves that sentences are split into, and the controls: fixed
 offsets and shuffled arcs.
 """
 
