@@ -1,7 +1,7 @@
-"""What goes into a model, and what is held against it: sentences given word by word as batches, and gold arcs as arrays.
+"""What goes into a model: sentences given word by word, as batches; and what its heads are held against, gold arcs.
 
-Also whether the model's vocabulary is the tokenizer's, the halves that sentences are split into, and the controls: fixed
-offsets and shuffled arcs.
+Also whether the model's vocabulary is the tokenizer's, the halves that sentences are split into, and the controls,
+which are fixed offsets and shuffled arcs.
 """
 
 from collections.abc import Iterator, Sequence
