@@ -255,10 +255,10 @@ def open_glue(task: str, where: str | Path = HUB) -> LabelledSentences:
 
     A folder holds `TASK/SPLIT-00000-of-00001.parquet`, or that below `parquet/`. `mnli` is scored on the matched
     validation set, `mnli_mm` on the mismatched one. Rows with the same first sentence are one group. What is
-    downloaded or converted is kept under the cache folder.
+    downloaded is kept under the cache folder.
 
-    Raises UserError if the task is unknown, the `datasets` library is missing, the files are not to be had, or hold
-    something else.
+    Raises UserError if the task is unknown, the hub is meant and the `datasets` library is missing, the files are not
+    to be had, or hold something else.
     """
     if task not in TASKS:
         raise UserError(f"no GLUE task {task!r}{did_you_mean(task, TASKS)}")
@@ -291,25 +291,28 @@ def open_task(name: str, pairs: MinimalPairs) -> LabelledSentences:
 
 def _load(folder: str, split: str, where: str | Path) -> pl.DataFrame:
     """One split of a task; texts that are empty are left out (MNLI and QQP have a few)."""
-    datasets = _library()
     local = Path(where).expanduser()
-    cache = str(writable(cache_dir() / "glue"))
-    if local.is_dir():
-        files = _files(local, folder, split)
-        loaded = datasets.load_dataset("parquet", data_files={split: files}, split=split, cache_dir=cache)
-    else:
-        options = datasets.DownloadConfig(cache_dir=f"{cache}/downloads")
-        try:
-            loaded = datasets.load_dataset(str(where), folder, split=split, cache_dir=cache, download_config=options)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
-            first = str(problem).splitlines()[0]
-            raise UserError(
-                f"{where} is neither a folder nor a data set that can be had from the hub ({first}); check the name "
-                "and the connection, or give a folder with TASK/SPLIT-00000-of-00001.parquet"
-            ) from None
-    frame = pl.from_arrow(loaded.data.table)
+    frame = pl.read_parquet(_files(local, folder, split)) if local.is_dir() else _from_hub(folder, split, str(where))
     texts = [name for name in frame.columns if frame[name].dtype == pl.String]
     return frame.filter(pl.all_horizontal(pl.col(texts).str.strip_chars() != "")) if texts else frame
+
+
+def _from_hub(folder: str, split: str, where: str) -> pl.DataFrame:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("GLUE is read with the library `datasets`; pip install lmdynamics[glue]") from None
+    cache = str(writable(cache_dir() / "glue"))
+    options = datasets.DownloadConfig(cache_dir=f"{cache}/downloads")
+    try:
+        loaded = datasets.load_dataset(where, folder, split=split, cache_dir=cache, download_config=options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
+        first = str(problem).splitlines()[0]
+        raise UserError(
+            f"{where} is neither a folder nor a data set that can be had from the hub ({first}); check the name "
+            "and the connection, or give a folder with TASK/SPLIT-00000-of-00001.parquet"
+        ) from None
+    return pl.from_arrow(loaded.data.table)
 
 
 def _files(local: Path, folder: str, split: str) -> Sequence[str]:
@@ -319,11 +322,3 @@ def _files(local: Path, folder: str, split: str) -> Sequence[str]:
     raise UserError(
         f"{local} holds no {folder}/{split}-00000-of-00001.parquet; give a folder laid out as {HUB} on the hub is"
     )
-
-
-def _library():
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("GLUE is read with the library `datasets`; pip install lmdynamics[glue]") from None
-    return datasets

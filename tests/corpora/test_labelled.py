@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.corpora.labelled import TASKS, LabelledSentences, acceptability, labelled, open_glue, open_labelled
 from lmdynamics.errors import UserError
-from lmdynamics.paths import cache_dir
 
 
 def made(n=200, per_group=1):
@@ -212,10 +211,9 @@ def test_rows_with_the_same_first_sentence_stay_together(tmp_path):
     assert not set(train.frame["text"]) & set(dev.frame["text"])
 
 
-def test_files_below_parquet_are_found_and_the_cache_is_ours(tmp_path):
+def test_files_below_parquet_are_found(tmp_path):
     write(tmp_path / "parquet", "sst2")
     assert len(open_glue("sst2", str(tmp_path))) == 120
-    assert any((cache_dir() / "glue").rglob("*.arrow"))
 
 
 def test_rows_without_text_are_left_out(tmp_path):
@@ -254,7 +252,8 @@ def test_without_a_network_the_hub_is_refused_in_one_line():
     assert "is neither a folder nor a data set that can be had from the hub" in refusal("cola", "nobody/nothing")
 
 
-def test_without_the_library_the_way_to_get_it_is_said(tmp_path, monkeypatch):
+def test_without_the_library_the_way_to_get_it_is_said_and_a_folder_is_read(tmp_path, monkeypatch):
     write(tmp_path, "cola")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert "pip install lmdynamics[glue]" in refusal("cola", tmp_path)
+    assert "pip install lmdynamics[glue]" in refusal("cola", "nyu-mll/glue")
+    assert len(open_glue("cola", tmp_path)) == 120
