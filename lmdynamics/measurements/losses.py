@@ -21,7 +21,7 @@ from lmdynamics.corpora.tokens import Blocks, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, longest_input, unused_rows
 from lmdynamics.measurements.trace import Measurement
-from lmdynamics.training.batches import pad
+from lmdynamics.training.batches import pad, to_predict
 from lmdynamics.training.masking import Masker
 from lmdynamics.training.objective import logits_at
 
@@ -352,18 +352,9 @@ def prediction_batches(
         ids, padded = pad(
             [blocks[i] for i in range(start, min(start + rows, len(blocks)))], tokenizer.pad_token_id or 0
         )
-        mask = None if padded is None else ~padded
-        if masker is None:
-            selected = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.roll(-1, dims=1)
-            selected[:, -1] = False
-            yield Predictions(ids, mask, selected, ids.roll(-1, dims=1)[selected])
-        elif checkpoint.objective == "rts":
-            corrupted, replaced = masker.substitute(ids, masking_rate, generator, padded)
-            selected = masker.ordinary(ids, padded)
-            yield Predictions(corrupted, mask, selected, replaced[selected].long())
-        else:
-            corrupted, selected = masker(ids, masking_rate, generator, loss_share, padded)
-            yield Predictions(corrupted, mask, selected, ids[selected])
+        rts = checkpoint.objective == "rts"
+        seen, selected, targets = to_predict(ids, padded, masker, masking_rate, generator, loss_share, rts)
+        yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
 
 
 def nothing_to_predict(blocks: Blocks) -> UserError:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
 from torch import Tensor, nn
 
 from lmdynamics.corpora.gold import Treebank
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import Blocks, tokenize_words
 from lmdynamics.errors import UserError
 
 
@@ -180,25 +180,14 @@ def _pieces(word: np.ndarray, head: np.ndarray):
 def encode_trees(treebank: Treebank, tokenizer, longest: int) -> Trees:
     """The sentences of a treebank as rows for a model; those of more than `longest` tokens are left out.
 
-    Raises UserError if no sentence is left, or the tokenizer makes nothing of a word.
+    Raises UserError if no sentence is left, or where `tokenize_words` does.
     """
-    encoded = tokenizer([list(s.words) for s in treebank], is_split_into_words=True, verbose=False)
-    rows, words, heads = [], [], []
-    for i, sentence in enumerate(treebank):
-        ids, word = encoded["input_ids"][i], [-1 if w is None else w for w in encoded.word_ids(i)]
-        if len(ids) > longest:
-            continue
-        if len({*word} - {-1}) < len(sentence):
-            lost = min({*range(len(sentence))} - {*word})
-            raise UserError(
-                f"{treebank.name}: the tokenizer makes nothing of {sentence.words[lost]!r}; leave that sentence out"
-            )
-        rows.append(ids)
-        words.append(word)
-        heads.append([-1 if w < 0 else sentence.heads[w] for w in word])
-    if not rows:
+    ids, words = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
+    kept = [i for i, row in enumerate(ids) if len(row) <= longest]
+    if not kept:
         raise UserError(f"{treebank.name} has no sentence of at most {longest} tokens; use shorter ones")
-    return Trees(*(Blocks.from_rows(x) for x in (rows, words, heads)))
+    heads = [[-1 if word < 0 else treebank.sentences[i].heads[word] for word in words[i]] for i in kept]
+    return Trees(*map(Blocks.from_rows, ([ids[i] for i in kept], [words[i] for i in kept], heads)))
 
 
 def arc_attention(
