@@ -132,14 +132,14 @@ def fit_deceleration(
     bootstrap weighs whole blocks of residuals at random in place (a wild bootstrap, Shao 2010), `resamples` times.
 
     The verdict, the first that holds: `jump in scale` where the level shifts between two neighbouring points
-    (`analysis.jumps`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break with
-    a shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is the
-    caveat, and there are no intervals; one of less than three times the noise is not seen, and an interval then holds
-    its break some seven times in ten); `no break` where a break improves the AIC by less than 10, or by no more than
-    it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the interval of
-    its step spans more than half of the range of log steps (only where there are resamples); `break at the edge` where
-    less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the break;
-    `decelerates`.
+    (`analysis.loss_curves`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break
+    with a shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is
+    the caveat, and there are no intervals; one of less than three times the noise is not seen, and an interval then
+    holds its break some seven times in ten); `no break` where a break improves the AIC by less than 10, or by no more
+    than it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the
+    interval of its step spans more than half of the range of log steps (only where there are resamples); `break at the
+    edge` where less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the
+    break; `decelerates`.
 
     `start`, (step of the break, width f1), begins at one place only instead of scanning for the best.
 

@@ -215,7 +215,7 @@ def within_reach(scores: pl.DataFrame) -> str:
 def uas_within_reach(curve: pl.DataFrame) -> str:
     """How many of all arcs the chosen heads could find at all, for a reader; "" where that is all of them.
 
-    `curve`: frame of `analysis.intervals.uas_by_step`. Of shuffled trees less is within reach where a relation's arcs
+    `curve`: frame of `analysis.syntax.uas_by_step`. Of shuffled trees less is within reach where a relation's arcs
     mostly lead one way: that control is then lower for want of sight, too.
     """
     if "reachable" not in curve.columns or not (curve["reachable"] < 1).any():

@@ -37,7 +37,7 @@ def loss_and_uas(
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
 
     `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: one
-    relation's best heads, as `analysis.heads.head_history` takes them, for a third panel: when that relation appeared.
+    relation's best heads, as `analysis.syntax.head_history` takes them, for a third panel: when that relation appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")

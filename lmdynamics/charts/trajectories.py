@@ -58,7 +58,7 @@ def loss_over_training(
 
 
 def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ()) -> alt.LayerChart:
-    """UAS against step, one line per source with its 95 % band (frame of `analysis.intervals.uas_by_step`)."""
+    """UAS against step, one line per source with its 95 % band (frame of `analysis.syntax.uas_by_step`)."""
     onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
     present = [source for source in SOURCES if source in curve["source"].unique()]
