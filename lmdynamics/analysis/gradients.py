@@ -21,6 +21,7 @@ from lmdynamics.analysis.intervals import (
     ratio,
     resample_counts,
     row_sums,
+    with_bounds,
     with_groups,
     with_interval,
 )
@@ -64,7 +65,7 @@ def dissent_by_group(
         columns[name] = ratio(made.total(name), made.total(f"{name}_n"))
         if name in COSINES:
             drawn = ratio(made.drawn(name), made.drawn(f"{name}_n"))
-            columns[f"{name}_low"], columns[f"{name}_high"] = interval(drawn, made.total("rows"))
+            columns |= with_bounds(name, columns[name], interval(drawn, made.total("rows")))
             if name == "dissent" and "step" in by:
                 since = _since_half(made.keys, columns[name], drawn, made.total("rows"))
     if "step" in by:

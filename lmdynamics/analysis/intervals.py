@@ -224,6 +224,11 @@ def interval(
     return low, high
 
 
+def with_bounds(name: str, value: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """A column of numbers, and those of its interval: name, name_low, name_high."""
+    return {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+
+
 def ratio(above: Float[np.ndarray, "*shape"], below: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """above / below, NaN where that is divided by zero."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)

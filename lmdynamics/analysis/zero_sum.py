@@ -19,6 +19,7 @@ from lmdynamics.analysis.intervals import (
     need_numbers,
     ratio,
     row_sums,
+    with_bounds,
     with_groups,
     with_interval,
 )
@@ -122,16 +123,11 @@ def interference_table(
     made = _sums(changes, by, resamples, seed)
     net, size, tokens, rows = (made.total(name) for name in ("net", "size", "tokens", "rows"))
     drawn_net, drawn_size, drawn_tokens = (made.drawn(name) for name in ("net", "size", "tokens"))
-    bounds = {
-        "interference": interval(unfolded(net, drawn_net, drawn_size), rows),
-        "magnitude": interval(ratio(drawn_size, drawn_tokens), rows),
-        "mean_change": interval(ratio(drawn_net, drawn_tokens), rows),
-    }
-    bounds["interference"] = tuple(np.minimum(bound, 1) for bound in bounds["interference"])
-    values = {"interference": interference(net, size), "magnitude": size / tokens, "mean_change": net / tokens}
-    numbers = {}
-    for name, value in values.items():
-        numbers |= {name: value, f"{name}_low": bounds[name][0], f"{name}_high": bounds[name][1]}
+    numbers = (
+        with_bounds("interference", interference(net, size), _around(net, drawn_net, drawn_size, rows))
+        | with_bounds("magnitude", size / tokens, interval(ratio(drawn_size, drawn_tokens), rows))
+        | with_bounds("mean_change", net / tokens, interval(ratio(drawn_net, drawn_tokens), rows))
+    )
     counts = [pl.Series(name, made.total(name).astype(np.int64)) for name in ("tokens", "rows")]
     return made.keys.hstack([*as_columns(numbers), *counts])
 
@@ -154,6 +150,12 @@ def unfolded(
 ) -> Float[np.ndarray, "resamples groups"]:
     """D in each resample, above 1 where its mean change has the other sign than that of all rows."""
     return 1 - ratio(np.where(net < 0, -1.0, 1.0) * drawn_net, drawn_size)
+
+
+def _around(net, drawn_net, drawn_size, rows) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of D of each group, which ends at 1."""
+    low, high = interval(unfolded(net, drawn_net, drawn_size), rows)
+    return np.minimum(low, 1), np.minimum(high, 1)
 
 
 def rises_across(
@@ -265,17 +267,12 @@ def traded(
     tokens, drawn_tokens, rows = made.total("text"), made.drawn("text"), (text > 0).sum(1)[at].astype(float)
     gained, lost = made.total("gained"), made.total("lost")
     drawn_gained, drawn_lost = made.drawn("gained"), made.drawn("lost")
+    net, drawn_net = lost - gained, drawn_lost - drawn_gained
     numbers = {}
-    for name, value, drawn in (
-        ("gained", gained, drawn_gained),
-        ("lost", lost, drawn_lost),
-        ("net", lost - gained, drawn_lost - drawn_gained),
-    ):
-        low, high = interval(ratio(drawn, drawn_tokens), rows)
-        numbers |= {name: value / tokens, f"{name}_low": low, f"{name}_high": high}
-    low, high = interval(unfolded(lost - gained, drawn_lost - drawn_gained, drawn_lost + drawn_gained), rows)
-    numbers |= {"interference": interference(lost - gained, lost + gained)}
-    numbers |= {"interference_low": np.minimum(low, 1), "interference_high": np.minimum(high, 1)}
+    for name, value, drawn in (("gained", gained, drawn_gained), ("lost", lost, drawn_lost), ("net", net, drawn_net)):
+        numbers |= with_bounds(name, value / tokens, interval(ratio(drawn, drawn_tokens), rows))
+    around = _around(net, drawn_net, drawn_lost + drawn_gained, rows)
+    numbers |= with_bounds("interference", interference(net, lost + gained), around)
     return made.keys.hstack([*as_columns(numbers), pl.Series("tokens", made.total("tokens").astype(np.int64))])
 
 
