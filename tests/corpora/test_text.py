@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import re
 import shutil
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain, pairwise
 
@@ -337,33 +336,6 @@ def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
     assert len(stored(place, Blocks.load, building(made))) == 2
     assert len(made) == 3
     assert sorted(path.name for path in place.parent.iterdir()) == ["corpus", "corpus.lock"]
-
-
-def test_a_build_that_fails_leaves_nothing(tmp_path):
-    def fails(place):
-        (place / COMPLETE).write_text("{}")
-        raise RuntimeError("not today")
-
-    with pytest.raises(RuntimeError, match="not today"):
-        stored(tmp_path / "corpus", Blocks.load, fails)
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus.lock"]
-
-
-def test_of_two_that_want_it_at_once_one_waits(tmp_path):
-    made, found = [], []
-    begun = threading.Barrier(4)
-
-    def want():
-        begun.wait()
-        found.append(len(stored(tmp_path / "corpus", Blocks.load, building(made))))
-
-    wanting = [threading.Thread(target=want) for _ in range(4)]
-    for thread in wanting:
-        thread.start()
-    for thread in wanting:
-        thread.join()
-    assert found == [2] * 4
-    assert len(made) == 1
 
 
 def test_a_long_corpus_of_the_grammar_is_drawn_once_for_all_runs_of_a_seed(tmp_path, monkeypatch):

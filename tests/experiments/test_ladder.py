@@ -51,11 +51,6 @@ def test_unigram_entropy_equals_a_count_by_hand(rows):
         assert unigram_entropy(Blocks.from_rows(rows)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_uniform_tokens_cost_the_logarithm_of_their_number_and_one_token_nothing():
-    assert unigram_entropy(Blocks.from_rows([[2, *range(50)], [3, *range(50)]])) == pytest.approx(log(50))
-    assert unigram_entropy(Blocks.from_rows([[2, 7, 7], [3, 7]])) == 0
-
-
 @given(rows)
 def test_a_masked_model_predicts_every_token_that_is_not_special(rows):
     predicted = [token for row in rows for token in row if token not in (0, 2, 3)]
@@ -63,12 +58,6 @@ def test_a_masked_model_predicts_every_token_that_is_not_special(rows):
         shares = [count / len(predicted) for count in Counter(predicted).values()]
         expected = -sum(share * log(share) for share in shares)
         assert unigram_entropy(Blocks.from_rows(rows), special=(0, 2, 3)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_end_of_a_sentence_is_no_word_that_a_masked_model_guesses():
-    sentences = Blocks.from_rows([[2, 7, 8, 3]] * 5)
-    assert unigram_entropy(sentences, special=(2, 3)) == pytest.approx(log(2))
-    assert unigram_entropy(sentences) == pytest.approx(log(3))
 
 
 # runs ---------------------------------------------------------------------------------------------------------------
