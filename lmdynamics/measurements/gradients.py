@@ -59,11 +59,12 @@ class Sums:
 
 
 def token_sums(
-    tape: Tape, update: dict[str, Tensor], share: float, seed: int
+    tape: Tape, update: dict[str, Tensor], share: float, seed: int, rounds_at_once: int = 0
 ) -> tuple[dict[str, Sums], Int[Tensor, " sampled"]]:
     """`Sums` for each parameter that a recorded layer holds, and the numbers of the tokens they are over.
 
     `share` below 1: of a simple random sample of so many of the predicted tokens, FEWEST at least.
+    `rounds_at_once`: tokens of every row whose backward passes are batched into one; 0 chooses by the device.
     """
     n, device = len(tape.losses), tape.losses.device
     size = n if share == 1 else min(n, max(FEWEST, round(share * n)))
@@ -89,7 +90,7 @@ def token_sums(
         for layer, delta in head.items():
             _add_head(layer, delta, sampled, of)
         slots = {layer: Slots.of(layer) for layer in tape.layers if layer.kind == "embedding"}
-        at_once = 4 if device.type == "cpu" else 32  # tokens of every row whose backward passes are one
+        at_once = rounds_at_once or (4 if device.type == "cpu" else 32)
         for numbers, deltas in tape.token_deltas(rounds, upto, at_once):
             at = place[numbers]
             for layer, delta in deltas.items():
