@@ -15,13 +15,12 @@ import transformers as hf
 from scipy.stats import t as student
 
 from lmdynamics.analysis.deceleration import fit_deceleration
-from lmdynamics.analysis.row_sums import interval, row_sums
-from lmdynamics.analysis.scaling import power_laws
+from lmdynamics.analysis.fits import power_laws
+from lmdynamics.analysis.intervals import interval, row_sums
 from lmdynamics.analysis.speedup import LearningCurve, speedup
-from lmdynamics.experiments.claims import Claim, judge
-from lmdynamics.measurements.first_order import coefficients
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import HeldOutLoss, Predictions
+from lmdynamics.experiments.comparison import Claim, judge
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions
+from lmdynamics.measurements.optimizer_step import coefficients
 from lmdynamics.measurements.per_example import Tape
 from lmdynamics.measurements.probes import FineTuning
 

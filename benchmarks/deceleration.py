@@ -24,8 +24,8 @@ from scipy.signal import lfilter
 from lmdynamics.analysis.broken_power_law import fit
 from lmdynamics.analysis.deceleration import fit_deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
-from lmdynamics.analysis.preparation import prepare
-from lmdynamics.experiments.published import published_curves
+from lmdynamics.analysis.loss_curves import prepare
+from lmdynamics.experiments.ladder import published_curves
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.paths import real_data_dirs
 

@@ -13,12 +13,11 @@ import polars as pl
 import torch
 import transformers as hf
 
-from lmdynamics.analysis.heads import head_history
 from lmdynamics.analysis.onsets import capabilities_onset, structure_onset
-from lmdynamics.analysis.pair_race import leads_from, pair_race
+from lmdynamics.analysis.syntax import head_history, leads_from, pair_race
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.hub.open import open_run
-from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.hub.suites import open_run
+from lmdynamics.measurements.losses import PairAccuracy
 from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.run import Run

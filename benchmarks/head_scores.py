@@ -21,11 +21,10 @@ import numpy as np
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.text import train_tokenizer
-from lmdynamics.corpora.treebank import open_treebank
-from lmdynamics.measurements.arcs import gold_heads
-from lmdynamics.measurements.attention import attentions, parents
-from lmdynamics.measurements.word_batches import encode_treebank
+from lmdynamics.corpora.gold import open_treebank
+from lmdynamics.corpora.tokens import train_tokenizer
+from lmdynamics.measurements.inputs import encode_treebank, gold_heads
+from lmdynamics.measurements.syntax import attentions, parents
 
 
 def published_scores(attention, of_word, gold, relation, right):
@@ -115,7 +114,7 @@ def main() -> None:
 
     loop = seconds(published)
 
-    import lmdynamics.measurements.attention as module
+    import lmdynamics.measurements.syntax as module
 
     copies = [{key: tuple(a.clone() for a in layers) for key, layers in stored.items()} for _ in range(options.repeats)]
     module.attentions = lambda model, batch: copies[-1][id(batch)]

@@ -22,8 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.measurements.first_order import coefficients
 from lmdynamics.measurements.losses import Predictions
+from lmdynamics.measurements.optimizer_step import coefficients
 from lmdynamics.measurements.per_example import Tape, directional_derivative
 
 BLOCK = 64

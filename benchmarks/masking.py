@@ -20,8 +20,7 @@ from transformers.utils import logging
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.training.batches import mix, pad
-from lmdynamics.training.masking import Masker
-from lmdynamics.training.schedules import Schedule, parse_schedule
+from lmdynamics.training.masking import Masker, Schedule, parse_schedule
 
 BATCH, BLOCK = 64, 64
 

@@ -16,11 +16,10 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from lmdynamics.training.batches import Batch, Batches, open_corpus
-from lmdynamics.training.logits import logits_at
 from lmdynamics.training.loop import SummedLoss, build_model, build_optimizer
 from lmdynamics.training.masking import Masker
+from lmdynamics.training.objective import attend, logits_at
 from lmdynamics.training.recipes import load_recipe
-from lmdynamics.training.regularizers import attend
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.training import loop
 from lmdynamics.training.batches import Corpus, open_corpus
 from lmdynamics.training.recipes import load_recipe

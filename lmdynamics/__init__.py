@@ -9,7 +9,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 
 # public names, imported when first used: `import lmdynamics` stays instant
 _PUBLIC = {
-    "open_run": "lmdynamics.hub.open",
+    "open_run": "lmdynamics.hub.suites",
     "Run": "lmdynamics.runs.run",
     "Checkpoint": "lmdynamics.runs.run",
     "train": "lmdynamics.runs.trained",
@@ -24,8 +24,8 @@ _PUBLIC = {
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",
     "start_records": "lmdynamics.records",
-    "open_treebank": "lmdynamics.corpora.treebank",
-    "open_pairs": "lmdynamics.corpora.minimal_pairs",
+    "open_treebank": "lmdynamics.corpora.gold",
+    "open_pairs": "lmdynamics.corpora.gold",
     "Grammar": "lmdynamics.corpora.grammar",
     "UserError": "lmdynamics.errors",
 }

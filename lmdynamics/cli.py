@@ -45,8 +45,8 @@ def branch(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Go on with a run from one of its checkpoints under changed settings; without changes it repeats itself."""
-    from lmdynamics.hub.open import open_run
-    from lmdynamics.runs.branch import branch_cost
+    from lmdynamics.hub.suites import open_run
+    from lmdynamics.runs.family import branch_cost
     from lmdynamics.runs.trained import branch
 
     parent = open_run(run)
@@ -96,7 +96,7 @@ def fit(
     json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for a program to read.")] = False,
 ) -> None:
     """Fit loss deceleration to every curve of some files: where they break, and how sure that is."""
-    from lmdynamics.experiments.report import fit_files
+    from lmdynamics.experiments.reading import fit_files
 
     with _stopped_by_ctrl_c():
         raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json))
@@ -134,10 +134,10 @@ def list_runs() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lmdynamics.hub.open import open_run, run_names
     from lmdynamics.hub.pins import known_suites
+    from lmdynamics.hub.suites import open_run, run_names
     from lmdynamics.paths import runs_dir
-    from lmdynamics.runs.branch import family
+    from lmdynamics.runs.family import family
 
     columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
     table = Table(*columns, title=f"Runs in {runs_dir()}")
@@ -167,7 +167,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
     """What a run is: recipe, versions, checkpoints."""
     import json
 
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
 
     typer.echo(json.dumps(open_run(run).describe(), indent=1))
 
@@ -175,7 +175,7 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
 @runs_app.command()
 def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
     from lmdynamics.progress import bar
 
     opened, files, here, faults = open_run(run), 0, 0, []
@@ -286,7 +286,7 @@ def fetch(
 
 
 def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
-    from lmdynamics.hub.open import open_run
+    from lmdynamics.hub.suites import open_run
 
     run = open_run(address, revisions=revisions)
     if run.missing():
@@ -303,7 +303,7 @@ def suites(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page data/SUITES.md.")] = False,
 ) -> None:
     """Published checkpoint suites that can be opened by name: sizes, licences, known faults."""
-    from lmdynamics.hub.catalogue import as_markdown, as_table
+    from lmdynamics.hub.pins import as_markdown, as_table
 
     print(as_markdown(), end="") if markdown else as_table()
 

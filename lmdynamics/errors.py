@@ -1,6 +1,6 @@
 """The one error a person can cause, and how its words are put: short, harmless, with a hint for a misspelt name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -31,3 +31,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names for a sentence, the first dozen of them."""
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "none"

@@ -72,10 +72,7 @@ def start_records(output_dir: str | Path, device: str = "cpu") -> None:
     With them goes what computed them (`environment`): versions, device, precision, memory. The device written down is
     not `device`, which is what is asked for, but what traced and trained all that the notebook opens from here on.
 
-    Raises
-    ------
-    UserError
-        If the folder cannot be made, or `device` is not on this machine.
+    Raises UserError if the folder cannot be made, or `device` is not on this machine.
     """
     need_device(device)
     forget_computed()
@@ -112,10 +109,8 @@ def record(
     low, high
         Ends of the 95 % interval, in the unit of `value`. Two equal ends bound nothing: they are kept as no interval.
 
-    Raises
-    ------
-    UserError
-        If the value is not a scalar, is NaN or infinite, the interval is upside down, or the tolerance negative.
+    Raises UserError if the value is not a scalar, is NaN or infinite, the interval is upside down, or the tolerance
+    negative.
     """
     if not name or not isinstance(name, str):
         raise UserError(f"a record needs a name, found {name!r}")
@@ -140,10 +135,7 @@ def record(
 def read_records(folder: Path) -> list[Record]:
     """The records in `folder/records.json`; an empty list if the notebook recorded nothing.
 
-    Raises
-    ------
-    UserError
-        If the file is not one that `record` wrote.
+    Raises UserError if the file is not one that `record` wrote.
     """
     path = folder / FILE_NAME
     if not path.exists():

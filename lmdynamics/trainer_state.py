@@ -25,10 +25,7 @@ def trainer_state_file(folder: Path) -> Path | None:
 def trainer_history(text: str, path: Path) -> list[dict[str, Any]]:
     """The records of a `trainer_state.json`, without the summary's train_loss: a mean over the run, no point of it.
 
-    Raises
-    ------
-    UserError
-        If it is no JSON, or holds no list of records.
+    Raises UserError if it is no JSON, or holds no list of records.
     """
     try:
         state = json.loads(text)

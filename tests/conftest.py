@@ -79,8 +79,7 @@ TINY = {
 
 def trained(recipe, folder: Path):
     """The run of a recipe in a folder of one's own."""
-    from lmdynamics.runs.build import build
-    from lmdynamics.runs.trained import open_folder
+    from lmdynamics.runs.trained import build, open_folder
 
     build(recipe, folder, progress=False)
     return open_folder(folder)

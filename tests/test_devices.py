@@ -19,16 +19,14 @@ from lmdynamics.batch.executors import Local
 from lmdynamics.batch.plan import plan
 from lmdynamics.devices import default_device, device_kind, devices_here, matmul_precision, need_device
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.jobs import CORES, GPUS
-from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.measurements.per_example import elements
-from lmdynamics.measurements.trace import trace
+from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.runs.background import training_of
-from lmdynamics.runs.build import name_on
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import Condition, Plan, _job, sweep
-from lmdynamics.runs.trained import train
+from lmdynamics.runs.trained import name_on, train
 from lmdynamics.training import loop
 from tests.batch.notebooks import PARAMETERS, write_notebook
 from tests.conftest import TINY, refused

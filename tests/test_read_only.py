@@ -6,8 +6,8 @@ import pytest
 
 import lmdynamics as lmd
 from lmdynamics import paths
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.stored import COMPLETE, stored
+from lmdynamics.corpora.text import COMPLETE, stored
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.background import training_of

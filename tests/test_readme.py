@@ -22,7 +22,7 @@ import lmdynamics as lmd
 from lmdynamics.batch import command
 from lmdynamics.corpora import fetch
 from lmdynamics.explorers import sas
-from lmdynamics.hub.open import run_names
+from lmdynamics.hub.suites import run_names
 from lmdynamics.runs import sweep, trained
 from lmdynamics.runs.run import Run
 from lmdynamics.training import recipes

@@ -12,10 +12,17 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from lmdynamics.analysis.broken_power_law import Broken, fit, scanned_gain, slopes
-from lmdynamics.analysis.correlated import blocks_of, local_scale, moved_draws, wild_draws
 from lmdynamics.analysis.intervals import with_interval
-from lmdynamics.analysis.jumps import Jump, find_jumps, without_jumps
-from lmdynamics.analysis.preparation import prepare
+from lmdynamics.analysis.loss_curves import (
+    Jump,
+    blocks_of,
+    find_jumps,
+    local_scale,
+    moved_draws,
+    prepare,
+    wild_draws,
+    without_jumps,
+)
 from lmdynamics.errors import UserError
 
 LOCATED = ("decelerates", "accelerates", "break at the edge")  # verdicts with one break whose place is known
@@ -125,21 +132,18 @@ def fit_deceleration(
     bootstrap weighs whole blocks of residuals at random in place (a wild bootstrap, Shao 2010), `resamples` times.
 
     The verdict, the first that holds: `jump in scale` where the level shifts between two neighbouring points
-    (`analysis.jumps`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break with
-    a shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is the
-    caveat, and there are no intervals; one of less than three times the noise is not seen, and an interval then holds
-    its break some seven times in ten); `no break` where a break improves the AIC by less than 10, or by no more than
-    it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the interval of
-    its step spans more than half of the range of log steps (only where there are resamples); `break at the edge` where
-    less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the break;
-    `decelerates`.
+    (`analysis.loss_curves`) and one break fits better without that shift; `sudden drop` (`sudden rise`) where one break
+    with a shift of the level at some point, by 10 % at least, fits better than one or two breaks do (a smaller shift is
+    the caveat, and there are no intervals; one of less than three times the noise is not seen, and an interval then
+    holds its break some seven times in ten); `no break` where a break improves the AIC by less than 10, or by no more
+    than it improves resamples of one power law with such noise, 2 % of them aside; `break not located` where the
+    interval of its step spans more than half of the range of log steps (only where there are resamples); `break at the
+    edge` where less than a tenth of that range lies before or after it; `accelerates` where the rate rises at the
+    break; `decelerates`.
 
     `start`, (step of the break, width f1), begins at one place only instead of scanning for the best.
 
-    Raises
-    ------
-    UserError
-        If the curve cannot be read as one, or fewer than 12 points are left to fit.
+    Raises UserError if the curve cannot be read as one, or fewer than 12 points are left to fit.
     """
     step, loss = np.asarray(step, float), np.asarray(loss, float)
     kept, smoothed = prepare(step, loss, smoothing, skip_steps)

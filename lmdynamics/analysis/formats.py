@@ -1,4 +1,8 @@
-"""Files that hold loss curves, as tables: a row is what was logged at once, its cells still as they were written."""
+"""Files that hold loss curves, as tables: a row is what was logged at once, its cells still as they were written.
+
+TensorBoard's event files are read record by record: its accumulator keeps a sample unless told otherwise, drops what
+came before a restart, and does not say where a damaged file made it stop.
+"""
 
 import ast
 import csv
@@ -15,8 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from lmdynamics.analysis.events import event_files, read_events
-from lmdynamics.errors import UserError, shortened
+from lmdynamics.errors import UserError, listed, shortened
 from lmdynamics.trainer_state import TRAINER_STATE, trainer_history, trainer_state_file
 
 KNOWN = (
@@ -56,10 +59,7 @@ class Table:
 def open_table(where: str | Path | pl.DataFrame, wanted: Callable[[str], bool]) -> Table:
     """Whatever holds curves as a table; of event files, only the tags that are `wanted` come with their values.
 
-    Raises
-    ------
-    UserError
-        If there is nothing there, it is in no known format, or it is damaged.
+    Raises UserError if there is nothing there, it is in no known format, or it is damaged.
     """
     if isinstance(where, pl.DataFrame):
         return Table(where, "loss", "the frame", sparse=_is_history(where))
@@ -89,7 +89,7 @@ def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
 
 @dataclass(frozen=True)
 class _File:
-    """A file, and what its content looks like: looked at once, and only if a format asks."""
+    """A file, and its text: read once, and only if a format asks."""
 
     path: Path
     suffix: str
@@ -99,60 +99,8 @@ class _File:
     def text(self) -> str:
         return _text(self.path)
 
-    @cached_property
-    def whole(self) -> Any:
-        """The whole text as JSON, or None."""
-        return _one_json(self.text)
-
-    @cached_property
-    def separator(self) -> str | None:
-        return _separator(self.text)
-
-    @cached_property
-    def steps(self) -> list[dict[str, Any]]:
-        return _step_lines(self.text)
-
-    @cached_property
-    def printed(self) -> list[dict[str, Any]]:
-        return _printed_records(self.text)
-
     def table(self, frame: pl.DataFrame, sparse: bool | None = None, notes: tuple[str, ...] = ()) -> Table:
         return Table(frame, self.stem, str(self.path), None, _is_history(frame) if sparse is None else sparse, notes)
-
-
-def _is_parquet(file: _File) -> bool:
-    with file.path.open("rb") as content:
-        return file.suffix == ".parquet" or content.read(4) == b"PAR1"
-
-
-def _is_one_json(file: _File) -> bool:
-    history = isinstance(file.whole, dict) and "log_history" in file.whole
-    return file.suffix == ".json" or isinstance(file.whole, list) or history
-
-
-def _is_json_lines(file: _File) -> bool:
-    return file.suffix in LINES or isinstance(_one_json(file.text.lstrip().split("\n", 1)[0]), dict)
-
-
-def _header_separator(file: _File) -> str:
-    """Of a table with too few lines to tell."""
-    header = file.text.split("\n", 1)[0]
-    return max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)
-
-
-# of each format: whether a file is of it, by what the file holds, and what reads it; tried in this order
-FORMATS: tuple[tuple[Callable[[_File], Any], Callable[[_File], Table]], ...] = (
-    (_is_parquet, lambda file: file.table(_parquet(file.path))),
-    (_is_one_json, lambda file: _trainer_state(file.path, file.text)),
-    (_is_json_lines, lambda file: file.table(*_json_lines(file.path, file.text))),
-    (lambda file: file.separator, lambda file: file.table(_separated(file.path, file.text, file.separator))),
-    (lambda file: file.steps, lambda file: file.table(_frame(file.steps), True)),
-    (lambda file: file.printed, lambda file: file.table(_frame(file.printed), True, (COUNTED,))),
-    (
-        lambda file: file.suffix in (".csv", ".tsv"),
-        lambda file: file.table(_separated(file.path, file.text, _header_separator(file))),
-    ),
-)
 
 
 def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
@@ -162,9 +110,10 @@ def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
     name = Path(path.name.removesuffix(".gz"))
     file = _File(path, name.suffix.lower(), name.stem)
-    for is_of_it, read in FORMATS:
-        if is_of_it(file):
-            return read(file)
+    # each looks whether the file is of its format, by what it holds
+    for read in (_parquet, _one_json, _json_lines, _separated, _step_lines, _printed_records, _header_alone):
+        if (table := read(file)) is not None:
+            return table
     raise UserError(f"{path} holds no table and no lines with a step and a loss; give {KNOWN}")
 
 
@@ -206,7 +155,21 @@ def _text(path: Path) -> str:
     return text
 
 
-def _separated(path: Path, text: str, separator: str) -> pl.DataFrame:
+def _separated(file: _File) -> Table | None:
+    separator = _separator(file.text)
+    return separator and file.table(_cells(file.path, file.text, separator))
+
+
+def _header_alone(file: _File) -> Table | None:
+    """A table by its name, with too few lines to tell the separator from more than the header."""
+    if file.suffix not in (".csv", ".tsv"):
+        return None
+    header = file.text.split("\n", 1)[0]
+    separator = max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)
+    return file.table(_cells(file.path, file.text, separator))
+
+
+def _cells(path: Path, text: str, separator: str) -> pl.DataFrame:
     """A table, every cell as text; lines without any cell are left out."""
     if separator == " ":
         text, separator = re.sub(r"[ \t]+", "\t", re.sub(r"^[ \t]+|[ \t]+$", "", text, flags=re.MULTILINE)), "\t"
@@ -232,21 +195,35 @@ def _fault(text: str, separator: str) -> str:
     return " is no table of cells, or has a quotation mark that is never closed"
 
 
-def _parquet(path: Path) -> pl.DataFrame:
+def _parquet(file: _File) -> Table | None:
+    with file.path.open("rb") as content:
+        if file.suffix != ".parquet" and content.read(4) != b"PAR1":
+            return None
     try:
-        return pl.read_parquet(path)
+        return file.table(pl.read_parquet(file.path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path} is no Parquet file, or damaged ({_first_line(error)}); copy it anew") from None
+        raise UserError(f"{file.path} is no Parquet file, or damaged ({_first_line(error)}); copy it anew") from None
+
+
+def _one_json(file: _File) -> Table | None:
+    """One list or one object, as the Trainer of Hugging Face writes its history."""
+    whole = None if file.suffix == ".json" else _as_json(file.text)
+    history = isinstance(whole, list) or (isinstance(whole, dict) and "log_history" in whole)
+    return _trainer_state(file.path, file.text) if file.suffix == ".json" or history else None
 
 
 def _trainer_state(path: Path, text: str) -> Table:
     records = trainer_history(text, path)
     folder = path.absolute().parent
-    name = (folder.parent if _checkpoint(folder) else folder).name if path.name == TRAINER_STATE else path.stem
+    folder = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
+    name = folder.name if path.name == TRAINER_STATE else path.stem
     return Table(_frame(records), name, str(path), sparse=True)
 
 
-def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, bool, tuple[str, ...]]:
+def _json_lines(file: _File) -> Table | None:
+    path, text = file.path, file.text
+    if file.suffix not in LINES and not isinstance(_as_json(text.lstrip().split("\n", 1)[0]), dict):
+        return None
     records: list[dict[str, Any]] = []
     notes: tuple[str, ...] = ()
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -261,16 +238,16 @@ def _json_lines(path: Path, text: str) -> tuple[pl.DataFrame, bool, tuple[str, .
         if not isinstance(record, dict):
             raise UserError(f'{path}, line {number} is no record such as {{"step": 1, "loss": 2.5}}; correct the file')
         records.append(dict(_flat(record)))
-    return _frame(records), True, notes
+    return file.table(_frame(records), True, notes)
 
 
-def _printed_records(text: str) -> list[dict[str, Any]]:
+def _printed_records(file: _File) -> Table | None:
     """Lines that hold a dictionary with a loss, as Hugging Face's Trainer prints them.
 
     They name no step: those with the training loss are counted, and a step is such a line.
     """
     records, count = [], 0
-    for line in text.split("\n"):
+    for line in file.text.split("\n"):
         for found in RECORD.findall(line):
             try:
                 record = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", found))
@@ -278,14 +255,14 @@ def _printed_records(text: str) -> list[dict[str, Any]]:
                 continue
             if isinstance(record, dict) and any("loss" in str(key) for key in record):
                 count += "loss" in record
-                records.append({"step": count, **record} if "train_runtime" not in record else {})
-    return [record for record in records if record]
+                records += [] if "train_runtime" in record else [{"step": count, **record}]
+    return file.table(_frame(records), True, (COUNTED,)) if records else None
 
 
-def _step_lines(text: str) -> list[dict[str, Any]]:
+def _step_lines(file: _File) -> Table | None:
     """Lines that begin with a step and name their numbers: `step:250/3000 val_loss:4.5`, `s:250 trl:4.5 lr:0.1`."""
     records = []
-    for line in text.split("\n"):
+    for line in file.text.split("\n"):
         if not (start := STEP.match(line)):
             continue
         record: dict[str, Any] = {"step": int(start["step"])}
@@ -294,10 +271,10 @@ def _step_lines(text: str) -> list[dict[str, Any]]:
             record.setdefault(SHORT.get(name, name), float(pair["value"].replace("_", "")))
         if any("loss" in name.lower() for name in record):
             records.append(record)
-    return records
+    return file.table(_frame(records), True) if records else None
 
 
-def _one_json(text: str) -> Any:
+def _as_json(text: str) -> Any:
     """A whole text as JSON, or None."""
     if text.lstrip()[:1] not in ("{", "["):
         return None
@@ -343,5 +320,79 @@ def _first_line(error: Exception) -> str:
     return shortened(str(error).splitlines()[0].rstrip("."), 120)
 
 
-def _checkpoint(folder: Path) -> re.Match[str] | None:
-    return re.fullmatch(r"checkpoint-(\d+)", folder.name)
+FRAMING = 16  # bytes around each record: its length, and the checksums of both
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Event files in a folder and below it, in order of name, which is the order of their writing."""
+    return sorted(path for path in folder.rglob("*tfevents*") if path.is_file() and path.suffix != ".profile-empty")
+
+
+def read_events(
+    folder: Path, files: Iterable[Path], wanted: Callable[[str], bool]
+) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Scalars of event files: `run` (the folder below `folder` that holds the file), `step`, a column for each tag.
+
+    Tags that are not `wanted` have a column without values. Beside the frame: a note for each file that is damaged.
+
+    Raises UserError if TensorBoard is not installed, or no file holds a single whole record or scalar.
+    """
+    values: dict[tuple[str, str], list[tuple[float, int, float]]] = {}
+    tags: dict[str, None] = {}
+    notes, whole = [], 0
+    scalar_tags: dict[str, set[str]] = {}
+    for path in files:
+        below = path.parent.relative_to(folder).as_posix()
+        run = folder.absolute().name if below == "." else below
+        read = 0
+        for size, event in _records(path):
+            read += size
+            for value in event.summary.value:
+                if (number := _scalar(value, scalar_tags.setdefault(run, set()))) is None:
+                    continue
+                tags.setdefault(value.tag)
+                if wanted(value.tag):
+                    values.setdefault((run, value.tag), []).append((event.wall_time, event.step, number))
+        whole += read
+        if read < (total := path.stat().st_size):
+            notes.append(
+                f"Warning: {path.name} is cut short, damaged or still being written: "
+                f"of its {total:,} bytes the first {read:,} were read."
+            )
+    if not tags:
+        what = "no scalars" if whole else "no whole record, so it is damaged or no event file"
+        raise UserError(f"{path if path.parent == folder else folder} holds {what}; give a folder of event files")
+    if not values:
+        raise UserError(f"{folder}: none of its tags is a loss ({listed(list(tags))}); give --loss TAG")
+    # a tag that is called like one of the first two columns is no loss
+    schema = dict.fromkeys(tags, pl.Float64) | {"run": pl.String, "step": pl.Int64}
+    parts = [
+        pl.DataFrame({"run": run, "step": [step for _, step, _ in points], tag: [number for _, _, number in points]})
+        for (run, tag), unordered in values.items()
+        for points in [sorted(unordered, key=lambda point: point[0])]  # by wall time: a resumed run comes after
+    ]
+    return pl.concat([pl.DataFrame(schema=schema), *parts], how="diagonal"), tuple(notes)
+
+
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    """The whole records of a file from its beginning on, each with its size in bytes."""
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
+    except ImportError:
+        raise UserError('event files are read with TensorBoard; pip install "lmdynamics[tensorboard]"') from None
+    for record in RawEventFileLoader(str(path)).Load():
+        yield len(record) + FRAMING, Event.FromString(record)
+
+
+def _scalar(value: Any, scalar_tags: set[str]) -> float | None:
+    """A summary's number; None for histograms, images, text. Only a tag's first summary says what it is."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    if value.metadata.plugin_data.plugin_name == "scalars":
+        scalar_tags.add(value.tag)
+    if value.WhichOneof("value") == "simple_value":
+        return value.simple_value
+    if value.WhichOneof("value") == "tensor" and value.tag in scalar_tags:
+        return float(make_ndarray(value.tensor).item())
+    return None

@@ -1,11 +1,12 @@
-"""Curves with intervals: traces of sentences and pairs, summed up per checkpoint.
+"""Intervals: Wilson's of proportions, and bootstraps over sentences, pairs and rows of text.
 
-UAS is resampled over sentences, the same resample at every checkpoint, because arcs of one sentence stand or
-fall together. Accuracy on minimal pairs is a count, so that Wilson's interval is enough.
+Tokens of one row are read in one context and rise or fall together, so rows are what is resampled: the same rows in
+every group and at every step. Whatever is a ratio of such sums is then a ratio of matrix products.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,6 @@ from scipy.special import ndtr, stdtrit
 from lmdynamics.errors import UserError
 
 FEWEST_UNITS = 6  # rows of text, sentences: what a bootstrap interval needs at least
-ALL = "all paradigms"  # the name of their average
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,7 @@ class Grid:
 def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
     """A tidy trace as arrays of shape (steps, units), refusing holes.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a value is missing or NaN, or the units differ between checkpoints.
+    Raises UserError if a column is missing, a value is missing or NaN, or the units differ between checkpoints.
     """
     need_columns(frame, ["step", unit, *values], what)
     if frame.is_empty():
@@ -102,106 +99,6 @@ def bootstrap_levels(units: int) -> tuple[float, float] | None:
     return tail, 100 - tail
 
 
-def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.DataFrame:
-    """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs.
-
-    Below 6 sentences there is no interval: low and high are null.
-    And `reachable`, if the trace has it: the share of the arcs that the chosen heads could find; 1, but in causal
-    models.
-    """
-    need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "UAS over steps")
-    more, parts = [name for name in ["reachable"] if name in uas.columns], []
-    for (source,), rows in sorted(uas.group_by("source")):
-        table = grid(rows, "sentence", ["arcs", "correct", *more], f"UAS ({source})")
-        arcs, correct = table.values["arcs"], table.values["correct"]
-        counts = resample_counts(len(table.units), resamples, seed)
-        with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences
-            values = (counts @ correct.T) / (counts @ arcs.T)
-        levels = bootstrap_levels(len(table.units))
-        low, high = (None, None) if levels is None else np.nanpercentile(values, levels, axis=0)
-        parts.append(
-            pl.DataFrame(
-                {
-                    "step": table.steps,
-                    "source": source,
-                    "uas": correct.sum(1) / arcs.sum(1),
-                    "low": low,
-                    "high": high,
-                    "arcs": arcs.sum(1).astype(int),
-                    **{name: table.values[name].sum(1) / arcs.sum(1) for name in more},
-                },
-                schema_overrides={"step": pl.Int64, "low": pl.Float64, "high": pl.Float64},
-            )
-        )
-    if not parts:
-        raise UserError("UAS over steps: the trace has no rows; trace the run first")
-    return pl.concat(parts)
-
-
-def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs.
-
-    And, if the trace has them, how many pairs are ties (which count as wrong), and how many flip where words are scored
-    from left to right: ties, flips (null where that was not measured).
-    """
-    need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
-    low, high = wilson(pl.col("accuracy"), pl.col("pairs"))
-    more = {name: column for name, column in {"ties": "tie", "flips": "flips"}.items() if column in pairs.columns}
-    known = {name: summed(column).cast(pl.Int64) for name, column in more.items()}
-    return (
-        pairs.group_by("step", "paradigm")
-        .agg(
-            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"), **known
-        )
-        .with_columns(low=low, high=high)
-        .select("step", "paradigm", "accuracy", "low", "high", "pairs", *more)
-        .sort("paradigm", "step")
-    )
-
-
-def average_accuracy(accuracy: pl.DataFrame, name: str = ALL) -> pl.DataFrame:
-    """The mean over paradigms at each step, in the shape of `accuracy_by_step`; `pairs` is their sum.
-
-    Paradigms count alike, as in BLiMP. The reaches of their intervals are squared and added (Newcombe 1998), so that
-    the mean's has a width even where every pair is judged right.
-    """
-    need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "average accuracy")
-    p, low, high = pl.col("accuracy"), pl.col("low"), pl.col("high")
-    more = [name for name in ("ties", "flips") if name in accuracy.columns]
-    return (
-        accuracy.group_by("step")
-        .agg(
-            p.mean(),
-            low=p.mean() - ((p - low) ** 2).sum().sqrt() / pl.len(),
-            high=p.mean() + ((high - p) ** 2).sum().sqrt() / pl.len(),
-            **{column: summed(column) for column in ("pairs", *more)},
-        )
-        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs", *more)
-        .sort("step")
-    )
-
-
-def summed(column: str) -> pl.Expr:
-    """The sum of a column; null where all of it is."""
-    return pl.when(pl.col(column).count() > 0).then(pl.col(column).sum())
-
-
-def ties_and_flips(accuracy: pl.DataFrame) -> list[str]:
-    """What a reader should know of the pairs at the last checkpoint, from `accuracy_by_step`: ties, and flips."""
-    last = accuracy.filter(pl.col("step") == pl.col("step").max())
-    if len(last) > 1:
-        last = last.filter(pl.col("paradigm") != ALL)
-    pairs = last["pairs"].sum()
-    said = []
-    if "ties" in last.columns:
-        said.append(f"ties count as wrong: {last['ties'].sum():,} of {pairs:,} pairs at the last checkpoint")
-    if "flips" in last.columns and last["flips"].count():
-        flips = last["flips"].sum()
-        share = f"{flips:,} of {pairs:,} pairs ({flips / pairs:.1%})"
-        said.append(f"with split words scored from left to right, {share} are judged otherwise")
-    return said
-
-
 def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:
     """Wilson's (1927) 95 % interval of a proportion seen `count` times, as two expressions."""
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -254,3 +151,138 @@ def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:
         .sort("bin")
         .drop("bin")
     )
+
+
+MISSING = "other"  # the group of a token that no group names
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """`sums[name][k, i]` is a sum over the tokens that row i of the text has in group k, zero where it has none."""
+
+    keys: pl.DataFrame  # one row per group
+    sums: dict[str, Float[np.ndarray, "groups rows"]]
+    resamples: int
+    seed: int
+
+    @cached_property
+    def _counts(self) -> Float[np.ndarray, "resamples rows"]:
+        rows = next(iter(self.sums.values())).shape[1]
+        return resample_counts(rows, self.resamples, self.seed).astype(np.float64)
+
+    def total(self, name: str) -> Float[np.ndarray, " groups"]:
+        """The sum over all tokens of each group."""
+        return self.sums[name].sum(1)
+
+    def drawn(self, name: str) -> Float[np.ndarray, "resamples groups"]:
+        """The same sum in each bootstrap resample."""
+        return self._counts @ self.sums[name].T
+
+
+def row_sums(
+    frame: pl.DataFrame,
+    by: Sequence[str],
+    sums: dict[str, pl.Expr],
+    *,
+    within: Sequence[str] = (),
+    resamples: int = 500,
+    seed: int = 0,
+) -> RowSums:
+    """`frame` (with `row`) summed up for each combination of `by` and `within`, and each row of text.
+
+    Groups come in the order in which `by` (at least one column) first has them, and sorted by `within` inside each.
+    """
+    keys = [*by, *within]
+    order = frame.select(by).unique(maintain_order=True).with_row_index("_order")
+    groups = frame.select(keys).unique().join(order, on=list(by), nulls_equal=True)
+    groups = groups.sort("_order", *within).drop("_order")
+    rows = frame.select(pl.col("row").unique().sort()).with_row_index("_row")
+    summed = (
+        frame.group_by([*keys, "row"])
+        .agg(sum.alias(f"_{name}") for name, sum in sums.items())  # `by` may have a column of that name
+        .join(groups.with_row_index("_group"), on=keys, nulls_equal=True)
+        .join(rows, on="row")
+    )
+    at = summed["_group"].to_numpy(), summed["_row"].to_numpy()
+    arrays = {}
+    for name in sums:
+        arrays[name] = np.zeros((len(groups), len(rows)))
+        arrays[name][at] = summed[f"_{name}"].cast(pl.Float64).to_numpy()
+    return RowSums(groups, arrays, resamples, seed)
+
+
+def interval(
+    drawn: Float[np.ndarray, "resamples groups"], rows: Float[np.ndarray, " groups"]
+) -> tuple[Float[np.ndarray, " groups"], Float[np.ndarray, " groups"]]:
+    """A 95 % interval from each group's resamples (`bootstrap_levels`); NaN without them, or below 6 rows of text."""
+    low, high = np.full((2, len(rows)), np.nan)
+    drawn = np.where(np.isfinite(drawn), drawn, np.nan)
+    for n in np.unique(rows):
+        at = (rows == n) & np.isfinite(drawn).any(0)
+        if (levels := bootstrap_levels(int(n))) and at.any():
+            low[at], high[at] = np.nanpercentile(drawn[:, at], levels, 0)
+    return low, high
+
+
+def with_bounds(name: str, value: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+    """A column of numbers, and those of its interval: name, name_low, name_high."""
+    return {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+
+
+def ratio(above: Float[np.ndarray, "*shape"], below: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """above / below, NaN where that is divided by zero."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
+
+
+def as_columns(numbers: dict[str, Float[np.ndarray, " groups"]]) -> list[pl.Series]:
+    """Columns of numbers, null for NaN."""
+    return [pl.Series(name, values, dtype=pl.Float64).fill_nan(None) for name, values in numbers.items()]
+
+
+def need_numbers(frame: pl.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raise a UserError if a column is missing, or has a value that is no finite number, or there is no row at all."""
+    need_columns(frame, list(columns), what)
+    if frame.is_empty():
+        raise UserError(f"{what}: there are no rows; trace the run first, or keep more of it")
+    for name in columns:
+        if not frame[name].dtype.is_numeric():
+            continue
+        bad = frame[name].is_null() | ~frame[name].cast(pl.Float64).is_finite()
+        if bad.any():
+            first = frame.filter(bad).row(0, named=True)
+            where = ", ".join(f"{key} {first[key]}" for key in ("curve", "step", "batch", "row") if key in first)
+            raise UserError(
+                f"{what}: {name!r} has no number at {where or 'its first row'} ({bad.sum():,} row(s) in all); a "
+                "diverged run can be read up to there: keep only the steps before it"
+            )
+
+
+def with_groups(frame: pl.DataFrame, groups: pl.DataFrame | None, what: str) -> pl.DataFrame:
+    """`frame` with the `group` of each token, by `row` and `position` or by `token`, whichever `groups` has.
+
+    Tokens without one are in the group "other", the last of an Enum. Without `groups`, all are in the group "all".
+
+    Raises UserError if `groups` names neither, or a token twice, or none of the tokens there are.
+    """
+    if groups is None:
+        return frame.with_columns(group=pl.lit("all"))
+    need_columns(groups, ["group"], f"groups of {what}")
+    on = ["row", "position"] if {"row", "position"} <= set(groups.columns) else ["token"]
+    need_columns(groups, on, f"groups of {what}")
+    need_columns(frame, on, what)
+    if (twice := groups.select(on).is_duplicated()).any():
+        first = ", ".join(f"{name} {groups.filter(twice)[name][0]}" for name in on)
+        raise UserError(f"groups of {what}: {first} has several groups; give each token one")
+    kind = groups["group"].dtype
+    label = pl.col("group").cast(pl.String).fill_null(MISSING)
+    chosen = groups.select(*(pl.col(name).cast(frame[name].dtype) for name in on), label)
+    joined = frame.drop("group", strict=False).join(chosen, on=on, how="left", maintain_order="left")
+    if joined["group"].null_count() == len(joined):
+        raise UserError(f"groups of {what}: no token of the text has a group; are they of another text?")
+    joined = joined.with_columns(pl.col("group").fill_null(MISSING))
+    if isinstance(kind, pl.Enum):
+        names = kind.categories.to_list()
+        joined = joined.with_columns(
+            pl.col("group").cast(pl.Enum([*names, *([MISSING] if MISSING not in names else [])]))
+        )
+    return joined

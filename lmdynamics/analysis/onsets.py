@@ -22,7 +22,6 @@ import polars as pl
 from jaxtyping import Bool, Float, Int
 
 from lmdynamics.analysis.intervals import grid, need_columns, resample_counts
-from lmdynamics.analysis.smoothing import local_curvature
 from lmdynamics.errors import UserError
 
 HALF_WIDTH = float(np.log(2))  # acceleration is read over a factor of two in steps, to either side
@@ -86,10 +85,7 @@ def structure_onset(
     position?). The second is passed much later, and by small models never. The default margin is above the slow
     rise of a few points that comes first, when heads learn which words lie near and which are often heads.
 
-    Raises
-    ------
-    UserError
-        If columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
+    Raises UserError if columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
     """
     need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "structure onset")
     for wanted in (source, control):
@@ -129,10 +125,7 @@ def capabilities_onset(
     pairs within each paradigm; it must exceed `chance`. The control is the same pairs with good and bad
     exchanged in half of them, drawn once by `seed`: whatever is not grammaticality leaves it at chance.
 
-    Raises
-    ------
-    UserError
-        If columns or paradigms are missing, values are NaN, or the pairs differ between checkpoints.
+    Raises UserError if columns or paradigms are missing, values are NaN, or the pairs differ between checkpoints.
     """
     need_columns(pairs, ["step", "paradigm", "pair", "correct"], "capabilities onset")
     for name in {"good", "bad"} & set(pairs.columns):
@@ -314,10 +307,7 @@ def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: f
 
     The way goes from the first value to the largest. None if the curve never rises above its first value.
 
-    Raises
-    ------
-    UserError
-        If there are no values, or they are not numbers.
+    Raises UserError if there are no values, or they are not numbers.
     """
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
@@ -329,3 +319,27 @@ def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: f
     top = int(np.argmax(share >= high))
     bottom = int(np.flatnonzero(share[:top] <= low)[-1])
     return steps[bottom], steps[top]
+
+
+def local_curvature(
+    x: Float[np.ndarray, " points"], half_width: float, neighbours: int = 2
+) -> Float[np.ndarray, "points points"]:
+    """Matrix C with C @ y ≈ d²y/dx² at each point: a weighted quadratic through the points around it.
+
+    A second difference divides noise by the squared gap, so that the closest checkpoints would always win.
+    Here each point uses the points within `half_width` (same unit as `x`), or up to its `neighbours`-th
+    neighbour on either side where those lie further apart; tricube weights (Cleveland 1979). Points with
+    fewer than `neighbours` on one side get a row of NaN: at an end of a curve there is no curvature to see.
+    """
+    n = len(x)
+    weights = np.full((n, n), np.nan)
+    for i in range(neighbours, n - neighbours):
+        reach = max(half_width, x[i] - x[i - neighbours], x[i + neighbours] - x[i]) * (1 + 1e-6)
+        distance = (x - x[i]) / reach
+        inside = np.abs(distance) < 1
+        # 0.01 keeps the outermost point, whose tricube weight is all but zero, from being left out
+        root = np.sqrt((1 - np.abs(distance[inside]) ** 3) ** 3 + 0.01)
+        powers = np.stack([np.ones(inside.sum()), distance[inside], distance[inside] ** 2], axis=1)
+        weights[i] = 0.0
+        weights[i, inside] = 2 * np.linalg.pinv(powers * root[:, None])[2] * root / reach**2
+    return weights

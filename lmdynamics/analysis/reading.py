@@ -9,8 +9,17 @@ from dataclasses import dataclass, field, replace
 
 import polars as pl
 
-from lmdynamics.analysis.cells import has_numbers, is_empty, looks_like_loss, numbers, plain, with_decimal_points
-from lmdynamics.analysis.columns import RESTARTS, Columns, choose_columns
+from lmdynamics.analysis.columns import (
+    RESTARTS,
+    Columns,
+    choose_columns,
+    has_numbers,
+    is_empty,
+    looks_like_loss,
+    numbers,
+    plain,
+    with_decimal_points,
+)
 from lmdynamics.analysis.formats import Table
 from lmdynamics.errors import UserError, shortened
 

@@ -101,11 +101,8 @@ def speedup(
 
     The fit is read up to twice the last step of `scheduled`, and not below its first step after 0.
 
-    Raises
-    ------
-    UserError
-        If `level` is no share, a column is missing, a value is not finite, there are fewer than 5 steps, units lack at
-        some step, or the baseline's score never rises.
+    Raises UserError if `level` is no share, a column is missing, a value is not finite, there are fewer than 5 steps,
+    units lack at some step, or the baseline's score never rises.
     """
     if best not in ("fitted", "observed"):
         raise UserError(f"best is {best!r}; expected 'fitted' or 'observed'")

@@ -23,10 +23,7 @@ def mean_over_seeds(frame: pl.DataFrame, by: str | list[str], value: str, seed: 
 
     The interval is Student's, 95 %. With one seed it is null, and so is sd: one run shows no spread.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or a value is missing or not finite.
+    Raises UserError if a column is missing, or a value is missing or not finite.
     """
     by = [by] if isinstance(by, str) else list(by)
     rows = _one_per_seed(frame, by, value, seed, f"mean {value} over seeds")
@@ -77,11 +74,8 @@ def compare_to_baseline(
     no test: p, intervals and g are null, and the verdict says why it is undecided. Where `higher_is_better` is None
     nothing is better or worse: there is no p, and the verdict says so.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a value is missing or not finite, the baseline is unknown or stands alone, or seeds
-        are to be paired and differ.
+    Raises UserError if a column is missing, a value is missing or not finite, the baseline is unknown or stands alone,
+    or seeds are to be paired and differ.
     """
     what = f"{value} against {baseline!r}"
     rows = _one_per_seed(frame, [condition], value, seed, what)

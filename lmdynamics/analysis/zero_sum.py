@@ -11,8 +11,18 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from lmdynamics.analysis.intervals import need_columns, with_interval
-from lmdynamics.analysis.row_sums import RowSums, as_columns, interval, need_numbers, ratio, row_sums
+from lmdynamics.analysis.intervals import (
+    RowSums,
+    as_columns,
+    interval,
+    need_columns,
+    need_numbers,
+    ratio,
+    row_sums,
+    with_bounds,
+    with_groups,
+    with_interval,
+)
 from lmdynamics.errors import UserError
 
 TOKEN = ("row", "position", "token")
@@ -25,10 +35,8 @@ def doublings(losses: pl.DataFrame) -> pl.DataFrame:
     `losses`: a trace of `TokenLosses` (step, row, position, token, loss). Rows: step (Int64, t), until (Int64, 2t),
     row, position, token, loss (Float64, nats, at t), change (Float64; negative: the token gained).
 
-    Raises
-    ------
-    UserError
-        If there is no pair of steps t, 2t, a loss is no finite number, or checkpoints were measured on other tokens.
+    Raises UserError if there is no pair of steps t, 2t, a loss is no finite number, or checkpoints were measured on
+    other tokens.
     """
     need_columns(losses, ["step"], "doublings")
     steps = losses["step"].unique().sort().to_list()
@@ -61,10 +69,7 @@ def between_runs(losses: pl.DataFrame, others: pl.DataFrame) -> pl.DataFrame:
     says by how much. Changes over a doubling no larger than such an M may be wandering, not trading. Columns as of
     `doublings`; `until` is `step`.
 
-    Raises
-    ------
-    UserError
-        If no step was measured in both, or not on the same tokens.
+    Raises UserError if no step was measured in both, or not on the same tokens.
     """
     for frame in (losses, others):
         need_numbers(frame, ["step", *TOKEN, "loss"], "losses of two runs")
@@ -112,25 +117,17 @@ def interference_table(
     the direction in which the mean has moved, and the interval ends at 1 where it passes zero: so it holds D = 1 when
     the mean change may be zero, which resamples of D itself, all below 1, would exclude.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is no finite number.
     """
     need_numbers(changes, [*by, "row", "change"], "interference")
     made = _sums(changes, by, resamples, seed)
     net, size, tokens, rows = (made.total(name) for name in ("net", "size", "tokens", "rows"))
     drawn_net, drawn_size, drawn_tokens = (made.drawn(name) for name in ("net", "size", "tokens"))
-    bounds = {
-        "interference": interval(unfolded(net, drawn_net, drawn_size), rows),
-        "magnitude": interval(ratio(drawn_size, drawn_tokens), rows),
-        "mean_change": interval(ratio(drawn_net, drawn_tokens), rows),
-    }
-    bounds["interference"] = tuple(np.minimum(bound, 1) for bound in bounds["interference"])
-    values = {"interference": interference(net, size), "magnitude": size / tokens, "mean_change": net / tokens}
-    numbers = {}
-    for name, value in values.items():
-        numbers |= {name: value, f"{name}_low": bounds[name][0], f"{name}_high": bounds[name][1]}
+    numbers = (
+        with_bounds("interference", interference(net, size), _around(net, drawn_net, drawn_size, rows))
+        | with_bounds("magnitude", size / tokens, interval(ratio(drawn_size, drawn_tokens), rows))
+        | with_bounds("mean_change", net / tokens, interval(ratio(drawn_net, drawn_tokens), rows))
+    )
     counts = [pl.Series(name, made.total(name).astype(np.int64)) for name in ("tokens", "rows")]
     return made.keys.hstack([*as_columns(numbers), *counts])
 
@@ -155,6 +152,12 @@ def unfolded(
     return 1 - ratio(np.where(net < 0, -1.0, 1.0) * drawn_net, drawn_size)
 
 
+def _around(net, drawn_net, drawn_size, rows) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of D of each group, which ends at 1."""
+    low, high = interval(unfolded(net, drawn_net, drawn_size), rows)
+    return np.minimum(low, 1), np.minimum(high, 1)
+
+
 def rises_across(
     changes: pl.DataFrame,
     breaks: Mapping[str, float | None] | float | None,
@@ -171,10 +174,7 @@ def rises_across(
     Rows: curve, break, before, after, difference, low, high, doublings_before, doublings_after, verdict ("rises",
     "falls", "undecided"), sentence.
 
-    Raises
-    ------
-    UserError
-        If a column is missing, a change is no finite number, or a curve is not among `breaks`.
+    Raises UserError if a column is missing, a change is no finite number, or a curve is not among `breaks`.
     """
     if "curve" not in changes.columns:
         changes = changes.with_columns(curve=pl.lit("the curve"))
@@ -234,3 +234,118 @@ def _told(row: dict) -> str:
 def _some(steps: list[int]) -> str:
     shown = ", ".join(map(str, steps[:8]))
     return shown if len(steps) <= 8 else f"{shown}, ..."
+
+
+BINS = 36  # of a histogram; an even number: zero is an edge
+
+
+def traded(
+    changes: pl.DataFrame, groups: pl.DataFrame | None, by: Sequence[str] = PAIR, resamples: int = 500, seed: int = 0
+) -> pl.DataFrame:
+    """What each group of tokens adds to the falls and to the rises of the loss.
+
+    `groups`: row, position, group, or token, group; tokens in none are in the group "other", so that the groups are
+    the whole text. Rows, sorted by group inside each of `by`: *by, group, gained and lost (how much the losses of its
+    tokens fell and rose in all, in nats per token of the whole text, never negative), net (lost - gained: its part
+    of the mean change), interference (D inside the group, null where nothing changes), each with _low and _high (95 %,
+    bootstrap over rows of text), tokens. Over groups, `net` adds up to the mean change, and `gained` and `lost` to
+    the magnitude.
+
+    Raises UserError if a column is missing, a change is no finite number, or `groups` gives a token two groups, or none
+    any.
+    """
+    need_numbers(changes, [*by, "row", "change"], "what was traded")
+    grouped = with_groups(changes, groups, "what was traded")
+    change = pl.col("change").cast(pl.Float64)
+    sums = {"gained": (-change.clip(None, 0)).sum(), "lost": change.clip(0).sum(), "tokens": pl.len()}
+    made = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)
+    of = made.keys.select(by)
+    at = of.join(of.unique().with_row_index(), on=list(by), nulls_equal=True, maintain_order="left")["index"].to_numpy()
+    text = np.zeros((at.max() + 1, made.sums["tokens"].shape[1]))
+    np.add.at(text, at, made.sums["tokens"])
+    made.sums["text"] = text[at]  # tokens of the row, in whatever group
+    tokens, drawn_tokens, rows = made.total("text"), made.drawn("text"), (text > 0).sum(1)[at].astype(float)
+    gained, lost = made.total("gained"), made.total("lost")
+    drawn_gained, drawn_lost = made.drawn("gained"), made.drawn("lost")
+    net, drawn_net = lost - gained, drawn_lost - drawn_gained
+    numbers = {}
+    for name, value, drawn in (("gained", gained, drawn_gained), ("lost", lost, drawn_lost), ("net", net, drawn_net)):
+        numbers |= with_bounds(name, value / tokens, interval(ratio(drawn, drawn_tokens), rows))
+    around = _around(net, drawn_net, drawn_lost + drawn_gained, rows)
+    numbers |= with_bounds("interference", interference(net, lost + gained), around)
+    return made.keys.hstack([*as_columns(numbers), pl.Series("tokens", made.total("tokens").astype(np.int64))])
+
+
+def winners_and_losers(changes: pl.DataFrame, n: int = 8, at_least: int = 10, by: Sequence[str] = ()) -> pl.DataFrame:
+    """The tokens whose loss fell and rose most on average, `n` of each at most, in each group of `by`.
+
+    Only tokens that occur `at_least` times count, and only those whose mean really fell or rose. Rows: *by, kind
+    ("winner" first, then "loser", the most extreme first), token, change (mean, nats), stderr (of that mean,
+    occurrences taken as independent; null for one), count.
+
+    Raises UserError if a column is missing, a change is no finite number, or no token occurs that often.
+    """
+    need_numbers(changes, [*by, "token", "change"], "winners and losers")
+    change = pl.col("change").cast(pl.Float64)
+    means = (
+        changes.group_by([*by, "token"], maintain_order=True)
+        .agg(
+            change.mean().alias("change"),
+            (change.std() / pl.len().sqrt()).alias("stderr"),
+            pl.len().cast(pl.Int64).alias("count"),
+        )
+        .filter(pl.col("count") >= at_least)
+    )
+    if means.is_empty():
+        raise UserError(
+            f"winners and losers: no token occurs {at_least} times; lower at_least, or measure on more text"
+        )
+    order = changes.select(by).unique(maintain_order=True).with_row_index("_order") if by else None
+    if order is not None:
+        means = means.join(order, on=list(by), nulls_equal=True, maintain_order="left")
+    else:
+        means = means.with_columns(_order=pl.lit(0))
+    kinds = []
+    for place, (kind, sign) in enumerate((("winner", 1), ("loser", -1))):
+        of_kind = means.filter(sign * pl.col("change") < 0).sort(sign * pl.col("change"), "token")
+        kinds.append(
+            of_kind.group_by("_order", maintain_order=True).head(n).with_columns(kind=pl.lit(kind), _kind=place)
+        )
+    chosen = pl.concat(kinds).sort("_order", "_kind", maintain_order=True)
+    return chosen.select(*by, "kind", "token", "change", "stderr", "count")
+
+
+def change_bins(changes: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+    """How many tokens of each of `by` changed how much: *by, low, high (nats), share (of its tokens), side.
+
+    The edges are the same everywhere: 36 bins, evenly spaced around 0 and ever wider away from it.
+    """
+    change = changes["change"].cast(pl.Float64)
+    most = float(change.abs().max() or 0.0) or 1e-6
+    centre = float(change.abs().median() or 0.0) or most / 10
+    half = centre * np.expm1(np.linspace(0, np.log1p(most / centre), BINS // 2 + 1))
+    edges = np.concatenate([-half[:0:-1], half])
+    edges[[0, -1]] = -most, most
+    place = np.clip(np.searchsorted(edges, change.to_numpy(), side="right") - 1, 0, BINS - 1)
+    return (
+        changes.select(by)
+        .with_columns(bin=pl.Series(place))
+        .group_by([*by, "bin"], maintain_order=True)
+        .agg(tokens=pl.len())
+        .with_columns(share=pl.col("tokens") / pl.col("tokens").sum().over(by))
+        .join(pl.DataFrame({"bin": range(BINS), "low": edges[:-1], "high": edges[1:]}), on="bin", maintain_order="left")
+        .with_columns(side=pl.when(pl.col("bin") < BINS // 2).then(pl.lit("fell")).otherwise(pl.lit("rose")))
+        .sort([*by, "bin"])
+    )
+
+
+def large_change(changes: pl.DataFrame, by: str = "change", share: float = 0.05) -> float:
+    """The size of change (or of what `by` names, in nats) that a share of the tokens exceeds."""
+    return float(changes[by].cast(pl.Float64).abs().quantile(1 - share) or 0.0) or 1e-6
+
+
+def token_names(frame: pl.DataFrame, tokenizer) -> pl.DataFrame:
+    """`frame` with `form` behind `token`: each token as its tokenizer writes it."""
+    need_columns(frame, ["token"], "naming tokens")
+    forms = tokenizer.convert_ids_to_tokens(frame["token"].to_list())
+    return frame.insert_column(frame.columns.index("token") + 1, pl.Series("form", forms, dtype=pl.String))

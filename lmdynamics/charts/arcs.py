@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import DIRECTIONS
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.syntax import DIRECTIONS
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, PURPLE, TEXT, figure
 from lmdynamics.errors import UserError
 
@@ -30,7 +30,7 @@ def sentence_arcs(
 ) -> alt.LayerChart:
     """Arcs between each word and the head that attention predicts (thicker: more attention), over the gold arcs.
 
-    `predicted`: word, predicted, weight (0-based indices; of one attention head, see `analysis.heads.predicted_heads`,
+    `predicted`: word, predicted, weight (0-based indices; of one attention head, see `analysis.syntax.predicted_heads`,
     read in `direction`), with `step` where `cursor`, a parameter holding a step, chooses among checkpoints. A dot
     stands at the word attended to: the predicted head, or, read head→dependent, the dependent. `heads`: gold head of
     each word, −1 for the root (in bold); `relations`: their names; arcs of `relation` stand out. Without `heads` only
@@ -40,7 +40,7 @@ def sentence_arcs(
     ------
     UserError
         If there are no words, attention, heads or relations are those of a sentence of another length, or the
-        direction is none of `analysis.heads.DIRECTIONS`.
+        direction is none of `analysis.syntax.DIRECTIONS`.
     """
     need_columns(predicted, ["word", "predicted", "weight"], "sentence arcs")
     if not words:

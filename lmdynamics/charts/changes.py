@@ -59,7 +59,7 @@ def interference_cursor(
 def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
     """How tokens' changes are spread at the step that `cursor` holds: those whose loss fell in blue, rose in orange.
 
-    `bins`: step, low, high, share, side, tokens of `analysis.trading.change_bins` by step.
+    `bins`: step, low, high, share, side, tokens of `analysis.zero_sum.change_bins` by step.
 
     Raises
     ------
@@ -95,7 +95,8 @@ def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChar
 def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.LayerChart:
     """How far each group's losses fell and rose at the step that `cursor` holds.
 
-    `table`: step, group, gained, lost, net, as `analysis.trading.traded` gives them by step. `by`: what the groups are.
+    `table`: step, group, gained, lost, net, as `analysis.zero_sum.traded` gives them by step. `by`: what the groups
+    are.
     """
     what = "losses traded at a checkpoint"
     need_columns(table, ["step", "group", "gained", "lost", "net"], what)

@@ -2,7 +2,7 @@
 
 With p = softmax(U h) and the true token 1: ∇h⁺ = (p_1 − 1) U_1 (attractive), ∇h⁻ = Σ_{j≠1} p_j U_j (repulsive), and a
 step goes against their sum. Dissent is cos(∇h⁺, ∇h⁻); at −1 the two cancel. Mircea, Lobacheva & Rish 2024; the numbers
-are those of `analysis.dissent`.
+are those of `analysis.gradients`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,10 +34,10 @@ def dissent_over_training(
 ) -> alt.TopLevelMixin:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
 
-    `table`: step, group, dissent and its interval, as `analysis.dissent.dissent_by_group` gives them, perhaps `curve`;
-    groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted. `published`:
-    readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by an upright
-    line. `groups`: all there are, so that each keeps its colour where others are left out.
+    `table`: step, group, dissent and its interval, as `analysis.gradients.dissent_by_group` gives them, perhaps
+    `curve`; groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted.
+    `published`: readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by
+    an upright line. `groups`: all there are, so that each keeps its colour where others are left out.
 
     Raises
     ------

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.gradients import each_batch
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.one_step import each_batch
 from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.lines import colour_by, line_layers

@@ -3,8 +3,8 @@
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import best_directions, within_reach
 from lmdynamics.analysis.intervals import need_columns, with_wilson
+from lmdynamics.analysis.syntax import best_directions, within_reach
 from lmdynamics.charts.theme import TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
 from lmdynamics.errors import UserError

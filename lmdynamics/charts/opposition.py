@@ -7,8 +7,8 @@ from textwrap import wrap
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.opposition import cosine_spread
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, wrapped

@@ -3,9 +3,9 @@
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import head_history, told, uas_within_reach
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.syntax import head_history, told, uas_within_reach
 from lmdynamics.charts.axes import (
     BEFORE_ONE,
     by_step,
@@ -37,7 +37,7 @@ def loss_and_uas(
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
 
     `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: one
-    relation's best heads, as `analysis.heads.head_history` takes them, for a third panel: when that relation appeared.
+    relation's best heads, as `analysis.syntax.head_history` takes them, for a third panel: when that relation appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")

@@ -5,7 +5,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.pair_race import leads_from
+from lmdynamics.analysis.syntax import leads_from
 from lmdynamics.charts.axes import (
     by_step,
     clickable,
@@ -35,7 +35,7 @@ def pair_race(
 ) -> alt.VConcatChart:
     """Log-probability of the good and of the bad sentence above, their difference below, on one step axis.
 
-    `rows`: frame of `analysis.pair_race.pair_race`; what has no interval gets no band. A vertical line at `step`, by
+    `rows`: frame of `analysis.syntax.pair_race`; what has no interval gets no band. A vertical line at `step`, by
     default the last, or at the step that `cursor` holds. `onset`: a band behind. `caption`: what is looked at.
 
     Raises

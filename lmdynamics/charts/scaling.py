@@ -1,6 +1,6 @@
 """What size does to a loss curve: the break and the rate after it, whose gain is whose, and how early one can tell.
 
-Mircea et al. 2025 (arXiv 2506.05447); the numbers are those of `analysis.scaling`.
+Mircea et al. 2025 (arXiv 2506.05447); the numbers are those of `analysis.fits`.
 """
 
 import math
@@ -29,7 +29,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     """L_d, r_d and the final loss against the number of parameters, each with its power law; all axes logarithmic.
 
     `rows`, one per curve: size, parameters, loss_at_break, rate_after_break, final_loss, and 95 % intervals where there
-    are columns that end in `_low` and `_high`. `laws`: rows of `analysis.scaling.power_laws`. `published`: parameters
+    are columns that end in `_low` and `_high`. `laws`: rows of `analysis.fits.power_laws`. `published`: parameters
     and the three quantities, drawn in grey. What is not positive has no place on a logarithmic axis, and is counted.
     """
     need_columns(rows, ["size", "parameters", *PANELS], "trends over sizes")
@@ -62,7 +62,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
 def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
     """How much of each step up in size goes to each part of the fit, as bars that add up to the measured gain.
 
-    `parts`: smaller, larger, part, gain (log loss), rows of `analysis.scaling.split_gains`; with a column `source`, a
+    `parts`: smaller, larger, part, gain (log loss), rows of `analysis.fits.split_gains`; with a column `source`, a
     panel for each.
     """
     need_columns(parts, ["smaller", "larger", "part", "gain"], "parts of a gain")
@@ -104,7 +104,7 @@ def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
 def early_prediction(rows: pl.DataFrame) -> alt.LayerChart:
     """The error of the final loss, as predicted from the first part of training, for each way of predicting.
 
-    `rows`: curve, share, method, error (log predicted / truth), as from `analysis.scaling.predict_early`. Lines are
+    `rows`: curve, share, method, error (log predicted / truth), as from `analysis.fits.predict_early`. Lines are
     means over curves.
     """
     need_columns(rows, ["curve", "share", "method", "error"], "early prediction")

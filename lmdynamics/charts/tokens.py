@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.trading import large_change
+from lmdynamics.analysis.zero_sum import large_change
 from lmdynamics.charts.theme import BLUE, VERMILION
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.html import LITERAL

@@ -20,8 +20,8 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
     """How far the losses of each group's tokens fell (left) and rose (right), and what is left of it.
 
     `table`: group, gained, lost, net (nats per token of the whole text, so that the bars of all groups add up) with
-    net_low and net_high, as `analysis.trading.traded` gives them. With `step`, a panel per step, spread evenly over log
-    step where there are more than 4; groups stand in the order of the frame, with their `tokens` if they have any.
+    net_low and net_high, as `analysis.zero_sum.traded` gives them. With `step`, a panel per step, spread evenly over
+    log step where there are more than 4; groups stand in the order of the frame, with their `tokens` if they have any.
     `by`: what the groups are, for the title.
 
     Raises

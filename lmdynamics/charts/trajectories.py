@@ -6,9 +6,9 @@ from textwrap import wrap
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.heads import uas_within_reach
-from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, ties_and_flips, unused_rows
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
 from lmdynamics.charts.axes import on_step_axis, onset_bands, onset_ends, spoken, step_axis, steps_of, undated
 from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
@@ -58,7 +58,7 @@ def loss_over_training(
 
 
 def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ()) -> alt.LayerChart:
-    """UAS against step, one line per source with its 95 % band (frame of `analysis.intervals.uas_by_step`)."""
+    """UAS against step, one line per source with its 95 % band (frame of `analysis.syntax.uas_by_step`)."""
     onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
     present = [source for source in SOURCES if source in curve["source"].unique()]

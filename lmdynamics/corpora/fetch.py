@@ -60,10 +60,7 @@ def sources() -> dict[str, Source]:
 def locate(name: str) -> Path:
     """The folder of a source: under `$LMDYNAMICS_DATA`, or where `lmdynamics fetch` put it.
 
-    Raises
-    ------
-    UserError
-        If the name is unknown, or the source is in neither place.
+    Raises UserError if the name is unknown, or the source is in neither place.
     """
     for folder in paths.real_data_dirs():
         if (place := folder / _named(name).path).is_dir():
@@ -91,10 +88,7 @@ def download(source: Source, folder: Path, *, base: str | None = None, progress:
     attempt after a broken connection, goes on from the byte where the last one stopped. Of two processes, one waits.
     Plain http is refused, also after a redirect, except from this machine itself.
 
-    Raises
-    ------
-    UserError
-        If the server cannot be reached or refuses, a file is not the expected one, or the disk is full.
+    Raises UserError if the server cannot be reached or refuses, a file is not the expected one, or the disk is full.
     """
     import httpx
 

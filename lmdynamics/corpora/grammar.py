@@ -17,9 +17,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import cores_here, map_in_processes
 

@@ -1,6 +1,8 @@
-"""Sentences with a label each, to fine-tune on: sentiment, subjectivity, acceptability, tables of one's own.
+"""Sentences with a label each, to fine-tune on: sentiment, subjectivity, acceptability, GLUE, tables of one's own.
 
 Polarity and subjectivity: Pang and Lee 2005, 2004. Acceptability is read off minimal pairs, as in CoLA good is 1.
+GLUE (Wang et al. 2019) comes from the hub or a folder laid out like it. The labels of its own test sets are secret, so
+papers report on the validation sets: here those are `test`, and a dev split to choose on comes from the training set.
 """
 
 import hashlib
@@ -17,8 +19,9 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.paths import cache_dir, writable
 
 # each label's file in the zip, label 0 first
 ZIPS = {
@@ -44,10 +47,8 @@ class LabelledSentences:
     source says which rows are which. `split_into_words` is that of `MinimalPairs`. `metrics` are the task's usual
     ones, the one to report first.
 
-    Raises
-    ------
-    UserError
-        If a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite grades.
+    Raises UserError if a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite
+    grades.
     """
 
     name: str
@@ -101,10 +102,8 @@ class LabelledSentences:
 
         Where the source has a test split of its own that is taken, and dev is drawn from the rest.
 
-        Raises
-        ------
-        UserError
-            If a share is not between 0 and 1, or there are too few groups for every label to be in every split.
+        Raises UserError if a share is not between 0 and 1, or there are too few groups for every label to be in every
+        split.
         """
         if not (0 < dev < 1 and 0 < test < 1 and dev + test < 1):
             raise UserError(f"dev {dev:g} and test {test:g} must be shares above 0 that leave some rows to train on")
@@ -182,10 +181,7 @@ def open_labelled(name: str) -> LabelledSentences:
     polarity: 10,662 sentences of film reviews, 1 if the review is favourable. subjectivity: 10,000 sentences on
     films, 1 if from a review, 0 if from a summary of the plot. Both are lower case, words and punctuation apart.
 
-    Raises
-    ------
-    UserError
-        If it is neither a known name nor a file, or is not on this machine, or does not parse.
+    Raises UserError if it is neither a known name nor a file, or is not on this machine, or does not parse.
     """
     if name in ZIPS:
         return _read_zip(name, locate("sentiment") / ZIPS[name][0], ZIPS[name][1])
@@ -219,3 +215,110 @@ def _read_zip(name: str, path: Path, members: Sequence[str]) -> LabelledSentence
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole zip file ({error}); fetch sentiment again") from None
     return labelled(name, texts, labels)
+
+
+HUB = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """Where a task lies, which columns hold its sentences, how many labels it has, and how it is scored.
+
+    `labels` is None where sentences are graded. The first of `metrics` is the one that tables of results show.
+    """
+
+    folder: str
+    sentences: tuple[str, ...]
+    labels: int | None
+    metrics: tuple[str, ...] = ("accuracy",)
+    validation: str = "validation"
+
+
+_MNLI = ("premise", "hypothesis")
+_ENTAILMENT = ("sentence1", "sentence2")
+TASKS = {
+    "cola": GlueTask("cola", ("sentence",), 2, ("matthews", "accuracy")),
+    "sst2": GlueTask("sst2", ("sentence",), 2),
+    "mrpc": GlueTask("mrpc", _ENTAILMENT, 2, ("f1", "accuracy")),
+    "qqp": GlueTask("qqp", ("question1", "question2"), 2, ("f1", "accuracy")),
+    "stsb": GlueTask("stsb", _ENTAILMENT, None, ("pearson", "spearman")),
+    "mnli": GlueTask("mnli", _MNLI, 3, validation="validation_matched"),
+    "mnli_mm": GlueTask("mnli", _MNLI, 3, validation="validation_mismatched"),
+    "qnli": GlueTask("qnli", ("question", "sentence"), 2),
+    "rte": GlueTask("rte", _ENTAILMENT, 2),
+    "wnli": GlueTask("wnli", _ENTAILMENT, 2),
+}
+
+
+def open_glue(task: str, where: str | Path = HUB) -> LabelledSentences:
+    """A GLUE task by name, from the hub (the name of a data set there) or a local folder.
+
+    A folder holds `TASK/SPLIT-00000-of-00001.parquet`, or that below `parquet/`. `mnli` is scored on the matched
+    validation set, `mnli_mm` on the mismatched one. Rows with the same first sentence are one group. What is
+    downloaded is kept under the cache folder.
+
+    Raises UserError if the task is unknown, the hub is meant and the `datasets` library is missing, the files are not
+    to be had, or hold something else.
+    """
+    if task not in TASKS:
+        raise UserError(f"no GLUE task {task!r}{did_you_mean(task, TASKS)}")
+    chosen = TASKS[task]
+    parts = []
+    for split, name in (("train", "train"), (chosen.validation, "test")):
+        rows = _load(chosen.folder, split, where)
+        if missing := {*chosen.sentences, "label"} - set(rows.columns):
+            raise UserError(f"{where}: {task} has no column {min(missing)!r}; it is not GLUE's {task}")
+        parts.append(rows.select(*chosen.sentences, "label").with_columns(pl.lit(name).alias("split")))
+    frame = pl.concat(parts).rename(dict(zip(chosen.sentences, ("text", "second"), strict=False)))
+    frame = frame.with_columns(
+        pl.col("label").cast(pl.Float64 if chosen.labels is None else pl.Int64),
+        same_text("text").alias("group"),
+    )
+    data = LabelledSentences(task, frame, metrics=chosen.metrics)
+    if data.classes != chosen.labels:
+        raise UserError(
+            f"{where}: {task} has {data.classes} labels, GLUE's has {chosen.labels}; it is another data set"
+        )
+    return data
+
+
+def open_task(name: str, pairs: MinimalPairs) -> LabelledSentences:
+    """A downstream task by name: `acceptability` (of these pairs), a GLUE task, or whatever `open_labelled` knows."""
+    if name == "acceptability":
+        return replace(acceptability(pairs), name=name)
+    return open_glue(name) if name in TASKS else open_labelled(name)
+
+
+def _load(folder: str, split: str, where: str | Path) -> pl.DataFrame:
+    """One split of a task; texts that are empty are left out (MNLI and QQP have a few)."""
+    local = Path(where).expanduser()
+    frame = pl.read_parquet(_files(local, folder, split)) if local.is_dir() else _from_hub(folder, split, str(where))
+    texts = [name for name in frame.columns if frame[name].dtype == pl.String]
+    return frame.filter(pl.all_horizontal(pl.col(texts).str.strip_chars() != "")) if texts else frame
+
+
+def _from_hub(folder: str, split: str, where: str) -> pl.DataFrame:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("GLUE is read with the library `datasets`; pip install lmdynamics[glue]") from None
+    cache = str(writable(cache_dir() / "glue"))
+    options = datasets.DownloadConfig(cache_dir=f"{cache}/downloads")
+    try:
+        loaded = datasets.load_dataset(where, folder, split=split, cache_dir=cache, download_config=options)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
+        first = str(problem).splitlines()[0]
+        raise UserError(
+            f"{where} is neither a folder nor a data set that can be had from the hub ({first}); check the name "
+            "and the connection, or give a folder with TASK/SPLIT-00000-of-00001.parquet"
+        ) from None
+    return pl.from_arrow(loaded.data.table)
+
+
+def _files(local: Path, folder: str, split: str) -> Sequence[str]:
+    for inside in (local / folder, local / "parquet" / folder):
+        if files := sorted(inside.glob(f"{split}-*-of-*.parquet")):
+            return [str(file) for file in files]
+    raise UserError(
+        f"{local} holds no {folder}/{split}-00000-of-00001.parquet; give a folder laid out as {HUB} on the hub is"
+    )

@@ -1,30 +1,145 @@
 """Plain text or Markdown, to a tokenizer, to packed blocks of token ids.
 
-Passages (paragraphs, see `passages`) are tokenised one by one and laid end to end.
+Files are read as passages: paragraphs on one line each, a line at a time however large the files are. Passages are
+tokenised one by one and laid end to end. Large corpora are built once, below a name that tells their content.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lmdynamics.corpora.blocks import Blocks, write_array
 from lmdynamics.corpora.fetch import sha256_of
-from lmdynamics.corpora.passages import Passages, read_texts, text_files
-from lmdynamics.corpora.stored import COMPLETE, stored
-from lmdynamics.corpora.vocabulary import train_tokenizer
-from lmdynamics.corpora.words import special_around
+from lmdynamics.corpora.tokens import Blocks, special_around, train_tokenizer, write_array
 from lmdynamics.errors import UserError
+from lmdynamics.files import atomic_folder, clear, locked, saving
+from lmdynamics.paths import writable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["build_text_corpus", "pack", "read_texts", "train_tokenizer"]
+SUFFIXES = (".txt", ".md")
+NOT_TEXT = re.compile(r"(source|readme|licen[cs]e|copying)\b", re.IGNORECASE)
+HEADER_LINES = 20  # a rule this near the top of a Markdown file ends its header (title, author, year)
+HEADER_RULE = re.compile(r"-{7,}\s*")
+MARKUP = str.maketrans("", "", "_*#")
+LONGEST = 10_000  # characters: a paragraph longer than this is cut at a line end, so that memory stays small
+
+
+def read_texts(path: str | Path) -> list[tuple[str, str]]:
+    """(name, text) of a file, or of every `.txt` and `.md` below a folder in order of name; a line per paragraph.
+
+    Markdown loses its header (up to a line of dashes near the top) and the characters `_ * #`. In a folder, files
+    about the texts (SOURCE, README, LICENSE, COPYING) and hidden ones are passed over.
+
+    Raises UserError if there is nothing to read, a file is not UTF-8, or a file is empty.
+    """
+    folder, files = text_files(path)
+    return [(file.relative_to(folder).as_posix(), "\n".join(Passages((file,)))) for file in files]
+
+
+def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
+    """The folder that names are relative to, and the text files `read_texts` reads, in order of name.
+
+    Raises UserError if there are none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path.parent, (path,)
+    if not path.is_dir():
+        raise UserError(f"{path} does not exist; give a text file or a folder of .txt and .md files")
+    files = sorted(
+        (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and _is_text(file, path)),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    if not files:
+        raise UserError(f"{path} holds no .txt or .md files; give a text file or a folder of them")
+    return path, tuple(files)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The paragraphs of some files, in order, read anew on each iteration; white space is single spaces.
+
+    So hard-wrapped and unwrapped files give the same words as a treebank does. Iterating raises a UserError for a
+    file that is not UTF-8 or has no text.
+    """
+
+    files: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(map(_passages, self.files))
+
+
+def _is_text(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and not NOT_TEXT.match(file.name) and file.is_file()
+
+
+def _passages(file: Path) -> Iterator[str]:
+    empty = True
+    words, characters = [], 0
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in chain(_without_markup(lines) if file.suffix.lower() == ".md" else lines, [""]):
+                words += (in_line := line.split())
+                characters += len(line)
+                if words and (not in_line or characters > LONGEST):
+                    yield " ".join(words)
+                    words, characters, empty = [], 0, False
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it, or take it out of the folder") from None
+    if empty:
+        raise UserError(f"{file} holds no text; replace it, or take it out of the folder")
+
+
+def _without_markup(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of a Markdown file below its header, if it has one."""
+    lines = iter(lines)
+    top = list(islice(lines, HEADER_LINES))
+    rules = [i for i, line in enumerate(top) if HEADER_RULE.fullmatch(line)]
+    for line in chain(top[rules[0] + 1 :] if rules else top, lines):
+        yield line.translate(MARKUP)
+
+
+T = TypeVar("T")
+COMPLETE = "corpus.json"  # the file that `build` writes last, about what it has made
+
+
+def stored(place: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
+    """`load(place)`; if nothing lies there, or it is damaged, `build` first fills a folder that becomes `place`.
+
+    Of two processes that want it at once, one waits. Where the folder cannot be written, it is built for this process
+    alone, and that is said.
+
+    Raises UserError if the disk is full.
+    """
+    if (found := _load(place, load)) is not None:
+        return found
+    with saving(str(place)):
+        place = writable(place.parent) / place.name
+        with locked(place.with_suffix(".lock")):
+            if (found := _load(place, load)) is None:
+                clear(place.parent, place.name)
+                with atomic_folder(place) as building:
+                    build(building)
+                found = load(place)
+    return found
+
+
+def _load(place: Path, load: Callable[[Path], T]) -> T | None:
+    try:
+        return load(place) if (place / COMPLETE).is_file() else None
+    except (OSError, ValueError):
+        return None
+
 
 BATCH = 1_000  # passages tokenised at a time
 ROWS = 10_000  # rows copied at a time
@@ -38,10 +153,7 @@ def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size:
     So a row of BERT's has [CLS] before and [SEP] after block_size - 2 tokens, one of GPT-2's nothing but tokens. What
     is left over at the end and does not fill a row is dropped.
 
-    Raises
-    ------
-    ValueError
-        If `block_size` leaves no room for a token.
+    Raises ValueError if `block_size` leaves no room for a token.
     """
     if block_size < 3:
         raise ValueError(f"a block of {block_size} has no room between [CLS] and [SEP]: block_size must be at least 3")
@@ -69,11 +181,8 @@ def build_text_corpus(
 
     `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
 
-    Raises
-    ------
-    UserError
-        If the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense, or the
-        disk is full.
+    Raises UserError if the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense,
+    or the disk is full.
     """
     if block_size < 3 or not 0 < held_out <= 0.5:
         raise UserError(

@@ -13,9 +13,9 @@ from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import compare_runs
 from lmdynamics.explorers.live import LiveChart, show_live
 from lmdynamics.explorers.training import TrainingExplorer
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.runs.background import ACTIVE, Training, branch_of
-from lmdynamics.runs.branch import branch_cost
+from lmdynamics.runs.family import branch_cost
 from lmdynamics.runs.run import Run
 
 CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "masking schedule", "learning rate", "seed")

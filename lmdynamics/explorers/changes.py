@@ -6,10 +6,9 @@ from functools import cached_property
 
 import polars as pl
 
+from lmdynamics.analysis.gradients import each_batch, over_batches
 from lmdynamics.analysis.intervals import bounded, need_columns
-from lmdynamics.analysis.one_step import each_batch, over_batches
-from lmdynamics.analysis.trading import change_bins, traded
-from lmdynamics.analysis.zero_sum import interference_table
+from lmdynamics.analysis.zero_sum import change_bins, interference_table, traded
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 

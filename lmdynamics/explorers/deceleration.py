@@ -14,7 +14,7 @@ from lmdynamics import charts
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import break_profile
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.preparation import SMOOTHINGS, prepare
+from lmdynamics.analysis.loss_curves import SMOOTHINGS, prepare
 from lmdynamics.charts.axes import JUMP
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.errors import UserError

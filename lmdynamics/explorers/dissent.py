@@ -30,8 +30,8 @@ class DissentExplorer(Explorer):
     """Move through checkpoints, and see where attraction and repulsion point, for each group of tokens.
 
     `table`: step, group, dissent, cos_hidden_attractive, cos_hidden_repulsive and their intervals, perhaps `curve`, as
-    `analysis.dissent.dissent_by_group` gives them. `step`, `curve`, `group` choose where to start: by default the last
-    step, all curves, all groups. `published`: readings of dissent to compare with, by name.
+    `analysis.gradients.dissent_by_group` gives them. `step`, `curve`, `group` choose where to start: by default the
+    last step, all curves, all groups. `published`: readings of dissent to compare with, by name.
 
     Raises
     ------

@@ -13,17 +13,17 @@ import polars as pl
 import traitlets
 
 from lmdynamics import charts
-from lmdynamics.analysis.heads import DIRECTIONS, predicted_heads
-from lmdynamics.analysis.intervals import loss_by_bin, uas_by_step, wilson
+from lmdynamics.analysis.intervals import loss_by_bin, wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
+from lmdynamics.analysis.syntax import DIRECTIONS, predicted_heads, uas_by_step
 from lmdynamics.charts.linked import Linked, Place
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.checkpoints import CheckpointSlider
 from lmdynamics.explorers.explorer import Explorer
 from lmdynamics.explorers.sas_controls import CURSOR, Controls
 from lmdynamics.explorers.saving import check_among, restored
-from lmdynamics.measurements.arcs import offset_baseline
+from lmdynamics.measurements.inputs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run

@@ -9,7 +9,7 @@ import altair as alt
 import ipywidgets as widgets
 import traitlets
 
-from lmdynamics.analysis.heads import DIRECTIONS
+from lmdynamics.analysis.syntax import DIRECTIONS
 from lmdynamics.charts.heads import PICK
 from lmdynamics.explorers.checkpoints import CheckpointSlider, nearest
 from lmdynamics.explorers.computing import Computing

@@ -12,8 +12,8 @@ from IPython.display import display
 from lmdynamics import charts
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.live import show_live
+from lmdynamics.training.masking import SHAPES, Schedule, parse_schedule
 from lmdynamics.training.recipes import load_recipe
-from lmdynamics.training.schedules import SHAPES, Schedule, parse_schedule
 
 POINTS = 200  # at which a schedule is drawn
 

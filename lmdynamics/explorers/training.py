@@ -17,10 +17,9 @@ from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.live import show_live
 from lmdynamics.jobs import aside
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.trace import trace
+from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
-from lmdynamics.runs.branch import history
+from lmdynamics.runs.family import history
 from lmdynamics.runs.run import Run
 
 EVERY = 1.0  # seconds between two looks at what is there
@@ -266,7 +265,7 @@ def train_live(
 
 def check_changes(training: Training, overrides: Iterable[str]) -> None:
     """Refuse changes that a branch from where the training is could not make; nothing is paused for them."""
-    from lmdynamics.runs.branch import changed_recipe
+    from lmdynamics.runs.trained import changed_recipe
 
     changed_recipe(training.job.recipe, training.saved, overrides)
 

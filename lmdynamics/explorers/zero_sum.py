@@ -11,7 +11,7 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics.analysis.intervals import bounded
-from lmdynamics.analysis.trading import large_change
+from lmdynamics.analysis.zero_sum import large_change
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.linked import Linked, Place
 from lmdynamics.charts.tokens import ColouredTokens, visible
@@ -34,7 +34,7 @@ class ZeroSumExplorer(Explorer):
     `changes`: a trace of `OneStep`, or a frame of `analysis.zero_sum.doublings`; of several runs, a mapping by name.
     `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); with
     several runs that read different tokens, a mapping of such by run. `groups`: row, position, group or token, group,
-    as `analysis.trading.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
+    as `analysis.zero_sum.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
     `direction`, `batch` and `row` choose where to start: by default the last step, held-out text, the update, the first
     batch and row.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub.client import told_bytes
-from lmdynamics.hub.listing_faults import contents, listing_faults, missing_steps
+from lmdynamics.hub.faults import contents, listing_faults, missing_steps
 from lmdynamics.hub.pins import FILE, LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_pins
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
@@ -57,10 +57,7 @@ def audit(
     are on this machine: `not finite`, `parameters`, `equal`, `tensor` (one copied from another step, or that jumps),
     `initialisation` (a first step that others do not come from), `far` (a checkpoint of another model).
 
-    Raises
-    ------
-    UserError
-        For an address that is none, a repository, trajectory or folder that is not there, or no network.
+    Raises UserError for an address that is none, a repository, trajectory or folder that is not there, or no network.
     """
     if not address.startswith(paths.SUITE):
         return [_folder_audit(address, revisions, progress, weights)]
@@ -106,7 +103,7 @@ def _weight_faults(
     name: str, pins: Sequence[Pin], progress: bool | None
 ) -> tuple[list[Fault], tuple[int, ...], tuple[int, int, int]]:
     """Faults that tensors tell; steps that were read; tensors of each, of how many, and bytes over the network."""
-    from lmdynamics.hub.tensor_faults import tensor_faults
+    from lmdynamics.hub.faults import tensor_faults
     from lmdynamics.hub.tensors import Samples, read_samples
 
     samples: dict[int, Samples] = {}

@@ -121,10 +121,7 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
 
     What is large is taken up where it broke, by a later call too; the client by itself would begin it anew.
 
-    Raises
-    ------
-    UserError
-        If it cannot be had, or is twice not what the listing says.
+    Raises UserError if it cannot be had, or is twice not what the listing says.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.file_download import repo_folder_name

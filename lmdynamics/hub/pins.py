@@ -1,4 +1,8 @@
-"""Which checkpoints an address means, and where each of them lies: names first, then the files at a pinned commit."""
+"""Which checkpoints an address means, and where each of them lies: names first, then the files at a pinned commit.
+
+And the suites that are known by name (`data/suites.toml`) as a table or a page for a person to choose from; and which
+checkpoints stay on this machine where an address says `keep=N`.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from filelock import FileLock
+
 from lmdynamics import files, paths
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.hub import client
-from lmdynamics.hub.client import RemoteFile
+from lmdynamics.hub.client import RemoteFile, told_bytes
 from lmdynamics.runs.folders import VOCABULARY, signature, weight_names
-from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for
+from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for, rules
 from lmdynamics.training import layout
 
 FILE = "suite.json"
@@ -211,10 +217,7 @@ class Trajectory:
 def list_checkpoints(asked: Address, rule: Rule) -> Listing:
     """Every checkpoint of a repository, or of those that a pattern fits.
 
-    Raises
-    ------
-    UserError
-        Where there is none, or two of one step.
+    Raises UserError where there is none, or two of one step.
     """
     repository, where, main = asked.repository, f"hf://{asked.repository}", None
     if rule.by_repository:
@@ -292,3 +295,89 @@ def write_pins(folder: Path, repository: str, part: str, pins: Mapping[int, Pin]
     name = f"{repository}#{part}" if part else repository
     said = {"format": 1, "name": name, "repository": repository, "part": part, **known}
     files.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
+
+
+FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
+
+
+def remember(suite: Path, step: int) -> None:
+    """That a checkpoint's weights came under a `keep`: the last one is the one that stays longest."""
+    with FileLock(suite / ".lock"):
+        steps = [known for known in _fetched(suite) if known != step]
+        files.write_json(suite / FETCHED, [*steps, step])
+
+
+def spare(suite: Path, steps: Sequence[int]) -> None:
+    """Checkpoints that came under a `keep` and are wanted for good now: they are not counted among those any more."""
+    with FileLock(suite / ".lock"):
+        if set(steps) & set(known := _fetched(suite)):
+            files.write_json(suite / FETCHED, [step for step in known if step not in steps])
+
+
+def _fetched(suite: Path) -> list[int]:
+    return files.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
+
+
+def evict(suite: Path, keep: int) -> None:
+    """Take away the weights of all but the last `keep` checkpoints that were brought here; others' files stay."""
+    from huggingface_hub import scan_cache_dir
+
+    with FileLock(suite / ".lock"):
+        steps = _fetched(suite)
+        pins = read_pins(suite)
+        old = {pins[step].commit for step in steps[:-keep] if step in pins}
+        if old:
+            cached = scan_cache_dir(client.cache())
+            present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}
+            cached.delete_revisions(*sorted(old & present)).execute()
+            files.write_json(suite / FETCHED, steps[-keep:])
+
+
+HEAD = """# Published checkpoint suites
+
+What `hf://` addresses know by name; any other repository opens too, if its revisions look like steps or a regular
+expression says how (`lmdynamics.open_run(address, revisions=...)`). Sizes are rounded, of one checkpoint's weights. Run
+`lmdynamics audit ADDRESS` before trusting a trajectory: it compares hashes over all checkpoints and downloads none;
+with `--weights`, a few values of each too.
+
+This page is `lmdynamics suites --markdown`, made of `data/suites.toml`.
+"""
+
+
+def as_markdown() -> str:
+    """The page `data/SUITES.md`."""
+    return HEAD + "".join(_section(rule) for rule in rules() if rule.title)
+
+
+def _section(rule: Rule) -> str:
+    steps = rule.expected_steps()
+    told = f"{len(steps)} steps from {steps[0]:,} to {steps[-1]:,}" if steps else "see `lmdynamics audit`"
+    lines = [
+        f"- Address: `{rule.example}`",
+        f"- Checkpoints: {told}, {'a repository' if rule.by_repository else 'a branch'} each",
+        f"- Size of one: {_sizes(rule)}",
+        f"- Licence: {rule.licence}",
+        f"- Home: {rule.homepage}",
+        *(f"- Known: {fault}" for fault in rule.faults),
+    ]
+    return f"\n## {rule.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def as_table() -> None:
+    """Print them in short."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("suite", "address", "one checkpoint", "licence", "known", show_lines=True)
+    table.columns[1].no_wrap = True
+    for rule in filter(lambda rule: rule.title, rules()):
+        cells = (rule.title, rule.example, _sizes(rule), rule.licence, "\n".join(rule.faults))
+        table.add_row(*map(escape, cells))
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(table)
+
+
+def _sizes(rule: Rule) -> str:
+    return ", ".join(f"{name} {told_bytes(megabytes * 1e6)}" for name, megabytes in rule.sizes.items()) or "not known"

@@ -1,13 +1,13 @@
-"""Published checkpoint suites: `hf://OWNER/NAME` as a run, its commits pinned, its files brought here when wanted.
+"""Runs, wherever they are: a folder, one of the runs folder by its name, or a published suite, `hf://OWNER/NAME`.
 
     hf://EleutherAI/pythia-14m?steps=log:20         twenty of its checkpoints
     hf://google/multiberts-seed_0-step_*            one repository for each checkpoint
     hf://allenai/OLMo-2-0425-1B#stage2-ingredient1  another of its trajectories
 
-The first opening lists what there is and writes it down in `suites/NAME/suite.json` under `$LMDYNAMICS_HOME`: each
-checkpoint's commit, and of those looked at, every file with its size and hash. From then on these commits are meant,
-whatever the branches come to point at, and nothing needs the network but files that are not here yet. Those lie in the
-cache of the hub's own client.
+The first opening of a suite lists what there is and writes it down in `suites/NAME/suite.json` under
+`$LMDYNAMICS_HOME`: each checkpoint's commit, and of those looked at, every file with its size and hash. From then on
+these commits are meant, whatever the branches come to point at, and nothing needs the network but files that are not
+here yet. Those lie in the cache of the hub's own client.
 """
 
 import hashlib
@@ -21,27 +21,33 @@ from typing import Any
 from filelock import FileLock
 
 from lmdynamics import files, paths
-from lmdynamics.errors import UserError
-from lmdynamics.hub import client, keep
+from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.hub import client
 from lmdynamics.hub.client import RemoteFile, told_bytes
-from lmdynamics.hub.listing_faults import suite_faults
+from lmdynamics.hub.faults import suite_faults
 from lmdynamics.hub.pins import (
     CONFIG,
     FILE,
     Pin,
     as_pin,
+    evict,
+    known_suites,
     list_checkpoints,
     look,
     read_address,
     read_pins,
+    remember,
+    spare,
     suite_folder,
     write_pins,
 )
+from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.progress import bar, say_once
 from lmdynamics.runs import faults
-from lmdynamics.runs.folders import other_weights
+from lmdynamics.runs.folders import find_folder, other_weights
 from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
-from lmdynamics.runs.run import Checkpoint, Run, load_tokenizer
+from lmdynamics.runs.run import Checkpoint, Run, checkpoint_folders, load_tokenizer
+from lmdynamics.runs.trained import open_folder
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,7 @@ class SuiteRun(Run):
         `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
         where it was stopped, within a file too.
 
-        Raises
-        ------
-        UserError
-            If nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
+        Raises UserError if nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
         """
         missing = self.missing(steps)
         if missing and confirm is not None and not confirm(self.cost(steps)):
@@ -158,9 +161,9 @@ class SuiteRun(Run):
                 shown.set_postfix_str(f"step {step:,}")
                 _bring(self.pins[step], files, shown.update)
                 if self.keep_last is not None:
-                    keep.remember(self.folder, step)
+                    remember(self.folder, step)
         if self.keep_last is None:
-            keep.spare(self.folder, chosen_steps(self.steps, steps))
+            spare(self.folder, chosen_steps(self.steps, steps))
         return self
 
 
@@ -181,10 +184,10 @@ class SuiteCheckpoint(Checkpoint):
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
             if self._here(self._pin.wanted) and self.keep_last is not None:
-                keep.remember(self.suite, self.step)
+                remember(self.suite, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
-                keep.evict(self.suite, self.keep_last)
+                evict(self.suite, self.keep_last)
         return model
 
     @property
@@ -266,11 +269,8 @@ def open_suite(
     checkpoints that come under it stay on this machine; what was fetched without it stays anyway. `download`: agree to
     whatever is needed; otherwise models that are not here are refused, and `fetch` shows what they cost.
 
-    Raises
-    ------
-    UserError
-        For an address that is none, a repository that is not there, closed or without checkpoints, or no network; the
-        line then says which checkpoints are here.
+    Raises UserError for an address that is none, a repository that is not there, closed or without checkpoints, or no
+    network; the line then says which checkpoints are here.
     """
     asked = read_address(address)
     rule = rule_for(asked.repository, revisions)
@@ -355,3 +355,38 @@ def _here(pins: Iterable[Pin]) -> str:
 
 def _bytes_of(missing: Mapping[int, Sequence[RemoteFile]]) -> int:
     return sum(file.bytes for files in missing.values() for file in files)
+
+
+def run_names() -> list[str]:
+    """Runs on this machine that have a checkpoint, by name; without those of which a name alone does not say enough."""
+    if not runs_dir().is_dir():
+        return []
+    return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and _opens(folder))
+
+
+def _opens(folder: Path) -> bool:
+    try:
+        return bool(checkpoint_folders(folder))
+    except UserError:
+        return False
+
+
+def open_run(where: str | Path, **options: Any) -> Run:
+    """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
+
+    `FOLDER#NAME` is one of several trajectories in a folder. `options` are for suites: `steps`, `revisions`,
+    `keep_last`, `download`; see `lmdynamics.hub.suites.open_suite`. For a folder, only `revisions`.
+
+    Raises UserError where there is none, or none with a checkpoint.
+    """
+    if str(where).startswith(SUITE):
+        return open_suite(str(where), **options)
+    revisions = options.pop("revisions", None)
+    if options:
+        raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
+    folder, part = find_folder(str(where))
+    if not (exists(folder) and folder.is_dir()):
+        known = [*run_names(), *known_suites()]
+        hint = did_you_mean(str(where), known) if known else ""
+        raise UserError(f"there is no run {shortened(str(where))!r}{hint}; `lmdynamics train RECIPE` makes one")
+    return open_folder(folder, part, revisions, str(where))

@@ -63,10 +63,7 @@ class Samples:
 def read_samples(pin: Pin) -> Samples | None:
     """Read a checkpoint; None for what cannot be read in part and is not here (.bin files).
 
-    Raises
-    ------
-    UserError
-        For a file that is damaged or holds more than tensors, or a server that does not send byte ranges.
+    Raises UserError for a file that is damaged or holds more than tensors, or a server that does not send byte ranges.
     """
     here = not pin.lacking(pin.weights)
     if any(not file.path.endswith(".safetensors") for file in pin.weights):

@@ -12,16 +12,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.inputs import check_length, encode_treebank, unused_rows
 from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.vocabulary import unused_rows
-from lmdynamics.measurements.word_batches import check_length, encode_treebank
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import pad
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import logits_at
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
+from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import (
     MASKING_RATE,
     ROWS,
@@ -26,10 +27,9 @@ from lmdynamics.measurements.losses import (
     predicted_tokens,
     prediction_batches,
 )
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.vocabulary import unused_rows
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
-from lmdynamics.training.logits import logits_at
+from lmdynamics.training.objective import logits_at
 
 LOGITS = 1 << 24  # at most so many at once: 64 MiB
 
@@ -75,10 +75,7 @@ class Dissent(Measurement):
 def linear_head(model: nn.Module) -> nn.Linear:
     """The output embedding, U and b.
 
-    Raises
-    ------
-    UserError
-        If the model has none, or it is no plain linear layer.
+    Raises UserError if the model has none, or it is no plain linear layer.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -94,10 +91,8 @@ def linear_head(model: nn.Module) -> nn.Linear:
 def read_by_the_head(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, "selected width"]:
     """What the output embedding reads at the predicted positions of a batch, a few rows at a time.
 
-    Raises
-    ------
-    UserError
-        If the model's logits are not what its output embedding gives: scaled, capped, or otherwise changed.
+    Raises UserError if the model's logits are not what its output embedding gives: scaled, capped, or otherwise
+    changed.
     """
     head, seen = linear_head(model), []
     hook = head.register_forward_hook(lambda module, arguments, output: seen.append((arguments[0], output)))

@@ -8,6 +8,7 @@ pass gives the derivatives of one token of *every* row.
 Notation: B rows, T positions, N predicted tokens; an example is a token, or a row; u is an update of the parameters.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.training.logits import body_of, logits_at
+from lmdynamics.training.objective import body_of, logits_at
 
 ELEMENTS = {"cpu": 2**21}  # of gradients formed at once: on a CPU, what its caches hold
 
@@ -65,11 +66,8 @@ class Layer:
 class Tape:
     """One forward pass over a batch, with all that gradients of its tokens and rows are made of.
 
-    Raises
-    ------
-    UserError
-        If the model has parameters in a layer that is none of Linear, Conv1D, Embedding, LayerNorm and RMSNorm, or uses
-        a layer more than once.
+    Raises UserError if the model has parameters in a layer that is none of Linear, Conv1D, Embedding, LayerNorm and
+    RMSNorm, or uses a layer more than once.
     """
 
     model: nn.Module
@@ -272,3 +270,31 @@ def _normalised(layer: Layer, where: str) -> Tensor:
             f"{where} ({type(module).__name__}) is no norm times a weight; its gradients are not known here"
         )
     return normalised
+
+
+def parts(tape: Tape) -> Iterator[tuple[str, str, list[str]]]:
+    """(level, part, its parameters' names): all of them; embeddings, each layer, head; every module.
+
+    What comes before the first numbered layer counts as embeddings, what comes after the last as head; tied weights
+    belong to the embeddings.
+    """
+    name_of = {id(p): name for name, p in tape.model.named_parameters()}
+    by_layer: dict[str, list[str]] = {}
+    by_module: dict[str, list[str]] = {}
+    taken, part = set(), "embeddings"
+    numbers = [re.search(r"\.(\d+)\.", layer.name) for layer in tape.layers]
+    last = max((i for i, number in enumerate(numbers) if number), default=-1)
+    for i, (layer, number) in enumerate(zip(tape.layers, numbers, strict=True)):
+        if number:
+            part = f"layer {number[1]}"
+        elif i > last >= 0:
+            part = "head"
+        own = [name_of[id(p)] for p in layer.module.parameters(recurse=False) if id(p) in name_of]
+        fresh = [name for name in own if name not in taken]
+        taken.update(fresh)
+        if fresh:
+            by_layer.setdefault(part, []).extend(fresh)
+            by_module[layer.name] = fresh
+    yield "all", "all", [name for names in by_layer.values() for name in names]
+    yield from (("layer", part, names) for part, names in by_layer.items())
+    yield from (("module", module, names) for module, names in by_module.items())

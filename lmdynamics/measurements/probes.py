@@ -1,6 +1,6 @@
 """What a checkpoint has learnt that helps elsewhere: a fresh linear head on it, trained on labelled sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,18 +8,52 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmdynamics.corpora.labelled import LabelledSentences
-from lmdynamics.corpora.words import takes_words
+from lmdynamics.corpora.tokens import takes_words
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.scores import SCORES, accuracy
-from lmdynamics.measurements.vocabulary import check_ids
-from lmdynamics.measurements.word_batches import longest_input
+from lmdynamics.measurements.inputs import check_ids, longest_input
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix, pad
+
+
+def accuracy(gold: Int64[np.ndarray, " n"], said: Int64[np.ndarray, " n"]) -> float:
+    """Share of examples that are right."""
+    return float((gold == said).mean())
+
+
+def f1(gold: Int64[np.ndarray, " n"], said: Int64[np.ndarray, " n"]) -> float:
+    """Harmonic mean of precision and recall of label 1; 0 where none is found or there is none."""
+    found = int(((gold == 1) & (said == 1)).sum())
+    return 2 * found / max(1, int((gold == 1).sum() + (said == 1).sum()))
+
+
+def matthews(gold: Int64[np.ndarray, " n"], said: Int64[np.ndarray, " n"]) -> float:
+    """Correlation of two binary labellings (Matthews 1975); 0 if either is constant."""
+    return pearson((gold == 1).astype(float), (said == 1).astype(float))
+
+
+def pearson(gold: Float64[np.ndarray, " n"], said: Float64[np.ndarray, " n"]) -> float:
+    """Linear correlation; 0 if either side is constant, as a model that always says the same knows nothing."""
+    from scipy.stats import pearsonr
+
+    return float(pearsonr(gold, said).statistic) if np.ptp(gold) and np.ptp(said) else 0.0
+
+
+def spearman(gold: Float64[np.ndarray, " n"], said: Float64[np.ndarray, " n"]) -> float:
+    """Correlation of ranks; 0 if either side is constant."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(gold, said).statistic) if np.ptp(gold) and np.ptp(said) else 0.0
+
+
+SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    score.__name__: score for score in (accuracy, f1, matthews, pearson, spearman)
+}
+
 
 TOKENS = 4096  # per batch when nothing is learnt
 WARMUP = 0.1  # of all steps; then the rate falls linearly to zero

@@ -1,4 +1,4 @@
-"""One measurement at every checkpoint of a run, each computed once and kept.
+"""Measurements, and their traces: one measurement at every checkpoint of a run, each computed once and kept.
 
 Results are in `traces/CHECKPOINT/MEASUREMENT.parquet` under the cache folder, named by the checkpoint's content, the
 measurement's parameters and, where it is not the CPU in float32, the kind of device and its precision. A file is there
@@ -12,14 +12,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import polars as pl
 
 from lmdynamics import files
 from lmdynamics.devices import device_kind, device_name, devices_here, matmul_precision, need_device, note_computed
-from lmdynamics.measurements.measurement import Measurement
 from lmdynamics.paths import cache_dir, not_kept
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
@@ -27,6 +27,48 @@ from lmdynamics.training import layout
 
 if TYPE_CHECKING:
     from lmdynamics.runs.run import Checkpoint, Run
+
+
+class Measurement:
+    """Subclasses are frozen dataclasses: their fields are their parameters, and so their cache key.
+
+    `trace` adds to the key the kind of device and the precision.
+
+    Calling one on a checkpoint gives one row per observation, the same rows every time on the same device.
+
+    `higher_is_better` decides which of two runs is better. A measurement that declares None is compared, but neither
+    run is called better.
+    """
+
+    version: ClassVar[int] = 1  # raise when the numbers would change
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool | None] = None
+    reads_training: ClassVar[bool] = False  # whether step, recipe and optimizer state count, besides the weights
+
+    def __call__(self, checkpoint: Checkpoint, device: str = "cpu") -> pl.DataFrame:
+        raise TypeError(f"{type(self).__name__} does not say what it measures: define __call__(checkpoint, device)")
+
+    def key(self) -> str:
+        """16 hex digits that name this measurement's results: class, version, and every field.
+
+        A field that holds data counts by its `fingerprint`, so the same sentences read from another place give the
+        same key.
+
+        Raises TypeError if a field is neither a plain value nor data with a fingerprint: it could not be told from
+        another.
+        """
+        parameters = {field.name: self._plain(getattr(self, field.name)) for field in fields(self)}
+        described = json.dumps([type(self).__name__, self.version, parameters], sort_keys=True)
+        return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+    def _plain(self, value: Any) -> Any:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if isinstance(value, (tuple, list)):
+            return [self._plain(part) for part in value]
+        if isinstance(fingerprint := getattr(value, "fingerprint", None), str):
+            return {"fingerprint": fingerprint}
+        raise TypeError(f"{type(self).__name__} has a field of type {type(value).__name__}, which has no fingerprint")
 
 
 def trace(
@@ -47,11 +89,8 @@ def trace(
     same precision, are taken from the cache. `progress`: whether to show a bar; None decides by where output goes.
     `cache=False` neither reads nor writes files.
 
-    Raises
-    ------
-    UserError
-        If the run lacks one of `steps`, the measurement refuses a checkpoint, or something is to be computed and the
-        device is not there.
+    Raises UserError if the run lacks one of `steps`, the measurement refuses a checkpoint, or something is to be
+    computed and the device is not there.
     """
     named = {type(measurement).__name__: measurement}
     return trace_all(

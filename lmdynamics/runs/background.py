@@ -22,11 +22,18 @@ from lmdynamics import files, jobs
 from lmdynamics.devices import default_device, need_device
 from lmdynamics.errors import UserError, one_line
 from lmdynamics.paths import runs_dir
-from lmdynamics.runs.branch import branch_folder, branched_recipe
-from lmdynamics.runs.build import begun_on, build, is_complete, name_on, run_name
 from lmdynamics.runs.live import LIVE, LiveLog, read_live
 from lmdynamics.runs.run import Run, checkpoint_folders
-from lmdynamics.runs.trained import branch
+from lmdynamics.runs.trained import (
+    begun_on,
+    branch,
+    branch_folder,
+    branched_recipe,
+    build,
+    is_complete,
+    name_on,
+    run_name,
+)
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, load_recipe, parse_overrides
 from lmdynamics.training.state import resumable

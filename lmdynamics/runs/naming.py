@@ -118,10 +118,7 @@ def rule_for(repository: str, revisions: str | None = None) -> Rule:
 
     `revisions`: a regular expression with a group `step` (and perhaps `tokens`, `part`), instead of any rule's.
 
-    Raises
-    ------
-    UserError
-        For an expression that is none, or lacks its group.
+    Raises UserError for an expression that is none, or lacks its group.
     """
     if revisions is not None:
         return _rule(repository, {"repository": re.escape(repository), "revision": revisions})
@@ -156,10 +153,7 @@ def by_trajectory(
     `named`: place, name, what tells two checkpoints apart (a commit, a path), and the checkpoint itself. Two names for
     the same checkpoint count once.
 
-    Raises
-    ------
-    UserError
-        Where two different checkpoints are named like one step.
+    Raises UserError where two different checkpoints are named like one step.
     """
     found: dict[str, dict[int, Thing]] = {}
     first: dict[tuple[str, int], tuple[str, str]] = {}
@@ -196,10 +190,7 @@ def choose_trajectory(
     `asked`: its name; "" means the only one, the rule's own, or the one without a name. `step+ext+decay` joins phases:
     one that counts its steps anew is counted on from the last checkpoint of the phase before it.
 
-    Raises
-    ------
-    UserError
-        Where there are several and none is named, or there is none of that name.
+    Raises UserError where there are several and none is named, or there is none of that name.
     """
     listed = in_order(found, rule)
     known = ", ".join(f"#{part or PLAIN}" for part in listed[:SHOWN]) + ", …" * (len(listed) > SHOWN)
@@ -250,10 +241,7 @@ def chosen_steps(there: Sequence[int], wanted: "str | Sequence[int] | None") -> 
 
     Of `log:N` as many as there are distinct nearest ones, the first and the last among them.
 
-    Raises
-    ------
-    UserError
-        For a step that is not there, or something that says no steps.
+    Raises UserError for a step that is not there, or something that says no steps.
     """
     if wanted is None or wanted == "" or wanted == "all":
         return list(there)

@@ -12,16 +12,13 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.corpora.annotated import annotated_blocks
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
-from lmdynamics.corpora.treebank import Treebank, open_treebank
+from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_treebank
+from lmdynamics.corpora.tokens import Blocks, annotated_blocks
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
-from lmdynamics.runs.folders import read_folder, tokenizer_folder, without_weights
-from lmdynamics.runs.weights import check_extra, wrapper_prefix
+from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
 from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict

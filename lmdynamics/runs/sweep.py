@@ -18,10 +18,8 @@ from lmdynamics.devices import default_device, device_kind, need_device
 from lmdynamics.errors import UserError, did_you_mean, one_line
 from lmdynamics.paths import runs_dir, shipped
 from lmdynamics.progress import bar
-from lmdynamics.runs.branch import branch_name, changed_recipe
-from lmdynamics.runs.build import flat, name_on, run_name
 from lmdynamics.runs.folders import find_folder
-from lmdynamics.runs.trained import branch, open_folder, train
+from lmdynamics.runs.trained import branch, branch_name, changed_recipe, flat, name_on, open_folder, run_name, train
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 

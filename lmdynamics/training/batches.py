@@ -10,18 +10,16 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from lmdynamics.corpora.blocks import Blocks
 from lmdynamics.corpora.fetch import locate
+from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.grammar import PART, VERSION, Grammar
-from lmdynamics.corpora.stored import COMPLETE, stored
-from lmdynamics.corpora.text import build_text_corpus
-from lmdynamics.corpora.treebank import open_treebank
+from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
-from lmdynamics.training.masking import Masker
+from lmdynamics.training.masking import Masker, Schedule
+from lmdynamics.training.objective import Links, Trees, encode_trees
 from lmdynamics.training.recipes import Recipe, Regularizer
-from lmdynamics.training.regularizers import Links, Trees, encode_trees
-from lmdynamics.training.schedules import Schedule
 
 # sentences no run trains on: the same for every seed, so that runs can be compared
 HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3
@@ -96,10 +94,7 @@ def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[Blocks, Blocks]:
 def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
     """The sentences that a penalty is taken on, where these are not the training rows themselves.
 
-    Raises
-    ------
-    UserError
-        If the treebank is not there, or none of its sentences fits the model.
+    Raises UserError if the treebank is not there, or none of its sentences fits the model.
     """
     r = recipe.regularizer
     if not r.stages or r.trees == "corpus":
@@ -164,18 +159,11 @@ class Batches:
         if self.trees is not None and self.regularizer.strength_at(step):
             links = self.trees.links(chosen, self.regularizer.arcs)
         rest = {"tokens": sum(len(row) for row in rows), "links": links}
-        if self.masker is None:
-            targets = ids.roll(-1, dims=1)
-            selected = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded.roll(-1, dims=1)
-            selected[:, -1] = False  # nothing follows the last token
-            return Batch(ids, mask, selected, targets, **rest)
         generator, x = torch.Generator().manual_seed(mix(self.seed, step)), step / self.steps
-        rate = rest["masking_rate"] = self.schedule(x)
-        if self.substitute:
-            corrupted, replaced = self.masker.substitute(ids, rate, generator, padded)
-            return Batch(corrupted, mask, self.masker.ordinary(ids, padded), replaced.long(), **rest)
-        corrupted, selected = self.masker(ids, rate, generator, self.schedule.loss_share(x), padded)
-        return Batch(corrupted, mask, selected, ids, **rest)
+        rate = None if self.masker is None else self.schedule(x)
+        share = self.schedule.loss_share(x)
+        seen, selected, targets = to_predict(ids, padded, self.masker, rate, generator, share, self.substitute)
+        return Batch(seen, mask, selected, targets, masking_rate=rate, **rest)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Row numbers of every batch of an epoch, shape [batches, batch_size]."""
@@ -210,6 +198,30 @@ class TreeBatches:
         nothing = torch.zeros_like(ids, dtype=torch.bool)
         links = self.trees.links(chosen, self.regularizer.arcs)
         return Batch(ids, None if padded is None else ~padded, nothing, ids, tokens=0, links=links)
+
+
+def to_predict(
+    ids: Int[Tensor, "batch time"],
+    padded: Bool[Tensor, "batch time"] | None,
+    masker: Masker | None,
+    rate: float | None,
+    generator: torch.Generator,
+    loss_share: float = 1.0,
+    substitute: bool = False,
+) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Int[Tensor, "batch time"]]:
+    """What a model reads, at which positions it predicts, and what is right there.
+
+    Without a masker, every next token; with one, the tokens that it selects at `rate`, or a `loss_share` of them; with
+    `substitute`, whether a token was replaced, of every ordinary one.
+    """
+    if masker is None:
+        selected = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded.roll(-1, dims=1)
+        selected[:, -1] = False  # nothing follows the last token
+        return ids, selected, ids.roll(-1, dims=1)
+    if substitute:
+        corrupted, replaced = masker.substitute(ids, rate, generator, padded)
+        return corrupted, masker.ordinary(ids, padded), replaced.long()
+    return *masker(ids, rate, generator, loss_share, padded), ids
 
 
 def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:

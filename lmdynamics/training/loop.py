@@ -21,10 +21,9 @@ from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.training import layout
 from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
-from lmdynamics.training.logits import logits_at
 from lmdynamics.training.masking import Masker
+from lmdynamics.training.objective import attend, logits_at, penalty_sum
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
-from lmdynamics.training.regularizers import attend, penalty_sum
 from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
 
 DEVICE = "ACCELERATE_TORCH_DEVICE"

@@ -12,8 +12,8 @@ from typing import Any
 
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import shipped
-from lmdynamics.training.regularizers import FORMS, WAYS
-from lmdynamics.training.schedules import Schedule, parse_schedule, tabulate
+from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
+from lmdynamics.training.objective import FORMS, WAYS
 
 PROFILES = ("smoke", "default", "full")
 
@@ -65,7 +65,7 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Regularizer:
-    """The syntactic-attention penalty (training.regularizers): `stages` are (from step, λ); none, and it is off."""
+    """The syntactic-attention penalty (training.objective): `stages` are (from step, λ); none, and it is off."""
 
     stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: suppressed for 300 steps
     form: str = "max"  # or uniform

@@ -4,7 +4,7 @@ from scipy.optimize import least_squares
 
 from lmdynamics.analysis.broken_power_law import _solved_and_slope, fit, scanned_gain, slopes
 
-from .broken import BREAK, C0, C1, WIDTH, B, broken, noisy, spaced
+from .frames import BREAK, C0, C1, WIDTH, B, broken, noisy, spaced
 
 STEPS = spaced()
 X = np.log(STEPS)

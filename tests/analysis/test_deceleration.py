@@ -8,7 +8,7 @@ from lmdynamics.analysis.deceleration import VERDICTS, fit_deceleration
 from lmdynamics.errors import UserError
 from lmdynamics.paths import shipped
 
-from .broken import BREAK, C0, TRUTH, B, broken, noisy, spaced
+from .frames import BREAK, C0, TRUTH, B, broken, noisy, spaced
 
 STEPS = spaced()
 

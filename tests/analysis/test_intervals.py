@@ -1,22 +1,16 @@
-"""Curves with intervals, and the curvature matrix."""
+"""Intervals against naive loops, and how often they hold the truth (benchmarks/coverage.py draws more)."""
 
 import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.analysis.intervals import (
-    accuracy_by_step,
-    average_accuracy,
-    bootstrap_levels,
-    resample_counts,
-    uas_by_step,
-    with_interval,
-)
-from lmdynamics.analysis.pair_race import judged_right
-from lmdynamics.analysis.smoothing import local_curvature
+from benchmarks.coverage import CLAIMS, MISSES, TOO_SMALL, coverage
+from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts, with_interval
+from lmdynamics.analysis.onsets import local_curvature
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, uas_by_step
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import summarise
-from lmdynamics.measurements.grammaticality import PairAccuracy
+from lmdynamics.measurements.losses import PairAccuracy
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
 
 
@@ -127,3 +121,11 @@ def test_uas_of_a_few_sentences_has_no_interval():
 )
 def test_an_interval_of_no_width_is_not_shown_as_one(bounds, text):
     assert with_interval(0.5, bounds, ".2f") == text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CLAIMS if name != TOO_SMALL])
+def test_intervals_cover_what_they_claim(name):
+    covered, given = coverage(CLAIMS[name], draws=80)
+    # 95 % less three standard errors, or hardly any interval
+    assert given == 0 or covered >= 0.875 or (1 - covered) * given <= MISSES * 80

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
-from lmdynamics.analysis.scaling import QUANTITIES, power_laws, predict_early, split_gains
+from lmdynamics.analysis.fits import QUANTITIES, power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
-from lmdynamics.experiments.published import published_fits
+from lmdynamics.experiments.ladder import published_fits
 
-from .broken import broken, noisy, spaced
+from .frames import broken, noisy, spaced
 
 SIZES = np.array([14e6, 37e6, 78e6, 144e6])
 

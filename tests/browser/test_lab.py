@@ -34,7 +34,7 @@ widgets.VBox([slider, label, chart])
 """
 
 BREAK = """\
-from lmdynamics.experiments.published import drawn_from, published_fits
+from lmdynamics.experiments.ladder import drawn_from, published_fits
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)])).show()
 """

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 EXPLORER = """\
-from lmdynamics.experiments.published import drawn_from, published_fits
+from lmdynamics.experiments.ladder import drawn_from, published_fits
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 explorer = DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)]))
 """

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.heads import DIRECTIONS, head_history, predicted_heads, told
 from lmdynamics.analysis.intervals import wilson
+from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told
 from lmdynamics.charts.arcs import RIGHT, UNKNOWN, WRONG, arc_levels
 from lmdynamics.charts.heads import layer_head_map
 from lmdynamics.errors import UserError

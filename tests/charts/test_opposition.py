@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.opposition import opposition_table
+from lmdynamics.analysis.gradients import opposition_table
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
 from tests.charts.specs import drawn, found, rows_of, said

@@ -5,9 +5,8 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.intervals import accuracy_by_step
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.pair_race import judged_right, pair_race
+from lmdynamics.analysis.syntax import accuracy_by_step, judged_right, pair_race
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.scaling import power_laws, predict_early, split_gains
+from lmdynamics.analysis.fits import power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
 from tests.charts.losses import points
 from tests.charts.specs import drawn, said

@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.analysis.intervals import accuracy_by_step, loss_by_bin, uas_by_step
+from lmdynamics.analysis.intervals import loss_by_bin
 from lmdynamics.analysis.onsets import Onset, structure_onset
+from lmdynamics.analysis.syntax import accuracy_by_step, uas_by_step
 from lmdynamics.charts.axes import BEFORE_ONE, onset_bands, step_axis, step_ticks
 from lmdynamics.charts.theme import BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT
 from lmdynamics.errors import UserError

@@ -1,4 +1,4 @@
-"""Text to tokenizer to blocks: what is read, what comes out, that it is the same each time, and what is refused."""
+"""Text to tokenizer to blocks: what is read, what comes out, that it is built once and whole, and what is refused."""
 
 import errno
 import json
@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.passages import LONGEST, read_texts
-from lmdynamics.corpora.text import build_text_corpus, pack, train_tokenizer
+from lmdynamics.corpora.text import COMPLETE, LONGEST, build_text_corpus, pack, read_texts, stored
+from lmdynamics.corpora.tokens import Blocks, train_tokenizer
 from lmdynamics.errors import UserError
+from lmdynamics.training import batches
+from lmdynamics.training.recipes import load_recipe
 
 HEADER = "# Title: A Book\n\n## Author: Nobody\n\n-------\n\n"
 BOOK = HEADER + "## Chapter 1\n\nIt _was_ late,\nand dark. \n\n* * *\n\nThe end.\n"
@@ -312,3 +314,44 @@ class TestRealBooks:
         assert len(held_out) == round(0.01 * (len(train) + len(held_out)))
         assert (np.asarray(train.ids) == tokenizer.unk_token_id).mean() < 0.001
         assert "alice" in tokenizer.decode(train.ids[:20_000])
+
+
+def building(made: list, text: str = "{}"):
+    def build(place):
+        made.append(place)
+        Blocks.from_rows([[1, 2], [3]]).save(place)
+        (place / COMPLETE).write_text(text)
+
+    return build
+
+
+def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
+    made, place = [], tmp_path / "deep" / "corpus"
+    for _ in range(2):
+        assert [row.tolist() for row in stored(place, Blocks.load, building(made))] == [[1, 2], [3]]
+    assert len(made) == 1
+    (place / "ids.npy").write_bytes(b"nothing")
+    assert len(stored(place, Blocks.load, building(made))) == 2
+    (place / COMPLETE).unlink()  # as if it had been copied by half
+    assert len(stored(place, Blocks.load, building(made))) == 2
+    assert len(made) == 3
+    assert sorted(path.name for path in place.parent.iterdir()) == ["corpus", "corpus.lock"]
+
+
+def test_a_long_corpus_of_the_grammar_is_drawn_once_for_all_runs_of_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMDYNAMICS_HOME", str(tmp_path))
+    monkeypatch.setattr(batches, "PART", 100)
+
+    def recipe(n: int, seed: int):
+        return load_recipe("grammar-ladder", "smoke", seed, {"corpus.sentences": n, "batch_size": 2})
+
+    batches.open_corpus(recipe(100, 3))
+    assert not (tmp_path / "cache").exists()
+    first = batches.open_corpus(recipe(300, 3))
+    (kept,) = (path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir())
+    written = (kept / "rows" / "ids.npy").stat().st_mtime_ns
+    again = batches.open_corpus(recipe(300, 3))
+    assert again.train.fingerprint == first.train.fingerprint
+    assert (kept / "rows" / "ids.npy").stat().st_mtime_ns == written
+    other = batches.open_corpus(recipe(300, 4))
+    assert not np.array_equal(other.train.ids, first.train.ids)

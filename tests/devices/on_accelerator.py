@@ -22,19 +22,17 @@ from torch.nn import functional as F  # noqa: E402
 from lmdynamics import devices, records  # noqa: E402
 from lmdynamics.corpora.labelled import LabelledSentences  # noqa: E402
 from lmdynamics.errors import UserError  # noqa: E402
-from lmdynamics.measurements import steps, syntax  # noqa: E402
+from lmdynamics.measurements import optimizer_step, syntax  # noqa: E402
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm  # noqa: E402
 from lmdynamics.measurements.dissent import Dissent  # noqa: E402
-from lmdynamics.measurements.first_order import Coefficients  # noqa: E402
-from lmdynamics.measurements.grammaticality import PairAccuracy  # noqa: E402
-from lmdynamics.measurements.losses import HeldOutLoss, Predictions, TokenLosses  # noqa: E402
-from lmdynamics.measurements.opposition import GroupOpposition, Opposition  # noqa: E402
+from lmdynamics.measurements.gradients import GroupOpposition, Opposition  # noqa: E402
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions, TokenLosses  # noqa: E402
+from lmdynamics.measurements.optimizer_step import Coefficients, OneStep  # noqa: E402
 from lmdynamics.measurements.probes import FineTuning  # noqa: E402
-from lmdynamics.measurements.steps import OneStep  # noqa: E402
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention  # noqa: E402
 from lmdynamics.measurements.trace import trace  # noqa: E402
 from lmdynamics.runs.trained import train  # noqa: E402
-from lmdynamics.training.regularizers import Links  # noqa: E402
+from lmdynamics.training.objective import Links  # noqa: E402
 from tests.conftest import TINY  # noqa: E402
 from tests.measurements.support import every_measurement  # noqa: E402
 
@@ -268,7 +266,7 @@ def test_a_planted_mix_up_in_a_measurement_is_caught(trained, monkeypatch):
 
 def test_a_planted_mix_up_in_the_optimizer_is_caught(trained, monkeypatch):
     """Its step counts on the CPU, where they were put on every machine without CUDA."""
-    own = steps.load_state
+    own = optimizer_step.load_state
 
     def counts_left_behind(folder, model, optimizer):
         own(folder, model, optimizer)
@@ -276,7 +274,7 @@ def test_a_planted_mix_up_in_the_optimizer_is_caught(trained, monkeypatch):
             state["step"] = state["step"].cpu()
 
     measurement = OneStep(trained["mlm"].held_out(), batches=1, batch_size=4, held_out=4)
-    monkeypatch.setattr(steps, "load_state", counts_left_behind)
+    monkeypatch.setattr(optimizer_step, "load_state", counts_left_behind)
     assert len(measurement(trained["mlm"][8]))
     with accelerator() as device, pytest.raises(RuntimeError, match="_fused_adamw_.*expected all tensors on one"):
         measurement(trained["mlm"][8], device)

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.deceleration import VERDICTS, Deceleration, fit_deceleration
-from lmdynamics.experiments.report import to_json
-from tests.analysis.broken import broken, noisy, spaced
+from lmdynamics.experiments.reading import to_json
+from tests.analysis.frames import broken, noisy, spaced
 from tests.conftest import refused
 
 STEPS = spaced(60)
@@ -159,12 +159,6 @@ def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
     assert [made["group"] for made in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
 
 
-def test_a_column_whose_name_moves_a_cursor_is_noted_by_its_escape(call, table):
-    err = call("fit", table(TWO, model="na\x1b[31mme"), "--group", "na\x1b[31mme", "--resamples", "0")[2]
-    assert "x1b[31mme" in err
-    assert "\x1b" not in err
-
-
 def test_a_long_name_leaves_room_for_the_numbers(call, table):
     _, out, _ = call("fit", table({"long " * 50: TWO["small"], **TWO}), "--resamples", "20")
     made = fit_deceleration(STEPS, TWO["large"], resamples=20)
@@ -241,39 +235,6 @@ def alone(result):
 
 # what cannot be fitted ----------------------------------------------------------------------------------------------
 
-MALFORMED = {
-    "empty.csv": (b"", "is empty"),
-    "header.csv": (b"step,loss\n", "has no rows"),
-    "binary.csv": (bytes(range(256)) * 20, "is not UTF-8 text"),
-    "latin.csv": ("step,loss,né\n1,2,3\n".encode("latin-1"), "is not UTF-8 text"),
-    "broken.json": (b'{"log_history": [{"step": 1, ', "is no JSON, or cut short"),
-    "trainer_state.json": (b'{"log_history": [{"step": 1, "learning_rate": 0.1}]}', "no column looks like a loss"),
-    "cut.parquet": (b"PAR1" + bytes(300), "is no Parquet file, or damaged"),
-    "nan.csv": (b"step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
-    "notes.docx": (b"nothing of the kind\n", "holds no table"),
-    "ragged.csv": (b"step,loss\n1,2,3\n", "line 2 has 3 cells, its header 2"),
-}
-
-
-@pytest.mark.parametrize("flag", [(), ("--json",)], ids=["table", "json"])
-@pytest.mark.parametrize(("name", "content", "words"), [(k, *v) for k, v in MALFORMED.items()], ids=MALFORMED.keys())
-def test_a_malformed_file_is_one_line(call, tmp_path, name, content, words, flag):
-    (tmp_path / name).write_bytes(content)
-    result = call("fit", tmp_path / name, *flag)
-    assert refused(result, name, words)
-    assert result[1] == ""
-
-
-def test_a_file_that_is_not_there_is_one_line(call, tmp_path):
-    assert refused(call("fit", tmp_path / "nowhere.csv"), "nowhere.csv is no file, folder or run")
-
-
-def test_a_parquet_file_cut_short_is_one_line(call, tmp_path):
-    path = tmp_path / "cut.parquet"
-    pl.DataFrame({"step": STEPS, "loss": TWO["small"]}).write_parquet(path)
-    path.write_bytes(path.read_bytes()[:-30])
-    assert refused(call("fit", path), "is no Parquet file, or damaged")
-
 
 def test_one_curve_with_too_few_points_is_a_mistake_and_several_are_a_result(call, table):
     short = {name: broken(STEPS)[:9] for name in ("a", "b")}
@@ -291,3 +252,11 @@ def test_a_bad_file_among_good_ones_is_named(call, table, tmp_path):
     status, out, err = call("fit", table(TWO), tmp_path / "empty.csv", "--json")
     assert (status, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"lmdynamics: {tmp_path / 'empty.csv'} is empty")
+
+
+@pytest.mark.parametrize("flag", [(), ("--json",)], ids=["table", "json"])
+def test_a_malformed_file_is_one_line(call, tmp_path, flag):
+    (tmp_path / "ragged.csv").write_text("step,loss\n1,2,3\n")
+    result = call("fit", tmp_path / "ragged.csv", *flag)
+    assert refused(result, "ragged.csv", "line 2 has 3 cells, its header 2")
+    assert result[1] == ""

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.pair_race import WHOLE, judged_right, pair_race
-from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
+from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
+from lmdynamics.corpora.gold import SCHEMA, MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.pairs import ALL, EVERY, OFFERED, PairExplorer, marked
 from tests.analysis.frames import pairs_trace

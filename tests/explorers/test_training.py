@@ -15,7 +15,7 @@ from lmdynamics.explorers.training import (
     steps_per_second,
     train_live,
 )
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.trace import trace
 from lmdynamics.runs.background import ACTIVE, branch_of, training_of

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from lmdynamics.analysis.one_step import over_batches
+from lmdynamics.analysis.gradients import over_batches
 from lmdynamics.analysis.zero_sum import interference_table
 from lmdynamics.errors import UserError
 from lmdynamics.explorers import changes as moves

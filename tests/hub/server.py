@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -146,10 +145,7 @@ class Answer:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    wait: float = 0  # seconds before it is sent
-    silent: bool = False  # the connection is closed instead
     cut: int | None = None  # bytes of the body after which the connection ends
-    reset: bool = False  # it ends by a reset, not in order
 
 
 def told(data, status: int = 200) -> Answer:
@@ -166,7 +162,6 @@ class Asked:
     range: str | None
     user_agent: str
     token: str | None
-    body: bytes = field(repr=False, default=b"")
     user: str | None = None
     status: int = 0
     sent: int = 0
@@ -208,7 +203,6 @@ class Hub:
         self.requests: list[Asked] = []
         self.errors: list[BaseException] = []
         self.faults: list[Fault] = []
-        self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._ports = {"hub": 0, "cdn": 0}
         self._servers: list[_Server] = []
@@ -231,7 +225,6 @@ class Hub:
 
     def start(self) -> "Hub":
         """Listen; after a stop, where it listened before."""
-        self.stopped.clear()
         for origin, port in self._ports.items():
             server = _Server(self, origin, port)
             self._ports[origin] = server.server_address[1]
@@ -241,7 +234,6 @@ class Hub:
 
     def stop(self) -> None:
         """Refuse connections and end those there are."""
-        self.stopped.set()
         for server in self._servers:
             server.shutdown()
             server.end_connections()
@@ -284,23 +276,16 @@ class Hub:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         self.change(lambda _: Refused(status, "", f"refused with {status}", **headers).answer, match, times)
 
-    def cut(self, after: int, match: str = "", times: int | None = 1, reset: bool = False) -> None:
+    def cut(self, after: int, match: str = "", times: int | None = 1) -> None:
         """End the connection after some bytes of the body."""
-        self.change(lambda answer: replace(answer, cut=after, reset=reset), match, times)
-
-    def hang_up(self, match: str = "", times: int | None = 1, reset: bool = False) -> None:
-        """End the connection instead of answering."""
-        self.change(lambda answer: replace(answer, silent=True, reset=reset), match, times)
-
-    def delay(self, seconds: float, match: str = "", times: int | None = 1) -> None:
-        self.change(lambda answer: replace(answer, wait=seconds), match, times)
+        self.change(lambda answer: replace(answer, cut=after), match, times)
 
     def alter(self, change: Callable[[bytes], bytes], match: str = "", times: int | None = 1) -> None:
         """Send other content; Content-Length says what is sent."""
         self.change(lambda answer: replace(answer, body=change(answer.body)), match, times)
 
     def edit(self, change: Callable, match: str = "", times: int | None = 1) -> None:
-        """Send other JSON: `without_lfs`, or any change of what was decoded."""
+        """Send other JSON by any change of what was decoded."""
         self.alter(lambda body: json.dumps(change(json.loads(body))).encode(), match, times)
 
     def label(self, headers: Mapping[str, str | None], match: str = "", times: int | None = 1) -> None:
@@ -311,15 +296,6 @@ class Hub:
             return replace(answer, headers={name: value for name, value in merged.items() if value is not None})
 
         self.change(labelled, match, times)
-
-    def then(self, do: Callable[[], object], match: str = "", times: int | None = 1) -> None:
-        """Do something between an answer's making and its sending, such as moving a branch."""
-
-        def done(answer: Answer) -> Answer:
-            do()
-            return answer
-
-        self.change(done, match, times)
 
     # Answers
 
@@ -341,8 +317,8 @@ class Hub:
             for fault in self._due(asked):
                 answer = fault.change(answer)
             answer = _ranged(answer, asked.range)
-            asked.status = 0 if answer.silent else answer.status
-            asked.sent = 0 if asked.method == "HEAD" or answer.silent else len(answer.body[: answer.cut])
+            asked.status = answer.status
+            asked.sent = 0 if asked.method == "HEAD" else len(answer.body[: answer.cut])
             self.requests.append(asked)
         return answer
 
@@ -361,10 +337,6 @@ class Hub:
                 raise Refused(401, "", "Invalid credentials in Authorization header")
             asked.user = self.tokens[asked.token]
         match asked.segments:
-            case ["api", "whoami-v2"]:
-                if asked.user is None:
-                    raise Refused(401, "", "Invalid username or password.")
-                return told({"type": "user", "name": asked.user, "orgs": [], "auth": {"type": "access_token"}})
             case ["api", "models"]:
                 return self._page(self._found(asked), asked)
             case ["api", "models", owner, name, *rest]:
@@ -387,9 +359,9 @@ class Hub:
     def _about(self, repository: Repository, question: list[str], asked: Asked) -> Answer:
         match question:
             case []:
-                return told(_info(repository, repository.default, "blobs" in asked.query))
+                return told(_info(repository, repository.default))
             case ["revision", revision]:
-                return told(_info(repository, repository.at(revision), "blobs" in asked.query))
+                return told(_info(repository, repository.at(revision)))
             case ["refs"]:
                 return told(
                     {
@@ -402,15 +374,8 @@ class Hub:
             case ["commits", revision]:
                 return self._page([_logged(commit) for commit in repository.at(revision).history()], asked)
             case ["tree", revision, *path]:
-                recursive, expand = (asked.query.get(name) == "true" for name in ("recursive", "expand"))
-                return self._page(_tree(repository.at(revision), "/".join(path), recursive, expand), asked)
-            case ["paths-info", revision]:
-                wanted = parse_qs(asked.body.decode()).get("paths", [])
-                entries = _tree(repository.at(revision), "", recursive=True, expand=False)
-                return told([entry for entry in entries if entry["path"] in wanted])
-            case ["auth-check"]:
-                _let_in(repository, asked.user)
-                return told({})
+                recursive = asked.query.get("recursive") == "true"
+                return self._page(_tree(repository.at(revision), "/".join(path), recursive), asked)
         raise Refused(404, "", f"the stand-in does not know {asked}")
 
     def _found(self, asked: Asked) -> list[dict]:
@@ -453,11 +418,6 @@ class Hub:
         raise Refused(403, "", "AccessDenied")
 
 
-def without_lfs(entries: list[dict]) -> list[dict]:
-    """A listing of files that does not say which are large, nor their sha256 (for `Hub.edit`)."""
-    return [{name: value for name, value in entry.items() if name != "lfs"} for entry in entries]
-
-
 def spoilt(content: bytes) -> bytes:
     """As many bytes, not the same (for `Hub.alter`)."""
     return bytes([content[0] ^ 0xFF]) + content[1:]
@@ -482,7 +442,7 @@ def _date(commit: Commit) -> str:
     return commit.date.strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def _info(repository: Repository, commit: Commit, blobs: bool = False) -> dict:
+def _info(repository: Repository, commit: Commit) -> dict:
     return {
         "_id": hashlib.sha1(repository.name.encode()).hexdigest()[:24],
         "id": repository.name,
@@ -497,22 +457,11 @@ def _info(repository: Repository, commit: Commit, blobs: bool = False) -> dict:
         "downloads": 0,
         "likes": 0,
         "tags": ["transformers"],
-        "siblings": [_sibling(path, file, blobs) for path, file in commit.files.items()],
+        "siblings": [{"rfilename": path} for path in commit.files],
     }
 
 
-def _sibling(path: str, file: File, blobs: bool) -> dict:
-    if not blobs:
-        return {"rfilename": path}
-    told = {"rfilename": path, "size": file.size, "blobId": file.oid}
-    return {**told, "lfs": {"sha256": file.sha256, **_lfs_sizes(file)}} if file.large else told
-
-
-def _lfs_sizes(file: File) -> dict:
-    return {"size": file.size, "pointerSize": file.pointer}
-
-
-def _tree(commit: Commit, folder: str, recursive: bool, expand: bool) -> list[dict]:
+def _tree(commit: Commit, folder: str, recursive: bool) -> list[dict]:
     inside = f"{folder}/" if folder else ""
     entries = {}
     for path, file in commit.files.items():
@@ -527,11 +476,10 @@ def _tree(commit: Commit, folder: str, recursive: bool, expand: bool) -> list[di
         if recursive or not parents:
             entries[path] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
             if file.large:
-                entries[path]["lfs"] = {"oid": file.sha256, **_lfs_sizes(file)}
+                entries[path]["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer}
     if folder and not entries:
         raise Refused(404, "EntryNotFound", f"{folder} does not exist on {commit.sha}", **{"X-Repo-Commit": commit.sha})
-    last = {"lastCommit": {"id": commit.sha, "title": commit.title, "date": _date(commit)}} if expand else {}
-    return [{**entry, **last} for entry in entries.values()]
+    return list(entries.values())
 
 
 def _ranged(answer: Answer, asked: str | None) -> Answer:
@@ -593,7 +541,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub = self.server.hub
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         asked = Asked(
             origin=self.server.origin,
             method=self.command,
@@ -601,17 +548,13 @@ class _Handler(BaseHTTPRequestHandler):
             range=self.headers.get("Range"),
             user_agent=self.headers.get("User-Agent", ""),
             token=token,
-            body=body,
         )
         answer = hub.answer(asked)
-        if answer.wait:
-            hub.stopped.wait(answer.wait)
-        if not answer.silent:
-            self._send(answer)
-        if answer.silent or answer.cut is not None:
-            self._end(answer.reset)
+        self._send(answer)
+        if answer.cut is not None:
+            self.close_connection = True
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
 
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
@@ -621,13 +564,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body[: answer.cut])
-
-    def _end(self, reset: bool) -> None:
-        self.close_connection = True
-        if reset:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.rfile.close()  # the socket is closed with the last who holds it
-            self.connection.close()
 
     def log_message(self, *_) -> None:
         pass

@@ -13,10 +13,9 @@ from safetensors.torch import load_file, save_file
 import lmdynamics as lmd
 from lmdynamics.errors import UserError
 from lmdynamics.hub.audit import audit
-from lmdynamics.hub.catalogue import as_markdown
 from lmdynamics.hub.client import RemoteFile
-from lmdynamics.hub.listing_faults import leads_out, listing_faults
-from lmdynamics.hub.pins import Pin
+from lmdynamics.hub.faults import leads_out, listing_faults
+from lmdynamics.hub.pins import Pin, as_markdown
 from tests.hub import suites
 from tests.hub.server import declared
 from tests.test_project import ROOT

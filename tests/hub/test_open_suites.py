@@ -140,7 +140,7 @@ def test_only_the_last_few_stay(hub, home):
 
 def rows():
     """Rows of text for a run's own tokenizer."""
-    from lmdynamics.corpora.blocks import Blocks
+    from lmdynamics.corpora.tokens import Blocks
 
     def of(run):
         return Blocks.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
@@ -471,7 +471,7 @@ def test_names_that_lead_out_of_the_cache_are_never_asked_for(hub, home, tmp_pat
 
 def test_head_scores_and_losses_of_suites(hub, home):
     """What a page asks of a run, asked of three suites under their real names."""
-    from lmdynamics.corpora.treebank import Sentence, Treebank
+    from lmdynamics.corpora.gold import Sentence, Treebank
 
     words = [tuple(sentence.split()) for sentence in suites.SENTENCES]
     trees = Treebank(

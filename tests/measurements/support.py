@@ -18,26 +18,23 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics import measurements
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.gold import MinimalPairs, Treebank
 from lmdynamics.corpora.labelled import LabelledSentences
-from lmdynamics.corpora.minimal_pairs import MinimalPairs
-from lmdynamics.corpora.treebank import Treebank
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
 from lmdynamics.measurements.dissent import Dissent
-from lmdynamics.measurements.first_order import Coefficients
-from lmdynamics.measurements.grammaticality import PairAccuracy
-from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, TokenLosses, prediction_batches
-from lmdynamics.measurements.measurement import Measurement
-from lmdynamics.measurements.opposition import GroupOpposition, Opposition
+from lmdynamics.measurements.gradients import GroupOpposition, Opposition
+from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
+from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
 from lmdynamics.measurements.probes import FineTuning
-from lmdynamics.measurements.steps import OneStep
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
+from lmdynamics.measurements.trace import Measurement
 from lmdynamics.runs.run import Checkpoint
 from tests.conftest import trained
-from tests.measurements import naive
+from tests.measurements import families
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
 
 TABLE = Path(__file__).parents[2] / "data" / "ARCHITECTURES.md"
@@ -73,7 +70,7 @@ def head_scores(checkpoint: Checkpoint) -> str:
     bank = treebank()
     frame = HeadScores(bank, min_count=4)(checkpoint)
     relations = set(frame["relation"])
-    expected = naive.head_scores(checkpoint.model("eager"), checkpoint.tokenizer, bank, relations, as_text)
+    expected = families.head_scores(checkpoint.model("eager"), checkpoint.tokenizer, bank, relations, as_text)
     found = frame.filter(split="all")
     assert len(found) == len(expected) == len(relations) * 2 * 4 * 2
     for row in found.iter_rows(named=True):
@@ -112,7 +109,7 @@ def uas(checkpoint: Checkpoint) -> str:
 def word_attention(checkpoint: Checkpoint) -> str:
     words = ("the", "unbelievable", "dog", "—", "don't", "walking", ".")
     frame = WordAttention(words)(checkpoint)
-    wanted = naive.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
+    wanted = families.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
     np.testing.assert_allclose(frame["weight"].to_numpy().reshape(wanted.shape), wanted, atol=1e-5)
     follows = frame.filter(pl.col("key") > pl.col("query"))["weight"]
     return "a word sees those before it only" if follows.max() == 0 else ""

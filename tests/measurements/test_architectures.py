@@ -5,12 +5,11 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from lmdynamics.corpora.annotated import annotated_blocks
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.text import pack
-from lmdynamics.corpora.treebank import Sentence, Treebank
-from lmdynamics.corpora.words import special_around, tokenize_words
+from lmdynamics.corpora.tokens import annotated_blocks, special_around, tokenize_words
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.word_batches import encode_words
+from lmdynamics.measurements.inputs import encode_words
 from tests.measurements.published import FAMILIES, gpt2, treebank
 from tests.measurements.support import CHECKS, OF_OUR_OWN, TABLE, as_text, cell, every_measurement, published, table
 

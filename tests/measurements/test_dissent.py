@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import dissent as module
 from lmdynamics.measurements.dissent import Dissent, dissent

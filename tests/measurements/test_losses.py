@@ -1,4 +1,4 @@
-"""Held-out loss, whole and token by token, against one row at a time."""
+"""Held-out loss, whole and token by token, against one row at a time; minimal pairs against one pass per token."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,14 @@ import torch
 import transformers as hf
 from torch.nn import functional as F
 
-from lmdynamics.corpora.blocks import Blocks
+from lmdynamics import charts
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
+from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.losses import HeldOutLoss, TokenLosses, prediction_batches
-from tests.measurements.conftest import StandIn, tiny_model
+from lmdynamics.measurements import losses
+from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
+from tests.measurements.conftest import StandIn, tiny_model, wordpiece
 
 
 def rows(lengths, seed=0) -> Blocks:
@@ -153,15 +157,168 @@ def test_masked_and_replaced_tokens_are_called_what_they_were(objective):
     assert not frame["token"].is_in(range(5)).any()  # no padding, no special token
 
 
-def test_tokens_keep_their_order_at_every_checkpoint():
-    blocks = rows([30] * 70)
-    one, other = (TokenLosses(blocks)(StandIn(seed=seed)) for seed in (0, 1))
-    assert one.drop("loss").equals(other.drop("loss"))
-    assert not one["loss"].equals(other["loss"])
+GOOD = ["the dog sees a cat .", "the old man walking runs", "unbelievable dogs", "the dog sees a cat ."]
+BAD = ["the dog sees a .", "the old man walked runs", "dog unbelievable", "a dog sees the cat ."]
 
 
-def test_no_token_to_predict_is_refused():
-    with pytest.raises(UserError, match="1 held-out rows have no token to predict"):
-        TokenLosses(Blocks.from_rows([[2, 3]]))(StandIn())
-    with pytest.raises(UserError, match="no held-out rows"):
-        TokenLosses(Blocks.from_rows([]))(StandIn())
+def pairs(split_into_words: bool = True) -> MinimalPairs:
+    frame = pl.DataFrame({"paradigm": ["x", "x", "y", "y"], "pair": [0, 1, 2, 3], "good": GOOD, "bad": BAD})
+    return MinimalPairs("four", frame, split_into_words)
+
+
+def naive_pll(checkpoint, text: str, whole_words: bool = False) -> float:
+    """With `whole_words`, the later tokens of the same word are masked, too."""
+    tokenizer, model = checkpoint.tokenizer, checkpoint.model()
+    encoded = tokenizer(text.split(" "), is_split_into_words=True, return_tensors="pt")
+    ids, words = encoded["input_ids"], encoded.word_ids(0)
+    total = 0.0
+    for t in range(ids.shape[1]):
+        if int(ids[0, t]) in (tokenizer.cls_token_id, tokenizer.sep_token_id):
+            continue
+        masked = ids.clone()
+        masked[0, t] = tokenizer.mask_token_id
+        for later in range(t + 1, ids.shape[1]):
+            if whole_words and words[later] == words[t]:
+                masked[0, later] = tokenizer.mask_token_id
+        with torch.no_grad():
+            total += float(model(input_ids=masked).logits[0, t].log_softmax(-1)[ids[0, t]])
+    return total
+
+
+def naive_log_probability(checkpoint, text: str) -> float:
+    tokenizer = checkpoint.tokenizer
+    ids = tokenizer(text.split(" "), is_split_into_words=True, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = checkpoint.model()(input_ids=ids).logits[0].log_softmax(-1)
+    return sum(
+        float(logits[t - 1, ids[0, t]]) for t in range(1, ids.shape[1]) if int(ids[0, t]) != tokenizer.sep_token_id
+    )
+
+
+@pytest.mark.parametrize("split_into_words", [True, False])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
+def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
+    monkeypatch.setattr(losses, "TOKENS", 20)  # several batches per length
+    checkpoint = StandIn(kind)
+    frame = PairAccuracy(pairs(split_into_words))(checkpoint)
+    naive = naive_log_probability if kind == "llama" else naive_pll
+    assert frame["good"].to_list() == pytest.approx([naive(checkpoint, text) for text in GOOD], abs=1e-4)
+    assert frame["bad"].to_list() == pytest.approx([naive(checkpoint, text) for text in BAD], abs=1e-4)
+    assert (frame["correct"] == (frame["good"] > frame["bad"])).all()
+    assert dict(frame.schema) == {
+        "paradigm": pl.String,
+        "pair": pl.Int64,
+        "good": pl.Float64,
+        "bad": pl.Float64,
+        "correct": pl.Boolean,
+        "tie": pl.Boolean,
+        "good_word_l2r": pl.Float64,
+        "bad_word_l2r": pl.Float64,
+        "flips": pl.Boolean,
+    }
+    if kind == "llama":
+        assert frame.select("good_word_l2r", "bad_word_l2r", "flips").null_count().row(0) == (len(frame),) * 3
+        return
+    for name, texts in (("good_word_l2r", GOOD), ("bad_word_l2r", BAD)):
+        wanted = [naive_pll(checkpoint, text, whole_words=True) for text in texts]
+        assert frame[name].to_list() == pytest.approx(wanted, abs=1e-4)
+    assert (frame["flips"] == ((frame["good_word_l2r"] > frame["bad_word_l2r"]) != frame["correct"])).all()
+
+
+def test_without_special_tokens_a_causal_model_leaves_out_the_first():
+    checkpoint = StandIn("llama", special=False, tokenizer=wordpiece(special=False))
+    frame = PairAccuracy(pairs())(checkpoint)
+    assert frame["good"].to_list() == pytest.approx([naive_log_probability(checkpoint, t) for t in GOOD], abs=1e-4)
+
+
+def test_a_sentence_is_scored_once(monkeypatch):
+    seen = []
+    scored = losses.logits_at
+    monkeypatch.setattr(losses, "logits_at", lambda *a: seen.append(len(a[1])) or scored(*a))
+    PairAccuracy(pairs())(StandIn())
+    different = {*GOOD, *BAD}
+    encoded = [wordpiece()(text) for text in different]
+    lengths = [len(each["input_ids"]) - 2 for each in encoded]
+    again = [len(each.word_ids(0)) - 2 - len(set(each.word_ids(0)) - {None}) for each in encoded]
+    assert len(different) == 7
+    assert 0 < sum(again) < 8  # what stands before the last token of its word is scored both ways
+    assert sum(seen) == sum(lengths) + sum(again)
+
+
+def test_a_split_word_gives_its_pieces_away_only_if_they_are_shown():
+    frame = PairAccuracy(pairs())(StandIn())
+    split = frame.with_columns(differs=(pl.col("good") - pl.col("good_word_l2r")).abs() > 1e-6)
+    pieces = [len(wordpiece()(text)["input_ids"]) - 2 > len(text.split(" ")) for text in GOOD]
+    assert split["differs"].to_list() == pieces
+    assert any(pieces)
+    assert not all(pieces)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_scorer_that_knows_no_order_ties_on_reordered_words_and_is_wrong(kind):
+    class Constant(StandIn):
+        def model(self, *args, **kwargs):
+            model = super().model(*args, **kwargs)
+            with torch.no_grad():
+                model.get_output_embeddings().weight.zero_()
+                if kind == "llama":
+                    return model
+                model.get_output_embeddings().bias.copy_(torch.linspace(-2, 2, len(self.tokenizer)))
+            return model
+
+    good = ["the dog sees a cat .", "the old man walking", "a dog sees a cat ."]
+    bad = ["the cat sees a dog .", "man old the walking", "the dog sees a cat ."]
+    frame = pl.DataFrame({"paradigm": "x", "pair": range(3), "good": good, "bad": bad})
+    judged = PairAccuracy(MinimalPairs("three", frame, True))(Constant(kind))
+    assert judged["tie"].to_list() == [True, True, kind == "llama"]
+    assert not judged.filter("tie")["correct"].any()
+    assert judged.filter("tie")["flips"].to_list() == [None if kind == "llama" else False] * len(judged.filter("tie"))
+
+
+def test_ties_are_equal_but_for_rounding():
+    good, bad = np.array([-60.0, -60.0, -60.0, 0.0]), np.array([-60.00001, -60.0, -60.001, 0.0])
+    correct, tie = losses.judge(good, bad)
+    assert tie.tolist() == [True, True, False, True]
+    assert correct.tolist() == [False, False, True, False]
+
+
+def test_ties_and_flips_are_counted_and_said():
+    judged = pl.DataFrame(
+        {
+            "step": [0] * 4 + [8] * 4,
+            "paradigm": ["x", "x", "y", "y"] * 2,
+            "pair": [0, 1, 2, 3] * 2,
+            "correct": [False] * 4 + [True, True, False, False],
+            "tie": [True] * 4 + [False, False, True, False],
+            "flips": [False] * 4 + [True, False, False, False],
+        }
+    )
+    accuracy = accuracy_by_step(judged)
+    panels = pl.concat([average_accuracy(accuracy), accuracy])
+    said = [
+        "ties count as wrong: 1 of 4 pairs at the last checkpoint",
+        "with split words scored from left to right, 1 of 4 pairs (25.0%) are judged otherwise",
+    ]
+    assert ties_and_flips(panels) == ties_and_flips(accuracy) == said
+    assert judged_right(judged).filter(step=8)["ties"].to_list() == [1, 0, 1]
+    caption = charts.pair_accuracy_over_training(panels).title.subtitle
+    assert caption[-2:] == said
+    causal = accuracy_by_step(judged.with_columns(flips=pl.lit(None, pl.Boolean)))
+    assert ties_and_flips(pl.concat([average_accuracy(causal), causal])) == said[:1]
+    assert judged_right(judged.with_columns(flips=pl.lit(None, pl.Boolean)))["flips"].null_count() == 6
+
+
+def test_too_long_is_refused():
+    with pytest.raises(UserError, match="a sentence of four is 8 tokens long, the model takes at most 7"):
+        PairAccuracy(pairs())(StandIn(positions=7))
+
+
+def test_no_mask_token_is_refused():
+    tokenizer = wordpiece()
+    tokenizer.mask_token = None
+
+    class Named(StandIn):
+        run_name = "a-run"
+
+    with pytest.raises(UserError, match="tokenizer of a-run has no mask token"):
+        PairAccuracy(pairs())(Named(tokenizer=tokenizer))

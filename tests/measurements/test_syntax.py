@@ -1,4 +1,4 @@
-"""HeadScores and UAS against the naive loop; what is refused."""
+"""HeadScores and UAS against the published method, halves and shuffled arcs, and models that have learnt nothing."""
 
 from dataclasses import replace
 
@@ -6,23 +6,85 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import decoders
 
-from lmdynamics.corpora.treebank import Sentence, Treebank
+from benchmarks.false_onsets import KINDS, claims, untrained_run
+from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.measurements import attention, syntax, word_batches
-from lmdynamics.measurements.arcs import gold_heads, score_half, shuffled
-from lmdynamics.measurements.attention import Parents
-from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads
+from lmdynamics.measurements import inputs, syntax
+from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
+from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, WordAttention, best_heads
 from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
-from tests.measurements.naive import head_scores, word_matrices
+from tests.measurements.families import head_scores, word_matrices
+
+
+@given(st.integers(1, 300), st.integers(0, 5))
+def test_halves_are_halves_and_repeatable(n, seed):
+    half = score_half(n, seed)
+    assert half.sum() == n - n // 2
+    assert (half == score_half(n, seed)).all()
+
+
+@given(st.integers(0, 20))
+def test_shuffled_trees_keep_their_shape(seed):
+    treebank = random_treebank(30, seed)
+    control = shuffled(treebank, seed)
+    for before, after in zip(treebank, control, strict=True):
+        assert before.words == after.words
+        assert labelled_shape(before) == labelled_shape(after)
+    assert control == shuffled.__wrapped__(treebank, seed)
+    assert (gold_heads(control) != gold_heads(treebank)).any()
+
+
+def labelled_shape(sentence: Sentence, node: int = -1):
+    """A tree without its words: the relation of each node with the sorted shapes below it."""
+    children = [i for i, head in enumerate(sentence.heads) if head == node]
+    return sorted((sentence.relations[i], labelled_shape(sentence, i)) for i in children)
+
+
+def test_few_shuffled_arcs_are_gold():
+    """No more than chance: one of the other words, or so."""
+    sentence = Sentence(tuple("abcdefghij"), (-1, *[0] * 9), ("root", *["x"] * 9))
+    control = shuffled(Treebank("star", (sentence,) * 500), 0)
+    assert np.mean(gold_heads(control)[gold_heads(control) >= 0] == 0) == pytest.approx(0.1, abs=0.02)
+
+
+def test_offset_baseline_on_a_language_of_fixed_distances():
+    """det always one to the right; obj two to the left in most sentences, one in some."""
+    near = Sentence(("see", "a", "dog"), (-1, 2, 0), ("root", "det", "obj"))
+    far = Sentence(("see", "big", "a", "dog"), (-1, 3, 3, 0), ("root", "amod", "det", "obj"))
+    frame = offset_baseline(Treebank("fixed", (near,) * 30 + (far,) * 10), min_count=20)
+    best = {row["relation"]: row for row in frame.filter(split="all").iter_rows(named=True)}
+    assert best.keys() == {"det", "obj"}
+    assert (best["det"]["offset"], best["det"]["accuracy"], best["det"]["count"]) == (1, 1.0, 40)
+    assert (best["obj"]["offset"], best["obj"]["accuracy"]) == (-2, 0.75)
+    halves = frame.filter(pl.col("split") != "all").group_by("relation").agg(pl.col("count").sum())
+    assert halves["count"].to_list() == [40, 40]
+
+
+def test_no_frequent_relation_is_refused():
+    treebank = Treebank("small", (Sentence(("a", "dog"), (1, -1), ("det", "root")),))
+    with pytest.raises(UserError, match=r"small: no relation has 2 dependents \(the most frequent is det with 1\)"):
+        gold_arcs(treebank, 2)
+    with pytest.raises(UserError, match=r"\(there are none\)"):
+        gold_arcs(Treebank("roots", (Sentence(("dog",), (-1,), ("root",)),)), 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-5, 5)), min_size=0, max_size=30))
+def test_sums_by_group(items):
+    group = np.array([g for g, _ in items], dtype=int)
+    values = np.array([v for _, v in items], dtype=float)
+    expected = [sum(v for g, v in items if g == k) for k in range(5)]
+    np.testing.assert_allclose(sum_by(values, group, 5), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_head_scores_equal_the_naive_loop(kind, special, treebank, monkeypatch):
-    monkeypatch.setattr(word_batches, "TOKENS", 100)  # several batches, with padding in them
+    monkeypatch.setattr(inputs, "TOKENS", 100)  # several batches, with padding in them
     checkpoint = StandIn(kind, special, tokenizer=wordpiece(special=special))
     frame = HeadScores(treebank, min_count=5)(checkpoint)
     expected = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, treebank, set(frame["relation"]))
@@ -173,8 +235,8 @@ def test_the_first_of_equals_as_argmax_does():
         for part in (layer.attention.self.query, layer.attention.self.key):
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
-    encoded = word_batches.encode_treebank(checkpoint.tokenizer, treebank)
-    found = attention.parents(model, encoded, np.zeros(encoded.words, int)).parent
+    encoded = inputs.encode_treebank(checkpoint.tokenizer, treebank)
+    found = syntax.parents(model, encoded, np.zeros(encoded.words, int)).parent
     starts = np.cumsum([0, *map(len, treebank)])
     for i, sentence in enumerate(treebank):
         if any(word in ("unbelievable", "walking", "walked", "plays", "unbelievables") for word in sentence.words):
@@ -224,8 +286,8 @@ def test_relations_too_rare_are_refused(treebank):
 def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
     tokenizer = wordpiece()
     tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
-    assert word_batches.spelled_words(tokenizer, treebank) == 1
-    encoded = word_batches.encode_treebank(tokenizer, treebank)
+    assert inputs.spelled_words(tokenizer, treebank) == 1
+    encoded = inputs.encode_treebank(tokenizer, treebank)
     shifted = [
         replace(
             batch,
@@ -235,5 +297,13 @@ def test_words_are_spelled_by_their_own_tokens_only(treebank, monkeypatch):
         for batch in encoded.batches
     ]
     off_by_one = replace(encoded, batches=tuple(shifted))
-    monkeypatch.setattr(word_batches, "encode_treebank", lambda *_: off_by_one)
-    assert word_batches.spelled_words(tokenizer, treebank) < 0.3
+    monkeypatch.setattr(inputs, "encode_treebank", lambda *_: off_by_one)
+    assert inputs.spelled_words(tokenizer, treebank) < 0.3
+
+
+@pytest.mark.parametrize("first_step_zero", [False, True], ids=["without step 0", "with step 0"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_run_has_no_onset(tmp_path, kind, first_step_zero):
+    run = untrained_run(tmp_path / "run", kind, first_step_zero, redrawn=True, seed=1)
+    assert run.steps == [0] * first_step_zero + [500, 1000, 1500, 2000, 2500]
+    assert claims(run, sentences=120, min_count=30, pairs_per_paradigm=20, seed=1) == []

@@ -16,10 +16,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lmdynamics.corpora.blocks import Blocks
-from lmdynamics.measurements.measurement import Measurement
+from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.measurements.syntax import UAS, HeadScores
-from lmdynamics.measurements.trace import trace, trace_all
+from lmdynamics.measurements.trace import Measurement, trace, trace_all
 from tests.measurements.conftest import StandInRun, random_treebank
 
 

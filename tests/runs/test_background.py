@@ -13,7 +13,7 @@ import torch
 
 from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.runs import background, live
 from lmdynamics.runs.background import SavedRun, branch_of, training_of
 from lmdynamics.runs.live import LIVE, LiveLog, read_live

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
-from lmdynamics.runs.branch import branch_cost, family, history
+from lmdynamics.hub.suites import open_run
+from lmdynamics.runs.family import branch_cost, family, history
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import branch, train
 from lmdynamics.training import layout
-from lmdynamics.training.schedules import parse_schedule
+from lmdynamics.training.masking import parse_schedule
 from tests.conftest import TINY, refused
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
@@ -154,7 +154,7 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(parent, monkeypatch):
 
 def test_killed_before_it_began_it_begins_where_it_should(parent, monkeypatch):
     """A kill while the start is copied leaves no folder that a later branch would take for its own."""
-    from lmdynamics.runs import branch as module
+    from lmdynamics.runs import trained as module
 
     run = parent()
 

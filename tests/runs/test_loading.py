@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run
+from lmdynamics.hub.suites import open_run
 from lmdynamics.training import layout
 from lmdynamics.training.state import load_state, save_state
 from tests.runs.test_store_and_run import one_line

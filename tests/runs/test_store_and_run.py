@@ -12,9 +12,8 @@ import torch
 
 from lmdynamics import files
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run, run_names
-from lmdynamics.runs.build import run_name
-from lmdynamics.runs.trained import train
+from lmdynamics.hub.suites import open_run, run_names
+from lmdynamics.runs.trained import run_name, train
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import load_recipe
 from tests.conftest import TINY

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmdynamics.errors import UserError
-from lmdynamics.hub.open import open_run, run_names
+from lmdynamics.hub.suites import open_run, run_names
 from lmdynamics.runs import sweep as module
 from lmdynamics.runs.sweep import Condition, Plan, plan_names, read_plan, sweep
 from lmdynamics.training import layout

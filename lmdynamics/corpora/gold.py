@@ -1,0 +1,352 @@
+"""Gold sentences to measure with: treebanks, and minimal pairs: two sentences of which one is right.
+
+What counts as a word is the syntactic word of Universal Dependencies: `don't` is two words, `do` and `n't`.
+Multiword ranges (`2-3`) and the empty nodes of enhanced graphs (`8.1`) carry no basic arc and are left out.
+
+Pairs differ in one grammatical point. BLiMP (Warstadt et al. 2020): 67 paradigms of 1,000 pairs, ordinary spelling.
+Zorro (Huebner et al. 2021): 23 paradigms of 2,000 pairs over a child's vocabulary, words and punctuation separated by
+spaces.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import conllu
+import numpy as np
+import polars as pl
+
+from lmdynamics.corpora.fetch import locate
+from lmdynamics.errors import UserError, did_you_mean
+
+COLUMNS = 10
+# Part of a treebank's folder that a short name stands for; a source's own name stands for its whole folder.
+PARTS = {
+    "ewt": ("ewt", "en_ewt-ud-dev.conllu"),
+    "ewt-dev": ("ewt", "en_ewt-ud-dev.conllu"),
+    "ewt-test": ("ewt", "en_ewt-ud-test.conllu"),
+    "childes": ("childes", "."),
+    "atis": ("atis", "."),
+    "pud": ("pud", "."),
+}
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence: `words`, for each the 0-based index of its head word (`heads`, -1 for a root), and its relation."""
+
+    words: tuple[str, ...]
+    heads: tuple[int, ...]
+    relations: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+@dataclass(frozen=True)
+class Treebank:
+    """Sentences with gold trees. `name` is for titles; only the sentences make the fingerprint."""
+
+    name: str
+    sentences: tuple[Sentence, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (16 hex digits): part of the cache key of every measurement made on these trees."""
+        digest = hashlib.sha256()
+        for sentence in self.sentences:
+            digest.update(json.dumps([sentence.words, sentence.heads, sentence.relations]).encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def __iter__(self) -> Iterator[Sentence]:
+        return iter(self.sentences)
+
+    def __repr__(self) -> str:
+        return f"Treebank({self.name!r}, {len(self):,} sentences, {sum(map(len, self)):,} words)"
+
+    def take(self, n: int, seed: int = 0) -> "Treebank":
+        """`n` sentences drawn without replacement, in their own order; all of them if there are no more than `n`.
+
+        Raises ValueError if `n` is less than 1.
+        """
+        if n < 1:
+            raise ValueError(f"cannot take {n} sentences: ask for at least 1")
+        if n >= len(self):
+            return self
+        drawn = np.sort(np.random.default_rng(seed).choice(len(self), size=n, replace=False))
+        return replace(self, sentences=tuple(self.sentences[i] for i in drawn))
+
+
+def read_conllu(path: str | Path, *, subtypes: bool = False) -> Treebank:
+    """Read a CoNLL-U file, or every `*.conllu` in a folder (in order of name).
+
+    `subtypes=False` cuts relations at the colon: `nsubj:pass` becomes `nsubj`. A sentence with several roots is
+    kept as it is, each root with head -1 (older conversions have them). Blocks of comments alone hold no sentence.
+
+    Raises UserError naming the file, the sentence and the fault, if any sentence is not a tree over its words: a
+    missing column, a head that is no word of the sentence, a cycle, no root. Nothing is returned then: never half a
+    treebank.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.conllu"))
+        if not files:
+            raise UserError(f"{path} holds no *.conllu files; give a CoNLL-U file or a folder of them")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise UserError(f"{path} does not exist; give a CoNLL-U file or a folder of them")
+    sentences = tuple(sentence for file in files for sentence in _read_file(file, subtypes))
+    if not sentences:
+        raise UserError(f"{path} holds no sentences; CoNLL-U has one word a line and a blank line after each sentence")
+    if all(word == "_" for sentence in sentences for word in sentence.words):
+        raise UserError(f"{path} has '_' for every word: this treebank comes without its text, which must be merged in")
+    return Treebank(path.stem, sentences)
+
+
+def open_treebank(name: str) -> Treebank:
+    """A treebank by name (`ewt` is EWT's dev set; `ewt-test`, `childes`, `atis`, `pud`) or by path.
+
+    Raises UserError if it is neither a known name nor a path, or is not on this machine, or does not parse.
+    """
+    if name in PARTS:
+        source, part = PARTS[name]
+        return replace(read_conllu(locate(source) / part), name=name)
+    if not Path(name).expanduser().exists():
+        raise UserError(f"no treebank {name!r}: neither a known name nor a path{did_you_mean(name, PARTS)}")
+    return read_conllu(Path(name).expanduser())
+
+
+def _read_file(path: Path, subtypes: bool) -> Iterator[Sentence]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); CoNLL-U must be, so convert the file") from None
+    # Split at "\n" alone: words may hold the rarer line separators that str.splitlines() would cut at.
+    lines = enumerate(text.split("\n"), start=1)
+    for blank, numbered in groupby(lines, key=lambda numbered: not numbered[1].strip()):
+        if not blank and (sentence := _read_sentence(list(numbered), path, subtypes)):
+            yield sentence
+
+
+def _read_sentence(numbered: list[tuple[int, str]], path: Path, subtypes: bool) -> Sentence | None:
+    """One block of lines as a sentence; None if it holds comments alone."""
+    rows = [(number, line) for number, line in numbered if not line.startswith("#")]
+    if not rows:
+        return None
+    where = f"{path}, sentence at line {numbered[0][0]}"
+    for number, line in rows:
+        if (columns := line.count("\t") + 1) != COLUMNS:
+            raise UserError(f"{path}, line {number} has {columns} tab-separated columns; CoNLL-U has {COLUMNS}")
+    try:
+        parsed = conllu.parse_token_and_metadata("\n".join(line for _, line in numbered), field_parsers=_AS_TEXT)
+    except conllu.exceptions.ParseException as error:
+        raise UserError(f"{where}: {str(error).rstrip('.')}; correct the file") from None
+    if sent_id := parsed.metadata.get("sent_id"):
+        where += f" (sent_id {sent_id})"
+    words = [token for token in parsed if isinstance(token["id"], int)]
+    try:
+        heads = _heads(words)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; correct the file") from None
+    relations = (word["deprel"] if subtypes else word["deprel"].split(":")[0] for word in words)
+    return Sentence(tuple(word["form"] for word in words), heads, tuple(relations))
+
+
+def _heads(words: list[conllu.Token]) -> tuple[int, ...]:
+    """0-based heads, -1 for a root; ValueError saying what is wrong if they do not make a tree."""
+    if not words:
+        raise ValueError("no words, only multiword ranges or empty nodes")
+    if (ids := [word["id"] for word in words]) != list(range(1, len(words) + 1)):
+        wrong = next(i for i, found in enumerate(ids, start=1) if found != i)
+        raise ValueError(f"word ids must count 1, 2, 3, ...; where {wrong} should be there is {ids[wrong - 1]}")
+    for word in words:
+        if not word["form"].strip() or word["deprel"] in ("", "_"):
+            raise ValueError(f"word {word['id']} has no {'form' if not word['form'].strip() else 'relation'}")
+        if not word["head"].isascii() or not word["head"].isdigit():
+            raise ValueError(
+                f"word {word['id']} ({word['form']}) has head {word['head']!r}, which is not a whole number"
+            )
+        if int(word["head"]) > len(words):
+            raise ValueError(f"word {word['id']} ({word['form']}) has head {word['head']} in {len(words)} words")
+    heads = tuple(int(word["head"]) - 1 for word in words)
+    if -1 not in heads:
+        raise ValueError("no root: no word has head 0")
+    reaches_root = {-1}
+    for start in range(len(words)):
+        path, at = [], start
+        while at not in reaches_root:
+            if at in path:
+                cycle = " -> ".join(words[i]["form"] for i in [*path[path.index(at) :], at])
+                raise ValueError(f"the heads make a cycle: {cycle}")
+            path.append(at)
+            at = heads[at]
+        reaches_root.update(path)
+    return heads
+
+
+# Columns that play no part here are left as text: parsing features and enhanced arcs takes most of the time.
+_AS_TEXT = {name: (lambda row, i: row[i]) for name in ("xpos", "feats", "head", "deps", "misc")}
+
+
+SCHEMA = {"paradigm": pl.String, "pair": pl.Int64, "good": pl.String, "bad": pl.String}
+NAMES = ("blimp", "zorro")
+
+
+@dataclass(frozen=True, eq=False)
+class MinimalPairs:
+    """One row per pair: `paradigm`, `pair` (unique), `good`, `bad`, spelt as in the source.
+
+    BLiMP has a few pairs whose sentences are the same (7 of 67,000): no model can be right on those.
+    `split_into_words`: the sentences are words joined by single spaces, to be tokenised word by word, as the trees
+    of a treebank are; otherwise they are ordinary text.
+    """
+
+    name: str
+    frame: pl.DataFrame
+    split_into_words: bool
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Content hash (16 hex digits): part of the cache key of every measurement made on these pairs."""
+        digest = hashlib.sha256(json.dumps([self.split_into_words, *self.frame.columns]).encode())
+        for row in self.frame.iter_rows():
+            digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()[:16]
+
+    @property
+    def paradigms(self) -> list[str]:
+        return self.frame["paradigm"].unique(maintain_order=True).to_list()
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __repr__(self) -> str:
+        return f"MinimalPairs({self.name!r}, {len(self):,} pairs in {len(self.paradigms)} paradigms)"
+
+    def sample(self, n_per_paradigm: int, seed: int = 0) -> "MinimalPairs":
+        """At most `n_per_paradigm` pairs of each paradigm, drawn without replacement; `pair` keeps its value.
+
+        Raises ValueError if `n_per_paradigm` is less than 1.
+        """
+        if n_per_paradigm < 1:
+            raise ValueError(f"cannot sample {n_per_paradigm} pairs of each paradigm: ask for at least 1")
+        draw = pl.Series("draw", np.random.default_rng(seed).random(len(self)))
+        rank = pl.col("draw").rank("ordinal").over("paradigm")
+        frame = self.frame.with_columns(draw).filter(rank <= n_per_paradigm).drop("draw")
+        return replace(self, frame=frame)
+
+
+def read_blimp(path: str | Path) -> MinimalPairs:
+    """BLiMP from its zip, a folder of its `*.jsonl`, or a folder that holds the zip. Nothing is unpacked to disk.
+
+    Raises UserError if there is nothing to read, the zip is damaged, or a line is not JSON with `UID`, `sentence_good`
+    and `sentence_bad`.
+    """
+    path = Path(path)
+    pairs = []
+    for name, lines in _jsonl_files(path):
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                pair = (row["UID"], row["sentence_good"], row["sentence_bad"])
+            except (ValueError, KeyError, TypeError):
+                pair = ()
+            if not pair or not all(isinstance(text, str) for text in pair):
+                raise UserError(
+                    f"{name}, line {number} is not a BLiMP pair: expected a JSON object with UID, sentence_good "
+                    "and sentence_bad"
+                )
+            pairs.append(pair)
+    return _pairs("blimp", path, pairs, split_into_words=False)
+
+
+def read_zorro(folder: str | Path) -> MinimalPairs:
+    """Zorro from the folder of its `*.txt` files, or one above it; the file's name is the paradigm.
+
+    Odd lines are wrong, even lines right.
+
+    Raises UserError if there are no such files, or one has an odd number of lines or an empty line.
+    """
+    folder = Path(folder)
+    inner = folder / "sentences" / "babyberta"
+    files = sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no *.txt files of Zorro; give the folder `sentences/babyberta` or one above it"
+        )
+    pairs = []
+    for file in files:
+        lines = _lines(file.read_bytes(), str(file))
+        if len(lines) % 2 or not all(lines):
+            what = (
+                f"line {lines.index('') + 1} is empty" if "" in lines else f"the number of lines, {len(lines)}, is odd"
+            )
+            raise UserError(f"{file}: {what}; in Zorro each wrong sentence is followed by its right one")
+        pairs += [(file.stem, good, bad) for bad, good in zip(lines[0::2], lines[1::2], strict=True)]
+    return _pairs("zorro", folder, pairs, split_into_words=True)
+
+
+def open_pairs(name: str) -> MinimalPairs:
+    """Minimal pairs by name (`blimp`, `zorro`) or by path (a zip or folder laid out as either of them).
+
+    Raises UserError if it is neither a known name nor a path, or is not on this machine, or does not parse.
+    """
+    if name in NAMES:
+        return {"blimp": read_blimp, "zorro": read_zorro}[name](locate(name))
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"no minimal pairs {name!r}: neither a known name nor a path{did_you_mean(name, NAMES)}")
+    is_blimp = path.is_file() or any(path.rglob("*.jsonl")) or any(path.glob("*.zip"))
+    return replace(read_blimp(path) if is_blimp else read_zorro(path), name=path.stem)
+
+
+def _pairs(name: str, path: Path, pairs: Iterable[tuple[str, str, str]], split_into_words: bool) -> MinimalPairs:
+    rows = [(paradigm, i, good, bad) for i, (paradigm, good, bad) in enumerate(pairs)]
+    if not rows:
+        raise UserError(f"{path} holds no pairs; the files in it are empty")
+    return MinimalPairs(name, pl.DataFrame(rows, schema=SCHEMA, orient="row"), split_into_words)
+
+
+def _jsonl_files(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(name, lines) of each `*.jsonl`, in order of name."""
+    if path.is_dir():
+        if files := sorted(path.rglob("*.jsonl")):
+            for file in files:
+                yield str(file), _lines(file.read_bytes(), str(file))
+            return
+        zips = sorted(path.glob("*.zip"))
+        if len(zips) != 1:
+            raise UserError(
+                f"{path} holds no *.jsonl files and {len(zips)} zips; give BLiMP's zip or its unpacked folder"
+            )
+        path = zips[0]
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give BLiMP's zip or its unpacked folder")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(n for n in archive.namelist() if n.endswith(".jsonl") and not n.startswith("__MACOSX/"))
+            if not names:
+                raise UserError(f"{path} holds no *.jsonl files; it is not BLiMP's zip")
+            for name in names:
+                yield f"{path}/{name}", _lines(archive.read(name), f"{path}/{name}")
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+        raise UserError(f"{path} is not a whole zip file ({error}); fetch it again") from None
+
+
+def _lines(content: bytes, name: str) -> list[str]:
+    """Lines without their line ends and surrounding spaces; a final line end adds none."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 (byte {error.start}); convert the file") from None
+    return [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
