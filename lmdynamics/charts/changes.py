@@ -107,7 +107,7 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.L
     name = cursor.name
     here = alt.Chart(rows).transform_filter(f"datum.step == {name}")
     y = alt.Y("group:N", title=by or None, sort=groups).scale(domain=groups)
-    y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8)
+    y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8, titlePadding=24)
     axis = alt.Axis(tickCount=5, labelExpr=SIGNED, grid=False)
     title = "change of loss (nats per token of the text)"
     tips = ["group:N", *(alt.Tooltip(f"{column}:Q", format="+.3~g") for column in ("gained", "lost", "net"))]

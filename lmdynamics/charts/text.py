@@ -55,7 +55,8 @@ def wrapped(
     def measured(line: str) -> float:
         return text_width(line.translate(stand_ins or {}), size, bold)
 
-    words = [word.replace("\0", " ") for word in TORN.sub("\0", text).split()]
+    glued = (word.replace("\0", " ") for word in TORN.sub("\0", text).split())
+    words = [word for pair in glued for word in ([pair] if measured(pair) <= width else pair.split())]
     lines, longest = _filled(words, width, measured), min(width, max(map(measured, words), default=0))
     narrower = (_filled(words, max(longest, share * width), measured) for share in (0.6, 0.7, 0.8, 0.9))
     return next((even for even in narrower if len(even) == len(lines)), lines)
@@ -98,21 +99,39 @@ def _quoted(text: str) -> str:
 
 
 def width_of(chart: alt.TopLevelMixin) -> float:
-    """Pixels that a chart's panels take side by side, without their axes and legends."""
+    """Pixels that a chart takes at least, in any font: its panels side by side, and the labels at their left."""
+    return _across(chart) + _labels(chart)
+
+
+def _across(chart: alt.TopLevelMixin) -> float:
     if isinstance(chart, alt.VConcatChart):
-        return max(map(width_of, chart.vconcat))
-    if isinstance(chart, alt.HConcatChart | alt.ConcatChart | alt.FacetChart):
-        if isinstance(chart, alt.FacetChart):
-            columns = _given(chart.columns, 1)
-            widths = [width_of(chart.spec)] * columns
-        else:
-            widths = [
-                width_of(panel) for panel in (chart.hconcat if isinstance(chart, alt.HConcatChart) else chart.concat)
-            ]
-            columns = len(widths) if isinstance(chart, alt.HConcatChart) else _given(chart.columns, len(widths))
-        rows = [widths[i : i + columns] for i in range(0, len(widths), columns)]
-        return max(sum(row) + _given(chart.spacing, 20) * (len(row) - 1) for row in rows)
-    return float(_given(chart.width, 200))
+        return max(map(_across, chart.vconcat))
+    if isinstance(chart, alt.FacetChart):
+        columns = _given(chart.columns, 1)
+        panels = [chart.spec] * columns
+    elif isinstance(chart, alt.HConcatChart | alt.ConcatChart):
+        panels = chart.hconcat if isinstance(chart, alt.HConcatChart) else chart.concat
+        columns = _given(getattr(chart, "columns", alt.Undefined), len(panels))
+    else:
+        return float(_given(chart.width, 200))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    return max(sum(map(_across, row)) + _given(chart.spacing, 20) * (len(row) - 1) for row in rows)
+
+
+def _labels(chart: alt.TopLevelMixin) -> float:
+    """What the labels of the first panel's vertical axis take: names of rows, or a digit."""
+    for parts in ("vconcat", "hconcat", "concat", "layer"):
+        if isinstance(panels := getattr(chart, parts, None), list):
+            return max(map(_labels, panels if parts == "layer" else panels[:1]), default=0)
+    if isinstance(chart, alt.FacetChart):
+        return _labels(chart.spec)
+    y = getattr(chart.encoding, "y", None)
+    y = y.to_dict(validate=False) if isinstance(y, alt.Y) else {"axis": None}
+    if y.get("axis", {}) is None:
+        return 0
+    names = y["sort"] if isinstance(y.get("sort"), list) else ["0"]
+    longest = 0.8 * max((text_width(str(name), 11) for name in names), default=0)  # in a narrow font
+    return 12 + min(longest, y.get("axis", {}).get("labelLimit") or longest)
 
 
 def _given(value, otherwise):

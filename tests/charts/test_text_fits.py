@@ -136,6 +136,9 @@ def test_a_title_that_follows_parameters_has_lines_for_its_longest_text():
 def test_a_chart_is_as_wide_as_its_panels_side_by_side():
     panel = alt.Chart(alt.Data(values=[])).mark_point()
     wide, narrow = panel.properties(width=300), panel.properties(width=100)
+    rows = wide.encode(y=alt.Y("a:N", sort=["a", "the longest name"]))
+    assert 300 < width_of(wide.encode(y="a:Q")) < 330
+    assert 360 < width_of(rows) == width_of(wide + rows) < 400
     assert width_of(wide + wide) == 300
     assert width_of(wide & narrow) == 300
     assert width_of(alt.hconcat(wide, narrow, wide, spacing=10)) == 720
