@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from textwrap import wrap
 
 import altair as alt
 import polars as pl
@@ -110,10 +109,9 @@ def _along(place: float, axis: alt.X) -> float:
     return (math.log(place) - low) / (high - low)
 
 
-def undated(onsets: Sequence[Onset], width: int = 96) -> list[str]:
+def undated(onsets: Sequence[Onset]) -> list[str]:
     """What a caption says of onsets that have no date, and so no band."""
-    absent = [onset for onset in onsets if onset.step is None]
-    return [line for onset in absent for line in wrap(str(onset), width)]
+    return [str(onset) for onset in onsets if onset.step is None]
 
 
 def spoken(onsets: Sequence[Onset]) -> str:

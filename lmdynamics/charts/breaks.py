@@ -12,10 +12,12 @@ from lmdynamics.analysis.fits import fitted_line, least_error, nearest_break
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import clickable, step_axis
 from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, step_ends, thinned
+from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 HAND, BEST = VERMILION, BLUE
+HAND_STEP = Value("format(hand_step, ',.0f')")
 
 
 def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | None = None) -> alt.LayerChart:
@@ -42,7 +44,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
         best.mark_point(color=BEST, filled=True, size=110, opacity=1).encode(x, y, tooltip=tips),
         best.mark_text(color=TEXT, fontSize=11, **label).encode(x, y, text="label:N"),
     ]
-    shown: str | alt.ExprRef = f"The error is least with the break at step {best_step:,.0f}"
+    shown: str | list[str | Value] = f"The error is least with the break at step {best_step:,.0f}"
     within = f"within a tenth of it from step {near.min():,.0f} to {near.max():,.0f}" if len(near) > 1 else ""
     if chosen_step is None:
         chart = alt.layer(*layers)
@@ -57,10 +59,13 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
         hand = {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
         chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in hand.items()))
         times = f"hand_rsle / {least!r}"
-        shown = alt.ExprRef(
-            f"'A break at step ' + format(hand_step, ',.0f') + ' leaves ' + format({times}, {times} < 1.095 ? '.2f' : "
-            f"'.1f') + ' times the least error, at {best_step:,.0f}'"
-        )
+        shown = [
+            "A break at step ",
+            HAND_STEP,
+            " leaves ",
+            Value(f"format({times}, {times} < 1.095 ? '.2f' : '.1f')", "100.0"),
+            f" times the least error, at {best_step:,.0f}",
+        ]
     said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}"
     if chosen_step is not None:
         said += f"; at step {row['step_at_break']:,.0f} {row['rsle'] / least:.2f} times that"
@@ -123,10 +128,14 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
     )
     return figure(
         chart.properties(width=WIDTH, height=HEIGHT + 60),
-        alt.ExprRef(
-            f"{_quoted(name)} + ' with a break put at step ' + format(hand_step, ',.0f') + ': rate ' + "
-            "format(hand_before, '.3r') + ' → ' + format(hand_after, '.3r')"
-        ),
+        [
+            f"{name} with a break put at step ",
+            HAND_STEP,
+            ": rate ",
+            Value("format(hand_before, '.3r')", "−0.0111"),
+            " → ",
+            Value("format(hand_after, '.3r')", "−0.0111"),
+        ],
         [
             "orange: the curve with this break, dashed: the two power laws it joins",
             f"blue: the best break, step {best['step_at_break']:,.0f}, rate "
@@ -136,8 +145,3 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
         f"loss {row['loss_at_break']:.3f}, and the best break, at step {best['step_at_break']:,.0f}, "
         f"loss {best['loss_at_break']:.3f}.",
     )
-
-
-def _quoted(text: str) -> str:
-    """Text as a string of a Vega expression."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

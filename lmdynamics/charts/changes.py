@@ -7,7 +7,8 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.decomposition import span
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, wrapped
+from lmdynamics.charts.text import Value
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.errors import UserError
 
@@ -51,7 +52,7 @@ def interference_cursor(
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200).add_params(cursor),
         f"Destructive interference goes {told}",
-        [*wrapped(caption, 72), "; ".join(filter(None, key))],
+        [caption, "; ".join(filter(None, key))],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
     )
 
@@ -86,7 +87,7 @@ def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChar
     zero = alt.Chart(alt.Data(values=[{"low": 0}])).mark_rule(color=TEXT).encode(x)
     return figure(
         alt.layer(bars, zero).properties(width=WIDTH, height=150).add_params(cursor),
-        alt.ExprRef(f"'How far losses moved at step ' + format({cursor.name}, ',d')"),
+        ["How far losses moved at step ", Value(f"format({cursor.name}, ',d')")],
         "blue: the loss fell; orange: it rose",
         "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
     )
@@ -107,7 +108,7 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.L
     name = cursor.name
     here = alt.Chart(rows).transform_filter(f"datum.step == {name}")
     y = alt.Y("group:N", title=by or None, sort=groups).scale(domain=groups)
-    y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8)
+    y = y.axis(ticks=False, domain=False, labelLimit=150, labelPadding=8, titlePadding=24)
     axis = alt.Axis(tickCount=5, labelExpr=SIGNED, grid=False)
     title = "change of loss (nats per token of the text)"
     tips = ["group:N", *(alt.Tooltip(f"{column}:Q", format="+.3~g") for column in ("gained", "lost", "net"))]
@@ -122,7 +123,7 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.L
     ]
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=22 * len(groups)).add_params(cursor),
-        alt.ExprRef(f"'Whose losses fell and rose at step ' + format({name}, ',d')"),
+        ["Whose losses fell and rose at step ", Value(f"format({name}, ',d')")],
         "blue: how far losses fell; orange: rose; dot: the sum of both",
         f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
     )
@@ -169,7 +170,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
         told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
     return figure(
         chart.add_params(cursor),
-        wrapped(f"“{token}”: {told}", 56),
+        f"“{token}”: {told}",
         "blue: its loss fell; orange: rose; one token, no interval",
         f"One token over training: {told}.",
     )

@@ -5,11 +5,12 @@ from collections.abc import Collection, Sequence
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.theme import wrapped
+from lmdynamics.charts.text import wrapped
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 5000  # that Altair puts into a panel
 ROW = 26  # height of a condition's row, pixels
+BESIDE = 132  # pixels: how long the title beside a low panel may be
 
 
 def tidy(frame: pl.DataFrame, columns: list[str], what: str) -> tuple[pl.DataFrame, int]:
@@ -69,12 +70,12 @@ def is_share(measure: str, percent: bool | Collection[str]) -> bool:
 def stacked(measure: str) -> list[str]:
     """Name and unit on two lines: "UAS (share of arcs)" stands beside a low panel."""
     name, bracket, unit = measure.partition(" (")
-    return [*wrapped(name, 24), *wrapped(bracket.strip() + unit, 24)]
+    return [*wrapped(name, BESIDE), *wrapped(bracket.strip() + unit, BESIDE)]
 
 
-def findings(said: Sequence[str], width: int) -> list[str]:
-    """What the title leaves unsaid, as lines of the caption; of many measures, the text for screen readers tells."""
-    return [line for text in said[1:] for line in wrapped(text, width)] if len(said) <= 4 else []
+def findings(said: Sequence[str]) -> Sequence[str]:
+    """What the title leaves unsaid, for the caption; of many measures, the text for screen readers tells."""
+    return said[1:] if len(said) <= 4 else []
 
 
 def axis_format(measure: str, percent: bool | Collection[str]) -> str:

@@ -16,7 +16,7 @@ from lmdynamics.analysis.deceleration import LOCATED, headline
 from lmdynamics.analysis.fits import fitted_line
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.axes import log_ticks, step_axis
-from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, condition_colours, figure, wrapped
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
 
 LOSS = "loss (nats per predicted token, log scale)"
@@ -89,13 +89,10 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
         for row in map(rows.get, names)
         if row.get("reason")
     ]
-    said = wrapped("; ".join(filter(None, caption)), 92)
-    if len(names) == 1:
-        said += wrapped(_told(rows[names[0]]), 92)
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 60),
-        wrapped(_found(names, [rows[name] for name in names]), 72),
-        said,
+        _found(names, [rows[name] for name in names]),
+        ["; ".join(filter(None, caption)), _told(rows[names[0]]) if len(names) == 1 else ""],
         f"Loss against step, both logarithmic, for {', '.join(names)}. " + ". ".join(reasons) + ".",
     )
 
@@ -155,7 +152,7 @@ def power_law_claim(
     side = "too low" if off < 0 else "too high"
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 60),
-        wrapped(f"{through} claims a final loss of {claimed:.2f} for {curve}, {100 * abs(off):.0f} % {side}", 72),
+        f"{through} claims a final loss of {claimed:.2f} for {curve}, {100 * abs(off):.0f} % {side}",
         f"dots: loss of {curve}; it came to {truth:.2f}",
         f"Loss of {curve} against step, both logarithmic. {through} claims {claimed:.3f} at step {last:,.0f}; "
         f"the loss came to {truth:.3f}.",

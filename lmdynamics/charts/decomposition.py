@@ -63,7 +63,7 @@ def panels(
     key = "series" if "series" in rows.columns else "curve"
     for index, name in enumerate(MEASURES):
         last = index == len(MEASURES) - 1
-        x = step_axis(steps, title if last else None)
+        x = step_axis(steps, title if last else None, sparse=width < 300)
         colour = colour.copy()
         colour["legend"] = legend if last else None
         y = scales[name] if titles else scales[name].copy()

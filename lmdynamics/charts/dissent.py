@@ -14,7 +14,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import by_step, clickable, log_ticks, on_step_axis, step_axis, steps_of, upright
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
-from lmdynamics.charts.theme import WIDTH, figure, ramp, wrapped
+from lmdynamics.charts.theme import WIDTH, figure, ramp
 from lmdynamics.errors import UserError
 
 NORMS = {
@@ -76,8 +76,8 @@ def dissent_over_training(
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
         chart if cursor is None else chart.add_params(cursor),
-        wrapped(_found(rows), 76),
-        wrapped("; ".join(filter(None, caption)), 92),
+        _found(rows),
+        "; ".join(filter(None, caption)),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
     )
 
@@ -126,7 +126,7 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
     chart = alt.concat(*panels, columns=len(curves), spacing=10).resolve_scale(color="independent")
     return figure(
         chart,
-        wrapped(f"Norms over training, mean over groups: {', '.join(moved)}", 76),
+        f"Norms over training, mean over groups: {', '.join(moved)}",
         "means over tokens",
         "Norms of the hidden state and of both parts of its gradient over training. "
         + " ".join(text for name in NORMS for text in _spoken(rows, name)),

@@ -5,7 +5,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, step_axis
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 ROW = 38  # room for a line and for what was changed, above it
@@ -58,7 +58,7 @@ def family_tree(rows: pl.DataFrame) -> alt.LayerChart:
     )
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=ROW * len(data)),
-        wrapped(title, 72),
+        title,
         "dot: where a branch leaves; above it: what was changed" if left else "",
         f"A family of {len(data)} run(s), trained to step {max(steps):,}. {told or 'No branches'}.",
     )

@@ -15,7 +15,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
 from lmdynamics.charts.lines import colour_by, line_layers
-from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.charts.tiles import step_tiles
 from lmdynamics.charts.trades import SIGNED, spread
 from lmdynamics.errors import UserError
@@ -82,9 +82,7 @@ def first_order_against_measured(
     ]
     return figure(
         alt.concat(*panels, columns=len(steps), spacing=14),
-        wrapped(
-            f"First order against measured change, correlation over tokens ({'; '.join(told)})".replace("-", "−"), 84
-        ),
+        f"First order against measured change, correlation over tokens ({'; '.join(told)})".replace("-", "−"),
         [f"dots: tokens (at most {count(most, 'token')} a panel); line: prediction and measurement agree"],
         "Change of each token's loss in one step against its first-order prediction. " + " ".join(said),
     )
@@ -136,7 +134,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     title = f"The share of a step that survives, 1 − D, goes {told['kept']}; {moved[0]} moves most, {told[moved[0]]}"
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 40),
-        wrapped(title if "kept" in told and moved else "Coefficients of one step over training", 76),
+        title if "kept" in told and moved else "Coefficients of one step over training",
         "lines: mean over batches; bands: from the least batch to the greatest"
         if means["batches"].max() > 1
         else "one batch",
@@ -176,7 +174,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
     title = f"{capital(coefficient)} by {level}: at the last step from {_short(least['value'])} ({least['part']})"
     return figure(
         chart.properties(**size),
-        wrapped(f"{title} to {_short(most['value'])} ({most['part']})", 76),
+        f"{title} to {_short(most['value'])} ({most['part']})",
         "mean over batches; no interval" if cells["batches"].max() > 1 else "one batch; no interval",
         f"{coefficient} of each part over training; at step {cells['step'].max():,}: "
         + "; ".join(f"{row['part']} {_short(row['value'])}" for row in last.to_dicts())

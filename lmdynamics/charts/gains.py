@@ -7,7 +7,8 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, absent, count, tidy
-from lmdynamics.charts.theme import TEXT, WIDTH, condition_colours, figure, wrapped
+from lmdynamics.charts.text import wrapped
+from lmdynamics.charts.theme import TEXT, WIDTH, condition_colours, figure
 
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 
@@ -50,7 +51,7 @@ def gain_by_paradigm(
         gains[name] = middle["value"].mean()
         told = f"{_points(gains[name])}, {up} of {len(middle)} up"
         head = alt.TitleParams(
-            wrapped(name, 18),
+            wrapped(name, width),
             subtitle=told,
             fontSize=12,
             fontWeight="normal",
@@ -66,7 +67,7 @@ def gain_by_paradigm(
     caption = ["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]
     return figure(
         alt.hconcat(*panels, spacing=14),
-        wrapped(f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}", 84),
+        f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}",
         "; ".join(filter(None, caption)),
         f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(said)}. "
         f"Largest for {order[0]}, smallest for {order[-1]}.",

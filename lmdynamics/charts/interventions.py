@@ -29,7 +29,8 @@ from lmdynamics.charts.conditions import (
     tip_format,
 )
 from lmdynamics.charts.lines import colour_by, levels
-from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure, wrapped
+from lmdynamics.charts.text import wrapped
+from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
 
 
@@ -109,8 +110,8 @@ def conditions_panels(
     caption = [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
-        wrapped(capital(said[0]), 72),
-        [*findings(said, 92), "; ".join(filter(None, caption))],
+        capital(said[0]),
+        [*findings(said), "; ".join(filter(None, caption))],
         f"Conditions over training. {'. '.join(map(capital, [*said, *told]))}. {capital(_seeds(data))}.",
     )
 
@@ -144,7 +145,7 @@ def final_by_condition(
     for index, name in enumerate(measures):
         middle = means.filter(pl.col("measure") == name, pl.col("condition").is_in(list(colours)))
         y = _rows_axis(colours, labels=index % columns == 0)
-        x = alt.X("value:Q", title=wrapped(name, 30 if columns > 1 else 60)).scale(zero=False, padding=8)
+        x = alt.X("value:Q", title=wrapped(name, width)).scale(zero=False, padding=8)
         x = x.axis(format=axis_format(name, percent), tickCount=5, grid=False)
         colour, tip = colour_by("condition", colours, legend=False), tip_format(name, percent)
         tips = ["condition", *(alt.Tooltip(c, format=tip) for c in ("mean", "low", "high"))]
@@ -169,8 +170,8 @@ def final_by_condition(
     each = "; ".join(_told(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
     return figure(
         alt.concat(*panels, columns=columns, spacing=24),
-        wrapped(capital(said[0]), 84),
-        [*findings(said, 104), "; ".join(filter(None, caption))],
+        capital(said[0]),
+        [*findings(said), "; ".join(filter(None, caption))],
         f"Conditions at the end of training. {each}.",
     )
 
@@ -226,8 +227,8 @@ def value_over_parameter(
     caption = [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
-        wrapped(capital(said[0]), 72),
-        [*findings(said, 92), "; ".join(filter(None, caption))],
+        capital(said[0]),
+        [*findings(said), "; ".join(filter(None, caption))],
         f"Values over {parameter}. {'. '.join(map(capital, said))}. {counted}.",
     )
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.theme import GREY, TEXT
+from lmdynamics.charts.text import text_width
+from lmdynamics.charts.theme import GREY, TEXT, WIDTH
 
 
 def line_layers(
@@ -49,8 +50,16 @@ def _both(ends: tuple[str, str]) -> str:
 
 
 def colour_by(field: str, colours: Mapping[str, str], columns: int = 4, legend: bool | None = None) -> alt.Color:
-    """A line's or a point's colour by a column, with a legend below: by default where there are several colours."""
-    key = alt.Legend(orient="bottom", columns=columns, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    """A line's or a point's colour by a column, with a legend below: by default where there are several colours.
+
+    The legend has as many of the `columns` as fit.
+    """
+    longest = max((text_width(name, 11) for name in colours), default=0)
+    columns = max(1, min(columns, int(WIDTH // (longest + 30))))
+    key = alt.Legend(
+        orient="bottom", columns=columns, columnPadding=10 + longest / 6,  # as far as a wider font reaches
+        symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1,
+    )  # fmt: skip
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     shown = len(colours) > 1 if legend is None else legend
     return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if shown else None)

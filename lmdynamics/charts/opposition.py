@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from textwrap import wrap
 
 import altair as alt
 import polars as pl
@@ -11,11 +10,13 @@ from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.text import wrapped
+from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.charts.tiles import opposed, step_tiles
 from lmdynamics.errors import UserError
 
 MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
+TILE = 84  # pixels: a group's column
 COSINE = "cosine between gradients of two rows"
 
 
@@ -42,7 +43,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     least, step = last.row(0, named=True), last["step"][0]
     return figure(
         chart.properties(**size),
-        wrapped(f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval", 76),
+        f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval",
         f"mean over {_counted(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
         f"Mean cosine between gradients of two rows, by part and step. At step {step:,}: "
         + "; ".join(f"{row['part']} {_told(row)}" for row in last.to_dicts())
@@ -101,7 +102,7 @@ def cosine_distribution(
     ends = f" (95 % interval {last['low']:.0%} to {last['high']:.0%})" if known else " (no interval)"
     return figure(
         alt.vconcat(upper, lower, spacing=12),
-        wrapped(title, 76),
+        title,
         [
             f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
             "share below zero: 95 % interval, over rows of text" if len(bounded) else "share below zero: no interval",
@@ -149,7 +150,7 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     left_out = f"; the first {MOST_ROWS} rows" if len(rows) == MOST_ROWS else ""
     return figure(
         tile.mark_rect().properties(width=side, height=side),
-        wrapped(title, 60),
+        title,
         f"blue: gradients agree; orange: they are opposed{left_out}",
         f"Cosines between gradients of {len(rows)} rows. {title}.",
     )
@@ -176,7 +177,7 @@ def group_opposition(
     both = _mirrored(here.select("a", "b", "cosine"))
     apart = both.filter(pl.col("a") != pl.col("b")).sort("cosine")
     most = max(0.05, apart["cosine"].abs().max() or 0.0)
-    short = json.dumps({name: wrap(name, 14) for name in groups})
+    short = json.dumps({name: wrapped(name, TILE, 11) for name in groups})
     base = alt.Chart(both).encode(
         alt.X("b:N", title=None, sort=groups).axis(
             labelAngle=0, domain=False, ticks=False, labelPadding=6, labelExpr=f"{short}[datum.label]"
@@ -198,10 +199,10 @@ def group_opposition(
     )
     return figure(
         alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", most)), number).properties(
-            width=84 * len(groups), height=38 * len(groups)
+            width=TILE * len(groups), height=38 * len(groups)
         ),
-        wrapped(title.replace("-", "−"), 60),
-        ["blue: a step for one serves the other;", "orange: it harms the other; no interval"],
+        title.replace("-", "−"),
+        "blue: a step for one serves the other; orange: it harms the other; no interval",
         f"Cosines between gradients of token groups at step {step:,}: {listed}.",
     )
 

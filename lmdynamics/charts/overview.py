@@ -20,7 +20,7 @@ from lmdynamics.charts.axes import (
     upright,
 )
 from lmdynamics.charts.lines import line_layers, placed
-from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure, wrapped
+from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure
 from lmdynamics.errors import shortened
 
 WIDTH = 420
@@ -69,16 +69,16 @@ def loss_and_uas(
         layers += line_layers(of_source, axes[1], y, colour, dash=dash, ends=ends)
     bands = onset_bands([onset] if onset else [], axes[1], labels=False)
     lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
-    panels, caption = [upper, lower], wrapped(uas_within_reach(curve), 84)
+    panels, caption = [upper, lower], [uas_within_reach(curve)]
     if best is not None:
         panels.append(_one_relation(best, step_axis(steps), place, clicks=cursor is not None))
-        caption += wrapped(told(head_history(best), best["relation"][0]), 84)
+        caption.append(told(head_history(best), best["relation"][0]))
     chart = alt.vconcat(*panels, spacing=12)
     if cursor is not None:
         chart = chart.add_params(cursor)
     said = spoken([onset] if onset else [])
     band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
-    shown = [*undated([onset] if onset else [], 84), *caption]
+    shown = [*undated([onset] if onset else []), *caption]
     return figure(
         chart,
         "Where in training",

@@ -17,7 +17,8 @@ from lmdynamics.charts.axes import (
     upright,
 )
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure, wrapped
+from lmdynamics.charts.text import Value
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 from lmdynamics.errors import UserError
 
 WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names
@@ -83,8 +84,8 @@ def pair_race(
     finding = race_in_words(rows)
     return figure(
         chart if cursor is None else chart.add_params(cursor),
-        wrapped(finding, 54),
-        [line for part in [*caption.split("\n"), "; ".join(key)] for line in wrapped(part, 80)],
+        finding,
+        [*caption.split("\n"), "; ".join(key)],
         f"Log-probability of good and bad sentences over training, with a line at one checkpoint. {finding}. "
         f"{_ends(rows)} {caption}".replace("\n", " ").strip(),
     )
@@ -143,7 +144,7 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "
         alt.layer(*layers)
         .properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order))
         .add_params(cursor),
-        alt.ExprRef(f"'Pairs judged right at step ' + format({cursor.name}, ',d')"),
+        ["Pairs judged right at step ", Value(f"format({cursor.name}, ',d')")],
         ["; ".join(key), "best at the last checkpoint on top"],
         f"Share of minimal pairs judged right at one checkpoint, by kind of pair. At the last one: {ends}.",
     )

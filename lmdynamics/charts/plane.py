@@ -12,6 +12,7 @@ from lmdynamics.charts.axes import steps_of
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.dissent import group_colours, grouped, panel, side_by_side
 from lmdynamics.charts.lines import colour_by
+from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import GREY, TEXT, figure
 from lmdynamics.errors import UserError
 
@@ -70,10 +71,9 @@ def dissent_plane(
             at.mark_point(size=170, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(tooltip=tips),
         ]
         panels.append(panel(alt.layer(*layers), curve, curves, 330, height=330 if len(curves) > 1 else 380))
-    told = "'Attraction and repulsion against the hidden state, step ' + "
     return figure(
         side_by_side(panels).add_params(chosen),
-        alt.ExprRef(f"{told}format({chosen.name}, ',d')"),
+        ["Attraction and repulsion against the hidden state, step ", Value(f"format({chosen.name}, ',d')")],
         "lines: a group's course over training; large dots: at this step",
         f"The plane of the cosines of h with attraction and with repulsion. At step {step:,}: "
         + _spoken_plane(rows, step),

@@ -12,7 +12,8 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import log_ticks
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.text import wrapped
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 PANELS = {  # a quantity: (its axis, what it is to be called, falling, rising)
@@ -51,7 +52,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     caption += [f"{count(hidden, 'value')} missing or not above 0 left out" if hidden else ""]
     return figure(
         alt.hconcat(*(panel for panel, _, _ in found), spacing=78, bounds="flush"),
-        wrapped(f"Larger models: {', '.join(said)}", 84),
+        f"Larger models: {', '.join(said)}",
         "; ".join(filter(None, caption)),
         f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
         + "; ".join(f"{PANELS[name][1]}, {_exponent(law.get(name))}" for name in PANELS)
@@ -95,8 +96,8 @@ def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
     rest = [f"{source}: {text[0].lower()}{text[1:]}" for source, text in zip(sources[1:], told[1:], strict=True)]
     return figure(
         chart,
-        wrapped(f"{sources[0]}: {told[0]}" if len(sources) > 1 else capital(told[0]), 82),
-        [line for text in rest for line in wrapped(text, 92)] + ["mark: gain measured, the sum of the parts"],
+        f"{sources[0]}: {told[0]}" if len(sources) > 1 else capital(told[0]),
+        [*rest, "mark: gain measured, the sum of the parts"],
         "Parts of the gain in log loss with size. " + " ".join(_spoken(rows)),
     )
 
@@ -144,7 +145,7 @@ def early_prediction(rows: pl.DataFrame) -> alt.LayerChart:
     title = _early(worst, methods, shares, rows["curve"].n_unique())
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT),
-        wrapped(title, 76),
+        title,
         f"line: mean over curves; dots: curves; band: within {CLOSE:g} %",
         f"Error of the final loss as predicted early. {title}.",
     )
@@ -209,7 +210,9 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
         says = f"no clear change in {name}"
     else:
         says = f"{falling if law['exponent'] < 0 else rising} {name}"
-    head = alt.TitleParams(_exponent(law), fontSize=12, fontWeight="normal", anchor="start", frame="group", offset=8)
+    head = alt.TitleParams(
+        wrapped(_exponent(law), 240), fontSize=12, fontWeight="normal", anchor="start", frame="group", offset=8
+    )
     return alt.layer(*layers).properties(width=180, height=200, title=head), len(data) - len(shown), says
 
 

@@ -8,7 +8,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import absent, number, tidy
 from lmdynamics.charts.lines import colour_by
-from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure, wrapped
+from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
 
 DASHES = ([1, 0], [16, 3], [9, 4], [3, 3], [12, 4, 3, 4], [6, 3], [9, 3, 2, 3, 2, 3], [2, 4])
@@ -52,7 +52,7 @@ def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = Non
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200),
         f"Schedules mask {between} of tokens, on average over training {spoken}",
-        wrapped(f"average over training, {each}", 92),
+        f"average over training, {each}",
         f"Masking rate over {rates['step'].max():,} training steps. On average: {each}.",
     )
 
@@ -133,7 +133,7 @@ def speedup_curves(
     caption += [absent(missing)]
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
-        wrapped(title, 72),
+        title,
         "; ".join(filter(None, caption)),
         f"{measure} over training, with fitted curves. {target[0].upper() + target[1:]}: {number(best, percent)}. "
         + "; ".join(f"{name}: {text}" for name, text in told.items())

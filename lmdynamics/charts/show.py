@@ -8,6 +8,7 @@ from xml.sax.saxutils import quoteattr
 
 import altair as alt
 
+from lmdynamics.charts.text import with_room
 from lmdynamics.charts.theme import STILL_TEXT, TEXT
 from lmdynamics.errors import UserError
 
@@ -91,7 +92,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
     spec = _drawable(chart.to_dict())
     svg = vl_convert.vegalite_to_svg(_written(spec, STILL_TEXT), vl_version=_vegalite_version())
-    return svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
+    return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
 
 def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:

@@ -9,7 +9,8 @@ import polars as pl
 from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, step_number, steps_of, upright
 from lmdynamics.charts.conditions import axis_format, capital, findings, is_share, names_of, number, span, stacked, tidy
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure, wrapped
+from lmdynamics.charts.text import wrapped
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure
 
 ACROSS, LEAST, MOST = 900, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row
@@ -59,7 +60,7 @@ def small_multiples(
                 layers.append(step_number(place, x))
             panel = alt.layer(*layers).properties(width=width, height=130)
             if len(shown) > 1 and (i == 0 or len(shown) > BESIDE):
-                title = alt.TitleParams(wrapped(name, max(14, width // 7)), fontSize=12, anchor="middle", offset=16)
+                title = alt.TitleParams(wrapped(name, width, 12, bold=True), fontSize=12, anchor="middle", offset=16)
                 panel = panel.properties(title=title)
             panels.append(panel)
         rows.append(alt.concat(*panels, columns=across, spacing=14))
@@ -73,8 +74,8 @@ def small_multiples(
     caption += ["band: 95 %" if banded else "no intervals", "click to go to a checkpoint" if cursor is not None else ""]
     return figure(
         chart,
-        wrapped(capital(said[0]), 96),
-        [*findings(said, 120), "; ".join(filter(None, caption))],
+        capital(said[0]),
+        [*findings(said), "; ".join(filter(None, caption))],
         f"Runs side by side over training. {'. '.join(map(capital, said))}.",
     )
 

@@ -5,12 +5,11 @@ transparent and text has the colour of the page's own, so that a figure reads on
 label has a colour of its own: none of these, nor any grey, has a contrast of 4.5 on both.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from textwrap import wrap
 
 import altair as alt
 
+from lmdynamics.charts.text import LEAST, Value, title_lines, width_of, wrapped
 from lmdynamics.errors import UserError
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -23,6 +22,7 @@ SEQUENTIAL = "viridis"
 RAMP = ("#e3a02c", "#dd7a3c", "#c9505f", "#a0478f", "#6f5fb4", "#3f7fc4")  # ordered, and seen on white and on black
 OPPOSED = (VERMILION, "#e9e9e6", BLUE)  # below zero, zero, above
 WIDTH, HEIGHT = 560, 260
+TITLE = 15  # pixels
 
 SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, line width)
     "attention": ("attention heads, scored on unseen sentences", BLUE, [1, 0], 2.5),
@@ -71,29 +71,33 @@ def _between(one: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """A title or caption in lines of at most `width` characters; "linear 30 → 15 %" and "λ = 1" are not torn."""
-    return [line.replace("\0", " ") for line in wrap(re.sub(r" (?=[%→=\d−])|(?<=[→=]) ", "\0", text), width)]
+def figure(
+    chart: alt.TopLevelMixin, title: str | Sequence[str | Value], caption: str | Sequence[str], description: str
+):
+    """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme.
 
-
-def figure(chart: alt.TopLevelMixin, title: str | Sequence[str], subtitle: str | Sequence[str], description: str):
-    """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme."""
-    caption = [subtitle] if isinstance(subtitle, str) else list(subtitle)
+    Title and caption are wrapped to the chart's width. A caption of several texts begins a line with each; a title of
+    several parts is one text, some of it values of the chart's parameters.
+    """
+    width = max(LEAST, width_of(chart))
+    lines = [line for text in ([caption] if isinstance(caption, str) else caption) for line in wrapped(text, width)]
     return (
         chart.properties(
-            title=alt.TitleParams(title, subtitle=[line for line in caption if line], anchor="start"),
+            title=alt.TitleParams(title_lines(title, width, TITLE), subtitle=lines, anchor="start"),
             description=description,
         )
         .configure(background="transparent", font="sans-serif", autosize=alt.AutoSizeParams(type="pad"))
         .configure_view(stroke=None)
         .configure_axis(
             labelColor=TEXT, titleColor=TEXT, domainColor=TEXT, tickColor=TEXT, gridColor="#88888833",
-            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", labelFlush=False, labelLimit=260,
+            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8,
+            labelFlush=False, labelLimit=260,
         )
-        .configure_title(color=TEXT, subtitleColor=TEXT, fontSize=15, subtitleFontSize=12, offset=12, subtitlePadding=5)
+        .configure_title(color=TEXT, subtitleColor=TEXT, fontSize=TITLE, subtitleFontSize=12, offset=12,
+                         subtitlePadding=5)
         .configure_legend(
             labelColor=TEXT, titleColor=TEXT, labelFontSize=11, titleFontSize=11, titleFontWeight="normal",
-            labelLimit=320, symbolSize=250,
+            labelLimit=320, columnPadding=24, symbolSize=250,
         )
         .configure_header(labelColor=TEXT, titleColor=TEXT, labelFontSize=12)
         .configure_text(color=TEXT)

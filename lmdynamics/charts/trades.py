@@ -7,7 +7,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, capital
-from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError, shortened
 
@@ -75,7 +75,7 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
         said.append(told if step is None else f"from step {step:,}: {told}")
     return figure(
         alt.hconcat(*panels, spacing=14),
-        wrapped(f"By {by}, {said[-1]}" if by else capital(said[-1]), 76),
+        f"By {by}, {said[-1]}" if by else capital(said[-1]),
         [
             "blue: how far losses fell; orange: how far they rose; dot: the sum of both, with its 95 % interval",
             "in brackets: how many tokens; a large group has long bars" if counted else "",
@@ -131,7 +131,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     listed = "; ".join(f"{row['label']} {row['change']:+.3f} ({row['count']} times)" for row in rows.to_dicts())
     return figure(
         alt.layer(*layers).properties(width=WIDTH - 100, height=alt.Step(19)),
-        wrapped(capital(", ".join(ends) or "Tokens by their mean change of loss"), 76),
+        capital(", ".join(ends) or "Tokens by their mean change of loss"),
         "blue: the loss fell; orange: it rose; line: ± 1.96 standard errors of the mean",
         f"Mean change of loss by token: {listed}.",
     )

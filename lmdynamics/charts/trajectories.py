@@ -1,7 +1,6 @@
 """Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
 
 from collections.abc import Mapping, Sequence
-from textwrap import wrap
 
 import altair as alt
 import polars as pl
@@ -11,6 +10,7 @@ from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
 from lmdynamics.charts.axes import on_step_axis, onset_bands, onset_ends, spoken, step_axis, steps_of, undated
 from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
+from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
@@ -122,11 +122,12 @@ def pair_accuracy_over_training(
     """
     need_columns(curve, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "accuracy over training")
     paradigms = curve["paradigm"].unique(maintain_order=True).to_list()
-    titles = ["\n".join(wrap(name.replace("_", " ").replace("-", ": ", 1), 24)) for name in paradigms]
+    columns = min(columns if len(paradigms) <= 12 else 5, len(paradigms))  # Zorro has 23, BLiMP 67
+    width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
+    titles = ["\n".join(wrapped(name.replace("_", " ").replace("-", ": ", 1), width + 20, 11)) for name in paradigms]
     data = on_step_axis(curve).with_columns(
         panel=pl.col("paradigm").replace_strict(paradigms, titles, return_dtype=pl.String), chance=pl.lit(chance)
     )
-    columns = min(columns if len(paradigms) <= 12 else 5, len(paradigms))  # Zorro has 23, BLiMP 67
     axis = step_axis(steps_of(curve), "training step (log)", sparse=len(paradigms) > 1)
     low = min(0.4, float(data["low"].min()))
     scale = alt.Scale(domain=[max(0.0, low), 1.0])
@@ -146,9 +147,8 @@ def pair_accuracy_over_training(
         place = {name: str(place) for name, place in onset_ends(onset).items()}
         band = band.transform_filter(once).transform_calculate(**place)
         layers = [band, *layers]
-    width = max(110, (WIDTH - 30 * (columns - 1)) // columns) if len(paradigms) > 1 else WIDTH
     facet = alt.Facet("panel:N", title=None, sort=titles)
-    facet = facet.header(labelFontSize=11, labelLimit=width + 20, labelExpr="split(datum.label, '\\n')")
+    facet = facet.header(labelFontSize=11, labelLimit=width + 30, labelExpr="split(datum.label, '\\n')")
     panel = alt.layer(*layers).properties(
         width=width, height=HEIGHT if len(paradigms) == 1 else 140 if len(paradigms) <= 12 else 90
     )

@@ -5,7 +5,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import MOST_ROWS, capital, count, number
-from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure, wrapped
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError, printable
 
 WHAT = "trend of a record"
@@ -56,8 +56,8 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
     said = _said(name, unit, data)
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT),
-        wrapped(said, 72),
-        [*wrapped(" of ".join(named), 96), "; ".join(caption)],
+        said,
+        [" of ".join(named), "; ".join(caption)],
         f"{' of '.join(named) or name} over {_batches(data)}. {capital(said)}.",
     )
 

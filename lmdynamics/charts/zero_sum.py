@@ -11,7 +11,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis
 from lmdynamics.charts.decomposition import MEASURES, measure_axis, panels, span, spoken, tidy
 from lmdynamics.charts.lines import colour_by
-from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, ramp, wrapped
+from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, ramp
 from lmdynamics.errors import UserError
 
 PUBLISHED = {"interference": "interference", "magnitude": "magnitude", "abs_mean_change": "mean_change"}
@@ -68,8 +68,8 @@ def interference_over_training(
     ]
     return figure(
         chart,
-        wrapped(_found(rows), 76),
-        wrapped("; ".join(filter(None, caption)), 100),
+        _found(rows),
+        "; ".join(filter(None, caption)),
         "Destructive interference, magnitude and change of loss over doublings of training. " + spoken(rows),
     )
 
@@ -106,7 +106,7 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
     caption = ["bands: 95 % over batches" if bounded else "one batch: no interval", "hollow: the loss rose"]
     return figure(
         chart,
-        wrapped(_found_step(rows), 76),
+        _found_step(rows),
         "; ".join(caption if rows["rose"].any() else caption[:1]),
         "Destructive interference, magnitude and change of loss in one optimizer step. " + spoken(rows, "series"),
     )

@@ -20,8 +20,7 @@ def drawn(chart):
 
 
 def said(chart):
-    text = chart.to_dict()["title"]["text"]
-    return " ".join(text) if isinstance(text, list) else text
+    return " ".join(chart.to_dict()["title"]["text"])
 
 
 def found(spec, kind, data=None):

@@ -162,7 +162,7 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
     assert f"A break at step {row['step_at_break']:,.0f} leaves" in svg
     assert f"times the least error, at {best:,.0f}" in svg
     plain = charts.break_profile(profile(), best).to_dict()
-    assert plain["title"]["text"] == f"The error is least with the break at step {best:,.0f}"
+    assert plain["title"]["text"] == [f"The error is least with the break at step {best:,.0f}"]
     assert "params" not in plain
 
 

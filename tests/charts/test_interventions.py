@@ -8,7 +8,7 @@ import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.statistics import mean_over_seeds
-from lmdynamics.charts.theme import CONDITIONS, condition_colours, wrapped
+from lmdynamics.charts.theme import CONDITIONS, condition_colours
 from lmdynamics.errors import UserError
 from tests.analysis.frames import sigmoid
 from tests.charts.specs import drawn, rows_of
@@ -166,10 +166,6 @@ def test_nine_conditions_are_too_many_and_an_unknown_one_is_named():
         charts.gain_by_paradigm(gains(names=["SAS+"]), conditions=["base"])
 
 
-def test_a_title_does_not_tear_a_schedule():
-    assert wrapped("masked at linear 30 → 15 % and then", 20) == ["masked at", "linear 30 → 15 % and", "then"]
-
-
 def test_every_seed_is_a_line_and_the_mean_is_thick():
     spec = EVERY["one measure"]().to_dict()
     thin, thick = layers_of(spec, "line")
@@ -181,7 +177,7 @@ def test_every_seed_is_a_line_and_the_mean_is_thick():
     for row in rows_of(spec, thick):
         assert row["value"] == pytest.approx(by_hand[row["condition"], row["step"]])
     assert "thin: each of 3 seeds; thick: their mean" in spec["title"]["subtitle"][-1]
-    assert spec["title"]["text"] == ["UAS (share of arcs found) at the end: 41.0% (base) to 71.0% (released)"]
+    assert " ".join(spec["title"]["text"]) == "UAS (share of arcs found) at the end: 41.0% (base) to 71.0% (released)"
 
 
 def test_a_branch_starts_with_a_dot_where_it_leaves():
@@ -229,7 +225,7 @@ def test_panels_share_steps_and_colours_and_have_their_own_formats():
     assert upper["x"]["scale"] == lower["x"]["scale"]
     assert (upper["x"]["title"], lower["x"]["title"]) == (None, "training step (log scale)")
     assert upper["color"] == lower["color"]
-    assert upper["y"]["title"] == ["held-out loss", "(nats per masked token)"]
+    assert upper["y"]["title"] == ["held-out loss", "(nats per", "masked token)"]
     assert (upper["y"]["axis"]["format"], lower["y"]["axis"]["format"]) == (",.4~g", "%")
 
 
@@ -320,8 +316,8 @@ def test_schedules_that_coincide_differ_in_width_and_dash():
     assert [layer["transform"][0]["filter"]["equal"] for layer in spec["layer"]] == encoding["color"]["scale"]["domain"]
     assert encoding["x"]["scale"]["domain"] == [0, 1000]
     assert "type" not in encoding["x"]["scale"]
-    assert "15.0%" not in spec["title"]["text"]
-    assert "22.5% to 30.0%" in spec["title"]["text"]
+    assert "15.0%" not in " ".join(spec["title"]["text"])
+    assert "22.5% to 30.0%" in " ".join(spec["title"]["text"])
 
 
 def test_a_long_schedule_becomes_few_rows_and_keeps_its_jump():

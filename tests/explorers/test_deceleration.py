@@ -42,7 +42,7 @@ def test_each_view_is_sent_only_parameters_that_it_has(explorer):
 
 def test_another_curve_is_drawn_and_another_preparation_keeps_the_break(explorer):
     explorer.curve.value = "large"
-    assert "'large'" in str(explorer.views.widget.children[0].spec["title"])
+    assert "'large with a break" in str(explorer.views.widget.children[0].spec["title"])
     assert explorer.hand["step_at_break"] == pytest.approx(explorer.best.step_at_break / 3, rel=0.1)
     explorer.place.value = 50
     before = explorer.hand["step_at_break"]
