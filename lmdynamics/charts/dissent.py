@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import by_step, clickable, log_ticks, on_step_axis, step_axis, steps_of, upright
+from lmdynamics.charts.axes import Cursor, by_step, log_ticks, on_step_axis, step_axis, steps_of, strips, upright
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
 from lmdynamics.charts.theme import WIDTH, figure, ramp, wrapped
@@ -29,7 +29,7 @@ def dissent_over_training(
     table: pl.DataFrame,
     *,
     published: Mapping[str, float] | None = None,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     groups: Sequence[str] | None = None,
 ) -> alt.TopLevelMixin:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
@@ -68,14 +68,14 @@ def dissent_over_training(
             layers.append(line.encode(x, placed(y, CONTROL), colour, tooltip=told))
         if cursor is not None:
             here, told = by_step(data, "group", "dissent", "+.3f")
-            layers += [upright(cursor, x), clickable(here, x, told, panel=index)]
+            layers += [upright(cursor, x), strips(here, x, cursor, told)]
         panels.append(panel(alt.layer(*layers), curve, curves, 300))
     chart = side_by_side(panels)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
     caption += ["dotted: attraction with the repulsion at another position" if control else ""]
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
-        chart if cursor is None else chart.add_params(cursor),
+        chart,
         wrapped(_found(rows), 76),
         wrapped("; ".join(filter(None, caption)), 92),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),

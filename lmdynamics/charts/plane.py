@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.axes import steps_of
+from lmdynamics.charts.axes import Cursor, steps_of
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.dissent import group_colours, grouped, panel, side_by_side
 from lmdynamics.charts.lines import colour_by
@@ -29,13 +29,13 @@ def dissent_plane(
     table: pl.DataFrame,
     step: int | None = None,
     *,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     groups: Sequence[str] | None = None,
 ) -> alt.TopLevelMixin:
     """Where the hidden state points: cos(h, ∇h⁺) along, cos(h, ∇h⁻) up, a trajectory per group, a panel per curve.
 
     `table`: step, group, cos_hidden_attractive, cos_hidden_repulsive (no unit), perhaps `curve`. A larger dot stands at
-    `step` (default: the last); it follows the chart's parameter `plane_step`, or `cursor`, another one with a step.
+    `step` (default: the last), or at the cursor's.
     `groups`: as for `dissent_over_training`.
 
     Raises
@@ -49,7 +49,7 @@ def dissent_plane(
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
-    chosen = alt.param(name="plane_step", value=step) if cursor is None else cursor
+    here = str(step) if cursor is None else cursor.name
     most = min(1.3, 1.35 * max(0.1, *(rows[name].abs().max() for name in PLANE)))
     scale = alt.Scale(domain=[-most, most], nice=False)
     some = [tick for tick in (-1, -0.5, 0, 0.5, 1) if abs(tick) <= most] if most > 0.6 else None
@@ -62,7 +62,7 @@ def dissent_plane(
         colour = colour_by("group", colours, columns=5)
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in PLANE)]
         base = data.encode(x, y, colour)
-        at = base.transform_filter(f"datum.step == {chosen.name}")
+        at = base.transform_filter(f"datum.step == {here}")
         layers = [
             *_quadrants(most, x, y),
             base.mark_line(strokeWidth=1.4).encode(order="step:Q"),
@@ -72,8 +72,8 @@ def dissent_plane(
         panels.append(panel(alt.layer(*layers), curve, curves, 330, height=330 if len(curves) > 1 else 380))
     told = "'Attraction and repulsion against the hidden state, step ' + "
     return figure(
-        side_by_side(panels).add_params(chosen),
-        alt.ExprRef(f"{told}format({chosen.name}, ',d')"),
+        side_by_side(panels),
+        alt.ExprRef(f"{told}format({here}, ',d')"),
         "lines: a group's course over training; large dots: at this step",
         f"The plane of the cosines of h with attraction and with repulsion. At step {step:,}: "
         + _spoken_plane(rows, step),
