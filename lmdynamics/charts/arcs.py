@@ -14,7 +14,7 @@ from lmdynamics.charts.theme import BLUE, GREY, ORANGE, PURPLE, TEXT, figure
 from lmdynamics.errors import UserError
 
 LETTER, GAP = 7.6, 24.0  # pixels: a letter's width; between words
-BASE, LEVEL = 14.0, 21.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
+BASE, LEVEL = 14.0, 13.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
 HIGHEST = 5  # levels over the words; where more arcs nest, they stand closer
 FITS = 920.0  # pixels: a longer sentence is drawn smaller
 ALONG = "[0,.02,.05,.1,.16,.24,.33,.42,.5,.58,.67,.76,.84,.9,.95,.98,1]"  # places along an arc
@@ -88,8 +88,7 @@ def moving_arcs(
     return figure(
         _drawn(words, attention, heads, relations, "relation", "direction"),
         alt.ExprRef(
-            "'Layer ' + layer + ', head ' + head + ', read ' + direction + ', at step ' + "
-            f"format({cursor.name}, ',d')"
+            f"'Layer ' + layer + ', head ' + head + ', read ' + direction + ', at step ' + format({cursor.name}, ',d')"
         ),
         _key(heads),
         f"Attention arcs over the sentence “{' '.join(words)}”.",
@@ -108,7 +107,7 @@ def _check(words, predicted: pl.DataFrame, heads, relations) -> None:
 
 
 def _key(heads) -> str:
-    key = "above: attention (thicker: more), a dot at the word attended to"
+    key = "above: each word's strongest attention (thicker: more), a dot at the word attended to"
     return key + ("; below: the gold tree, its root in bold" if heads is not None else "")
 
 
@@ -122,7 +121,7 @@ def _drawn(words, attention: alt.Chart, heads, relations, relation: str, directi
     y = alt.Y("y:Q", axis=None).scale(domain=[bottom, top], nice=False, zero=False)
 
     verdicts = {RIGHT: BLUE, WRONG: GREY} if heads is not None else {UNKNOWN: PURPLE}
-    colour = alt.Color("verdict:N", title="each word's strongest attention")
+    colour = alt.Color("verdict:N", title=None)
     colour = colour.scale(domain=list(verdicts), range=list(verdicts.values()))
     colour = colour.legend(orient="top", symbolType="stroke", symbolStrokeWidth=3)
     thickness = alt.StrokeWidth("weight:Q", legend=None).scale(domain=[0, 1], range=[0.7, 5])
@@ -167,8 +166,12 @@ def _tree(heads, relations, middle) -> pl.DataFrame:
     ).filter(pl.col("predicted") >= 0)
     sides = [5.0 if head < word else -5.0 for word, head in arcs.select("word", "predicted").iter_rows()]
     return arcs.with_columns(
-        x0=pl.Series([middle[word] - side / 2 for word, side in zip(arcs["word"], sides, strict=True)], dtype=pl.Float64),
-        x1=pl.Series([middle[head] + side for head, side in zip(arcs["predicted"], sides, strict=True)], dtype=pl.Float64),
+        x0=pl.Series(
+            [middle[word] - side / 2 for word, side in zip(arcs["word"], sides, strict=True)], dtype=pl.Float64
+        ),
+        x1=pl.Series(
+            [middle[head] + side for head, side in zip(arcs["predicted"], sides, strict=True)], dtype=pl.Float64
+        ),
         rise=_rises(arcs, -1),
         base=pl.lit(-BASE),
     )

@@ -70,7 +70,7 @@ def break_profile(profile: pl.DataFrame, best_step: float, cursor: Cursor | None
             f"'.1f') + ' times the least error, at {best_step:,.0f}'"
         )
     said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}; {within}."
-    chart = alt.layer(*layers).properties(width=WIDTH, height=150)
+    chart = alt.layer(*layers).properties(width=WIDTH, height=110)
     return figure(chart, shown, within, said.replace("; .", "."))
 
 
@@ -124,7 +124,7 @@ def broken_by_hand(points: pl.DataFrame, best: Mapping[str, float], cursor: Curs
         strips(data.select("x", "loss", step="x").unique("x", maintain_order=True), x, cursor, [LOSS_TIP]),
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT - 20),
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT - 60),
         alt.ExprRef(
             f"{quoted(name)} + ' with a break put at step ' + format(hand_step, ',.0f') + ': rate ' + "
             "format(hand_before, '.3r') + ' → ' + format(hand_after, '.3r')"

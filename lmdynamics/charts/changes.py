@@ -49,7 +49,7 @@ def interference_cursor(
         "grey: this batch alone" if each is not None and len(each) else "",
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=200),
+        alt.layer(*layers).properties(width=WIDTH, height=130),
         f"Destructive interference goes {told}",
         [*wrapped(caption, 72), "; ".join(filter(None, key))],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
@@ -85,7 +85,7 @@ def change_histogram(bins: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
     )
     zero = alt.Chart(alt.Data(values=[{"low": 0}])).mark_rule(color=TEXT).encode(x)
     return figure(
-        alt.layer(bars, zero).properties(width=WIDTH, height=150),
+        alt.layer(bars, zero).properties(width=WIDTH, height=110),
         alt.ExprRef(f"'How far losses moved at step ' + format({cursor.name}, ',d')"),
         "blue: the loss fell; orange: it rose",
         "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
@@ -111,7 +111,7 @@ def traded_at(table: pl.DataFrame, cursor: Cursor, by: str = "") -> alt.LayerCha
     title = "change of loss (nats per token of the text)"
     tips = ["group:N", *(alt.Tooltip(f"{column}:Q", format="+.3~g") for column in ("gained", "lost", "net"))]
     layers = [
-        here.mark_bar(color=colour, height=13).encode(alt.X(f"{column}:Q", title=title, axis=axis), y, tooltip=tips)
+        here.mark_bar(color=colour, height=11).encode(alt.X(f"{column}:Q", title=title, axis=axis), y, tooltip=tips)
         for column, colour in (("away", BLUE), ("lost", VERMILION))
     ]
     dot = here.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=45, opacity=1)
@@ -120,7 +120,7 @@ def traded_at(table: pl.DataFrame, cursor: Cursor, by: str = "") -> alt.LayerCha
         dot.encode(alt.X("net:Q", title=title, axis=axis), y, tooltip=tips),
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=22 * len(groups)),
+        alt.layer(*layers).properties(width=WIDTH, height=20 * len(groups)),
         alt.ExprRef(f"'Whose losses fell and rose at step ' + format({name}, ',d')"),
         "blue: how far losses fell; orange: rose; dot: the sum of both",
         f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
@@ -159,7 +159,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatC
             marks = [bars, alt.Chart(data).mark_rule(color=TEXT).encode(y=alt.datum(0))]
         tip = alt.Tooltip(f"{column}:Q", format="+.3~g" if column == "change" else ".3f")
         over = strips(data.select("x", "step", column), x, cursor, [tip])
-        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=90))
+        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=60))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
     most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")

@@ -56,7 +56,8 @@ def dissent_over_training(
         x = step_axis(steps, sparse=len(curves) > 2)
         colour = colour_by("group", colours, columns=5)
         y = y.copy()
-        y["title"] = "dissent (cosine of attraction and repulsion)" if index % 2 == 0 else None
+        title = ["dissent (cosine of", "attraction and repulsion)"]
+        y["title"] = title if index % 2 == 0 and (cursor is None or index == 0) else None
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("dissent", "low", "high"))]
         labels = index % 2 == 1 or index == len(curves) - 1
         layers = levels(published or {}, y, right=True, labels=labels, dash=[2, 4], apart=0.1)
@@ -69,8 +70,9 @@ def dissent_over_training(
         if cursor is not None:
             here, told = by_step(data, "group", "dissent", "+.3f")
             layers += [upright(cursor, x), strips(here, x, cursor, told)]
-        panels.append(panel(alt.layer(*layers), curve, curves, 300))
-    chart = side_by_side(panels)
+        room = {} if cursor is None else {"width": share(len(curves)), "height": 150}
+        panels.append(panel(alt.layer(*layers), curve, curves, 300, **room))
+    chart = side_by_side(panels) if cursor is None else alt.hconcat(*panels, spacing=14)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
     caption += ["dotted: attraction with the repulsion at another position" if control else ""]
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
@@ -159,15 +161,24 @@ def group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str,
     return {name: colours[name] for name in present}
 
 
-def panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
+def panel(
+    chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None, width: int = 0
+):
     """One curve's chart with its size, and its name where there are several."""
     alone = len(curves) == 1 if alone is None else alone
-    chart = chart.properties(width=WIDTH if alone and narrow == 300 else narrow + 50 * alone, height=height)
+    width = width or (WIDTH if alone and narrow == 300 else narrow + 50 * alone)
+    chart = chart.properties(width=width, height=height)
     if len(curves) == 1:
         return chart
     return chart.properties(
         title=alt.TitleParams(curve, fontSize=12, fontWeight="normal", frame="group", anchor="start")
     )
+
+
+def share(count: int, whole: int = 860) -> int:
+    """The width of one of some panels in a row, beside its axis."""
+    half = whole // 2 if count <= 2 else whole  # up to two panels stand beside those of another figure
+    return (half - 80) // count - 28
 
 
 def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:

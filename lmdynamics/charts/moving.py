@@ -91,7 +91,12 @@ def picker(name: str, label: str, options: Sequence, value: Any, *on: Mapping[st
 
 
 def moved(
-    chart: alt.TopLevelMixin, cursor: Cursor, start: float, places: Sequence[Place], *signals: Signal, label="checkpoint"
+    chart: alt.TopLevelMixin,
+    cursor: Cursor,
+    start: float,
+    places: Sequence[Place],
+    *signals: Signal,
+    label="checkpoint",
 ) -> Moving:
     """A chart whose marks follow a cursor, with a slider over its places, and further signals."""
     found = [*slider(label, len(places), cursor.place(start)), *signals]
@@ -103,7 +108,7 @@ def beside(*views: alt.TopLevelMixin, spacing: int = 24) -> alt.HConcatChart:
     return _together(alt.hconcat, views, spacing)
 
 
-def above(*views: alt.TopLevelMixin, spacing: int = 16) -> alt.VConcatChart:
+def above(*views: alt.TopLevelMixin, spacing: int = 10) -> alt.VConcatChart:
     """Figures, or rows of them, one above the other, as one."""
     return _together(alt.vconcat, views, spacing)
 

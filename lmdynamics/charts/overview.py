@@ -25,7 +25,7 @@ from lmdynamics.charts.axes import (
 from lmdynamics.charts.lines import line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure, wrapped
 
-WIDTH, HEIGHT = 470, 92
+WIDTH, HEIGHT = 470, 58
 
 
 def loss_and_uas(
@@ -49,7 +49,9 @@ def loss_and_uas(
     last = steps[-1] if steps else 0
     place = cursor if cursor is not None else last if step is None else step
     onsets = [onset] if onset else []
-    axes = [step_axis(steps, None), step_axis(steps, None) if best is not None else step_axis(steps)]
+    bare = step_axis(steps, None)
+    bare["axis"]["labels"] = False
+    axes = [bare, bare if best is not None else step_axis(steps)]
     falling = alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)
     losses = on_step_axis(loss)
     upper = [*line_layers(losses, axes[0], falling, BLUE, ends=None), step_number(place, axes[0])]

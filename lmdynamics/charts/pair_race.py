@@ -141,9 +141,7 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: Cursor, chosen: str = "", chan
         key.append("ring: the one looked at")
     ends = "; ".join(f"{row['name']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     return figure(
-        alt.layer(*layers)
-        .properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order))
-        ,
+        alt.layer(*layers).properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order)),
         alt.ExprRef(f"'Pairs judged right at step ' + format({cursor.name}, ',d')"),
         ["; ".join(key), "best at the last checkpoint on top"],
         f"Share of minimal pairs judged right at one checkpoint, by kind of pair. At the last one: {ends}.",

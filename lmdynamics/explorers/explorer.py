@@ -39,6 +39,10 @@ class Explorer(ABC):
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
         """What an entry can be, given those before it, and how each is called; the first is the default."""
 
+    def offered(self, entry: str, now: State) -> Mapping[Any, str]:
+        """Those of the choices that a list offers."""
+        return self.choices(entry, now)
+
     @abstractmethod
     def moving(self) -> Moving:
         """The views, where `now` is."""
@@ -152,7 +156,7 @@ class Explorer(ABC):
         try:
             for entry, value in self.now.items():
                 if entry in self.lists:
-                    options = [(label, each) for each, label in self.choices(entry, before).items()]
+                    options = [(label, each) for each, label in self.offered(entry, before).items()]
                     control = self.lists[entry]
                     if options != list(control.options):
                         control.options = options

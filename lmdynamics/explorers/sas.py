@@ -205,9 +205,7 @@ class SasExplorer(Explorer):
                 loss_and_uas(log, seen.curve, seen.onset, cursor=cursor, best=seen.best),
                 moving_head_map(seen.scores, cursor, seen.offsets),
             ),
-            moving_arcs(
-                now["sentence"], heads, gold.heads if gold else None, gold.relations if gold else None, cursor
-            ),
+            moving_arcs(now["sentence"], heads, gold.heads if gold else None, gold.relations if gold else None, cursor),
         )
         return moved(chart, cursor, now["step"], self._places(), *self._signals())
 
