@@ -56,7 +56,7 @@ def sentence_arcs(
     return figure(
         chart,
         "Attention of one sentence",
-        ["; ".join(part for part in (caption, found) if part), _key(heads)],
+        ["; ".join(part for part in (caption, found) if part), *_key(heads)],
         f"Attention arcs over the sentence “{' '.join(words)}”. {caption}. {found}".strip(),
     )
 
@@ -106,9 +106,11 @@ def _check(words, predicted: pl.DataFrame, heads, relations) -> None:
         raise UserError(f"sentence arcs: attention over more words than the sentence's {len(words)}")
 
 
-def _key(heads) -> str:
+def _key(heads) -> list[str]:
     key = "above: each word's strongest attention (thicker: more), a dot at the word attended to"
-    return key + ("; below: the gold tree, its root in bold" if heads is not None else "")
+    if heads is None:
+        return [f"{key}; {UNKNOWN}"]
+    return [f"{key}; blue: {RIGHT}", "below: the gold tree, its root in bold, arcs of the relation in orange"]
 
 
 def _drawn(words, attention: alt.Chart, heads, relations, relation: str, direction: str) -> alt.LayerChart:
@@ -121,9 +123,8 @@ def _drawn(words, attention: alt.Chart, heads, relations, relation: str, directi
     y = alt.Y("y:Q", axis=None).scale(domain=[bottom, top], nice=False, zero=False)
 
     verdicts = {RIGHT: BLUE, WRONG: GREY} if heads is not None else {UNKNOWN: PURPLE}
-    colour = alt.Color("verdict:N", title=None)
-    colour = colour.scale(domain=list(verdicts), range=list(verdicts.values()))
-    colour = colour.legend(orient="top", symbolType="stroke", symbolStrokeWidth=3)
+    colour = alt.Color("verdict:N")
+    colour = colour.scale(domain=list(verdicts), range=list(verdicts.values())).legend(None)
     thickness = alt.StrokeWidth("weight:Q", legend=None).scale(domain=[0, 1], range=[0.7, 5])
     tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
     onward = f"{direction} == {quoted(DIRECTIONS[0])}"

@@ -49,7 +49,7 @@ def interference_cursor(
         "grey: this batch alone" if each is not None and len(each) else "",
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=130),
+        alt.layer(*layers).properties(width=WIDTH, height=105),
         f"Destructive interference goes {told}",
         [*wrapped(caption, 72), "; ".join(filter(None, key))],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
@@ -85,7 +85,7 @@ def change_histogram(bins: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
     )
     zero = alt.Chart(alt.Data(values=[{"low": 0}])).mark_rule(color=TEXT).encode(x)
     return figure(
-        alt.layer(bars, zero).properties(width=WIDTH, height=110),
+        alt.layer(bars, zero).properties(width=WIDTH, height=105),
         alt.ExprRef(f"'How far losses moved at step ' + format({cursor.name}, ',d')"),
         "blue: the loss fell; orange: it rose",
         "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
@@ -147,7 +147,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatC
     by = "a doubling" if "until" in rows.columns else "one step"
     titles = {"loss": "loss (nats)", "change": [f"change by {by}", "(nats)"]}
     panels = []
-    for i, column in enumerate(columns):
+    for column in columns:
         x = step_axis(steps_of(data), "training step (log)" if column == "change" else None)
         y = alt.Y(f"{column}:Q", title=titles[column]).scale(zero=column == "change").axis(tickCount=4)
         base = alt.Chart(data).encode(x, y)
@@ -159,7 +159,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatC
             marks = [bars, alt.Chart(data).mark_rule(color=TEXT).encode(y=alt.datum(0))]
         tip = alt.Tooltip(f"{column}:Q", format="+.3~g" if column == "change" else ".3f")
         over = strips(data.select("x", "step", column), x, cursor, [tip])
-        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=60))
+        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=48))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
     most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")

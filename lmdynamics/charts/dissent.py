@@ -78,8 +78,8 @@ def dissent_over_training(
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
         chart,
-        wrapped(_found(rows), 76),
-        wrapped("; ".join(filter(None, caption)), 92),
+        wrapped(_found(rows), 76 if cursor is None else 50),
+        wrapped("; ".join(filter(None, caption)), 92 if cursor is None else 62),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
     )
 

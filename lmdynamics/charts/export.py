@@ -21,8 +21,8 @@ def save(
 ) -> list[Path]:
     """Write each view as NAME.svg and NAME.png, each table behind them as NAME.csv, and return where they are.
 
-    Nothing is overwritten: where a name is taken, all files of this call get the same number, NAME-2.svg. A file is there
-    whole or not at all.
+    Nothing is overwritten: where a name is taken, all files of this call get the same number, NAME-2.svg. A file is
+    there whole or not at all.
 
     Raises
     ------

@@ -31,7 +31,7 @@ async function show(element, { spec, places }) {
   chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys go on from a click
   whole.append(controls, said, chart, under);
   element.replaceChildren(whole);
-  under.style.maxHeight = `${Math.max(150, 610 - chart.offsetHeight)}px`; // all of it on one screen
+  under.style.maxHeight = `${Math.max(120, 590 - chart.offsetHeight)}px`; // all of it on one screen
   move();
   return { view, finalize };
 }

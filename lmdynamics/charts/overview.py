@@ -25,7 +25,7 @@ from lmdynamics.charts.axes import (
 from lmdynamics.charts.lines import line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure, wrapped
 
-WIDTH, HEIGHT = 470, 58
+WIDTH, HEIGHT = 470, 50
 
 
 def loss_and_uas(
@@ -38,9 +38,9 @@ def loss_and_uas(
 ) -> alt.VConcatChart:
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the cursor's.
 
-    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: relations'
-    best heads, as `analysis.heads.head_history` takes them, for a third panel: when the relation that the signal
-    `relation` holds appeared.
+    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: the
+    relations' best heads, as `analysis.heads.head_history` takes them, for a third panel: when the relation that the
+    signal `relation` holds appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
@@ -52,12 +52,12 @@ def loss_and_uas(
     bare = step_axis(steps, None)
     bare["axis"]["labels"] = False
     axes = [bare, bare if best is not None else step_axis(steps)]
-    falling = alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)
+    falling = alt.Y("loss:Q", title=["loss", "(nats)"]).scale(zero=False).axis(tickCount=4)
     losses = on_step_axis(loss)
     upper = [*line_layers(losses, axes[0], falling, BLUE, ends=None), step_number(place, axes[0])]
     tips = [alt.Tooltip("loss:Q", format=".3f")]
     panels = [_panel(upper, losses.select("x", "step", "loss"), tips, axes[0], place, onsets)]
-    y = alt.Y("uas:Q", title=["UAS (share of", "all arcs found)"], axis=alt.Axis(format="%", tickCount=4))
+    y = alt.Y("uas:Q", title=["UAS", "(all arcs)"], axis=alt.Axis(format="%", tickCount=4))
     lower = []
     for source, colour, dash in (("attention", BLUE, [1, 0]), ("shuffled", ORANGE, [2, 2]), ("offset", GREY, [6, 4])):
         of_source = on_step_axis(curve.filter(pl.col("source") == source))
@@ -73,7 +73,7 @@ def loss_and_uas(
     return figure(
         alt.vconcat(*panels, spacing=8),
         "Where in training",
-        [f"blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
+        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
         " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, reach]),
     )
 
@@ -93,7 +93,7 @@ def _one_relation(best: pl.DataFrame, x: alt.X, place: Cursor | int) -> alt.Laye
     start = x.copy()
     start["shorthand"] = "not_yet:Q"
     between = alt.Chart(dated).transform_filter(chosen).mark_rect(color=VERMILION, opacity=0.25)
-    y = alt.Y("accuracy:Q", title=["the relation:", "its best head"], axis=alt.Axis(format="%", tickCount=4))
+    y = alt.Y("accuracy:Q", title=["best head of", "the relation"], axis=alt.Axis(format="%", tickCount=4))
     layers = [
         between.encode(start, alt.X2("appears:Q"), y=alt.value(0), y2=alt.value("height")),
         *line_layers(data, x, y, BLUE),

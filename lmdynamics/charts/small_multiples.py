@@ -11,7 +11,7 @@ from lmdynamics.charts.conditions import axis_format, capital, findings, is_shar
 from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure, wrapped
 
-ACROSS, LEAST, MOST = 900, 105, 420  # pixels: all panels of a row, and one of them
+ACROSS, LEAST, MOST = 850, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row
 
 

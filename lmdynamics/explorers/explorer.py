@@ -162,7 +162,7 @@ class Explorer(ABC):
                         control.options = options
                     control.value = value
                     longest = max(len(label) for label, _ in options) + len(self.pickers[entry])
-                    control.layout.width = f"{min(90 + 8 * longest, 520)}px"
+                    control.layout.width = f"{min(90 + 8 * longest, 450)}px"
                 before[entry] = value
         finally:
             self._offering = False

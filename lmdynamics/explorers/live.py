@@ -1,7 +1,6 @@
 """Moving views as a widget, and pictures below for every page that has no kernel to draw it with."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import altair as alt
 import anywidget

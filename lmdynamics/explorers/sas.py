@@ -1,6 +1,6 @@
 """Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,19 +222,8 @@ class SasExplorer(Explorer):
 
     def _places(self) -> list[Place]:
         seen = self.measured
-        found = seen.curve.filter(pl.col("source") == "attention")
-        share = dict(found.select("step", pl.struct("uas", "low", "high")).iter_rows())
-        said = {
-            step: f"Step {step:,}: "
-            + (f"loss {seen.losses[step]:.3f} nats; " if step in seen.losses else "")
-            + (
-                f"heads find {share[step]['uas']:.0%} [{share[step]['low']:.0%}, {share[step]['high']:.0%}] of all arcs."
-                if step in share
-                else "not measured."
-            )
-            for step in seen.run.steps
-        }
-        return [Place(f"{step:,}", said[step]) for step in seen.run.steps]
+        rows = {row["step"]: row for row in seen.curve.filter(source="attention").iter_rows(named=True)}
+        return [Place(f"{step:,}", _in_words(step, seen.losses.get(step), rows.get(step))) for step in seen.run.steps]
 
     def tables(self) -> dict[str, pl.DataFrame]:
         seen, now = self.measured, self.now
@@ -282,9 +271,9 @@ class SasExplorer(Explorer):
     @cached_property
     def text(self) -> widgets.Text:
         text = widgets.Text(
-            placeholder="a sentence of your own, words and punctuation separated by spaces, then press Enter",
+            placeholder="a sentence of your own, words separated by spaces; Enter",
             description="or", continuous_update=False, style={"description_width": "auto"},
-            layout=widgets.Layout(width="560px"),
+            layout=widgets.Layout(width="440px"),
         )  # fmt: skip
         text.observe(lambda change: self._picked("sentence", tuple(change["new"].split())), names="value")
         return text
@@ -318,7 +307,7 @@ class SasExplorer(Explorer):
         def look() -> None:
             moved_to = {name: self.now[name] for name in ("step", *self.heard)}  # meanwhile, within the picture
             if entry == "run":  # another run has other heads
-                moved_to = {**moved_to, **{name: None for name in ("layer", "head", "direction")}}
+                moved_to = {**moved_to, **dict.fromkeys(("layer", "head", "direction"))}
             self.own = words
             self.look({**wanted, **moved_to})
             if tuple(self.text.value.split()) != words:  # one of the list: the box holds an older one
@@ -357,3 +346,10 @@ class SasExplorer(Explorer):
         if not line and unknown:
             line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
         self.status.value = escape(line)
+
+
+def _in_words(step: int, loss: float | None, row: Mapping[str, float] | None) -> str:
+    parts = [] if loss is None else [f"loss {loss:.3f} nats"]
+    if row is not None:
+        parts.append(f"heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs")
+    return f"Step {step:,}: {'; '.join(parts) or 'nothing was measured'}."
