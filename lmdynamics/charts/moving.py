@@ -51,7 +51,7 @@ class Moving:
     def still(self) -> alt.TopLevelMixin:
         """The chart as it stands at the signals' values."""
         fixed = [alt.param(name=signal["name"], value=signal["value"]) for signal in self.signals]
-        return self.chart.copy(deep=False).add_params(*fixed)
+        return with_parameters(self.chart, fixed)
 
     def content(self) -> dict[str, Any]:
         """All that `moving.js` needs, as plain JSON: rows of data as columns, numbers to four digits."""
@@ -100,7 +100,15 @@ def moved(
 ) -> Moving:
     """A chart whose marks follow a cursor, with a slider over its places, and further signals."""
     found = [*slider(label, len(places), cursor.place(start)), *signals]
-    return Moving(chart.copy(deep=False).add_params(*cursor.parameters), found, places)
+    return Moving(with_parameters(chart, cursor.parameters), found, places)
+
+
+def with_parameters(chart: alt.TopLevelMixin, parameters: Sequence[alt.Parameter]) -> alt.TopLevelMixin:
+    """The chart with more parameters; Altair's `add_params` copies all that is in it first, which takes seconds."""
+    chart = chart.copy(deep=False)
+    known = [] if chart.params is alt.Undefined else chart.params
+    chart.params = [*known, *(parameter.param for parameter in parameters)]
+    return chart
 
 
 def beside(*views: alt.TopLevelMixin, spacing: int = 24) -> alt.HConcatChart:

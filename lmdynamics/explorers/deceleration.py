@@ -16,7 +16,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.preparation import SMOOTHINGS, prepare
 from lmdynamics.charts.axes import Cursor, nearest
 from lmdynamics.charts.breaks import hand_parameters
-from lmdynamics.charts.moving import Moving, Place, above, moved
+from lmdynamics.charts.moving import Moving, Place, above, moved, with_parameters
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer, State
 from lmdynamics.html import html_table
@@ -122,10 +122,11 @@ class DecelerationExplorer(Explorer):
             nothing = alt.Chart(alt.Data(values=[])).mark_point().properties(width=10, height=10, description=said)
             return moved(nothing, Cursor([0.0]), 0.0, [Place("", said)])
         cursor = Cursor(seen.profile["step_at_break"].to_list())
-        chart = above(
+        views = above(
             charts.broken_by_hand(seen.points, seen.fit.to_dict(), cursor),
             charts.break_profile(seen.profile, seen.fit.step_at_break, cursor),
-        ).add_params(*hand_parameters(seen.profile))
+        )
+        chart = with_parameters(views, hand_parameters(seen.profile))
         places = [
             Place(f"{row['step_at_break']:,.0f}", *self._words(row)) for row in seen.profile.iter_rows(named=True)
         ]

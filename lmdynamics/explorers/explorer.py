@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from html import escape
 from typing import Any, ClassVar, Self
 
 import altair as alt
@@ -97,8 +98,12 @@ class Explorer(ABC):
                     check_among(entry, value, known)
                 value = nearest(known, value) if entry == self.place else self.default(entry, known)
             now[entry] = value
-        self.now = now
-        self.draw()
+        before, self.now = self.now, now
+        try:
+            self.draw()
+        except UserError:
+            self.now = before
+            raise
 
     def draw(self) -> None:
         """The views and lists anew, where they are on a page."""
@@ -143,12 +148,16 @@ class Explorer(ABC):
         return SaveRow(self)
 
     @cached_property
+    def status(self) -> widgets.HTML:
+        return widgets.HTML()
+
+    @cached_property
     def widget(self) -> widgets.Widget:
         """Lists, picture and the row to save it. Made once; showing it twice shows the same state twice."""
         self.offer()
         wrap = widgets.Layout(flex_flow="wrap", grid_gap="0 18px")
         shown = [control for control in self.lists.values() if len(control.options) > 1]
-        return widgets.VBox([widgets.HBox(shown, layout=wrap), self.views, self.saving.widget])
+        return widgets.VBox([widgets.HBox(shown, layout=wrap), self.status, self.views, self.saving.widget])
 
     def offer(self) -> None:
         """Give the lists what there is to choose from."""
@@ -168,8 +177,18 @@ class Explorer(ABC):
             self._offering = False
 
     def _picked(self, entry: str, value: Any) -> None:
-        if not self._offering:
+        if self._offering:
+            return
+        try:
             self.look({**self.now, entry: value})
+            self.say()
+        except UserError as error:
+            self.offer()  # the list goes back to what is seen
+            self.say(str(error))
+
+    def say(self, line: str = "") -> None:
+        """The line under the lists: what cannot be shown, as text and never as HTML."""
+        self.status.value = escape(line)
 
     def _heard(self, values: Mapping[str, Any]) -> None:
         """What a reader moved within the picture."""

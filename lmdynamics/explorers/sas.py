@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
@@ -265,10 +264,6 @@ class SasExplorer(Explorer):
         return Computing()
 
     @cached_property
-    def status(self) -> widgets.HTML:
-        return widgets.HTML()
-
-    @cached_property
     def text(self) -> widgets.Text:
         text = widgets.Text(
             placeholder="a sentence of your own, words separated by spaces; Enter",
@@ -345,7 +340,7 @@ class SasExplorer(Explorer):
         ]
         if not line and unknown:
             line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
-        self.status.value = escape(line)
+        super().say(line)
 
 
 def _in_words(step: int, loss: float | None, row: Mapping[str, float] | None) -> str:

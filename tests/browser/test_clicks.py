@@ -55,7 +55,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         click(page, -1)  # the last panel's last checkpoint
         expect(readout).to_have_text("64")
         assert notebook.ask("explorer.now['step']") == 64
-        layer, head = (page.get_by_label(name, exact=True) for name in ("layer", "head"))
+        layer, head = (page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head"))
         chosen = (layer.input_value(), head.input_value())
         for tile in view.locator("g.mark-rect path[aria-label*='accuracy']").all()[:2]:  # one of them is another head
             tile.click(force=True)

@@ -186,7 +186,7 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
     page, seen = opened(emergence)
     page.locator(VIEW).wait_for(timeout=60_000)
     relation, layer, head, direction = (
-        page.locator(LAST).get_by_label(name) for name in ("relation", "layer", "head", "read as")
+        page.locator(f"{LAST} >> select[name={name}]") for name in ("relation", "layer", "head", "direction")
     )
     options = relation.locator("option").all_inner_texts()
     before, best = drawn(page), (layer.input_value(), head.input_value(), direction.input_value())
