@@ -5,8 +5,8 @@ from html import escape
 from itertools import chain, repeat
 
 LITERAL = "mathjax_ignore tex2jax_ignore"  # a class, without which a notebook typesets what stands between two "$"
-LINKED = "application/vnd.lmdynamics.linked+json"  # type of an output: views, and one slider that moves them
-STILL = {"lmdynamics": {"still": True}}  # metadata of a picture of what linked views beside it show as well
+MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views, and one slider that moves them
+STILL = {"lmdynamics": {"still": True}}  # metadata of a picture of what moving views beside it show as well
 LETTER = 0.55  # em: a letter's width; "ch" would be another one in a table's bold heads
 CELL = "padding:0 1.2em 0 0;text-align:left"
 

@@ -182,11 +182,6 @@ def fitted_line(row: Mapping, first: float, last: float) -> pl.DataFrame:
     return pl.DataFrame({"curve": [row["curve"]] * len(steps), "x": steps, "loss": loss})
 
 
-def nearest_break(profile: pl.DataFrame, step: float) -> dict:
-    """The row of a profile whose break lies nearest in log step."""
-    return profile.sort((pl.col("step_at_break").log() - np.log(step)).abs()).row(0, named=True)
-
-
 def least_error(profile: pl.DataFrame, step: float) -> float:
     """The error that a profile's break at a step leaves, between two rows by log step; no more than its least row."""
     rows = profile.sort("step_at_break")

@@ -42,7 +42,7 @@ class Outcome:
     error: str = ""  # last line of its traceback
     ended: str = ""  # local time, ISO 8601
     notebook: str = ""
-    key: str = ""  # of what it was made from, see `batch.key`
+    key: str = ""  # of what it was made from, see `batch.cache_key`
     peak_mb: float | None = None  # memory of its largest process
     attempts: int = 1
 

@@ -1,24 +1,25 @@
 """An executed notebook as one HTML file that opens from disk without a network, its sliders alive without a kernel."""
 
 import base64
-import hashlib
 import json
 from html import escape
-from importlib import metadata
 from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 
-from lmdynamics import files
-from lmdynamics.html import LINKED, STILL
-from lmdynamics.paths import cache_dir, writable
+from lmdynamics.charts.moving import read, script
+from lmdynamics.html import MOVING, STILL
 
 SVG = "image/svg+xml"
+_EACH = """
+for (const section of document.querySelectorAll(".lmd-section"))
+  show(section.firstElementChild, JSON.parse(section.querySelector("script[type='application/json']").textContent));
+"""
 
 
 def static_page(executed: Path) -> str:
-    """The page of an executed notebook; linked views among its outputs come with a slider that moves them.
+    """The page of an executed notebook; moving views among its outputs come with their slider.
 
     Vega's JavaScript is on the page once, and only if there is something to move; nothing is loaded from elsewhere.
 
@@ -46,21 +47,21 @@ def static_page(executed: Path) -> str:
     style = f"<style>@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}</style>"
     head, _, rest = body.partition("</head>")
     if any(moving):
-        style += f"<style>{_own('linked.css')}</style>"
+        style += f"<style>{read('moving.css')}</style>"
         before, _, after = rest.rpartition("</body>")
-        rest = f"{before}{_scripts()}</body>{after}"
+        rest = f'{before}<script type="module">{script(_EACH)}</script></body>{after}'
     return f"{head}{style}</head>{rest}"
 
 
 def _brought_to_life(cell: NotebookNode) -> bool:
-    """Put a slider and its views in the place of each output that holds some, and of the stills that it stands for."""
-    found = [output for output in cell.outputs if LINKED in output.get("data", {})]
+    """Put moving views in the place of each output that holds some, and of the stills that it stands for."""
+    found = [output for output in cell.outputs if MOVING in output.get("data", {})]
     if not found:
         return False
     stills = [output for output in cell.outputs if output.get("metadata", {}).get("lmdynamics") == STILL["lmdynamics"]]
     for index, output in enumerate(found):
         pictures = "".join(map(_still, stills)) if index == 0 else ""
-        output.data = NotebookNode({"text/html": _section(output.data[LINKED], pictures)})
+        output.data = NotebookNode({"text/html": _section(output.data[MOVING], pictures)})
     cell.outputs = [output for output in cell.outputs if output not in stills]
     return True
 
@@ -77,35 +78,11 @@ def _picture(output: NotebookNode) -> str:
 
 
 def _section(content: dict, pictures: str) -> str:
-    """One slider with its views; the pictures are for readers whose browser runs no scripts."""
+    """Moving views; the pictures are for readers whose browser runs no scripts."""
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     # within a script element, HTML is read only as far as its end tag: no "<" from the data may begin one
     data = data.replace("<", "\\u003c")
-    views = "".join('<div class="lmd-view"></div>' for _ in content["views"])
-    last = len(content["places"]) - 1
     return (
-        f'<section class="lmd-linked"><div class="lmd-controls" hidden><label>{escape(content["label"])} '
-        f'<input type="range" min="0" max="{last}" step="1" value="{int(content["start"])}"></label>'
-        '<output aria-hidden="true"></output><button type="button">play</button></div><p role="status"></p>'
-        f'<div class="lmd-views">{views}</div><div class="lmd-under"></div><noscript>{pictures}</noscript>'
+        f'<section class="lmd-section"><div></div><noscript>{pictures}</noscript>'
         f'<script type="application/json">{data}</script></section>'
     )
-
-
-def _scripts() -> str:
-    """Vega and what moves the views, made once for all pages: it takes longer than the page itself."""
-    own = _own("linked.js")
-    made_of = [own, *(metadata.version(name) for name in ("altair", "vl-convert-python"))]
-    bundle = writable(cache_dir() / "pages") / f"{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]}.js"
-    if not bundle.exists():
-        import altair as alt
-        import vl_convert
-
-        version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-        with files.atomic_file(bundle) as temporary:
-            temporary.write_text(vl_convert.javascript_bundle(own, vl_version=version), "utf-8")
-    return f'<script type="module">{bundle.read_text("utf-8")}</script>'
-
-
-def _own(name: str) -> str:
-    return Path(__file__).with_name(name).read_text("utf-8")

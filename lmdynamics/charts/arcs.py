@@ -1,20 +1,24 @@
 """One sentence: what one attention head takes for each word's head, above; the gold tree, below."""
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.syntax import DIRECTIONS
+from lmdynamics.charts.axes import AT, Cursor
+from lmdynamics.charts.moving import over_places
+from lmdynamics.charts.text import Value, quoted
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, PURPLE, TEXT, figure
 from lmdynamics.errors import UserError
 
 LETTER, GAP = 7.6, 24.0  # pixels: a letter's width; between words
-BASE, LEVEL = 14.0, 21.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
+BASE, LEVEL = 14.0, 13.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
 HIGHEST = 5  # levels over the words; where more arcs nest, they stand closer
+FITS = 920.0  # pixels: a longer sentence is drawn smaller
 ALONG = "[0,.02,.05,.1,.16,.24,.33,.42,.5,.58,.67,.76,.84,.9,.95,.98,1]"  # places along an arc
-WEIGHT = "datum.chosen ? 'bold' : 'normal'"
 RIGHT, WRONG, UNKNOWN = "as in the gold tree", "elsewhere", "no gold tree to compare with"
 
 
@@ -24,17 +28,15 @@ def sentence_arcs(
     heads: Sequence[int] | None = None,
     relations: Sequence[str] | None = None,
     relation: str | None = None,
-    cursor: alt.Parameter | None = None,
     caption: str = "",
     direction: str = DIRECTIONS[0],
 ) -> alt.LayerChart:
     """Arcs between each word and the head that attention predicts (thicker: more attention), over the gold arcs.
 
     `predicted`: word, predicted, weight (0-based indices; of one attention head, see `analysis.syntax.predicted_heads`,
-    read in `direction`), with `step` where `cursor`, a parameter holding a step, chooses among checkpoints. A dot
-    stands at the word attended to: the predicted head, or, read head→dependent, the dependent. `heads`: gold head of
-    each word, −1 for the root (in bold); `relations`: their names; arcs of `relation` stand out. Without `heads` only
-    attention is drawn.
+    read in `direction`). A dot stands at the word attended to: the predicted head, or, read head→dependent, the
+    dependent. `heads`: gold head of each word, −1 for the root (in bold); `relations`: their names; arcs of `relation`
+    stand out. Without `heads` only attention is drawn.
 
     Raises
     ------
@@ -42,6 +44,66 @@ def sentence_arcs(
         If there are no words, attention, heads or relations are those of a sentence of another length, or the
         direction is none of `analysis.syntax.DIRECTIONS`.
     """
+    _check(words, predicted, heads, relations)
+    if direction not in DIRECTIONS:
+        raise UserError(f"sentence arcs: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
+    predicted = predicted.filter(pl.col("predicted") >= 0)
+    attention = alt.Chart(predicted.with_columns(rise=_rises(predicted))).transform_calculate(head="datum.predicted")
+    chart = _drawn(words, attention, heads, relations, quoted(relation or ""), quoted(direction))
+    found = ""
+    if heads is not None:
+        right = sum(heads[word] == head for word, head in predicted.select("word", "predicted").iter_rows())
+        found = f"{right} of {sum(head >= 0 for head in heads)} arcs as in the gold tree"
+    return figure(
+        chart,
+        "Attention of one sentence",
+        ["; ".join(part for part in (caption, found) if part), *_key(heads)],
+        f"Attention arcs over the sentence “{' '.join(words)}”. {caption}. {found}".strip(),
+    )
+
+
+def moving_arcs(
+    words: Sequence[str],
+    predicted: pl.DataFrame,
+    heads: Sequence[int] | None,
+    relations: Sequence[str] | None,
+    cursor: Cursor,
+) -> alt.LayerChart:
+    """The same of every attention head at every place of a cursor; signals `layer`, `head`, `direction` choose one.
+
+    `predicted`: step, layer, head, direction, word, predicted, weight. Arcs of the relation that the signal `relation`
+    holds stand out in the gold tree.
+    """
+    _check(words, predicted, heads, relations)
+    parts = predicted.partition_by("step", "layer", "head", "direction", maintain_order=True)
+    known = pl.concat([part.with_columns(rise=_rises(part)) for part in parts])
+    keys = ["layer", "head", "direction", "word"]
+    rows = over_places(known, keys, ["predicted", "weight", "rise"], cursor.steps)
+    attention = (
+        alt.Chart(rows)
+        .transform_filter("datum.layer == layer && datum.head == head && datum.direction == direction")
+        .transform_calculate(**{name: f"datum.{name}_at[{AT}]" for name in ("predicted", "weight", "rise")})
+        .transform_filter("isValid(datum.predicted)")
+        .transform_calculate(head="datum.predicted")
+    )
+    return figure(
+        _drawn(words, attention, heads, relations, "relation", "direction"),
+        [
+            "Layer ",
+            Value("layer", "100"),
+            ", head ",
+            Value("head", "100"),
+            ", read ",
+            Value("direction", DIRECTIONS[0]),
+            ", at step ",
+            cursor.number,
+        ],
+        _key(heads),
+        f"Attention arcs over the sentence “{' '.join(words)}”.",
+    )
+
+
+def _check(words, predicted: pl.DataFrame, heads, relations) -> None:
     need_columns(predicted, ["word", "predicted", "weight"], "sentence arcs")
     if not words:
         raise UserError("sentence arcs: the sentence has no words")
@@ -50,10 +112,18 @@ def sentence_arcs(
         raise UserError(f"sentence arcs: {counts}; there must be one of each per word")
     if len(predicted) and max(predicted["word"].max(), predicted["predicted"].max()) >= len(words):
         raise UserError(f"sentence arcs: attention over more words than the sentence's {len(words)}")
-    if direction not in DIRECTIONS:
-        raise UserError(f"sentence arcs: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
-    middle, width = _places(words)
-    above = _attention(words, predicted, heads, middle, direction)
+
+
+def _key(heads) -> list[str]:
+    key = "above: each word's strongest attention (thicker: more), a dot at the word attended to"
+    if heads is None:
+        return [f"{key}; {UNKNOWN}"]
+    return [f"{key}; blue: {RIGHT}", "below: the gold tree, its root in bold, arcs of the relation in orange"]
+
+
+def _drawn(words, attention: alt.Chart, heads, relations, relation: str, direction: str) -> alt.LayerChart:
+    """`attention`: word, head, weight, rise of each arc; `relation`, `direction`: Vega expressions."""
+    middle, width, size = _places(words)
     below = _tree(heads, relations, middle) if heads is not None else None
     top = LEVEL * min(len(words), HIGHEST) + BASE + 8  # the same for every head and step, or the words would jump
     bottom = -(max([0.0, *(-below["rise"])]) + BASE + 18) if below is not None else -14.0
@@ -61,62 +131,40 @@ def sentence_arcs(
     y = alt.Y("y:Q", axis=None).scale(domain=[bottom, top], nice=False, zero=False)
 
     verdicts = {RIGHT: BLUE, WRONG: GREY} if heads is not None else {UNKNOWN: PURPLE}
-    colour = alt.Color("verdict:N", title="each word's strongest attention")
-    colour = colour.scale(domain=list(verdicts), range=list(verdicts.values()))
-    colour = colour.legend(orient="top", symbolType="stroke", symbolStrokeWidth=3)
+    colour = alt.Color("verdict:N")
+    colour = colour.scale(domain=list(verdicts), range=list(verdicts.values())).legend(None)
     thickness = alt.StrokeWidth("weight:Q", legend=None).scale(domain=[0, 1], range=[0.7, 5])
     tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
-    attention = _curved(alt.Chart(above), cursor).mark_line(opacity=0.85, strokeCap="round", interpolate="cardinal")
-    parts = [attention.encode(x, y, colour, thickness, alt.Detail("word:N"), alt.Order("t:Q"), tooltip=tips)]
-    ends = alt.Chart(above).transform_filter(f"datum.step == {cursor.name}") if cursor is not None else alt.Chart(above)
-    attended = "x1:Q" if direction == DIRECTIONS[0] else "x0:Q"
-    place = {"x": alt.X(attended, axis=None, scale=x["scale"]), "y": alt.Y("base:Q", axis=None, scale=y["scale"])}
-    parts.append(ends.mark_point(filled=True, opacity=1, size=26).encode(**place, color=colour, tooltip=tips))
+    onward = f"{direction} == {quoted(DIRECTIONS[0])}"
+    gold = f"arc_gold[datum.word] == datum.head ? {quoted(RIGHT)} : {quoted(WRONG)}"
+    arcs = attention.transform_calculate(near="datum.head < datum.word ? 5 : -5", base=str(BASE)).transform_calculate(
+        **{
+            "x0": "arc_middle[datum.word] - datum.near / 2",
+            "x1": "arc_middle[datum.head] + datum.near",
+            "verdict": gold if heads is not None else quoted(UNKNOWN),
+            "from": f"arc_words[{onward} ? datum.word : datum.head]",
+            "to": f"arc_words[{onward} ? datum.head : datum.word]",
+        }
+    )
+    lines = _curved(arcs).mark_line(opacity=0.85, strokeCap="round", interpolate="cardinal")
+    ends = arcs.transform_calculate(x=f"{onward} ? datum.x1 : datum.x0", y="datum.base")
+    parts = [
+        lines.encode(x, y, colour, thickness, alt.Detail("word:N"), alt.Order("t:Q"), tooltip=tips),
+        ends.mark_point(filled=True, opacity=1, size=26).encode(x, y, color=colour, tooltip=tips),
+    ]
     if below is not None:
-        chosen = pl.col("name") == (relation or "")
-        parts += _drawn_tree(below.with_columns(chosen=chosen), x, y)
+        parts += _drawn_tree(below, x, y, f"datum.name == {relation}")
     root = [heads is not None and heads[i] < 0 for i in range(len(words))]
     tokens = alt.Chart(pl.DataFrame({"x": middle, "y": 0.0, "text": list(words), "root": root})).encode(
         x, y, text="text:N"
     )
     parts += [
-        tokens.transform_filter("!datum.root").mark_text(fontSize=14, color=TEXT),
-        tokens.transform_filter("datum.root").mark_text(fontSize=14, color=TEXT, fontWeight="bold"),
+        tokens.transform_filter("!datum.root").mark_text(fontSize=size, color=TEXT),
+        tokens.transform_filter("datum.root").mark_text(fontSize=size, color=TEXT, fontWeight="bold"),
     ]
+    known = {"arc_middle": middle, "arc_words": list(words), "arc_gold": list(heads or [])}
     chart = alt.layer(*parts).properties(width=width, height=top - bottom)
-    if cursor is not None:
-        chart = chart.add_params(cursor)
-    found = ""
-    if heads is not None and cursor is None:
-        arcs = sum(head >= 0 for head in heads)
-        found = f"{above.filter(pl.col('verdict') == RIGHT).height} of {arcs} arcs as in the gold tree"
-    key = "above: attention (thicker: more), a dot at the word attended to"
-    key += "; below: the gold tree, its root in bold" if heads is not None else ""
-    return figure(
-        chart,
-        "Attention of one sentence",
-        ["; ".join(part for part in (caption, found) if part), key],
-        f"Attention arcs over the sentence “{' '.join(words)}”. {caption}. {found}".strip(),
-    )
-
-
-def _attention(words, predicted: pl.DataFrame, heads, middle, direction: str) -> pl.DataFrame:
-    """Attention's arcs with their geometry, per step if there are steps; a word that attends to none has no arc."""
-    gold = list(heads) if heads is not None else [None] * len(words)
-    parts = []
-    by_step = predicted.partition_by("step", maintain_order=True) if "step" in predicted.columns else []
-    for arcs in by_step or [predicted]:
-        arcs = arcs.filter(pl.col("predicted") >= 0)
-        pairs = list(arcs.select("word", "predicted").iter_rows())
-        verdict = [UNKNOWN if heads is None else RIGHT if gold[word] == head else WRONG for word, head in pairs]
-        parts.append(
-            _with_geometry(arcs, pairs, middle, 1).with_columns(pl.Series("verdict", verdict, dtype=pl.String))
-        )
-    named = {"old": list(range(len(words))), "new": list(words), "return_dtype": pl.String}
-    attending, attended = ("word", "predicted") if direction == DIRECTIONS[0] else ("predicted", "word")
-    return pl.concat(parts).with_columns(
-        pl.col(attending).replace_strict(**named).alias("from"), pl.col(attended).replace_strict(**named).alias("to")
-    )
+    return chart.add_params(*(alt.param(name=name, value=value) for name, value in known.items()))
 
 
 def _tree(heads, relations, middle) -> pl.DataFrame:
@@ -125,30 +173,41 @@ def _tree(heads, relations, middle) -> pl.DataFrame:
         {"word": range(len(heads)), "predicted": list(heads), "name": list(relations or [""] * len(heads))},
         schema={"word": pl.Int64, "predicted": pl.Int64, "name": pl.String},
     ).filter(pl.col("predicted") >= 0)
-    return _with_geometry(arcs, list(arcs.select("word", "predicted").iter_rows()), middle, -1)
+    sides = [5.0 if head < word else -5.0 for word, head in arcs.select("word", "predicted").iter_rows()]
+    return arcs.with_columns(
+        x0=pl.Series(
+            [middle[word] - side / 2 for word, side in zip(arcs["word"], sides, strict=True)], dtype=pl.Float64
+        ),
+        x1=pl.Series(
+            [middle[head] + side for head, side in zip(arcs["predicted"], sides, strict=True)], dtype=pl.Float64
+        ),
+        rise=_rises(arcs, -1),
+        base=pl.lit(-BASE),
+    )
 
 
-def _drawn_tree(below: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    colour = alt.condition("datum.chosen", alt.value(ORANGE), alt.value(GREY))
-    thick = alt.condition("datum.chosen", alt.value(3), alt.value(1.2))
-    lines = _curved(alt.Chart(below), None).mark_line(opacity=0.9, interpolate="cardinal")
+def _drawn_tree(below: pl.DataFrame, x: alt.X, y: alt.Y, chosen: str) -> list[alt.Chart]:
+    """`chosen`: a Vega expression, true of the arcs that stand out."""
+    colour = alt.condition(chosen, alt.value(ORANGE), alt.value(GREY))
+    thick = alt.condition(chosen, alt.value(3), alt.value(1.2))
+    lines = _curved(alt.Chart(below)).mark_line(opacity=0.9, interpolate="cardinal")
     labels = below.with_columns(x=(pl.col("x0") + pl.col("x1")) / 2, y=pl.col("base") + pl.col("rise"))
+    weight = alt.ExprRef(f"{chosen} ? 'bold' : 'normal'")
     return [
         lines.encode(x, y, color=colour, strokeWidth=thick, detail="word:N", order="t:Q", tooltip=["name:N"]),
         alt.Chart(labels)
-        .mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=alt.ExprRef(WEIGHT))
+        .mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=weight)
         .encode(x, y, text="name:N"),
     ]
 
 
-def _places(words: Sequence[str]) -> tuple[list[float], float]:
-    """The middle of each word in pixels, and the width of the whole sentence."""
-    middle, left = [], GAP / 2
-    for word in words:
-        span = max(len(word) * LETTER, 16)
-        middle.append(left + span / 2)
-        left += span + GAP
-    return middle, max(left - GAP / 2, 200.0)
+def _places(words: Sequence[str]) -> tuple[list[float], float, float]:
+    """The middle of each word in pixels, the width of the whole sentence, and the size of its letters."""
+    spans = [max(len(word) * LETTER, 16) + GAP for word in words]
+    scale = min(1.0, FITS / sum(spans))
+    ends = accumulate(spans)
+    middle = [scale * (end - span / 2) for end, span in zip(ends, spans, strict=True)]
+    return middle, max(scale * sum(spans), 200.0), 14 * scale
 
 
 def arc_levels(pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -164,24 +223,15 @@ def arc_levels(pairs: Iterable[tuple[int, int]]) -> list[int]:
     return levels
 
 
-def _with_geometry(arcs: pl.DataFrame, pairs: list[tuple[int, int]], middle: list[float], sign: int) -> pl.DataFrame:
-    """`x0` (the dependent), `x1` (its head, a little to the near side), `base` and `rise` of each arc, in pixels."""
-    toward = [5.0 if head < word else -5.0 for word, head in pairs]
-    levels = arc_levels(pairs)
+def _rises(arcs: pl.DataFrame, sign: int = 1) -> pl.Series:
+    """How far each arc rises over the words, in pixels."""
+    levels = arc_levels(arcs.select("word", "predicted").iter_rows())
     squeezed = min(1.0, HIGHEST / max(levels, default=1))
-    columns = {
-        "x0": [middle[word] - side / 2 for (word, _), side in zip(pairs, toward, strict=True)],
-        "x1": [middle[head] + side for (_, head), side in zip(pairs, toward, strict=True)],
-        "rise": [sign * LEVEL * squeezed * level for level in levels],
-    }
-    series = [pl.Series(name, values, dtype=pl.Float64) for name, values in columns.items()]
-    return arcs.with_columns(*series, base=pl.lit(sign * BASE))
+    return pl.Series([sign * LEVEL * squeezed * level for level in levels], dtype=pl.Float64)
 
 
-def _curved(chart: alt.Chart, cursor: alt.Parameter | None) -> alt.Chart:
+def _curved(chart: alt.Chart) -> alt.Chart:
     """One row per arc becomes points along a rounded arch in the reader's browser: the data stay small."""
-    if cursor is not None:
-        chart = chart.transform_filter(f"datum.step == {cursor.name}")
     return (
         chart.transform_calculate(t=ALONG)
         .transform_flatten(["t"])

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import ONSETS, TEXT, VERMILION
 
 BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
-JUMP = "jump"  # how selections begin that hold where along the steps a reader clicked, one per panel
+AT = "at"  # the signal that holds the number of the place looked at
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
@@ -119,36 +122,72 @@ def spoken(onsets: Sequence[Onset]) -> str:
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in map(str, onsets))
 
 
-def upright(place: alt.Parameter | int, x: alt.X) -> alt.Chart:
-    """A line at a step, or at the step that a parameter holds."""
+@dataclass(frozen=True)
+class Cursor:
+    """What is looked at along the steps: a slider's places, and the parameter of a chart that holds the step."""
+
+    steps: Sequence[float]
+    name: str = "cursor_step"
+
+    @property
+    def parameters(self) -> list[alt.Parameter]:
+        """The step by the number of its place."""
+        places = alt.param(name="cursor_steps", value=list(self.steps))
+        return [places, alt.param(name=self.name, expr=f"cursor_steps[{AT}]")]
+
+    @property
+    def number(self) -> Value:
+        """The step, for a title."""
+        return Value(f"format({self.name}, ',d')")
+
+    def place(self, step: float) -> int:
+        """The number of the place nearest to a step."""
+        return list(self.steps).index(nearest(self.steps, step))
+
+
+def nearest(steps: Iterable[float], step: float) -> float:
+    """The step nearest to another, on a logarithmic axis."""
+    at = math.log(max(step, BEFORE_ONE))
+    return min(steps, key=lambda each: abs(math.log(max(each, BEFORE_ONE)) - at))
+
+
+def upright(place: Cursor | int, x: alt.X) -> alt.Chart:
+    """A line at a step, or at the cursor's."""
     return _at(place).mark_rule(color=TEXT, strokeWidth=2).encode(x)
 
 
-def step_number(place: alt.Parameter | int, x: alt.X) -> alt.Chart:
+def step_number(place: Cursor | int, x: alt.X) -> alt.Chart:
     """The step itself, above the line."""
     text = _at(place).mark_text(color=TEXT, fontWeight="bold", baseline="bottom", dy=-3)
     return text.encode(x, alt.Text("step:Q", format=",d"), y=alt.value(0))
 
 
-def _at(place: alt.Parameter | int) -> alt.Chart:
-    step = place.name if isinstance(place, alt.Parameter) else str(place)
+def _at(place: Cursor | int) -> alt.Chart:
+    step = place.name if isinstance(place, Cursor) else str(place)
     data = alt.Chart(alt.Data(values=[{}]))
     return data.transform_calculate(x=f"max({step}, {BEFORE_ONE})", step=step)
 
 
-def clickable(frame: pl.DataFrame, x: alt.X, tips: Sequence[alt.Tooltip] = (), panel: int = 0) -> alt.Chart:
-    """Over a whole panel, and not to be seen: hovering tells what is at the nearest step, a click goes there.
+def strips(frame: pl.DataFrame, x: alt.X, cursor: Cursor, tips: Sequence[alt.Tooltip] = ()) -> alt.Chart:
+    """Over a whole panel, and not to be seen: hovering tells what is at the nearest step, the cursor goes there.
 
-    `frame`: x (as `on_step_axis` puts it), step, and what `tips` tell; one row per step. Goes on top of a panel,
-    which has a number if it is one of several.
+    `frame`: x (as `on_step_axis` puts it), step, and what `tips` tell; one row per step. Goes on top of a panel. Each
+    step has a strip from halfway to the one before to halfway to the one after, on the logarithmic axis.
     """
-    click = alt.selection_point(name=f"{JUMP}_{panel}", on="click", nearest=True, encodings=["x"], clear=False)
-    points = alt.Chart(frame).mark_point(opacity=0, size=1)
-    return points.encode(x, y=alt.value(1), tooltip=[alt.Tooltip("step:Q", format=",d"), *tips]).add_params(click)
+    at, ends = frame["x"].unique().sort().to_list(), x.to_dict()["scale"]["domain"]
+    between = [ends[0], *(math.sqrt(one * other) for one, other in pairwise(at)), ends[1]]
+    reach = pl.DataFrame({"x": at, "from": between[:-1], "to": between[1:]}, schema_overrides={"x": pl.Float64})
+    places = pl.Series([cursor.place(step) for step in frame["step"]], dtype=pl.Int64)
+    rows = frame.with_columns(i=places).join(reach, on="x", how="left", maintain_order="left")
+    start = x.copy()
+    start["shorthand"] = "from:Q"
+    base = alt.Chart(rows).mark_rect(opacity=0, cursor="pointer")
+    told = [alt.Tooltip("step:Q", format=",d"), *tips]
+    return base.encode(start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height"), tooltip=told)
 
 
 def by_step(rows: pl.DataFrame, name: str, value: str, style: str) -> tuple[pl.DataFrame, list[alt.Tooltip]]:
-    """For `clickable`: of rows with x, step, a name and a value, one row per step, and what tells each value."""
+    """For `strips`: of rows with x, step, a name and a value, one row per step, and what tells each value."""
     names = rows[name].unique(maintain_order=True).to_list()
     columns = {f"value_{i}": pl.col(value).filter(pl.col(name) == each).first() for i, each in enumerate(names)}
     wide = rows.group_by("step", maintain_order=True).agg(pl.col("x").first(), **columns)

@@ -1,6 +1,6 @@
 """A break put by hand: what it costs to be elsewhere, and how the curve would look.
 
-Both charts follow parameters (`hand_step` and others), so that a slider sends numbers and no new chart.
+Both charts can follow a cursor over the rows of a profile: `hand_parameters` holds the one it stands at.
 """
 
 from collections.abc import Mapping
@@ -8,23 +8,36 @@ from collections.abc import Mapping
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.fits import fitted_line, least_error, nearest_break
+from lmdynamics.analysis.fits import fitted_line, least_error
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import clickable, step_axis
-from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, SHAPE, STEP_TIP, step_ends, thinned
+from lmdynamics.charts.axes import AT, Cursor, step_axis, strips
+from lmdynamics.charts.deceleration import LOSS, LOSS_TIP, STEP_TIP, step_ends, thinned
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 HAND, BEST = VERMILION, BLUE
 HAND_STEP = Value("format(hand_step, ',.0f')")
+COLUMNS = {  # parameters of the views, and the columns of a profile that they take
+    "hand_step": "step_at_break",
+    "hand_loss": "loss_at_break",
+    "hand_before": "rate_before_break",
+    "hand_after": "rate_after_break",
+    "hand_width": "f1",
+    "hand_rsle": "rsle",
+}
 
 
-def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | None = None) -> alt.LayerChart:
-    """The error that is left with the break put at each step: a dot at the best, a second at the chosen one.
+def hand_parameters(profile: pl.DataFrame) -> list[alt.Parameter]:
+    """The numbers of the break at the cursor's place, a row of `analysis.fits.break_profile`."""
+    rows = alt.param(name="hand_rows", value=profile.select(**COLUMNS).to_dicts())
+    return [rows, *(alt.param(name=name, expr=f"hand_rows[{AT}].{name}") for name in COLUMNS)]
 
-    `profile`: step_at_break, rsle, as `analysis.fits.break_profile` gives them. The chosen one is the row nearest to
-    `chosen_step`; it and the title follow the chart's parameters `hand_step` and `hand_rsle`.
+
+def break_profile(profile: pl.DataFrame, best_step: float, cursor: Cursor | None = None) -> alt.LayerChart:
+    """The error that is left with the break put at each step: a dot at the best, a second at the cursor.
+
+    `profile`: step_at_break, rsle, as `analysis.fits.break_profile` gives them.
     """
     need_columns(profile, ["step_at_break", "rsle"], "break profile")
     if profile.is_empty():
@@ -46,18 +59,13 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
     ]
     shown: str | list[str | Value] = f"The error is least with the break at step {best_step:,.0f}"
     within = f"within a tenth of it from step {near.min():,.0f} to {near.max():,.0f}" if len(near) > 1 else ""
-    if chosen_step is None:
-        chart = alt.layer(*layers)
-    else:
-        row = nearest_break(profile, chosen_step)
+    if cursor is not None:
         at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="hand_step", rsle="hand_rsle")
         layers += [
             at.mark_rule(color=HAND, strokeDash=[4, 3]).encode(x),
             at.mark_point(color=HAND, filled=True, size=110, opacity=1, shape="diamond").encode(x, y, tooltip=tips),
-            clickable(rows.with_columns(step="x"), x, tips[1:]),
+            strips(rows.with_columns(step="x"), x, cursor, tips[1:]),
         ]
-        hand = {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
-        chart = alt.layer(*layers).add_params(*(alt.param(name=name, value=value) for name, value in hand.items()))
         times = f"hand_rsle / {least!r}"
         shown = [
             "A break at step ",
@@ -66,18 +74,16 @@ def break_profile(profile: pl.DataFrame, best_step: float, chosen_step: float | 
             Value(f"format({times}, {times} < 1.095 ? '.2f' : '.1f')", "100.0"),
             f" times the least error, at {best_step:,.0f}",
         ]
-    said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}"
-    if chosen_step is not None:
-        said += f"; at step {row['step_at_break']:,.0f} {row['rsle'] / least:.2f} times that"
-    return figure(chart.properties(width=WIDTH, height=200), shown, within, f"{said}; {within}.".replace("; .", "."))
+    said = f"Error against the step of the break. Least at step {best_step:,.0f}: {least:.3g}; {within}."
+    chart = alt.layer(*layers).properties(width=WIDTH, height=110)
+    return figure(chart, shown, within, said.replace("; .", "."))
 
 
-def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping[str, float]) -> alt.LayerChart:
+def broken_by_hand(points: pl.DataFrame, best: Mapping[str, float], cursor: Cursor) -> alt.LayerChart:
     """One curve with a break that was put somewhere by hand, and, thin, with the best one.
 
-    `points`: step, loss of one curve. `row`, `best`: rows of `analysis.fits.break_profile`, or of `fits_table`. The
-    row's numbers are the chart's parameters `hand_step`, `hand_loss`, `hand_before`, `hand_after`, `hand_width`, so
-    that a break is dragged without a new chart.
+    `points`: step, loss of one curve. `best`: a row of `analysis.fits.break_profile`, or of `fits_table`. The break is
+    that of `hand_parameters`.
     """
     need_columns(points, ["step", "loss"], "break by hand: points")
     name = str(points["curve"][0]) if "curve" in points.columns and len(points) else "the curve"
@@ -120,14 +126,10 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
         by_hand.mark_line(color=HAND, strokeWidth=2.2, clip=True).encode(x, y),
         pieces.mark_line(color=HAND, strokeWidth=1.2, strokeDash=[5, 4], clip=True).encode(x, y, order="end:Q"),
         at.mark_point(color=HAND, filled=True, size=110, shape="diamond", opacity=1, clip=True).encode(x, y),
-        clickable(data.select("x", "loss", step="x"), x, [LOSS_TIP]),
+        strips(data.select("x", "loss", step="x").unique("x", maintain_order=True), x, cursor, [LOSS_TIP]),
     ]
-    hand = dict(zip(("loss", "step", "before", "after", "width"), (float(row[part]) for part in SHAPE), strict=True))
-    chart = alt.layer(*layers).add_params(
-        *(alt.param(name=f"hand_{part}", value=value) for part, value in hand.items())
-    )
     return figure(
-        chart.properties(width=WIDTH, height=HEIGHT + 60),
+        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT - 60),
         [
             f"{name} with a break put at step ",
             HAND_STEP,
@@ -141,7 +143,6 @@ def broken_by_hand(points: pl.DataFrame, row: Mapping[str, float], best: Mapping
             f"blue: the best break, step {best['step_at_break']:,.0f}, rate "
             f"{best['rate_before_break']:.3g} → {best['rate_after_break']:.3g}",
         ],
-        f"Loss of {name} against step, both logarithmic, with a break put at step {row['step_at_break']:,.0f}, "
-        f"loss {row['loss_at_break']:.3f}, and the best break, at step {best['step_at_break']:,.0f}, "
-        f"loss {best['loss_at_break']:.3f}.",
+        f"Loss of {name} against step, both logarithmic, with a break put by hand and the best break, at step "
+        f"{best['step_at_break']:,.0f}, loss {best['loss_at_break']:.3f}.",
     )

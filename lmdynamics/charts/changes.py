@@ -4,10 +4,9 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, steps_of, upright
+from lmdynamics.charts.axes import Cursor, on_step_axis, step_axis, steps_of, strips, upright
 from lmdynamics.charts.decomposition import span
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 from lmdynamics.charts.trades import SIGNED
 from lmdynamics.errors import UserError
@@ -17,7 +16,7 @@ SIDES = {"fell": BLUE, "rose": VERMILION}
 
 
 def interference_cursor(
-    table: pl.DataFrame, cursor: alt.Parameter, each: pl.DataFrame | None = None, caption: str = ""
+    table: pl.DataFrame, cursor: Cursor, each: pl.DataFrame | None = None, caption: str = ""
 ) -> alt.LayerChart:
     """D over training with its band, and an upright line at the step that `cursor` holds.
 
@@ -43,21 +42,21 @@ def interference_cursor(
     layers = line_layers(rows, x, y, BLUE, ends=ends, width=2.2, points=22)
     if each is not None and len(each):
         layers.append(alt.Chart(on_step_axis(each)).mark_line(color=GREY, strokeWidth=1.2).encode(x, y))
-    layers += [upright(cursor, x), clickable(rows.select("x", "step", *columns), x, tips)]
+    layers += [upright(cursor, x), strips(rows.select("x", "step", *columns), x, cursor, tips)]
     told = f"from {span(rows['interference'][:1])} to {span(rows['interference'][-1:])}"
     key = [
         "band: 95 %" if len(rows.drop_nulls(ends)) else "",
         "grey: this batch alone" if each is not None and len(each) else "",
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=200).add_params(cursor),
+        alt.layer(*layers).properties(width=WIDTH, height=105),
         f"Destructive interference goes {told}",
         [caption, "; ".join(filter(None, key))],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
     )
 
 
-def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChart:
+def change_histogram(bins: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
     """How tokens' changes are spread at the step that `cursor` holds: those whose loss fell in blue, rose in orange.
 
     `bins`: step, low, high, share, side, tokens of `analysis.zero_sum.change_bins` by step.
@@ -86,18 +85,17 @@ def change_histogram(bins: pl.DataFrame, cursor: alt.Parameter) -> alt.LayerChar
     )
     zero = alt.Chart(alt.Data(values=[{"low": 0}])).mark_rule(color=TEXT).encode(x)
     return figure(
-        alt.layer(bars, zero).properties(width=WIDTH, height=150).add_params(cursor),
-        ["How far losses moved at step ", Value(f"format({cursor.name}, ',d')")],
+        alt.layer(bars, zero).properties(width=WIDTH, height=105),
+        ["How far losses moved at step ", cursor.number],
         "blue: the loss fell; orange: it rose",
         "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
     )
 
 
-def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.LayerChart:
+def traded_at(table: pl.DataFrame, cursor: Cursor, by: str = "") -> alt.LayerChart:
     """How far each group's losses fell and rose at the step that `cursor` holds.
 
-    `table`: step, group, gained, lost, net, as `analysis.zero_sum.traded` gives them by step. `by`: what the groups
-    are.
+    `table`: step, group, gained, lost, net, as `analysis.zero_sum.traded` gives them by step. `by`: what groups are.
     """
     what = "losses traded at a checkpoint"
     need_columns(table, ["step", "group", "gained", "lost", "net"], what)
@@ -113,7 +111,7 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.L
     title = "change of loss (nats per token of the text)"
     tips = ["group:N", *(alt.Tooltip(f"{column}:Q", format="+.3~g") for column in ("gained", "lost", "net"))]
     layers = [
-        here.mark_bar(color=colour, height=13).encode(alt.X(f"{column}:Q", title=title, axis=axis), y, tooltip=tips)
+        here.mark_bar(color=colour, height=11).encode(alt.X(f"{column}:Q", title=title, axis=axis), y, tooltip=tips)
         for column, colour in (("away", BLUE), ("lost", VERMILION))
     ]
     dot = here.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=45, opacity=1)
@@ -122,14 +120,14 @@ def traded_at(table: pl.DataFrame, cursor: alt.Parameter, by: str = "") -> alt.L
         dot.encode(alt.X("net:Q", title=title, axis=axis), y, tooltip=tips),
     ]
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=22 * len(groups)).add_params(cursor),
-        ["Whose losses fell and rose at step ", Value(f"format({name}, ',d')")],
+        alt.layer(*layers).properties(width=WIDTH, height=20 * len(groups)),
+        ["Whose losses fell and rose at step ", cursor.number],
         "blue: how far losses fell; orange: rose; dot: the sum of both",
         f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
     )
 
 
-def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.VConcatChart | alt.LayerChart:
+def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatChart | alt.LayerChart:
     """One token over training: its loss, and how far it moved at each checkpoint, with a line at `cursor`.
 
     `rows`: step, change (nats), perhaps loss (nats, before the change). There is no interval: it is one token.
@@ -149,7 +147,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
     by = "a doubling" if "until" in rows.columns else "one step"
     titles = {"loss": "loss (nats)", "change": [f"change by {by}", "(nats)"]}
     panels = []
-    for i, column in enumerate(columns):
+    for column in columns:
         x = step_axis(steps_of(data), "training step (log)" if column == "change" else None)
         y = alt.Y(f"{column}:Q", title=titles[column]).scale(zero=column == "change").axis(tickCount=4)
         base = alt.Chart(data).encode(x, y)
@@ -160,8 +158,8 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
             bars = base.mark_rule(strokeWidth=4).encode(alt.Y2(datum=0), color=fell)
             marks = [bars, alt.Chart(data).mark_rule(color=TEXT).encode(y=alt.datum(0))]
         tip = alt.Tooltip(f"{column}:Q", format="+.3~g" if column == "change" else ".3f")
-        over = clickable(data.select("x", "step", column), x, [tip], panel=i)
-        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=90))
+        over = strips(data.select("x", "step", column), x, cursor, [tip])
+        panels.append(alt.layer(upright(cursor, x), *marks, over).properties(width=WIDTH, height=48))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
     most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")
@@ -169,7 +167,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: alt.Parameter) -> alt.V
     if loss:
         told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
     return figure(
-        chart.add_params(cursor),
+        chart,
         f"“{token}”: {told}",
         "blue: its loss fell; orange: rose; one token, no interval",
         f"One token over training: {told}.",

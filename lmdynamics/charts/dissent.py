@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import by_step, clickable, log_ticks, on_step_axis, step_axis, steps_of, upright
+from lmdynamics.charts.axes import Cursor, by_step, log_ticks, on_step_axis, step_axis, steps_of, strips, upright
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
 from lmdynamics.charts.theme import WIDTH, figure, ramp
@@ -29,15 +29,15 @@ def dissent_over_training(
     table: pl.DataFrame,
     *,
     published: Mapping[str, float] | None = None,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     groups: Sequence[str] | None = None,
 ) -> alt.TopLevelMixin:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
 
-    `table`: step, group, dissent and its interval, as `analysis.gradients.dissent_by_group` gives them, perhaps
-    `curve`; groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted.
-    `published`: readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by
-    an upright line. `groups`: all there are, so that each keeps its colour where others are left out.
+    `table`: step, group, dissent and its interval, as `analysis.gradients.dissent_by_group` makes it, perhaps `curve`;
+    groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted. `published`:
+    readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by an upright
+    line. `groups`: all there are, so that each keeps its colour where others are left out.
 
     Raises
     ------
@@ -56,7 +56,8 @@ def dissent_over_training(
         x = step_axis(steps, sparse=len(curves) > 2)
         colour = colour_by("group", colours, columns=5)
         y = y.copy()
-        y["title"] = "dissent (cosine of attraction and repulsion)" if index % 2 == 0 else None
+        title = ["dissent (cosine of", "attraction and repulsion)"]
+        y["title"] = title if index % 2 == 0 and (cursor is None or index == 0) else None
         tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("dissent", "low", "high"))]
         labels = index % 2 == 1 or index == len(curves) - 1
         layers = levels(published or {}, y, right=True, labels=labels, dash=[2, 4], apart=0.1)
@@ -68,14 +69,15 @@ def dissent_over_training(
             layers.append(line.encode(x, placed(y, CONTROL), colour, tooltip=told))
         if cursor is not None:
             here, told = by_step(data, "group", "dissent", "+.3f")
-            layers += [upright(cursor, x), clickable(here, x, told, panel=index)]
-        panels.append(panel(alt.layer(*layers), curve, curves, 300))
-    chart = side_by_side(panels)
+            layers += [upright(cursor, x), strips(here, x, cursor, told)]
+        room = {} if cursor is None else {"width": share(len(curves)), "height": 150}
+        panels.append(panel(alt.layer(*layers), curve, curves, 300, **room))
+    chart = side_by_side(panels) if cursor is None else alt.hconcat(*panels, spacing=14)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
     caption += ["dotted: attraction with the repulsion at another position" if control else ""]
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
-        chart if cursor is None else chart.add_params(cursor),
+        chart,
         _found(rows),
         "; ".join(filter(None, caption)),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
@@ -159,15 +161,24 @@ def group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str,
     return {name: colours[name] for name in present}
 
 
-def panel(chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None):
+def panel(
+    chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None, width: int = 0
+):
     """One curve's chart with its size, and its name where there are several."""
     alone = len(curves) == 1 if alone is None else alone
-    chart = chart.properties(width=WIDTH if alone and narrow == 300 else narrow + 50 * alone, height=height)
+    width = width or (WIDTH if alone and narrow == 300 else narrow + 50 * alone)
+    chart = chart.properties(width=width, height=height)
     if len(curves) == 1:
         return chart
     return chart.properties(
         title=alt.TitleParams(curve, fontSize=12, fontWeight="normal", frame="group", anchor="start")
     )
+
+
+def share(count: int, whole: int = 860) -> int:
+    """The width of one of some panels in a row, beside its axis."""
+    half = whole // 2 if count <= 2 else whole  # up to two panels stand beside those of another figure
+    return (half - 80) // count - 28
 
 
 def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:

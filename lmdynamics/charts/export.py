@@ -19,10 +19,10 @@ def save(
     folder: str | Path,
     kinds: Sequence[str] = KINDS,
 ) -> list[Path]:
-    """Write each view as NAME.svg, NAME.png and NAME.csv, and return where they are.
+    """Write each view as NAME.svg and NAME.png, each table behind them as NAME.csv, and return where they are.
 
-    `tables`: the data behind the views, by the same names; a view without any has no CSV. Nothing is overwritten:
-    where a name is taken, all files of this call get the same number, NAME-2.svg. A file is there whole or not at all.
+    Nothing is overwritten: where a name is taken, all files of this call get the same number, NAME-2.svg. A file is
+    there whole or not at all.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def save(
         "png": lambda name: to_png(views[name]),
         "csv": lambda name: tables[name].write_csv().encode(),
     }
-    wanted = [(name, kind) for name in views for kind in kinds if kind != "csv" or name in tables]
+    wanted = [(name, kind) for kind in kinds for name in (tables if kind == "csv" else views)]
     made = {(name, kind): make[kind](name) for name, kind in wanted}  # before the first is written: all or none
     number, paths = 1, _named(folder, wanted, "")
     while any(path.exists() for path in paths):

@@ -1,35 +1,32 @@
 """Which head follows which dependency relation: at one checkpoint as a map, over training as a table in colour."""
 
+from collections.abc import Mapping
+
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns, with_wilson
 from lmdynamics.analysis.syntax import best_directions, within_reach
+from lmdynamics.charts.axes import AT, Cursor
+from lmdynamics.charts.moving import over_places
+from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
 from lmdynamics.errors import UserError
 
 PERCENT = ".0%"
-PICK = "pick"  # the selection that holds which head a reader clicked
+SCORES = ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"]
 
 
 def layer_head_map(
-    scores: pl.DataFrame,
-    relation: str,
-    step: int | None = None,
-    offset: float | None = None,
-    split: str = "all",
-    cursor: alt.Parameter | None = None,
-    chosen: tuple[int, int] | tuple[alt.Parameter, alt.Parameter] | None = None,
+    scores: pl.DataFrame, relation: str, step: int | None = None, offset: float | None = None, split: str = "all"
 ) -> alt.LayerChart:
     """Accuracy of every head (column) of every layer (row) on one relation, the better of its two directions.
 
-    `scores`: a trace of `HeadScores`. With `cursor`, a parameter holding a step, the chart carries all steps and
-    shows the one that the parameter names; otherwise it shows `step` (default: the last). The best head is outlined,
-    `chosen` (layer, head, as numbers or as parameters) is marked with a dot. `offset`: accuracy of the best fixed
-    offset, the baseline.
+    `scores`: a trace of `HeadScores`, of which `step` (default: the last) is drawn. The best head is outlined.
+    `offset`: accuracy of the best fixed offset, the baseline.
     """
-    need_columns(scores, ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"], "head map")
+    need_columns(scores, SCORES, "head map")
     rows = scores.filter(pl.col("relation") == relation, pl.col("split") == split, pl.col("count") > 0)
     if rows.is_empty():
         known = ", ".join(scores["relation"].unique().sort())
@@ -37,52 +34,16 @@ def layer_head_map(
     step = rows["step"].max() if step is None else step
     if step not in rows["step"]:
         raise UserError(f"head map: step {step} was not measured; measured: {_listed(rows['step'].unique().sort())}")
-    cells = best_directions(rows)
-    if cursor is None:
-        cells = cells.filter(pl.col("step") == step)
-    layers, heads = cells["layer"].n_unique(), cells["head"].n_unique()
-    size, tall = (46, 40) if heads <= 8 else (34, 30)
-    base = alt.Chart(cells).encode(
-        alt.X("head:O", title="head").axis(labelAngle=0, domain=False, ticks=False),
-        alt.Y("layer:O", title="layer", sort="descending").axis(domain=False, ticks=False),
-        tooltip=[
-            "layer",
-            "head",
-            "direction",
-            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high")),
-            "count",
-        ],
-    )
-    if cursor is not None:
-        base = base.transform_filter(f"datum.step == {cursor.name}")
-    colour = accuracy_colour()
-    tile = base.mark_rect().encode(colour)
-    if cursor is not None:
-        fields = ["layer", "head", "direction"]
-        tile = tile.add_params(alt.selection_point(name=PICK, on="click", fields=fields, clear=False))
-    best = base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3)
-    number = base.mark_text(fontSize=11).encode(
-        alt.Text("accuracy:Q", format=PERCENT),
-        color=ink(),
-    )
-    parts = [tile, best, number]
-    if chosen is not None:
-        layer, head = (part.name if isinstance(part, alt.Parameter) else part for part in chosen)
-        dot = base.transform_filter(f"datum.layer == {layer} && datum.head == {head}")
-        parts.append(dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2))
-    chart = alt.layer(*parts).properties(width=size * heads, height=tall * layers)
-    chart = chart.add_params(*(part for part in (cursor, *(chosen or ())) if isinstance(part, alt.Parameter)))
-    top = cells.filter(pl.col("best") & (pl.col("step") == step)).row(0, named=True)
+    cells = best_directions(rows).filter(pl.col("step") == step)
+    top = cells.filter("best").row(0, named=True)
     baseline, reach = "" if offset is None else f"best fixed offset: {offset:.0%}", within_reach(rows)
-    where = "" if cursor is not None else f"step {step:,}; "
     return figure(
-        chart,
+        alt.layer(*_map(alt.Chart(cells))).properties(**_size(cells)),
         f"Which heads follow {relation}",
         [
-            f"{where}outlined: the best head on all sentences; {top['count']:,} arcs",
+            f"step {step:,}; outlined: the best head on all sentences; {top['count']:,} arcs",
             "each in the better of its two directions",
             reach,
-            "dot: the head below; a relation brings the one best on half of them" if chosen is not None else "",
             baseline,
         ],
         f"Accuracy of each attention head on the relation {relation} at step {step}. Best: layer {top['layer']}, head "
@@ -90,6 +51,69 @@ def layer_head_map(
         f"(95 % interval {top['low']:.0%} to {top['high']:.0%}). "
         f"{baseline.capitalize()}." + (f" {reach.capitalize()}." if reach else ""),
     )
+
+
+def moving_head_map(
+    scores: pl.DataFrame, cursor: Cursor, offsets: Mapping[str, float], split: str = "all"
+) -> alt.LayerChart:
+    """The same of every relation at every place of a cursor; the signal `relation` chooses one.
+
+    A dot marks the head that the signals `layer` and `head` hold. `offsets`: each relation's baseline.
+    """
+    need_columns(scores, SCORES, "head map")
+    rows = scores.filter(pl.col("split") == split, pl.col("count") > 0)
+    cells = pl.concat(
+        best_directions(part).with_columns(relation=pl.lit(name))
+        for (name,), part in rows.group_by("relation", maintain_order=True)
+    )
+    shown = ["accuracy", "low", "high", "direction", "best"]
+    marks = over_places(cells, ["relation", "layer", "head", "count"], shown, cursor.steps)
+    base = alt.Chart(marks).transform_filter("datum.relation == relation")
+    base = base.transform_calculate(**{name: f"datum.{name}_at[{AT}]" for name in shown})
+    base = base.transform_filter("isValid(datum.accuracy)")
+    tall = _size(cells)["height"] // cells["layer"].n_unique()
+    dot = base.transform_filter("datum.layer == layer && datum.head == head").encode(**_grid())
+    dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2)
+    chart = alt.layer(*_map(base, cursor="pointer"), dot).properties(**_size(cells))
+    facts = alt.param(name="head_offsets", value={name: f"{share:.0%}" for name, share in offsets.items()})
+    offset = Value("head_offsets[relation] || 'unknown'", "unknown")
+    title = ["Which heads follow ", Value("relation", max(offsets, key=len, default="")), ", step ", cursor.number]
+    return figure(
+        chart.add_params(facts),
+        [*title, "; best fixed offset: ", offset],
+        ["each in the better of its two directions;", "outlined: the best; dot: the one shown below"],
+        "Accuracy of each attention head on one relation at one checkpoint.",
+    )
+
+
+def picked_head(field: str) -> dict[str, str | dict]:
+    """How a signal hears of a click on the map: `field` (layer, head or direction) of the head that was clicked."""
+    on_a_head = "event.item && event.item.datum && isValid(event.item.datum.accuracy_at)"
+    return {"events": {"source": "view", "type": "click", "filter": [on_a_head]}, "update": f"datum.{field}"}
+
+
+def _grid() -> dict[str, alt.X | alt.Y]:
+    return {
+        "x": alt.X("head:O", title="head").axis(labelAngle=0, domain=False, ticks=False),
+        "y": alt.Y("layer:O", title="layer", sort="descending").axis(domain=False, ticks=False),
+    }
+
+
+def _size(cells: pl.DataFrame) -> dict[str, int]:
+    layers, heads = cells["layer"].n_unique(), cells["head"].n_unique()
+    wide, tall = (46, 40) if heads <= 8 and layers <= 6 else (28, 24)
+    return {"width": wide * heads, "height": tall * layers}
+
+
+def _map(base: alt.Chart, **mark) -> list[alt.Chart]:
+    tips = ["layer:O", "head:O", "direction:N"]
+    tips += [*(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("accuracy", "low", "high")), "count:Q"]
+    base = base.encode(**_grid(), tooltip=tips)
+    return [
+        base.mark_rect(**mark).encode(accuracy_colour()),
+        base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3),
+        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=PERCENT), color=ink()),
+    ]
 
 
 def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:

@@ -1,29 +1,31 @@
 """Loss and UAS over the same steps, with a line at one checkpoint: where in training are we?"""
 
+from collections.abc import Sequence
+
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.syntax import head_history, told, uas_within_reach
+from lmdynamics.analysis.syntax import head_history, uas_within_reach
 from lmdynamics.charts.axes import (
     BEFORE_ONE,
+    Cursor,
     by_step,
-    clickable,
     on_step_axis,
     onset_bands,
     spoken,
     step_axis,
     step_number,
     steps_of,
+    strips,
     undated,
     upright,
 )
 from lmdynamics.charts.lines import line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure
-from lmdynamics.errors import shortened
 
-WIDTH = 420
+WIDTH, HEIGHT = 470, 50
 
 
 def loss_and_uas(
@@ -31,13 +33,14 @@ def loss_and_uas(
     curve: pl.DataFrame,
     onset: Onset | None = None,
     step: int | None = None,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     best: pl.DataFrame | None = None,
 ) -> alt.VConcatChart:
-    """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the step that `cursor` holds.
+    """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the cursor's.
 
-    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: one
-    relation's best heads, as `analysis.syntax.head_history` takes them, for a third panel: when that relation appeared.
+    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: the
+    relations' best heads, as `analysis.syntax.head_history` takes them, for a third panel: when the relation that the
+    signal `relation` holds appeared.
     """
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
@@ -45,70 +48,59 @@ def loss_and_uas(
     steps = steps_of(loss, curve)
     last = steps[-1] if steps else 0
     place = cursor if cursor is not None else last if step is None else step
-    axes = [step_axis(steps, None), step_axis(steps, None) if best is not None else step_axis(steps)]
-    over = []
-    if cursor is not None:
-        losses = on_step_axis(loss).select("x", "step", "loss")
-        over.append(clickable(losses, axes[0], [alt.Tooltip("loss:Q", format=".3f")], panel=0))
-        named = on_step_axis(curve).filter(pl.col("source").is_in(["attention", "shuffled", "offset"]))
-        shares, tips = by_step(named, "source", "uas", ".1%")
-        over.append(clickable(shares, axes[1], tips, panel=1))
-    falling = alt.Y("loss:Q", title=["loss (nats", "per token)"]).scale(zero=False).axis(tickCount=4)
-    upper = alt.layer(
-        *onset_bands([onset] if onset else [], axes[0], labels=False),
-        *line_layers(on_step_axis(loss), axes[0], falling, BLUE, ends=None),
-        upright(place, axes[0]),
-        step_number(place, axes[0]),
-        *over[:1],
-    ).properties(width=WIDTH, height=110)
-    y = alt.Y("uas:Q", title=["UAS (share of", "all arcs found)"], axis=alt.Axis(format="%", tickCount=4))
-    layers = []
+    onsets = [onset] if onset else []
+    bare = step_axis(steps, None)
+    bare["axis"]["labels"] = False
+    axes = [bare, bare if best is not None else step_axis(steps)]
+    falling = alt.Y("loss:Q", title=["loss", "(nats)"]).scale(zero=False).axis(tickCount=4)
+    losses = on_step_axis(loss)
+    upper = [*line_layers(losses, axes[0], falling, BLUE, ends=None), step_number(place, axes[0])]
+    tips = [alt.Tooltip("loss:Q", format=".3f")]
+    panels = [_panel(upper, losses.select("x", "step", "loss"), tips, axes[0], place, onsets)]
+    y = alt.Y("uas:Q", title=["UAS", "(all arcs)"], axis=alt.Axis(format="%", tickCount=4))
+    lower = []
     for source, colour, dash in (("attention", BLUE, [1, 0]), ("shuffled", ORANGE, [2, 2]), ("offset", GREY, [6, 4])):
         of_source = on_step_axis(curve.filter(pl.col("source") == source))
         ends = None if source == "offset" else ("low", "high")
-        layers += line_layers(of_source, axes[1], y, colour, dash=dash, ends=ends)
-    bands = onset_bands([onset] if onset else [], axes[1], labels=False)
-    lower = alt.layer(*bands, *layers, upright(place, axes[1]), *over[1:]).properties(width=WIDTH, height=130)
-    panels, caption = [upper, lower], [uas_within_reach(curve)]
+        lower += line_layers(of_source, axes[1], y, colour, dash=dash, ends=ends)
+    named = on_step_axis(curve).filter(pl.col("source").is_in(["attention", "shuffled", "offset"]))
+    panels.append(_panel(lower, *by_step(named, "source", "uas", ".1%"), axes[1], place, onsets))
     if best is not None:
-        panels.append(_one_relation(best, step_axis(steps), place, clicks=cursor is not None))
-        caption.append(told(head_history(best), best["relation"][0]))
-    chart = alt.vconcat(*panels, spacing=12)
-    if cursor is not None:
-        chart = chart.add_params(cursor)
-    said = spoken([onset] if onset else [])
+        panels.append(_one_relation(best, step_axis(steps), place))
+    said, reach = spoken(onsets), uas_within_reach(curve)
     band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
-    shown = [*undated([onset] if onset else []), *caption]
+    shown = [*undated(onsets), reach]
     return figure(
-        chart,
+        alt.vconcat(*panels, spacing=8),
         "Where in training",
-        [f"blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
-        " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, *caption]),
+        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
+        " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, reach]),
     )
 
 
-def _one_relation(best: pl.DataFrame, x: alt.X, place: alt.Parameter | int, clicks: bool) -> alt.LayerChart:
+def _panel(layers, rows: pl.DataFrame, tips, x: alt.X, place: Cursor | int, onsets: Sequence[Onset] = ()):
+    """Layers over training, the line at the checkpoint, and what a pointer is told of `rows` there."""
+    over = [strips(rows, x, place, tips)] if isinstance(place, Cursor) else []
+    bands = onset_bands(onsets, x, labels=False)
+    return alt.layer(*bands, *layers, upright(place, x), *over).properties(width=WIDTH, height=HEIGHT)
+
+
+def _one_relation(best: pl.DataFrame, x: alt.X, place: Cursor | int) -> alt.LayerChart:
     """Accuracy of one relation's best head over its best fixed offset, and the step from which it stays above."""
-    head = pl.format("{}-{}", "layer", "head")
-    data = on_step_axis(with_wilson(best)).with_columns(name=head)
-    share = alt.Axis(format="%", tickCount=4)
-    history = head_history(best).row(0, named=True)
-    layers = []
-    if history["appears"] is not None:
-        ends = {"from": history["not_yet"], "to": history["appears"]}
-        ends = pl.DataFrame(ends).with_columns(pl.all().clip(BEFORE_ONE))
-        start = x.copy()
-        start["shorthand"] = "from:Q"
-        between = alt.Chart(ends).mark_rect(color=VERMILION, opacity=0.25)
-        layers.append(between.encode(start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")))
-    y = alt.Y("accuracy:Q", title=[f"{shortened(best['relation'][0], 14)}:", "its best head"], axis=share)
-    layers += [
+    data = on_step_axis(with_wilson(best)).with_columns(name=pl.format("{}-{}", "layer", "head"))
+    chosen = "datum.relation == relation"
+    dated = head_history(best).drop_nulls("appears").select("relation", pl.col("not_yet", "appears").clip(BEFORE_ONE))
+    start = x.copy()
+    start["shorthand"] = "not_yet:Q"
+    between = alt.Chart(dated).transform_filter(chosen).mark_rect(color=VERMILION, opacity=0.25)
+    y = alt.Y("accuracy:Q", title=["best head of", "the relation"], axis=alt.Axis(format="%", tickCount=4))
+    layers = [
+        between.encode(start, alt.X2("appears:Q"), y=alt.value(0), y2=alt.value("height")),
         *line_layers(data, x, y, BLUE),
         *line_layers(data, x, placed(y, "offset"), GREY, dash=[6, 4], ends=None),
-        upright(place, x),
     ]
-    if clicks:
-        tips = [alt.Tooltip("name:N", title="layer-head"), "direction:N"]
-        tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("accuracy", "low", "high", "offset")]
-        layers.append(clickable(data, x, tips, panel=2))
-    return alt.layer(*layers).properties(width=WIDTH, height=110)
+    layers = [layers[0], *(layer.transform_filter(chosen) for layer in layers[1:])]
+    tips = [alt.Tooltip("name:N", title="layer-head"), "direction:N"]
+    tips += [alt.Tooltip(f"{name}:Q", format=".1%") for name in ("accuracy", "low", "high", "offset")]
+    over = [strips(data, x, place, tips).transform_filter(chosen)] if isinstance(place, Cursor) else []
+    return alt.layer(*layers, upright(place, x), *over).properties(width=WIDTH, height=HEIGHT)

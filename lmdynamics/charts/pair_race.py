@@ -7,17 +7,17 @@ from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import leads_from
 from lmdynamics.charts.axes import (
+    Cursor,
     by_step,
-    clickable,
     on_step_axis,
     onset_bands,
     step_axis,
     step_number,
     steps_of,
+    strips,
     upright,
 )
 from lmdynamics.charts.lines import line_layers
-from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 from lmdynamics.errors import UserError
 
@@ -29,7 +29,7 @@ LEAD = ["good − bad", "(nats)"]
 
 def pair_race(
     rows: pl.DataFrame,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     step: int | None = None,
     onset: Onset | None = None,
     caption: str = "",
@@ -64,11 +64,11 @@ def pair_race(
     over: list[list[alt.Chart]] = [[], []]
     if cursor is not None:
         here, tips = by_step(scores, "score", "value", ".2f")
-        over[0].append(clickable(here, axes[0], tips, panel=0))
+        over[0].append(strips(here, axes[0], cursor, tips))
         known = ["value", *(["low", "high"] if lead["low"].is_not_null().any() else [])]
         tips = [alt.Tooltip("value:Q", title="good − bad", format="+.2f")]
         tips += [alt.Tooltip(f"{name}:Q", format="+.2f") for name in known[1:]]
-        over[1].append(clickable(lead.select("x", "step", *known), axes[1], tips, panel=1))
+        over[1].append(strips(lead.select("x", "step", *known), axes[1], cursor, tips))
     bands = [onset_bands([onset] if onset else [], axis, labels=False) for axis in axes]
     marks = [upright(place, axes[0]), step_number(place, axes[0])]
     upper = alt.layer(*bands[0], *above, *marks, *over[0]).properties(width=WIDTH, height=150)
@@ -83,7 +83,7 @@ def pair_race(
         key.append(f"upright band: {onset.name} onset, step {onset.step:,}")
     finding = race_in_words(rows)
     return figure(
-        chart if cursor is None else chart.add_params(cursor),
+        chart,
         finding,
         [*caption.split("\n"), "; ".join(key)],
         f"Log-probability of good and bad sentences over training, with a line at one checkpoint. {finding}. "
@@ -108,7 +108,7 @@ def race_in_words(rows: pl.DataFrame) -> str:
     return f"{name}: the good sentence leads {start}, by {ahead} nats at the end"
 
 
-def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "", chance: float = 0.5):
+def pairs_at_step(accuracy: pl.DataFrame, cursor: Cursor, chosen: str = "", chance: float = 0.5):
     """Share of pairs judged right at the step that `cursor` holds, a dot and its interval for each paradigm.
 
     `accuracy`: frame of `accuracy_by_step`; all steps go into the chart. Paradigms stand in the order of their accuracy
@@ -141,10 +141,8 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: alt.Parameter, chosen: str = "
         key.append("ring: the one looked at")
     ends = "; ".join(f"{row['name']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     return figure(
-        alt.layer(*layers)
-        .properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order))
-        .add_params(cursor),
-        ["Pairs judged right at step ", Value(f"format({cursor.name}, ',d')")],
+        alt.layer(*layers).properties(width=DOTS, height=(28 if len(order) <= 12 else 14) * len(order)),
+        ["Pairs judged right at step ", cursor.number],
         ["; ".join(key), "best at the last checkpoint on top"],
         f"Share of minimal pairs judged right at one checkpoint, by kind of pair. At the last one: {ends}.",
     )

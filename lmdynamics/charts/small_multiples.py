@@ -6,19 +6,19 @@ from collections.abc import Collection
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.axes import clickable, on_step_axis, step_axis, step_number, steps_of, upright
+from lmdynamics.charts.axes import Cursor, on_step_axis, step_axis, step_number, steps_of, strips, upright
 from lmdynamics.charts.conditions import axis_format, capital, findings, is_share, names_of, number, span, stacked, tidy
 from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure
 
-ACROSS, LEAST, MOST = 900, 105, 420  # pixels: all panels of a row, and one of them
+ACROSS, LEAST, MOST = 850, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row
 
 
 def small_multiples(
     curves: pl.DataFrame,
-    cursor: alt.Parameter | None = None,
+    cursor: Cursor | None = None,
     step: int | None = None,
     *,
     percent: bool | Collection[str] = False,
@@ -55,7 +55,9 @@ def small_multiples(
             own = of_measure.filter(pl.col("condition") == name)
             style = ".1%" if is_share(measure, percent) else ".4~g"
             tips = [alt.Tooltip(f"{column}:Q", format=style) for column in _numbers(own)]
-            layers += [upright(place, x), clickable(own, x, tips, panel=i * len(shown) + j)]
+            layers.append(upright(place, x))
+            if cursor is not None:
+                layers.append(strips(own, x, cursor, tips))
             if i == 0:
                 layers.append(step_number(place, x))
             panel = alt.layer(*layers).properties(width=width, height=130)
@@ -67,8 +69,6 @@ def small_multiples(
         ends = of_measure.group_by("condition", maintain_order=True).last()
         said.append(f"{measure} at the end of training: {span(ends, is_share(measure, percent))}")
     chart = alt.vconcat(*rows, spacing=16)
-    if cursor is not None:
-        chart = chart.add_params(cursor)
     banded = {"low", "high"} <= set(data.columns) and data["low"].is_not_null().any()
     caption = ["blue: the run; grey: the others" if data["condition"].n_unique() > 1 else ""]
     caption += ["band: 95 %" if banded else "no intervals", "click to go to a checkpoint" if cursor is not None else ""]

@@ -85,7 +85,7 @@ def title_lines(title: str | Sequence[str | Value], width: float, size: float) -
     stand_ins = {ord(sign): value.longest for sign, value in values.items()}
     lines = [
         " + ".join(
-            values[part].expression if part in values else _quoted(part)
+            values[part].expression if part in values else quoted(part)
             for part in re.split(f"([{''.join(values)}])", line)
         )
         for line in wrapped(text, width, size, True, stand_ins)
@@ -93,7 +93,7 @@ def title_lines(title: str | Sequence[str | Value], width: float, size: float) -
     return alt.ExprRef(f"[{', '.join(lines)}]")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """Text as a string of a Vega expression; JSON would hide from `show` what no SVG may hold."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 

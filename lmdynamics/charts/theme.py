@@ -81,24 +81,28 @@ def figure(
     """
     width = max(LEAST, width_of(chart))
     lines = [line for text in ([caption] if isinstance(caption, str) else caption) for line in wrapped(text, width)]
-    return (
-        chart.properties(
-            title=alt.TitleParams(title_lines(title, width, TITLE), subtitle=lines, anchor="start"),
-            description=description,
-        )
-        .configure(background="transparent", font="sans-serif", autosize=alt.AutoSizeParams(type="pad"))
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=TEXT, titleColor=TEXT, domainColor=TEXT, tickColor=TEXT, gridColor="#88888833",
-            labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8,
-            labelFlush=False, labelLimit=260,
-        )
-        .configure_title(color=TEXT, subtitleColor=TEXT, fontSize=TITLE, subtitleFontSize=12, offset=12,
-                         subtitlePadding=5)
-        .configure_legend(
-            labelColor=TEXT, titleColor=TEXT, labelFontSize=11, titleFontSize=11, titleFontWeight="normal",
-            labelLimit=320, columnPadding=24, symbolSize=250,
-        )
-        .configure_header(labelColor=TEXT, titleColor=TEXT, labelFontSize=12)
-        .configure_text(color=TEXT)
-    )  # fmt: skip
+    chart = chart.copy(deep=False)  # Altair's own methods would copy all that is in it, once for each part of the theme
+    chart.title = alt.TitleParams(title_lines(title, width, TITLE), subtitle=lines, anchor="start")
+    chart.description, chart.config = description, THEME
+    return chart
+
+
+THEME = alt.Config(
+    background="transparent",
+    font="sans-serif",
+    autosize=alt.AutoSizeParams(type="pad"),
+    view=alt.ViewConfig(stroke=None),
+    axis=alt.AxisConfig(
+        labelColor=TEXT, titleColor=TEXT, domainColor=TEXT, tickColor=TEXT, gridColor="#88888833",
+        labelFontSize=11, titleFontSize=12, titleFontWeight="normal", titlePadding=8, labelFlush=False, labelLimit=260,
+    ),
+    title=alt.TitleConfig(
+        color=TEXT, subtitleColor=TEXT, fontSize=TITLE, subtitleFontSize=12, offset=12, subtitlePadding=5
+    ),
+    legend=alt.LegendConfig(
+        labelColor=TEXT, titleColor=TEXT, labelFontSize=11, titleFontSize=11, titleFontWeight="normal",
+        labelLimit=320, columnPadding=24, symbolSize=250,
+    ),
+    header=alt.HeaderConfig(labelColor=TEXT, titleColor=TEXT, labelFontSize=12),
+    text=alt.MarkConfig(color=TEXT),
+)  # fmt: skip

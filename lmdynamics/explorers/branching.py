@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+import altair as alt
 import ipywidgets as widgets
 import polars as pl
 
 from lmdynamics import charts
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import compare_runs
-from lmdynamics.explorers.live import LiveChart, show_live
+from lmdynamics.explorers.live import show_live
 from lmdynamics.explorers.training import TrainingExplorer
 from lmdynamics.hub.suites import open_run
 from lmdynamics.runs.background import ACTIVE, Training, branch_of
@@ -164,6 +165,7 @@ def branch_points(run: Run) -> list[int]:
 
 def comparison_chart(parent: Run, branched: Run, device: str = "cpu"):
     """Parent and branch over the steps they share, one panel per measure."""
+    alt.JupyterChart.enable_offline()
     table = compare_runs(parent, branched, device=device)
     frame = table.select(pl.col("run").alias("condition"), pl.lit(0).alias("seed"), "step", "measure", "value")
-    return LiveChart(charts.conditions_panels(frame)).widget
+    return alt.JupyterChart(charts.conditions_panels(frame), embed_options={"actions": False})

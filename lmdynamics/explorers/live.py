@@ -1,12 +1,14 @@
-"""Charts in a notebook that follow named values: moving a slider sends a number, not a new chart."""
+"""Moving views as a widget, and pictures below for every page that has no kernel to draw it with."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import altair as alt
+import anywidget
 import ipywidgets as widgets
+import traitlets
 from IPython.display import HTML, display
 
+from lmdynamics.charts.moving import Moving, read, script
 from lmdynamics.charts.show import Picture
 
 LIVE, NOTE = "lmd-live", "lmd-note"  # classes of a widget that is shown, and of the line below its pictures
@@ -16,7 +18,38 @@ _STYLE = (  # a page with the widget hides pictures and line; a page without it 
     f"{_OUTPUT}:has(.{LIVE}) ~ {_OUTPUT}:has(.{NOTE}), "
     f"{_OUTPUT}{_BEFORE_NOTE} > .jp-OutputArea-output:not(:has(*)) {{ display: none; }}"
 )
-Click = Callable[[Mapping[str, Any]], None]  # told the fields of what a reader clicked on
+_RENDER = """
+export default {
+  async render({ model, el }) {
+    let shown = null, turn = 0;
+    const names = () => Object.keys(model.get("values"));
+    const follow = () => {
+      if (!shown) return;
+      for (const [name, value] of Object.entries(model.get("values")))
+        if (value !== shown.view.signal(name)) shown.view.signal(name, value);
+      shown.view.runAsync();
+    };
+    const draw = async () => {
+      const mine = ++turn, place = document.createElement("div");
+      const next = await show(place, model.get("content"));
+      if (mine !== turn) return next.finalize(); // meanwhile there is something newer
+      shown?.finalize();
+      shown = next;
+      follow();
+      for (const name of names())
+        shown.view.addSignalListener(name, (_, value) => {
+          model.set("values", { ...model.get("values"), [name]: value });
+          model.save_changes();
+        });
+      el.replaceChildren(place);
+    };
+    model.on("change:content", draw);
+    model.on("change:values", follow);
+    await draw();
+    return () => shown?.finalize();
+  },
+};
+"""
 
 
 def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) -> None:
@@ -32,86 +65,20 @@ def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) ->
     display(HTML(f"<style>{_STYLE}</style><p class='{NOTE}'>{line}</p>"))
 
 
-class LiveChart:
-    """An Altair chart as a widget, whose parameters hold what Python says they hold.
+class LiveViews(anywidget.AnyWidget):
+    """Moving views on a page with a kernel. `values` holds their signals by name, whoever changes them."""
 
-    `JupyterChart` reports a chart's own start values back to Python each time a page draws it, late echoes of a
-    moving slider too; here Python's value wins, so that a reloaded page and a second view show the present state.
-    Of `values`, those count that the chart has as parameters. `clicks`: what to do at a click, by how the name of the
-    chart's selection begins (`charts.axes.JUMP`, `charts.heads.PICK`).
-    """
+    _css = read("moving.css")
+    content = traitlets.Dict().tag(sync=True)
+    values = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, chart: alt.TopLevelMixin, clicks: Mapping[str, Click] | None = None, **values: float):
-        alt.JupyterChart.enable_offline()
-        self.widget = alt.JupyterChart(chart, embed_options={"actions": False})
-        self.values = self._own(values)
-        # `_params` is what travels between page and Python; `params`, its public face, cannot be set from an observer
-        self.widget.observe(lambda _: self._send(), names="_params")
-        if clicks:
-            self.widget.observe(lambda change: self._clicked(change["new"], clicks), names="_vl_selections")
-        self._send()
+    def __init__(self, moving: Moving, heard: Iterable[str]):
+        super().__init__(_esm=script(_RENDER))
+        self.heard = list(heard)
+        self.draw(moving)
 
-    def set(self, **values: float) -> None:
-        """Give parameters new values; what is drawn follows."""
-        self.values |= self._own(values)
-        self._send()
-
-    def redraw(self, chart: alt.TopLevelMixin) -> None:
-        """Put another chart with the same parameters in this one's place. Slower than `set`: for rare changes.
-
-        The specification goes out unvalidated, because charts are tested and validation is most of the wait.
-        """
-        self.widget.spec = chart.to_dict(validate=False)
-
-    def _own(self, values: Mapping[str, float]) -> dict[str, float]:
-        own = {part["name"] for part in self.widget.spec.get("params", ()) if "select" not in part}
-        return {name: float(value) for name, value in values.items() if name in own}
-
-    def _send(self) -> None:
-        wanted = {**self.widget._params, **self.values}
-        if wanted != self.widget._params:
-            self.widget._params = wanted
-
-    def _clicked(self, selections: Mapping[str, Mapping], clicks: Mapping[str, Click]) -> None:
-        for name, selection in selections.items():
-            deed = next((deed for start, deed in clicks.items() if name.startswith(start)), None)
-            clicked = selection.get("value") or {}
-            fields = {field: found[0] for field, found in clicked.items() if isinstance(found, list) and found}
-            if deed is not None and fields:
-                # forgotten at once, or a second click on the same place would change nothing
-                self.widget._vl_selections = {**selections, name: {"value": None, "store": []}}
-                deed(fields)
-                return
-
-
-class Views:
-    """The live charts of an explorer, by name: drawn anew when something is picked, sent numbers when it moves."""
-
-    def __init__(self, clicks: Mapping[str, Click] | None = None, upright: bool = False):
-        self.clicks = clicks
-        self.charts: dict[str, LiveChart] = {}
-        beside = widgets.Layout(flex_flow="wrap", align_items="flex-start")
-        self.widget = widgets.VBox() if upright else widgets.HBox(layout=beside)
-
-    def draw(self, charts: Mapping[str, alt.TopLevelMixin], **values: float) -> None:
-        """These charts in the place of those before; those that stay by name are drawn where they are."""
-        for name, chart in charts.items():
-            if name in self.charts:
-                self.charts[name].redraw(chart)
-            else:
-                self.charts[name] = LiveChart(chart, self.clicks, **values)
-        self.charts = {name: self.charts[name] for name in charts}
-        self.widget.children = [chart.widget for chart in self.charts.values()]
-        self.set(**values)
-
-    def redraw(self, name: str, chart: alt.TopLevelMixin, **values: float) -> None:
-        """One of them, which is there."""
-        self.charts[name].redraw(chart)
-        self.charts[name].set(**values)
-
-    def clear(self) -> None:
-        self.widget.children = ()
-
-    def set(self, **values: float) -> None:
-        for chart in self.charts.values():
-            chart.set(**values)
+    def draw(self, moving: Moving) -> None:
+        """Other views in the place of those before."""
+        with self.hold_sync():
+            self.values = {each["name"]: each["value"] for each in moving.signals if each["name"] in self.heard}
+            self.content = moving.content()

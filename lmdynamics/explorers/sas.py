@@ -1,47 +1,34 @@
-"""Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views linked."""
+"""Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views together."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
-import altair as alt
 import ipywidgets as widgets
 import numpy as np
 import polars as pl
-import traitlets
 
-from lmdynamics import charts
-from lmdynamics.analysis.intervals import loss_by_bin, wilson
+from lmdynamics.analysis.intervals import loss_by_bin, with_wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
-from lmdynamics.analysis.syntax import DIRECTIONS, predicted_heads, uas_by_step
-from lmdynamics.charts.linked import Linked, Place
+from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
+from lmdynamics.charts.arcs import moving_arcs
+from lmdynamics.charts.axes import Cursor
+from lmdynamics.charts.heads import moving_head_map, picked_head
+from lmdynamics.charts.moving import Moving, Place, above, beside, moved, picker
+from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.checkpoints import CheckpointSlider
-from lmdynamics.explorers.explorer import Explorer
-from lmdynamics.explorers.sas_controls import CURSOR, Controls
-from lmdynamics.explorers.saving import check_among, restored
+from lmdynamics.explorers.computing import Computing
+from lmdynamics.explorers.explorer import Explorer, State, numbered
+from lmdynamics.explorers.saving import restored
 from lmdynamics.measurements.inputs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run
 
 SENTENCES = 40  # offered from the treebank
-
-
-class State(traitlets.HasTraits):
-    """What is looked at. Every control writes here, every view reads from here."""
-
-    run = traitlets.Int()  # which of the runs
-    step = traitlets.Int()
-    relation = traitlets.Unicode()
-    layer = traitlets.Int()
-    head = traitlets.Int()
-    direction = traitlets.Unicode(DIRECTIONS[0])
-    words = traitlets.Tuple()
-    runs = traitlets.Tuple()  # what the runs are called
 
 
 @dataclass(frozen=True)
@@ -70,10 +57,17 @@ class Measured:
             return {}
         return dict(zip(self.run.steps, np.interp(self.run.steps, binned["step"], binned["loss"]), strict=True))
 
-    def best_head(self, relation: str) -> tuple[int, int, str]:
-        """Layer, head and direction that follow `relation` best at the last checkpoint."""
-        row = self.best.filter(pl.col("relation") == relation).sort("step").row(-1, named=True)
-        return row["layer"], row["head"], row["direction"]
+    @cached_property
+    def best_heads(self) -> dict[str, tuple[int, int, str]]:
+        """Layer, head and direction that follow each relation best at the last checkpoint."""
+        rows = self.best.sort("step").group_by("relation").last()
+        return {row["relation"]: (row["layer"], row["head"], row["direction"]) for row in rows.to_dicts()}
+
+    @cached_property
+    def history(self) -> dict[str, str]:
+        """When each relation appeared, in a sentence."""
+        found = head_history(self.best)
+        return {name: told(found, name) for name in self.relations}
 
 
 class SasExplorer(Explorer):
@@ -88,6 +82,9 @@ class SasExplorer(Explorer):
     UserError
         If there is no run, no relation frequent enough, or a start value that was not measured.
     """
+
+    heard: ClassVar = ("relation", "layer", "head", "direction")
+    pickers: ClassVar = {"run": "run", "sentence": "sentence"}
 
     def __init__(
         self,
@@ -111,24 +108,37 @@ class SasExplorer(Explorer):
         self._attention: dict[tuple, pl.DataFrame] = {}
         self.progress = progress
         names = [run.name for run in self.runs]
-        unique = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-        self.now = State(runs=tuple(unique))
-        first = self.measured
-        relation = relation or first.relations[0]
-        if relation not in first.relations:
+        self.names = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+        self.own: tuple[str, ...] = tuple(sentence or ())
+        first = self.measure(0)
+        if relation is not None and relation not in first.relations:
             raise UserError(f"no scores for the relation {relation!r}; measured: {', '.join(first.relations)}")
-        step = first.run.steps[-1] if step is None else step
-        first.run[step]  # a step without a checkpoint is refused there
-        layer, head, direction = first.best_head(relation)
-        words = tuple(sentence) if sentence else self.sentences(relation)[0].words
-        self.now.set_trait("relation", relation)
-        for name, value in {"step": step, "layer": layer, "head": head, "direction": direction, "words": words}.items():
-            self.now.set_trait(name, value)
+        if step is not None:
+            self.runs[0][step]  # a step without a checkpoint is refused there
+        self.start(
+            run=None, relation=relation, layer=None, head=None, direction=None, sentence=self.own or None, step=step
+        )
+
+    def choices(self, entry: str, now: State) -> Mapping[Any, str]:
+        if entry == "run":
+            return {name: name for name in self.names}
+        seen = self.measure(self.names.index(now["run"]))
+        if entry == "step":
+            return numbered(seen.run.steps)
+        if entry == "relation":
+            return {name: name for name in seen.relations}
+        if entry == "sentence":
+            offered = [sentence.words for sentence in self.sentences(now["relation"])]
+            offered = [self.own, *offered] if self.own and self.own not in offered else offered
+            return {words: " ".join(words) for words in dict.fromkeys(offered)}
+        known = DIRECTIONS if entry == "direction" else seen.scores[entry].unique().sort().to_list()
+        best = seen.best_heads[now["relation"]][self.heard.index(entry) - 1]
+        return {each: str(each) for each in sorted(known, key=lambda each: each != best)}  # the best one is the default
 
     @property
     def measured(self) -> Measured:
-        """The traces of the run that is looked at, measured on first use."""
-        return self.measure(self.now.run)
+        """The traces of the run that is looked at."""
+        return self.measure(self.names.index(self.now["run"]))
 
     def knows(self, index: int, words: tuple[str, ...]) -> bool:
         """Whether a run is measured and a sentence read by it, so that looking at them computes nothing."""
@@ -153,49 +163,6 @@ class SasExplorer(Explorer):
             )
         return self._measured[index]
 
-    def sentences(self, relation: str | None = None) -> list[Sentence]:
-        """Sentences of the treebank that fit on a screen, those with `relation` first."""
-        fitting = [sentence for sentence in self.treebank if 4 <= len(sentence) <= 16] or list(self.treebank)
-        fitting.sort(key=lambda sentence: relation not in sentence.relations)  # stable: otherwise in their order
-        return fitting[:SENTENCES]
-
-    def curves(self, cursor: alt.Parameter | None = None) -> alt.VConcatChart:
-        """Loss, UAS and the relation's best head, with a line at the checkpoint."""
-        seen = self.measured
-        log = seen.run.log
-        if log.is_empty():
-            log = pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
-        best = seen.best.filter(pl.col("relation") == self.now.relation)
-        return charts.loss_and_uas(log, seen.curve, seen.onset, self.now.step, cursor, best)
-
-    def head_map(self, cursor: alt.Parameter | None = None, chosen=None) -> alt.LayerChart:
-        """Every head's accuracy on the relation at the checkpoint."""
-        seen, state = self.measured, self.now
-        chosen = chosen or (state.layer, state.head)
-        offset = seen.offsets.get(state.relation)
-        return charts.layer_head_map(seen.scores, state.relation, state.step, offset, cursor=cursor, chosen=chosen)
-
-    def arcs(self, cursor: alt.Parameter | None = None) -> alt.LayerChart:
-        """What the chosen head makes of the sentence, over its gold tree if the treebank has one."""
-        state = self.now
-        predicted = predicted_heads(self.attention(), state.direction).filter(
-            (pl.col("layer") == state.layer) & (pl.col("head") == state.head)
-        )
-        where = f"layer {state.layer}, head {state.head}, read {state.direction}"
-        if cursor is None:
-            predicted = predicted.filter(pl.col("step") == state.step).drop("step")
-            where += f", step {state.step:,}"
-        gold = next((sentence for sentence in self.treebank if sentence.words == state.words), None)
-        tree = (gold.heads, gold.relations, state.relation) if gold else (None, None, None)
-        return charts.sentence_arcs(state.words, predicted, *tree, cursor, where, state.direction)
-
-    def attention(self) -> pl.DataFrame:
-        """Attention within the sentence at every checkpoint of the run, or, while it is being read, at this one."""
-        now = self.now
-        here = (now.run, now.words, now.step)
-        known = self.knows(now.run, now.words) or here not in self._attention
-        return self.read(now.run, now.words) if known else self._attention[here]
-
     def read(
         self, index: int, words: tuple[str, ...], executor: Executor | None = None, step: int | None = None
     ) -> pl.DataFrame:
@@ -209,89 +176,175 @@ class SasExplorer(Explorer):
             )  # fmt: skip
         return self._attention[key]
 
-    def state(self) -> dict[str, str | int | list[str]]:
-        now = self.now
-        place = {name: getattr(now, name) for name in ("step", "relation", "layer", "head", "direction")}
-        return {"run": now.runs[now.run], **place, "sentence": list(now.words)}
+    def attention(self) -> pl.DataFrame:
+        """Attention within the sentence at every checkpoint of the run, or, while it is being read, at this one."""
+        index, words = self.names.index(self.now["run"]), self.now["sentence"]
+        here = (index, words, self.now["step"])
+        known = self.knows(index, words) or here not in self._attention
+        return self.read(index, words) if known else self._attention[here]
 
-    def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
-        wanted = restored(state, self.state())
-        check_among("run", wanted["run"], self.now.runs)
-        index, words = self.now.runs.index(wanted["run"]), tuple(wanted["sentence"])
-        if not words or not all(isinstance(word, str) and word for word in words):
-            raise UserError("the state's sentence should be a list of words, such as ['the', 'dog', 'sleeps']")
-        seen = self.measure(index)
-        check_among("step", wanted["step"], seen.run.steps)
-        check_among("relation", wanted["relation"], seen.relations)
-        check_among("direction", wanted["direction"], DIRECTIONS)
-        for name in ("layer", "head"):
-            check_among(name, wanted[name], seen.scores[name].unique().sort().to_list())
-        self.read(index, words)  # a sentence that the model cannot read is refused there
-        if "controls" in self.__dict__:
-            self.controls.put(index, words)
-        else:
-            self.now.run, self.now.words = index, words
-        for name in ("relation", "layer", "head", "direction", "step"):  # a relation brings its best head: it is first
-            self.now.set_trait(name, wanted[name])
-        return self
+    def sentences(self, relation: str | None = None) -> list[Sentence]:
+        """Sentences of the treebank that fit on a screen, those with `relation` first."""
+        fitting = [sentence for sentence in self.treebank if 4 <= len(sentence) <= 16] or list(self.treebank)
+        fitting.sort(key=lambda sentence: relation not in sentence.relations)  # stable: otherwise in their order
+        return fitting[:SENTENCES]
+
+    def moving(self) -> Moving:
+        seen, now = self.measured, self.now
+        cursor, log = Cursor(seen.run.steps), seen.run.log
+        if log.is_empty():
+            log = pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+        gold = next((sentence for sentence in self.treebank if sentence.words == now["sentence"]), None)
+        attention = self.attention()
+        heads = pl.concat(
+            predicted_heads(attention, direction).with_columns(direction=pl.lit(direction)) for direction in DIRECTIONS
+        )
+        chart = above(
+            beside(
+                loss_and_uas(log, seen.curve, seen.onset, cursor=cursor, best=seen.best),
+                moving_head_map(seen.scores, cursor, seen.offsets),
+            ),
+            moving_arcs(now["sentence"], heads, gold.heads if gold else None, gold.relations if gold else None, cursor),
+        )
+        return moved(chart, cursor, now["step"], self._places(), *self._signals())
+
+    def _signals(self) -> list[dict]:
+        seen, now, signals = self.measured, self.now, []
+        best = {name: list(head) for name, head in seen.best_heads.items()}
+        signals.append(picker("relation", "relation", seen.relations, now["relation"]))
+        for i, entry in enumerate(("layer", "head", "direction")):
+            label = "read as" if entry == "direction" else entry
+            options = sorted(self.choices(entry, now)) if entry != "direction" else DIRECTIONS
+            follows = {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]"}
+            signals.append(picker(entry, label, options, now[entry], follows, picked_head(entry)))
+        return [*signals, {"name": "best_heads", "value": best}]
+
+    def _places(self) -> list[Place]:
+        seen = self.measured
+        rows = {row["step"]: row for row in seen.curve.filter(source="attention").iter_rows(named=True)}
+        return [Place(f"{step:,}", _in_words(step, seen.losses.get(step), rows.get(step))) for step in seen.run.steps]
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        seen, state = self.measured, self.now
+        seen, now = self.measured, self.now
         loss = seen.run.log.select("step", curve=pl.lit("loss"), value="loss") if len(seen.run.log) else None
         uas = seen.curve.select("step", curve="uas, " + pl.col("source"), value="uas", low="low", high="high")
-        here = {"relation": state.relation, "step": state.step, "split": "all"}
-        heads = predicted_heads(self.attention(), state.direction)
-        arcs = heads.filter(layer=state.layer, head=state.head, step=state.step)
-        low, high = wilson(pl.col("accuracy"), pl.col("count"))
-        best = seen.best.filter(pl.col("relation") == state.relation)
-        best = best.select("step", curve=pl.lit("best head, ") + "relation", value="accuracy", low=low, high=high)
+        heads = predicted_heads(self.attention(), now["direction"])
+        arcs = heads.filter(layer=now["layer"], head=now["head"], step=now["step"])
+        best = with_wilson(seen.best.filter(pl.col("relation") == now["relation"]))
+        best = best.select("step", "low", "high", curve=pl.lit("best head, ") + "relation", value="accuracy")
         curves = [uas, best] if loss is None else [loss, uas, best]
         return {
             "explorer_curves": pl.concat(curves, how="diagonal_relaxed"),
-            "explorer_heads": seen.scores.filter(**here),
-            "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(state.words)))),
+            "explorer_heads": seen.scores.filter(relation=now["relation"], step=now["step"], split="all"),
+            "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(now["sentence"])))),
         }
 
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
-        return {"explorer_curves": self.curves(), "explorer_heads": self.head_map(), "explorer_arcs": self.arcs()}
+    def state(self) -> State:
+        return {**self.now, "sentence": list(self.now["sentence"])}
 
-    def linked(self) -> Linked:
-        seen, state = self.measured, self.now
-        cursor = alt.param(name=CURSOR, value=state.step)
-        views = {
-            "explorer_curves": self.curves(cursor),
-            # a description that names one step would soon be wrong; `said` tells what is seen at each
-            "explorer_heads": self.head_map(cursor).properties(
-                description=f"Accuracy of each attention head on the relation {state.relation} at one checkpoint."
-            ),
-            "explorer_arcs": self.arcs(cursor),
-        }
-        steps, said = seen.run.steps, self._said()
-        places = [Place(f"{step:,}", {CURSOR: step}, said.get(step, ""), step) for step in steps]
-        return Linked("checkpoint at step", places, steps.index(state.step), views)
+    def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
+        wanted = restored(state, self.state())
+        words = tuple(wanted["sentence"])
+        if not words or not all(isinstance(word, str) and word for word in words):
+            raise UserError("the state's sentence should be a list of words, such as ['the', 'dog', 'sleeps']")
+        own, self.own = self.own, words
+        try:
+            if wanted["run"] in self.names:
+                self.read(self.names.index(wanted["run"]), words)  # what the model cannot read is refused there
+            self.look({**wanted, "sentence": words}, given=state)
+        except UserError:
+            self.own = own
+            raise
+        return self
 
-    def _said(self) -> dict[int, str]:
-        """What curves and map show at each step, in words."""
-        seen, relation = self.measured, self.now.relation
-        mapped = seen.scores.filter(pl.col("relation") == relation, pl.col("split") == "all", pl.col("count") > 0)
-        best = mapped.sort("accuracy", descending=True).group_by("step", maintain_order=True).first()
-        found = seen.curve.filter(pl.col("source") == "attention").select("step", "uas")
-        return {
-            row["step"]: f"Step {row['step']:,}: heads find {row['uas']:.0%} of all arcs; {relation} is followed best "
-            f"in layer {row['layer']}, head {row['head']} ({row['accuracy']:.0%})."
-            for row in best.join(found, on="step").iter_rows(named=True)
-        }
+    # the page: another run, or a sentence of the reader's own, is computed beside it
 
     @cached_property
-    def controls(self) -> Controls:
-        """The controls, bound to the state, with the views that follow them."""
-        return Controls(self)
+    def computing(self) -> Computing:
+        return Computing()
 
-    @property
-    def checkpoint(self) -> CheckpointSlider:
-        return self.controls.checkpoint
+    @cached_property
+    def text(self) -> widgets.Text:
+        text = widgets.Text(
+            placeholder="a sentence of your own, words separated by spaces; Enter",
+            description="or", continuous_update=False, style={"description_width": "auto"},
+            layout=widgets.Layout(width="440px"),
+        )  # fmt: skip
+        text.observe(lambda change: self._picked("sentence", tuple(change["new"].split())), names="value")
+        return text
 
-    @property
+    @cached_property
     def widget(self) -> widgets.Widget:
-        """Controls and linked views. Made once; showing it twice shows the same state twice."""
-        return self.controls.box
+        self.offer()
+        wrap = widgets.Layout(flex_flow="wrap", grid_gap="0 18px")
+        run, sentence = self.lists.values()
+        first = widgets.HBox([*([run] if len(self.runs) > 1 else []), sentence, self.text], layout=wrap)
+        return widgets.VBox([first, self.status, self.computing.widget, self.views, self.saving.widget])
+
+    def _heard(self, values: Mapping[str, Any]) -> None:
+        before = self.now["step"]
+        super()._heard(values)
+        if self.now["step"] != before and not self.computing.busy:  # somebody has cancelled that
+            self._read_on()
+
+    def _picked(self, entry: str, value: Any) -> None:
+        """Another run or sentence: once it is measured, or this checkpoint has read it; or say why not."""
+        if self._offering or not value or value == self.now[entry]:
+            return
+        wanted = {**self.now, entry: value}
+        index, words = self.names.index(wanted["run"]), wanted["sentence"]
+        what = f"measuring {value}" if entry == "run" else "reading the sentence"
+
+        def compute(executor: Executor | None) -> None:
+            self.measure(index, executor)
+            self.read(index, words, executor, self.now["step"] if entry == "sentence" else None)
+
+        def look() -> None:
+            moved_to = {name: self.now[name] for name in ("step", *self.heard)}  # meanwhile, within the picture
+            if entry == "run":  # another run has other heads
+                moved_to = {**moved_to, **dict.fromkeys(("layer", "head", "direction"))}
+            self.own = words
+            self.look({**wanted, **moved_to})
+            if tuple(self.text.value.split()) != words:  # one of the list: the box holds an older one
+                self.text.value = ""
+            self.say()
+            self._read_on()
+
+        def left_again(said: str) -> None:
+            self.offer()
+            self.say(said)
+
+        if self.knows(index, words):
+            self.computing.give_up()
+            look()
+        else:
+            self.computing.begin(compute, lambda _: look(), left_again, what)
+
+    def _read_on(self) -> None:
+        """The sentence at all other checkpoints, so that the slider moves its arcs too."""
+        index, words = self.names.index(self.now["run"]), self.now["sentence"]
+        if not self.knows(index, words):
+
+            def compute(executor: Executor | None) -> None:
+                self.read(index, words, executor)
+
+            self.computing.begin(compute, lambda _: self.draw(), self.say, "reading the sentence")
+
+    def say(self, line: str = "") -> None:
+        """The line under the controls: what is wrong, or words the model has never seen; as text, never as HTML."""
+        tokenizer = self.measured.run[self.now["step"]].tokenizer
+        unknown = [
+            word
+            for word in self.now["sentence"]
+            if tokenizer.unk_token_id in tokenizer([word], is_split_into_words=True)["input_ids"]
+        ]
+        if not line and unknown:
+            line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
+        super().say(line)
+
+
+def _in_words(step: int, loss: float | None, row: Mapping[str, float] | None) -> str:
+    parts = [] if loss is None else [f"loss {loss:.3f} nats"]
+    if row is not None:
+        parts.append(f"heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs")
+    return f"Step {step:,}: {'; '.join(parts) or 'nothing was measured'}."

@@ -8,7 +8,6 @@ import ipywidgets as widgets
 
 from lmdynamics.charts.export import KINDS, save
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
-from lmdynamics.explorers.explorer import Explorer
 
 State = dict[str, Any]  # of literals only, so that its text in a cell makes it again
 FOLDER = "out"  # where a view goes unless the reader names another folder
@@ -18,7 +17,7 @@ ALL = "SVG, PNG and CSV"
 class SaveRow:
     """A row under an explorer: keep what is shown as files, or show the cell that brings it back."""
 
-    def __init__(self, explorer: Explorer):
+    def __init__(self, explorer):
         self.explorer = explorer
         small = {"style": {"description_width": "auto"}}
         self.folder = widgets.Text(

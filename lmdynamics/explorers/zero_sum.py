@@ -1,30 +1,25 @@
 """Whose loss one step moves, and which way: a checkpoint, a batch and a row of text, with every token coloured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import altair as alt
-import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
 
 from lmdynamics.analysis.intervals import bounded
 from lmdynamics.analysis.zero_sum import large_change
+from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
-from lmdynamics.charts.linked import Linked, Place
+from lmdynamics.charts.moving import Moving, Place, above, beside, moved
 from lmdynamics.charts.tokens import ColouredTokens, visible
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, moved, start, told
-from lmdynamics.explorers.checkpoints import CheckpointSlider
-from lmdynamics.explorers.explorer import Explorer
-from lmdynamics.explorers.live import Views
-from lmdynamics.explorers.saving import SaveRow, check_among, check_start, restored
+from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, start, told
+from lmdynamics.explorers.changes import moved as worked_out
+from lmdynamics.explorers.explorer import Explorer, State, numbered
 from lmdynamics.html import STILL
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
-CURSOR = "zero_sum_step"
 UNNAMED = "the run"
 
 
@@ -46,6 +41,16 @@ class ZeroSumExplorer(Explorer):
         If a column is missing, there are no changes, a start value is not among those there are, or a row has no text.
     """
 
+    name = "explorer_zero_sum"
+    pickers: ClassVar = {
+        "run": "run",
+        "split": "text",
+        "direction": "moved by",
+        "batch": "batch",
+        "row": "row",
+        "position": "token",
+    }
+
     def __init__(
         self,
         changes: pl.DataFrame | Mapping[str, pl.DataFrame],
@@ -54,7 +59,7 @@ class ZeroSumExplorer(Explorer):
         *,
         by: str = "",
         step: int | None = None,
-        split: str = "held out",
+        split: str | None = None,
         direction: str | None = None,
         batch: int | None = None,
         row: int | None = None,
@@ -62,239 +67,108 @@ class ZeroSumExplorer(Explorer):
         frames = {UNNAMED: changes} if isinstance(changes, pl.DataFrame) else dict(changes)
         if not frames:
             raise UserError("the zero-sum explorer: there are no runs; give the changes of one or more")
-        self.runs = {str(name): moved(frame, groups) for name, frame in frames.items()}
+        self.runs = {str(name): worked_out(frame, groups) for name, frame in frames.items()}
         self.texts, self.by = texts, by
-        self._switching = True  # while controls are set one after the other, nothing is drawn
-        self._drawn: tuple = ()
         self._texts: dict[tuple, list[str]] = {}
-        self._make_controls()
-        seen = self.seen
-        wanted = {
-            "split": split if split in seen.options("split") else seen.options("split")[0],
-            "direction": direction or seen.options("direction")[0],
-            "batch": seen.options("batch")[0] if batch is None else batch,
-            "step": seen.steps[-1] if step is None else step,
-        }
-        self._put(wanted, row)
-        self._switching = False
-        self._look()
-        self._bind()
+        self.start(run=None, split=split, direction=direction, batch=batch, row=row, position=None, step=step)
+
+    def choices(self, entry: str, now: State) -> Mapping[Any, str]:
+        if entry == "run":
+            return {name: name for name in self.runs}
+        seen = self.runs[now["run"]]
+        chosen = {key: now[key] for key in ("split", "direction", "batch") if key in now and key != entry}
+        if entry in ("split", "direction", "batch"):
+            known = seen.options(entry, **chosen)
+            known.sort(key=lambda each: each != "held out")  # where there is some, it is what one asks of
+            return {each: {**SPLITS, **DIRECTIONS}.get(each, str(each)) for each in known}
+        if entry == "step":
+            return numbered(seen.options("step", **chosen))
+        rows = seen.changes.filter(**chosen)
+        if entry == "row":
+            return {row: f"{row}: {start(self._text(now, row))}" for row in rows["row"].unique().sort()}
+        text, at = self._text(now, now["row"]), rows.filter(row=now["row"])["position"].unique().sort()
+        return {place: f"{place}: {visible(text[place])}" for place in at}
 
     @property
     def seen(self) -> Moved:
-        return self.runs[self.run.value]
+        return self.runs[self.now["run"]]
 
     @property
     def chosen(self) -> dict[str, str | int]:
         """Split, direction and batch that are looked at."""
-        return {"split": self.split.value, "direction": self.direction.value, "batch": self.batch.value}
+        return {key: self.now[key] for key in ("split", "direction", "batch")}
+
+    def tokens_at(self, step: int) -> ColouredTokens | None:
+        """The row that is looked at, coloured, if it was measured there; the scale is that of all rows."""
+        here, row = self._here(step), self.now["row"]
+        of_row = here.filter(pl.col("row") == row)
+        if of_row.is_empty():
+            return None
+        title = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}") + f", row {row}"
+        marked = (row, self.now["position"])
+        return ColouredTokens(
+            {row: self._text(self.now, row)}, of_row, most=large_change(here), title=title, marked=marked
+        )
+
+    def moving(self) -> Moving:
+        seen, chosen, steps = self.seen, self.chosen, list(self.choices("step", self.now))
+        cursor = Cursor(steps)
+        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
+        alone = seen.each.filter(**chosen) if self.several_batches else None
+        caption = f"{SPLITS.get(chosen['split'], chosen['split'])}, {DIRECTIONS.get(chosen['direction'])}"
+        token = visible(self._text(self.now, self.now["row"])[self.now["position"]]).strip()
+        left = [interference_cursor(mean, cursor, alone, caption), token_course(self._of_token(), token, cursor)]
+        right = [change_histogram(seen.bins.filter(**chosen), cursor)]
+        if seen.traded is not None:
+            right.append(traded_at(seen.traded.filter(**chosen), cursor, self.by))
+        chart = beside(above(*left), above(*right))
+        places = [Place(f"{step:,}", self.sentence(step), self._coloured(step)) for step in steps]
+        return moved(chart, cursor, self.now["step"], places)
 
     @property
-    def tokens(self) -> ColouredTokens:
-        """The row that is looked at, coloured; the scale is that of all rows at this checkpoint."""
-        return self._tokens_at(self.checkpoint.step)
-
-    def _tokens_at(self, step: int) -> ColouredTokens:
-        here, row = self._here(step), self.row.value
-        step = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}")
-        title = f"{step}, row {row}"
-        of_row, marked = here.filter(pl.col("row") == row), (row, self.position.value)
-        return ColouredTokens({row: self._text(row)}, of_row, most=large_change(here), title=title, marked=marked)
-
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
-        seen, chosen = self.seen, self.chosen
-        cursor = alt.param(name=CURSOR, value=self.checkpoint.step)
-        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
-        alone = seen.each.filter(**chosen) if len(self.batch.options) > 1 else None
-        caption = f"{SPLITS.get(chosen['split'], chosen['split'])}, {DIRECTIONS.get(chosen['direction'])}"
-        made = {
-            "explorer_interference": interference_cursor(mean, cursor, alone, caption),
-            "explorer_changes": change_histogram(seen.bins.filter(**chosen), cursor),
-        }
-        if seen.traded is not None:
-            made["explorer_traded"] = traded_at(seen.traded.filter(**chosen), cursor, self.by)
-        return {**made, "explorer_token": self._course()}
-
-    def _course(self) -> alt.TopLevelMixin:
-        token = visible(self._text(self.row.value)[self.position.value]).strip()
-        return token_course(self._of_token(), token, alt.param(name=CURSOR, value=self.checkpoint.step))
-
-    def _of_token(self) -> pl.DataFrame:
-        """The token that is looked at, at every checkpoint."""
-        return self.seen.changes.filter(**self.chosen, row=self.row.value, position=self.position.value)
+    def several_batches(self) -> bool:
+        return len(self.choices("batch", self.now)) > 1
 
     def show(self, output_dir: str = "", interactive: bool = True) -> None:
-        """Show the explorer, or its start values as still figures and coloured text (and files, in `output_dir`)."""
+        """Show the explorer, or its start values as a still figure and coloured text (and files, in `output_dir`)."""
         super().show(output_dir, interactive)
-        if not interactive:
-            display(self.tokens, metadata=STILL)
+        tokens = None if interactive else self.tokens_at(self.now["step"])
+        if tokens is not None:
+            display(tokens, metadata=STILL)
             if output_dir:
-                self.tokens.save(Path(output_dir) / "explorer_tokens.html")
+                tokens.save(Path(output_dir) / "explorer_tokens.html")
 
     def tables(self) -> dict[str, pl.DataFrame]:
         """The data behind the charts: of the course at all steps, of the others at the one that is looked at."""
-        seen, chosen = self.seen, self.chosen
+        seen, chosen, step = self.seen, self.chosen, self.now["step"]
         mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
-        made = {"explorer_interference": mean, "explorer_changes": self._here()}
+        made = {"explorer_interference": mean, "explorer_changes": self._here(step)}
         if seen.traded is not None:
-            made["explorer_traded"] = seen.traded.filter(step=self.checkpoint.step, **chosen)
+            made["explorer_traded"] = seen.traded.filter(step=step, **chosen)
         return {**made, "explorer_token": self._of_token()}
 
-    def linked(self) -> Linked:
-        steps, split, direction = self.checkpoint.steps, self.split.value, self.direction.value
-        places = [
-            Place(f"{step:,}", {CURSOR: step}, told(self.seen, step, split, direction), step, self._coloured(step))
-            for step in steps
-        ]
-        return Linked("checkpoint at step", places, steps.index(self.checkpoint.step), self.stills())
+    def sentence(self, step: int) -> str:
+        """D, M and ΔL at a checkpoint in words, with what is known of their uncertainty."""
+        chosen = self.chosen
+        said = told(self.seen, step, chosen["split"], chosen["direction"])
+        if self.several_batches:
+            own = self.seen.each.filter(step=step, **chosen).select("interference").row(0, named=True)
+            said += f" Batch {chosen['batch']} alone: D {bounded(own, 'interference', '.2f')}."
+        return said if list(self.runs) == [UNNAMED] else f"{self.now['run']}: {said}"
 
-    def state(self) -> dict[str, str | int]:
-        text = {"row": self.row.value, "position": self.position.value}
-        return {"run": self.run.value, **self.chosen, "step": self.checkpoint.step, **text}
-
-    def restore(self, state: Mapping[str, Any]) -> "ZeroSumExplorer":
-        before = self.state()
-        wanted = restored(state, before)
-        check_among("run", wanted["run"], list(self.runs))
-        self._switching = True
-        try:
-            self.run.value = wanted["run"]
-            self._put(wanted, wanted["row"], wanted["position"] if "position" in state else None)
-        except UserError:
-            self.run.value = before["run"]
-            self._put(before, before["row"], before["position"])
-            raise
-        finally:
-            self._switching = False
-        self._look()
-        return self
-
-    def _make_controls(self) -> None:
-        style = {"description_width": "80px"}
-        narrow = {"style": style, "layout": widgets.Layout(width="250px")}
-        self.run = widgets.Dropdown(options=list(self.runs), description="run", **narrow)
-        self.split = widgets.Dropdown(description="text", **narrow)
-        self.direction = widgets.Dropdown(description="moved by", **narrow)
-        self.batch = widgets.Dropdown(description="batch", **narrow)
-        self.checkpoint = CheckpointSlider([0])
-        self.row = widgets.Dropdown(description="row", style=style, layout=widgets.Layout(width="520px"))
-        self.position = widgets.Dropdown(description="token", **narrow)
-        self.said, self.text = widgets.HTML(), widgets.HTML(layout=widgets.Layout(max_width="900px"))
-        self.views, self.course = Views(self.checkpoint.clicks), Views(self.checkpoint.clicks)
-        self._pickers = widgets.HBox(layout=widgets.Layout(flex_flow="wrap"))
-        self.saving = SaveRow(self)
-        text = widgets.HBox([self.row, self.position], layout=widgets.Layout(flex_flow="wrap"))
-        shown = [self._pickers, self.checkpoint, self.said, self.views.widget]
-        self.widget = widgets.VBox([*shown, text, self.text, self.course.widget, self.saving.widget])
-
-    def _bind(self) -> None:
-        for control in (self.run, self.split, self.direction, self.batch):
-            control.observe(lambda _: self._switching or self._try(self._switch), names="value")
-        self.checkpoint.observe(lambda _: self._switching or self._try(self._moved_to), names="step")
-        self.row.observe(lambda _: self._switching or self._row_changed(), names="value")
-        self.position.observe(lambda _: self._switching or self._draw_course(), names="value")
-
-    def _try(self, move: Callable[[], None]) -> None:
-        """What cannot be shown is said where the numbers stand."""
-        try:
-            move()
-        except UserError as error:
-            self.said.value, self.text.value = escape(str(error)), ""
-
-    def _switch(self) -> None:
-        """Another run, text, direction or batch: what it does not have gives way to what it has first."""
-        self._switching = True
-        try:
-            self._offer({**self.chosen, "step": self.checkpoint.step})
-        finally:
-            self._switching = False
-        self._look()
-
-    def _offer(self, wanted: Mapping[str, str | int], strict: bool = False) -> None:
-        """Fill the controls with what there is, and set them to what is wanted, or to the nearest or first."""
-        seen, fixed = self.seen, {}
-        for column, control in (("split", self.split), ("direction", self.direction), ("batch", self.batch)):
-            known = seen.options(column, **fixed)
-            value = wanted[column]
-            if value not in known:
-                if strict:
-                    check_start(column, value, known)
-                value = known[0]
-            names = {"split": SPLITS, "direction": DIRECTIONS}.get(column, {})
-            named = [(names.get(each, str(each)), each) for each in known]
-            control.options, control.value = named, value
-            fixed[column] = value
-        steps = seen.options("step", **fixed)
-        if strict:
-            check_start("step", wanted["step"], steps)
-        self.checkpoint.offer(steps, wanted["step"])
-        self._offer_rows()
-        several = ((self.run, self.runs), (self.split, self.split.options), (self.direction, self.direction.options))
-        shown = [control for control, known in (*several, (self.batch, self.batch.options)) if len(known) > 1]
-        self._pickers.children = shown
-
-    def _put(self, wanted: Mapping[str, str | int], row: int | None, position: int | None = None) -> None:
-        """Set the controls to what is wanted, or refuse it; without a row or a token, to the first."""
-        self._offer(wanted, strict=True)
-        rows = [value for _, value in self.row.options]
-        if row is not None and row not in rows:
-            raise UserError(f"there is no row {row} in this batch; rows: {', '.join(map(str, rows))}")
-        self.row.value = rows[0] if row is None else row
-        self._offer_tokens()
-        positions = [value for _, value in self.position.options]
-        if position is not None:
-            if position not in positions:
-                raise UserError(f"no token was measured at position {position} of row {self.row.value}")
-            self.position.value = position
-
-    def _offer_rows(self) -> None:
-        """The rows of this batch at this checkpoint, each with the start of its text; the one looked at is kept."""
-        before, known = self.row.value, self._here()["row"].unique().sort().to_list()
-        options = [(f"{row}: {start(self._text(row))}", row) for row in known]
-        if options != list(self.row.options):
-            self.row.options = options
-            self.row.value = before if before in known else known[0]
-        self._offer_tokens()
-
-    def _offer_tokens(self) -> None:
-        """The tokens of this row that have a change; the place that is looked at is kept."""
-        text, row, before = self._text(self.row.value), self.row.value, self.position.value
-        places = self.seen.changes.filter(**self.chosen, row=row)["position"].unique().sort().to_list()
-        options = [(f"{place}: {visible(text[place])}", place) for place in places]
-        if options != list(self.position.options):
-            self.position.options = options
-            self.position.value = before if before in places else places[0]
-
-    def _row_changed(self) -> None:
-        self._switching = True
-        try:
-            self._offer_tokens()
-        finally:
-            self._switching = False
-        self._draw_course()
-
-    def _draw_course(self) -> None:
-        """Another token: its own chart, and its frame in the text."""
-        self._drawn = self._drawing
-        self.course.redraw("explorer_token", self._course(), **{CURSOR: self.checkpoint.step})
-        self._say()
-
-    @property
-    def _drawing(self) -> tuple:
-        """What the charts depend on, but for the checkpoint."""
-        return self.run.value, *self.chosen.values(), self.row.value, self.position.value
+    def _of_token(self) -> pl.DataFrame:
+        """The token that is looked at, at every checkpoint."""
+        return self.seen.changes.filter(**self.chosen, row=self.now["row"], position=self.now["position"])
 
     def _coloured(self, step: int) -> str:
-        """The row at another checkpoint, if it was measured there."""
-        known = self.row.value in self._here(step)["row"]
-        return self._tokens_at(step)._repr_html_() if known else ""
+        tokens = self.tokens_at(step)
+        return "This row was not measured here." if tokens is None else tokens._repr_html_()
 
-    def _here(self, step: int | None = None) -> pl.DataFrame:
-        step = self.checkpoint.step if step is None else step
+    def _here(self, step: int) -> pl.DataFrame:
         return self.seen.tokens[*(self.chosen[key] for key in KEYS), step]
 
-    def _text(self, row: int) -> Sequence[str]:
-        run, key = self.run.value, (self.split.value, self.batch.value, row)
+    def _text(self, now: State, row: int) -> Sequence[str]:
+        run, key = now["run"], (now["split"], now["batch"], row)
         if (run, *key) not in self._texts:
             texts = self.texts
             if isinstance(texts, Mapping) and run in texts:
@@ -306,39 +180,3 @@ class ZeroSumExplorer(Explorer):
                     f"there is no text of split {key[0]!r}, batch {key[1]}, row {key[2]}; give it"
                 ) from error
         return self._texts[run, *key]
-
-    def _look(self) -> None:
-        """Another run, text, direction or batch: other charts, in the place of those before."""
-        if self._drawing != self._drawn:
-            self._drawn = self._drawing
-            made = self.stills()
-            self.course.draw({"explorer_token": made.pop("explorer_token")})
-            self.views.draw(made)
-        self._moved_to()
-
-    def _moved_to(self) -> None:
-        """Another checkpoint: a number goes out, and the text is coloured anew."""
-        for views in (self.views, self.course):
-            views.set(**{CURSOR: self.checkpoint.step})
-        self._switching = True
-        try:
-            self._offer_rows()
-        finally:
-            self._switching = False
-        if self._drawing != self._drawn:  # this checkpoint lacks the row that was looked at
-            self._draw_course()
-        self._say()
-
-    def _say(self) -> None:
-        self.said.value = escape(self.sentence)
-        self.text.value = self.tokens._repr_html_()
-
-    @property
-    def sentence(self) -> str:
-        """D, M and ΔL at this checkpoint in words, with what is known of their uncertainty."""
-        chosen = self.chosen
-        said = told(self.seen, self.checkpoint.step, chosen["split"], chosen["direction"])
-        if len(self.batch.options) > 1:
-            own = self.seen.each.filter(step=self.checkpoint.step, **chosen).select("interference").row(0, named=True)
-            said += f" Batch {chosen['batch']} alone: D {bounded(own, 'interference', '.2f')}."
-        return said if list(self.runs) == [UNNAMED] else f"{self.run.value}: {said}"

@@ -427,7 +427,7 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
 
     known = {version()}
     others = [path for path in (tmp_path / "lmdynamics" / "batch").iterdir() if path.suffix not in (".py", "")]
-    assert {"linked.js", "linked.css", "index.html.jinja"} <= {path.name for path in others}
+    assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in others}
     for number, path in enumerate([*others, tmp_path / "lmdynamics" / "cli.py"], 2):
         path.write_text(path.read_text() + "\n")
         known.add(version())

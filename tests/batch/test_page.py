@@ -9,20 +9,20 @@ import pytest
 
 from lmdynamics.batch.page import static_page
 from lmdynamics.charts import show
-from lmdynamics.charts.linked import Linked, Place
+from lmdynamics.charts.axes import Cursor
+from lmdynamics.charts.moving import Place, moved
 from lmdynamics.charts.theme import figure
-from lmdynamics.html import LINKED, STILL
+from lmdynamics.html import MOVING, STILL
 
 HOSTILE = "</script><script>alert(1)</script>"
 
 
-def linked(start=1):
+def moving():
+    """A chart over two places, with words from data at each of them, and at its control."""
     data = alt.Data(values=[{"step": 1, "name": HOSTILE}, {"step": 2, "name": "b"}])
-    chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == at_step")
-    chart = figure(chart.add_params(alt.param(name="at_step", value=2)), "Names", "", "One name.")
-    return chart, Linked(
-        f"step {HOSTILE}", [Place(str(k), {"at_step": k}, HOSTILE) for k in (1, 2)], start, {"v": chart}
-    )
+    chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == cursor_step")
+    chart, cursor = figure(chart, "Names", "", "One name."), Cursor([1, 2])
+    return moved(chart, cursor, 2, [Place(str(k), HOSTILE) for k in (1, 2)], label=f"step {HOSTILE}")
 
 
 def output(shown, metadata=None):
@@ -43,7 +43,7 @@ def write(tmp_path):
 
 
 def test_a_page_without_moving_views_carries_no_vega(write):
-    chart, _ = linked()
+    chart = moving().still()
     page = static_page(write(output(show(chart, "v", interactive=False))))
     assert "vegaEmbed" not in page
     assert page.count('<img alt="One name."') == 1
@@ -51,22 +51,22 @@ def test_a_page_without_moving_views_carries_no_vega(write):
 
 
 def test_the_script_is_there_once_and_the_views_are_data(write):
-    _, views = linked()
+    views = moving()
     page = static_page(write(output(views), output(views)))
-    assert page.count('querySelectorAll(".lmd-linked")') == 1
+    assert page.count('querySelectorAll(".lmd-section")') == 1
     contents = re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.S)
     assert [json.loads(content) for content in contents] == [json.loads(json.dumps(views.content()))] * 2
     assert 'src="http' not in page
 
 
 def test_words_from_data_stay_words(write):
-    page = static_page(write(output(linked()[1])))
+    page = static_page(write(output(moving())))
     assert HOSTILE not in page
 
 
 def test_stills_of_the_same_views_are_for_those_without_scripts(write):
-    chart, views = linked()
-    still = show(chart, "v", interactive=False)
+    views = moving()
+    still = show(views.still(), "v", interactive=False)
     page = static_page(write(output(still, STILL), output(views), output(still)))
     inside = re.search(r"<noscript>(.*?)</noscript>", page, flags=re.S)[1]
     assert inside.count('<img alt="One name."') == 1
@@ -74,7 +74,7 @@ def test_stills_of_the_same_views_are_for_those_without_scripts(write):
 
 
 def test_a_reader_in_the_dark_gets_a_dark_page(write):
-    page = static_page(write(output(linked()[1])))
+    page = static_page(write(output(moving())))
     assert "prefers-color-scheme: dark" in page
     assert "<title>some_page</title>" in page
 
@@ -86,15 +86,15 @@ def test_half_a_notebook_is_no_page(tmp_path):
 
 
 def test_the_output_keeps_its_type_in_the_notebook(write):
-    path = write(output(linked()[1]))
+    path = write(output(moving()))
     before = path.read_bytes()
     static_page(path)
     assert path.read_bytes() == before
-    assert LINKED.encode() in before
+    assert MOVING.encode() in before
 
 
 def test_widgets_that_have_no_kernel_are_left_out(write):
-    path = write(output(linked()[1]))
+    path = write(output(moving()))
     notebook = nbformat.read(path, as_version=4)
     state = {"version_major": 2, "version_minor": 0, "state": {}}
     notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}

@@ -8,12 +8,15 @@ from playwright.sync_api import Locator, Page
 
 _AREAS = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
   .map((area, i) => [area, i])
-  .filter(([area]) => area.querySelector('.noUi-handle') && area.querySelector('.vega-embed'))
+  .filter(([area]) => area.querySelector('.lmd-moving svg'))
   .map(([_, i]) => i)"""
-_VIEWS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].querySelectorAll('.vega-embed')]
-  .map(view => (view.querySelector('svg') || view).outerHTML)"""
-_FOCUS = """i => [...document.querySelectorAll('.jp-OutputArea-output')[i].querySelectorAll('.noUi-handle')]
-  .at(-1).focus()"""
+PANELS = """root => {
+  const scope = 'g.role-scope:not([class*=pathgroup])';  // which is a line's, not a panel's
+  const groups = [...root.querySelectorAll(`.vega-embed svg ${scope}`)];
+  const panels = groups.filter(group => !group.querySelector(scope));
+  return (panels.length ? panels : [...root.querySelectorAll('.vega-embed svg')]).map(panel => panel.outerHTML);
+}"""
+SLIDER = ".lmd-moving input[type=range]"
 _WATCH = """([i, wanted]) => {
   const area = document.querySelectorAll('.jp-OutputArea-output')[i];
   window.drawn = null;
@@ -42,26 +45,27 @@ def slider_areas(page: Page) -> list[int]:
 
 
 def views(page: Page, area: int) -> list[str]:
-    """The charts of an output, as they are drawn."""
-    return page.evaluate(_VIEWS, area)
+    """The panels of an output's charts, as they are drawn."""
+    return page.locator(".jp-OutputArea-output").nth(area).evaluate(PANELS)
 
 
 def press(page: Page, area: int, key: str) -> None:
-    """A key on the last slider of an output: what comes before chooses what is looked at."""
-    page.evaluate(_FOCUS, area)
+    """A key on an output's slider."""
+    page.locator(".jp-OutputArea-output").nth(area).locator(SLIDER).focus()
     page.keyboard.press(key)
 
 
 def drag(page: Page, area: int, share: float) -> None:
-    """The mouse takes the last slider's handle to a share of its way."""
-    slider = page.locator(".jp-OutputArea-output").nth(area).locator(".noUi-target").last
-    handle = slider.locator(".noUi-handle").last
-    handle.scroll_into_view_if_needed()
-    held, way = handle.bounding_box(), slider.bounding_box()
-    y = held["y"] + held["height"] / 2
-    page.mouse.move(held["x"] + held["width"] / 2, y)
+    """The mouse takes an output's slider to a share of its way."""
+    slider = page.locator(".jp-OutputArea-output").nth(area).locator(SLIDER)
+    slider.scroll_into_view_if_needed()
+    way, thumb = slider.bounding_box(), 16  # pixels that the thumb is wide
+    at = slider.evaluate("slider => (slider.value - slider.min) / (slider.max - slider.min)")
+    held, there = (way["x"] + thumb / 2 + each * (way["width"] - thumb) for each in (at, share))
+    y = way["y"] + way["height"] / 2
+    page.mouse.move(held, y)
     page.mouse.down()
-    page.mouse.move(way["x"] + share * way["width"], y, steps=25)
+    page.mouse.move(there, y, steps=25)
     page.mouse.up()
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, notebook_page
@@ -26,10 +26,10 @@ pytestmark = [
 ]
 
 
-def click(page: Page, panel: Locator, along: float) -> None:
-    """A click into a panel over training, at a share of its width."""
-    box = panel.locator("g[class*='voronoi']").first.bounding_box()
-    page.mouse.click(box["x"] + along * box["width"], box["y"] + box["height"] / 2)
+def click(page: Page, place: int) -> None:
+    """A click into the first panel over training, at one of its checkpoints."""
+    box = page.locator(".lmd-chart path[opacity='0']").nth(place).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 
 @pytest.mark.slow
@@ -40,30 +40,31 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         notebook.open(address, "syntax.ipynb")
         notebook.run_all()
         page = notebook.page
-        page.locator(".vega-embed svg").nth(2).wait_for(timeout=60_000)
-        curves, heads, arcs = (page.locator(".vega-embed svg").nth(i) for i in range(3))
-        readout = page.locator(".widget-readout").first
-        curves.scroll_into_view_if_needed()
+        view, readout = page.locator(".lmd-chart svg"), page.locator(".lmd-moving output")
+        view.wait_for(timeout=60_000)
+        view.scroll_into_view_if_needed()
         expect(readout).to_have_text("64")
-        click(page, curves, 0.02)
+        click(page, 0)
         expect(readout).to_have_text("0")
-        page.locator(".noUi-handle:focus").wait_for(state="attached")
+        page.locator(".lmd-moving input[type=range]:focus").wait_for(state="attached")
         for _ in range(3):  # a click gives the keyboard to the slider
             page.keyboard.press("ArrowRight")
         expect(readout).to_have_text("4")
-        click(page, curves, 0.02)  # the same place again
+        click(page, 0)  # the same place again
         expect(readout).to_have_text("0")
-        click(page, curves, 0.98)
+        click(page, -1)  # the last panel's last checkpoint
         expect(readout).to_have_text("64")
-        layer, head = (page.get_by_label(name, exact=True) for name in ("layer", "head"))
-        chosen, before = (layer.input_value(), head.input_value()), arcs.inner_html()
-        for tile in heads.locator("g.mark-rect path").all()[:2]:  # one of them is another head
+        assert notebook.ask("explorer.now['step']") == 64
+        layer, head = (page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head"))
+        chosen = (layer.input_value(), head.input_value())
+        for tile in view.locator("g.mark-rect path[aria-label*='accuracy']").all()[:2]:  # one of them is another head
             tile.click(force=True)
             page.wait_for_timeout(700)
             if (layer.input_value(), head.input_value()) != chosen:
                 break
         assert (layer.input_value(), head.input_value()) != chosen
-        assert arcs.inner_html() != before
+        assert f"Layer {layer.input_value()}, head {head.input_value()}" in view.inner_text()
+        assert notebook.ask("(str(explorer.now['layer']), str(explorer.now['head']))") != chosen
         box = page.get_by_placeholder("a sentence of your own")
         box.fill("the the the")
         box.press("Enter")

@@ -12,7 +12,7 @@ from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
 from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import unreadable
-from tests.browser.moves import press, slider_areas, views, wander
+from tests.browser.moves import SLIDER, press, slider_areas, views, wander
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
 OUT = Path(__file__).parent / "out"
@@ -97,9 +97,8 @@ def test_a_break_follows_the_hand(lab):
         page = notebook.page
         by_hand = page.locator("tr:has-text('by hand')")
         by_hand.wait_for(timeout=30_000)
-        page.locator(".vega-embed svg, .vega-embed canvas").nth(1).wait_for(timeout=30_000)
         before = by_hand.inner_text()
-        page.locator(".noUi-handle").nth(1).focus()
+        page.locator(SLIDER).focus()
         for _ in range(5):
             page.keyboard.press("ArrowRight")
         step = float(before.split("\t")[1].replace(",", ""))

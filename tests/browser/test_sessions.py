@@ -13,6 +13,7 @@ from tests.browser.moves import drag, press, slider_areas, views
 
 ROOT = Path(__file__).parents[2]
 MOVES = 200
+PANELS = 5  # of the explorer: three curves, the map, the sentence
 MOST = 50e6  # bytes that the kernel may grow by meanwhile
 
 pytestmark = [
@@ -32,7 +33,7 @@ trees = run.treebank("grammar", 150)
 EXPLORER = """\
 {name} = SasExplorer(run, trees, min_count=20, progress=False)
 {name}_steps = []
-{name}.now.observe(lambda change: {name}_steps.append(change["new"]), "step")
+{name}.views.observe(lambda _: {name}_steps.append({name}.now["step"]), "values")
 {name}.show()
 """
 RSS = "__import__('psutil').Process().memory_info().rss"
@@ -94,13 +95,13 @@ def test_a_restarted_kernel_draws_the_same_charts(lab):
         (area,) = opened(notebook, lab, "restart", RUN, EXPLORER.format(name="explorer"))
         first = drawn(notebook.page, area)
         moved = move(notebook, area, "ArrowLeft", "ArrowLeft")
-        assert different(first, moved) == [True] * 3
+        assert different(first, moved) == [True] * PANELS
         kernel = notebook.ask("__import__('os').getpid()")
         notebook.restart_and_run_all()
         assert notebook.ask("__import__('os').getpid()") != kernel
         assert slider_areas(notebook.page) == [area]
-        assert different(first, drawn(notebook.page, area)) == [False] * 3
-        assert different(moved, move(notebook, area, "ArrowLeft", "ArrowLeft")) == [False] * 3
+        assert different(first, drawn(notebook.page, area)) == [False] * PANELS
+        assert different(moved, move(notebook, area, "ArrowLeft", "ArrowLeft")) == [False] * PANELS
         nothing_untoward(notebook)
 
 
@@ -129,10 +130,10 @@ def test_hundreds_of_moves_leave_the_kernels_memory(lab):
         page.wait_for_timeout(800)
         notebook.ask("0")  # ipywidgets keeps the last place back until the kernel has answered for the one before it
         assert notebook.ask("(explorer_steps[-1], len(explorer_steps) > 2)") == (0, True)  # not in one leap
-        assert different(at_end, drawn(page, area)) == [True] * 3
+        assert different(at_end, drawn(page, area)) == [True] * PANELS
         drag(page, area, 1.0)
         page.wait_for_timeout(800)
-        assert different(at_end, drawn(page, area)) == [False] * 3
+        assert different(at_end, drawn(page, area)) == [False] * PANELS
 
         places = notebook.ask("len(run.steps)") - 1
         rounds = [*["ArrowLeft"] * places, *["ArrowRight"] * places]

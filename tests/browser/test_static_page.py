@@ -1,6 +1,7 @@
 """A notebook's page opened from disk, with the network off: its slider moves every view, by keyboard."""
 
 import os
+import time
 from pathlib import Path
 
 import nbformat
@@ -10,14 +11,15 @@ from playwright.sync_api import expect, sync_playwright
 from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
-from tests.browser.moves import wander
+from tests.browser.moves import PANELS, wander
 from tests.explorers.made import MAKE
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 OUT = Path(__file__).parent / "out"
 MOST = 5_000_000  # bytes of a page
-LAST = ".lmd-linked >> nth=-1"  # of a page's sliders with their views
-VIEWS = f"{LAST} >> .lmd-view svg"
+WIDE, HIGH = 960, 600  # pixels of an explorer; its controls and words come on top
+LAST = ".lmd-moving >> nth=-1"  # of a page's explorers
+VIEW = f"{LAST} >> .lmd-chart svg"
 
 pytestmark = [
     pytest.mark.browser,
@@ -63,7 +65,7 @@ def opened(browser):
 
 
 def drawn(page) -> list[str]:
-    return page.locator(VIEWS).evaluate_all("found => found.map(view => view.outerHTML)")
+    return page.locator(LAST).evaluate(PANELS)
 
 
 def press(page, key: str, times: int = 1) -> None:
@@ -74,13 +76,23 @@ def press(page, key: str, times: int = 1) -> None:
     page.wait_for_timeout(600)
 
 
+def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
+    """The panels that stay as they were, once a busy machine has had some seconds."""
+    until = time.monotonic() + patience
+    while True:
+        found = [i for i, (one, other) in enumerate(zip(before, drawn(page), strict=True)) if one == other]
+        if not found or time.monotonic() > until:
+            return found
+        page.wait_for_timeout(200)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_syntax_emerges_without_a_kernel(emergence, opened, scheme):
     path = emergence
     assert path.stat().st_size < MOST
     page, seen = opened(path, scheme)
-    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
+    page.locator(VIEW).wait_for(timeout=60_000)
     page.locator(LAST).scroll_into_view_if_needed()
     page.wait_for_timeout(600)
     at_first = {"views": drawn(page), "said": page.locator(f"{LAST} >> [role=status]").inner_text()}
@@ -88,7 +100,7 @@ def test_syntax_emerges_without_a_kernel(emergence, opened, scheme):
     assert page.locator(f"{LAST} >> output").inner_text() == "64"  # the last checkpoint of a smoke run
     press(page, "ArrowLeft", 2)
     moved = drawn(page)
-    assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True, True, True]
+    assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True] * 5
     assert page.locator(f"{LAST} >> output").inner_text() == "16"
     assert page.locator(f"{LAST} >> [role=status]").inner_text().startswith("Step 16: ")
     assert page.screenshot(path=OUT / f"static-{scheme}-1.png") != picture
@@ -101,27 +113,31 @@ def test_syntax_emerges_without_a_kernel(emergence, opened, scheme):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", MAKE)
 def test_every_explorers_views_follow_their_slider(opened, tmp_path, name, scheme):
-    explorer = MAKE[name]()
-    linked = explorer.linked()
-    output = nbformat.v4.new_output("display_data", data=linked._repr_mimebundle_())
+    moving = MAKE[name]().moving()
+    output = nbformat.v4.new_output("display_data", data=moving._repr_mimebundle_())
     cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
     (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
     page, seen = opened(tmp_path / "some.html", scheme)
-    page.locator(VIEWS).nth(len(linked.views) - 1).wait_for(timeout=60_000)
+    page.locator(VIEW).wait_for(timeout=60_000)
     assert unreadable(page) == []
+    box = page.locator(VIEW).bounding_box()
+    assert (box["width"] <= WIDE, box["height"] <= HIGH) == (True, True), box
     press(page, "End")
     at_end = drawn(page)
     press(page, "ArrowLeft", 3)
-    assert all(one != other for one, other in zip(at_end, drawn(page), strict=True))
-    assert page.locator(f"{LAST} >> output").inner_text() == linked.places[-4].name
-    assert page.locator(f"{LAST} >> [role=status]").inner_text() == linked.places[-4].said
-    assert bool(page.locator(".lmd-under").inner_text()) is bool(linked.places[-4].under)
-    panel = page.locator(".lmd-view g[class*='voronoi']").first
-    panel.scroll_into_view_if_needed()
-    box = panel.bounding_box()
-    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    expect(page.locator(f"{LAST} >> output")).to_have_text(linked.places[0].name)
+    place = moving.places[-4]
+    assert unmoved(page, at_end) == []
+    assert page.locator(f"{LAST} >> output").inner_text() == place.name
+    assert page.locator(f"{LAST} >> [role=status]").inner_text() == place.said
+    assert bool(page.locator(".lmd-under").inner_text()) is bool(place.under)
+    first = page.locator(f"{VIEW} >> path[opacity='0']").first  # the strip of the first place
+    first.scroll_into_view_if_needed()
+    box = first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[0].name)
+    page.keyboard.press("ArrowRight")  # a click gives the keyboard to the slider
+    expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[1].name)
     if scheme == "light":
         assert wander(page.locator(LAST)) == ""
     assert seen == [(tmp_path / "some.html").as_uri()]
@@ -132,8 +148,8 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
     explorers = 0
     for path in sorted(smoke_series[1].glob("*/*.html")):
         page, seen = opened(path)
-        for section in page.locator(".lmd-linked").all():
-            section.locator(".lmd-view svg").nth(section.locator(".lmd-view").count() - 1).wait_for(timeout=60_000)
+        for section in page.locator(".lmd-section").all():
+            section.locator(".lmd-chart svg").wait_for(timeout=60_000)
             assert wander(section) == "", path.stem
             explorers += 1
         assert seen == [path.as_uri()]
@@ -143,29 +159,60 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
 @pytest.mark.slow
 def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
     page, seen = opened(emergence)
-    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
+    page.locator(VIEW).wait_for(timeout=60_000)
     press(page, "Home")
     assert page.locator(f"{LAST} >> output").inner_text() == "0"
-    button = page.locator(f"{LAST} >> button")
-    button.click()
-    assert button.inner_text() == "pause"
-    expect(page.locator(f"{LAST} >> output")).to_have_text("64", timeout=20_000)
-    expect(button).to_have_text("play")
+    play = page.locator(LAST).get_by_role("checkbox", name="play")
+    for _ in range(2):  # from the last place it begins anew
+        play.click()
+        expect(page.locator(f"{LAST} >> output")).to_have_text("4", timeout=20_000)
+        expect(page.locator(f"{LAST} >> output")).to_have_text("64", timeout=20_000)
+        expect(play).not_to_be_checked()
     assert len(seen) == 1
 
 
 @pytest.mark.slow
 def test_views_say_what_they_are_and_the_slider_where_it_stands(emergence, opened):
     page, _ = opened(emergence)
-    page.locator(VIEWS).nth(2).wait_for(timeout=60_000)
-    told = page.locator(".lmd-view").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
-    assert [bool(each) for each in told] == [True] * 5
-    slider = page.locator(LAST).get_by_role("slider", name="checkpoint at step")
+    page.locator(VIEW).wait_for(timeout=60_000)
+    told = page.locator(".lmd-chart").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
+    assert [bool(each) for each in told] == [True] * 2
+    slider = page.locator(LAST).get_by_role("slider", name="checkpoint")
     assert slider.get_attribute("aria-valuetext") == "64"
+
+
+@pytest.mark.slow
+def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
+    page, seen = opened(emergence)
+    page.locator(VIEW).wait_for(timeout=60_000)
+    relation, layer, head, direction = (
+        page.locator(f"{LAST} >> select[name={name}]") for name in ("relation", "layer", "head", "direction")
+    )
+    options = relation.locator("option").all_inner_texts()
+    before, best = drawn(page), (layer.input_value(), head.input_value(), direction.input_value())
+    relation.select_option(options[1])
+    page.wait_for_timeout(600)
+    after = drawn(page)
+    assert [one != other for one, other in zip(before, after, strict=True)][2:] == [True] * 3
+    assert f"Which heads follow {options[1]}" in page.locator(VIEW).inner_text()
+    relation.select_option(options[0])  # brings its best head along
+    page.wait_for_timeout(600)
+    assert (layer.input_value(), head.input_value(), direction.input_value()) == best
+    tiles = page.locator(f"{VIEW} >> g.mark-rect path[aria-label*='accuracy']")
+    other = next(
+        i
+        for i in range(tiles.count())
+        if f"layer: {best[0]}; head: {best[1]}" not in str(tiles.nth(i).get_attribute("aria-label"))
+    )
+    tiles.nth(other).click(force=True)
+    page.wait_for_timeout(600)
+    assert (layer.input_value(), head.input_value()) != best[:2]
+    assert f"Layer {layer.input_value()}, head {head.input_value()}" in page.locator(VIEW).inner_text()
+    assert seen == [emergence.as_uri()]
 
 
 @pytest.mark.slow
 def test_without_scripts_the_pictures_are_there(emergence, opened):
     page, _ = opened(emergence, java_script_enabled=False)
-    assert page.locator("noscript img[alt]").count() == 5
-    assert page.locator(".lmd-controls:visible").count() == 0
+    assert page.locator("noscript img[alt]").count() == 2
+    assert page.locator(".vega-bindings:visible").count() == 0

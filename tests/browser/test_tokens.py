@@ -149,11 +149,11 @@ def test_in_the_explorer_while_keys_move_its_checkpoint(lab):
         notebook.run_all()
         assert notebook.errors() == []
         page = notebook.page
-        page.locator(".vega-embed svg, .vega-embed canvas").nth(2).wait_for(timeout=30_000)
-        said = page.locator(".widget-html-content")
+        page.locator(".lmd-moving svg").wait_for(timeout=30_000)
+        said = page.locator(".lmd-moving [role=status], .lmd-under")
         said.filter(has_text="Step 128, held-out text").wait_for(timeout=10_000)
         check(notebook)
-        page.locator(".noUi-handle").first.focus()
+        page.locator(".lmd-moving input[type=range]").focus()
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
         said.filter(has_text="Step 16, held-out text").wait_for(timeout=10_000)

@@ -3,6 +3,7 @@
 from html import escape
 
 from lmdynamics import charts
+from lmdynamics.charts.moving import Place, moved
 
 
 def drawn(chart):
@@ -17,6 +18,12 @@ def drawn(chart):
     assert "NaN" not in svg
     assert "undefined" not in svg
     return spec, svg
+
+
+def at_step(chart, cursor, step, **signals):
+    """A figure that follows a cursor, as it stands at a step and at the values of further signals."""
+    found = [{"name": name, "value": value} for name, value in signals.items()]
+    return moved(chart, cursor, step, [Place(str(each)) for each in cursor.steps], *found).still()
 
 
 def said(chart):

@@ -6,10 +6,11 @@ import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.fits import fits_table, fitted_line
-from lmdynamics.charts.axes import log_ticks
+from lmdynamics.charts.axes import Cursor, log_ticks
+from lmdynamics.charts.breaks import hand_parameters
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
-from tests.charts.specs import drawn, rows_of
+from tests.charts.specs import at_step, drawn, rows_of
 
 
 def marks(spec):
@@ -23,15 +24,20 @@ def claims(name="small", seen=0.02):
     return pl.concat([pl.DataFrame({"curve": name, "step": steps, "loss": y, "method": m}) for m, y in both.items()])
 
 
+CURSOR = Cursor(profile()["step_at_break"].to_list())
+
+
+def by_hand(chart, step=1000):
+    return at_step(chart.add_params(*hand_parameters(profile())), CURSOR, step)
+
+
 def every_chart():
     best = fit_of("small")
     return {
         "many": charts.deceleration(points(), fits()),
         "one": charts.deceleration(points(), fits(), curves=["small"]),
-        "profile": charts.break_profile(profile(), best["step_at_break"], 1000),
-        "by hand": charts.broken_by_hand(
-            points().filter(pl.col("curve") == "small"), profile().row(5, named=True), best
-        ),
+        "profile": by_hand(charts.break_profile(profile(), best["step_at_break"], CURSOR)),
+        "by hand": by_hand(charts.broken_by_hand(points().filter(pl.col("curve") == "small"), best, CURSOR)),
         "claim": charts.power_law_claim(points(), claims(), curve="small", share=0.02),
     }
 
@@ -153,12 +159,8 @@ def test_ticks_are_round_and_few(low, high, ticks):
 
 def test_a_profile_says_how_much_worse_the_chosen_break_is():
     best = fit_of("small")["step_at_break"]
-    chart = charts.break_profile(profile(), best, 1000)
     row = min(profile().to_dicts(), key=lambda row: abs(np.log(row["step_at_break"] / 1000)))
-    spec = chart.to_dict()
-    values = {each["name"]: each["value"] for each in spec["params"] if "value" in each}
-    assert values == {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
-    svg = charts.to_svg(chart)
+    svg = charts.to_svg(by_hand(charts.break_profile(profile(), best, CURSOR)))
     assert f"A break at step {row['step_at_break']:,.0f} leaves" in svg
     assert f"times the least error, at {best:,.0f}" in svg
     plain = charts.break_profile(profile(), best).to_dict()
@@ -168,7 +170,7 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
 
 def test_a_name_with_quotes_and_tags_is_text():
     named = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
-    svg = charts.to_svg(charts.broken_by_hand(named, profile().row(5, named=True), fit_of("small")))
+    svg = charts.to_svg(by_hand(charts.broken_by_hand(named, fit_of("small"), CURSOR)))
     assert "it's &lt;b&gt;\\ small with a break put at step" in svg
 
 

@@ -4,9 +4,10 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
+from lmdynamics.charts.axes import Cursor
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
-from tests.charts.specs import drawn, found, rows_of, said
+from tests.charts.specs import at_step, drawn, found, rows_of, said
 
 ONE = frames.dissent(("17k",)).drop("curve")
 READINGS = {"14M ≈ −.97": -0.97, "1B ≈ −.31": -0.31}
@@ -41,11 +42,6 @@ def test_four_curves_stand_two_in_a_row():
         assert (len(spec["concat"]), spec["columns"]) == (4, 2)
         assert "<svg" in charts.to_svg(chart)
     assert charts.norms_over_training(four).to_dict()["columns"] == 4
-
-
-def test_groups_keep_the_order_of_the_frame():
-    spec = EVERY["over training"]().to_dict()
-    assert found(spec, "line")[0]["encoding"]["color"]["scale"]["domain"] == frames.GROUPS
 
 
 def test_a_group_keeps_its_colour_where_others_are_left_out():
@@ -95,13 +91,14 @@ def test_the_control_is_dotted_where_there_is_one():
 
 
 def test_the_plane_follows_its_parameter():
-    chart = charts.dissent_plane(frames.dissent(), 64)
+    cursor = Cursor([0, *frames.STEPS])
+    chart = charts.dissent_plane(frames.dissent(), cursor=cursor)
     spec = chart.to_dict()
-    assert [(param["name"], param["value"]) for param in spec["params"]] == [("plane_step", 64)]
     large = [layer for layer in found(spec, "point") if layer["mark"]["size"] > 100]
     assert len(large) == 2
-    assert all(layer["transform"] == [{"filter": "datum.step == plane_step"}] for layer in large)
-    assert "step 64" in charts.to_svg(chart)
+    assert all(layer["transform"] == [{"filter": "datum.step == cursor_step"}] for layer in large)
+    assert "step 64" in charts.to_svg(at_step(chart, cursor, 64))
+    assert "step 64" in charts.to_svg(charts.dissent_plane(frames.dissent(), 64))
     assert {row["step"] for row in rows_of(spec, large[0])} == {0, *frames.STEPS}
 
 

@@ -21,10 +21,10 @@ def views():
 def test_pictures_carry_their_words_and_tables_their_columns(views, tmp_path):
     table = pl.DataFrame({"step": [1, 2], "loss": [0.1, None]})
     paths = save(views, {"bars": table}, tmp_path / "new" / "deep")
-    assert [path.name for path in paths] == ["bars.svg", "bars.png", "bars.csv", "more.svg", "more.png"]
+    assert [path.name for path in paths] == ["bars.svg", "more.svg", "bars.png", "more.png", "bars.csv"]
     assert 'aria-label="Two bars."' in paths[0].read_text(encoding="utf-8")
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
-    assert pl.read_csv(paths[2]).equals(table)
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert pl.read_csv(paths[4]).equals(table)
 
 
 def test_an_unknown_kind_is_refused(views, tmp_path):

@@ -1,21 +1,44 @@
 """Head maps, relations over training, arcs of one sentence, predictions: as specifications and as pictures."""
 
-import altair as alt
+from xml.etree import ElementTree
+
 import polars as pl
 import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import wilson
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told
-from lmdynamics.charts.arcs import RIGHT, UNKNOWN, WRONG, arc_levels
-from lmdynamics.charts.heads import layer_head_map
+from lmdynamics.charts.arcs import BASE, RIGHT, UNKNOWN, WRONG, arc_levels, moving_arcs
+from lmdynamics.charts.axes import Cursor
+from lmdynamics.charts.heads import layer_head_map, moving_head_map
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
+from tests.charts.specs import at_step
+
+CURSOR = Cursor(STEPS)
 
 
 def rows_of(spec, column):
     return [row for dataset in spec["datasets"].values() for row in dataset if column in row]
+
+
+def elements(svg, tag):
+    """The elements of a picture that tell what they show."""
+    found = ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{tag}")
+    return [element for element in found if element.get("aria-label")]
+
+
+def labels(svg, kind):
+    """What each mark of a kind tells: its fields and their values."""
+    tag = "text" if kind == "text" else "path"
+    marks = [each for each in elements(svg, tag) if each.get("aria-roledescription").startswith(kind)]
+    return [dict(part.split(": ", 1) for part in mark.get("aria-label").split("; ")) for mark in marks]
+
+
+def arcs_of(svg):
+    """The arcs of a sentence, without those of the gold tree."""
+    return [arc for arc in labels(svg, "line") if "verdict" in arc]
 
 
 def test_a_map_has_one_cell_per_head_and_outlines_the_best():
@@ -25,7 +48,7 @@ def test_a_map_has_one_cell_per_head_and_outlines_the_best():
     best = [cell for cell in cells if cell["best"]]
     assert [(cell["layer"], cell["head"]) for cell in best] == [(1, 2)]
     assert best[0]["low"] < best[0]["accuracy"] < best[0]["high"]
-    assert "best fixed offset: 40%" in spec["title"]["subtitle"]
+    assert "best fixed offset: 40%" in spec["title"]["subtitle"][2]
     assert {cell["step"] for cell in cells} == {STEPS[-1]}
 
 
@@ -38,18 +61,43 @@ def test_what_a_causal_head_cannot_see_is_said():
             chart.to_dict() for chart in (layer_head_map(scores, "nsubj"), charts.heads_by_relation(best))
         )
         words = "within reach are 25% read dependent→head, 75% read head→dependent"
-        assert (words in " ".join(head_map["title"]["subtitle"])) == (words in head_map["description"]) == causal
+        assert (words in str(head_map["title"]["subtitle"])) == (words in head_map["description"]) == causal
         assert ("looks left only" in str(table["title"])) == ("'field': 'reachable'" in str(table["layer"])) == causal
     assert layer_head_map(scores, "nsubj").to_dict() == layer_head_map(head_scores(), "nsubj").to_dict()
 
 
-def test_a_cursor_carries_every_checkpoint_and_filters():
-    cursor = alt.param(name="at_step", value=64)
-    spec = charts.layer_head_map(head_scores(), "det", step=64, cursor=cursor, chosen=(0, 3)).to_dict()
-    assert {cell["step"] for cell in rows_of(spec, "accuracy")} == set(STEPS)
-    assert "datum.step == at_step" in str(spec)
-    assert [param["value"] for param in spec["params"] if "value" in param] == [64]
-    assert "<svg" in charts.to_svg(charts.layer_head_map(head_scores(), "det", cursor=cursor))
+@pytest.mark.parametrize(("step", "relation"), [(64, "det"), (STEPS[-1], "nsubj")])
+def test_a_moving_map_equals_the_map_of_each_relation_and_step(step, relation):
+    """Its cells, the outlined one among them, as a picture tells them, and the head that is marked."""
+    chart = moving_head_map(head_scores(), CURSOR, {"det": 0.4, "nsubj": 0.25})
+    signals = {"relation": relation, "layer": 2, "head": 1}
+    moving = charts.to_svg(at_step(chart, CURSOR, step, **signals))
+    still = charts.to_svg(layer_head_map(head_scores(), relation, step))
+    named = [{key: row[key] for key in ("layer", "head", "direction", "accuracy")} for row in labels(moving, "rect")]
+    assert named == [{key: row[key] for key in named[0]} for row in labels(still, "rect")]
+    assert len(named) == 12 + 1
+    assert f"Which heads follow {relation}, step {step:,}" in moving
+    assert f"best fixed offset: {'40%' if relation == 'det' else '25%'}" in moving
+    (dot,) = labels(moving, "point")
+    assert (dot["layer"], dot["head"]) == ("2", "1")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_moving_arcs_equal_the_arcs_of_each_head_and_step(direction):
+    frame = attention(steps=STEPS)
+    other = frame.with_columns(layer=pl.lit(0, pl.Int64), weight=pl.col("weight").reverse().over("step", "query"))
+    parts = [
+        predicted_heads(pl.concat([frame, other]), each).with_columns(direction=pl.lit(each)) for each in DIRECTIONS
+    ]
+    moving = moving_arcs(WORDS, pl.concat(parts), HEADS, RELATIONS, CURSOR)
+    for layer, step in ((1, 64), (1, 745), (0, 745)):
+        signals = {"layer": layer, "head": 2, "direction": direction, "relation": "nsubj"}
+        here = charts.to_svg(at_step(moving, CURSOR, step, **signals))
+        own = predicted_heads(frame if layer else other, direction).filter(step=step)
+        still = charts.to_svg(charts.sentence_arcs(WORDS, own, HEADS, RELATIONS, "nsubj", direction=direction))
+        assert arcs_of(here) == arcs_of(still)
+        assert f"Layer {layer}, head 2, read {direction}, at step {step}" in here
+        assert here.count('font-weight="bold"') == still.count('font-weight="bold"')
 
 
 def test_a_map_of_what_was_not_measured_is_refused():
@@ -57,11 +105,6 @@ def test_a_map_of_what_was_not_measured_is_refused():
         charts.layer_head_map(head_scores(), "iobj")
     with pytest.raises(UserError, match="step 7 was not measured"):
         charts.layer_head_map(head_scores(), "det", step=7)
-
-
-def test_a_base_sized_map_stays_under_altairs_limit():
-    big = head_scores(steps=[0, 1000], layers=12, heads=12)
-    assert len(rows_of(layer_head_map(big, "nsubj").to_dict(), "accuracy")) == 144
 
 
 def test_relations_are_ordered_by_frequency_and_dots_need_the_interval():
@@ -136,27 +179,26 @@ def test_a_word_that_sees_none_has_no_arc():
 
 def test_arcs_are_told_apart_by_the_gold_tree():
     predicted = predicted_heads(attention(steps=[512])).drop("step")
-    spec = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj").to_dict()
-    verdicts = {row["word"]: row["verdict"] for row in rows_of(spec, "verdict")}
-    assert verdicts == {word: RIGHT if head >= 0 else WRONG for word, head in enumerate(HEADS)}
-    assert "10 of 10 arcs" in spec["description"]
-    chosen = [row["name"] for row in rows_of(spec, "chosen") if row["chosen"]]
-    assert chosen
-    assert set(chosen) == {"nsubj"}
+    chart = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj")
+    svg = charts.to_svg(chart)
+    verdicts = [RIGHT if head >= 0 else WRONG for head in HEADS]
+    assert [arc["verdict"] for arc in arcs_of(svg)] == verdicts
+    assert "10 of 10 arcs" in chart.to_dict()["description"]
+    bold = {element.text for element in elements(svg, "text") if element.get("font-weight") == "bold"}
+    assert {"nsubj", WORDS[HEADS.index(-1)]} <= bold  # the relation looked at, and the root
+    assert not bold & (set(RELATIONS) - {"nsubj"})
 
 
-def test_a_dot_stands_at_the_word_attended_to():
-    frame = attention(steps=[512])
-    for direction, place in zip(DIRECTIONS, ("x1", "x0"), strict=True):
-        predicted = predicted_heads(frame, direction).drop("step")
-        spec = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, direction=direction).to_dict()
-        dots = [layer for layer in spec["layer"] if layer["mark"].get("size") == 26]
-        assert [layer["encoding"]["x"]["field"] for layer in dots] == [place]
-        for row in rows_of(spec, "verdict"):
-            told = (row["from"], row["to"]) if direction == DIRECTIONS[0] else (row["to"], row["from"])
-            assert told == (WORDS[row["word"]], WORDS[row["predicted"]])
-    with pytest.raises(UserError, match="direction 'up' is neither"):
-        charts.sentence_arcs(WORDS, predicted, direction="up")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_dot_stands_at_the_word_attended_to(direction):
+    predicted = predicted_heads(attention(steps=[512]), direction).drop("step")
+    svg = charts.to_svg(charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, direction=direction))
+    middle = [float(element.get("transform")[10:].split(",")[0]) for element in elements(svg, "text")][-len(WORDS) :]
+    onward = direction == DIRECTIONS[0]
+    told = predicted.select(*(("word", "predicted") if onward else ("predicted", "word"))).rows()
+    dots = labels(svg, "point")
+    assert [(dot["from"], dot["to"]) for dot in dots] == [(WORDS[a], WORDS[b]) for a, b in told]
+    assert all(abs(float(dot["x"]) - middle[b]) < 8 for dot, (_, b) in zip(dots, told, strict=True))
 
 
 def test_words_stand_where_they_stood_whatever_the_head():
@@ -166,14 +208,13 @@ def test_words_stand_where_they_stood_whatever_the_head():
     )
     specs = [charts.sentence_arcs(WORDS, frame).to_dict() for frame in (low, high)]
     assert specs[0]["height"] == specs[1]["height"]
-    tops = [max(row["base"] + row["rise"] for row in rows_of(spec, "rise")) for spec in specs]
-    assert all(top <= spec["height"] for top, spec in zip(tops, specs, strict=True))
+    assert all(max(row["rise"] for row in rows_of(spec, "rise")) + BASE <= spec["height"] for spec in specs)
 
 
 def test_arcs_without_a_tree_claim_nothing():
-    spec = charts.sentence_arcs(WORDS, predicted_heads(attention(steps=[512])).drop("step")).to_dict()
-    assert {row["verdict"] for row in rows_of(spec, "verdict")} == {UNKNOWN}
-    assert "gold" not in spec["description"]
+    chart = charts.sentence_arcs(WORDS, predicted_heads(attention(steps=[512])).drop("step"))
+    assert {arc["verdict"] for arc in arcs_of(charts.to_svg(chart))} == {UNKNOWN}
+    assert "gold" not in chart.to_dict()["description"]
 
 
 def test_words_are_data_and_nothing_else():

@@ -141,15 +141,6 @@ def test_every_figure_says_what_it_shows_and_draws(name):
     drawn(EVERY[name]())
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("family", "settings")])
-def test_nothing_is_half_transparent(name):
-    """vl-convert 1.9 writes wrong colours for half-transparent marks on a transparent background."""
-    for panel in panels_of(EVERY[name]().to_dict()):
-        for layer in panel["layer"]:
-            assert kind(layer) not in ("tick", "point") or layer["mark"]["opacity"] == 1
-            assert "opacity" not in layer["mark"] or layer["mark"]["opacity"] == 1
-
-
 def test_a_condition_keeps_its_colour_where_others_are_absent():
     alone = condition_colours(["SAS+"], NAMES)
     assert alone == {"SAS+": condition_colours(NAMES)["SAS+"]}

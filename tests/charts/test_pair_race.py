@@ -1,25 +1,32 @@
 """The race of minimal pairs as figures: what is drawn, what the title claims, what follows the cursor."""
 
-import altair as alt
 import polars as pl
 import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import accuracy_by_step, judged_right, pair_race
+from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid
-from tests.charts.specs import drawn, found, rows_of, said
+from tests.charts.specs import at_step, drawn, found, rows_of, said
 
 TRACE = pairs_trace({"near_verb": sigmoid(STEPS, 0.5, 1.0, 100), "far": sigmoid(STEPS, 0.5, 0.6, 900)}, pairs=40)
 ONSET = Onset("capabilities", 125, 100, 156, None, None, None, None, "found")
-CURSOR = alt.param(name="at", value=64)
+CURSOR = Cursor(STEPS)
+HERE = STEPS[20]
+
+
+def followed(chart):
+    return at_step(chart, CURSOR, HERE)
+
+
 EVERY = {
     "average": lambda: charts.pair_race(pair_race(TRACE)),
     "paradigm": lambda: charts.pair_race(pair_race(TRACE, "near_verb"), step=64, onset=ONSET, caption="run a"),
-    "pair": lambda: charts.pair_race(pair_race(TRACE, "far", 41), CURSOR, caption="good: “a”\nbad: “b”"),
-    "paradigms": lambda: pairs_at_step(accuracy_by_step(TRACE), CURSOR, "far"),
+    "pair": lambda: followed(charts.pair_race(pair_race(TRACE, "far", 41), CURSOR, caption="good: “a”\nbad: “b”")),
+    "paradigms": lambda: followed(pairs_at_step(accuracy_by_step(TRACE), CURSOR, "far")),
 }
 
 
@@ -92,16 +99,17 @@ def test_the_title_says_since_when_the_good_sentence_leads(lead, title):
     assert title in chart.to_dict()["description"]
 
 
-def test_the_cursor_moves_both_panels_and_a_click_lies_over_each():
+def test_the_cursor_moves_both_panels_and_strips_lie_over_each():
     spec = charts.pair_race(pair_race(TRACE), CURSOR).to_dict()
-    assert {"name": "at", "value": 64} in spec["params"]
-    assert [param["name"] for param in spec["params"] if "select" in param] == ["jump_0", "jump_1"]
     for panel in spec["vconcat"]:
-        assert "max(at, 0.5)" in str(panel)
+        assert f"max({CURSOR.name}, 0.5)" in str(panel)
+        (over,) = found(panel, "rect")
+        assert [row["i"] for row in rows_of(spec, over)] == list(range(len(STEPS)))
     (number,) = found(spec, "text")
     assert number["encoding"]["text"]["field"] == "step"
     still = charts.pair_race(pair_race(TRACE), step=64).to_dict()
     assert "params" not in still
+    assert not found(still, "rect")
     assert "max(64, 0.5)" in str(still)
     assert "max(2274, 0.5)" in str(charts.pair_race(pair_race(TRACE)).to_dict())
 
@@ -123,13 +131,12 @@ def test_paradigms_stand_by_their_last_accuracy_and_follow_the_cursor():
     assert dots["encoding"]["y"]["sort"] == ["near verb", "far"]
     assert len(rows_of(spec, dots)) == len(accuracy)
     for layer in (dots, found(spec, "rule")[1]):
-        assert layer["transform"] == [{"filter": "datum.step == at"}]
+        assert layer["transform"] == [{"filter": f"datum.step == {CURSOR.name}"}]
     assert ring["transform"][-1] == {"filter": {"equal": "near_verb", "field": "paradigm"}}
     (chance,) = [rule for rule in found(spec, "rule") if rows_of(spec, rule) == [{"accuracy": 0.5}]]
     assert chance["mark"]["strokeDash"]
-    assert "format(at, ',d')" in spec["title"]["text"]["expr"]
-    for text in ("step 64", "near verb"):
-        assert text in charts.to_svg(pairs_at_step(accuracy, CURSOR))
+    for text in (f"step {HERE:,}", "near verb"):
+        assert text in charts.to_svg(followed(pairs_at_step(accuracy, CURSOR)))
     assert "ring" not in str(pairs_at_step(accuracy, CURSOR).to_dict()["title"])
 
 

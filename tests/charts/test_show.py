@@ -83,10 +83,6 @@ def test_guesses_of_bytes_can_be_drawn():
     assert "was “cat”" in chart.to_dict()["description"]
 
 
-def test_png_for_readers_without_svg(chart):
-    assert charts.to_png(chart, scale=1).startswith(b"\x89PNG")
-
-
 def test_half_transparent_marks_keep_their_colour_in_png():
     data = alt.Data(values=[{}])
     edges = {"x": alt.value(0), "x2": alt.value(9), "y": alt.value(0), "y2": alt.value(9)}

@@ -1,12 +1,13 @@
 """Runs side by side: each panel has its own run, all share scale and cursor, and what is shown is what is there."""
 
-import altair as alt
 import polars as pl
 import pytest
 
 from lmdynamics.charts import to_svg
+from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.small_multiples import small_multiples, told_at
 from lmdynamics.errors import UserError
+from tests.charts.specs import found, rows_of
 
 STEPS = [0, 1, 8, 64, 512]
 
@@ -43,14 +44,12 @@ def test_all_panels_of_a_measure_share_their_scale():
 
 
 def test_the_cursor_goes_through_every_panel_and_each_can_be_clicked():
-    chart = small_multiples(curves(), alt.param(name="here", value=8))
-    spec = chart.to_dict()
-    assert [p["value"] for p in spec["params"] if p["name"] == "here"] == [8]
-    jumps = [p for p in spec["params"] if "select" in p]
-    names = {layer.get("name") for row in panels(spec) for p in row for layer in p["layer"]}
-    assert len(jumps) == 6
-    assert all(set(p["views"]) <= names for p in jumps)
-    assert str(panels(spec)[1][2]).count("datum.step == here") == 2
+    spec = small_multiples(curves(), Cursor(STEPS)).to_dict()
+    for panel in (panel for row in panels(spec) for panel in row):
+        (over,) = found(panel, "rect")
+        assert [row["i"] for row in rows_of(spec, over)] == list(range(len(STEPS)))
+        assert str(panel).count("datum.step == cursor_step") == 2
+    assert not found(small_multiples(curves(), step=8).to_dict(), "rect")
 
 
 def test_one_run_has_no_grey_lines_and_no_title():

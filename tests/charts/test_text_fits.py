@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from playwright.sync_api import sync_playwright
 
 from lmdynamics import charts
-from lmdynamics.analysis.heads import predicted_heads
-from lmdynamics.analysis.scaling import predict_early, split_gains
+from lmdynamics.analysis.fits import predict_early, split_gains
+from lmdynamics.analysis.syntax import predicted_heads
 from lmdynamics.charts.small_multiples import small_multiples
 from lmdynamics.charts.text import LEAST, Value, text_width, title_lines, width_of, with_room, wrapped
 from lmdynamics.charts.theme import WIDTH, figure

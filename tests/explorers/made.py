@@ -31,6 +31,6 @@ MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
-    "trajectories": lambda: TrajectoryExplorer(curves()),
+    "trajectories": lambda: TrajectoryExplorer(curves(runs=("a", "b"))),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
 }

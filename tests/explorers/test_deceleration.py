@@ -1,18 +1,27 @@
-"""A break dragged by hand: what follows the slider, what is fitted once, what cannot be fitted."""
+"""A break put by hand: where it starts, its numbers against the profile, what is fitted once, what cannot be fitted."""
 
 import polars as pl
 import pytest
 
+from lmdynamics import charts
 from lmdynamics.analysis.fits import break_profile
 from lmdynamics.errors import UserError
 from lmdynamics.explorers import deceleration
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from tests.charts.losses import curve, points
 
+FEW = curve("few").tail(5)
+
 
 @pytest.fixture
 def explorer():
-    return DecelerationExplorer(points(), curve="small")
+    explorer = DecelerationExplorer(points(), curve="small")
+    explorer.widget  # noqa: B018
+    return explorer
+
+
+def move(explorer, place):
+    explorer.views.values = {"at": place}
 
 
 def test_the_break_starts_aside_of_the_best(explorer):
@@ -21,69 +30,63 @@ def test_the_break_starts_aside_of_the_best(explorer):
     assert explorer.hand["rsle"] > 1.2 * explorer.best.rsle
 
 
-def test_dragging_sends_numbers_and_fits_nothing(explorer, monkeypatch):
+def test_moving_the_break_looks_its_numbers_up_and_fits_nothing(explorer, monkeypatch):
     monkeypatch.setattr(deceleration, "fit_deceleration", None)
     monkeypatch.setattr(deceleration, "break_profile", None)
-    by_hand, profile = (view for view in explorer.views.widget.children)
-    specs = by_hand.spec, profile.spec
-    explorer.place.value = 60
-    assert (by_hand.spec, profile.spec) == specs
     rows = points().filter(pl.col("curve") == "small")
     row = break_profile(rows["step"].to_numpy(), rows["loss"].to_numpy()).row(60, named=True)
-    assert profile._params == {"hand_step": row["step_at_break"], "hand_rsle": row["rsle"]}
-    assert by_hand._params["hand_loss"] == row["loss_at_break"]
-    assert f"{row['loss_at_break']:.3f}" in explorer.said.value
+    move(explorer, 60)
+    assert explorer.hand == row
+    place, best = explorer.moving().places[60], explorer.best
+    assert place.said == (
+        f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
+        f"{row['rsle']:.3g}; with the best break, at step {best.step_at_break:,.0f}, {best.rsle:.3g}."
+    )
+    assert f">{row['rsle']:.4f}<" in place.under
+    assert "small decelerates" in place.under
+    assert f"{row['step_at_break']:,.0f}: rate" in charts.to_svg(explorer.moving().still())
 
 
-def test_each_view_is_sent_only_parameters_that_it_has(explorer):
-    for view in explorer.views.widget.children:
-        assert set(view._params) == {param["name"] for param in view.spec["params"] if "select" not in param}
-
-
-def test_another_curve_is_drawn_and_another_preparation_keeps_the_break(explorer):
-    explorer.curve.value = "large"
-    assert "'large with a break" in str(explorer.views.widget.children[0].spec["title"])
+def test_another_curve_starts_anew_and_another_preparation_keeps_the_break(explorer, monkeypatch):
+    explorer.lists["curve"].value = "large"
+    assert "'large'" in str(explorer.views.content["spec"]["vconcat"][0]["title"])
     assert explorer.hand["step_at_break"] == pytest.approx(explorer.best.step_at_break / 3, rel=0.1)
-    explorer.place.value = 50
+    move(explorer, 50)
     before = explorer.hand["step_at_break"]
-    explorer.skip.value = 200.0
+    explorer.lists["skip_steps"].value = 200.0
     assert explorer.hand["step_at_break"] == pytest.approx(before, rel=0.1)
     assert explorer.best.first_step > 200
-
-
-def test_a_curve_seen_before_is_not_fitted_again(explorer, monkeypatch):
-    explorer.curve.value = "large"
     monkeypatch.setattr(deceleration, "fit_deceleration", None)
-    explorer.curve.value = "small"
-    assert "decelerates" in explorer.said.value
+    explorer.restore({"curve": "small", "skip_steps": 100.0})  # seen before, so not fitted again
 
 
-def test_a_curve_that_cannot_be_fitted_says_so_and_the_next_one_is_drawn():
-    short = curve("few").tail(5)
-    explorer = DecelerationExplorer(pl.concat([short, points()]))
-    assert "few: 5 points are left" in explorer.said.value
-    assert explorer.place.disabled
-    assert explorer.views.widget.children == ()
-    assert explorer.hand is None
-    explorer.curve.value = "small"
-    assert len(explorer.views.widget.children) == 2
-    assert not explorer.place.disabled
-    explorer.curve.value = "few"
-    assert explorer.views.widget.children == ()
+def test_a_curve_that_cannot_be_fitted_says_so_and_the_next_one_is_drawn(tmp_path):
+    explorer = DecelerationExplorer(pl.concat([FEW, points()]))
+    explorer.widget  # noqa: B018
+    (place,) = explorer.views.content["places"]
+    assert place["said"].startswith("few: 5 points are left")
+    assert (explorer.hand, explorer.best) == (None, None)
+    assert explorer.restore(explorer.state()).state()["curve"] == "few"
+    explorer.saving.folder.value = str(tmp_path)
+    explorer.saving.save.click()
+    assert explorer.saving.said.value.startswith("5 points are left")
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="5 points are left"):
         explorer.show(interactive=False)
+    explorer.lists["curve"].value = "small"
+    assert explorer.hand["step_at_break"] == pytest.approx(explorer.best.step_at_break / 3, rel=0.1)
+    assert explorer.views.values["at"] == list(explorer.choices("break_step", explorer.now)).index(
+        explorer.now["break_step"]
+    )
+    explorer.lists["curve"].value = "few"
+    assert explorer.views.content["places"] == [place]
 
 
 def test_names_are_text_never_html():
-    named = curve("<img src=x>").tail(5)
-    said = DecelerationExplorer(named).said.value
-    assert "<img" not in said
-    assert "&lt;img" in said
-
-
-def test_the_still_explorer_is_two_figures(explorer, tmp_path):
-    explorer.show(str(tmp_path), interactive=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"break_by_hand.svg", "break_profile.svg"}
+    named = points().filter(pl.col("curve") == "small").with_columns(curve=pl.lit("<img src=x>"))
+    under = DecelerationExplorer(named).moving().places[0].under
+    assert "<img" not in under
+    assert "&lt;img" in under
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dissent explorer: one slider moves both views, pickers redraw them, names are text."""
+"""The dissent explorer: what it starts with, its words and numbers against the table, what it refuses."""
 
 import polars as pl
 import pytest
@@ -14,65 +14,54 @@ def explorer():
     return DissentExplorer(frames.dissent(), published={"14M": -0.97})
 
 
+def colours(explorer):
+    return found(explorer.moving().chart.to_dict(), "line")[0]["encoding"]["color"]["scale"]
+
+
 def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
-    assert explorer.checkpoint.slider.value == 1024
+    assert explorer.state() == {"curve": "", "group": "", "step": 1024}
     assert explorer.rows.equals(frames.dissent())
-    assert "17k" in explorer.said.value
-    assert explorer.said.value.count("<tr>") == 1 + 2 * len(frames.GROUPS)
 
 
-def test_the_slider_moves_both_views_and_redraws_none(explorer):
-    specs = [view.spec for view in explorer.views.widget.children]
-    explorer.checkpoint.slider.value = 64
-    assert [view._params for view in explorer.views.widget.children] == [{"plane_step": 64.0}] * 2
-    assert all(view.spec is spec for view, spec in zip(explorer.views.widget.children, specs, strict=True))
-    row = frames.dissent().filter(step=64, curve="17k", group="rare").row(0, named=True)
-    assert f"{row['dissent']:.2f}".replace("-", "−") in explorer.said.value
+def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
+    place = explorer.moving().places[list(explorer.choices("step", explorer.now)).index(64)]
+    here = frames.dissent().filter(step=64)
+    assert place.under.count("<tr>") == 1 + len(here)
+    for value in here["dissent"]:
+        assert f"{value:.2f}".replace("-", "−") in place.under
+    ends = (f"{value:.2f} [".replace("-", "−") for value in (here["dissent"].min(), here["dissent"].max()))
+    assert place.said.startswith("Step 64: dissent ")
+    assert all(end in place.said for end in ends)
+    explorer.restore({"curve": "17k", "group": "rare"})
+    said = explorer.moving().places[-1].said
+    assert said.startswith("Step 1,024: dissent ")
+    assert said.endswith("(17k, rare).")
+    assert len(said) < 80
 
 
-def test_each_view_is_sent_only_parameters_that_it_has(explorer):
-    for view in explorer.views.widget.children:
-        assert set(view._params) == {param["name"] for param in view.spec["params"] if "select" not in param}
-
-
-def test_pickers_redraw_and_groups_keep_their_colours(explorer):
-    plane = explorer.views.widget.children[0]
-    whole = found(plane.spec, "line")[0]["encoding"]["color"]["scale"]
-    explorer.curve.value = "260k"
-    explorer.group.value = "common"
-    assert explorer.rows["curve"].unique().to_list() == ["260k"]
-    scale = found(plane.spec, "line")[0]["encoding"]["color"]["scale"]
-    assert scale == {"domain": ["common"], "range": [whole["range"][2]]}
-    explorer.group.value = explorer.curve.value = ""
-    assert explorer.rows.equals(frames.dissent())
+def test_groups_keep_their_colours(explorer):
+    whole = colours(explorer)
+    explorer.restore({"curve": "260k", "group": "common"})
+    assert explorer.rows.equals(frames.dissent().filter(curve="260k", group="common"))
+    assert colours(explorer) == {"domain": ["common"], "range": [whole["range"][2]]}
 
 
 def test_a_curve_that_was_not_measured_there_is_shown_at_its_nearest_step():
     table = frames.dissent().filter((pl.col("curve") == "260k") | (pl.col("step") <= 64))
-    explorer = DissentExplorer(table)
-    explorer.curve.value = "17k"
-    assert explorer.views.widget.children[0]._params == {"plane_step": 64.0}
-    assert explorer.said.value.count("<tr>") == 1 + len(frames.GROUPS)
+    assert DissentExplorer(table).restore({"curve": "17k"}).now["step"] == 64
 
 
-def test_one_curve_without_a_name_has_no_picker():
+def test_one_curve_without_a_name_has_no_list():
     explorer = DissentExplorer(frames.dissent(("17k",)).drop("curve"), group="rare", step=8)
-    assert len(explorer.widget.children[0].children) == 1
+    assert explorer.widget.children[0].children == (explorer.lists["group"],)
     assert explorer.rows["group"].unique().to_list() == ["rare"]
-    assert explorer.said.value.count("<tr>") == 2
 
 
 def test_names_are_text_never_html():
     named = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
-    said = DissentExplorer(named.unique(["curve", "step"], maintain_order=True)).said.value
-    assert "<img" not in said
-    assert "&lt;img" in said
-
-
-def test_the_still_explorer_is_two_figures(explorer, tmp_path):
-    explorer.show(str(tmp_path), interactive=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"dissent_plane.svg", "dissent_over_training.svg"}
-    assert "step 1,024" in (tmp_path / "dissent_plane.svg").read_text(encoding="utf-8")
+    place = DissentExplorer(named.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
+    assert "<img" not in place.under
+    assert "&lt;img" in place.under
 
 
 @pytest.mark.parametrize(

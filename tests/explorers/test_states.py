@@ -1,15 +1,22 @@
-"""Every explorer of a table: its state brings back the same pictures, its views are saved, its page has all places."""
+"""Every explorer of a table: state, lists, slider, files; what they share is tested here, on each."""
 
 import ast
+import base64
+import hashlib
+import json
+from xml.etree import ElementTree
 
+import nbformat
 import polars as pl
 import pytest
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
+from lmdynamics import charts
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.deceleration import DecelerationExplorer
-from lmdynamics.explorers.dissent import DissentExplorer
+from lmdynamics.explorers.explorer import together
+from tests.batch.notebooks import write_notebook
 from tests.charts import interference_frames as frames
-from tests.charts.losses import points
 from tests.explorers.made import MAKE
 
 ELSEWHERE = {
@@ -23,55 +30,59 @@ STALE = [
     ("deceleration", {"curve": "smal"}, "curve is 'smal', which is not there"),
     ("deceleration", {"skip_steps": 7}, "skip_steps is 7"),
     ("deceleration", {"break_step": -1.0}, "a step, 0 or more"),
-    ("deceleration", {"smoothing": "spline"}, "smoothing is 'spline'"),
     ("dissent", {"group": "<b>"}, "group is '<b>'"),
-    ("dissent", {"step": 3}, "step is 3, which is not there .any more.; there are: 0, 1"),
     ("dissent", {"steps": 3}, "did you mean 'step'"),
-    ("pairs", {"paradigm": "farr"}, "paradigm is 'farr'"),
     ("pairs", {"paradigm": "far", "pair": 3}, "pair is 3, which is not there .any more.; there are: -1, 8"),
     ("pairs", {"pair": 3}, "there are: -1$"),
-    ("pairs", {"run": "b", "step": 3}, "step is 3"),
-    ("pairs", {"run": "c"}, "there are: a, b"),
+    ("pairs", {"run": "b", "step": 3}, "step is 3, which is not there .any more.; there are: 0, 1"),
+    ("trajectories", {"measure": "loss", "run": "d"}, "run is 'd', which is not there"),
     ("zero_sum", {"run": "c"}, "there are: a, b"),
-    ("zero_sum", {"run": "b", "batch": 1}, "no batch 1"),
-    ("zero_sum", {"step": 3}, "step 3 was not measured"),
-    ("zero_sum", {"row": 99}, "no row 99"),
+    ("zero_sum", {"run": "b", "batch": 1}, "batch is 1"),
+    ("zero_sum", {"row": 99}, "row is 99"),
 ]
 EACH = pytest.mark.parametrize("name", MAKE)
 
 
+def digest(content) -> str:
+    """Of what is too large to be compared in a message."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def seen(explorer) -> dict:
-    """Everything that a reader sees of an explorer."""
-    drawn = {name: chart.to_dict() for name, chart in explorer.stills().items()}
-    parameters = [view._params for view in explorer.views.widget.children]
-    return {"drawn": drawn, "parameters": parameters, "said": explorer.said.value}
+    """Everything that a reader sees of an explorer, as a page gets it."""
+    lists = {entry: (control.options, control.value) for entry, control in explorer.lists.items()}
+    return {"content": digest(explorer.views.content), "values": explorer.views.values, "lists": lists}
+
+
+def shown(name):
+    explorer = MAKE[name]()
+    assert explorer.widget is explorer.widget
+    return explorer
+
+
+def move(explorer, place: int) -> None:
+    """As a reader who moves the slider."""
+    explorer.views.values = {**explorer.views.values, "at": place}
 
 
 @EACH
-def test_a_state_brings_back_the_same_pictures(name):
-    before = MAKE[name]().restore(ELSEWHERE[name])
+def test_a_state_brings_back_the_same_views(name):
+    before = shown(name).restore(ELSEWHERE[name])
     state = before.state()
     assert state == ast.literal_eval(repr(state))
     assert state.keys() >= ELSEWHERE[name].keys()
-    after = MAKE[name]()
+    after = shown(name)
     assert seen(after) != seen(before)
     assert after.restore(state) is after
-    assert after.state() == state
-    assert seen(after) == seen(before)
-    if name == "zero_sum":
-        assert after.text.value == before.text.value
-
-
-@EACH
-def test_a_fresh_explorer_restored_to_its_own_state_stays_as_it_is(name):
-    explorer = MAKE[name]()
-    before = seen(explorer)
-    assert seen(explorer.restore(explorer.state())) == before
+    assert (after.state(), seen(after)) == (state, seen(before))
+    unshown = MAKE[name]().restore(state)
+    assert (unshown.state(), digest(unshown.moving().content())) == (state, seen(before)["content"])
+    assert all(table.equals(before.tables()[view]) for view, table in unshown.tables().items())
 
 
 @pytest.mark.parametrize(("name", "state", "says"), STALE)
 def test_a_state_that_fits_no_more_changes_nothing(name, state, says):
-    explorer = MAKE[name]()
+    explorer = shown(name)
     before = seen(explorer), explorer.state()
     with pytest.raises(UserError, match=says) as refusal:
         explorer.restore(state)
@@ -80,45 +91,131 @@ def test_a_state_that_fits_no_more_changes_nothing(name, state, says):
 
 
 @EACH
-def test_views_are_saved_with_their_data(name, tmp_path):
+def test_the_slider_moves_state_and_data_and_redraws_nothing(name):
+    explorer = shown(name)
+    content, state, tables = digest(explorer.views.content), explorer.state(), explorer.tables()
+    places = list(explorer.choices(explorer.place, explorer.now))
+    assert places.index(state[explorer.place]) == explorer.views.values["at"]
+    move(explorer, 1)
+    assert explorer.state() == {**state, explorer.place: places[1]}
+    assert digest(explorer.views.content) == content
+    for view, table in explorer.tables().items():  # of one step, or of all of them
+        assert table.equals(tables[view]) or set(table["step"]) == {places[1]}
+    still = digest(charts.to_svg(explorer.moving().still()))
+    assert still == digest(charts.to_svg(MAKE[name]().restore(explorer.state()).moving().still()))
+    move(explorer, 2)
+    assert digest(charts.to_svg(explorer.moving().still())) != still
+
+
+@EACH
+def test_the_page_gets_plain_json_with_words_for_every_place(name):
     explorer = MAKE[name]()
+    content = explorer.moving().content()
+    assert digest(json.loads(json.dumps(content, allow_nan=False))) == digest(content)
+    known = explorer.choices(explorer.place, explorer.now)
+    assert [place["name"] for place in content["places"]] == list(known.values())
+    assert all(place["said"] and place["said"] != place["name"] for place in content["places"])
+
+
+@EACH
+def test_the_picture_fits_on_one_screen(name):
+    (still,) = MAKE[name]().stills().values()
+    svg = ElementTree.fromstring(charts.to_svg(still))
+    assert float(svg.get("width")) <= 960
+    assert float(svg.get("height")) <= 700
+
+
+@EACH
+def test_views_are_saved_with_their_data_and_nothing_is_overwritten(name, tmp_path):
+    explorer = shown(name)
     explorer.saving.folder.value = str(tmp_path)
-    explorer.saving.save.click()
-    assert explorer.saving.said.value.startswith("saved ")
-    kinds = {view: sorted(path.suffix for path in tmp_path.glob(f"{view}.*")) for view in explorer.stills()}
-    assert all(found == [".csv", ".png", ".svg"] for found in kinds.values())
-    for view, table in explorer.tables().items():
+    for times in (1, 2):
+        explorer.saving.save.click()
+        assert explorer.saving.said.value.startswith("saved ")
+        tables = explorer.tables()
+        assert len(list(tmp_path.iterdir())) == times * (2 + len(tables))
+    assert {f"{explorer.name}.svg", f"{explorer.name}.png"} <= {path.name for path in tmp_path.iterdir()}
+    for view, table in tables.items():
         assert len(pl.read_csv(tmp_path / f"{view}.csv", infer_schema_length=None)) == len(table)
 
 
 @EACH
-def test_a_page_gets_every_place_and_the_same_start(name):
+def test_the_still_explorer_is_one_figure(name, tmp_path):
     explorer = MAKE[name]()
-    linked = explorer.linked()
-    slider = explorer.place if name == "deceleration" else explorer.checkpoint.slider
-    assert [place.name for place in linked.places] == [label for label, _ in slider.options]
-    start = linked.places[linked.start]
-    assert start.name == slider.label
-    for view in explorer.views.widget.children:
-        assert view._params.items() <= {key: float(value) for key, value in start.values.items()}.items()
-    assert all(place.said for place in linked.places)
+    explorer.show(str(tmp_path), interactive=False)
+    assert [path.name for path in tmp_path.glob("*.svg")] == [f"{explorer.name}.svg"]
 
 
-def test_what_cannot_be_fitted_cannot_be_saved_but_has_a_state(tmp_path):
-    few = pl.DataFrame({"curve": "few", "step": [1.0, 2.0], "loss": [2.0, 1.0]})
-    explorer = DecelerationExplorer(pl.concat([points().select(few.columns).cast(few.schema), few]), curve="few")
-    explorer.saving.folder.value = str(tmp_path)
-    explorer.saving.save.click()
-    assert not list(tmp_path.iterdir())
-    assert "\n" not in explorer.saving.said.value
-    assert explorer.restore(explorer.state()).state()["curve"] == "few"
+@EACH
+def test_only_lists_with_a_choice_are_shown_and_each_draws_anew(name):
+    explorer = shown(name)
+    offered = explorer.widget.children[0].children
+    assert all(len(control.options) > 1 for control in offered)
+    control = offered[0]
+    other = next(value for _, value in control.options if value != control.value)
+    before = seen(explorer)
+    control.value = other
+    assert other in explorer.state().values()
+    assert seen(explorer)["content"] != before["content"]
 
 
-def test_dissent_in_words_is_all_of_few_and_the_ends_of_many():
-    explorer = DissentExplorer(frames.dissent())
-    assert explorer.linked().places[-1].said.count(" to ") == 1
-    explorer.restore({"curve": "17k", "group": "rare"})
-    said = explorer.linked().places[-1].said
-    assert said.startswith("Step 1,024: dissent ")
-    assert said.endswith("(17k, rare).")
-    assert len(said) < 80
+def test_lists_follow_one_another():
+    explorer = shown("pairs")
+    assert [value for _, value in explorer.lists["pair"].options] == [-1]
+    explorer.lists["paradigm"].value = "far"
+    assert [value for _, value in explorer.lists["pair"].options] == [-1, *range(8, 16)]
+    explorer.lists["pair"].value = 11
+    explorer.lists["paradigm"].value = "near"
+    assert explorer.lists["pair"].value == explorer.state()["pair"] == -1
+
+
+def test_another_run_keeps_the_place_or_its_nearest():
+    few = {"few": frames.one_step().filter(pl.col("step").is_in([1, 8, 64])), "all": frames.one_step()}
+    explorer = type(MAKE["zero_sum"]())(few, frames.texts, step=8)
+    explorer.widget  # noqa: B018
+    explorer.lists["run"].value = "all"
+    assert explorer.now["step"] == 8
+    move(explorer, 10)
+    explorer.lists["run"].value = "few"
+    assert (explorer.now["step"], explorer.views.values["at"]) == (64, 2)
+
+
+def test_explorers_go_together_each_to_its_own_nearest():
+    one, other, apart = shown("pairs"), shown("dissent"), shown("trajectories")
+    together(one, other)
+    assert (one.now["step"], other.now["step"], apart.now["step"]) == (16, 16, 512)
+    move(other, 3)
+    assert (one.now["step"], other.now["step"]) == (4, 4)
+    move(other, 11)
+    assert (one.now["step"], other.now["step"]) == (16, 1024)
+    move(one, 0)
+    assert (one.now["step"], other.now["step"], apart.now["step"]) == (0, 0, 512)
+
+
+WITHIN_IF = """\
+from tests.explorers.made import MAKE
+from lmdynamics import charts
+if True:
+    MAKE["deceleration"]().show()
+"""
+PLAIN = "charts.show(MAKE['deceleration']().stills()['explorer_break'], 'profile')"
+
+
+@pytest.mark.notebook
+def test_a_notebook_executed_without_a_page_has_pictures(tmp_path):
+    """An explorer within an `if` and a plain chart, both interactive, as nbclient, nbconvert and papermill run them."""
+    notebook = nbformat.read(write_notebook(tmp_path / "plain.ipynb", WITHIN_IF, PLAIN, parameters=None), as_version=4)
+    NotebookClient(notebook, kernel_name="python3").execute()
+    outputs = [[output.data for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+    assert [[sorted(data) for data in shown] for shown in outputs] == [
+        [
+            ["application/vnd.jupyter.widget-view+json", "text/plain"],
+            ["image/png", "text/plain"],
+            ["text/html", "text/plain"],
+        ],
+        [["application/vnd.vegalite.v5+json", "image/png", "text/plain"]],
+    ]
+    pictures = [data["image/png"] for shown in outputs for data in shown if "image/png" in data]
+    assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    assert all(picture.replace("\n", "") in page.replace("\n", "") for picture in pictures)

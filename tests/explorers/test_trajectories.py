@@ -1,6 +1,4 @@
-"""The explorer of curves over training: its table, its pickers, and what stands beside the charts."""
-
-import ast
+"""The explorer of curves over training: its table, its lists, and what stands below the charts."""
 
 import polars as pl
 import pytest
@@ -8,7 +6,7 @@ import pytest
 from lmdynamics.charts import ColouredTokens
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
-from tests.charts.test_small_multiples import curves
+from tests.charts.test_small_multiples import STEPS, curves
 
 
 def coloured(step: int) -> ColouredTokens:
@@ -21,99 +19,54 @@ def explorer():
     return TrajectoryExplorer(curves(), percent=["accuracy"], beside=coloured)
 
 
-def chart(explorer):
-    return explorer.views.widget.children[0]
+def place(explorer, step):
+    return explorer.moving().places[STEPS.index(step)]
 
 
 def test_it_starts_at_the_last_checkpoint_with_all_runs_and_measures(explorer):
     assert explorer.state() == {"run": "", "measure": "", "step": 512}
-    assert [explorer.said.value.count(f">{run}<") for run in "abc"] == [1, 1, 1]
-    assert "357.1% [337.1%, 387.1%]" in explorer.said.value
-    assert "3.571 [3.371, 3.871]" in explorer.said.value
+    table = place(explorer, 512).under
+    assert [table.count(f">{run}<") for run in "abc"] == [1, 1, 1]
+    assert "357.1% [337.1%, 387.1%]" in table
+    assert "3.571 [3.371, 3.871]" in table
 
 
-def test_the_slider_sends_a_number_and_the_page_follows(explorer):
-    spec = chart(explorer).spec
-    explorer.checkpoint.slider.value = 8
-    assert chart(explorer).spec is spec
-    assert chart(explorer)._params == {"curves_step": 8.0}
-    assert "4.167" in explorer.said.value
-    assert "at 8" in explorer.under.value
-    assert "<b>&lt;b&gt;" not in explorer.under.value
-    assert "&lt;b&gt;" in explorer.under.value
+def test_each_place_has_its_words_its_numbers_and_what_stands_below(explorer):
+    here = place(explorer, 8)
+    assert here.said.startswith("Step 8: loss ")
+    assert "4.167" in here.under
+    assert "at 8" in here.under
+    assert "&lt;b&gt;" in here.under
+    assert "<b>&lt;b&gt;" not in here.under
 
 
-def test_a_click_in_any_panel_goes_to_the_nearest_checkpoint(explorer):
-    names = list(chart(explorer)._vl_selections)
-    assert len(names) == 6
-    for name, x, step in zip(names, (0.5, 0.8, 5, 30, 1e4, 1.1), (0, 1, 8, 64, 512, 1), strict=True):
-        chart(explorer)._vl_selections = {
-            **chart(explorer)._vl_selections,
-            name: {"value": {"x": [x], "vlPoint": {"or": []}}, "store": []},
-        }
-        assert explorer.checkpoint.step == step
-
-
-def test_pickers_choose_panels_and_columns(explorer):
-    explorer.run.value = "b"
-    assert "<td" in explorer.said.value
-    assert explorer.said.value.count("<tr>") == 2
-    explorer.measure.value = "loss"
-    assert "accuracy" not in explorer.said.value
-    assert "grey: the others" in str(chart(explorer).spec["title"])
+def test_lists_choose_panels_and_columns(explorer):
+    explorer.widget  # noqa: B018
+    explorer.lists["run"].value = "b"
+    explorer.lists["measure"].value = "loss"
+    table = TrajectoryExplorer(curves(), run="b", measure="loss").moving().places[-1].under
+    assert table.count("<tr>") == 2
+    assert "accuracy" not in table
+    assert explorer.views.content["places"][-1]["under"].startswith(table)
+    assert "grey: the others" in str(explorer.views.content["spec"]["title"])
 
 
 def test_a_run_without_the_checkpoint_stands_at_its_nearest():
     late = pl.concat([curves(runs=("a",)), curves(runs=("b",)).filter(pl.col("step") >= 8)])
     explorer = TrajectoryExplorer(late, step=1)
-    assert ">8<" in explorer.said.value
-    assert explorer.checkpoint.steps == [0, 1, 8, 64, 512]
-
-
-def test_a_state_brings_back_the_same_page(explorer):
-    explorer.restore({"run": "c", "measure": "accuracy", "step": 64})
-    state = explorer.state()
-    assert state == ast.literal_eval(repr(state))
-    after = TrajectoryExplorer(curves(), percent=["accuracy"], beside=coloured).restore(state)
-    assert chart(after).spec == chart(explorer).spec
-    assert (after.said.value, after.under.value) == (explorer.said.value, explorer.under.value)
+    assert explorer.steps == STEPS
+    assert ">8<" in place(explorer, 1).under
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("frame", "options", "says"),
     [
-        ({"run": "d"}, "run is 'd', which is not there"),
-        ({"step": 3}, "step is 3"),
-        ({"runs": ""}, "did you mean 'run'"),
+        (curves(), {"step": 3}, "step 3 was not measured"),
+        (curves(), {"run": "d"}, "no run 'd'"),
+        (curves(), {"measure": "los"}, "did you mean 'loss'"),
+        (curves().clear(), {}, "no rows"),
     ],
 )
-def test_a_state_that_fits_no_more_changes_nothing(explorer, state, says):
-    before = explorer.state()
+def test_what_cannot_be_explored_is_said(frame, options, says):
     with pytest.raises(UserError, match=says):
-        explorer.restore({"measure": "loss", **state})
-    assert explorer.state() == before
-
-
-def test_a_page_gets_every_checkpoint_with_what_stands_beside(explorer):
-    linked = explorer.linked()
-    assert [place.at for place in linked.places] == explorer.checkpoint.steps
-    assert "at 64" in linked.places[3].under
-    assert linked.places[3].said.startswith("Step 64: loss ")
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"step": 3}, "step 3 was not measured"),
-        ({"run": "d"}, "no run 'd'"),
-        ({"measure": "los"}, "did you mean 'loss'"),
-    ],
-)
-def test_a_start_that_is_not_there_is_refused(options, says):
-    with pytest.raises(UserError, match=says):
-        TrajectoryExplorer(curves(), **options)
-
-
-def test_no_rows_are_refused():
-    with pytest.raises(UserError, match="no rows"):
-        TrajectoryExplorer(curves().clear())
+        TrajectoryExplorer(frame, **options)

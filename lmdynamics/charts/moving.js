@@ -1,0 +1,37 @@
+// Shows a chart with its controls above it, and at each place of its slider the words that belong to it.
+// Everything it needs is in `content`: { spec, places }. Resolves to Vega's view and a function that ends it.
+const rows = columns => {
+  const names = Object.keys(columns);
+  return names.length ? columns[names[0]].map((_, i) => Object.fromEntries(names.map(n => [n, columns[n][i]]))) : [];
+};
+
+async function show(element, { spec, places }) {
+  const datasets = Object.fromEntries(Object.entries(spec.datasets).map(([key, data]) => [key, rows(data)]));
+  const part = (tag, attributes = {}) => Object.assign(document.createElement(tag), attributes);
+  const whole = part("div", { className: "lmd-moving" });
+  const chart = part("div", { className: "lmd-chart" });
+  const said = part("p", { role: "status" });
+  const under = part("div", { className: "lmd-under" });
+  const { view, finalize } = await vegaEmbed(chart, { ...spec, datasets });
+
+  const controls = chart.querySelector(".vega-bindings");
+  const slider = controls.querySelector("input[type=range]");
+  const name = part("output", { ariaHidden: "true" });
+  slider.nextElementSibling.replaceWith(name); // Vega's own shows the number of the place
+  // JupyterLab would take arrow keys for its own
+  for (const control of controls.querySelectorAll("input, select")) control.dataset.lmSuppressShortcuts = "true";
+  const move = () => {
+    const place = places[view.signal("at")];
+    name.value = place.name;
+    slider.setAttribute("aria-valuetext", place.name);
+    if (said.textContent !== place.said) said.textContent = place.said;
+    under.innerHTML = place.under; // made and escaped in Python
+  };
+  view.addSignalListener("at", move);
+  chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys go on from a click
+  whole.append(controls, said, chart, under);
+  element.replaceChildren(whole);
+  under.style.maxHeight = `${Math.max(120, 590 - chart.offsetHeight)}px`; // all of it on one screen
+  move();
+  return { view, finalize };
+}
