@@ -20,6 +20,7 @@ _PUBLIC = {
     "fit_deceleration": "lmdynamics.analysis.deceleration",
     "Deceleration": "lmdynamics.analysis.deceleration",
     "fit_curves": "lmdynamics.analysis.fits",
+    "Measurement": "lmdynamics.measurements.trace",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",
