@@ -115,7 +115,7 @@ def test_figures_together_keep_their_dress_and_their_words():
 # strips over a panel --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.sets(st.integers(0, 10**6), min_size=1, max_size=20), st.sets(st.integers(0, 10**6), min_size=1, max_size=9))
 def test_strips_tile_the_axis_and_lead_to_the_nearest_place(measured, places):
     steps, cursor, x = sorted(measured), Cursor(sorted(places)), step_axis(measured)
@@ -145,6 +145,7 @@ def test_nearest_is_so_on_a_logarithmic_axis(step, found):
 # data of every place --------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # the first call of polars takes long on a busy machine
 @given(st.dictionaries(st.tuples(st.integers(0, 3), st.sampled_from("ab")), st.integers(0, 9), max_size=8))
 def test_over_places_equals_a_loop(values):
     schema = {"step": pl.Int64, "name": pl.String, "value": pl.Int64}

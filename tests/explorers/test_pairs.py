@@ -92,7 +92,7 @@ def test_one_paradigm_has_no_list_and_no_second_view():
     trace = TRACE.filter(paradigm="far")
     explorer = PairExplorer(trace, PAIRS, step=4)
     assert list(explorer.tables()) == ["pair_race"]
-    assert not found(explorer.moving().chart.to_dict(), "point")
+    assert "hconcat" not in explorer.moving().chart.to_dict()
     assert explorer.state()["paradigm"] == "far"
     assert explorer.widget.children[0].children == (explorer.lists["pair"],)
     row = judged_right(trace).filter(step=4).row(0, named=True)
