@@ -77,7 +77,7 @@ def test_a_relation_brings_its_best_head_and_redraws_map_and_arcs(explorer):
     assert (explorer.now.layer, explorer.now.head, explorer.now.direction) == best
     assert control(box, "Dropdown", "head")[0].value == best[1]
     assert (heads.params.chosen_layer, heads.params.chosen_head) == best[:2]
-    assert other in heads.spec["title"]["text"]
+    assert heads.spec["title"]["text"] == [f"Which heads follow {other}"]
     assert f"layer {best[0]}, head {best[1]}" in json.dumps(arcs.spec)
 
 
