@@ -43,7 +43,9 @@ def live_training(
         f"{name}; grey: single batches, blue: their mean and middle 80 %",
         f"Loss, rates and measurements of {name} while it is trained, over {steps:,} steps on a logarithmic axis.",
     ).add_params(*parameters)
-    chart.title.text = alt.ExprRef("said")
+    chart.title.text = alt.ExprRef(
+        r"split(replace(said, ', loss', '\nloss'), '\n')"
+    )  # it is longer than the chart is wide
     # new rows bring wider labels and a longer title: the picture grows with them, or they would be cut off
     return chart.properties(autosize=alt.AutoSizeParams(type="pad", resize=True))
 

@@ -7,6 +7,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, capital
+from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError, shortened
@@ -45,12 +46,14 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
     tips += [f"{name}:Q" for name in ("interference", "tokens") if name in rows.columns]
     end = float(f"{most / 1.6:.1g}")
     ticks = {"tickCount": 5} if len(steps) < 3 else {"values": [-end, 0, end]}
+    width = WIDTH - 80 if len(steps) == 1 else 240 if len(steps) == 2 else 150
+    under = wrapped("nats per token" if len(steps) > 2 else "change of loss (nats per token of the text)", width)
     panels, said = [], []
     for index, step in enumerate(steps):
         here = rows if step is None else rows.filter(pl.col("step") == step)
         y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
         y = y.axis(labels=index == 0, ticks=False, domain=False, labelLimit=240, labelPadding=8)
-        x = alt.X(title="nats per token" if len(steps) > 2 else "change of loss (nats per token of the text)")
+        x = alt.X(title=under)
         x = x.scale(domain=[-most, most], nice=False).axis(labelExpr=SIGNED, grid=False, **ticks)
         base = alt.Chart(here).encode(y, tooltip=tips)
         bars = [
@@ -64,7 +67,6 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
             layers.append(reach.encode(alt.X2("net_high:Q")))
         dot = base.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=48, opacity=1)
         layers.append(dot.encode(_along(x, "net")))
-        width = WIDTH - 80 if len(steps) == 1 else 240 if len(steps) == 2 else 150
         panel = alt.layer(*layers).properties(width=width, height=ROW * len(groups))
         if step is not None:
             until = here["until"][0] if "until" in here.columns else None

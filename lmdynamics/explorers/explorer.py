@@ -216,13 +216,19 @@ def missing(entry: str, value: Any, known: Collection) -> str:
 
 def together(*explorers: Explorer) -> None:
     """Explorers whose checkpoints move together: each goes to its checkpoint nearest to where another was put."""
+    following = False
 
     def follow(leader: Explorer) -> None:
+        nonlocal following
+        if following:  # it was moved by another one
+            return
+        following = True
         for explorer in explorers:
             places = list(explorer.choices(explorer.place, explorer.now))
             at = places.index(nearest(places, leader.now[leader.place]))
             if explorer is not leader and explorer.views.values[AT] != at:
                 explorer.views.values = {**explorer.views.values, AT: at}
+        following = False
 
     for explorer in explorers:
         explorer.views.observe(lambda _, explorer=explorer: follow(explorer), names="values")

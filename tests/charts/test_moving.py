@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lmdynamics import charts
 from lmdynamics.charts.axes import AT, Cursor, nearest, on_step_axis, step_axis, step_number, strips
 from lmdynamics.charts.moving import Place, above, beside, compact, moved, over_places, picker, slider
+from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import figure
 from lmdynamics.html import MOVING
 
@@ -28,7 +29,7 @@ def moving(start=4):
     cursor, data, x = Cursor(STEPS), on_step_axis(LOSS), step_axis(STEPS)
     here = alt.Chart(data).transform_filter(f"datum.step == {cursor.name}").mark_text()
     layers = [step_number(cursor, x), here.encode(x, alt.Text("loss:Q", format=".2f")), strips(data, x, cursor)]
-    told = alt.ExprRef(f"word + ' at step ' + {cursor.name}")
+    told = [Value("word"), " at step ", cursor.number]
     chart = figure(alt.layer(*layers), told, "", "A loss curve with a line at one checkpoint.")
     places = [Place(f"{step}", f"Step {step}.") for step in STEPS]
     return moved(chart, cursor, start, places, picker("word", "word", ["Loss", "Verlust"], "Loss"))

@@ -32,7 +32,8 @@ from tests.charts import (
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
 from tests.charts.losses import points
 
-FONTS = ["sans-serif", "DejaVu Sans", "Helvetica"]  # the reader's own, the widest, and a narrow one
+NARROW = "Nimbus Sans, Liberation Sans, Arial"
+FONTS = ["sans-serif", "DejaVu Sans", NARROW]  # the reader's own, the widest, a narrow one
 MEASURE = """font => {
   const style = document.createElement('style');
   style.textContent = `text { font-family: ${font} !important }`;

@@ -186,7 +186,7 @@ def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
     causal = curve.with_columns(reachable=pl.when(shuffled).then(0.5).when(late).then(0.7).otherwise(0.6))
     log = pl.DataFrame({"step": STEPS, "loss": [4.0] * len(STEPS)})
     for chart in (charts.uas_over_training, lambda frame: charts.loss_and_uas(log, frame)):
-        said, silent = (str(chart(frame).to_dict()["title"]) for frame in (causal, curve))
+        said, silent = (" ".join(chart(frame).to_dict()["title"]["subtitle"]) for frame in (causal, curve))
         assert "60% to 70% of the arcs, 50%" in said
         assert "looks left" not in silent
 

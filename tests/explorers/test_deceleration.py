@@ -49,7 +49,7 @@ def test_moving_the_break_looks_its_numbers_up_and_fits_nothing(explorer, monkey
 
 def test_another_curve_starts_anew_and_another_preparation_keeps_the_break(explorer, monkeypatch):
     explorer.lists["curve"].value = "large"
-    assert "'large'" in str(explorer.views.content["spec"]["vconcat"][0]["title"])
+    assert "'large with" in str(explorer.views.content["spec"]["vconcat"][0]["title"])
     assert explorer.hand["step_at_break"] == pytest.approx(explorer.best.step_at_break / 3, rel=0.1)
     move(explorer, 50)
     before = explorer.hand["step_at_break"]
