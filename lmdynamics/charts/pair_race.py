@@ -21,7 +21,7 @@ from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 from lmdynamics.errors import UserError
 
-WIDTH, DOTS = 400, 180  # side by side on a page, with the longest of Zorro's names
+WIDTH, DOTS = 400, 240  # side by side on a page, with the longest of Zorro's names
 LINES = {"good": (BLUE, [1, 0]), "bad": (VERMILION, [6, 4])}  # told apart by dashes alone, too
 LEVEL = ["(pseudo-)log-probability", "per sentence (nats)"]
 LEAD = ["good − bad", "(nats)"]

@@ -60,7 +60,7 @@ class Measured:
     @cached_property
     def best_heads(self) -> dict[str, tuple[int, int, str]]:
         """Layer, head and direction that follow each relation best at the last checkpoint."""
-        rows = self.best.sort("step").group_by("relation").last()
+        rows = self.best.sort("step", "relation").group_by("relation", maintain_order=True).last()
         return {row["relation"]: (row["layer"], row["head"], row["direction"]) for row in rows.to_dicts()}
 
     @cached_property

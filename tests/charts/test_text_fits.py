@@ -31,6 +31,7 @@ from tests.charts import (
 )
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
 from tests.charts.losses import points
+from tests.explorers.made import MAKE
 
 NARROW = "Nimbus Sans, Liberation Sans, Arial"
 FONTS = ["sans-serif", "DejaVu Sans", NARROW]  # the reader's own, the widest, a narrow one
@@ -71,15 +72,17 @@ def every_figure():
         yield from ((f"{module.__name__.split('_', 1)[1]}: {name}", make()) for name, make in module.EVERY.items())
     for module in (test_deceleration, test_trajectories):
         yield from module.every_chart().items()
-    sizes, cursor = test_scaling.sizes(), alt.param(name="at_step", value=64)
+    for name, make in MAKE.items():
+        yield f"explorer: {name}", make().moving().still()
+    sizes = test_scaling.sizes()
     two = sizes.filter(pl.col("parameters") <= sizes["parameters"].unique().sort()[1])
     yield "sizes", charts.size_trends(sizes, test_scaling.laws(), sizes)
     yield "two sizes", charts.size_trends(two, test_scaling.laws(pl.concat([two, two])))
     yield "gain parts", charts.gain_parts(split_gains(sizes))
     yield "early", charts.early_prediction(predict_early(points(), [0.2, 0.5]))
-    yield "multiples", small_multiples(test_small_multiples.curves(), cursor)
+    yield "multiples", small_multiples(test_small_multiples.curves())
     yield "trend", charts.record_trend(test_trend.accepted(0.61, 0.2, 0.62))
-    yield "head map", charts.layer_head_map(head_scores(), "nsubj", offset=0.4, cursor=cursor, chosen=(0, 3))
+    yield "head map", charts.layer_head_map(head_scores(), "nsubj", offset=0.4)
     yield "relations", charts.heads_by_relation(best_heads())
     arcs = predicted_heads(attention())
     yield "arcs", charts.sentence_arcs(WORDS, arcs.filter(step=arcs["step"].max()), HEADS, RELATIONS, "nsubj")
