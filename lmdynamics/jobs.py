@@ -8,12 +8,14 @@ other. Ctrl-C reaches the parent only.
 
 import atexit
 import os
+import pickle
 import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -28,17 +30,32 @@ from lmdynamics.errors import UserError
 CORES = "LMDYNAMICS_CORES"
 GPUS = "CUDA_VISIBLE_DEVICES"
 GRACE = 10  # seconds that a process gets to end by itself
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read as torch and numpy are imported
+PATIENCE = 600  # seconds that one gets to save what it does when nobody is left to tell it to end
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read as torch and numpy are imported
 _BEGIN = """\
 import sys
 from multiprocessing.connection import Connection
 told = Connection(int(sys.argv[2]), writable=False)
-sys.path[:] = told.recv()
+try:
+    sys.path[:] = told.recv()
+except EOFError:  # the parent is gone before it said anything
+    sys.exit(1)
 from lmdynamics.jobs import begin
 begin(told, Connection(int(sys.argv[3]), readable=False))
 """
 
 _running: WeakSet["Process"] = WeakSet()
+
+
+def _forget_all() -> None:
+    """In a plain fork of this process, as a DataLoader makes: its copies of the pipes would hide this one's end."""
+    for process in list(_running):
+        process._told.close()
+        process._reports.close()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def cores_here() -> int:
@@ -80,6 +97,9 @@ class Process:
     ):
         own = dict.fromkeys(_THREADS, str(threads)) if threads else {}
         own |= ({GPUS: gpu} if gpu else {}) | dict(environment or {})
+        while (low := os.open(os.devnull, os.O_RDWR)) < 3:  # where a daemon has closed 0, 1 or 2, no pipe may be one
+            pass
+        os.close(low)
         theirs, self._told = Pipe(duplex=False)
         self._reports, reports = Pipe(duplex=False)
         pipes = [theirs.fileno(), reports.fileno()]
@@ -87,7 +107,7 @@ class Process:
         try:
             with theirs, reports:
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", _BEGIN, name, *map(str, pipes)],
+                    [sys.executable, "-P", "-c", _BEGIN, name, *map(str, pipes)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=None if output is None else subprocess.STDOUT,
@@ -110,20 +130,28 @@ class Process:
 
     def send(self, message: Any) -> None:
         """Tell it something; it is not told if it has ended, and `receive` says so."""
+        packed = pickle.dumps(message)  # what cannot be sent is the caller's error, not the end of the process
         with suppress(OSError):
-            self._told.send(message)
+            self._told.send_bytes(packed)
 
     def poll(self, seconds: float = 0) -> bool:
         """Whether it has reported something or has ended, within some seconds."""
-        return self._reports.poll(seconds)
+        try:
+            return self._reports.poll(seconds) or self.status is not None
+        except OSError:  # closed: it is being stopped
+            return True
 
     def receive(self) -> Any:
         """Its next report, waited for; None when it has ended."""
         try:
-            return self._reports.recv()
+            while not self._reports.poll(1):
+                if self.status is not None and not self._reports.poll():  # though what it has started may hold its pipe
+                    raise EOFError
+            report = self._reports.recv_bytes()
         except (EOFError, OSError):  # between two reports, or within one
             self.wait()
             return None
+        return ForkingPickler.loads(report)
 
     def close(self) -> None:
         """Let it end: what it does is interrupted, as when this process ends. What it still reports can be received."""
@@ -141,6 +169,7 @@ class Process:
     def stop(self, grace: float = GRACE) -> None:
         """End it: let it end, then SIGTERM, then SIGKILL, with `grace` seconds after each."""
         self.close()
+        self._reports.close()  # nobody reads any more, and one that waits for a reader would not end
         for signalled in (self._popen.terminate, self._popen.kill):
             if self.wait(grace):
                 return
@@ -154,7 +183,8 @@ def _end_all() -> None:
     for process in list(_running):
         process.close()
     for process in list(_running):
-        process.wait()
+        while process.receive() is not None:  # one that waits for a reader would not end
+            pass
 
 
 class Parent:
@@ -163,15 +193,16 @@ class Parent:
     def __init__(self, told: connection.Connection, reports: connection.Connection):
         self._told, self._reports = told, reports
         self._unread: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._interrupts = False
+        self._inside = self._raised = False
         signal.signal(signal.SIGINT, self._interrupt)  # not ignored, which would be inherited by what is started here
         signal.signal(signal.SIGTERM, lambda *_: self._hear(None))
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, report: Any) -> None:
         """Report something; where nobody listens any more, nothing happens."""
+        packed = pickle.dumps(report)
         with suppress(OSError):
-            self._reports.send(report)
+            self._reports.send_bytes(packed)
 
     def receive(self) -> Any:
         """What the parent says next, waited for; None when nothing will come, as it has let go or has ended."""
@@ -184,16 +215,16 @@ class Parent:
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Inside, KeyboardInterrupt is raised when the parent says something, has said it already, or has ended."""
-        self._interrupts = True
+        self._inside, self._raised = True, False
         try:
             self._interrupt()
             yield
         finally:
-            self._interrupts = False
+            self._inside = False
 
     def _interrupt(self, *_) -> None:
-        if self._interrupts and not self._unread.empty():
-            self._interrupts = False  # once: what cleans up is left alone
+        if self._inside and not self._raised and not self._unread.empty():
+            self._raised = True  # once: what cleans up is left alone
             raise KeyboardInterrupt
 
     def _listen(self) -> None:
@@ -201,10 +232,12 @@ class Parent:
             while True:
                 self._hear(self._told.recv_bytes())
         self._hear(None)
+        time.sleep(PATIENCE)
+        os._exit(1)  # it is held up by something that no interrupt reaches
 
     def _hear(self, message: bytes | None) -> None:
         self._unread.put(message)
-        if self._interrupts:
+        if self._inside:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # even while it waits for something else
 
 
@@ -212,7 +245,10 @@ def begin(told: connection.Connection, reports: connection.Connection) -> None:
     """In a new process: do what the parent says first."""
     for pipe in (told, reports):
         os.set_inheritable(pipe.fileno(), False)  # what is started here must not hold the parent's end open
-    work, arguments = told.recv()
+    try:
+        work, arguments = told.recv()
+    except EOFError:  # the parent is gone
+        sys.exit(1)
     sys.exit(work(Parent(told, reports), *arguments))
 
 
@@ -261,10 +297,12 @@ class Pool(ThreadPoolExecutor):
                 if process is None or process.status is not None:  # not begun, or killed
                     process = Process(_answer, self._nice, **self._options[worker])
                     self._processes[worker] = process
-                process.send((work, arguments))
+            process.send((work, arguments))
             answer = process.receive()
         finally:
             self._free.put(worker)
+        if answer is None and process.status > 0:
+            raise UserError(f"its process ended with status {process.status}; what it printed says why")
         if answer is None:
             raise UserError("its process was killed, perhaps for want of memory; fewer workers need less")
         result, error = answer
@@ -288,8 +326,19 @@ def _answer(parent: Parent, nice: int) -> None:
         except KeyboardInterrupt:  # nobody wants the result any more
             return
         except Exception as error:
-            error.add_note(traceback.format_exc())
-            parent.send((None, error))
+            parent.send((None, _sendable(error)))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error with its traceback as a note; one that no pipe can carry as what it says."""
+    try:
+        ForkingPickler.loads(pickle.dumps(error))
+    except Exception:
+        note, error = traceback.format_exc(), RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(note)
+    else:
+        error.add_note("".join(traceback.format_exception(error)))
+    return error
 
 
 def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:

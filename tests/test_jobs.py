@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from importlib import import_module
 
 import psutil
 import pytest
+import torch
 
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import Parent, Pool, Process, aside, map_in_processes, visible_gpus
@@ -272,3 +275,94 @@ def test_work_that_nobody_waits_for_any_more_is_interrupted():
 def test_gpus_are_those_that_the_environment_names(monkeypatch, named, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible_gpus() == gpus
+
+
+# what cannot cross a pipe, and ends that come at odd moments --------------------------------------------------------
+
+
+class Bad(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def same(value):
+    return value
+
+
+def fail(how):
+    if how == "exit":
+        sys.exit(3)
+    error = Bad("this", "that")
+    error.lock = threading.Lock() if how == "lock" else None
+    raise error
+
+
+def test_tensors_cross():
+    with Pool(1) as pool:
+        assert torch.equal(pool.submit(same, torch.arange(3)).result(60), torch.arange(3))
+
+
+@pytest.mark.parametrize("how", ["lock", "two arguments"])
+def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(how):
+    with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as caught:
+        pool.submit(fail, how).result(60)
+    assert any("in fail" in note for note in caught.value.__notes__)
+
+
+def test_a_process_that_ends_itself_is_not_said_to_be_killed_and_the_next_call_has_another():
+    with Pool(1) as pool:
+        with pytest.raises(UserError, match="ended with status 3; what it printed says why"):
+            pool.submit(fail, "exit").result(60)
+        assert pool.submit(same, 1).result(60) == 1
+
+
+def test_what_cannot_be_sent_is_the_callers_error_and_the_pool_goes_on():
+    with Pool(1) as pool:
+        with pytest.raises((AttributeError, TypeError)):
+            pool.submit(same, threading.Lock()).result(60)
+        assert pool.submit(same, 1).result(60) == 1
+
+
+def wait(parent: Parent) -> None:
+    with suppress(KeyboardInterrupt), parent.interruptible():
+        parent.send("ready")
+        time.sleep(60)
+
+
+def test_orphans_end_whatever_copies_of_their_pipes_there_are(tmp_path):
+    """A parent without stdin and stdout starts one, forks, and is killed; the fork lives on."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from lmdynamics.jobs import Process\n"
+        "from tests.test_jobs import wait\n"
+        "process = Process(wait)\n"
+        "assert process.receive() == 'ready'\n"
+        "fork = os.fork()\n"
+        "if fork == 0: time.sleep(60)\n"
+        "open(sys.argv[1], 'w').write(f'{process.pid} {fork}')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    told = tmp_path / "pids"
+    subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", code, str(told)], check=False, timeout=60
+    )
+    child, fork = map(int, told.read_text().split())
+    try:
+        until = time.monotonic() + 20
+        while psutil.pid_exists(child) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not psutil.pid_exists(child)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+
+
+def chatter(parent: Parent) -> None:
+    parent.send("x" * 1_000_000)
+
+
+def test_one_that_waits_for_a_reader_is_stopped_without_delay():
+    process = Process(chatter)
+    time.sleep(1)
+    began = time.monotonic()
+    process.stop(grace=5)
+    assert time.monotonic() - began < 4

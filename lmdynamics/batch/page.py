@@ -13,8 +13,10 @@ from lmdynamics.html import MOVING, STILL
 
 SVG = "image/svg+xml"
 _EACH = """
-for (const section of document.querySelectorAll(".lmd-section"))
-  show(section.firstElementChild, JSON.parse(section.querySelector("script[type='application/json']").textContent));
+for (const section of document.querySelectorAll(".lmd-section")) {
+  const content = section.querySelector("script[type='application/json']").textContent;
+  new Promise(done => done(show(section.firstElementChild, JSON.parse(content)))).catch(console.error); // others go on
+}
 """
 
 

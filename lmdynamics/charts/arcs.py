@@ -76,7 +76,8 @@ def moving_arcs(
     """
     _check(words, predicted, heads, relations)
     parts = predicted.partition_by("step", "layer", "head", "direction", maintain_order=True)
-    known = pl.concat([part.with_columns(rise=_rises(part)) for part in parts])
+    none = predicted.clear().with_columns(rise=pl.lit(None, pl.Float64))
+    known = pl.concat([none, *(part.with_columns(rise=_rises(part)) for part in parts)])
     keys = ["layer", "head", "direction", "word"]
     rows = over_places(known, keys, ["predicted", "weight", "rise"], cursor.steps)
     attention = (

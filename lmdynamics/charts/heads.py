@@ -6,10 +6,10 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns, with_wilson
-from lmdynamics.analysis.syntax import best_directions, within_reach
+from lmdynamics.analysis.syntax import DIRECTIONS, best_directions, within_reach
 from lmdynamics.charts.axes import AT, Cursor
 from lmdynamics.charts.moving import over_places
-from lmdynamics.charts.text import Value
+from lmdynamics.charts.text import Value, quoted
 from lmdynamics.charts.theme import TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
 from lmdynamics.errors import UserError
@@ -66,21 +66,27 @@ def moving_head_map(
         best_directions(part).with_columns(relation=pl.lit(name))
         for (name,), part in rows.group_by("relation", maintain_order=True)
     )
-    shown = ["accuracy", "low", "high", "direction", "best"]
+    cells = cells.with_columns(onward=pl.col("direction") == DIRECTIONS[0])  # a third of the words' size on a page
+    shown = ["accuracy", "low", "high", "onward", "best"]
     marks = over_places(cells, ["relation", "layer", "head", "count"], shown, cursor.steps)
     base = alt.Chart(marks).transform_filter("datum.relation == relation")
     base = base.transform_calculate(**{name: f"datum.{name}_at[{AT}]" for name in shown})
-    base = base.transform_filter("isValid(datum.accuracy)")
+    named = " : ".join(map(quoted, DIRECTIONS))
+    base = base.transform_filter("isValid(datum.accuracy)").transform_calculate(direction=f"datum.onward ? {named}")
     tall = _size(cells)["height"] // cells["layer"].n_unique()
     dot = base.transform_filter("datum.layer == layer && datum.head == head").encode(**_grid())
     dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2)
     chart = alt.layer(*_map(base, cursor="pointer"), dot).properties(**_size(cells))
-    facts = alt.param(name="head_offsets", value={name: f"{share:.0%}" for name, share in offsets.items()})
+    reach = {name: within_reach(part) for (name,), part in rows.group_by("relation", maintain_order=True)}
+    facts = {"head_offsets": {name: f"{share:.0%}" for name, share in offsets.items()}, "head_reach": reach}
     offset = Value("head_offsets[relation] || 'unknown'", "unknown")
+    limit = Value(
+        "head_reach[relation] ? '(' + head_reach[relation] + ')' : ''", max(reach.values(), key=len, default="")
+    )
     title = ["Which heads follow ", Value("relation", max(offsets, key=len, default="")), ", step ", cursor.number]
     return figure(
-        chart.add_params(facts),
-        [*title, "; best fixed offset: ", offset],
+        chart.add_params(*(alt.param(name=name, value=value) for name, value in facts.items())),
+        [*title, "; best fixed offset: ", offset, *([" ", limit] if any(reach.values()) else [])],
         ["each in the better of its two directions;", "outlined: the best; dot: the one shown below"],
         "Accuracy of each attention head on one relation at one checkpoint.",
     )

@@ -28,6 +28,8 @@ async function show(element, { spec, places }) {
     under.innerHTML = place.under; // made and escaped in Python
   };
   view.addSignalListener("at", move);
+  for (const [part, event] of [[slider, "input"], [chart, "pointerdown"]])
+    part.addEventListener(event, () => view.signal("play", false)); // who moves it by hand wants it to stay there
   chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys go on from a click
   whole.append(controls, said, chart, under);
   element.replaceChildren(whole);

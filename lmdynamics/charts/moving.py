@@ -18,6 +18,7 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.charts.axes import AT, Cursor
+from lmdynamics.charts.theme import specification
 from lmdynamics.html import MOVING
 from lmdynamics.paths import cache_dir, writable
 
@@ -55,7 +56,7 @@ class Moving:
 
     def content(self) -> dict[str, Any]:
         """All that `moving.js` needs, as plain JSON: rows of data as columns, numbers to four digits."""
-        spec = compact(self.chart.to_dict(validate=False))
+        spec = compact(specification(self.chart, validate=False))
         # first, so that parameters computed from them find them
         patch = [{"op": "add", "path": "/signals/0", "value": signal} for signal in reversed(self.signals)]
         spec["usermeta"] = {"embedOptions": {"actions": False, "renderer": "svg", "mode": "vega-lite", "patch": patch}}
@@ -156,8 +157,10 @@ def _short(value):
     """A number to four digits; whole numbers stay whole, because steps are compared."""
     if isinstance(value, list):
         return [_short(each) for each in value]
-    if not isinstance(value, float) or not math.isfinite(value) or value == 0:
+    if not isinstance(value, float) or value == 0:
         return value
+    if not math.isfinite(value):  # which JSON cannot say
+        return None
     if value.is_integer():
         return int(value)
     return round(value, max(0, DIGITS - 1 - math.floor(math.log10(abs(value)))))

@@ -9,7 +9,7 @@ from xml.sax.saxutils import quoteattr
 import altair as alt
 
 from lmdynamics.charts.text import with_room
-from lmdynamics.charts.theme import STILL_TEXT, TEXT
+from lmdynamics.charts.theme import STILL_TEXT, TEXT, specification
 from lmdynamics.errors import UserError
 
 VEGALITE = "application/vnd.vegalite.v5+json"  # the newest that JupyterLab 4.6 draws without a kernel
@@ -21,7 +21,7 @@ class Picture:
 
     def __init__(self, chart: alt.TopLevelMixin):
         self.png = to_png(chart, scale=2)
-        self.description = str(chart.to_dict(validate=False).get("description", "a figure"))
+        self.description = str(specification(chart, validate=False).get("description", "a figure"))
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         width = int.from_bytes(self.png[16:20], "big") // 2
@@ -53,7 +53,7 @@ class Live(Picture):
         super().__init__(chart)
         options = {"actions": False, "renderer": "svg"}  # SVG takes the text colour of the page
         schema = "https://vega.github.io/schema/vega-lite/v5.json"
-        self.spec = {**chart.to_dict(), "$schema": schema, "usermeta": {"embedOptions": options}}
+        self.spec = {**specification(chart), "$schema": schema, "usermeta": {"embedOptions": options}}
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = super()._repr_mimebundle_()
@@ -90,7 +90,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers."""
     import vl_convert
 
-    spec = _drawable(chart.to_dict())
+    spec = _drawable(specification(chart))
     svg = vl_convert.vegalite_to_svg(_written(spec, STILL_TEXT), vl_version=_vegalite_version())
     return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
@@ -100,7 +100,7 @@ def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
     import vl_convert
 
     # vl-convert falsifies half-transparent colours on a transparent ground: orange comes out olive
-    spec = {**_drawable(chart.to_dict()), "background": "white"}
+    spec = {**_drawable(specification(chart)), "background": "white"}
     return vl_convert.vegalite_to_png(_written(spec, "#444444"), vl_version=_vegalite_version(), scale=scale)
 
 

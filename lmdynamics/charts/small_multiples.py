@@ -11,6 +11,7 @@ from lmdynamics.charts.conditions import axis_format, capital, findings, is_shar
 from lmdynamics.charts.lines import line_layers
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure
+from lmdynamics.errors import UserError
 
 ACROSS, LEAST, MOST = 850, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row
@@ -39,6 +40,8 @@ def small_multiples(
     data, _ = tidy(named, ["measure", "condition", "step", "value"], "small multiples")
     data = on_step_axis(data.drop_nulls("value"))
     shown = [name for name in names_of(data, "condition") if runs is None or name in runs]
+    if not shown:
+        raise UserError(f"small multiples: none of these runs has a value: {', '.join(runs or [])}")
     steps = steps_of(data)
     place = cursor if cursor is not None else steps[-1] if step is None else step
     here = cursor.name if cursor is not None else str(place)
@@ -56,7 +59,7 @@ def small_multiples(
             style = ".1%" if is_share(measure, percent) else ".4~g"
             tips = [alt.Tooltip(f"{column}:Q", format=style) for column in _numbers(own)]
             layers.append(upright(place, x))
-            if cursor is not None:
+            if cursor is not None and len(own):
                 layers.append(strips(own, x, cursor, tips))
             if i == 0:
                 layers.append(step_number(place, x))

@@ -106,3 +106,9 @@ THEME = alt.Config(
     header=alt.HeaderConfig(labelColor=TEXT, titleColor=TEXT, labelFontSize=12),
     text=alt.MarkConfig(color=TEXT),
 )  # fmt: skip
+
+
+def specification(chart: alt.TopLevelMixin, **options) -> dict:
+    """The chart as Vega-Lite, however many rows it has: a large model's map has one for each relation and head."""
+    with alt.data_transformers.disable_max_rows():
+        return chart.to_dict(**options)

@@ -109,11 +109,14 @@ class DecelerationExplorer(Explorer):
         step = float(wanted[self.place])
         if not 0 <= step < np.inf:
             raise UserError(f"the state's break_step is {step}; it should be a step, 0 or more")
-        afresh = step == 0 or (wanted["curve"] != self.now["curve"] and self.place not in given)
-        super().look({**wanted, "skip_steps": float(wanted["skip_steps"])}, [e for e in given if e != self.place])
-        if afresh and self.best:
-            self.now[self.place] = nearest(self.choices(self.place, self.now), ASIDE * self.best.step_at_break)
-            self.draw()
+        wanted = {**wanted, "skip_steps": float(wanted["skip_steps"])}
+        given = [entry for entry in given if entry != self.place]
+        if (step == 0 or (wanted["curve"] != self.now["curve"] and self.place not in given)) and all(
+            wanted[entry] in self.choices(entry, wanted) for entry in self.pickers
+        ):
+            seen = self.fitted(wanted)
+            wanted[self.place] = 0.0 if isinstance(seen, UserError) else ASIDE * seen.fit.step_at_break
+        super().look(wanted, given)
 
     def moving(self) -> Moving:
         seen = self.found

@@ -93,6 +93,8 @@ class Explorer(ABC):
         now: State = {}
         for entry, value in wanted.items():
             known = self.choices(entry, now)
+            if not known:
+                raise UserError(f"there is no {entry} for what is chosen; choose something else")
             if value not in known:
                 if entry in given:
                     check_among(entry, value, known)
@@ -101,13 +103,13 @@ class Explorer(ABC):
         before, self.now = self.now, now
         try:
             self.draw()
-        except UserError:
+        except BaseException:  # what cannot be drawn is not looked at
             self.now = before
             raise
 
     def draw(self) -> None:
         """The views and lists anew, where they are on a page."""
-        if "widget" in self.__dict__:
+        if "views" in self.__dict__:
             self.offer()
             self.views.draw(self.moving())
 
@@ -156,8 +158,8 @@ class Explorer(ABC):
         """Lists, picture and the row to save it. Made once; showing it twice shows the same state twice."""
         self.offer()
         wrap = widgets.Layout(flex_flow="wrap", grid_gap="0 18px")
-        shown = [control for control in self.lists.values() if len(control.options) > 1]
-        return widgets.VBox([widgets.HBox(shown, layout=wrap), self.status, self.views, self.saving.widget])
+        lists = widgets.HBox(list(self.lists.values()), layout=wrap)
+        return widgets.VBox([lists, self.status, self.views, self.saving.widget])
 
     def offer(self) -> None:
         """Give the lists what there is to choose from."""
@@ -170,6 +172,7 @@ class Explorer(ABC):
                     if options != list(control.options):
                         control.options = options
                     control.value = value
+                    control.layout.display = None if len(options) > 1 else "none"
                     longest = max(len(label) for label, _ in options) + len(self.pickers[entry])
                     control.layout.width = f"{min(90 + 8 * longest, 450)}px"
                 before[entry] = value
@@ -193,8 +196,12 @@ class Explorer(ABC):
     def _heard(self, values: Mapping[str, Any]) -> None:
         """What a reader moved within the picture."""
         places = list(self.choices(self.place, self.now))
-        self.now[self.place] = places[values[AT]]
-        self.now.update({entry: values[entry] for entry in self.heard})
+        heard = {**self.now, **{entry: values[entry] for entry in self.heard}}
+        known = all(heard[entry] in self.choices(entry, heard) for entry in self.heard)
+        if known and 0 <= values[AT] < len(places):
+            self.now = {**heard, self.place: places[values[AT]]}
+        else:  # the page sent this before it had the views that are there now
+            self.views.values = {AT: places.index(self.now[self.place]), **{e: self.now[e] for e in self.heard}}
 
 
 def with_all(names: Collection[str]) -> dict[str, str]:
@@ -223,12 +230,14 @@ def together(*explorers: Explorer) -> None:
         if following:  # it was moved by another one
             return
         following = True
-        for explorer in explorers:
-            places = list(explorer.choices(explorer.place, explorer.now))
-            at = places.index(nearest(places, leader.now[leader.place]))
-            if explorer is not leader and explorer.views.values[AT] != at:
-                explorer.views.values = {**explorer.views.values, AT: at}
-        following = False
+        try:
+            for explorer in explorers:
+                places = list(explorer.choices(explorer.place, explorer.now))
+                at = places.index(nearest(places, leader.now[leader.place]))
+                if explorer is not leader and explorer.views.values[AT] != at:
+                    explorer.views.values = {**explorer.views.values, AT: at}
+        finally:
+            following = False
 
     for explorer in explorers:
         explorer.views.observe(lambda _, explorer=explorer: follow(explorer), names="values")

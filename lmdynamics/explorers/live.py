@@ -21,26 +21,33 @@ _STYLE = (  # a page with the widget hides pictures and line; a page without it 
 _RENDER = """
 export default {
   async render({ model, el }) {
-    let shown = null, turn = 0;
+    let shown = null, turn = 0, telling = false, following = 0;
     const names = () => Object.keys(model.get("values"));
-    const follow = () => {
-      if (!shown) return;
-      for (const [name, value] of Object.entries(model.get("values")))
-        if (value !== shown.view.signal(name)) shown.view.signal(name, value);
-      shown.view.runAsync();
+    const follow = async () => {
+      if (!shown || telling) return;
+      const { view } = shown, values = model.get("values");
+      following++;
+      for (let pass = 0; pass < 2; pass++) { // a new relation brings its best head, before the one that is wanted
+        for (const [name, value] of Object.entries(values)) view.signal(name, value);
+        await view.runAsync();
+      }
+      following--;
     };
+    const tell = () => queueMicrotask(() => { // once all signals of this pulse have their values
+      if (following) return;
+      telling = true;
+      model.set("values", Object.fromEntries(names().map(name => [name, shown.view.signal(name)])));
+      telling = false;
+      model.save_changes();
+    });
     const draw = async () => {
       const mine = ++turn, place = document.createElement("div");
       const next = await show(place, model.get("content"));
       if (mine !== turn) return next.finalize(); // meanwhile there is something newer
       shown?.finalize();
       shown = next;
-      follow();
-      for (const name of names())
-        shown.view.addSignalListener(name, (_, value) => {
-          model.set("values", { ...model.get("values"), [name]: value });
-          model.save_changes();
-        });
+      await follow();
+      for (const name of names()) shown.view.addSignalListener(name, tell);
       el.replaceChildren(place);
     };
     model.on("change:content", draw);

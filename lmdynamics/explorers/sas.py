@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import altair as alt
 import ipywidgets as widgets
 import numpy as np
 import polars as pl
 
-from lmdynamics.analysis.intervals import loss_by_bin, with_wilson
+from lmdynamics.analysis.intervals import loss_by_bin, with_interval, with_wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
 from lmdynamics.charts.arcs import moving_arcs
@@ -118,6 +119,7 @@ class SasExplorer(Explorer):
         self.start(
             run=None, relation=relation, layer=None, head=None, direction=None, sentence=self.own or None, step=step
         )
+        self.own = self.now["sentence"]  # another relation offers other sentences, and this one
 
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
         if entry == "run":
@@ -239,6 +241,19 @@ class SasExplorer(Explorer):
             "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(now["sentence"])))),
         }
 
+    def stills(self) -> dict[str, alt.TopLevelMixin]:
+        """The picture as it stands; its words for those who cannot see it tell what is seen of relation and head."""
+        seen, now = self.measured, self.now
+        scores = dict.fromkeys(("relation", "step", "layer", "head", "direction"))
+        row = seen.scores.filter(split="all", **{name: now[name] for name in scores})
+        chosen = f"{now['relation']} in layer {now['layer']}, head {now['head']}, read {now['direction']}"
+        share = with_wilson(row).row(0, named=True) if len(row) else None
+        found = f": {with_interval(share['accuracy'], (share['low'], share['high']), '.0%')}" if share else ""
+        chart = super().stills()[self.name]
+        said = next(place.said for place in self._places() if place.name == f"{now['step']:,}")
+        words = f"{chart.description} {said} {chosen}{found}. {seen.history[now['relation']]}"
+        return {self.name: chart.properties(description=words)}
+
     def state(self) -> State:
         return {**self.now, "sentence": list(self.now["sentence"])}
 
@@ -251,6 +266,7 @@ class SasExplorer(Explorer):
         try:
             if wanted["run"] in self.names:
                 self.read(self.names.index(wanted["run"]), words)  # what the model cannot read is refused there
+            self.computing.give_up()
             self.look({**wanted, "sentence": words}, given=state)
         except UserError:
             self.own = own

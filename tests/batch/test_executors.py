@@ -426,7 +426,7 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
         return cache_key.code_version()
 
     known = {version()}
-    others = [path for path in (tmp_path / "lmdynamics" / "batch").iterdir() if path.suffix not in (".py", "")]
+    others = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
     assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in others}
     for number, path in enumerate([*others, tmp_path / "lmdynamics" / "cli.py"], 2):
         path.write_text(path.read_text() + "\n")

@@ -13,7 +13,7 @@ _AREAS = """() => [...document.querySelectorAll('.jp-OutputArea-output')]
 PANELS = """root => {
   const scope = 'g.role-scope:not([class*=pathgroup])';  // which is a line's, not a panel's
   const groups = [...root.querySelectorAll(`.vega-embed svg ${scope}`)];
-  const panels = groups.filter(group => !group.querySelector(scope));
+  const panels = groups.filter(group => !group.querySelector(scope) && !group.closest('.role-legend'));
   return (panels.length ? panels : [...root.querySelectorAll('.vega-embed svg')]).map(panel => panel.outerHTML);
 }"""
 SLIDER = ".lmd-moving input[type=range]"

@@ -63,8 +63,23 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
             if (layer.input_value(), head.input_value()) != chosen:
                 break
         assert (layer.input_value(), head.input_value()) != chosen
-        assert f"Layer {layer.input_value()}, head {head.input_value()}" in view.inner_text()
-        assert notebook.ask("(str(explorer.now['layer']), str(explorer.now['head']))") != chosen
+        assert f"Layer {layer.input_value()}, head {head.input_value()}" in view.text_content()
+        looked_at = "tuple(str(explorer.now[name]) for name in ('layer', 'head', 'direction'))"
+        shown = [page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head", "direction")]
+        assert notebook.ask(looked_at) == tuple(control.input_value() for control in shown)
+        for name, control in (("layer", layer), ("head", head)):
+            assert f"{name}: {control.input_value()}" in tile.get_attribute("aria-label")
+        relation = page.locator(".lmd-moving select[name=relation]")
+        other = relation.locator("option").all_inner_texts()[1]
+        relation.select_option(other)  # brings its best head
+        page.wait_for_timeout(700)
+        best = notebook.ask(f"tuple(map(str, explorer.measured.best_heads[{other!r}]))")
+        assert tuple(control.input_value() for control in shown) == best
+        assert notebook.ask(looked_at) == best
+        notebook.ask("str(explorer.restore({'step': 1, 'layer': 1, 'head': 3}))[:0]")
+        expect(readout).to_have_text("1")
+        expect(layer).to_have_value("1")
+        expect(head).to_have_value("3")
         box = page.get_by_placeholder("a sentence of your own")
         box.fill("the the the")
         box.press("Enter")

@@ -194,7 +194,7 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
     page.wait_for_timeout(600)
     after = drawn(page)
     assert [one != other for one, other in zip(before, after, strict=True)][2:] == [True] * 3
-    assert f"Which heads follow {options[1]}" in page.locator(VIEW).inner_text()
+    assert f"Which heads follow {options[1]}" in page.locator(VIEW).text_content()
     relation.select_option(options[0])  # brings its best head along
     page.wait_for_timeout(600)
     assert (layer.input_value(), head.input_value(), direction.input_value()) == best
@@ -207,7 +207,7 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
     tiles.nth(other).click(force=True)
     page.wait_for_timeout(600)
     assert (layer.input_value(), head.input_value()) != best[:2]
-    assert f"Layer {layer.input_value()}, head {head.input_value()}" in page.locator(VIEW).inner_text()
+    assert f"Layer {layer.input_value()}, head {head.input_value()}" in page.locator(VIEW).text_content()
     assert seen == [emergence.as_uri()]
 
 
