@@ -217,7 +217,8 @@ class SasExplorer(Explorer):
         for i, entry in enumerate(("layer", "head", "direction")):
             label = "read as" if entry == "direction" else entry
             options = sorted(self.choices(entry, now)) if entry != "direction" else DIRECTIONS
-            follows = {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]"}
+            # forced: Vega would skip a head that is the best of the last relation too, though another was picked since
+            follows = {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]", "force": True}
             signals.append(picker(entry, label, options, now[entry], follows, picked_head(entry)))
         return [*signals, {"name": "best_heads", "value": best}]
 

@@ -57,7 +57,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         assert notebook.ask("explorer.now['step']") == 64
         layer, head = (page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head"))
         chosen = (layer.input_value(), head.input_value())
-        for tile in view.locator("g.mark-rect path[aria-label*='accuracy']").all()[:2]:  # one of them is another head
+        for tile in view.locator("g.mark-rect path[aria-label^='head: ']").all()[:2]:  # one of them is another head
             tile.click(force=True)
             page.wait_for_timeout(700)
             if (layer.input_value(), head.input_value()) != chosen:

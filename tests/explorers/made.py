@@ -27,6 +27,14 @@ PAIRS = MinimalPairs(
     True,
 )
 RUNS = {"a": frames.one_step(), "b": frames.one_step(batches=1)}
+
+
+def offered(explorer):
+    """The entries whose lists a reader sees."""
+    explorer.widget  # noqa: B018
+    return [entry for entry, control in explorer.lists.items() if control.layout.display != "none"]
+
+
 MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),

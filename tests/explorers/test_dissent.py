@@ -7,6 +7,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers.dissent import DissentExplorer
 from tests.charts import interference_frames as frames
 from tests.charts.specs import found
+from tests.explorers.made import offered
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_curve_that_was_not_measured_there_is_shown_at_its_nearest_step():
 
 def test_one_curve_without_a_name_has_no_list():
     explorer = DissentExplorer(frames.dissent(("17k",)).drop("curve"), group="rare", step=8)
-    assert explorer.widget.children[0].children == (explorer.lists["group"],)
+    assert offered(explorer) == ["group"]
     assert explorer.rows["group"].unique().to_list() == ["rare"]
 
 

@@ -11,6 +11,7 @@ from lmdynamics.explorers.explorer import ALL
 from lmdynamics.explorers.pairs import EVERY, OFFERED, PairExplorer, marked
 from tests.analysis.frames import pairs_trace
 from tests.charts.specs import found, rows_of
+from tests.explorers.made import offered
 
 STEPS = [0, 1, 2, 4, 8, 16]
 CURVES = {"near_verb": [0.5, 0.5, 0.6, 0.8, 0.9, 1.0], "far": 0.6}
@@ -94,7 +95,7 @@ def test_one_paradigm_has_no_list_and_no_second_view():
     assert list(explorer.tables()) == ["pair_race"]
     assert "hconcat" not in explorer.moving().chart.to_dict()
     assert explorer.state()["paradigm"] == "far"
-    assert explorer.widget.children[0].children == (explorer.lists["pair"],)
+    assert offered(explorer) == ["pair"]
     row = judged_right(trace).filter(step=4).row(0, named=True)
     told = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
     assert told in place(explorer, 4).said

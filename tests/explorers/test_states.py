@@ -16,9 +16,10 @@ from nbconvert import HTMLExporter
 from lmdynamics import charts
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import together
+from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from tests.batch.notebooks import write_notebook
 from tests.charts import interference_frames as frames
-from tests.explorers.made import MAKE
+from tests.explorers.made import MAKE, offered
 
 ELSEWHERE = {
     "deceleration": {"curve": "large", "smoothing": "log-average", "skip_steps": 20.0, "break_step": 900.0},
@@ -151,9 +152,8 @@ def test_the_still_explorer_is_one_figure(name, tmp_path):
 @EACH
 def test_only_lists_with_a_choice_are_shown_and_each_draws_anew(name):
     explorer = shown(name)
-    offered = explorer.widget.children[0].children
-    assert all(len(control.options) > 1 for control in offered)
-    control = offered[0]
+    assert all((len(control.options) > 1) == (entry in offered(explorer)) for entry, control in explorer.lists.items())
+    control = explorer.lists[offered(explorer)[0]]
     other = next(value for _, value in control.options if value != control.value)
     before = seen(explorer)
     control.value = other
@@ -164,7 +164,9 @@ def test_only_lists_with_a_choice_are_shown_and_each_draws_anew(name):
 def test_lists_follow_one_another():
     explorer = shown("pairs")
     assert [value for _, value in explorer.lists["pair"].options] == [-1]
+    assert "pair" not in offered(explorer)
     explorer.lists["paradigm"].value = "far"
+    assert "pair" in offered(explorer)
     assert [value for _, value in explorer.lists["pair"].options] == [-1, *range(8, 16)]
     explorer.lists["pair"].value = 11
     explorer.lists["paradigm"].value = "near"
@@ -182,6 +184,27 @@ def test_another_run_keeps_the_place_or_its_nearest():
     assert (explorer.now["step"], explorer.views.values["at"]) == (64, 2)
 
 
+def test_what_a_page_sent_before_it_had_the_views_that_are_there_now_is_put_right():
+    few = {"few": frames.one_step().filter(pl.col("step").is_in([1, 8, 64])), "all": frames.one_step()}
+    explorer = type(MAKE["zero_sum"]())(few, frames.texts, step=8)
+    explorer.widget  # noqa: B018
+    move(explorer, 30)
+    assert (explorer.now["step"], explorer.views.values["at"]) == (8, 1)
+
+
+def test_a_run_without_one_of_the_measures_and_another_without_any_of_its_steps():
+    curves = pl.DataFrame(
+        [("a", "loss", 1, 2.0), ("a", "loss", 4, 1.0), ("a", "accuracy", 4, 0.5), ("b", "loss", 2, 3.0)],
+        schema=["run", "measure", "step", "value"], orient="row",
+    )  # fmt: skip
+    explorer = TrajectoryExplorer(curves)
+    explorer.widget  # noqa: B018
+    assert "<svg" in charts.to_svg(explorer.moving().still())
+    with pytest.raises(UserError, match="none of these runs has a value: b"):
+        explorer.restore({"run": "b", "measure": "accuracy"})
+    assert explorer.state()["run"] == ""
+
+
 def test_explorers_go_together_each_to_its_own_nearest():
     one, other, apart = shown("pairs"), shown("dissent"), shown("trajectories")
     together(one, other)
@@ -195,7 +218,7 @@ def test_explorers_go_together_each_to_its_own_nearest():
 
 
 WITHIN_IF = """\
-from tests.explorers.made import MAKE
+from tests.explorers.made import MAKE, offered
 from lmdynamics import charts
 if True:
     MAKE["deceleration"]().show()

@@ -10,6 +10,7 @@ from lmdynamics.explorers import changes as moves
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
 from tests.charts.specs import found, rows_of
+from tests.explorers.made import offered
 
 GROUPS = pl.DataFrame(
     {"token": range(40), "group": [frames.GROUPS[i // 10] for i in range(40)]}, schema_overrides={"token": pl.Int32}
@@ -118,7 +119,7 @@ def test_doublings_have_intervals_over_rows_and_no_batch_to_pick():
     assert f"D {row['interference']:.2f} [{row['interference_low']:.2f}, " in sentence(explorer)
     assert "Step 1,024 → 2,048, held-out text, a doubling of training" in sentence(explorer)
     assert "(over 8 rows of text)" in sentence(explorer)
-    assert explorer.widget.children[0].children == (explorer.lists["row"], explorer.lists["position"])
+    assert offered(explorer) == ["row", "position"]
 
 
 def test_doublings_of_a_few_rows_have_no_interval():
