@@ -103,7 +103,8 @@ def test_a_relation_brings_its_best_head(explorer):
     assert signals["best_heads"]["value"] == best
     for i, name in enumerate(("layer", "head", "direction")):
         follows, clicked = signals[name]["on"]
-        assert follows == {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]"}
+        assert (follows["events"], follows["update"]) == ({"signal": "relation"}, f"best_heads[relation][{i}]")
+        assert follows["force"]  # also where the last relation had the same best head, and another was picked since
         assert clicked["update"] == f"datum.{name}"
 
 

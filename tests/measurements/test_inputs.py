@@ -48,7 +48,7 @@ def test_unused_rows_are_counted_and_said(tmp_path, capsys, objective):
         f"lmdynamics: {run.name}: the model has {TOKENS + 28} output rows, its tokenizer {TOKENS} tokens; the 28 "
         "unused rows share in every probability, and so in loss, pair scores and dissent"
     ]
-    caption = charts.loss_over_training(run.log, held_out).title.subtitle
+    caption = " ".join(charts.loss_over_training(run.log, held_out).title.subtitle)
     assert (
         "28 of the model's output rows belong to no token of its tokenizer; they share in every probability" in caption
     )
