@@ -13,7 +13,8 @@ class UserError(Exception):
 
 def one_line(error: BaseException) -> str:
     """What an error says, in one line; with its kind where it is none that a person causes."""
-    return str(error) if isinstance(error, UserError) else " ".join(f"{type(error).__name__}: {error}".split())
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -1,4 +1,4 @@
-"""Work in processes of its own: one that is told, followed and stopped (`Process`), or several that call functions.
+"""Functions in separate processes: one that receives messages and can be stopped (`Process`), or a pool (`Pool`).
 
 The parent tells a process something through one pipe, and the process reports through another. When the parent closes
 the first pipe, ends or is killed, the process sees the pipe's end, interrupts what it does and ends; when the process
@@ -266,8 +266,8 @@ class Pool(ThreadPoolExecutor):
         super().__init__(workers)  # a thread waits for each process
         self._options = [{"threads": threads, "gpu": gpus[i % len(gpus)] if gpus else ""} for i in range(workers)]
         self._nice = nice
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for worker in range(workers):
+        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the one that was used last has imported torch
+        for worker in reversed(range(workers)):
             self._free.put(worker)
         self._processes: dict[int, Process] = {}
         self._lock = threading.Lock()
@@ -301,7 +301,9 @@ class Pool(ThreadPoolExecutor):
             answer = process.receive()
         finally:
             self._free.put(worker)
-        if answer is None and process.status > 0:
+        if answer is None and self._ended:
+            raise CancelledError
+        if answer is None and process.status >= 0:
             raise UserError(f"its process ended with status {process.status}; what it printed says why")
         if answer is None:
             raise UserError("its process was killed, perhaps for want of memory; fewer workers need less")

@@ -157,7 +157,7 @@ def _text(path: Path) -> str:
 
 def _separated(file: _File) -> Table | None:
     separator = _separator(file.text)
-    return separator and file.table(_cells(file.path, file.text, separator))
+    return None if separator is None else file.table(_cells(file.path, file.text, separator))
 
 
 def _header_alone(file: _File) -> Table | None:

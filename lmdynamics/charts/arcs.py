@@ -16,8 +16,9 @@ from lmdynamics.errors import UserError
 
 LETTER, GAP = 7.6, 24.0  # pixels: a letter's width; between words
 BASE, LEVEL = 14.0, 13.0  # pixels: from the words' middle to where arcs begin; how much higher one stands over others
+NEAR = 5.0  # pixels: how far from a head's middle an arc meets it, on the side that it comes from
 HIGHEST = 5  # levels over the words; where more arcs nest, they stand closer
-FITS = 920.0  # pixels: a longer sentence is drawn smaller
+FITS = 870.0  # pixels: a longer sentence is drawn smaller
 ALONG = "[0,.02,.05,.1,.16,.24,.33,.42,.5,.58,.67,.76,.84,.9,.95,.98,1]"  # places along an arc
 RIGHT, WRONG, UNKNOWN = "as in the gold tree", "elsewhere", "no gold tree to compare with"
 
@@ -138,7 +139,9 @@ def _drawn(words, attention: alt.Chart, heads, relations, relation: str, directi
     tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
     onward = f"{direction} == {quoted(DIRECTIONS[0])}"
     gold = f"arc_gold[datum.word] == datum.head ? {quoted(RIGHT)} : {quoted(WRONG)}"
-    arcs = attention.transform_calculate(near="datum.head < datum.word ? 5 : -5", base=str(BASE)).transform_calculate(
+    arcs = attention.transform_calculate(
+        near=f"datum.head < datum.word ? {NEAR} : {-NEAR}", base=str(BASE)
+    ).transform_calculate(
         **{
             "x0": "arc_middle[datum.word] - datum.near / 2",
             "x1": "arc_middle[datum.head] + datum.near",
@@ -174,7 +177,7 @@ def _tree(heads, relations, middle) -> pl.DataFrame:
         {"word": range(len(heads)), "predicted": list(heads), "name": list(relations or [""] * len(heads))},
         schema={"word": pl.Int64, "predicted": pl.Int64, "name": pl.String},
     ).filter(pl.col("predicted") >= 0)
-    sides = [5.0 if head < word else -5.0 for word, head in arcs.select("word", "predicted").iter_rows()]
+    sides = [NEAR if head < word else -NEAR for word, head in arcs.select("word", "predicted").iter_rows()]
     return arcs.with_columns(
         x0=pl.Series(
             [middle[word] - side / 2 for word, side in zip(arcs["word"], sides, strict=True)], dtype=pl.Float64

@@ -1,6 +1,6 @@
 """A break put by hand: what it costs to be elsewhere, and how the curve would look.
 
-Both charts can follow a cursor over the rows of a profile: `hand_parameters` holds the one it stands at.
+`broken_by_hand` follows a cursor over the rows of a profile, `break_profile` can; `hand_parameters` holds the row.
 """
 
 from collections.abc import Mapping

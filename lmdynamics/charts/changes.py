@@ -1,4 +1,4 @@
-"""Changes of tokens' losses at one checkpoint, which a parameter holding a step chooses: what an explorer shows."""
+"""Changes of tokens' losses at the checkpoint where a cursor stands: what the zero-sum explorer shows."""
 
 import altair as alt
 import polars as pl

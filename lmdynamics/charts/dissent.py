@@ -23,6 +23,7 @@ NORMS = {
     "norm_repulsive": ["norm of the", "repulsion (log)"],
 }
 CONTROL = "dissent_control"
+ACROSS = 860  # pixels: all panels of a row
 
 
 def dissent_over_training(
@@ -70,7 +71,7 @@ def dissent_over_training(
         if cursor is not None:
             here, told = by_step(data, "group", "dissent", "+.3f")
             layers += [upright(cursor, x), strips(here, x, cursor, told)]
-        room = {} if cursor is None else {"width": share(len(curves)), "height": 150}
+        room = {} if cursor is None else {"width": panel_width(len(curves)), "height": 150}
         panels.append(panel(alt.layer(*layers), curve, curves, 300, **room))
     chart = side_by_side(panels) if cursor is None else alt.hconcat(*panels, spacing=14)
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
@@ -175,9 +176,9 @@ def panel(
     )
 
 
-def share(count: int, whole: int = 860) -> int:
+def panel_width(count: int) -> int:
     """The width of one of some panels in a row, beside its axis."""
-    half = whole // 2 if count <= 2 else whole  # up to two panels stand beside those of another figure
+    half = ACROSS // 2 if count <= 2 else ACROSS  # up to two panels stand beside those of another figure
     return (half - 80) // count - 28
 
 

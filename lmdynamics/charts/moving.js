@@ -22,18 +22,20 @@ async function show(element, { spec, places }) {
   for (const control of controls.querySelectorAll("input, select")) control.dataset.lmSuppressShortcuts = "true";
   const move = () => {
     const place = places[view.signal("at")];
+    if (!place) return; // of views that others are about to replace
     name.value = place.name;
     slider.setAttribute("aria-valuetext", place.name);
     if (said.textContent !== place.said) said.textContent = place.said;
     under.innerHTML = place.under; // made and escaped in Python
   };
   view.addSignalListener("at", move);
-  for (const [part, event] of [[slider, "input"], [chart, "pointerdown"]])
-    part.addEventListener(event, () => view.signal("play", false)); // who moves it by hand wants it to stay there
+  for (const [node, event] of [[slider, "input"], [chart, "pointerdown"]])
+    node.addEventListener(event, () => view.signal("play", false)); // who moves it by hand wants it to stay there
   chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys go on from a click
   whole.append(controls, said, chart, under);
   element.replaceChildren(whole);
-  under.style.maxHeight = `${Math.max(120, 590 - chart.offsetHeight)}px`; // all of it on one screen
+  const height = Number(chart.querySelector("svg").getAttribute("height")); // it may not be on the page yet
+  under.style.maxHeight = `${Math.max(120, 590 - height)}px`; // all of it on one screen
   move();
   return { view, finalize };
 }

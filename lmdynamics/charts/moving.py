@@ -112,14 +112,14 @@ def with_parameters(chart: alt.TopLevelMixin, parameters: Sequence[alt.Parameter
     return chart
 
 
-def beside(*views: alt.TopLevelMixin, spacing: int = 24) -> alt.HConcatChart:
+def beside(*views: alt.TopLevelMixin) -> alt.HConcatChart:
     """Figures side by side, each with its own title and legend, as one."""
-    return _together(alt.hconcat, views, spacing)
+    return _together(alt.hconcat, views, 24)
 
 
-def above(*views: alt.TopLevelMixin, spacing: int = 10) -> alt.VConcatChart:
+def above(*views: alt.TopLevelMixin) -> alt.VConcatChart:
     """Figures, or rows of them, one above the other, as one."""
-    return _together(alt.vconcat, views, spacing)
+    return _together(alt.vconcat, views, 10)
 
 
 def _together(concat, views: Sequence[alt.TopLevelMixin], spacing: int):
@@ -127,7 +127,7 @@ def _together(concat, views: Sequence[alt.TopLevelMixin], spacing: int):
     for part in parts:
         part.config, part.description = alt.Undefined, alt.Undefined  # which only a whole chart has
     chart = concat(*parts, spacing=spacing).resolve_scale(color="independent", strokeDash="independent")
-    chart.config = views[0].config  # figures are all dressed alike
+    chart.config = views[0].config  # all figures have the same theme
     chart.description = " ".join(str(view.description) for view in views)
     return chart
 

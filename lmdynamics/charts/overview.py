@@ -24,6 +24,7 @@ from lmdynamics.charts.axes import (
 )
 from lmdynamics.charts.lines import line_layers, placed
 from lmdynamics.charts.theme import BLUE, GREY, ORANGE, VERMILION, figure
+from lmdynamics.errors import UserError
 
 WIDTH, HEIGHT = 470, 50
 
@@ -42,6 +43,8 @@ def loss_and_uas(
     relations' best heads, as `analysis.syntax.head_history` takes them, for a third panel: when the relation that the
     signal `relation` holds appeared.
     """
+    if best is not None and cursor is None:
+        raise UserError("loss and UAS: best= needs a cursor, and a signal `relation` that chooses one of its relations")
     need_columns(loss, ["step", "loss"], "loss and UAS")
     need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
     loss = loss_by_bin(loss, per_decade=15) if len(loss) > 60 else loss.select("step", "loss")

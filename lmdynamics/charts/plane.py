@@ -11,7 +11,7 @@ import polars as pl
 
 from lmdynamics.charts.axes import Cursor, steps_of
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.dissent import group_colours, grouped, panel, share, side_by_side
+from lmdynamics.charts.dissent import group_colours, grouped, panel, panel_width, side_by_side
 from lmdynamics.charts.lines import colour_by
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import GREY, TEXT, figure
@@ -57,7 +57,7 @@ def dissent_plane(
     some = [tick for tick in (-1, -0.5, 0, 0.5, 1) if abs(tick) <= most] if most > 0.6 else None
     ticks = alt.Axis(tickCount=5, grid=False, format="~g", **({"values": some} if some else {}))
     x = alt.X(f"{PLANE[0]}:Q", title=X_TITLE, scale=scale, axis=ticks)
-    width = 0 if cursor is None else min(share(len(curves)), 240)
+    width = 0 if cursor is None else min(panel_width(len(curves)), 240)
     panels = []
     for index, curve in enumerate(curves):
         y = alt.Y(

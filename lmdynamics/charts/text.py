@@ -28,7 +28,7 @@ ADVANCE = {character: advance for advance, characters in ADVANCES.items() for ch
 BOLD = 1.14  # times as wide: of whole words, not of each character
 LEAST = 320.0  # pixels: narrower columns of text are not readable, even over a smaller chart
 STAND_IN = 0xE000  # the first of the characters without a meaning of their own
-TORN = re.compile(r" (?=[%→=\d−\ue000-\uf8ff])|(?<=[→=]) ")  # "linear 30 → 15 %" and "λ = 1" stay on one line
+UNBREAKABLE = re.compile(r" (?=[%→=\d−\ue000-\uf8ff])|(?<=[→=]) ")  # "linear 30 → 15 %" and "λ = 1" stay on one line
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def wrapped(
     def measured(line: str) -> float:
         return text_width(line.translate(stand_ins or {}), size, bold)
 
-    glued = (word.replace("\0", " ") for word in TORN.sub("\0", text).split())
+    glued = (word.replace("\0", " ") for word in UNBREAKABLE.sub("\0", text).split())
     words = [word for pair in glued for word in ([pair] if measured(pair) <= width else pair.split())]
     lines, longest = _filled(words, width, measured), min(width, max(map(measured, words), default=0))
     narrower = (_filled(words, max(longest, share * width), measured) for share in (0.6, 0.7, 0.8, 0.9))

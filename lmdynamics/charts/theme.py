@@ -1,4 +1,4 @@
-"""How every figure looks: one palette, one step axis, titles that say what is seen.
+"""How every figure looks: one palette, one theme, titles that say what is seen.
 
 Colours are Okabe & Ito's (2008), told apart with any of the common kinds of colour blindness. Backgrounds are
 transparent and text has the colour of the page's own, so that a figure reads on a light page and on a dark one. No

@@ -23,7 +23,7 @@ NUMBERS = {  # a measure: (its column, how it is written, its unit)
 
 
 @dataclass(frozen=True)
-class Moved:
+class RunChanges:
     """One run's changes, and all that the views show of them, worked out once."""
 
     changes: pl.DataFrame
@@ -67,7 +67,7 @@ class Moved:
         return rows.filter(**chosen)[column].unique(maintain_order=True).to_list()
 
 
-def moved(changes: pl.DataFrame, groups: pl.DataFrame | None) -> Moved:
+def run_changes(changes: pl.DataFrame, groups: pl.DataFrame | None) -> RunChanges:
     what = "the zero-sum explorer"
     need_columns(changes, ["step", "row", "position", "token", "change"], what)
     doubled = "until" in changes.columns
@@ -76,7 +76,7 @@ def moved(changes: pl.DataFrame, groups: pl.DataFrame | None) -> Moved:
     need_columns(changes, [*KEYS, "first_order"] if not doubled else KEYS, what)
     if changes.is_empty():
         raise UserError(f"{what}: there are no changes; trace OneStep, or TokenLosses for doublings, first")
-    return Moved(changes, groups, doubled)
+    return RunChanges(changes, groups, doubled)
 
 
 def start(tokens: Sequence[str], most: int = 60) -> str:
@@ -85,7 +85,7 @@ def start(tokens: Sequence[str], most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def told(seen: Moved, step: int, split: str, direction: str) -> str:
+def told(seen: RunChanges, step: int, split: str, direction: str) -> str:
     """D, M and ΔL at a checkpoint with their intervals, what they were taken over, and what they come to."""
     row = seen.table.filter(step=step, split=split, direction=direction).row(0, named=True)
     numbers = ", ".join(

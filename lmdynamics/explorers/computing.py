@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from lmdynamics.errors import UserError
+from lmdynamics.errors import one_line
 
 Compute = Callable[[Executor | None], Any]  # given where to compute; what it submits there can be cancelled
 AFTER = 0.15  # seconds that something may take before the page says that it is computing
@@ -133,7 +133,6 @@ def _settle(result: Callable[[], Any], then: Callable[[Any], None], otherwise: C
     except CancelledError:
         return  # somebody has said so already
     except Exception as error:  # what was asked for may raise anything; the page stays
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        otherwise(kind + " ".join(str(error).split()))
+        otherwise(one_line(error))
     else:
         then(found)

@@ -23,7 +23,7 @@ ALL = ""  # no run, measure or group has this name
 
 
 class Explorer(ABC):
-    """One picture that a slider moves, at most 960 px wide and 700 px high, with lists beside it to choose from.
+    """One picture that a slider moves, at most 960 px wide and 700 px high, with lists above it to choose from.
 
     `now` is what is looked at. The entry named `place` is moved by the slider, within the picture and without Python;
     those named by `heard` are signals of the picture, too; those named by `pickers` are lists, which draw it anew.

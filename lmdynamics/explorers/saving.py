@@ -1,4 +1,4 @@
-"""What explorers leave behind: pictures and data in a folder, their state as a cell, views that need no kernel."""
+"""Saving an explorer: its pictures and data as files, its state as the text of a cell."""
 
 from collections.abc import Collection, Mapping
 from html import escape
@@ -98,20 +98,6 @@ def check_among(name: str, value: Any, known: Collection) -> None:
     if value not in known:
         there = shortened(", ".join(map(str, known)), 160)
         raise UserError(f"the state's {name} is {_told(value)}, which is not there (any more); there are: {there}")
-
-
-def check_start(what: str, value: Any, known: Collection) -> None:
-    """Refuse a start value that is not among what there is; None leaves the choice to the explorer.
-
-    Raises
-    ------
-    UserError
-        If it is not.
-    """
-    if value is not None and value not in known:
-        if what == "step":
-            raise UserError(f"step {value} was not measured; measured: {', '.join(map(str, known))}")
-        raise UserError(f"there is no {what} {value!r}{did_you_mean(str(value), map(str, known))}")
 
 
 def _told(value: Any) -> str:

@@ -14,7 +14,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import steps_without_loss
 from lmdynamics.charts.live_training import live_rows, live_training
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, one_line
 from lmdynamics.explorers.live import show_live
 from lmdynamics.jobs import aside
 from lmdynamics.measurements.trace import Measurement, trace
@@ -222,7 +222,7 @@ class TrainingExplorer:
                     value = self.measurements[name].of(run, step, self.device, executor)
                 except Exception as error:  # the reader's own measurement may raise anything; training goes on
                     self._refused.add(name)
-                    self.message.value = escape(one_line(name, error))
+                    self.message.value = escape(f"{name}: {one_line(error)}")
                     continue
                 with self._lock:
                     if training is self.training:
@@ -306,9 +306,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-
-
-def one_line(what: str, error: Exception) -> str:
-    """An error as a reader sees it: what is wrong, and its kind where it is none that a person causes."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{what}: {kind}{' '.join(str(error).split())}"

@@ -14,8 +14,7 @@ from lmdynamics.charts.changes import change_histogram, interference_cursor, tok
 from lmdynamics.charts.moving import Moving, Place, above, beside, moved
 from lmdynamics.charts.tokens import ColouredTokens, visible
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, Moved, start, told
-from lmdynamics.explorers.changes import moved as worked_out
+from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, RunChanges, run_changes, start, told
 from lmdynamics.explorers.explorer import Explorer, State, numbered
 from lmdynamics.html import STILL
 
@@ -67,7 +66,7 @@ class ZeroSumExplorer(Explorer):
         frames = {UNNAMED: changes} if isinstance(changes, pl.DataFrame) else dict(changes)
         if not frames:
             raise UserError("the zero-sum explorer: there are no runs; give the changes of one or more")
-        self.runs = {str(name): worked_out(frame, groups) for name, frame in frames.items()}
+        self.runs = {str(name): run_changes(frame, groups) for name, frame in frames.items()}
         self.texts, self.by = texts, by
         self._texts: dict[tuple, list[str]] = {}
         self.start(run=None, split=split, direction=direction, batch=batch, row=row, position=None, step=step)
@@ -90,7 +89,7 @@ class ZeroSumExplorer(Explorer):
         return {place: f"{place}: {visible(text[place])}" for place in at}
 
     @property
-    def seen(self) -> Moved:
+    def seen(self) -> RunChanges:
         return self.runs[self.now["run"]]
 
     @property

@@ -300,15 +300,15 @@ def write_pins(folder: Path, repository: str, part: str, pins: Mapping[int, Pin]
 FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
 
 
-def remember(suite: Path, step: int) -> None:
-    """That a checkpoint's weights came under a `keep`: the last one is the one that stays longest."""
+def note_temporary(suite: Path, step: int) -> None:
+    """Record that a checkpoint's weights may be removed later (`keep=N`); the newest is removed last."""
     with FileLock(suite / ".lock"):
         steps = [known for known in _fetched(suite) if known != step]
         files.write_json(suite / FETCHED, [*steps, step])
 
 
-def spare(suite: Path, steps: Sequence[int]) -> None:
-    """Checkpoints that came under a `keep` and are wanted for good now: they are not counted among those any more."""
+def keep_for_good(suite: Path, steps: Sequence[int]) -> None:
+    """Record that these checkpoints' weights stay, though they were fetched to be removed later."""
     with FileLock(suite / ".lock"):
         if set(steps) & set(known := _fetched(suite)):
             files.write_json(suite / FETCHED, [step for step in known if step not in steps])
@@ -318,7 +318,7 @@ def _fetched(suite: Path) -> list[int]:
     return files.read_json(suite / FETCHED, "a suite") if (suite / FETCHED).exists() else []
 
 
-def evict(suite: Path, keep: int) -> None:
+def remove_oldest(suite: Path, keep: int) -> None:
     """Take away the weights of all but the last `keep` checkpoints that were brought here; others' files stay."""
     from huggingface_hub import scan_cache_dir
 

@@ -30,14 +30,14 @@ from lmdynamics.hub.pins import (
     FILE,
     Pin,
     as_pin,
-    evict,
+    keep_for_good,
     known_suites,
     list_checkpoints,
     look,
+    note_temporary,
     read_address,
     read_pins,
-    remember,
-    spare,
+    remove_oldest,
     suite_folder,
     write_pins,
 )
@@ -161,9 +161,9 @@ class SuiteRun(Run):
                 shown.set_postfix_str(f"step {step:,}")
                 _bring(self.pins[step], files, shown.update)
                 if self.keep_last is not None:
-                    remember(self.folder, step)
+                    note_temporary(self.folder, step)
         if self.keep_last is None:
-            spare(self.folder, chosen_steps(self.steps, steps))
+            keep_for_good(self.folder, chosen_steps(self.steps, steps))
         return self
 
 
@@ -184,10 +184,10 @@ class SuiteCheckpoint(Checkpoint):
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
             if self._here(self._pin.wanted) and self.keep_last is not None:
-                remember(self.suite, self.step)
+                note_temporary(self.suite, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
-                evict(self.suite, self.keep_last)
+                remove_oldest(self.suite, self.keep_last)
         return model
 
     @property

@@ -1,4 +1,4 @@
-"""What gradients of single tokens and of rows come to, formed layer by layer, reduced and forgotten (`per_example`).
+"""Sums and cosines of the gradients of single tokens and rows, which `per_example` forms layer by layer.
 
 Sums over tokens: Σ_i|g_ij| by coordinate, Σ_j p_ij and Σ_j|p_ij| by token. Cosines between rows, and between groups of
 tokens: do they pull the parameters the same way? Mircea et al. 2025 (arXiv 2506.05447): where learning has slowed down,

@@ -182,12 +182,15 @@ def encode_trees(treebank: Treebank, tokenizer, longest: int) -> Trees:
 
     Raises UserError if no sentence is left, or where `tokenize_words` does.
     """
-    ids, words = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
-    kept = [i for i, row in enumerate(ids) if len(row) <= longest]
+    lengths = map(
+        len, tokenizer([list(s.words) for s in treebank], is_split_into_words=True, verbose=False)["input_ids"]
+    )
+    kept = [sentence for sentence, length in zip(treebank, lengths, strict=True) if length <= longest]
     if not kept:
         raise UserError(f"{treebank.name} has no sentence of at most {longest} tokens; use shorter ones")
-    heads = [[-1 if word < 0 else treebank.sentences[i].heads[word] for word in words[i]] for i in kept]
-    return Trees(*map(Blocks.from_rows, ([ids[i] for i in kept], [words[i] for i in kept], heads)))
+    ids, words = tokenize_words(tokenizer, [sentence.words for sentence in kept], treebank.name)
+    heads = [[-1 if i < 0 else tree.heads[i] for i in of_word] for tree, of_word in zip(kept, words, strict=True)]
+    return Trees(*map(Blocks.from_rows, (ids, words, heads)))
 
 
 def arc_attention(

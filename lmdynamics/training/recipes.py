@@ -213,9 +213,8 @@ def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _filled(defaults: Mapping[str, Any], given: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     """The defaults of a section, and over them what is given: known settings, each of its default's type."""
-    for key, value in _known(given, list(defaults), where).items():
-        _same_type(f"{name}.{key}", defaults[key], value)
-    return {**defaults, **given}
+    known = _known(given, list(defaults), where)
+    return {**defaults, **{key: _same_type(f"{name}.{key}", defaults[key], value) for key, value in known.items()}}
 
 
 def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:

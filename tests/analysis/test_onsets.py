@@ -88,6 +88,10 @@ def test_what_value_and_control_share_is_no_onset():
     assert structure(0.2 + shared, shuffled=0.15 + shared).step is None
 
 
+def test_a_falling_curve_has_no_onset():
+    assert structure(sigmoid(STEPS, 0.6, 0.2, 300)).step is None
+
+
 def test_a_spike_shorter_than_k_is_no_onset():
     spike = np.full(len(STEPS), 0.2)
     spike[10:12] = 0.6
@@ -198,6 +202,12 @@ def test_pairs_at_chance_have_no_onset():
 def test_an_untrained_preference_is_not_a_capability():
     """Word length or frequency can decide pairs before anything is learnt."""
     assert capabilities_onset(pairs_trace({"near": 0.62})).step is None
+
+
+def test_exchanged_labels_show_no_onset():
+    trace = pairs_trace({"near": sigmoid(STEPS, 0.5, 1, 400)})
+    exchanged = trace.with_columns(pl.col("correct") ^ (pl.col("pair") % 2 == 0))
+    assert capabilities_onset(exchanged).step is None
 
 
 def test_one_paradigm_can_be_asked_for():

@@ -144,3 +144,37 @@ def test_hundreds_of_moves_leave_the_kernels_memory(lab):
         assert notebook.ask("len(explorer_steps)") == count + MOVES
         assert notebook.ask(RSS) - before < MOST
         nothing_untoward(notebook)
+
+
+def test_an_explorer_shown_twice_shows_the_same_twice(lab):
+    with notebook_page() as notebook:
+        cells = [RUN, EXPLORER.format(name="explorer"), "explorer.restore({'step': 4}).show()"]
+        one, other = opened(notebook, lab, "twice", *cells)
+        for keys in ((), ("ArrowLeft",)):
+            if keys:
+                move(notebook, one, *keys)
+            assert different(still(notebook, one), still(notebook, other)) == [False] * PANELS
+        assert notebook.ask("explorer.now['step']") == 2
+        nothing_untoward(notebook)
+
+
+def test_another_run_with_more_checkpoints_leaves_nothing_on_the_console(lab):
+    few = "from tests.charts import interference_frames as frames\n"
+    few += "from lmdynamics.explorers.zero_sum import ZeroSumExplorer\n"
+    few += "runs = {'few': frames.one_step(steps=(1, 1024)), 'all': frames.one_step()}\n"
+    few += "explorer = ZeroSumExplorer(runs, frames.texts)\n"
+    with notebook_page() as notebook:
+        opened(notebook, lab, "runs", few + "explorer.show()")
+        page = notebook.page
+        run, shown = page.get_by_label("run", exact=True), page.locator(".lmd-moving output")
+        assert shown.inner_text() == "1,024"
+        for name, places in (("all", 11), ("few", 2)):
+            run.select_option(name)
+            page.wait_for_function(
+                "last => document.querySelector('.lmd-moving input[type=range]').max === String(last)", arg=places - 1
+            )
+            assert shown.inner_text() == "1,024"
+        height = float(page.locator(".lmd-chart svg").get_attribute("height"))
+        most = page.locator(".lmd-under").evaluate("under => parseFloat(under.style.maxHeight)")
+        assert most == pytest.approx(max(120, 590 - height), abs=1)
+        nothing_untoward(notebook)

@@ -174,6 +174,9 @@ def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
         expect(play).not_to_be_checked(timeout=20_000)
     steps = ["1", "2", "4", "8", "16", "32", "64"]
     assert page.evaluate("window.places") == [*steps, "0", *steps]
+    play.click()
+    press(page, "ArrowLeft")  # who moves it by hand wants it to stay there
+    expect(play).not_to_be_checked()
     assert len(seen) == 1
 
 

@@ -93,3 +93,9 @@ def test_half_transparent_marks_keep_their_colour_in_png():
     red, green, blue, alpha = row[1:5]  # the first pixel of the first row, whose filter changes nothing
     assert alpha == 255
     assert (red, green, blue) == pytest.approx((0xE6 / 2 + 127.5, 0x9F / 2 + 127.5, 127.5), abs=2)
+
+
+def test_more_rows_than_altair_allows_are_drawn():
+    many = alt.Chart(pl.DataFrame({"x": range(5_001)})).mark_point().encode(x="x:Q")
+    assert "<svg" in charts.to_svg(many)
+    assert charts.to_png(many).startswith(b"\x89PNG")

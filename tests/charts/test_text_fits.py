@@ -12,10 +12,14 @@ from playwright.sync_api import sync_playwright
 
 from lmdynamics import charts
 from lmdynamics.analysis.fits import predict_early, split_gains
-from lmdynamics.analysis.syntax import predicted_heads
+from lmdynamics.analysis.syntax import DIRECTIONS, predicted_heads
+from lmdynamics.charts.arcs import moving_arcs
+from lmdynamics.charts.axes import Cursor
+from lmdynamics.charts.heads import moving_head_map
 from lmdynamics.charts.small_multiples import small_multiples
 from lmdynamics.charts.text import LEAST, Value, text_width, title_lines, width_of, with_room, wrapped
 from lmdynamics.charts.theme import WIDTH, figure
+from tests.analysis.frames import STEPS
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.charts import (
     test_deceleration,
@@ -31,6 +35,7 @@ from tests.charts import (
 )
 from tests.charts.frames import HEADS, RELATIONS, WORDS, attention, best_heads, head_scores
 from tests.charts.losses import points
+from tests.charts.specs import at_step
 from tests.explorers.made import MAKE
 
 NARROW = "Nimbus Sans, Liberation Sans, Arial"
@@ -86,6 +91,13 @@ def every_figure():
     yield "relations", charts.heads_by_relation(best_heads())
     arcs = predicted_heads(attention())
     yield "arcs", charts.sentence_arcs(WORDS, arcs.filter(step=arcs["step"].max()), HEADS, RELATIONS, "nsubj")
+    cursor, signals = Cursor(STEPS), {"relation": "nsubj", "layer": 1, "head": 2, "direction": DIRECTIONS[0]}
+    every_head = predicted_heads(attention(steps=STEPS)).with_columns(direction=pl.lit(DIRECTIONS[0]))
+    moving = {
+        "map": moving_head_map(head_scores(), cursor, {"nsubj": 0.25}),
+        "arcs": moving_arcs(WORDS, every_head, HEADS, RELATIONS, cursor),
+    }
+    yield from ((f"moving {name}", at_step(chart, cursor, 64, **signals)) for name, chart in moving.items())
     guesses = {"step": [0, 0, 64, 64], "rank": [1, 2] * 2, "word": ["dog", "dogs"] * 2, "probability": [0.4, 0.2] * 2}
     yield "predictions", charts.predictions_over_training(pl.DataFrame(guesses), "the ___ sleeps", "dogs")
 

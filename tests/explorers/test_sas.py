@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import threading
+from xml.etree import ElementTree
 
 import polars as pl
 import pytest
@@ -95,6 +96,19 @@ def test_words_at_a_place_are_those_of_the_traces(explorer, run):
     assert place.said == (
         f"Step 4: loss {loss:.3f} nats; heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs."
     )
+
+
+def test_the_picture_fits_on_one_screen(explorer):
+    svg = ElementTree.fromstring(charts.to_svg(explorer.moving().still()))
+    assert (float(svg.get("width")) <= 960, float(svg.get("height")) <= 700) == (True, True)
+
+
+def test_a_sentence_of_one_word_and_one_of_many_are_drawn(explorer):
+    explorer.restore({"sentence": ["the"]})
+    assert "<svg" in charts.to_svg(explorer.moving().still())
+    explorer.restore({"sentence": ["the"] * 30})  # drawn smaller, as wide as the page allows
+    svg = ElementTree.fromstring(charts.to_svg(explorer.moving().still()))
+    assert float(svg.get("width")) <= 960
 
 
 def test_a_relation_brings_its_best_head(explorer):

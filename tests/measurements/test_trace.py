@@ -1,7 +1,9 @@
 """Tracing: columns, cache, damage, interruption, executors, cache keys."""
 
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ from typing import ClassVar
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+import lmdynamics as lmd
 from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.measurements.syntax import UAS, HeadScores
 from lmdynamics.measurements.trace import Measurement, trace, trace_all
@@ -191,3 +195,25 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_rows(home, treebank):
     assert 0 < done < 80
     for name, frame in straight.items():
         assert resumed[name].equals(frame)
+
+
+def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    known = {"dataclass": dataclass, "Measurement": lmd.Measurement, "Blocks": Blocks}
+    known |= {"pl": pl, "np": np, "torch": torch}
+    exec(code, known)
+    run, blocks = tiny_run, tiny_run.held_out()
+    found = lmd.trace(run, known["AttentionEntropy"](blocks), steps=run.steps[-1:], progress=False)
+    model, sums, tokens = run[run.steps[-1]].model(attention="eager"), {}, 0
+    for row in blocks:
+        attentions = model(torch.tensor(row.tolist())[None], output_attentions=True).attentions
+        tokens += len(row)
+        for layer, attention in enumerate(attentions):
+            for head in range(attention.shape[1]):
+                for query in attention[0, head].tolist():
+                    own = -sum(weight * math.log(weight) for weight in query if weight > 0)
+                    sums[layer, head] = sums.get((layer, head), 0.0) + own
+    assert dict(zip(zip(found["layer"], found["head"], strict=True), found["entropy"], strict=True)) == pytest.approx(
+        {key: total / tokens for key, total in sums.items()}, abs=1e-5
+    )
