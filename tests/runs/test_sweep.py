@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -241,8 +242,11 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, hom
 
         def __init__(self, *_, gpu, **options):
             given.append(gpu)
+            if len(given) == len(wanted):
+                begun.set()
 
         def receive(self) -> tuple[None, None]:
+            assert begun.wait(60)  # one that ends at once leaves nothing to do for the others
             return None, None
 
         def send(self, _) -> None: ...
@@ -254,11 +258,13 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, hom
     cases = [("4,7", None, "cuda", ["4", "7"]), ("5", 2, "cuda", ["5", "5"]), ("4,7", None, "cuda:1", ["7"])]
     for visible, workers, device, wanted in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        begun = threading.Event()
         sweep("masking", "smoke", workers=workers, device=device, progress=False)
         assert sorted(given) == wanted
         given.clear()
+    wanted, begun = [""], threading.Event()
     sweep("masking", "smoke", workers=1, device="cpu", progress=False)
-    assert given == [""]
+    assert given == wanted
 
 
 def workers(process: subprocess.Popen) -> list[int]:
