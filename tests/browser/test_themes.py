@@ -55,7 +55,6 @@ def page_of(lab):
         yield run
 
 
-@pytest.mark.timeout(1200)  # six explorers, each with thirty moves
 def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(page_of):
     notebook, grounds = page_of("explorers", *CELLS.values()), []
     page, areas = notebook.page, slider_areas(notebook.page)
@@ -67,10 +66,10 @@ def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(p
         assert {one["chart"] for one in found if one["kind"] == "text"} == set(range(charts))
         assert unreadable(page) == []
         grounds.append(page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"))
-        notebook.screenshots(OUT, f"explorers-{theme}")
+        page.screenshot(path=OUT / f"explorers-{theme}.png")
     assert grounds == ["rgb(255, 255, 255)", "rgb(17, 17, 17)"]
     for name, area in zip(CELLS, areas, strict=True):
-        assert wander(page.locator(".jp-OutputArea-output").nth(area)) == "", name
+        assert wander(page.locator(".jp-OutputArea-output").nth(area), moves=10) == "", name
     assert cut(seen(page)) == []
     assert (notebook.console, notebook.outside) == ([], [])
     notebook.reopen_without_kernel("explorers.ipynb")

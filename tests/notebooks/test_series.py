@@ -241,7 +241,7 @@ def test_the_commands_in_the_readme_exist():
 
 @EACH
 def test_every_cell_can_be_run_twice(smoke_series, tmp_path, path):
-    """Twice in a row, and all of them once more, as a reader does who goes back; on runs and traces that are there."""
+    """As a reader does who goes back; on runs and traces that are there."""
     environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
     environment |= {"LMDYNAMICS_HOME": str(smoke_series[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.notebooks.twice", str(path), str(tmp_path)]

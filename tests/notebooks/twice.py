@@ -1,4 +1,4 @@
-"""Run a notebook's code cells in a fresh IPython, each twice in a row, and then once more from the last to the first.
+"""Run a notebook's code cells in a fresh IPython, and then once more from the last to the first.
 
 Backwards, each cell finds the names as the cells after it left them, as for a reader who goes back to one cell.
 
@@ -21,8 +21,8 @@ def run(notebook: Path, output_dir: str) -> str:
     assert "parameters" in cells[0].metadata.tags
     given = f"\nprofile, interactive, output_dir = 'smoke', True, {output_dir!r}"
     sources = [cell.source + given * (cell is cells[0]) for cell in cells]
-    order = [(i, turn) for i in range(len(cells)) for turn in ("first", "second")]
-    again = [(i, "third") for i in reversed(range(SET_UP, len(cells)))]
+    order = [(i, "first") for i in range(len(cells))]
+    again = [(i, "second") for i in reversed(range(SET_UP, len(cells)))]
     for i, turn in [*order, *again]:
         if error := shell.run_cell(sources[i]).error_in_exec:
             return f"code cell {i + 1}, {turn} run: {type(error).__name__}: {error}"
