@@ -18,20 +18,22 @@ from filelock import FileLock, Timeout
 from lmdynamics.errors import UserError
 from lmdynamics.paths import READ_ONLY
 
+DISK = (errno.ENOSPC, errno.EDQUOT, *READ_ONLY)  # errors of a disk that is full or cannot be written
+
 
 class NotSaved(UserError):
     """A disk that is full or cannot be written."""
 
 
 @contextmanager
-def saving(what: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one line that says what to do."""
+def saving(what: str, home: str = "LMDYNAMICS_HOME") -> Iterator[None]:
+    """Turn a full or read-only disk into one line that says what to do; `home` names the folder it was saved in."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, *READ_ONLY):
+        if error.errno not in DISK:
             raise
-        remedy = "free some space" if error.errno not in READ_ONLY else "set LMDYNAMICS_HOME to a folder of yours"
+        remedy = "free some space" if error.errno not in READ_ONLY else f"set {home} to a folder of yours"
         raise NotSaved(
             f"could not save {what}: {os.strerror(error.errno).lower()}. "
             f"What was saved before is whole; {remedy} and run the same command to go on from there."

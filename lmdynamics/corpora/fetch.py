@@ -3,32 +3,23 @@
 `data/sources.toml` names, for each source, its licence and every file with its sha256 at a pinned commit.
 """
 
-import errno
-import hashlib
 import ipaddress
 import sys
-import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from os import replace
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from filelock import FileLock
-
-from lmdynamics import paths
+from lmdynamics import files, paths
+from lmdynamics.downloads import ATTEMPTS, RETRIED, TIMEOUT, Failed, attempt, by_position, checked, receive
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.progress import bar
 
 if TYPE_CHECKING:
-    import httpx
-
-ATTEMPTS = 5  # a broken connection is taken up again where it broke
-FIRST_PAUSE = 0.5  # seconds before the second attempt, doubling after that
-TIMEOUT = 30.0  # seconds without a byte
+    import httpx2
 
 
 @dataclass(frozen=True)
@@ -90,97 +81,66 @@ def download(source: Source, folder: Path, *, base: str | None = None, progress:
 
     Raises UserError if the server cannot be reached or refuses, a file is not the expected one, or the disk is full.
     """
-    import httpx
+    import httpx2
 
     base = (base or source.base).rstrip("/")
     gathering = folder.with_name(folder.name + ".part")
-    # Compressed transfer would make the bytes of a partial file and the server's ranges two different things.
-    client = httpx.Client(
-        headers={"Accept-Encoding": "identity", "User-Agent": "lmdynamics"},
-        event_hooks={"request": [_refuse_plain_http]},
-        follow_redirects=True,
-        timeout=TIMEOUT,
+    client = httpx2.Client(
+        headers={"User-Agent": "lmdynamics"}, event_hooks={"request": [_refuse_plain_http]}, timeout=TIMEOUT
     )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            client,
-            FileLock(folder.with_name(folder.name + ".lock")),
-            bar(source.bytes, source.name, progress) as meter,
-        ):
-            meter.unit, meter.unit_scale = "B", True
-            if folder.is_dir() and all(_is_file(folder / path, sha256) for path, sha256 in source.files.items()):
-                return folder
-            if folder.is_dir() and not gathering.exists():
-                folder.rename(gathering)  # files that are as they should be need not come again
+    with files.saving(str(folder)), client, files.locked(folder.with_name(folder.name + ".lock")):
+        if folder.is_dir() and all(_is_file(folder / path, sha256) for path, sha256 in source.files.items()):
+            return folder
+        if folder.is_dir() and not gathering.exists():
+            folder.rename(gathering)  # files that are as they should be need not come again
+        with bar(source.bytes, source.name, progress, unit="B") as meter:
+            meter.unit_scale = True
             for path, sha256 in source.files.items():
                 target = gathering / path
                 if _is_file(target, sha256):
                     meter.update(target.stat().st_size)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _download_file(client, f"{base}/{quote(path)}", target, sha256, source.bytes, meter.update)
-            gathering.rename(folder)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(f"no space left on the disk of {folder}; free some and run the same again") from None
+                _download_file(client, f"{base}/{quote(path)}", target, sha256, source.bytes, by_position(meter.update))
+        gathering.rename(folder)
     return folder
 
 
 def _download_file(
-    client: "httpx.Client", url: str, target: Path, sha256: str, most: int, arrived: Callable[[int], object]
+    client: "httpx2.Client", url: str, target: Path, sha256: str, most: int, reached: Callable[[int], object]
 ) -> None:
     """One file, attempt after attempt, to `target`; `most` bytes is more than it can be."""
-    import httpx
-
     part = target.with_name(target.name + ".part")
-    for attempt in range(ATTEMPTS):
-        time.sleep(FIRST_PAUSE * 2 ** (attempt - 1) if attempt else 0)
-        resumed = part.exists()
-        try:
-            _receive(client, url, part, most, arrived)
-        except httpx.RequestError as error:
-            problem = str(error) or type(error).__name__
-            continue
-        except httpx.HTTPStatusError as error:
-            problem = f"the server answered {error.response.status_code} {error.response.reason_phrase}".strip()
-            if error.response.is_client_error:
-                raise UserError(f"{url}: {problem}; nothing was fetched for this file") from None
-            continue
-        if _is_file(part, sha256):
-            replace(part, target)
-            return
-        found = sha256_of(part)
-        part.unlink()
-        if not resumed:
-            raise UserError(
-                f"{url} has sha256 {found}, expected {sha256}; it was thrown away: the file there is another"
-            )
-        problem = "what was there from an earlier attempt does not belong to this file"
-    raise UserError(f"{url}: {problem}, {ATTEMPTS} times; what has arrived is kept, run the same again to go on")
+
+    def refusal(wrong: Path) -> str:
+        return (
+            f"{url} has sha256 {files.sha256(wrong)}, expected {sha256}; it was thrown away: the file there is another"
+        )
+
+    def bring() -> Path:
+        return attempt(lambda: receive(client, url, part, most, reached), url, partial(_failed, url))
+
+    checked(bring, partial(_is_file, sha256=sha256), url, refusal).replace(target)
 
 
-def _receive(client: "httpx.Client", url: str, part: Path, most: int, arrived: Callable[[int], object]) -> None:
-    """Append to `part` from where it ends, or write it anew if the server does not know ranges."""
-    have = part.stat().st_size if part.exists() else 0
-    with client.stream("GET", url, headers={"Range": f"bytes={have}-"} if have else {}) as response:
-        if response.status_code == 416:  # nothing beyond what is here: it is whole, or not this file's
-            return
-        response.raise_for_status()
-        goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if goes_on:
-            arrived(have)
-        size = have if goes_on else 0
-        with part.open("ab" if goes_on else "wb") as file:
-            for chunk in response.iter_bytes():
-                if (size := size + len(chunk)) > most:
-                    raise UserError(f"{url} is larger than {most:,} bytes, the whole source's size; it is another file")
-                file.write(chunk)
-                arrived(len(chunk))
+def _failed(url: str, error: Exception) -> Failed:
+    from httpx2 import HTTPStatusError, RequestError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    response = error.response if isinstance(error, HfHubHTTPError | HTTPStatusError) else None
+    if response is not None:
+        problem = f"the server answered {response.status_code} {response.reason_phrase}".strip()
+        if response.status_code not in RETRIED:
+            raise UserError(f"{url}: {problem}; nothing was fetched for this file") from None
+    elif isinstance(error, RequestError):
+        problem = str(error) or type(error).__name__
+    else:
+        raise error
+    kept = "what has arrived is kept, run the same again to go on"
+    return Failed(problem, UserError(f"{url}: {problem}, {ATTEMPTS} times; {kept}"), response)
 
 
-def _refuse_plain_http(request: "httpx.Request") -> None:
+def _refuse_plain_http(request: "httpx2.Request") -> None:
     url = urlsplit(str(request.url))
     if url.scheme != "https" and not (url.scheme == "http" and _is_this_machine(url.hostname or "")):
         raise UserError(f"{request.url} is not https; nothing is fetched over an open connection")
@@ -206,10 +166,4 @@ def is_safe(path: str) -> bool:
 
 
 def _is_file(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of(path) == sha256
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content, as 64 hex digits."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return path.is_file() and files.sha256(path) == sha256

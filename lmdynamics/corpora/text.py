@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lmdynamics.corpora.fetch import sha256_of
 from lmdynamics.corpora.tokens import Blocks, special_around, train_tokenizer, write_array
 from lmdynamics.errors import UserError
-from lmdynamics.files import atomic_folder, clear, locked, saving
+from lmdynamics.files import atomic_folder, clear, locked, saving, sha256
 from lmdynamics.paths import writable
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ def build_text_corpus(
     root, files = text_files(path)
     vocabulary = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase}
     options = {**vocabulary, "block_size": block_size, "held_out": held_out}
-    contents = [[file.relative_to(root).as_posix(), sha256_of(file)] for file in files]
+    contents = [[file.relative_to(root).as_posix(), sha256(file)] for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
     place = Path(folder) / key
     return stored(place, _open, partial(_build, Passages(files), {**options, "texts": contents}))

@@ -4,33 +4,24 @@
 a notebook may set them.
 """
 
-import errno
 import hashlib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-from filelock import FileLock
-
-from lmdynamics import files
+from lmdynamics import downloads, files
 from lmdynamics.errors import UserError, printable, shortened
-from lmdynamics.progress import say
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-ATTEMPTS = 4  # on top of those that the client makes by itself, which are not for all it asks
-FIRST_PAUSE = 1.0  # seconds before the second attempt, doubling after that
-LONGEST_PAUSE = 60.0
-TIMEOUT = 30.0  # seconds without a byte
-RETRIED = (408, 429, 500, 502, 503, 504)
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-SHA256 = re.compile("[0-9a-f]{64}")
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+NOT_ASKED = "the hub is not asked while HF_HUB_OFFLINE is set"
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ def api() -> "HfApi":
 
     session = get_session()
     if session.timeout.read is None:  # the client by itself would wait for ever
-        session.timeout = TIMEOUT
+        session.timeout = downloads.TIMEOUT
     return HfApi(endpoint=endpoint(), token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
 
 
@@ -119,36 +110,49 @@ def tree(repository: str, commit: str) -> list[RemoteFile]:
 def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[int], object]) -> Path:
     """Bring a file into the client's cache, and check its content. `arrived` is told of bytes as they come.
 
-    What is large is taken up where it broke, by a later call too; the client by itself would begin it anew.
+    It is taken up where it broke, by a later call too; the client by itself would begin it anew.
 
     Raises UserError if it cannot be had, or is twice not what the listing says.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
 
-    what = f"{repository} {file.path}"
-    asked = {"revision": commit, "cache_dir": cache(), "endpoint": endpoint(), "token": os.environ.get("HF_TOKEN")}
-    counting = _counting(arrived)
+    what, name = f"{repository} {file.path}", file.sha256 or file.blob
+    where = {"revision": commit, "endpoint": endpoint()}
+    wanted = f"sha256 {file.sha256}" if file.sha256 else f"git object {file.blob}"
+    refusal = (
+        f"{what} should have {wanted}; twice something else came. "
+        "Nothing of it was kept; try another mirror (HF_ENDPOINT), or later"
+    )
 
     def bring() -> Path:
-        return Path(hf_hub_download(repository, file.path, **asked, tqdm_class=counting))
+        options = {**where, "cache_dir": cache(), "token": os.environ.get("HF_TOKEN")}
+        return Path(_asked(lambda: hf_hub_download(repository, file.path, **options), what))
 
-    if SHA256.fullmatch(file.sha256 or "") and file.bytes <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+    def receive() -> Path:
+        # not from where it is forwarded to: that address ends within the hour
+        url = hf_hub_url(repository, file.path, **where)
+        return _asked(lambda: downloads.receive(get_session(), url, part, file.bytes, reached, **_token()), what)
+
+    with files.saving(f"{what} in {cache()}", "HF_HOME"):
+        if not HASH.fullmatch(name) or file.bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            return downloads.checked(bring, file.is_at, what, lambda _: refusal)
         folder = repo_folder_name(repo_id=repository, repo_type="model")
-        blob = cache() / folder / "blobs" / file.sha256
-        part, lock = blob.with_name(f"{blob.name}.part"), cache() / ".locks" / folder / f"{file.sha256}.part.lock"
-        with files.saving(what):
-            for parent in (part.parent, lock.parent):
-                parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        blob, reached = cache() / folder / "blobs" / name, downloads.by_position(arrived)
+        part = blob.with_name(f"{name}.part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with files.locked(cache() / ".locks" / folder / f"{name}.part.lock"):
             if not file.is_at(blob):
                 blob.unlink(missing_ok=True)  # damaged
-                arrived(part.stat().st_size if part.exists() else 0)
-                _checked(lambda: _go_on(part, repository, commit, file, counting), file, what)
-                part.replace(blob)
-        path = Path(_asked(bring, what))  # finds the content, and puts it under this commit
-        return path if path.samefile(blob) else _checked(bring, file, what)
-    return _checked(bring, file, what)
+                downloads.checked(receive, file.is_at, what, lambda _: refusal).replace(blob)
+        path = bring()  # finds the content, and puts it under this commit
+        return path if path.samefile(blob) else downloads.checked(bring, file.is_at, what, lambda _: refusal)
+
+
+def _token() -> dict[str, str]:
+    from huggingface_hub.utils import build_hf_headers
+
+    return build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
 
 
 def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[int, int], bytes]:
@@ -157,11 +161,10 @@ def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[in
     Raises UserError if they cannot be had, or the server sends no parts of files.
     """
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils import hf_raise_for_status
 
     what = f"{repository} {file.path}"
     url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint())
-    token = build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
     forwarded: list[str] = []  # where the file's content lies, for the seconds that this takes
 
     def read(start: int, size: int) -> bytes:
@@ -169,7 +172,7 @@ def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[in
             api()  # which sets how long to wait
             asked = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
             address = forwarded.pop() if forwarded else url
-            asked |= token if address == url else {}
+            asked |= _token() if address == url else {}
             with get_session().stream("GET", address, headers=asked, follow_redirects=True) as answer:
                 hf_raise_for_status(answer)
                 if answer.status_code != 206:
@@ -185,128 +188,59 @@ def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[in
     return read
 
 
-def _go_on(part: Path, repository: str, commit: str, file: RemoteFile, counting: type) -> Path:
-    """Bring the rest of a file of which a part may be here."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
-    headers = build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
-    headers["Accept-Encoding"] = "identity"  # ranges are of the file, not of what it is compressed to
-    # not where it is forwarded to: that address ends within the hour
-    url = hf_hub_url(repository, file.path, revision=commit, endpoint=endpoint())
-    with part.open("ab") as content:
-        here = content.tell()
-        if here > file.bytes:
-            content.truncate(here := 0)
-        http_get(url, content, resume_size=here, headers=headers, expected_size=file.bytes, tqdm_class=counting)
-    return part
-
-
-def _checked(bring: Callable[[], Path], file: RemoteFile, what: str) -> Path:
-    """What was brought, if it has the content that is listed; otherwise it is thrown away and brought once more."""
-    for _ in range(2):
-        path = _asked(bring, what)
-        if file.is_at(path):
-            return path
-        path.resolve().unlink(missing_ok=True)  # the blob, which other commits may share
-        path.unlink(missing_ok=True)
-        say(f"{what} is not what its listing says; it was thrown away")
-    raise UserError(
-        f"{what} should have {_told(file)}; twice something else came. "
-        "Nothing of it was kept; try another mirror (HF_ENDPOINT), or later"
-    )
-
-
-def _counting(arrived: Callable[[int], object]) -> type:
-    """What the client takes for a progress bar of one file."""
-    from tqdm import tqdm
-
-    class Counting(tqdm):
-        def __init__(self, *args: Any, **options: Any):
-            super().__init__(*args, **{**options, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            arrived(int(n or 0))
-
-    return Counting
-
-
 class Unreachable(UserError):
     """The hub does not answer, or must not be asked."""
 
 
-def _told(file: RemoteFile) -> str:
-    return f"sha256 {file.sha256}" if file.sha256 else f"git object {file.blob}"
-
-
-def _asked(ask: Callable[[], Any], what: str) -> Any:
-    """Ask, and ask again after a pause where that may help; each time it is said.
+def _asked(ask: Callable[[], Thing], what: str) -> Thing:
+    """Ask, and ask again where that may help.
 
     Raises UserError where it does not help; Unreachable where nothing answers.
     """
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     if is_offline():
-        raise Unreachable(f"{what}: the hub is not asked while HF_HUB_OFFLINE is set")
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            return ask()
-        except OfflineModeIsEnabled:
-            raise Unreachable(f"{what}: the hub is not asked while HF_HUB_OFFLINE is set") from None
-        except GatedRepoError:
+        raise Unreachable(f"{what}: {NOT_ASKED}")
+    return downloads.attempt(ask, what, lambda error: _failed(error, what))
+
+
+def _failed(error: Exception, what: str) -> downloads.Failed:
+    """What an error means; one that does not go away by itself is raised."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.OfflineModeIsEnabled():
+            raise Unreachable(f"{what}: {NOT_ASKED}") from None
+        case errors.GatedRepoError():
             raise UserError(
                 f"{what} is gated: accept its terms on its page on the hub, then set HF_TOKEN or run `hf auth login`"
             ) from None
-        except RepositoryNotFoundError:
+        case errors.RepositoryNotFoundError():
             raise UserError(
                 f"{what}: the hub has no such repository, or it is private; check OWNER/NAME, or set HF_TOKEN"
             ) from None
-        except RevisionNotFoundError:
+        case errors.RevisionNotFoundError():
             raise UserError(f"{what}: that commit is not there any more; `lmdynamics audit` says what moved") from None
-        except HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            if status == 401:
-                raise UserError(f"{what}: the hub does not accept the token it was given; check HF_TOKEN") from None
-            problem = f"the hub answered {status}"
-            if status not in RETRIED or attempt == ATTEMPTS:
-                raise UserError(f"{what}: {problem}; what has arrived is kept, run the same again to go on") from None
-            pause = _pause(attempt, error.response)
-        except LocalEntryNotFoundError as error:  # the client's word for: not here, and nobody answers
-            problem, pause = _short(error.__cause__ or error), _pause(attempt)
-        except EntryNotFoundError:
+        case errors.RemoteEntryNotFoundError():
             raise UserError(f"{what}: that file is not there any more; `lmdynamics audit` says what moved") from None
-        except (HTTPError, OSError, RuntimeError) as error:
-            # a thread that finds no connection closes the client that all of them share
-            if isinstance(error, RuntimeError) and "closed" not in str(error):
-                raise
-            if getattr(error, "errno", None) in DISK:
-                raise UserError(f"{what}: {os.strerror(error.errno).lower()} in {cache()}; free some space") from None
-            problem, pause = _short(error), _pause(attempt)
-        if attempt == ATTEMPTS:
-            raise Unreachable(f"{what}: the hub cannot be reached ({problem})")
-        say(f"{what}: {problem}; trying again in {pause:.0f} s ({attempt} of {ATTEMPTS - 1})")
-        sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _pause(attempt: int, response: Any = None) -> float:
-    """Seconds before the next attempt: what the hub asks for, or twice as long each time."""
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(asked) if asked.isdigit() else FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)
-
-
-def _short(error: BaseException) -> str:
-    return shortened(printable(" ".join(f"{type(error).__name__}: {error}".split())), 120)
+        case errors.HfHubHTTPError(response=answer):
+            if answer.status_code == 401:
+                raise UserError(f"{what}: the hub does not accept the token it was given; check HF_TOKEN") from None
+            problem = f"the hub answered {answer.status_code}"
+            last = UserError(f"{what}: {problem}; what has arrived is kept, run the same again to go on")
+            if answer.status_code not in downloads.RETRIED:
+                raise last from None
+            return downloads.Failed(problem, last, answer)
+        case errors.LocalEntryNotFoundError():  # the client's word for: not here, and nobody answers
+            error = error.__cause__ or error
+        case OSError(errno=number) if number in files.DISK:
+            raise error
+        case errors.HTTPError() | OSError():
+            pass
+        case RuntimeError() if "closed" in str(error):
+            pass  # a thread that finds no connection closes the client that all of them share
+        case _:
+            raise error
+    problem = shortened(printable(" ".join(f"{type(error).__name__}: {error}".split())), 120)
+    return downloads.Failed(problem, Unreachable(f"{what}: the hub cannot be reached ({problem})"))
 
 
 def told_bytes(size: float) -> str:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from lmdynamics import downloads
 from lmdynamics.corpora import fetch as fetch_module
 from lmdynamics.corpora.fetch import Source, download, fetch, locate, sources
 from lmdynamics.errors import UserError
@@ -74,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def _no_waiting_and_no_proxy(monkeypatch):
-    monkeypatch.setattr(fetch_module, "FIRST_PAUSE", 0)
+    monkeypatch.setattr(downloads, "FIRST_PAUSE", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -144,7 +145,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, source, folder):
 
 
 def test_when_it_keeps_breaking_what_arrived_is_kept_for_the_next_call(server, source, folder):
-    server.cuts = [1_000] * fetch_module.ATTEMPTS
+    server.cuts = [5_000] + [0] * downloads.ATTEMPTS
     message = refusal(download, source, folder)
     assert "5 times; what has arrived is kept, run the same again" in message
     assert not folder.exists()
