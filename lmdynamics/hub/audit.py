@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from lmdynamics import paths
 from lmdynamics.errors import UserError
 from lmdynamics.hub.client import told_bytes
-from lmdynamics.hub.faults import contents, listing_faults, missing_steps
-from lmdynamics.hub.pins import FILE, LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_pins
+from lmdynamics.hub.faults import contents, listing_faults, missing_steps, tensor_faults
+from lmdynamics.hub.pins import LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_suite
+from lmdynamics.hub.tensors import Samples, read_samples
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
 from lmdynamics.runs.faults import Fault
@@ -90,22 +91,20 @@ def _audited(name, pins, listed, found, main, notes, weights, progress) -> Audit
     """Compare checkpoints that have been listed, and keep what was found."""
     found = [*found, *listing_faults(pins, main)]
     size = sum(file.bytes for pin in pins for file in pin.weights)
-    opened, counts = (), (0, 0, 0)
+    samples: dict[int, Samples] = {}
     if weights:
-        inside, opened, counts = _weight_faults(name, pins, progress)
-        found += inside
-    faults.keep(name, found, {pin.step: pin.signature for pin in pins}, opened)
+        unreadable, samples = _read_weights(name, pins, progress)
+        found += [*unreadable, *tensor_faults(samples)]
+    faults.keep(name, found, {pin.step: pin.signature for pin in pins}, tuple(samples))
     steps = tuple(pin.step for pin in pins)
-    return Audit(name, steps, listed, size, tuple(found), tuple(notes), opened, *counts)
+    sizes = [(len(each.tensors), len(each.shapes)) for each in samples.values()]
+    tensors, of_all = max(sizes, default=(0, 0))
+    read = sum(each.read() for each in samples.values())
+    return Audit(name, steps, listed, size, tuple(found), tuple(notes), tuple(samples), tensors, of_all, read)
 
 
-def _weight_faults(
-    name: str, pins: Sequence[Pin], progress: bool | None
-) -> tuple[list[Fault], tuple[int, ...], tuple[int, int, int]]:
-    """Faults that tensors tell; steps that were read; tensors of each, of how many, and bytes over the network."""
-    from lmdynamics.hub.faults import tensor_faults
-    from lmdynamics.hub.tensors import Samples, read_samples
-
+def _read_weights(name: str, pins: Sequence[Pin], progress: bool | None) -> tuple[list[Fault], dict[int, Samples]]:
+    """Some values of each checkpoint's tensors by step, and a fault for each that cannot be read."""
     samples: dict[int, Samples] = {}
     found: list[Fault] = []
 
@@ -123,9 +122,7 @@ def _weight_faults(
             elif result is not None:
                 samples[pin.step] = result
             shown.update()
-    found += tensor_faults(samples)
-    sizes = [(len(each.tensors), len(each.shapes)) for each in samples.values()]
-    return found, tuple(samples), (*max(sizes, default=(0, 0)), sum(each.read() for each in samples.values()))
+    return found, samples
 
 
 def _likeness_of_main(pins: Sequence[Pin], main: Pin | None) -> Iterator[str]:
@@ -155,11 +152,9 @@ def _folder_audit(where: str, revisions: str | None, progress: bool | None, weig
 
 def _pinned(repository: str) -> dict[str, str]:
     """Commits that were pinned here, by repository and revision."""
-    found = {}
-    for file in (paths.home() / "suites").glob(f"{repository.replace('/', '--').replace('*', '+')}*/{FILE}"):
-        for pin in read_pins(file.parent).values():
-            found[f"{pin.repository} {pin.revision} {pin.step}"] = pin.commit
-    return found
+    folders = (paths.home() / "suites").glob(f"{repository.replace('/', '--').replace('*', '+')}*")
+    pins = [pin for folder in folders if (suite := read_suite(folder)) for pin in suite.pins.values()]
+    return {f"{pin.repository} {pin.revision} {pin.step}": pin.commit for pin in pins}
 
 
 def _moved(pins: Sequence[Pin], pinned: dict[str, str]) -> Iterator[Fault]:

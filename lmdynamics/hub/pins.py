@@ -162,11 +162,51 @@ def read_address(text: str) -> Address:
     return Address(match["repository"], match["part"] or "", options.get("steps", ""), keep, **flags)
 
 
+@dataclass(frozen=True)
+class Suite:
+    """One trajectory of published checkpoints, each at its commit, as `suite.json` keeps it on this machine.
+
+    `main`: the main branch, if there is one. `notes`: what its names leave to be said; None before there were notes.
+    `revisions`: the expression that was given.
+    """
+
+    repository: str
+    part: str
+    pins: dict[int, Pin]
+    main: Pin | None = None
+    notes: tuple[str, ...] | None = ()
+    revisions: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.repository}#{self.part}" if self.part else self.repository
+
+    def write(self, folder: Path) -> None:
+        fields = asdict(self)
+        checkpoints = list(fields.pop("pins").values())
+        files.write_json(folder / FILE, {"format": 1, "name": self.name, **fields, "checkpoints": checkpoints})
+
+
+def read_suite(folder: Path) -> Suite | None:
+    """What is known of a suite; None before it was opened here."""
+    if not (folder / FILE).exists():
+        return None
+    fields = files.read_json(folder / FILE, "a suite")
+    pins = {pin.step: pin for pin in map(_pin, fields["checkpoints"])}
+    main = _pin(fields["main"]) if fields.get("main") else None
+    return Suite(fields["repository"], fields["part"], pins, main, fields.get("notes"), fields.get("revisions"))
+
+
+def _pin(fields: Mapping[str, Any]) -> Pin:
+    listed = fields["files"]
+    return Pin(**{**fields, "files": None if listed is None else tuple(RemoteFile(**file) for file in listed)})
+
+
 def pinned(address: str) -> list[tuple[int, str]]:
     """Step and commit of every checkpoint that an address means since it was first opened here; empty before that."""
     asked = read_address(address)
-    folder = suite_folder(asked, rule_for(asked.repository))
-    return [(pin.step, pin.commit) for pin in read_pins(folder).values()] if (folder / FILE).exists() else []
+    suite = read_suite(suite_folder(asked, rule_for(asked.repository)))
+    return [(pin.step, pin.commit) for pin in suite.pins.values()] if suite else []
 
 
 def suite_folder(asked: Address, rule: Rule) -> Path:
@@ -178,8 +218,8 @@ def suite_folder(asked: Address, rule: Rule) -> Path:
 
 def known_suites() -> dict[str, dict[int, Pin]]:
     """The suites that were opened here: address and checkpoints of each."""
-    folders = sorted(path.parent for path in (paths.home() / "suites").glob(f"*/{FILE}"))
-    return {f"hf://{files.read_json(folder / FILE, 'a suite')['name']}": read_pins(folder) for folder in folders}
+    suites = [read_suite(path.parent) for path in sorted((paths.home() / "suites").glob(f"*/{FILE}"))]
+    return {f"hf://{suite.name}": suite.pins for suite in suites if suite}
 
 
 @dataclass(frozen=True)
@@ -187,31 +227,21 @@ class Listing:
     """What names say of a repository: checkpoints by trajectory and step, their names, names that tell no step, and
     the commit of the main branch, if there is one."""
 
-    where: str
+    repository: str
     rule: Rule
     trajectories: dict[str, dict[int, Pin]]
     names: dict[str, list[str]]
     unread: list[str]
     main: Pin | None
 
-    def trajectory(self, asked: str) -> "Trajectory":
+    def trajectory(self, asked: str) -> Suite:
         """The one that is meant; see `naming.choose_trajectory`."""
-        part, pins, counted = choose_trajectory(self.trajectories, asked, self.rule, self.where)
+        part, pins, counted = choose_trajectory(self.trajectories, asked, self.rule, f"hf://{self.repository}")
         moved = {step: pin if pin.step == step else replace(pin, step=step, tokens=None) for step, pin in pins.items()}
         used = part or next(iter(self.trajectories)) if len(self.trajectories) == 1 else part
         left_out = describe_left_out(self.names, used, self.unread, self.rule)
         notes = [f"counted on: {counted}"] * bool(counted) + [f"not used: {left_out}"] * bool(left_out)
-        return Trajectory(part, moved, self.main, tuple(notes))
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """One trajectory of a listing. `notes`: what its names leave to be said."""
-
-    part: str
-    pins: dict[int, Pin]
-    main: Pin | None
-    notes: tuple[str, ...]
+        return Suite(self.repository, part, moved, self.main, tuple(notes))
 
 
 def list_checkpoints(asked: Address, rule: Rule) -> Listing:
@@ -219,45 +249,40 @@ def list_checkpoints(asked: Address, rule: Rule) -> Listing:
 
     Raises UserError where there is none, or two of one step.
     """
-    repository, where, main = asked.repository, f"hf://{asked.repository}", None
+    repository, main = asked.repository, None
     if rule.by_repository:
         names = client.repositories(repository) if "*" in repository else [repository]
         if not names:
             raise UserError(f"no repository on the hub fits {repository}; check the part before the star")
-        places = [(name, place) for name in names if (place := rule.place(name)) is not None]
+        places = {name: place for name in names if (place := rule.place(name)) is not None}
         with ThreadPoolExecutor(LISTERS) as threads:
-            commits = list(threads.map(lambda each: _only_commit(each[0]), places))
-        named = [(place, name, "main", commit) for (name, place), commit in zip(places, commits, strict=True)]
-        unread = sorted(set(names) - {name for name, _ in places})
+            commits = list(threads.map(_only_commit, places))
+        found = [(name, places[name], name, "main", commit) for name, commit in zip(places, commits, strict=True)]
+        unread = sorted(set(names) - set(places))
     else:
         refs = client.references(repository)
         names = list(refs)
-        ordered = sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
-        titled = [
-            (revision, commit, title)
-            for revision, at in ordered
+        found = [
+            (revision, place, repository, revision, commit)
+            for revision, at in sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
             for commit, title in (client.commits(repository, revision) if rule.has_commits_on(revision) else [(at, "")])
-        ]
-        named = [
-            (place, repository, revision, commit)
-            for revision, commit, title in titled
             if (place := rule.place(repository, revision, title)) is not None
         ]
-        unread = sorted(set(names) - {revision for _, _, revision, _ in named} - set(DEFAULT_BRANCHES))
+        unread = sorted(set(names) - {revision for revision, *_ in found} - set(DEFAULT_BRANCHES))
         if default := next((name for name in DEFAULT_BRANCHES if name in refs), None):
             main = Pin(-1, repository, default, refs[default])
-    if not named:
+    if not found:
         raise UserError(
             f"{repository}: nothing there is named like a checkpoint ({', '.join(sorted(names)[:SHOWN])}"
             f"{', …' * (len(names) > SHOWN)}); say how with --revisions (revisions= in Python), a regular expression "
             r"such as 'ckpt-(?P<step>\d+)', or with a rule in my_suites.toml"
         )
     checkpoints = [
-        (place, name if rule.by_repository else revision, commit, Pin(place.step, name, revision, commit, place.tokens))
-        for place, name, revision, commit in named
+        (place, name, commit, Pin(place.step, repository, revision, commit, place.tokens))
+        for name, place, repository, revision, commit in found
     ]
-    found, names = by_trajectory(checkpoints, where)
-    return Listing(where, rule, found, names, unread, main)
+    trajectories, called = by_trajectory(checkpoints, f"hf://{asked.repository}")
+    return Listing(asked.repository, rule, trajectories, called, unread, main)
 
 
 def _only_commit(repository: str) -> str:
@@ -277,24 +302,6 @@ def look(pins: Sequence[Pin]) -> list[Pin]:
     with ThreadPoolExecutor(LISTERS) as threads:
         trees = threads.map(lambda pin: tuple(client.tree(pin.repository, pin.commit)), pins)
         return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
-
-
-def read_pins(folder: Path) -> dict[int, Pin]:
-    """What `suite.json` holds, by step."""
-    table = files.read_json(folder / FILE, "a suite")["checkpoints"]
-    return {pin.step: pin for pin in map(as_pin, table)}
-
-
-def as_pin(said: Mapping[str, Any]) -> Pin:
-    files = said["files"]
-    return Pin(**{**said, "files": None if files is None else tuple(RemoteFile(**file) for file in files)})
-
-
-def write_pins(folder: Path, repository: str, part: str, pins: Mapping[int, Pin], **known: Any) -> None:
-    """`known`: `revisions` (the expression that was given), `main` (a pin), `notes` (what names leave to be said)."""
-    name = f"{repository}#{part}" if part else repository
-    said = {"format": 1, "name": name, "repository": repository, "part": part, **known}
-    files.write_json(folder / FILE, {**said, "checkpoints": [asdict(pin) for pin in pins.values()]})
 
 
 FETCHED = "fetched.json"  # steps whose weights came under a `keep`, the oldest first: the others stay
@@ -323,9 +330,8 @@ def remove_oldest(suite: Path, keep: int) -> None:
     from huggingface_hub import scan_cache_dir
 
     with FileLock(suite / ".lock"):
-        steps = _fetched(suite)
-        pins = read_pins(suite)
-        old = {pins[step].commit for step in steps[:-keep] if step in pins}
+        steps, known = _fetched(suite), read_suite(suite)
+        old = {known.pins[step].commit for step in steps[:-keep] if known and step in known.pins}
         if old:
             cached = scan_cache_dir(client.cache())
             present = {revision.commit_hash for repo in cached.repos for revision in repo.revisions}

@@ -13,14 +13,14 @@ here yet. Those lie in the cache of the hub's own client.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from lmdynamics import files, paths
+from lmdynamics import paths
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.hub import client
 from lmdynamics.hub.client import RemoteFile, told_bytes
@@ -29,17 +29,16 @@ from lmdynamics.hub.pins import (
     CONFIG,
     FILE,
     Pin,
-    as_pin,
+    Suite,
     keep_for_good,
     known_suites,
     list_checkpoints,
     look,
     note_temporary,
     read_address,
-    read_pins,
+    read_suite,
     remove_oldest,
     suite_folder,
-    write_pins,
 )
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.progress import bar, say_once
@@ -60,16 +59,16 @@ class SuiteRun(Run):
 
     @property
     def name(self) -> str:
-        return self._said["name"]
+        return self.suite.name
 
     @cached_property
-    def _said(self) -> dict[str, Any]:
-        return files.read_json(self.folder / FILE, "a suite")
+    def suite(self) -> Suite:
+        return read_suite(self.folder)
 
-    @cached_property
+    @property
     def pins(self) -> dict[int, Pin]:
         """Every checkpoint of the suite by step, not only those chosen."""
-        return read_pins(self.folder)
+        return self.suite.pins
 
     def describe(self) -> dict[str, Any]:
         """Where each checkpoint lies, the tokens seen by then, and whether it is on this machine."""
@@ -85,7 +84,7 @@ class SuiteRun(Run):
 
     @property
     def rule(self) -> Rule:
-        return rule_for(self._said["repository"], self._said.get("revisions"))
+        return rule_for(self.suite.repository, self.suite.revisions)
 
     @cached_property
     def known_faults(self) -> list[faults.Fault]:
@@ -112,7 +111,7 @@ class SuiteRun(Run):
 
     def __getitem__(self, step: int) -> "SuiteCheckpoint":
         plain = super().__getitem__(step)
-        return SuiteCheckpoint(**vars(plain), suite=self.folder, keep_last=self.keep_last, download=self.download)
+        return SuiteCheckpoint(**vars(plain), suite_dir=self.folder, keep_last=self.keep_last, download=self.download)
 
     def missing(self, steps: str | Sequence[int] | None = None) -> dict[int, list[RemoteFile]]:
         """The files that are not here, by step."""
@@ -171,23 +170,23 @@ class SuiteRun(Run):
 class SuiteCheckpoint(Checkpoint):
     """One checkpoint of a published suite; its files come when they are wanted, if somebody has agreed to that."""
 
-    suite: Path = Path()
+    suite_dir: Path = Path()
     keep_last: int | None = None
     download: bool = False
 
     @cached_property
     def _pin(self) -> Pin:
-        return read_pins(self.suite)[self.step]
+        return read_suite(self.suite_dir).pins[self.step]
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         self._weights()
         # where old files go, one process at a time brings and reads its own
-        with nullcontext() if self.keep_last is None else FileLock(self.suite / ".keep.lock"):
+        with nullcontext() if self.keep_last is None else FileLock(self.suite_dir / ".keep.lock"):
             if self._here(self._pin.wanted) and self.keep_last is not None:
-                note_temporary(self.suite, self.step)
+                note_temporary(self.suite_dir, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
-                remove_oldest(self.suite, self.keep_last)
+                remove_oldest(self.suite_dir, self.keep_last)
         return model
 
     @property
@@ -196,7 +195,7 @@ class SuiteCheckpoint(Checkpoint):
         if self._pin.tokenizer:
             self._here(self._pin.small)
             return load_tokenizer(self.folder)
-        return load_tokenizer(_shared_tokenizer(self.suite))
+        return load_tokenizer(_shared_tokenizer(self.suite_dir))
 
     @property
     def is_here(self) -> bool:
@@ -282,37 +281,30 @@ def open_suite(
     listed = None if (folder / FILE).exists() else list_checkpoints(asked, rule).trajectory(asked.part)
     folder = paths.writable(folder)
     with FileLock(folder / ".lock"):
-        said = files.read_json(folder / FILE, "a suite") if (folder / FILE).exists() else None
-        renamed = said is not None and revisions is not None and said["revisions"] != revisions
-        if said is None or asked.refresh or renamed or _mixed(said, rule):
-            listed = listed or list_checkpoints(asked, rule).trajectory(asked.part)
-            known = {"revisions": revisions, "main": listed.main and asdict(listed.main), "notes": listed.notes}
-            write_pins(folder, asked.repository, listed.part, listed.pins, **known)
-            said = files.read_json(folder / FILE, "a suite")
-        pins = read_pins(folder)
-        chosen = chosen_steps(list(pins), steps if steps is not None else asked.steps)
-        if unseen := [pins[step] for step in chosen if pins[step].files is None]:
+        suite = read_suite(folder)
+        renamed = suite is not None and revisions is not None and suite.revisions != revisions
+        if suite is None or asked.refresh or renamed or _mixed(suite, rule):
+            suite = replace(listed or list_checkpoints(asked, rule).trajectory(asked.part), revisions=revisions)
+            suite.write(folder)
+        chosen = chosen_steps(list(suite.pins), steps if steps is not None else asked.steps)
+        if unseen := [suite.pins[step] for step in chosen if suite.pins[step].files is None]:
             try:
-                pins |= {pin.step: pin for pin in look(unseen)}
+                looked = {pin.step: pin for pin in look(unseen)}
             except client.Unreachable as error:
-                raise client.Unreachable(f"{error}; {_here(pins.values())}") from None
-            write_pins(folder, said["repository"], said["part"], pins, **_known(said))
-    for note in said.get("notes") or ():
-        say_once(f"{said['name']}: {note}")
+                raise client.Unreachable(f"{error}; {_here(suite.pins.values())}") from None
+            suite = replace(suite, pins=suite.pins | looked)
+            suite.write(folder)
+    for note in suite.notes or ():
+        say_once(f"{suite.name}: {note}")
     run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or asked.download)
     faults.say(run.name, run.known_faults, f"hf://{run.name}")
     return run
 
 
-def _mixed(said: Mapping[str, Any], rule: Rule) -> bool:
+def _mixed(suite: Suite, rule: Rule) -> bool:
     """Whether an earlier version, which read names in part only, has put several trajectories into one."""
-    places = [rule.place(pin["repository"], pin["revision"]) for pin in said["checkpoints"]]
-    return "notes" not in said and not rule.commit and len({place and place.part for place in places}) > 1
-
-
-def _known(said: Mapping[str, Any]) -> dict[str, Any]:
-    """What `suite.json` holds besides the checkpoints."""
-    return {name: said.get(name) for name in ("revisions", "main", "notes")}
+    places = [rule.place(pin.repository, pin.revision) for pin in suite.pins.values()]
+    return suite.notes is None and not rule.commit and len({place and place.part for place in places}) > 1
 
 
 def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], object] = lambda size: None) -> None:
@@ -324,23 +316,23 @@ def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], objec
             raise client.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
 
 
-def _shared_tokenizer(suite: Path) -> Path:
+def _shared_tokenizer(folder: Path) -> Path:
     """The folder of a tokenizer for checkpoints without one: of another checkpoint, or else of the main branch."""
-    with FileLock(suite / ".lock"):
-        pins, said = read_pins(suite), files.read_json(suite / FILE, "a suite")
-        main = said.get("main") and as_pin(said["main"])
-        found = next((pin for pin in reversed(pins.values()) if pin.tokenizer), None)
-        if found is None and main and main.files is None:
-            (main,) = look([main])
-            write_pins(suite, said["repository"], said["part"], pins, **{**_known(said), "main": asdict(main)})
+    with FileLock(folder / ".lock"):
+        suite = read_suite(folder)
+        found = next((pin for pin in reversed(suite.pins.values()) if pin.tokenizer), None)
+        if found is None and suite.main and suite.main.files is None:
+            suite = replace(suite, main=look([suite.main])[0])
+            suite.write(folder)
     if found:
         note = f"some checkpoints have no tokenizer of their own; that of step {found.step:,} is used for them"
-    elif main and main.tokenizer:
-        found, note = main, f"no checkpoint has a tokenizer; that of the branch {main.revision} is used for all of them"
+    elif suite.main and suite.main.tokenizer:
+        found, branch = suite.main, suite.main.revision
+        note = f"no checkpoint has a tokenizer; that of the branch {branch} is used for all of them"
     else:
-        where = "nor has its main branch" if main else "and there is no main branch to take it from"
-        raise UserError(f"{said['name']} has no tokenizer: no checkpoint that was looked at has one, {where}")
-    say_once(f"{said['name']}: {note}")
+        where = "nor has its main branch" if suite.main else "and there is no main branch to take it from"
+        raise UserError(f"{suite.name} has no tokenizer: no checkpoint that was looked at has one, {where}")
+    say_once(f"{suite.name}: {note}")
     _bring(found, found.lacking(found.small))
     return found.folder
 
