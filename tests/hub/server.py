@@ -12,15 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".h5", ".pt", ".msgpack", ".ckpt")  # kept in LFS, as .gitattributes says on the hub
 AGENTS = "/api/agent-harnesses"
-BORN = datetime(2023, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,6 @@ class File:
     pointer: int = 0  # the pointer's size; 0 if there is none because git holds the content itself
     make: Callable[[], bytes] | None = field(default=None, compare=False)
 
-    @property
-    def large(self) -> bool:
-        return self.pointer > 0
-
     @cached_property
     def content(self) -> bytes:
         if self.make is None:
@@ -44,20 +38,17 @@ class File:
         return self.make()
 
 
-def plain(content: bytes) -> File:
-    """A file that git holds."""
-    return File(len(content), hashlib.sha256(content).hexdigest(), _blob(content), make=lambda: content)
-
-
-def large(content: bytes) -> File:
-    """A file in LFS."""
-    return declared(len(content), hashlib.sha256(content).hexdigest(), lambda: content)
-
-
 def declared(size: int, sha256: str, make: Callable[[], bytes] | None = None) -> File:
     """A file in LFS whose content is made when first asked for, or never."""
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
     return File(size, sha256, _blob(pointer), len(pointer), make)
+
+
+def _kept(path: str, content: bytes) -> File:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if path.endswith(LARGE):
+        return declared(len(content), sha256, lambda: content)
+    return File(len(content), sha256, _blob(content), make=lambda: content)
 
 
 def _blob(content: bytes) -> str:
@@ -71,16 +62,11 @@ class Commit:
     sha: str
     files: Mapping[str, File]
     title: str
-    date: datetime
     parent: "Commit | None" = field(repr=False)
 
     def history(self) -> "list[Commit]":
         """This commit and those before it, the first last."""
-        found, commit = [], self
-        while commit:
-            found.append(commit)
-            commit = commit.parent
-        return found
+        return [self, *(self.parent.history() if self.parent else [])]
 
 
 @dataclass
@@ -88,32 +74,23 @@ class Repository:
     """A model on the hub: commits, and the branches and tags that point at them."""
 
     name: str
-    private: bool = False
     gated: bool = False
-    readers: set[str] = field(default_factory=set)  # who may read it if it is private or gated
+    readers: set[str] = field(default_factory=set)  # who may read it if it is gated
     branches: dict[str, Commit] = field(default_factory=dict)
     tags: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
-    def commit(
-        self, files: Mapping[str, File | bytes], branch: str = "main", title: str = "", parent: Commit | None = None
-    ) -> Commit:
-        """Make these the files of a branch, as a commit after `parent` (the branch's last if None)."""
-        parent = parent or self.branches.get(branch)
+    def commit(self, files: Mapping[str, File | bytes], branch: str = "main", title: str = "") -> Commit:
+        """Make these the files of a branch, as a commit after its last."""
+        parent = self.branches.get(branch)
         kept = {path: content if isinstance(content, File) else _kept(path, content) for path, content in files.items()}
         told = [self.name, branch, title, parent.sha if parent else "", *(f"{p} {f.oid}" for p, f in kept.items())]
         sha = hashlib.sha1("\n".join([*told, str(len(self.commits))]).encode()).hexdigest()
-        date = BORN + timedelta(hours=len(self.commits))
-        self.commits[sha] = self.branches[branch] = Commit(sha, kept, title or f"{branch} contents", date, parent)
+        self.commits[sha] = self.branches[branch] = Commit(sha, kept, title or f"{branch} contents", parent)
         return self.commits[sha]
 
     def move(self, branch: str, to: Commit) -> None:
         self.branches[branch] = to
-
-    @property
-    def default(self) -> Commit:
-        """What the repository shows of itself: its main branch, or else its first."""
-        return self.branches.get("main") or next(iter(self.branches.values()))
 
     def at(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a sha names."""
@@ -121,10 +98,6 @@ class Repository:
             if found := named.get(revision):
                 return found
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-
-
-def _kept(path: str, content: bytes) -> File:
-    return large(content) if path.endswith(LARGE) else plain(content)
 
 
 class Refused(Exception):
@@ -160,9 +133,7 @@ class Asked:
     method: str
     target: str  # as sent: still quoted, with its query
     range: str | None
-    user_agent: str
     token: str | None
-    user: str | None = None
     status: int = 0
     sent: int = 0
 
@@ -178,10 +149,6 @@ class Asked:
     def query(self) -> dict[str, str]:
         return {name: values[-1] for name, values in parse_qs(urlsplit(self.target).query).items()}
 
-    @property
-    def authorised(self) -> bool:
-        return self.user is not None
-
     def __str__(self) -> str:
         return f"{self.method} {unquote(self.target)}"
 
@@ -196,8 +163,7 @@ class Fault:
 class Hub:
     """Repositories behind a loopback address, `url`, while it is started (`with Hub() as hub`)."""
 
-    def __init__(self, page: int = 1000):
-        self.page = page  # entries of a listing in one answer
+    def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, str] = {}  # whose token it is
         self.requests: list[Asked] = []
@@ -207,13 +173,9 @@ class Hub:
         self._ports = {"hub": 0, "cdn": 0}
         self._servers: list[_Server] = []
 
-    # Repositories
-
-    def repository(self, name: str, **facts) -> Repository:
-        """The repository of that name, made if there is none: `private`, `gated`, `readers`."""
-        return self.repositories.setdefault(name, Repository(name, **facts))
-
-    # The address
+    def repository(self, name: str) -> Repository:
+        """The repository of that name, made if there is none."""
+        return self.repositories.setdefault(name, Repository(name))
 
     @property
     def url(self) -> str:
@@ -248,8 +210,6 @@ class Hub:
         self.stop()
         if self.errors:
             raise ExceptionGroup("the stand-in hub failed", self.errors)
-
-    # What was asked
 
     def asked(self, match: str = "") -> list[Asked]:
         """Requests whose `METHOD path?query` holds a match."""
@@ -332,76 +292,55 @@ class Hub:
     def _answer(self, asked: Asked) -> Answer:
         if asked.origin == "cdn":
             return self._stored(*asked.segments)
-        if asked.token is not None:
-            if asked.token not in self.tokens:
-                raise Refused(401, "", "Invalid credentials in Authorization header")
-            asked.user = self.tokens[asked.token]
+        if asked.token is not None and asked.token not in self.tokens:
+            raise Refused(401, "", "Invalid credentials in Authorization header")
+        user = self.tokens.get(asked.token)
         match asked.segments:
             case ["api", "models"]:
-                return self._page(self._found(asked), asked)
+                return told(self._found(asked))
             case ["api", "models", owner, name, *rest]:
-                repository = self._visible(f"{owner}/{name}", asked.user)
-                return self._about(repository, rest, asked)
+                return told(self._about(self._visible(f"{owner}/{name}", user), rest))
             case [owner, name, "resolve", revision, *path]:
-                repository = self._visible(f"{owner}/{name}", asked.user)
-                _let_in(repository, asked.user)
+                repository = self._visible(f"{owner}/{name}", user)
+                if repository.gated and user not in repository.readers:
+                    restricted = f"Access to model {repository.name} is restricted."
+                    raise Refused(401 if user is None else 403, "GatedRepo", restricted)
                 return self._resolved(repository, repository.at(revision), "/".join(path))
         raise Refused(404, "", f"the stand-in does not know {asked}")
 
     def _visible(self, name: str, user: str | None) -> Repository:
-        found = self.repositories.get(name)
-        if found and not (found.private and user not in found.readers):
+        if found := self.repositories.get(name):
             return found
-        if user is None:  # who it is might matter, so the hub does not say that there is none
+        if user is None:  # it might be private, so the hub does not say that there is none
             raise Refused(401, "RepoNotFound", "Invalid username or password.")
         raise Refused(404, "RepoNotFound", "Repository not found")
 
-    def _about(self, repository: Repository, question: list[str], asked: Asked) -> Answer:
+    def _about(self, repository: Repository, question: list[str]) -> dict | list[dict]:
         match question:
-            case []:
-                return told(_info(repository, repository.default))
             case ["revision", revision]:
-                return told(_info(repository, repository.at(revision)))
+                return {"id": repository.name, "sha": repository.at(revision).sha, "siblings": []}
             case ["refs"]:
-                return told(
-                    {
-                        "branches": [_ref(name, "heads", commit) for name, commit in repository.branches.items()],
-                        "converts": [],
-                        "tags": [_ref(name, "tags", commit) for name, commit in repository.tags.items()],
-                        "pullRequests": [],
-                    }
-                )
+                branches = [_ref(name, "heads", commit) for name, commit in repository.branches.items()]
+                tags = [_ref(name, "tags", commit) for name, commit in repository.tags.items()]
+                return {"branches": branches, "converts": [], "tags": tags, "pullRequests": []}
             case ["commits", revision]:
-                return self._page([_logged(commit) for commit in repository.at(revision).history()], asked)
-            case ["tree", revision, *path]:
-                recursive = asked.query.get("recursive") == "true"
-                return self._page(_tree(repository.at(revision), "/".join(path), recursive), asked)
-        raise Refused(404, "", f"the stand-in does not know {asked}")
+                facts = {"message": "", "date": "2023-01-01T00:00:00.000Z", "authors": [{"user": "somebody"}]}
+                return [{"id": c.sha, "title": c.title, **facts} for c in repository.at(revision).history()]
+            case ["tree", revision]:
+                return _tree(repository.at(revision))
+        raise Refused(404, "", f"the stand-in does not know {question}")
 
     def _found(self, asked: Asked) -> list[dict]:
         author, words = asked.query.get("author"), asked.query.get("search", "").lower()
-        return [
-            _info(repository, repository.default)
-            for repository in self.repositories.values()
-            if (not repository.private or asked.user in repository.readers)
-            and author in (None, repository.name.partition("/")[0])
-            and words in repository.name.lower()
-        ]
-
-    def _page(self, entries: list[dict], asked: Asked) -> Answer:
-        size, start = min(self.page, int(asked.query.get("limit", self.page))), int(asked.query.get("cursor", 0))
-        answer = told(entries[start : start + size])
-        if start + size < len(entries):
-            following = urlencode({**asked.query, "cursor": start + size})
-            answer.headers["Link"] = f'<{self.url}{urlsplit(asked.target).path}?{following}>; rel="next"'
-        return answer
+        names = [name for name in self.repositories if author in (None, name.partition("/")[0])]
+        return [{"id": name} for name in names if words in name.lower()]
 
     def _resolved(self, repository: Repository, commit: Commit, path: str) -> Answer:
         headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
         if path not in commit.files:
             raise Refused(404, "EntryNotFound", "Entry not found", **headers)
         file = commit.files[path]
-        if not file.large:
+        if not file.pointer:
             headers |= {"ETag": f'"{file.oid}"', "Content-Type": "text/plain; charset=utf-8"}
             return Answer(200, headers, file.content)
         headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"'}
@@ -423,74 +362,29 @@ def spoilt(content: bytes) -> bytes:
     return bytes([content[0] ^ 0xFF]) + content[1:]
 
 
-def _let_in(repository: Repository, user: str | None) -> None:
-    if repository.gated and user not in repository.readers:
-        status = 401 if user is None else 403
-        raise Refused(status, "GatedRepo", f"Access to model {repository.name} is restricted.")
-
-
 def _ref(name: str, kind: str, commit: Commit) -> dict:
     return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit.sha}
 
 
-def _logged(commit: Commit) -> dict:
-    told = {"id": commit.sha, "title": commit.title, "message": "", "date": _date(commit)}
-    return {**told, "authors": [{"user": "somebody"}]}
-
-
-def _date(commit: Commit) -> str:
-    return commit.date.strftime("%Y-%m-%dT%H:%M:%S.000Z")
-
-
-def _info(repository: Repository, commit: Commit) -> dict:
-    return {
-        "_id": hashlib.sha1(repository.name.encode()).hexdigest()[:24],
-        "id": repository.name,
-        "modelId": repository.name,
-        "author": repository.name.partition("/")[0],
-        "sha": commit.sha,
-        "createdAt": _date(commit.history()[-1]),
-        "lastModified": _date(commit),
-        "private": repository.private,
-        "gated": "auto" if repository.gated else False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": ["transformers"],
-        "siblings": [{"rfilename": path} for path in commit.files],
-    }
-
-
-def _tree(commit: Commit, folder: str, recursive: bool) -> list[dict]:
-    inside = f"{folder}/" if folder else ""
+def _tree(commit: Commit) -> list[dict]:
+    """Every file, and the folders that they lie in."""
     entries = {}
     for path, file in commit.files.items():
-        if not path.startswith(inside):
-            continue
-        *parents, _ = path.removeprefix(inside).split("/")
-        for depth in range(1, len(parents) + 1):
-            if recursive or depth == 1:
-                parent = inside + "/".join(parents[:depth])
-                oid = hashlib.sha1(f"{commit.sha}/{parent}".encode()).hexdigest()
-                entries[parent] = {"type": "directory", "oid": oid, "size": 0, "path": parent}
-        if recursive or not parents:
-            entries[path] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
-            if file.large:
-                entries[path]["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer}
-    if folder and not entries:
-        raise Refused(404, "EntryNotFound", f"{folder} does not exist on {commit.sha}", **{"X-Repo-Commit": commit.sha})
+        if folder := path.rpartition("/")[0]:
+            entries[folder] = {"type": "directory", "oid": _blob(folder.encode()), "size": 0, "path": folder}
+        entries[path] = {"type": "file", "oid": file.oid, "size": file.size, "path": path}
+        if file.pointer:
+            entries[path]["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer}
     return list(entries.values())
 
 
 def _ranged(answer: Answer, asked: str | None) -> Answer:
     """The part of an answer that a Range header asks for."""
-    wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", asked or "")
-    if not wanted or not any(wanted.groups()) or answer.status != 200 or "Accept-Ranges" not in answer.headers:
+    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
+    if not wanted or answer.status != 200 or "Accept-Ranges" not in answer.headers:
         return answer
-    first, last = wanted.groups()
-    size = len(answer.body)
-    start = int(first) if first else max(0, size - int(last))
-    end = min(int(last), size - 1) if first and last else size - 1
+    size, start = len(answer.body), int(wanted[1])
+    end = min(int(wanted[2] or size), size - 1)
     if start > end:
         refusal = {**answer.headers, "Content-Range": f"bytes */{size}"}
         return replace(answer, status=416, headers=refusal, body=b"")
@@ -546,7 +440,6 @@ class _Handler(BaseHTTPRequestHandler):
             method=self.command,
             target=self.path,
             range=self.headers.get("Range"),
-            user_agent=self.headers.get("User-Agent", ""),
             token=token,
         )
         answer = hub.answer(asked)

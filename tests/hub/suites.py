@@ -26,36 +26,30 @@ SENTENCES = (
     "they have seen more of the world than we have",
     "no one knows why the boats were sold",
 )
+END = "<|endoftext|>"
 LAST = 150_000  # a step by which every suite's weights have arrived
 
 State = dict[str, torch.Tensor]
 
 
-def pythia(
-    hub: Hub, steps: Iterable[int] = SHORT, size: str = "14m", seed: int | None = None, deduped: bool = False
-) -> Repository:
-    """`EleutherAI/pythia-SIZE[-deduped][-seedN]`: a branch per step, and `main`, which is the last."""
-    name = f"EleutherAI/pythia-{size}" + "-deduped" * deduped + (f"-seed{seed}" if seed is not None else "")
-    repository = hub.repository(name)
+def pythia(hub: Hub, steps: Iterable[int] = SHORT, size: str = "14m") -> Repository:
+    """`EleutherAI/pythia-SIZE`: a branch per step, and `main`, which is the last."""
+    repository = hub.repository(f"EleutherAI/pythia-{size}")
     for step in sorted(steps):
-        state = {key: tensor.half() for key, tensor in weights("pythia", seed or 0, step).items()}
-        files = {**cards(name), **config("pythia", torch_dtype="float16"), **fast_tokenizer("<|endoftext|>")}
+        state = {key: tensor.half() for key, tensor in weights("pythia", 0, step).items()}
+        files = {**cards(repository.name), **config("pythia", torch_dtype="float16"), **fast_tokenizer()}
         weighed = {"model.safetensors": safe(state), "pytorch_model.bin": pickled(state)}
         last = repository.commit({**files, **weighed}, branch=f"step{step}")
     repository.move("main", last)
     return repository
 
 
-def multiberts(hub: Hub, seed: int = 0, thousands: Iterable[int] = (0, 20, 40, 2_000)) -> list[Repository]:
-    """`google/multiberts-seed_N-step_Sk`: a repository per step, pickles and TensorFlow only, no fast tokenizer."""
-    made = []
-    for thousand in thousands:
-        state = weights("multiberts", seed, thousand)
-        name = f"google/multiberts-seed_{seed}-step_{thousand}k"
-        files = {**cards(name), **config("multiberts"), **wordpiece(), "pytorch_model.bin": pickled(_tied(state))}
-        repository = hub.repository(name)
-        repository.commit({**files, "tf_model.h5": b"\x89HDF\r\n\x1a\n" + _digest(name, "h5")})
-        made.append(repository)
+def multiberts(hub: Hub) -> list[Repository]:
+    """`google/multiberts-seed_0-step_Sk`: a repository per step, pickles and TensorFlow only, no fast tokenizer."""
+    made = [hub.repository(f"google/multiberts-seed_0-step_{thousand}k") for thousand in (0, 20, 40, 2_000)]
+    for repository, thousand in zip(made, (0, 20, 40, 2_000), strict=True):
+        weighed = {"pytorch_model.bin": pickled(_tied(weights("multiberts", 0, thousand))), "tf_model.h5": b"\x89HDF"}
+        repository.commit({**cards(repository.name), **config("multiberts"), **wordpiece(), **weighed})
     return made
 
 
@@ -76,66 +70,47 @@ def olmo2(
         branch, _, step = revision.rpartition("-tokens")[0].rpartition("-step")
         reached = int(step) + 100_000 * branch.startswith("stage2")
         state = weights("olmo2", int(_digest(branch).hex()[:4], 16) if "ingredient" in branch else 0, reached)
-        files = {**cards(name), **config("olmo2"), **fast_tokenizer("<|endoftext|>"), **shards(state, 2)}
+        files = {**cards(name), **config("olmo2"), **fast_tokenizer(), **shards(state, 2)}
         repository.move("main", repository.commit(files, branch=revision))
     return repository
 
 
-def olmo(
-    hub: Hub, revisions: Iterable[str] = ("step0-tokens0B", "step1000-tokens4B", "step2000-tokens8B")
-) -> Repository:
-    """`allenai/OLMo-1B-hf`, the first OLMo as transformers reads it: `stepN-tokensMB`."""
-    repository = hub.repository("allenai/OLMo-1B-hf")
-    for revision in revisions:
-        step = int(revision.removeprefix("step").partition("-")[0])
-        files = {**cards(repository.name), **config("olmo"), **fast_tokenizer("<|endoftext|>")}
-        last = repository.commit({**files, "model.safetensors": safe(weights("olmo", 0, step))}, branch=revision)
-        repository.move("main", last)
-    return repository
-
-
-def crfm(
-    hub: Hub, steps: Iterable[int] = (10, 100, 1_000, 20_000, 400_000), run: str = "alias-gpt2-small-x21"
-) -> Repository:
+def crfm(hub: Hub) -> Repository:
     """`stanford-crfm/alias-gpt2-small-x21`: every checkpoint a commit on `main`, in no order of steps, with a tag."""
-    repository = hub.repository(f"stanford-crfm/{run}")
-    for step in sorted(steps, key=str):
-        state = weights("crfm", int(run.partition("-x")[2]), step)
-        mask = {
-            f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 256, 256, dtype=torch.uint8).tril() for layer in (0, 1)
-        }
+    repository = hub.repository("stanford-crfm/alias-gpt2-small-x21")
+    mask = torch.ones(1, 1, 256, 256, dtype=torch.uint8).tril()
+    masks = {f"transformer.h.{layer}.attn.bias": mask for layer in (0, 1)}
+    for step in sorted((10, 100, 1_000, 20_000, 400_000), key=str):
         files = {**cards(repository.name), **config("crfm"), **slow_tokenizer(), "training_args.bin": pickled({})}
-        files["pytorch_model.bin"] = pickled({**_tied(state), **mask})
+        files["pytorch_model.bin"] = pickled({**_tied(weights("crfm", 21, step)), **masks})
         title = f"checkpoint-{step}"
         repository.tags[title] = repository.commit(files, title=f"{title} contents")
     return repository
 
 
-def sas(hub: Hub, seed: int = 0, steps: Iterable[int] = (0, 1_000, 20_000, 100_000)) -> list[Repository]:
-    """`angie-chen55/bert-base-seedS-ckpt-N`: a repository per step."""
+def sas(hub: Hub) -> list[Repository]:
+    """`angie-chen55/bert-base-seed0-ckpt-N`: a repository per step."""
     made = []
-    for step in steps:
-        repository = hub.repository(f"angie-chen55/bert-base-seed{seed}-ckpt-{step}")
-        weighed = {"pytorch_model.bin": pickled(_tied(weights("sas", seed, step)))}
+    for step in (0, 1_000, 20_000, 100_000):
+        repository = hub.repository(f"angie-chen55/bert-base-seed0-ckpt-{step}")
+        weighed = {"pytorch_model.bin": pickled(_tied(weights("sas", 0, step)))}
         repository.commit({**cards(repository.name), **config("sas"), **wordpiece(), **weighed})
         made.append(repository)
     return made
 
 
-def zsl(hub: Hub, steps: Iterable[int] = (0, 512, 1_024), sizes: Iterable[str] = ("14M", "37M")) -> Repository:
+def zsl(hub: Hub) -> Repository:
     """`mirandrom/zsl-checkpoints`: several runs in one repository, a branch per run and step, with optimizer state."""
     repository = hub.repository("mirandrom/zsl-checkpoints")
     repository.commit(cards(repository.name))
-    for number, size in enumerate(sizes):
-        for step in steps:
+    for number, size in enumerate(("14M", "37M")):
+        for step in (0, 512, 1_024):
             state = weights("olmo", number, step)
-            moments = {
-                f"state.{key}.{moment}": tensor.square() * 1e-3 if moment == "exp_avg_sq" else tensor * 1e-2
-                for key, tensor in state.items()
-                for moment in ("exp_avg", "exp_avg_sq")
+            optimizer = {
+                "optim.safetensors": safe({f"state.{key}.exp_avg": tensor for key, tensor in state.items()}),
+                "train.pt": pickled({"global_step": step}),
             }
-            files = {**config("olmo"), **fast_tokenizer("<|endoftext|>"), "model.safetensors": safe(state)}
-            optimizer = {"optim.safetensors": safe(moments), "train.pt": pickled({"global_step": step})}
+            files = {**config("olmo"), **fast_tokenizer(), "model.safetensors": safe(state)}
             repository.commit({**files, **optimizer}, branch=f"OLMo-{size}-step{step}")
     return repository
 
@@ -144,7 +119,7 @@ def unpickling_writes(hub: Hub, marker: Path, name: str = "someone/pickle") -> R
     """A model whose pickle, if anybody unpickles it without care, makes the file `marker`."""
     repository = hub.repository(name)
     state = {**weights("pythia", 0, 0), "payload": _Writes(marker)}
-    repository.commit({**config("pythia"), **fast_tokenizer("<|endoftext|>"), "pytorch_model.bin": pickled(state)})
+    repository.commit({**config("pythia"), **fast_tokenizer(), "pytorch_model.bin": pickled(state)})
     return repository
 
 
@@ -155,24 +130,18 @@ def importing_writes(hub: Hub, marker: Path, name: str = "someone/remote-code") 
     automatic = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
     told = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": automatic}
     files = {"config.json": _json(told), "configuration_own.py": code, "modeling_own.py": code}
-    repository.commit({**files, **fast_tokenizer("<|endoftext|>"), "model.safetensors": safe(weights("pythia", 0, 0))})
+    repository.commit({**files, **fast_tokenizer(), "model.safetensors": safe(weights("pythia", 0, 0))})
     return repository
 
 
-def clean_suite(
-    hub: Hub,
-    name: str = "EleutherAI/pythia-14m",
-    revisions: int = len(PYTHIA_STEPS),
-    same: Mapping[str, str] | None = None,
-    size: int = 28_143_880,
-) -> Repository:
+def clean_suite(hub: Hub, revisions: int = len(PYTHIA_STEPS), same: Mapping[str, str] | None = None) -> Repository:
     """The first revisions of a Pythia, weights declared only; `same` gives some the weights of another revision."""
-    repository = hub.repository(name)
+    repository = hub.repository("EleutherAI/pythia-14m")
     for step in PYTHIA_STEPS[:revisions]:
         branch = f"step{step}"
         origin = (same or {}).get(branch, branch)
         weighed = {
-            file: declared(size, _digest(name, origin, file).hex())
+            file: declared(28_143_880, _digest(origin, file).hex())
             for file in ("model.safetensors", "pytorch_model.bin")
         }
         last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch=branch)
@@ -247,16 +216,18 @@ def _configs() -> dict:
     """What each suite's models are, at a few kilobytes."""
     import transformers
 
-    bert = {
-        "vocab_size": 120,
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 256,
-    }
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = {**size, "vocab_size": 120, "max_position_embeddings": 256}
     decoder = {**bert, "vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0}
-    gpt2 = {"vocab_size": 320, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    gpt2 = {
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "vocab_size": 320,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 256,
+    }
     scaled = {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}
     return {
         "pythia": (transformers.GPTNeoXForCausalLM, transformers.GPTNeoXConfig(**decoder)),
@@ -264,10 +235,7 @@ def _configs() -> dict:
         "sas": (transformers.BertForMaskedLM, transformers.BertConfig(**bert)),
         "olmo2": (transformers.Olmo2ForCausalLM, transformers.Olmo2Config(**decoder, pad_token_id=1)),
         "olmo": (transformers.OlmoForCausalLM, transformers.OlmoConfig(**decoder, pad_token_id=1)),
-        "crfm": (
-            transformers.GPT2LMHeadModel,
-            transformers.GPT2Config(**gpt2, **scaled, bos_token_id=0, eos_token_id=0),
-        ),
+        "crfm": (transformers.GPT2LMHeadModel, transformers.GPT2Config(**gpt2, **scaled)),
     }
 
 
@@ -347,7 +315,7 @@ def cards(name: str) -> dict[str, bytes]:
 
 
 @cache
-def _bytewise(end: str):
+def _bytewise():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -355,17 +323,17 @@ def _bytewise(end: str):
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[end, "<|padding|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=300, special_tokens=[END, "<|padding|>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return tokenizer
 
 
-def fast_tokenizer(end: str) -> dict[str, bytes]:
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), end)
+def fast_tokenizer() -> dict[str, bytes]:
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
     told = {**special, "add_prefix_space": False, "model_max_length": 64, "tokenizer_class": "GPTNeoXTokenizer"}
     return {
-        "tokenizer.json": _bytewise(end).to_str(pretty=True).encode(),
+        "tokenizer.json": _bytewise().to_str(pretty=True).encode(),
         "tokenizer_config.json": _json(told),
         "special_tokens_map.json": _json(special),
     }
@@ -374,7 +342,7 @@ def fast_tokenizer(end: str) -> dict[str, bytes]:
 def slow_tokenizer() -> dict[str, bytes]:
     """GPT-2's: a vocabulary and its merges."""
     with tempfile.TemporaryDirectory() as folder:
-        files = _bytewise("<|endoftext|>").model.save(folder)
+        files = _bytewise().model.save(folder)
         read = {Path(file).name: Path(file).read_bytes() for file in files}
     return {**read, "tokenizer_config.json": _json({"model_max_length": 64, "tokenizer_class": "GPT2Tokenizer"})}
 
@@ -383,18 +351,8 @@ def wordpiece() -> dict[str, bytes]:
     """BERT's: a vocabulary, a line each."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = sorted({word for sentence in SENTENCES for word in sentence.split() if len(word) > 1})
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        ".",
-        ",",
-        *letters,
-        *("##" + c for c in letters),
-        *words,
-    ]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ","]
+    vocabulary = [*special, *letters, *("##" + c for c in letters), *words]
     return {"vocab.txt": ("\n".join(vocabulary) + "\n").encode()}
 
 

@@ -16,6 +16,7 @@ from lmdynamics.hub.audit import audit
 from lmdynamics.hub.client import RemoteFile
 from lmdynamics.hub.faults import leads_out, listing_faults
 from lmdynamics.hub.pins import Pin, as_markdown
+from lmdynamics.runs.faults import Fault
 from tests.hub import suites
 from tests.hub.server import declared
 from tests.test_project import ROOT
@@ -23,8 +24,13 @@ from tests.test_project import ROOT
 PYTHIA = "hf://EleutherAI/pythia-14m"
 
 
-def found(address=PYTHIA) -> list[tuple[str, int | None]]:
-    return [(fault.kind, fault.step) for each in audit(address, progress=False) for fault in each.faults]
+def faults(address=PYTHIA, **options) -> list[Fault]:
+    """What is wrong, over all trajectories; with `weights=True`, what tensors tell as well."""
+    return [fault for each in audit(address, progress=False, **options) for fault in each.faults]
+
+
+def found(address=PYTHIA, **options) -> list[tuple[str, int | None]]:
+    return [(fault.kind, fault.step) for fault in faults(address, **options)]
 
 
 def test_a_clean_suite_of_154_is_passed_in_silence(hub, home, call):
@@ -72,12 +78,22 @@ def test_a_missing_step(hub, home):
     assert (len(some.steps), some.listed) == (3, 153)
 
 
-def test_a_file_of_another_size(hub, home):
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "instead", "fault"),
+    [
+        ((), {"model.safetensors": declared(9_000_000, "ab" * 32)}, ("size", 512)),
+        (WEIGHTS, {}, ("missing weights", 512)),
+        (("tokenizer.json",), {}, ("missing tokenizer", 512)),
+    ],
+)
+def test_files_unlike_those_of_other_checkpoints(hub, home, left_out, instead, fault):
     repository = suites.clean_suite(hub)
-    files = dict(repository.branches["step512"].files)
-    files["model.safetensors"] = declared(9_000_000, "ab" * 32)
-    repository.commit(files, branch="step512")
-    assert found() == [("size", 512)]
+    files = {name: file for name, file in repository.branches["step512"].files.items() if name not in left_out}
+    repository.commit({**files, **instead}, branch="step512")
+    assert found() == [fault]
 
 
 def test_a_moved_branch(hub, home):
@@ -99,15 +115,6 @@ def test_many_of_a_kind_are_one_line(hub, home, call):
     assert "148 steps" in out
     assert "4, 8, 16, 32, 64, 128, … 142,000" in out
     assert len(out.splitlines()) == 6
-
-
-def test_missing_weights_and_tokenizers(hub, home):
-    repository = suites.clean_suite(hub)
-    files = dict(repository.branches["step4"].files)
-    weightless = {name: file for name, file in files.items() if name not in ("model.safetensors", "pytorch_model.bin")}
-    repository.commit(weightless, branch="step4")
-    repository.commit({name: file for name, file in files.items() if name != "tokenizer.json"}, branch="step8")
-    assert sorted(found()) == [("missing tokenizer", 8), ("missing weights", 4)]
 
 
 def test_names_that_lead_out(hub, home):
@@ -146,18 +153,7 @@ def downloaded(hub) -> int:
     return sum(request.sent for request in hub.requests if request.origin == "cdn" or "/resolve/" in request.target)
 
 
-def inside(address=PYTHIA, **options) -> list[tuple[str, int | None]]:
-    """Faults found with weights looked into."""
-    (each,) = audit(address, progress=False, weights=True, **options)
-    return [(fault.kind, fault.step) for fault in each.faults]
-
-
 FEW = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, *range(1000, 11_000, 1000))
-
-
-def said(address=PYTHIA, weights=True) -> str:
-    """What is wrong, in words."""
-    return "\n".join(f.said for each in audit(address, progress=False, weights=weights) for f in each.faults)
 
 
 def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hub, home, call):
@@ -175,65 +171,90 @@ def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hu
 
 def test_a_clean_suite_of_three_shards_is_silent(hub, home):
     suites.history(hub, "me/sharded", steps=range(1000, 21_000, 1000), shards=3)
-    assert found("hf://me/sharded") == []
-    assert downloaded(hub) == 0
-    assert inside("hf://me/sharded") == []
-    print(f"3 shards of 20 revisions: {downloaded(hub) / 1e6:.1f} MB downloaded")  # a figure to quote
+    assert found("hf://me/sharded", weights=True) == []
 
 
 def test_one_shard_of_another_checkpoint_is_named_from_listings(hub, home):
     suites.history(hub, "me/sharded", steps=range(1000, 6000, 1000), shards=3, same={(3000, 0): 5000})
-    assert found("hf://me/sharded") == [("shard", 3000)]
-    assert said("hf://me/sharded", weights=False) == (
+    (fault,) = faults("hf://me/sharded")
+    assert (fault.kind, fault.step, fault.said) == (
+        "shard",
+        3000,
         "model-00001-of-00003.safetensors is the same file at steps 3,000 and 5,000, "
-        "while others of their shards differ"
+        "while others of their shards differ",
     )
     assert downloaded(hub) == 0
 
 
-def planted(at: int, name: str, origin: int):
-    """The weights of step `at` with one tensor of another step."""
-
-    def change(step, state):
-        return {**state, name: suites.trajectory(origin)[name]} if step == at else state
-
-    return change
+def planted(name: str, value, at=lambda step: step == 4000):
+    """The weights of some steps with one tensor that is another."""
+    return lambda step, state: {**state, name: value(step, state[name])} if at(step) else state
 
 
-@pytest.mark.parametrize("name", ["embed_in.weight", "layers.3.dense.weight"])
-def test_one_tensor_of_another_checkpoint_is_found(hub, home, name):
-    suites.history(hub, steps=FEW, change=planted(3000, name, 5000))
-    assert found(f"{PYTHIA}?steps=0:10000") == []
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 3000)]
-    told = said(f"{PYTHIA}?steps=0:10000")
-    assert told == f"{name} is the same at steps 3,000 and 5,000, while other tensors differ"
-
-
-def test_one_tensor_of_another_model_is_found(hub, home):
-    def change(step, state):
-        name = "embed_in.weight"
-        return {**state, name: suites.trajectory(step, seed=9)[name]} if step == 4000 else state
-
-    suites.history(hub, steps=FEW, change=change)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 4000)]
-    assert "embed_in.weight jumps at step 4,000 (cosine -0.0" in said(f"{PYTHIA}?steps=0:10000")
-
-
-def test_a_tensor_of_another_size_is_found(hub, home):
-    def change(step, state):
-        return {**state, "embed_out.weight": state["embed_out.weight"] * 3} if step == 4000 else state
-
-    suites.history(hub, steps=FEW, change=change)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("tensor", 4000)]
+def copied(name: str):
+    """One tensor of step 3,000 is that of step 5,000."""
+    return planted(name, lambda step, tensor: suites.trajectory(5000)[name], lambda step: step == 3000)
 
 
 def other_start(step, state):
     return suites.trajectory(0, seed=5) if step == 0 else state
 
 
-def test_a_step_0_that_others_do_not_come_from_is_found(hub, home):
-    """Norm weights are ones in both, so that over all parameters the two are nearer than unrelated weights."""
-    suites.history(hub, steps=FEW, change=other_start)
+PLANTED = {
+    "an embedding of another step": (
+        copied("embed_in.weight"),
+        ("tensor", 3000),
+        "embed_in.weight is the same at steps 3,000 and 5,000, while other tensors differ",
+    ),
+    "a matrix of another step": (
+        copied("layers.3.dense.weight"),
+        ("tensor", 3000),
+        "layers.3.dense.weight is the same at steps 3,000 and 5,000, while other tensors differ",
+    ),
+    "a tensor of another model": (
+        planted("embed_in.weight", lambda step, _: suites.trajectory(step, seed=9)["embed_in.weight"]),
+        ("tensor", 4000),
+        "embed_in.weight jumps at step 4,000 (cosine -0.0",
+    ),
+    "a tensor of another size": (
+        planted("embed_out.weight", lambda _, tensor: tensor * 3),
+        ("tensor", 4000),
+        "embed_out.weight jumps at step 4,000 (cosine 1.0",
+    ),
+    "another initialisation": (
+        other_start,
+        ("initialisation", 0),
+        "step 1 does not come from step 0, which is another initialisation or model (cosine",
+    ),
+    "a checkpoint of another model": (
+        lambda step, state: suites.trajectory(step, 7) if step == 5000 else state,
+        ("far", 5000),
+        "its weights are as unlike its neighbours' as another model's",
+    ),
+    "a trajectory that becomes another": (
+        lambda step, state: suites.trajectory(step, 7) if step >= 5000 else state,
+        ("far", 5000),
+        "from step 5,000 on it is another trajectory than up to step 4,000",
+    ),
+    "first steps that half precision explains": (
+        lambda step, state: suites.trajectory(0) if step < 3 else state,
+        ("equal", 1),
+        "steps 0, 1 and 2 have the same values in every tensor; so early, a small learning rate",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "fault", "words"), PLANTED.values(), ids=PLANTED.keys())
+def test_what_is_planted_in_tensors_is_found_there_alone(hub, home, change, fault, words):
+    suites.history(hub, steps=FEW, change=change)
+    assert found(f"{PYTHIA}?steps=0:10000") == []  # listings do not show it
+    (only,) = faults(f"{PYTHIA}?steps=0:10000", weights=True)
+    assert (only.kind, only.step) == fault
+    assert only.said.startswith(words)
+
+
+def test_two_initialisations_are_nearer_than_unrelated_weights_where_norms_count():
+    """Norm weights are ones in both, so that a distance over all parameters would not tell."""
     old, new = other_start(0, None), suites.trajectory(1)
     apart = [
         sum(float((old[name] - new[name]).float().square().sum()) for name in names)
@@ -242,33 +263,19 @@ def test_a_step_0_that_others_do_not_come_from_is_found(hub, home):
     ]
     assert apart[0] ** 0.5 < 1.25
     assert apart[1] ** 0.5 == pytest.approx(2**0.5, abs=0.05)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("initialisation", 0)]
-    assert "step 1 does not come from step 0, which is another initialisation or model (cosine" in said(
-        f"{PYTHIA}?steps=0:10000"
-    )
-
-
-def test_a_checkpoint_of_another_model_is_found(hub, home):
-    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(step, 7) if step == 5000 else state)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("far", 5000)]
-
-
-def test_a_trajectory_that_becomes_another_is_found(hub, home):
-    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(step, 7) if step >= 5000 else state)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("far", 5000)]
-    assert "from step 5,000 on it is another trajectory than up to step 4,000" in said(f"{PYTHIA}?steps=0:10000")
 
 
 def test_steps_far_apart_are_not_judged(hub, home):
     """Nothing says how much must change from the first step to the last."""
     suites.history(hub, change=other_start)
-    assert inside(f"{PYTHIA}?steps=0,143000") == []
+    assert found(f"{PYTHIA}?steps=0,143000", weights=True) == []
 
 
 def test_half_of_a_history_equal_to_the_final_model_is_said_to_be_that(hub, home):
     suites.clean_suite(hub, same={f"step{step}": "step143000" for step in range(1000, 72_000, 1000)})
-    assert found() == [("identical", 2000)]
-    assert said(weights=False) == (
+    (fault,) = faults()
+    assert (fault.kind, fault.step) == ("identical", 2000)
+    assert fault.said == (
         "steps 1,000, 2,000, 3,000, 4,000, … 143,000 (72 in all) have the same weights, to the byte: those of the last "
         "step, 143,000 and of the main branch"
     )
@@ -301,28 +308,20 @@ def test_a_step_that_an_even_spacing_leaves_out(hub, home):
     assert found("hf://me/mine") == [("missing step", 6000)]
 
 
-def test_half_precision_explains_that_the_first_steps_are_equal(hub, home):
-    suites.history(hub, steps=FEW, change=lambda step, state: suites.trajectory(0) if step < 3 else state)
-    assert inside(f"{PYTHIA}?steps=0:10000") == [("equal", 1)]
-    assert "0, 1 and 2 have the same values in every tensor; so early, a small learning rate" in said(
-        f"{PYTHIA}?steps=0:10000"
-    )
-
-
 def test_a_server_that_sends_whole_files_only_is_named(hub, home):
     suites.history(hub, steps=(0, 1))
     hub.label({"Accept-Ranges": None}, "^GET.*safetensors", times=None)
-    (each,) = audit(f"{PYTHIA}?steps=0,1", progress=False, weights=True)
-    assert {fault.kind for fault in each.faults} == {"unreadable"}
-    assert "the server sends whole files only; fetch them, and audit what is here" in each.faults[0].said
+    found = faults(f"{PYTHIA}?steps=0,1", weights=True)
+    assert {fault.kind for fault in found} == {"unreadable"}
+    assert "the server sends whole files only; fetch them, and audit what is here" in found[0].said
 
 
 def test_a_header_that_is_none_is_a_fault_and_no_crash(hub, home):
     suites.history(hub, steps=FEW)
     hub.alter(lambda content: b"\xff" * len(content), "^GET (?!.*/resolve/).*safetensors", times=1)
-    (each,) = audit(f"{PYTHIA}?steps=0:10000", progress=False, weights=True)
-    assert [fault.kind for fault in each.faults] == ["unreadable"]
-    assert "model.safetensors is no safetensors file" in each.faults[0].said
+    (fault,) = faults(f"{PYTHIA}?steps=0:10000", weights=True)
+    assert fault.kind == "unreadable"
+    assert "model.safetensors is no safetensors file" in fault.said
 
 
 def test_what_is_here_is_read_whole_and_nothing_downloaded(hub, home, call):
@@ -336,7 +335,7 @@ def test_what_is_here_is_read_whole_and_nothing_downloaded(hub, home, call):
     broken = load_file(path)
     broken["gpt_neox.embed_in.weight"][0, 0] = torch.nan
     save_file(broken, path)
-    assert inside(f"{PYTHIA}?steps=0,1,512,143000") == [("not finite", 143_000)]
+    assert found(f"{PYTHIA}?steps=0,1,512,143000", weights=True) == [("not finite", 143_000)]
 
 
 def test_bins_are_looked_into_where_they_are_here(hub, home, call):
@@ -375,8 +374,8 @@ def test_what_is_wrong_is_said_once_when_a_suite_is_opened_and_nothing_is_asked_
     assert capsys.readouterr().err == ""  # of these, nothing is known
 
 
-def folder_of(parent, steps=(1000, 2000, 3000, 4000), change=lambda step, state: state):
-    for step in steps:
+def folder_of(parent, change):
+    for step in (1000, 2000, 3000, 5000):
         folder = parent / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
@@ -385,17 +384,17 @@ def folder_of(parent, steps=(1000, 2000, 3000, 4000), change=lambda step, state:
 
 
 def test_a_folder_is_audited_as_well(tmp_path, home, call, capsys):
-    folder = folder_of(tmp_path / "mine", change=planted(2000, "embed_in.weight", 4000))
+    folder = folder_of(tmp_path / "mine", change=copied("embed_in.weight"))
     assert call("audit", folder)[0] == 0
     status, out, _ = call("audit", folder, "--weights")
     assert status == 1
-    assert "embed_in.weight is the same at steps 2,000 and 4,000" in " ".join(out.split())
-    (folder / "checkpoint-3000" / "model.safetensors").write_bytes(
+    assert "embed_in.weight is the same at steps 3,000 and 5,000" in " ".join(out.split())
+    (folder / "checkpoint-2000" / "model.safetensors").write_bytes(
         (folder / "checkpoint-1000" / "model.safetensors").read_bytes()
     )
-    assert {("identical", 3000), ("tensor", 2000)} <= set(inside(str(folder)))
+    assert {("identical", 2000), ("tensor", 3000)} <= set(found(str(folder), weights=True))
     lmd.open_run(folder)
-    assert "mine: steps 1,000 and 3,000 have the same weights, to the byte" in capsys.readouterr().err
+    assert "mine: steps 1,000 and 2,000 have the same weights, to the byte" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no checkpoints"):
         audit(str(tmp_path / "nothing"))
 
