@@ -99,22 +99,6 @@ def sas(hub: Hub) -> list[Repository]:
     return made
 
 
-def zsl(hub: Hub) -> Repository:
-    """`mirandrom/zsl-checkpoints`: several runs in one repository, a branch per run and step, with optimizer state."""
-    repository = hub.repository("mirandrom/zsl-checkpoints")
-    repository.commit(cards(repository.name))
-    for number, size in enumerate(("14M", "37M")):
-        for step in (0, 512, 1_024):
-            state = weights("olmo", number, step)
-            optimizer = {
-                "optim.safetensors": safe({f"state.{key}.exp_avg": tensor for key, tensor in state.items()}),
-                "train.pt": pickled({"global_step": step}),
-            }
-            files = {**config("olmo"), **fast_tokenizer(), "model.safetensors": safe(state)}
-            repository.commit({**files, **optimizer}, branch=f"OLMo-{size}-step{step}")
-    return repository
-
-
 def unpickling_writes(hub: Hub, marker: Path, name: str = "someone/pickle") -> Repository:
     """A model whose pickle, if anybody unpickles it without care, makes the file `marker`."""
     repository = hub.repository(name)
@@ -234,7 +218,6 @@ def _configs() -> dict:
         "multiberts": (transformers.BertForPreTraining, transformers.BertConfig(**bert)),
         "sas": (transformers.BertForMaskedLM, transformers.BertConfig(**bert)),
         "olmo2": (transformers.Olmo2ForCausalLM, transformers.Olmo2Config(**decoder, pad_token_id=1)),
-        "olmo": (transformers.OlmoForCausalLM, transformers.OlmoConfig(**decoder, pad_token_id=1)),
         "crfm": (transformers.GPT2LMHeadModel, transformers.GPT2Config(**gpt2, **scaled)),
     }
 

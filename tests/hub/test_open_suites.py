@@ -10,7 +10,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import torch
 
 import lmdynamics as lmd
 from lmdynamics import downloads
@@ -20,7 +19,6 @@ from lmdynamics.hub.audit import audit
 from lmdynamics.hub.pins import CONFIG, TOKENIZER, known_suites, pinned, read_address
 from lmdynamics.hub.suites import SuiteCheckpoint
 from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.measurements.syntax import HeadScores
 from tests.conftest import refused
 from tests.hub import suites
 from tests.hub.server import Hub, spoilt
@@ -117,36 +115,24 @@ def test_what_is_here_is_shown_and_verified(hub, home, call):
     assert refused(call("runs", "verify", address), "is not what EleutherAI/pythia-14m lists for step 512")
 
 
-def test_models_come_when_they_are_wanted_if_somebody_agreed(hub, home):
-    suites.pythia(hub)
-    run = lmd.open_run(f"{PYTHIA}?download=yes")
-    first, last = run[0].model().state_dict(), run[143_000].model().state_dict()
-    assert any(not torch.equal(first[name], last[name]) for name in first)
-    assert len(weights_asked(hub)) == 2
-
-
 def test_only_the_last_few_stay(hub, home):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?download=yes&keep=2")
-    text = rows()
-    here = lmd.trace(run, HeldOutLoss(text(run)), progress=False)
+    here = lmd.trace(run, HeldOutLoss(rows(run)), progress=False)
     assert here["step"].to_list() == run.steps
     assert sorted(set(run.steps) - set(run.missing())) == [1000, 143_000]
     assert len(weights_asked(hub)) == 6
-    lmd.trace(run, HeldOutLoss(text(run)), progress=False)  # kept by content, which is known without a download
+    lmd.trace(run, HeldOutLoss(rows(run)), progress=False)  # kept by content, which is known without a download
     assert len(weights_asked(hub)) == 6
     with pytest.raises(UserError, match="keeps only the last 2"):
         run.fetch()
 
 
-def rows():
+def rows(run):
     """Rows of text for a run's own tokenizer."""
     from lmdynamics.corpora.tokens import Blocks
 
-    def of(run):
-        return Blocks.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
-
-    return of
+    return Blocks.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
 
 
 def test_one_repository_for_each_checkpoint(hub, home):
@@ -170,26 +156,18 @@ def test_a_trajectory_that_is_alone_has_no_name(hub, home):
 
 def test_several_trajectories_in_one_repository(hub, home):
     suites.olmo2(hub)
-    suites.zsl(hub)
     main = lmd.open_run("hf://allenai/OLMo-2-0425-1B")
     assert main.steps == [0, 10_000, 20_000]
     assert main.tokens[10_000] == 21_000_000_000
     other = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
     assert other.steps == [1000]
     assert type(other[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
-    with pytest.raises(
-        UserError, match=r"several trajectories: #OLMo-14M, #OLMo-37M; name one, as in hf://.*#OLMo-14M"
-    ):
-        lmd.open_run("hf://mirandrom/zsl-checkpoints")
-    assert lmd.open_run("hf://mirandrom/zsl-checkpoints#OLMo-37M").steps == [0, 512, 1024]
 
 
 def test_tags_and_ones_own_names(hub, home):
     suites.crfm(hub)
     assert lmd.open_run("hf://stanford-crfm/alias-gpt2-small-x21").steps == [10, 100, 1000, 20_000, 400_000]
-    mine = hub.repository("me/mine")
-    for number in (3, 7):
-        mine.commit({"config.json": b"{}", "model.safetensors": b"%d" % number}, branch=f"after-{number}-epochs")
+    published(hub, "after-3-epochs", "after-7-epochs")
     with pytest.raises(UserError, match="nothing there is named like a checkpoint"):
         lmd.open_run("hf://me/mine")
     epochs = r"after-(?P<step>\d+)-epochs"
@@ -203,7 +181,7 @@ def test_a_suite_goes_to_other_processes(hub, home):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?steps=0,512&download=yes")
     with ProcessPoolExecutor(1, get_context("spawn")) as processes:
-        frame = lmd.trace(run, HeldOutLoss(rows()(run)), executor=processes, progress=False)
+        frame = lmd.trace(run, HeldOutLoss(rows(run)), executor=processes, progress=False)
     assert frame["step"].to_list() == [0, 512]
 
 
@@ -215,14 +193,24 @@ def test_a_suite_goes_to_other_processes(hub, home):
         (f"{PYTHIA}?keep=x", "keep=x is not a number"),
         (f"{PYTHIA}?download=maybe", "download=maybe is neither yes nor no"),
         (f"{PYTHIA}?download=yes#stage2", "neither yes nor no; #PART comes before the options"),
-        (f"{PYTHIA}?steps=7", "no step 7"),
+        (f"{PYTHIA}#stage2", "no trajectory #stage2; it has one without a name"),
         ("hf://EleutherAI/pythia-15m", "no such repository, or it is private"),
+        ("hf://me/mine", r"named like a checkpoint \(after-5\); say how with --revisions"),
+        ("hf://google/multiberts-seed_9-step_*", "no repository on the hub fits google/multiberts-seed_9-step_"),
     ],
 )
-def test_wrong_addresses(hub, home, address, words):
-    suites.pythia(hub)
+def test_what_is_mistyped_says_what_there_is_and_leaves_nothing(hub, home, address, words):
+    repository = suites.pythia(hub)
+    hub.repository("me/mine").commit(dict(repository.branches["step0"].files), branch="after-5")
     with pytest.raises(UserError, match=words):
         lmd.open_run(address)
+    assert not list(home.glob("suites/*"))
+
+
+def test_a_step_that_is_not_there_is_refused(hub, home):
+    suites.pythia(hub)
+    with pytest.raises(UserError, match="no step 7"):
+        lmd.open_run(f"{PYTHIA}?steps=7")
 
 
 def test_options_are_for_suites(tiny_run):
@@ -264,19 +252,6 @@ def test_keep_does_not_throw_away_what_was_fetched_for_good(hub, home):
     for step in run.steps:
         run[step].model()
     assert sorted(set(run.steps) - set(run.missing())) == [0, 1, 143_000]
-
-
-def test_what_is_mistyped_says_what_there_is_and_leaves_nothing(hub, home):
-    repository = suites.pythia(hub)
-    hub.repository("me/mine").commit(dict(repository.branches["step0"].files), branch="after-5")
-    for address, words in (
-        ("hf://me/mine", r"named like a checkpoint \(after-5\); say how with --revisions"),
-        ("hf://google/multiberts-seed_9-step_*", "no repository on the hub fits google/multiberts-seed_9-step_"),
-        ("hf://EleutherAI/pythia-14m#stage2", "no trajectory #stage2; it has one without a name"),
-    ):
-        with pytest.raises(UserError, match=words):
-            lmd.open_run(address)
-    assert not list(home.glob("suites/*"))
 
 
 def test_text_of_ones_own_is_named(hub, home, tmp_path):
@@ -461,25 +436,6 @@ def test_names_that_lead_out_of_the_cache_are_never_asked_for(hub, home, tmp_pat
     assert {path for path in tmp_path.parent.rglob("*") if "evil" in path.name} == before
 
 
-def test_head_scores_and_losses_of_suites(hub, home):
-    """What a page asks of a run, asked of three suites under their real names."""
-    from lmdynamics.corpora.gold import Sentence, Treebank
-
-    words = [tuple(sentence.split()) for sentence in suites.SENTENCES]
-    trees = Treebank(
-        "made", tuple(Sentence(w, (-1, *range(len(w) - 1)), ("root", *["dep"] * (len(w) - 1))) for w in words)
-    )
-    suites.pythia(hub), suites.multiberts(hub), suites.olmo2(hub)
-    for address in (PYTHIA, "hf://google/multiberts-seed_0-step_*", "hf://allenai/OLMo-2-0425-1B"):
-        run = lmd.open_run(f"{address}?download=yes")
-        scores = lmd.trace(run, HeadScores(trees, min_count=1), progress=False)
-        losses = lmd.trace(run, HeldOutLoss(rows()(run)), progress=False)
-        assert scores["step"].unique().sort().to_list() == losses["step"].to_list() == run.steps
-        assert scores["accuracy"].is_between(0, 1).all()
-        assert losses["loss"].is_between(1, 20).all()
-        assert losses["loss"].n_unique() == len(run)
-
-
 def test_one_file_of_weights_rather_than_the_same_in_shards(hub, home):
     repository = hub.repository("me/both")
     names = ("model.safetensors", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -536,11 +492,8 @@ def test_phases_that_count_anew_come_in_order_and_those_left_out_are_named(hub, 
     assert lmd.open_run("hf://me/mine").steps == [1000, 2000]
     assert "me/mine: not used: #ext (ext1000); #decay (decay100)" in capsys.readouterr().err
     joined = lmd.open_run("hf://me/mine#step+ext")
-    assert {step: pin.revision for step, pin in joined.pins.items()} == {
-        1000: "step1000",
-        2000: "step2000",
-        3000: "ext1000",
-    }
+    assert [pin.revision for pin in joined.pins.values()] == ["step1000", "step2000", "ext1000"]
+    assert joined.steps == [1000, 2000, 3000]
     told = capsys.readouterr().err
     assert "counted on: #ext, which counts anew, from step 2,000" in told
     assert "not used: #decay (decay100)" in told

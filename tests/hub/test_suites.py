@@ -20,13 +20,12 @@ MADE = {
     "allenai/OLMo-2-0425-1B": ("stage2-ingredient1-step1000-tokens3B", lambda hub: suites.olmo2(hub)),
     "stanford-crfm/alias-gpt2-small-x21": ("checkpoint-1000", lambda hub: suites.crfm(hub)),
     "angie-chen55/bert-base-seed0-ckpt-1000": ("main", lambda hub: suites.sas(hub)[1]),
-    "mirandrom/zsl-checkpoints": ("OLMo-14M-step512", lambda hub: suites.zsl(hub)),
 }
 
 
 def snapshot(hub, name: str, revision: str, folder: Path) -> Path:
     told = {"cache_dir": folder, "endpoint": hub.url, "token": False}
-    return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "optim*", "train*"], **told))
+    return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "train*"], **told))
 
 
 @pytest.mark.parametrize("name", MADE)
