@@ -56,35 +56,31 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def open_table(where: str | Path | pl.DataFrame, wanted: Callable[[str], bool]) -> Table:
-    """Whatever holds curves as a table; of event files, only the tags that are `wanted` come with their values.
+def open_table(path: Path, wanted: Callable[[str], bool]) -> Table:
+    """A file or folder that holds curves as a table; of event files, only the tags that are `wanted` have values.
 
-    Raises UserError if there is nothing there, it is in no known format, or it is damaged.
+    Raises UserError if it is in no known format, or is damaged.
     """
-    if isinstance(where, pl.DataFrame):
-        return Table(where, "loss", "the frame", sparse=_is_history(where))
-    path = Path(where).expanduser()
-    if path.is_dir():
-        return _open_folder(path, wanted)
-    if path.is_file():
-        return _open_file(path, wanted)
-    raise UserError(f"{where} is no file or folder; give {KNOWN}")
+    return _open_folder(path, wanted) if path.is_dir() else _open_file(path, wanted)
+
+
+def frame_table(frame: pl.DataFrame, name: str = "loss", source: str = "the frame") -> Table:
+    """A frame as a table. One from Weights & Biases, a history, has rows of its own for each metric."""
+    return Table(frame, name, source, sparse="_step" in frame.columns)
 
 
 def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
     if state := trainer_state_file(folder):
-        own = state.parent == folder
-        return replace(
-            _trainer_state(state, _text(state)), notes=() if own else (f"Read from {state.relative_to(folder)}.",)
-        )
-    versions = sorted(folder.glob("**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
-    if versions and not event_files(folder):
-        where = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
-        found = replace(_open_file(versions[-1], wanted), name=folder.absolute().name)
-        return replace(found, notes=(*found.notes, where)) if len(versions) > 1 else found
+        notes = () if state.parent == folder else (f"Read from {state.relative_to(folder)}.",)
+        return replace(_trainer_state(_File(state)), notes=notes)
     if files := event_files(folder):
         return _events(folder, files, wanted)
-    raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
+    versions = sorted(folder.glob("**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
+    if not versions:
+        raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
+    found = replace(_open_file(versions[-1], wanted), name=folder.absolute().name)
+    where = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
+    return replace(found, notes=(*found.notes, where)) if len(versions) > 1 else found
 
 
 @dataclass(frozen=True)
@@ -92,15 +88,34 @@ class _File:
     """A file, and its text: read once, and only if a format asks."""
 
     path: Path
-    suffix: str
-    stem: str
+
+    @property
+    def suffix(self) -> str:
+        """What its name ends with, in lower case, without `.gz`."""
+        return Path(self.path.name.removesuffix(".gz")).suffix.lower()
 
     @cached_property
     def text(self) -> str:
-        return _text(self.path)
+        path = self.path
+        try:
+            content = path.read_bytes()
+            if path.suffix == ".gz" or content[:2] == b"\x1f\x8b":
+                content = gzip.decompress(content)
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}") from None
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} cannot be read ({error}); copy it anew") from None
+        if "\0" in text:
+            raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}")
+        return text
 
-    def table(self, frame: pl.DataFrame, sparse: bool | None = None, notes: tuple[str, ...] = ()) -> Table:
-        return Table(frame, self.stem, str(self.path), None, _is_history(frame) if sparse is None else sparse, notes)
+    def table(self, frame: pl.DataFrame) -> Table:
+        return frame_table(frame, Path(self.path.name.removesuffix(".gz")).stem, str(self.path))
+
+    def log(self, records: Iterable[dict[str, Any]], *notes: str) -> Table:
+        """Records of what was logged: a field that a record lacks was not logged then."""
+        return replace(self.table(_frame(records)), sparse=True, notes=notes)
 
 
 def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
@@ -108,8 +123,7 @@ def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
         return _events(path.parent, [path], wanted)
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
-    name = Path(path.name.removesuffix(".gz"))
-    file = _File(path, name.suffix.lower(), name.stem)
+    file = _File(path)
     # each looks whether the file is of its format, by what it holds
     for read in (_parquet, _one_json, _json_lines, _separated, _step_lines, _printed_records, _header_alone):
         if (table := read(file)) is not None:
@@ -135,29 +149,9 @@ def _separator(text: str) -> str | None:
     return None
 
 
-def _is_history(frame: pl.DataFrame) -> bool:
-    """Whether it is a history from Weights & Biases, in which each metric has rows of its own."""
-    return "_step" in frame.columns
-
-
-def _text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz" or content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy it anew") from None
-    if "\0" in text:
-        raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}")
-    return text
-
-
 def _separated(file: _File) -> Table | None:
     separator = _separator(file.text)
-    return None if separator is None else file.table(_cells(file.path, file.text, separator))
+    return None if separator is None else file.table(_cells(file, separator))
 
 
 def _header_alone(file: _File) -> Table | None:
@@ -165,20 +159,20 @@ def _header_alone(file: _File) -> Table | None:
     if file.suffix not in (".csv", ".tsv"):
         return None
     header = file.text.split("\n", 1)[0]
-    separator = max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)
-    return file.table(_cells(file.path, file.text, separator))
+    return file.table(_cells(file, max("\t,;" if file.suffix == ".tsv" else ",\t;", key=header.count)))
 
 
-def _cells(path: Path, text: str, separator: str) -> pl.DataFrame:
+def _cells(file: _File, separator: str) -> pl.DataFrame:
     """A table, every cell as text; lines without any cell are left out."""
+    text = file.text
     if separator == " ":
         text, separator = re.sub(r"[ \t]+", "\t", re.sub(r"^[ \t]+|[ \t]+$", "", text, flags=re.MULTILINE)), "\t"
     try:
         frame = pl.read_csv(text.encode(), infer_schema=False, separator=separator)
     except pl.exceptions.NoDataError:
-        raise UserError(f"{path} is empty; write the losses to it, or give another file") from None
+        raise UserError(f"{file.path} is empty; write the losses to it, or give another file") from None
     except pl.exceptions.PolarsError:
-        raise UserError(f"{path}{_fault(text, separator)}; correct the file") from None
+        raise UserError(f"{file.path}{_fault(text, separator)}; correct the file") from None
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
@@ -207,17 +201,18 @@ def _parquet(file: _File) -> Table | None:
 
 def _one_json(file: _File) -> Table | None:
     """One list or one object, as the Trainer of Hugging Face writes its history."""
-    whole = None if file.suffix == ".json" else _as_json(file.text)
+    if file.suffix == ".json":
+        return _trainer_state(file)
+    whole = _as_json(file.text)
     history = isinstance(whole, list) or (isinstance(whole, dict) and "log_history" in whole)
-    return _trainer_state(file.path, file.text) if file.suffix == ".json" or history else None
+    return _trainer_state(file) if history else None
 
 
-def _trainer_state(path: Path, text: str) -> Table:
-    records = trainer_history(text, path)
-    folder = path.absolute().parent
+def _trainer_state(file: _File) -> Table:
+    table = file.log(trainer_history(file.text, file.path))
+    folder = file.path.absolute().parent
     folder = folder.parent if re.fullmatch(r"checkpoint-\d+", folder.name) else folder
-    name = folder.name if path.name == TRAINER_STATE else path.stem
-    return Table(_frame(records), name, str(path), sparse=True)
+    return replace(table, name=folder.name) if file.path.name == TRAINER_STATE else replace(table, name=file.path.stem)
 
 
 def _json_lines(file: _File) -> Table | None:
@@ -225,20 +220,20 @@ def _json_lines(file: _File) -> Table | None:
     if file.suffix not in LINES and not isinstance(_as_json(text.lstrip().split("\n", 1)[0]), dict):
         return None
     records: list[dict[str, Any]] = []
-    notes: tuple[str, ...] = ()
+    notes = []
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     for at, (number, line) in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             if records and at == len(lines) and not text.endswith("\n"):
-                notes = (f"The last line, {number:,}, is cut short and was left out.",)
+                notes.append(f"The last line, {number:,}, is cut short and was left out.")
                 break
             raise UserError(f"{path}, line {number} is no JSON ({_first_line(error)}); correct the file") from None
         if not isinstance(record, dict):
             raise UserError(f'{path}, line {number} is no record such as {{"step": 1, "loss": 2.5}}; correct the file')
         records.append(dict(_flat(record)))
-    return file.table(_frame(records), True, notes)
+    return file.log(records, *notes)
 
 
 def _printed_records(file: _File) -> Table | None:
@@ -256,7 +251,7 @@ def _printed_records(file: _File) -> Table | None:
             if isinstance(record, dict) and any("loss" in str(key) for key in record):
                 count += "loss" in record
                 records += [] if "train_runtime" in record else [{"step": count, **record}]
-    return file.table(_frame(records), True, (COUNTED,)) if records else None
+    return file.log(records, COUNTED) if records else None
 
 
 def _step_lines(file: _File) -> Table | None:
@@ -271,7 +266,7 @@ def _step_lines(file: _File) -> Table | None:
             record.setdefault(SHORT.get(name, name), float(pair["value"].replace("_", "")))
         if any("loss" in name.lower() for name in record):
             records.append(record)
-    return file.table(_frame(records), True) if records else None
+    return file.log(records) if records else None
 
 
 def _as_json(text: str) -> Any:
@@ -309,13 +304,6 @@ def _column(name: str, values: list[Any]) -> pl.Series:
     return pl.Series(name, [None if value is None else str(value) for value in values], pl.String)
 
 
-def _events(folder: Path, files: list[Path], wanted: Callable[[str], bool]) -> Table:
-    frame, notes = read_events(folder, files, wanted)
-    group = "run" if frame["run"].n_unique() > 1 else None
-    name = frame["run"][0] if len(frame) else folder.absolute().name
-    return Table(frame, name, str(files[0] if len(files) == 1 else folder), group, sparse=True, notes=notes)
-
-
 def _first_line(error: Exception) -> str:
     return shortened(str(error).splitlines()[0].rstrip("."), 120)
 
@@ -328,12 +316,10 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*tfevents*") if path.is_file() and path.suffix != ".profile-empty")
 
 
-def read_events(
-    folder: Path, files: Iterable[Path], wanted: Callable[[str], bool]
-) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def _events(folder: Path, files: list[Path], wanted: Callable[[str], bool]) -> Table:
     """Scalars of event files: `run` (the folder below `folder` that holds the file), `step`, a column for each tag.
 
-    Tags that are not `wanted` have a column without values. Beside the frame: a note for each file that is damaged.
+    Tags that are not `wanted` have a column without values. A file that is damaged has a note.
 
     Raises UserError if TensorBoard is not installed, or no file holds a single whole record or scalar.
     """
@@ -371,7 +357,10 @@ def read_events(
         for (run, tag), unordered in values.items()
         for points in [sorted(unordered, key=lambda point: point[0])]  # by wall time: a resumed run comes after
     ]
-    return pl.concat([pl.DataFrame(schema=schema), *parts], how="diagonal"), tuple(notes)
+    frame = pl.concat([pl.DataFrame(schema=schema), *parts], how="diagonal")
+    group = "run" if frame["run"].n_unique() > 1 else None
+    source = files[0] if len(files) == 1 else folder
+    return Table(frame, frame["run"][0], str(source), group, sparse=True, notes=tuple(notes))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from lmdynamics.analysis.columns import wanted_tags
 from lmdynamics.analysis.deceleration import LOCATED, VERDICTS, Deceleration
 from lmdynamics.analysis.fits import fit_curves
-from lmdynamics.analysis.formats import KNOWN, Table, open_table
+from lmdynamics.analysis.formats import KNOWN, Table, frame_table, open_table
 from lmdynamics.analysis.reading import Curves, curves_in
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
 from lmdynamics.hub.suites import open_run, run_names
@@ -53,7 +53,7 @@ def read_curves(
 def _table(where: str | Path | pl.DataFrame | Run, wanted: Callable[[str], bool]) -> Table:
     """A path is looked for first; a name that is no path is a run's."""
     if isinstance(where, pl.DataFrame):
-        return open_table(where, wanted)
+        return frame_table(where)
     if isinstance(where, Run):
         if not (where.folder / "log.parquet").exists() and not where.facts:
             return open_table(where.folder, wanted)  # checkpoints that another trainer wrote
@@ -61,7 +61,7 @@ def _table(where: str | Path | pl.DataFrame | Run, wanted: Callable[[str], bool]
     path = Path(where).expanduser()
     if path.is_dir() and any((path / name).exists() for name in ("run.json", "log.parquet")):
         return _table(open_run(path), wanted)
-    if path.exists():
+    if path.is_dir() or path.is_file():
         return open_table(path, wanted)
     if path.name == str(where) and (runs_dir() / path).is_dir():
         return _table(open_run(where), wanted)
