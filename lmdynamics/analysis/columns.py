@@ -154,8 +154,7 @@ def choose_columns(table: Table, group: str | Sequence[str] | None, step: str | 
             f"{table.source}: no column looks like a step among {listed(frame.columns)}; give --step COLUMN"
         )
     _need_numbers(table, step_is, "step")
-    group_is = told or ((table.group,) if table.group else _guess_group(frame, step_is, losses))
-    _refuse_many_curves_as_one(table, step_is, losses, group_is)
+    group_is = _group(table, step_is, losses, told or ((table.group,) if table.group else ()))
     taken = {"step": step_is, "loss": _pattern(list(losses)), "group": ", ".join(group_is)}
     sure = {"step": step, "loss": loss, "group": told or table.group}
     guessed = [kind for kind, name in taken.items() if name and not sure[kind]]
@@ -301,33 +300,18 @@ def _pattern(names: list[str]) -> str:
     return "*".join(_shared(names)) if len(names) > 1 else names[0]
 
 
-def _guess_group(frame: pl.DataFrame, step: str, losses: dict[str, str | None]) -> tuple[str, ...]:
-    """Columns that tell curves apart: by a well-known name, or because every step is then there once."""
-    rows, masks = _rows(frame, step, losses)
-    named = sorted((c for c in rows.columns if plain(c) in GROUPS), key=lambda name: GROUPS.index(plain(name)))
-    named = [name for name in named if name != step and 2 <= rows[name].n_unique() <= len(rows) / 2]
-    options = [(name,) for name in named]
-    if len(named) > 1:
-        options.append(tuple(name for name in rows.columns if name in named))
-    alone = _repeated(rows, masks, step, ())
-    if alone > REPEATED:
-        options += [(name,) for name in _candidates(rows, step, losses) if name not in named]
-    repeated = {option: _repeated(rows, masks, step, option) for option in options}
-    if once := [option for option in options if not repeated[option]]:
-        return once[0]
-    # none is perfect where a run was resumed and logged some steps again
-    best = min(options, key=repeated.__getitem__, default=())
-    return best if best and repeated[best] < min(alone, REPEATED) else ()
+def _group(table: Table, step: str, losses: dict[str, str | None], told: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns that tell curves apart, as told or guessed.
 
-
-def _refuse_many_curves_as_one(table: Table, step: str, losses: dict[str, str | None], group: tuple[str, ...]) -> None:
-    """UserError where over `REPEATED` of the rows have a step that their curve already has, and no run was resumed."""
+    Raises UserError where over `REPEATED` of the rows have a step that their curve already has, and no run was resumed.
+    """
     rows, masks = _rows(table.frame, step, losses)
-    if (share := _repeated(rows, masks, step, group)) <= REPEATED or all(
-        _resumed(rows.filter(m), step, group) for m in masks
-    ):
-        return
-    candidates = [name for name in _candidates(rows, step, losses) if name not in group]
+    candidates = _candidates(rows, step, losses)
+    group = told or _guess_group(rows, masks, step, candidates)
+    share = _repeated(rows, masks, step, group)
+    if share <= REPEATED or all(_resumed(rows.filter(mask), step, group) for mask in masks):
+        return group
+    candidates = [name for name in candidates if name not in group]
     most = max(rows.filter(mask).group_by(step, *group).len()["len"].max() or 0 for mask in masks)
     tell = f"give --group {','.join((*group, 'COLUMN'))} (candidates: {listed(candidates)})"
     raise UserError(
@@ -336,18 +320,27 @@ def _refuse_many_curves_as_one(table: Table, step: str, losses: dict[str, str | 
     )
 
 
+def _guess_group(rows: pl.DataFrame, masks: list[pl.Series], step: str, candidates: list[str]) -> tuple[str, ...]:
+    """By a well-known name, or because every step is then there once."""
+    named = sorted((c for c in rows.columns if plain(c) in GROUPS), key=lambda name: GROUPS.index(plain(name)))
+    named = [name for name in named if name != step and 2 <= rows[name].n_unique() <= len(rows) / 2]
+    options = [(name,) for name in named]
+    if len(named) > 1:
+        options.append(tuple(name for name in rows.columns if name in named))
+    alone = _repeated(rows, masks, step, ())
+    if alone > REPEATED:
+        options += [(name,) for name in candidates if name not in named]
+    # none is perfect where a run was resumed and logged some steps again
+    repeated = {option: _repeated(rows, masks, step, option) for option in options}
+    best = min(options, key=repeated.__getitem__, default=())
+    return best if best and (not repeated[best] or repeated[best] < min(alone, REPEATED)) else ()
+
+
 def _resumed(rows: pl.DataFrame, step: str, group: tuple[str, ...]) -> bool:
     """Whether steps go back a few times only, each time to a step after the curve's first: one run that was resumed."""
     keys = pl.concat_str([pl.lit(""), *(pl.col(name).cast(pl.String) for name in group)], separator="\0").alias("of")
-    found = (
-        rows.select(keys, pl.col(step).alias("at"))
-        .group_by("of")
-        .agg(
-            first=pl.col("at").first(),
-            back=pl.col("at").filter(pl.col("at").diff() <= 0),
-            rows=pl.len(),
-        )
-    )
+    at = pl.col(step)
+    found = rows.group_by(keys).agg(first=at.first(), back=at.filter(at.diff() <= 0), rows=pl.len())
     many = pl.col("back").list.len() > (RESTARTS * pl.col("rows")).clip(1)
     again = (pl.col("back").list.min() <= pl.col("first")).fill_null(False)
     return found.filter(many | again).is_empty()

@@ -109,12 +109,10 @@ def _lost(rows: pl.DataFrame, usable: pl.DataFrame, columns: Columns) -> str:
     reason = rows["reason"].drop_nulls().mode().sort()[0]
     bad = rows.filter(pl.col("reason") == reason)
     what = REASONS[reason].format(have="have", were="would be")
-    option, cell = {"no step": ("step", "step_cell"), "no curve name": ("group", "step_cell")}.get(
-        reason, ("loss", "loss_cell")
-    )
+    option = {"no step": "step", "no curve name": "group"}.get(reason, "loss")
     return (
-        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {what}, the first {bad[cell][0]!r}; "
-        f"correct the file, or give --{option} COLUMN"
+        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {what}, the first "
+        f"{bad['loss_cell' if option == 'loss' else 'step_cell'][0]!r}; correct the file, or give --{option} COLUMN"
     )
 
 
