@@ -118,21 +118,6 @@ def importing_writes(hub: Hub, marker: Path, name: str = "someone/remote-code") 
     return repository
 
 
-def clean_suite(hub: Hub, revisions: int = len(PYTHIA_STEPS), same: Mapping[str, str] | None = None) -> Repository:
-    """The first revisions of a Pythia, weights declared only; `same` gives some the weights of another revision."""
-    repository = hub.repository("EleutherAI/pythia-14m")
-    for step in PYTHIA_STEPS[:revisions]:
-        branch = f"step{step}"
-        origin = (same or {}).get(branch, branch)
-        weighed = {
-            file: declared(28_143_880, _digest(origin, file).hex())
-            for file in ("model.safetensors", "pytorch_model.bin")
-        }
-        last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch=branch)
-    repository.move("main", last)
-    return repository
-
-
 def history(
     hub: Hub,
     name: str = "EleutherAI/pythia-14m",
