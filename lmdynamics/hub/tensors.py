@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,31 +70,27 @@ def read_samples(pin: Pin) -> Samples | None:
     if any(not file.path.endswith(".safetensors") for file in pin.weights):
         return _of_bins([pin.folder / file.path for file in pin.weights]) if here else None
     counted = [0]
-    readers = {file.path: _reader(pin, file, here, counted) for file in pin.weights}
-    entries = {name: (path, entry) for path, read in readers.items() for name, entry in _header(pin, path, read)}
-    wanted = list(entries) if here else _chosen({name: entry for name, (_, entry) in entries.items()})
-    tensors: dict[str, Sample] = {}
-    for path, read in readers.items():
-        found = {name: entries[name][1] for name in wanted if entries[name][0] == path}
-        tensors |= dict(_whole(found, read) if here else _windows(found, read))
-
-    def reread(name: str, share: float) -> bytes:
-        path, entry = entries[name]
-        start, size = entry.window(share)
-        return readers[path](start, size)
-
-    shapes = {name: entry.shape for name, (_, entry) in entries.items()}
-    return Samples(tensors, shapes, lambda: counted[0], reread)
+    entries: dict[str, _Entry] = {}
+    for file in pin.weights:
+        entries |= _header(pin, file, _reader(pin, file, here, counted))
+    if here:
+        tensors = {name: _whole(entry) for name, entry in entries.items()}
+    else:
+        tensors = dict(_windows({name: entries[name] for name in _chosen(entries)}))
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    return Samples(tensors, shapes, lambda: counted[0], lambda name, share: entries[name].read_window(share))
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies in its file."""
+    """Where a tensor lies in its file, and what reads that file."""
 
     kind: str
     shape: tuple[int, ...]
     start: int
     end: int
+    path: str
+    read: Reader
 
     @property
     def width(self) -> int:
@@ -104,6 +101,9 @@ class _Entry:
         values = (self.end - self.start) // self.width
         size = min(values, WINDOW)
         return self.start + int((values - size) * share) * self.width, size * self.width
+
+    def read_window(self, share: float) -> bytes:
+        return self.read(*self.window(share))
 
 
 def _reader(pin: Pin, file: RemoteFile, here: bool, counted: list[int]) -> Reader:
@@ -125,9 +125,9 @@ def _from_disk(path: Path, start: int, size: int) -> bytes:
         return content.read(size)
 
 
-def _header(pin: Pin, path: str, read: Reader) -> Iterator[tuple[str, _Entry]]:
+def _header(pin: Pin, file: RemoteFile, read: Reader) -> dict[str, _Entry]:
     """Names and places of a safetensors file's tensors of floating-point numbers."""
-    size = next(file.bytes for file in pin.weights if file.path == path)
+    size, entries = file.bytes, {}
     try:
         content = read(0, min(FIRST, size))
         length = int.from_bytes(content[:8], "little")
@@ -140,12 +140,13 @@ def _header(pin: Pin, path: str, read: Reader) -> Iterator[tuple[str, _Entry]]:
             if name == "__metadata__" or said["dtype"] not in TYPES:
                 continue
             first, last = (8 + length + int(offset) for offset in said["data_offsets"])
-            entry = _Entry(said["dtype"], tuple(said["shape"]), first, last)
+            entry = _Entry(said["dtype"], tuple(said["shape"]), first, last, file.path, read)
             if not 0 <= first <= last <= size or last - first != math.prod(entry.shape) * entry.width:
                 raise ValueError(f"{name} outside the file")
-            yield name, entry
+            entries[name] = entry
     except (ValueError, KeyError, TypeError, AttributeError) as broken:
-        raise UserError(f"{pin.repository} step {pin.step:,}: {path} is no safetensors file ({broken})") from None
+        raise UserError(f"{pin.repository} step {pin.step:,}: {file.path} is no safetensors file ({broken})") from None
+    return entries
 
 
 def _chosen(entries: Mapping[str, _Entry]) -> list[str]:
@@ -159,28 +160,28 @@ def _chosen(entries: Mapping[str, _Entry]) -> list[str]:
     return [*largest, *spread]
 
 
-def _windows(entries: Mapping[str, _Entry], read: Reader) -> Iterator[tuple[str, Sample]]:
-    """One window of each tensor; windows that lie close together are asked for at once."""
-    asked: list[list[tuple[str, int, int]]] = []
-    for start, size, name in sorted((*entry.window(), name) for name, entry in entries.items()):
-        if asked and start - sum(asked[-1][-1][1:]) <= CLOSE:
-            asked[-1].append((name, start, size))
+def _windows(entries: Mapping[str, _Entry]) -> Iterator[tuple[str, Sample]]:
+    """One window of each tensor; windows that lie close together in a file are asked for at once."""
+    asked: list[list[tuple[str, int, int, str]]] = []
+    for path, start, size, name in sorted((entry.path, *entry.window(), name) for name, entry in entries.items()):
+        before = asked[-1][-1] if asked else None
+        if before and before[0] == path and start - before[1] - before[2] <= CLOSE:
+            asked[-1].append((path, start, size, name))
         else:
-            asked.append([(name, start, size)])
+            asked.append([(path, start, size, name)])
     for group in asked:
-        first, last = group[0][1], sum(group[-1][1:])
-        content = read(first, last - first)
-        for name, start, size in group:
+        first, last = group[0][1], group[-1][1] + group[-1][2]
+        content = entries[group[0][3]].read(first, last - first)
+        for _, start, size, name in group:
             yield name, _sample(entries[name], content[start - first : start - first + size])
 
 
-def _whole(entries: Mapping[str, _Entry], read: Reader) -> Iterator[tuple[str, Sample]]:
-    for name, entry in entries.items():
-        content = read(entry.start, entry.end - entry.start)
-        start, size = entry.window()
-        window = content[start - entry.start : start - entry.start + size]
-        finite = bool(np.isfinite(_values(entry.kind, content)).all())
-        yield name, _sample(entry, window, hashlib.sha1(content, usedforsecurity=False).digest(), finite)
+def _whole(entry: _Entry) -> Sample:
+    content = entry.read(entry.start, entry.end - entry.start)
+    start, size = entry.window()
+    window = content[start - entry.start : start - entry.start + size]
+    finite = bool(np.isfinite(_values(entry.kind, content)).all())
+    return _sample(entry, window, hashlib.sha1(content, usedforsecurity=False).digest(), finite)
 
 
 def _sample(entry: _Entry, window: bytes, whole: bytes | None = None, finite: bool = True) -> Sample:
@@ -203,7 +204,6 @@ def _of_bins(paths: Sequence[Path]) -> Samples:
     from transformers.modeling_utils import load_state_dict
 
     tensors: dict[str, Sample] = {}
-    content: dict[str, bytes] = {}
     for path in paths:
         try:
             state = load_state_dict(path, map_location="cpu", weights_only=True)
@@ -211,10 +211,12 @@ def _of_bins(paths: Sequence[Path]) -> Samples:
             raise UserError(f"{path} is damaged, or holds more than tensors, and is not opened") from None
         for name, tensor in state.items():
             if tensor.is_floating_point():
-                content[name] = tensor.detach().float().contiguous().numpy().tobytes()
-                entry = _Entry("F32", tuple(tensor.shape), 0, len(content[name]))
-                ((_, tensors[name]),) = _whole(
-                    {name: entry}, lambda start, size, name=name: content[name][start:][:size]
-                )
+                content = tensor.detach().float().contiguous().numpy().tobytes()
+                read = partial(_slice, content)
+                tensors[name] = _whole(_Entry("F32", tuple(tensor.shape), 0, len(content), str(path), read))
     shapes = {name: sample.shape for name, sample in tensors.items()}
     return Samples(tensors, shapes, lambda: 0, lambda name, share: b"")
+
+
+def _slice(content: bytes, start: int, size: int) -> bytes:
+    return content[start : start + size]
