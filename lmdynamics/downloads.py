@@ -103,7 +103,7 @@ def _receive(client, url: str, part: Path, have: int, most: int, reached, header
 
     # Compressed transfer would make the bytes of a partial file and the server's ranges two different things.
     headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with client.stream("GET", url, headers=headers, follow_redirects=True) as response:
+    with client.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:  # nothing beyond what is here: it is whole, or not this file's
             return
         hf_raise_for_status(response)

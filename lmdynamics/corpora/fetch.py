@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from lmdynamics import files, paths
-from lmdynamics.downloads import ATTEMPTS, RETRIED, TIMEOUT, Failed, attempt, by_position, checked, receive
+from lmdynamics.downloads import ATTEMPTS, RETRIED, Failed, attempt, by_position, checked, receive
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.progress import bar
 
@@ -85,9 +85,7 @@ def download(source: Source, folder: Path, *, base: str | None = None, progress:
 
     base = (base or source.base).rstrip("/")
     gathering = folder.with_name(folder.name + ".part")
-    client = httpx2.Client(
-        headers={"User-Agent": "lmdynamics"}, event_hooks={"request": [_refuse_plain_http]}, timeout=TIMEOUT
-    )
+    client = httpx2.Client(headers={"User-Agent": "lmdynamics"}, event_hooks={"request": [_refuse_plain_http]})
     with files.saving(str(folder)), client, files.locked(folder.with_name(folder.name + ".lock")):
         if folder.is_dir() and all(_is_file(folder / path, sha256) for path, sha256 in source.files.items()):
             return folder

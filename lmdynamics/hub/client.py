@@ -59,6 +59,10 @@ def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT") or None
 
 
+def token() -> str | None:
+    return os.environ.get("HF_TOKEN") or None
+
+
 def is_offline() -> bool:
     """Whether a person has said that nothing may be asked."""
     return any(os.environ.get(name, "0").lower() not in ("", "0", "false", "no", "off") for name in OFFLINE)
@@ -70,7 +74,7 @@ def api() -> "HfApi":
     session = get_session()
     if session.timeout.read is None:  # the client by itself would wait for ever
         session.timeout = downloads.TIMEOUT
-    return HfApi(endpoint=endpoint(), token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
+    return HfApi(endpoint=endpoint(), token=token(), library_name="lmdynamics")
 
 
 def references(repository: str) -> dict[str, str]:
@@ -126,13 +130,13 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
     )
 
     def bring() -> Path:
-        options = {**where, "cache_dir": cache(), "token": os.environ.get("HF_TOKEN")}
+        options = {**where, "cache_dir": cache(), "token": token()}
         return Path(_asked(lambda: hf_hub_download(repository, file.path, **options), what))
 
     def receive() -> Path:
         # not from where it is forwarded to: that address ends within the hour
         url = hf_hub_url(repository, file.path, **where)
-        return _asked(lambda: downloads.receive(get_session(), url, part, file.bytes, reached, **_token()), what)
+        return _asked(lambda: downloads.receive(get_session(), url, part, file.bytes, reached, **_headers()), what)
 
     with files.saving(f"{what} in {cache()}", "HF_HOME"):
         if not HASH.fullmatch(name) or file.bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
@@ -149,10 +153,10 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
         return path if path.samefile(blob) else downloads.checked(bring, file.is_at, what, lambda _: refusal)
 
 
-def _token() -> dict[str, str]:
+def _headers() -> dict[str, str]:
     from huggingface_hub.utils import build_hf_headers
 
-    return build_hf_headers(token=os.environ.get("HF_TOKEN"), library_name="lmdynamics")
+    return build_hf_headers(token=token(), library_name="lmdynamics")
 
 
 def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[int, int], bytes]:
@@ -172,7 +176,7 @@ def range_reader(repository: str, commit: str, file: RemoteFile) -> Callable[[in
             api()  # which sets how long to wait
             asked = {"Range": f"bytes={start}-{start + size - 1}", "Accept-Encoding": "identity"}
             address = forwarded.pop() if forwarded else url
-            asked |= _token() if address == url else {}
+            asked |= _headers() if address == url else {}
             with get_session().stream("GET", address, headers=asked, follow_redirects=True) as answer:
                 hf_raise_for_status(answer)
                 if answer.status_code != 206:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -248,17 +249,6 @@ class Hub:
         """Send other JSON by any change of what was decoded."""
         self.alter(lambda body: json.dumps(change(json.loads(body))).encode(), match, times)
 
-    def label(self, headers: Mapping[str, str | None], match: str = "", times: int | None = 1) -> None:
-        """Send other headers; those that are None are left out."""
-
-        def labelled(answer: Answer) -> Answer:
-            merged = {**answer.headers, **headers}
-            return replace(answer, headers={name: value for name, value in merged.items() if value is not None})
-
-        self.change(labelled, match, times)
-
-    # Answers
-
     def answer(self, asked: Asked) -> Answer:
         """The answer to a request, faults and all; the request is recorded with it.
 
@@ -416,10 +406,8 @@ class _Server(ThreadingHTTPServer):
 
     def end_connections(self) -> None:
         for connection in list(self.connections):
-            try:
+            with suppress(OSError):  # it has just ended by itself
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it has just ended by itself
-                continue
 
     def handle_error(self, request, client_address) -> None:
         broken = sys.exception()
@@ -433,23 +421,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        hub = self.server.hub
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        asked = Asked(
-            origin=self.server.origin,
-            method=self.command,
-            target=self.path,
-            range=self.headers.get("Range"),
-            token=token,
-        )
-        answer = hub.answer(asked)
-        self._send(answer)
-        if answer.cut is not None:
-            self.close_connection = True
-
-    do_HEAD = do_GET
-
-    def _send(self, answer: Answer) -> None:
+        asked = Asked(self.server.origin, self.command, self.path, self.headers.get("Range"), token)
+        answer = self.server.hub.answer(asked)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
@@ -457,6 +431,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body[: answer.cut])
+        if answer.cut is not None:
+            self.close_connection = True
+
+    do_HEAD = do_GET
 
     def log_message(self, *_) -> None:
         pass

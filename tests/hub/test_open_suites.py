@@ -221,11 +221,13 @@ def test_options_are_for_suites(tiny_run):
 
 def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
     repository = suites.pythia(hub)
-    repository.gated, hub.tokens["of-ann"] = True, "ann"
-    repository.readers.add("ann")
+    repository.gated, repository.readers = True, {"ann"}
+    hub.tokens |= {"of-ann": "ann", "of-bob": "bob"}
     run = lmd.open_run(PYTHIA)
-    with pytest.raises(UserError, match="is gated: accept its terms"):
-        run.fetch()
+    for token in ("", "of-bob"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(UserError, match="is gated: accept its terms"):
+            run.fetch()
     monkeypatch.setenv("HF_TOKEN", "of-nobody")
     with pytest.raises(UserError, match="does not accept the token"):
         run.fetch()
