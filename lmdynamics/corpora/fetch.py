@@ -122,20 +122,20 @@ def _download_file(
 
 
 def _failed(url: str, error: Exception) -> Failed:
-    from httpx2 import HTTPStatusError, RequestError
+    from httpx2 import RequestError
     from huggingface_hub.errors import HfHubHTTPError
 
-    response = error.response if isinstance(error, HfHubHTTPError | HTTPStatusError) else None
-    if response is not None:
-        problem = f"the server answered {response.status_code} {response.reason_phrase}".strip()
-        if response.status_code not in RETRIED:
+    answer = error.response if isinstance(error, HfHubHTTPError) else None
+    if answer is not None:
+        problem = f"the server answered {answer.status_code} {answer.reason_phrase}".strip()
+        if answer.status_code not in RETRIED:
             raise UserError(f"{url}: {problem}; nothing was fetched for this file") from None
     elif isinstance(error, RequestError):
         problem = str(error) or type(error).__name__
     else:
         raise error
     kept = "what has arrived is kept, run the same again to go on"
-    return Failed(problem, UserError(f"{url}: {problem}, {ATTEMPTS} times; {kept}"), response)
+    return Failed(problem, UserError(f"{url}: {problem}, {ATTEMPTS} times; {kept}"), answer)
 
 
 def _refuse_plain_http(request: "httpx2.Request") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lmdynamics import downloads, files
-from lmdynamics.errors import UserError, printable, shortened
+from lmdynamics.errors import UserError, one_line, printable, shortened
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -243,7 +243,7 @@ def _failed(error: Exception, what: str) -> downloads.Failed:
             pass  # a thread that finds no connection closes the client that all of them share
         case _:
             raise error
-    problem = shortened(printable(" ".join(f"{type(error).__name__}: {error}".split())), 120)
+    problem = shortened(printable(one_line(error)), 120)
     return downloads.Failed(problem, Unreachable(f"{what}: the hub cannot be reached ({problem})"))
 
 

@@ -1,7 +1,9 @@
 """Published suites, opened and downloaded by the hub's real client from a stand-in on loopback."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -356,6 +358,23 @@ def test_a_later_call_goes_on_within_the_file(hub, home, pauses):
     first, *_, last = hub.asked(CONTENT)
     assert (first.status, last.status, last.range) == (200, 206, f"bytes={weights.bytes // 2}-")
     assert sum(again) == weights.bytes  # a bar is whole at the end, with what was here before
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "no space left on device.* free some space"),
+        (errno.EROFS, "set HF_HOME to a folder of yours"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_line(hub, home, monkeypatch, number, words):
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    suites.pythia(hub)
+    monkeypatch.setattr(downloads, "_receive", full)
+    with pytest.raises(UserError, match=f"could not save EleutherAI/pythia-14m config.json in .*: .*{words}"):
+        lmd.open_run(f"{PYTHIA}?steps=512").fetch()
 
 
 def test_what_an_earlier_call_has_left_is_not_trusted(hub, home, capsys):
