@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
 
 from tests.hub.server import Hub, Repository, declared
 
@@ -26,6 +27,7 @@ SENTENCES = (
     "they have seen more of the world than we have",
     "no one knows why the boats were sold",
 )
+WHOLE = "model.safetensors"
 END = "<|endoftext|>"
 LAST = 150_000  # a step by which every suite's weights have arrived
 
@@ -70,7 +72,9 @@ def olmo2(
         branch, _, step = revision.rpartition("-tokens")[0].rpartition("-step")
         reached = int(step) + 100_000 * branch.startswith("stage2")
         state = weights("olmo2", int(_digest(branch).hex()[:4], 16) if "ingredient" in branch else 0, reached)
-        files = {**cards(name), **config("olmo2"), **fast_tokenizer(), **shards(state, 2)}
+        files = {**cards(name), **config("olmo2"), **fast_tokenizer(), **shards_of(state, 2)}
+        where = {key: name for name in shards_of(state, 2) for key in load(files[name])}
+        files["model.safetensors.index.json"] = _json({"metadata": {}, "weight_map": where})
         repository.move("main", repository.commit(files, branch=revision))
     return repository
 
@@ -132,27 +136,19 @@ def history(
     `change`: what is planted in a step's weights. `same`: shards, by step and number, that are those of another step.
     """
     repository = hub.repository(name)
-    parts = [part.items() for part in _divided(trajectory(0), shards)]
-    sizes = [len(safe(dict(part))) for part in parts]
+    sizes = {file: len(content) for file, content in shards_of(trajectory(0), shards).items()}
 
-    def made(step: int, number: int) -> bytes:
-        return safe(_divided(change(step, trajectory(step)), shards)[number])
+    def made(step: int, file: str) -> bytes:
+        return shards_of(change(step, trajectory(step)), shards)[file]
 
     for step in steps:
         weighed = {}
-        for number in range(shards):
+        for number, (file, size) in enumerate(sizes.items()):
             origin = (same or {}).get((step, number), step)
-            file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
-            sha256 = _digest(name, branch, str(origin), str(number)).hex()
-            weighed[file] = declared(sizes[number], sha256, partial(made, origin, number))
+            weighed[file] = declared(size, _digest(name, branch, str(origin), file).hex(), partial(made, origin, file))
         last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch.format(step))
     repository.move("main", last)
     return repository
-
-
-def _divided(state: State, shards: int) -> list[State]:
-    keys = sorted(state)
-    return [{key: state[key] for key in keys[number::shards]} for number in range(shards)]
 
 
 @cache
@@ -249,8 +245,6 @@ def _tied(state: State) -> State:
 
 
 def safe(state: State) -> bytes:
-    from safetensors.torch import save
-
     return save({key: tensor.contiguous() for key, tensor in state.items()}, {"format": "pt"})
 
 
@@ -260,14 +254,10 @@ def pickled(content: dict) -> bytes:
     return file.getvalue()
 
 
-def shards(state: State, count: int) -> dict[str, bytes]:
-    keys = sorted(state)
-    names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)]
-    where = {key: names[position * count // len(keys)] for position, key in enumerate(keys)}
-    total = sum(tensor.nbytes for tensor in state.values())
-    index = _json({"metadata": {"total_size": total}, "weight_map": where})
-    parts = {name: safe({key: state[key] for key in keys if where[key] == name}) for name in names}
-    return {"model.safetensors.index.json": index, **parts}
+def shards_of(state: State, count: int) -> dict[str, bytes]:
+    """A model's weights as files, each with every `count`th of its tensors."""
+    names = [f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)] if count > 1 else [WHOLE]
+    return {name: safe({key: state[key] for key in sorted(state)[n::count]}) for n, name in enumerate(names)}
 
 
 def config(kind: str, **told) -> dict[str, bytes]:
