@@ -13,7 +13,7 @@ here yet. Those lie in the cache of the hub's own client.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ class SuiteRun(Run):
 
     def __getitem__(self, step: int) -> "SuiteCheckpoint":
         plain = super().__getitem__(step)
-        return SuiteCheckpoint(**vars(plain), suite_dir=self.folder, keep_last=self.keep_last, download=self.download)
+        options = {"keep_last": self.keep_last, "download": self.download}
+        return SuiteCheckpoint(**vars(plain), pin=self.pins[step], suite_dir=self.folder, **options)
 
     def missing(self, steps: str | Sequence[int] | None = None) -> dict[int, list[RemoteFile]]:
         """The files that are not here, by step."""
@@ -170,19 +171,16 @@ class SuiteRun(Run):
 class SuiteCheckpoint(Checkpoint):
     """One checkpoint of a published suite; its files come when they are wanted, if somebody has agreed to that."""
 
-    suite_dir: Path = Path()
+    pin: Pin = field(kw_only=True, repr=False)
+    suite_dir: Path = field(kw_only=True)
     keep_last: int | None = None
     download: bool = False
-
-    @cached_property
-    def _pin(self) -> Pin:
-        return read_suite(self.suite_dir).pins[self.step]
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         self._weights()
         # where old files go, one process at a time brings and reads its own
         with nullcontext() if self.keep_last is None else FileLock(self.suite_dir / ".keep.lock"):
-            if self._here(self._pin.wanted) and self.keep_last is not None:
+            if self._here(self.pin.wanted) and self.keep_last is not None:
                 note_temporary(self.suite_dir, self.step)
             model = super().model(attention, device)
             if self.keep_last is not None and self.download:  # what goes must be able to come again
@@ -192,14 +190,14 @@ class SuiteCheckpoint(Checkpoint):
     @property
     def tokenizer(self):
         """The checkpoint's own, or else the one that stands in the suite for all."""
-        if self._pin.tokenizer:
-            self._here(self._pin.small)
+        if self.pin.tokenizer:
+            self._here(self.pin.small)
             return load_tokenizer(self.folder)
         return load_tokenizer(_shared_tokenizer(self.suite_dir))
 
     @property
     def is_here(self) -> bool:
-        return self._pin.is_here
+        return self.pin.is_here
 
     @property
     def recipe(self) -> None:
@@ -214,7 +212,7 @@ class SuiteCheckpoint(Checkpoint):
 
     def verify(self) -> int:
         """Compare every file that is here with its listing; the number of files. Raises UserError where one differs."""
-        here = [file for file in self._pin.wanted if (self.folder / file.path).exists()]
+        here = [file for file in self.pin.wanted if (self.folder / file.path).exists()]
         for file in here:
             if not file.is_at(self.folder / file.path):
                 raise UserError(
@@ -231,25 +229,25 @@ class SuiteCheckpoint(Checkpoint):
         return weights[0].identity if len(weights) == 1 else hashlib.sha256(joined.encode()).hexdigest()
 
     def _weights(self) -> tuple[RemoteFile, ...]:
-        if not self._pin.weights:
-            other = other_weights([file.path for file in self._pin.files or ()], self._pin.revision)
+        if not self.pin.weights:
+            other = other_weights([file.path for file in self.pin.files or ()], self.pin.revision)
             said = f"{self.run_name} at step {self.step:,}"
             raise UserError(
                 f"{said} {other}" if other else f"{said} has no weights; `lmdynamics audit` lists what it lacks"
             )
-        return self._pin.weights
+        return self.pin.weights
 
     def _here(self, files: Sequence[RemoteFile]) -> bool:
         """Bring what of some files is not here, if somebody has agreed to weights; whether anything came."""
-        missing = self._pin.lacking(files)
-        if not self.download and any(file in self._pin.weights for file in missing):
+        missing = self.pin.lacking(files)
+        if not self.download and any(file in self.pin.weights for file in missing):
             size = told_bytes(sum(file.bytes for file in missing))
             raise UserError(
                 f"{self.run_name} is not on this machine at step {self.step} ({size}); "
                 f'`lmdynamics fetch "hf://{self.run_name}?steps={self.step}"` brings it, without ?steps all of them; '
                 "with ?download=yes in its address it comes when it is wanted"
             )
-        _bring(self._pin, missing)
+        _bring(self.pin, missing)
         return bool(missing)
 
 
