@@ -128,7 +128,7 @@ def _failed(url: str, error: Exception) -> Failed:
     answer = error.response if isinstance(error, HfHubHTTPError) else None
     if answer is not None:
         problem = f"the server answered {answer.status_code} {answer.reason_phrase}".strip()
-        if answer.status_code not in RETRIED:
+        if not answer.is_server_error and answer.status_code not in RETRIED:
             raise UserError(f"{url}: {problem}; nothing was fetched for this file") from None
     elif isinstance(error, RequestError):
         problem = str(error) or type(error).__name__
