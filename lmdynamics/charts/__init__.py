@@ -3,15 +3,14 @@
 from lmdynamics.charts.arcs import sentence_arcs
 from lmdynamics.charts.breaks import break_profile, broken_by_hand
 from lmdynamics.charts.deceleration import deceleration, power_law_claim
-from lmdynamics.charts.dissent import dissent_over_training, norms_over_training
+from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
 from lmdynamics.charts.family import family_tree
 from lmdynamics.charts.first_order import (
     coefficients_by_layer,
     coefficients_over_training,
     first_order_against_measured,
 )
-from lmdynamics.charts.gains import gain_by_paradigm
-from lmdynamics.charts.heads import heads_by_relation, layer_head_map
+from lmdynamics.charts.heads import heads_by_relation, layer_head_map, loss_and_uas
 from lmdynamics.charts.interventions import (
     conditions_over_training,
     conditions_panels,
@@ -19,12 +18,9 @@ from lmdynamics.charts.interventions import (
     value_over_parameter,
 )
 from lmdynamics.charts.opposition import cosine_distribution, gram, group_opposition, opposition_map
-from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.charts.pair_race import pair_race
-from lmdynamics.charts.plane import dissent_plane
-from lmdynamics.charts.predictions import predictions_over_training
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
-from lmdynamics.charts.schedules import masking_rates, speedup_curves
+from lmdynamics.charts.schedules import gain_by_paradigm, masking_rates, speedup_curves
 from lmdynamics.charts.show import show, to_png, to_svg
 from lmdynamics.charts.tokens import ColouredTokens
 from lmdynamics.charts.trades import traded, winners_and_losers
@@ -32,6 +28,7 @@ from lmdynamics.charts.trajectories import (
     complexity_over_training,
     loss_over_training,
     pair_accuracy_over_training,
+    predictions_over_training,
     uas_over_training,
 )
 from lmdynamics.charts.trend import record_trend

@@ -61,6 +61,13 @@ def step_axis(steps: Iterable[int], title: str | None = "training step (log scal
     )
 
 
+def placed(axis: alt.X | alt.Y, column: str) -> alt.X | alt.Y:
+    """Another column on the same axis, with its scale and title."""
+    other = axis.copy()
+    other["shorthand"] = f"{column}:Q"
+    return other
+
+
 def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame in order of steps, with `x`: where `step_axis` puts each step."""
     return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
@@ -79,12 +86,9 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
         colour = ONSETS.get(onset.name, VERMILION)
         place = {"x": _place(onset.step), **onset_ends(onset)}
         base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
-        start = axis.copy()
-        start["shorthand"] = "from:Q"
+        band = base.mark_rect(color=colour, opacity=0.18)
         layers += [
-            base.mark_rect(color=colour, opacity=0.18).encode(
-                start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
-            ),
+            band.encode(placed(axis, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")),
             base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
         ]
         if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
@@ -179,11 +183,9 @@ def strips(frame: pl.DataFrame, x: alt.X, cursor: Cursor, tips: Sequence[alt.Too
     reach = pl.DataFrame({"x": at, "from": between[:-1], "to": between[1:]}, schema_overrides={"x": pl.Float64})
     places = pl.Series([cursor.place(step) for step in frame["step"]], dtype=pl.Int64)
     rows = frame.with_columns(i=places).join(reach, on="x", how="left", maintain_order="left")
-    start = x.copy()
-    start["shorthand"] = "from:Q"
     base = alt.Chart(rows).mark_rect(opacity=0, cursor="pointer")
     told = [alt.Tooltip("step:Q", format=",d"), *tips]
-    return base.encode(start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height"), tooltip=told)
+    return base.encode(placed(x, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height"), tooltip=told)
 
 
 def by_step(rows: pl.DataFrame, name: str, value: str, style: str) -> tuple[pl.DataFrame, list[alt.Tooltip]]:

@@ -52,6 +52,12 @@ def span(ends: pl.DataFrame, share: bool, baseline: str | None = None) -> str:
     return text if rest is None or baseline in (low, high) else f"{text}; {baseline}: {number(rest, share)}"
 
 
+def span_of(values: pl.Series) -> str:
+    """Least and greatest of some values: `0.12–0.66`."""
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low}–{high}"
+
+
 def number(value: float, share: bool) -> str:
     """A value as a title says it."""
     if share:
@@ -76,14 +82,6 @@ def stacked(measure: str) -> list[str]:
 def findings(said: Sequence[str]) -> Sequence[str]:
     """What the title leaves unsaid, for the caption; of many measures, the text for screen readers tells."""
     return said[1:] if len(said) <= 4 else []
-
-
-def axis_format(measure: str, percent: bool | Collection[str]) -> str:
-    return "%" if is_share(measure, percent) else ",.4~g"
-
-
-def tip_format(measure: str, percent: bool | Collection[str]) -> str:
-    return ".1%" if is_share(measure, percent) else ",.4~g"
 
 
 def absent(missing: int) -> str:

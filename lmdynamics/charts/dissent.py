@@ -1,28 +1,49 @@
 """Gradient dissent: the attractive and the repulsive part of the gradient at the last hidden state, by token group.
 
 With p = softmax(U h) and the true token 1: ∇h⁺ = (p_1 − 1) U_1 (attractive), ∇h⁻ = Σ_{j≠1} p_j U_j (repulsive), and a
-step goes against their sum. Dissent is cos(∇h⁺, ∇h⁻); at −1 the two cancel. Mircea, Lobacheva & Rish 2024; the numbers
-are those of `analysis.gradients`.
+step goes against their sum. Dissent is cos(∇h⁺, ∇h⁻); at −1 the two cancel. The plane of cos(h, ∇h⁺) and cos(h, ∇h⁻)
+shows where both point, seen from the hidden state h; its axes have no unit, so models of all sizes share it. Mircea,
+Lobacheva & Rish 2024; the numbers are those of `analysis.gradients`.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from textwrap import wrap
 
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import Cursor, by_step, log_ticks, on_step_axis, step_axis, steps_of, strips, upright
+from lmdynamics.charts.axes import Cursor, by_step, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
-from lmdynamics.charts.theme import WIDTH, figure, ramp
+from lmdynamics.charts.encodings import head, need_rows, numbers, zero_line
+from lmdynamics.charts.lines import Line, colour_by, levels, log_axis, panel
+from lmdynamics.charts.text import Value
+from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, ramp
 from lmdynamics.errors import UserError
 
-NORMS = {
-    "norm_hidden": ["norm of the", "hidden state (log)"],
-    "norm_attractive": ["norm of the", "attraction (log)"],
-    "norm_repulsive": ["norm of the", "repulsion (log)"],
+DISSENT = Line(
+    "dissent",
+    ["dissent (cosine of", "attraction and repulsion)"],
+    "group",
+    style="+.3f",
+    points=20,
+    shade=0.18,
+    columns=5,
+)
+CONTROL = Line("dissent_control", series="group", band=None, style="+.3f", dashes=[2, 3], width=1.4)
+NORMS = {  # a column: (axis, what it is called)
+    "norm_hidden": (["norm of the", "hidden state (log)"], "h"),
+    "norm_attractive": (["norm of the", "attraction (log)"], "attraction"),
+    "norm_repulsive": (["norm of the", "repulsion (log)"], "repulsion"),
 }
-CONTROL = "dissent_control"
+PLANE = ("cos_hidden_attractive", "cos_hidden_repulsive")
+QUADRANTS = {  # (side, height): what a step along minus the gradient does to ‖h‖
+    (-1, 1): ["attraction lengthens h,", "repulsion shortens it"],
+    (1, 1): ["both shorten h"],
+    (-1, -1): ["both lengthen h"],
+    (1, -1): ["attraction shortens h,", "repulsion lengthens it"],
+}
+X_TITLE, Y_TITLE = ["cosine of h and the", "attractive gradient"], ["cosine of h and the", "repulsive gradient"]
 ACROSS = 860  # pixels: all panels of a row
 
 
@@ -39,46 +60,36 @@ def dissent_over_training(
     groups stand in its order, as from rare to frequent. A column `dissent_control` is drawn dotted. `published`:
     readings to compare with, by name, as faint lines. `cursor`: a parameter that holds a step, marked by an upright
     line. `groups`: all there are, so that each keeps its colour where others are left out.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
-    rows = grouped(table, ["dissent"], "dissent over training")
-    rows = _bounded(rows, "dissent")
-    curves, colours, steps = names_of(rows, "curve"), group_colours(rows, groups), steps_of(rows)
-    control = CONTROL in rows.columns
-    top = max(0.0, rows["dissent"].max(), rows["high"].max() or 0.0, (rows[CONTROL].max() or 0.0) if control else 0.0)
-    y = alt.Y("dissent:Q").scale(domain=[-1, min(1.0, top + 0.05)], nice=False).axis(tickCount=6)
+    rows = _bounded(_grouped(table, ["dissent"], "dissent over training"))
+    curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, groups), steps_of(rows)
+    control = CONTROL.value in rows.columns
+    top = max(0.0, *(rows[name].max() or 0.0 for name in ("dissent", "high", *[CONTROL.value] * control)))
+    look = {
+        "colours": colours,
+        "scale": {"domain": [-1, min(1.0, top + 0.05)], "nice": False},
+        "axis": {"tickCount": 6},
+    }
     panels = []
     for index, curve in enumerate(curves):
-        data = rows.filter(pl.col("curve") == curve)
+        data = rows.filter(pl.col("curve") == curve).with_columns(pl.col("low", "high").clip(-1, 1))
         x = step_axis(steps, sparse=len(curves) > 2)
-        colour = colour_by("group", colours, columns=5)
-        y = y.copy()
-        title = ["dissent (cosine of", "attraction and repulsion)"]
-        y["title"] = title if index % 2 == 0 and (cursor is None or index == 0) else None
-        tips = ["group:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("dissent", "low", "high"))]
+        titled = index % 2 == 0 and (cursor is None or index == 0)
+        line = replace(DISSENT, title=DISSENT.title if titled else None, **look)
         labels = index % 2 == 1 or index == len(curves) - 1
-        layers = levels(published or {}, y, right=True, labels=labels, dash=[2, 4], apart=0.1)
-        data = data.with_columns(pl.col("low", "high").clip(-1, 1))
-        layers += line_layers(data, x, y, colour, tips, opacity=0.18, points=20)
-        if control and len(other := data.filter(pl.col(CONTROL).is_finite())):
-            line = alt.Chart(other).mark_line(strokeWidth=1.4, strokeDash=[2, 3], clip=True)
-            told = ["group:N", alt.Tooltip(f"{CONTROL}:Q", format="+.3f")]
-            layers.append(line.encode(x, placed(y, CONTROL), colour, tooltip=told))
-        if cursor is not None:
-            here, told = by_step(data, "group", "dissent", "+.3f")
-            layers += [upright(cursor, x), strips(here, x, cursor, told)]
-        room = {} if cursor is None else {"width": panel_width(len(curves)), "height": 150}
-        panels.append(panel(alt.layer(*layers), curve, curves, 300, **room))
-    chart = side_by_side(panels) if cursor is None else alt.hconcat(*panels, spacing=14)
+        layers = levels(published or {}, line.y, right=True, labels=labels, dash=[2, 4], apart=0.1)
+        layers += line.layers(data, x)
+        if control and len(other := data.filter(pl.col(CONTROL.value).is_finite())):
+            dotted = replace(CONTROL, title=line.title, columns=5, **look)
+            layers += dotted.layers(other, x)
+        here = by_step(data, "group", "dissent", "+.3f") if cursor is not None else None
+        size = _size(len(curves), 300, 260) if cursor is None else {"width": _beside(len(curves)), "height": 150}
+        panels.append(_of_curve(panel(layers, x, at=cursor, here=here, **size), curve if len(curves) > 1 else ""))
     caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
     caption += ["dotted: attraction with the repulsion at another position" if control else ""]
     caption += ["grey: published, read off a poster (approximate)" if published else ""]
     return figure(
-        chart,
+        _in_rows(panels, cursor),
         _found(rows),
         "; ".join(filter(None, caption)),
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
@@ -90,40 +101,25 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
 
     `table`: step, group, norm_hidden, norm_attractive, norm_repulsive, perhaps `curve`. Logarithmic; a norm of 0 has no
     place.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
-    rows = grouped(table, list(NORMS), "norms over training")
-    curves, colours, steps = names_of(rows, "curve"), group_colours(rows, None), steps_of(rows)
-    panels = []
-    for name, title in NORMS.items():
+    rows = _grouped(table, list(NORMS), "norms over training")
+    curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, None), steps_of(rows)
+    panels, many = [], len(curves) > 1
+    for name, (title, _) in NORMS.items():
         data = rows.filter(pl.col(name) > 0)
-        last = name == list(NORMS)[-1]
+        first, last = name == next(iter(NORMS)), name == list(NORMS)[-1]
         ends = [data[name].min() / 1.15, data[name].max() * 1.15] if len(data) else [0.1, 1.0]
+        line = Line(name, title, "group", colours, band=None, style=".3~g", points=16, **log_axis(*ends, 4))
         for curve in curves:
-            y = alt.Y(f"{name}:Q", title=title if curve == curves[0] else None)
-            y = y.scale(type="log", domain=ends, nice=False).axis(values=log_ticks(*ends, 4), format="~g")
-            colour = colour_by("group", colours, columns=5 if len(curves) == 1 else 2)
-            colour["legend"] = colour["legend"] if last and curve == curves[0] else None
             x = step_axis(steps, "training step (log scale)" if last else None, sparse=len(curves) > 2)
-            tips = ["group:N", "step:Q", alt.Tooltip(f"{name}:Q", format=".3~g")]
-            layers = line_layers(data.filter(pl.col("curve") == curve), x, y, colour, tips, points=16)
-            titled = curves if name == next(iter(NORMS)) else [curve]
-            panels.append(
-                panel(
-                    alt.layer(*layers),
-                    curve,
-                    titled,
-                    300 if len(curves) < 3 else 150,
-                    height=110,
-                    alone=len(curves) == 1,
-                )
-            )
+            leftmost = curve == curves[0]
+            look = {"title": title if leftmost else None, "columns": 2 if many else 5}
+            line = replace(line, legend=None if last and leftmost else False, **look)
+            layers = line.layers(data.filter(pl.col("curve") == curve), x)
+            size = _size(len(curves), 300 if len(curves) < 3 else 150, 110)
+            panels.append(_of_curve(panel(layers, x, **size), curve if first and many else ""))
     moved = []
-    for name, symbol in zip(NORMS, ("h", "attraction", "repulsion"), strict=True):
+    for name, (_, symbol) in NORMS.items():
         ends = rows.group_by("step").agg(pl.col(name).mean()).sort("step")[name]
         moved.append(f"{symbol} {ends[0]:.2g} → {ends[-1]:.2g}")
     chart = alt.concat(*panels, columns=len(curves), spacing=10).resolve_scale(color="independent")
@@ -136,55 +132,118 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
     )
 
 
-def grouped(table: pl.DataFrame, columns: list[str], what: str) -> pl.DataFrame:
+def dissent_plane(
+    table: pl.DataFrame,
+    step: int | None = None,
+    *,
+    cursor: Cursor | None = None,
+    groups: Sequence[str] | None = None,
+) -> alt.TopLevelMixin:
+    """Where the hidden state points: cos(h, ∇h⁺) along, cos(h, ∇h⁻) up, a trajectory per group, a panel per curve.
+
+    `table`: step, group, cos_hidden_attractive, cos_hidden_repulsive (no unit), perhaps `curve`. A larger dot stands at
+    `step` (default: the last), or at the cursor's.
+    `groups`: as for `dissent_over_training`.
+    """
+    what = "dissent plane"
+    rows = _grouped(table, list(PLANE), what)
+    curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, groups), steps_of(rows)
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
+    here = str(step) if cursor is None else cursor.name
+    most = min(1.3, 1.35 * max(0.1, *(rows[name].abs().max() for name in PLANE)))
+    scale = alt.Scale(domain=[-most, most], nice=False)
+    some = [tick for tick in (-1, -0.5, 0, 0.5, 1) if abs(tick) <= most] if most > 0.6 else None
+    ticks = alt.Axis(tickCount=5, grid=False, format="~g", **({"values": some} if some else {}))
+    x = alt.X(f"{PLANE[0]}:Q", title=X_TITLE, scale=scale, axis=ticks)
+    if cursor is None:
+        size = _size(len(curves), 330, 330 if len(curves) > 1 else 380)
+    else:
+        size = dict.fromkeys(("width", "height"), min(_beside(len(curves)), 240))
+    panels = []
+    for index, curve in enumerate(curves):
+        titled = index % 2 == 0 and (cursor is None or index == 0)
+        y = alt.Y(f"{PLANE[1]}:Q", title=Y_TITLE if titled else None, scale=scale, axis=ticks)
+        tips = ["group:N", "step:Q", *numbers("+.3f", *PLANE)]
+        colour = colour_by("group", colours, columns=5)
+        base = alt.Chart(rows.filter(pl.col("curve") == curve)).encode(x, y, colour)
+        at = base.transform_filter(f"datum.step == {here}")
+        layers = [
+            *_quadrants(most, x, y, small=cursor is not None),
+            base.mark_line(strokeWidth=1.4).encode(order="step:Q"),
+            base.mark_point(size=14, filled=True, opacity=0.7).encode(tooltip=tips),
+            at.mark_point(size=170, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(tooltip=tips),
+        ]
+        panels.append(_of_curve(alt.layer(*layers).properties(**size), curve if len(curves) > 1 else ""))
+    at_step = Value(f"format({here}, ',d')")
+    return figure(
+        _in_rows(panels, cursor),
+        ["Attraction and repulsion against the hidden state, step ", at_step],
+        "lines: a group's course over training; large dots: at this step",
+        f"The plane of the cosines of h with attraction and with repulsion. At step {step:,}: "
+        + _spoken_plane(rows, step),
+    )
+
+
+def _quadrants(most: float, x: alt.X, y: alt.Y, small: bool) -> list[alt.Chart]:
+    layers = [zero_line(channel, color=GREY, strokeWidth=1) for channel in ("x", "y")]
+    for (side, height), text in QUADRANTS.items():
+        text = [line for part in text for line in wrap(part, 12)] if small else text
+        place = alt.Chart(alt.Data(values=[{PLANE[0]: side * most, PLANE[1]: height * most}]))
+        inward = {"align": "left" if side < 0 else "right", "dx": -7 * side}
+        onward = {"baseline": "top" if height > 0 else "bottom", "dy": 7 if height > 0 else -7 - 12 * (len(text) - 1)}
+        layers.append(
+            place.mark_text(text=text, fontSize=9 if small else 10.5, color=TEXT, **inward, **onward).encode(x, y)
+        )
+    return layers
+
+
+def _grouped(table: pl.DataFrame, columns: list[str], what: str) -> pl.DataFrame:
     """The rows that have numbers, in order of steps, with `curve` (empty where there is none) and group as text."""
-    need_columns(table, ["step", "group", *columns], what)
-    rows = table if "curve" in table.columns else table.with_columns(curve=pl.lit(""))
-    rows = rows.with_columns(pl.col("curve", "group").cast(pl.String), pl.col(columns).cast(pl.Float64))
-    rows = rows.filter(pl.all_horizontal(pl.col(columns).is_finite()))
-    if rows.is_empty():
-        raise UserError(f"{what}: none of {len(table)} rows has a number; trace Dissent on some text first")
-    return on_step_axis(rows)
+    otherwise = f"none of {len(table)} rows has a number; trace Dissent on some text first"
+    finite = pl.all_horizontal(pl.col(columns).cast(pl.Float64).is_finite())
+    rows = need_rows(table, ["step", "group", *columns], what, otherwise, finite)
+    rows = rows if "curve" in table.columns else rows.with_columns(curve=pl.lit(""))
+    return on_step_axis(rows.with_columns(pl.col("curve", "group").cast(pl.String), pl.col(columns).cast(pl.Float64)))
 
 
-def _bounded(rows: pl.DataFrame, name: str) -> pl.DataFrame:
-    ends = {end: f"{name}_{end}" for end in ("low", "high")}
+def _bounded(rows: pl.DataFrame) -> pl.DataFrame:
     none = pl.lit(None, pl.Float64)
+    ends = {end: f"dissent_{end}" for end in ("low", "high")}
     return rows.with_columns(
         **{end: pl.col(c).cast(pl.Float64).fill_nan(None) if c in rows.columns else none for end, c in ends.items()}
     )
 
 
-def group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str, str]:
+def _group_colours(rows: pl.DataFrame, groups: Sequence[str] | None) -> dict[str, str]:
     """A colour for each group that is present, as it is among all groups."""
     present = names_of(rows, "group")
     colours = ramp(groups or present)
     return {name: colours[name] for name in present}
 
 
-def panel(
-    chart, curve: str, curves: list[str], narrow: int, *, height: int = 260, alone: bool | None = None, width: int = 0
-):
-    """One curve's chart with its size, and its name where there are several."""
-    alone = len(curves) == 1 if alone is None else alone
-    width = width or (WIDTH if alone and narrow == 300 else narrow + 50 * alone)
-    chart = chart.properties(width=width, height=height)
-    if len(curves) == 1:
-        return chart
-    return chart.properties(
-        title=alt.TitleParams(curve, fontSize=12, fontWeight="normal", frame="group", anchor="start")
-    )
+def _of_curve(chart: alt.LayerChart, curve: str) -> alt.LayerChart:
+    """One curve's panel, with its name if it has one."""
+    return chart.properties(title=head(curve, frame="group")) if curve else chart
 
 
-def panel_width(count: int) -> int:
+def _size(count: int, narrow: int, height: int) -> dict[str, int]:
+    """The size of one of some panels; one alone is wider."""
+    alone = WIDTH if narrow == 300 else narrow + 50
+    return {"width": narrow if count > 1 else alone, "height": height}
+
+
+def _beside(count: int) -> int:
     """The width of one of some panels in a row, beside its axis."""
     half = ACROSS // 2 if count <= 2 else ACROSS  # up to two panels stand beside those of another figure
     return (half - 80) // count - 28
 
 
-def side_by_side(panels: list[alt.LayerChart]) -> alt.TopLevelMixin:
-    """Two panels in a row."""
-    return alt.hconcat(*panels, spacing=14) if len(panels) < 3 else alt.concat(*panels, columns=2, spacing=14)
+def _in_rows(panels: list[alt.LayerChart], cursor: Cursor | None) -> alt.TopLevelMixin:
+    """Two panels in a row, or in an explorer all of them."""
+    row = len(panels) < 3 or cursor is not None
+    return alt.hconcat(*panels, spacing=14) if row else alt.concat(*panels, columns=2, spacing=14)
 
 
 def _found(rows: pl.DataFrame) -> str:
@@ -204,3 +263,11 @@ def _spoken(rows: pl.DataFrame, name: str) -> list[str]:
         who = f"{curve}, {group}" if curve else group
         said.append(f"{who}: {name} {part[name][0]:.2f} → {part[name][-1]:.2f}.".replace("-", "−"))
     return said
+
+
+def _spoken_plane(rows: pl.DataFrame, step: int) -> str:
+    here = rows.filter(pl.col("step") == step)
+    places = [
+        f"{row['curve']} {row['group']} ({row[PLANE[0]]:+.2f}, {row[PLANE[1]]:+.2f})".strip() for row in here.to_dicts()
+    ]
+    return ("; ".join(places) + ".").replace("-", "−")

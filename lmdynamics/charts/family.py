@@ -5,9 +5,11 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, step_axis
+from lmdynamics.charts.encodings import names
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
+WHAT = "a family of runs"
 ROW = 38  # room for a line and for what was changed, above it
 
 
@@ -17,23 +19,20 @@ def family_tree(rows: pl.DataFrame) -> alt.LayerChart:
     `rows`: run (a label, each once), generation (0: no branch), start, end (steps), parent (a label or null), changes
     (text, empty for none). Among the branches of one run, the one that leaves last stands first: no line is crossed.
     """
-    need_columns(rows, ["run", "generation", "start", "end", "parent", "changes"], "a family of runs")
+    need_columns(rows, ["run", "generation", "start", "end", "parent", "changes"], WHAT)
     data = _in_tree_order(rows.to_dicts())
     place = {row["run"]: index for index, row in enumerate(data)}
     steps = [step for row in data for step in (row["start"], row["end"])]
-    bars = pl.DataFrame(
-        [
-            {"run": row["run"], "row": place[row["run"]], "step": step, "generation": row["generation"]}
-            for row in data
-            for step in (row["start"], row["end"])
-        ]
-    )
+    ends = [
+        {"run": row["run"], "row": place[row["run"]], "step": row[end], "generation": row["generation"]}
+        for row in data
+        for end in ("start", "end")
+    ]
     left = [row for row in data if row["parent"] is not None]
     axis = step_axis({*steps, *((1,) if 0 in steps else ())})
-    y = alt.Y("run:N", title=None, sort=list(place)).scale(domain=list(place))
-    y = y.axis(ticks=False, domain=False, labelLimit=0, labelPadding=10)
+    y = names("run", list(place), padding=10, labelLimit=0)
     colour = alt.condition("datum.generation > 0", alt.value(VERMILION), alt.value(BLUE))
-    base = alt.Chart(on_step_axis(bars)).encode(axis, y, detail="run:N")
+    base = alt.Chart(on_step_axis(pl.DataFrame(ends))).encode(axis, y, detail="run:N")
     layers = [base.mark_line(strokeWidth=4, strokeCap="round").encode(color=colour, tooltip=["run", "step"])]
     if left:
         links = [{"run": row["run"], "parent": row["parent"], "step": row["start"]} for row in left]
@@ -72,15 +71,14 @@ def _in_tree_order(rows: list[dict]) -> list[dict]:
     """Each branch below its parent; refuses what is no tree."""
     known = [row["run"] for row in rows]
     if not rows:
-        raise UserError("a family of runs: the frame has no rows; give at least one run")
+        raise UserError(f"{WHAT}: the frame has no rows; give at least one run")
     if len(set(known)) < len(known):
         twice = next(name for name in known if known.count(name) > 1)
-        raise UserError(f"a family of runs: {twice!r} is there twice; give each run a label of its own")
-    for row in rows:
-        if row["parent"] is not None and row["parent"] not in known:
-            raise UserError(
-                f"a family of runs: {row['run']!r} branches off {row['parent']!r}, which is not among them; add its row"
-            )
+        raise UserError(f"{WHAT}: {twice!r} is there twice; give each run a label of its own")
+    if lost := next((row for row in rows if row["parent"] is not None and row["parent"] not in known), None):
+        raise UserError(
+            f"{WHAT}: {lost['run']!r} branches off {lost['parent']!r}, which is not among them; add its row"
+        )
     children: dict[str | None, list[dict]] = {}
     for row in rows:
         children.setdefault(row["parent"], []).append(row)
@@ -93,5 +91,5 @@ def _in_tree_order(rows: list[dict]) -> list[dict]:
     order = below(None)
     if len(order) < len(rows):
         lost = next(row["run"] for row in rows if row not in order)
-        raise UserError(f"a family of runs: {lost!r} is its own ancestor; a parent comes before its branches")
+        raise UserError(f"{WHAT}: {lost!r} is its own ancestor; a parent comes before its branches")
     return order

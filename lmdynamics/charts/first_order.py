@@ -12,12 +12,13 @@ import polars as pl
 
 from lmdynamics.analysis.gradients import each_batch
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
+from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.lines import colour_by, line_layers
-from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, WIDTH, figure
+from lmdynamics.charts.encodings import SIGNED, head, need_rows, numbers
+from lmdynamics.charts.lines import Line, log_axis, panel
+from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import step_tiles
-from lmdynamics.charts.trades import SIGNED, spread
+from lmdynamics.charts.trades import spread
 from lmdynamics.errors import UserError
 
 SPLITS = {"stepped": ("the batch stepped on", BLUE), "held out": ("held out", VERMILION)}
@@ -38,20 +39,16 @@ def first_order_against_measured(
     `changes`: step, split, first_order, change (nats), a trace of `OneStep`; rows of a random direction are left out.
     `steps`: which checkpoints (default: 4, evenly over log step). A panel shows at most 1,200 tokens, drawn by `seed`
     (600 with both splits); its slope and correlation are those of all tokens.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, a step was not measured, or there is nothing to draw.
     """
-    what = "first order against measured"
-    need_columns(changes, ["step", "split", "first_order", "change"], what)
-    rows = changes.filter(pl.col("direction") == "update") if "direction" in changes.columns else changes
-    rows = rows.select("step", "split", *(pl.col(name).cast(pl.Float64) for name in ("first_order", "change")))
-    rows = rows.filter(pl.col("first_order").is_finite(), pl.col("change").is_finite())
+    what, otherwise = (
+        "first order against measured",
+        "no token has a change and a prediction of it; trace OneStep first",
+    )
+    updates = pl.col("direction") == "update" if "direction" in changes.columns else pl.lit(True)
+    kept = updates & pl.col("first_order").is_finite() & pl.col("change").is_finite()
+    rows = need_rows(changes, ["step", "split", "first_order", "change"], what, otherwise, kept)
+    rows = rows.select("step", "split", pl.col("first_order", "change").cast(pl.Float64))
     known = rows["step"].unique().sort().to_list()
-    if not known:
-        raise UserError(f"{what}: no token has a change and a prediction of it; trace OneStep first")
     steps = spread(known, 4) if steps is None else list(steps)
     if missing := [step for step in steps if step not in known]:
         raise UserError(f"{what}: step {missing[0]} was not measured; measured: {', '.join(map(str, known))}")
@@ -69,11 +66,10 @@ def first_order_against_measured(
                     slopes.setdefault(split, []).append(correlation)
                     text = f"slope {slope:.2f}, r {correlation:.3f}".replace("-", "−")
                 said.append(f"Step {step:,}, {name}: {text}.")
-            head = {"fontSize": 12, "fontWeight": "normal", "anchor": "start", "frame": "group"}
             shown = here.sample(most, seed=seed) if len(here) > most else here
             y = ["measured change", f"(nats), {name}"] if step == steps[0] else None
             under = "predicted (nats)" if split == list(splits)[-1] else None
-            title = alt.TitleParams(f"step {step:,}", subtitle=text, **head)
+            title = head(f"step {step:,}", subtitle=text, frame="group")
             panels.append(_scatter(shown, colour, under, y).properties(title=title))
     worst = {split: (min(each), max(each)) for split, each in slopes.items()}
     told = [
@@ -93,11 +89,6 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
 
     `frame`: step, batch, C_g, C_ug, C_uG, interference, a trace of `Coefficients`. Lines are means over batches, bands
     reach from the least batch to the greatest. On this axis 1 − D lies as far from C_g as C_uG lies from C_ug.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
     what = "coefficients over training"
     need_columns(frame, ["step", "batch", "C_g", "C_ug", "C_uG", "interference"], what)
@@ -105,23 +96,26 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     rows = rows.with_columns(kept=1 - pl.col("interference")).unpivot(
         list(COEFFICIENTS), index=["step", "batch"], variable_name="name"
     )
-    rows = rows.filter(pl.col("value").is_finite() & (pl.col("value") > 0))
-    if rows.is_empty():
-        raise UserError(f"{what}: there is no coefficient of the whole model (level “all”); trace Coefficients first")
+    otherwise = "there is no coefficient of the whole model (level “all”); trace Coefficients first"
+    rows = need_rows(rows, ["value"], what, otherwise, pl.col("value").is_finite() & (pl.col("value") > 0))
     labels = {name: label for name, (label, _) in COEFFICIENTS.items()}
     value = pl.col("value")
     means = rows.group_by("step", "name", maintain_order=True).agg(
         value.mean(), low=value.min(), high=value.max(), batches=pl.len()
     )
     means = on_step_axis(means.with_columns(coefficient=pl.col("name").replace_strict(labels)))
-    low, high = means["low"].min() / 1.3, means["high"].max() * 1.3
     x = step_axis(steps_of(means))
-    title = "share that does not cancel (log scale)"
-    y = alt.Y("value:Q", title=title).scale(type="log", domain=[low, high], nice=False)
-    y = y.axis(values=log_ticks(low, high), format="~g")
-    colour = colour_by("coefficient", dict(COEFFICIENTS.values()), 2)
-    tips = ["coefficient:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
-    layers = line_layers(means, x, y, colour, tips, opacity=0.18, points=22)
+    line = Line(
+        "value",
+        "share that does not cancel (log scale)",
+        "coefficient",
+        dict(COEFFICIENTS.values()),
+        **log_axis(means["low"].min() / 1.3, means["high"].max() * 1.3),
+        style=".3~g",
+        points=22,
+        shade=0.18,
+        columns=2,
+    )
     ends = {
         name: (part["value"][0], part["value"][-1])
         for name in COEFFICIENTS
@@ -133,7 +127,7 @@ def coefficients_over_training(frame: pl.DataFrame) -> alt.LayerChart:
     )
     title = f"The share of a step that survives, 1 − D, goes {told['kept']}; {moved[0]} moves most, {told[moved[0]]}"
     return figure(
-        alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 40),
+        panel(line.layers(means, x), x, height=HEIGHT + 40),
         title if "kept" in told and moved else "Coefficients of one step over training",
         "lines: mean over batches; bands: from the least batch to the greatest"
         if means["batches"].max() > 1
@@ -148,11 +142,6 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
 
     `frame`: step, batch, level, part and the coefficient, a trace of `Coefficients`. `coefficient`: C_g, C_ug, C_uG,
     interference or gradient_interference. `level`: "layer" or "module".
-
-    Raises
-    ------
-    UserError
-        If a column or the level is missing.
     """
     what = "coefficients by layer"
     need_columns(frame, ["step", "batch", "level", "part", coefficient], what)
@@ -166,7 +155,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
         value=value.mean(), low=value.min(), high=value.max(), batches=pl.len()
     )
     colour = alt.Color("value:Q", title=coefficient).scale(scheme=SEQUENTIAL, zero=False, nice=False)
-    tips = ["part:N", "step:Q", *(alt.Tooltip(f"{name}:Q", format=".3~g") for name in ("value", "low", "high"))]
+    tips = ["part:N", "step:Q", *numbers(".3~g", "value", "low", "high")]
     tile, size = step_tiles(cells, parts)
     chart = tile.mark_rect().encode(color=colour.legend(gradientLength=120, format=".2~g", tickCount=5), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("value")
@@ -190,7 +179,7 @@ def _scatter(rows: pl.DataFrame, colour: str, under: str | None, left: list[str]
     x = alt.X("first_order:Q", title=under, axis=axis).scale(domain=ends, nice=False)
     y = alt.Y("change:Q", title=left, axis=axis).scale(domain=ends, nice=False)
     same = alt.Chart(alt.Data(values=[{"first_order": end, "change": end} for end in ends]))
-    tips = [alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("first_order", "change")]
+    tips = numbers("+.4f", "first_order", "change")
     dots = alt.Chart(rows).mark_point(size=9, filled=True, opacity=0.35, color=colour).encode(x, y, tooltip=tips)
     return alt.layer(same.mark_line(color=TEXT, strokeWidth=1.2).encode(x, y), dots).properties(width=150, height=150)
 

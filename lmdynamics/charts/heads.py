@@ -1,21 +1,49 @@
-"""Which head follows which dependency relation: at one checkpoint as a map, over training as a table in colour."""
+"""Which head follows which dependency relation: a map at one checkpoint, a table over training, and where we are in it.
+
+Figures that take a `cursor` follow it: they are the views of the SAS explorer.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns, with_wilson
-from lmdynamics.analysis.syntax import DIRECTIONS, best_directions, within_reach
-from lmdynamics.charts.axes import AT, Cursor
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.analysis.syntax import DIRECTIONS, best_directions, head_history, uas_within_reach, within_reach
+from lmdynamics.charts.axes import (
+    AT,
+    BEFORE_ONE,
+    Cursor,
+    by_step,
+    on_step_axis,
+    placed,
+    spoken,
+    step_axis,
+    steps_of,
+    strips,
+    undated,
+    upright,
+)
+from lmdynamics.charts.encodings import need_rows, numbers
+from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.moving import over_places
 from lmdynamics.charts.text import Value, quoted
-from lmdynamics.charts.theme import TEXT, VERMILION, figure
+from lmdynamics.charts.theme import GREY, ORANGE, TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
 from lmdynamics.errors import UserError
 
-PERCENT = ".0%"
 SCORES = ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"]
+LOSS = Line("loss", ["loss", "(nats)"], axis={"tickCount": 4}, band=None)
+UAS = Line("uas", ["UAS", "(all arcs)"], percent=True, axis={"tickCount": 4}, scale={})
+SOURCES = {  # of UAS, in the small figure
+    "attention": UAS,
+    "shuffled": replace(UAS, colours=ORANGE, dashes=[2, 2]),
+    "offset": replace(UAS, colours=GREY, dashes=[6, 4], band=None),
+}
+BEST = replace(UAS, value="accuracy", title=["best head of", "the relation"])
+SMALL = {"width": 470, "height": 50}
 
 
 def layer_head_map(
@@ -26,14 +54,15 @@ def layer_head_map(
     `scores`: a trace of `HeadScores`, of which `step` (default: the last) is drawn. The best head is outlined.
     `offset`: accuracy of the best fixed offset, the baseline.
     """
-    need_columns(scores, SCORES, "head map")
-    rows = scores.filter(pl.col("relation") == relation, pl.col("split") == split, pl.col("count") > 0)
-    if rows.is_empty():
-        known = ", ".join(scores["relation"].unique().sort())
-        raise UserError(f"head map: no scores for the relation {relation!r}; measured: {known or 'none'}")
+    known = ", ".join(scores["relation"].unique().sort()) if "relation" in scores.columns else ""
+    otherwise = f"no scores for the relation {relation!r}; measured: {known or 'none'}"
+    chosen = (pl.col("relation") == relation) & (pl.col("split") == split) & (pl.col("count") > 0)
+    rows = need_rows(scores, SCORES, "head map", otherwise, chosen)
     step = rows["step"].max() if step is None else step
     if step not in rows["step"]:
-        raise UserError(f"head map: step {step} was not measured; measured: {_listed(rows['step'].unique().sort())}")
+        raise UserError(
+            f"head map: step {step} was not measured; measured: {', '.join(map(str, rows['step'].unique().sort()))}"
+        )
     cells = best_directions(rows).filter(pl.col("step") == step)
     top = cells.filter("best").row(0, named=True)
     baseline, reach = "" if offset is None else f"best fixed offset: {offset:.0%}", within_reach(rows)
@@ -112,13 +141,12 @@ def _size(cells: pl.DataFrame) -> dict[str, int]:
 
 
 def _map(base: alt.Chart, **mark) -> list[alt.Chart]:
-    tips = ["layer:O", "head:O", "direction:N"]
-    tips += [*(alt.Tooltip(f"{name}:Q", format=".1%") for name in ("accuracy", "low", "high")), "count:Q"]
+    tips = ["layer:O", "head:O", "direction:N", *numbers(".1%", "accuracy", "low", "high"), "count:Q"]
     base = base.encode(**_grid(), tooltip=tips)
     return [
         base.mark_rect(**mark).encode(accuracy_colour()),
         base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3),
-        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=PERCENT), color=ink()),
+        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=".0%"), color=ink()),
     ]
 
 
@@ -129,33 +157,24 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     lower end of the 95 % interval lies above the offset baseline; the last column names the head. `reachable`, if it
     is there and below 1 (causal models), stands in the tooltips.
     """
-    need_columns(
-        best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "heads by relation"
-    )
-    if best.is_empty():
-        raise UserError("heads by relation: no relation was measured; lower min_count or give more sentences")
+    columns = ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"]
+    otherwise = "no relation was measured; lower min_count or give more sentences"
+    best = need_rows(best, columns, "heads by relation", otherwise)
     causal = "reachable" in best.columns and bool((best["reachable"] < 1).any())
     name = pl.format("{}-{}", "layer", "head")
     data = with_wilson(best).with_columns(name=name, above=pl.col("low") > pl.col("offset"))
     order = data.group_by("relation").agg(pl.col("count").max()).sort("count", "relation", descending=[True, False])
     last_step = data["step"].max()
     base, size = step_tiles(data, order["relation"].to_list(), "relation", widest=22, tall=22)
-    base = base.encode(
-        tooltip=[
-            "relation", "step", alt.Tooltip("name", title="layer-head"), "direction",
-            *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high", "offset", *["reachable"] * causal)),
-            "count",
-        ],
-    )  # fmt: skip
-    colour = accuracy_colour(offset=44)
-    tile = base.mark_rect().encode(colour)
-    dot = base.transform_filter("datum.above").mark_point(filled=True, size=12, opacity=1, shape="circle").encode(
-        color=ink()
-    )  # fmt: skip
+    shares = ["accuracy", "low", "high", "offset", *["reachable"] * causal]
+    tips = ["relation", "step", alt.Tooltip("name", title="layer-head"), "direction", *numbers(".1%", *shares), "count"]
+    base = base.encode(tooltip=tips)
+    tile = base.mark_rect().encode(accuracy_colour(offset=44))
+    dot = base.transform_filter("datum.above").mark_point(filled=True, size=12, opacity=1, shape="circle")
     label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=last_step)).mark_text(
         align="left", dx=size["width"] // data["step"].n_unique() // 2 + 6, color=TEXT, fontSize=11
     )
-    chart = alt.layer(tile, dot, label.encode(alt.Text("name:N"))).properties(**size)
+    chart = alt.layer(tile, dot.encode(color=ink()), label.encode(alt.Text("name:N"))).properties(**size)
     last = data.filter(pl.col("step") == last_step).sort("count", descending=True)
     ends = "; ".join(
         f"{r['relation']} {r['name']} {r['accuracy']:.0%} (offset {r['offset']:.0%})"
@@ -173,5 +192,69 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     )  # fmt: skip
 
 
-def _listed(steps: pl.Series) -> str:
-    return ", ".join(map(str, steps.to_list()))
+def loss_and_uas(
+    loss: pl.DataFrame,
+    curve: pl.DataFrame,
+    onset: Onset | None = None,
+    step: int | None = None,
+    cursor: Cursor | None = None,
+    best: pl.DataFrame | None = None,
+) -> alt.VConcatChart:
+    """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the cursor's.
+
+    `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: the
+    relations' best heads, as `analysis.syntax.head_history` takes them, for a third panel: when the relation that the
+    signal `relation` holds appeared.
+    """
+    if best is not None and cursor is None:
+        raise UserError("loss and UAS: best= needs a cursor, and a signal `relation` that chooses one of its relations")
+    need_columns(loss, ["step", "loss"], "loss and UAS")
+    need_columns(curve, ["step", "source", "uas", "low", "high"], "loss and UAS")
+    loss = loss_by_bin(loss, per_decade=15) if len(loss) > 60 else loss.select("step", "loss")
+    steps = steps_of(loss, curve)
+    last = steps[-1] if steps else 0
+    place = cursor if cursor is not None else last if step is None else step
+    onsets = [onset] if onset else []
+    bare = step_axis(steps, None)
+    bare["axis"]["labels"] = False
+    below = bare if best is not None else step_axis(steps)
+    losses = on_step_axis(loss)
+    here = losses.select("x", "step", "loss"), numbers(".3f", "loss")
+    look = {"onsets": onsets, "named": False, "at": place, **SMALL}
+    panels = [panel(LOSS.layers(losses, bare, ()), bare, number=True, here=here, **look)]
+    data = on_step_axis(curve).filter(pl.col("source").is_in(list(SOURCES)))
+    lower = [layer for source, line in SOURCES.items() for layer in line.layers(data.filter(source=source), below, ())]
+    panels.append(panel(lower, below, here=by_step(data, "source", "uas", ".1%"), **look))
+    if best is not None:
+        panels.append(_one_relation(best, step_axis(steps), place))
+    said, reach = spoken(onsets), uas_within_reach(curve)
+    band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
+    shown = [*undated(onsets), reach]
+    return figure(
+        alt.vconcat(*panels, spacing=8),
+        "Where in training",
+        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
+        " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, reach]),
+    )
+
+
+def _one_relation(best: pl.DataFrame, x: alt.X, cursor: Cursor) -> alt.LayerChart:
+    """Accuracy of one relation's best head over its best fixed offset, and the step from which it stays above."""
+    data = on_step_axis(with_wilson(best)).with_columns(name=pl.format("{}-{}", "layer", "head"))
+    chosen = "datum.relation == relation"
+    dated = head_history(best).drop_nulls("appears").select("relation", pl.col("not_yet", "appears").clip(BEFORE_ONE))
+    between = alt.Chart(dated).mark_rect(color=VERMILION, opacity=0.25)
+    offset = replace(BEST, value="offset", colours=GREY, dashes=[6, 4], band=None)
+    layers = [
+        between.encode(placed(x, "not_yet"), alt.X2("appears:Q"), y=alt.value(0), y2=alt.value("height")),
+        *BEST.layers(data, x, ()),
+        *offset.layers(data, x, ()),
+    ]
+    tips = [
+        alt.Tooltip("name:N", title="layer-head"),
+        "direction:N",
+        *numbers(".1%", "accuracy", "low", "high", "offset"),
+    ]
+    over = strips(data, x, cursor, tips).transform_filter(chosen)
+    layers = [layer.transform_filter(chosen) for layer in layers]
+    return alt.layer(*layers, upright(cursor, x), over).properties(**SMALL)

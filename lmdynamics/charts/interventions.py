@@ -6,17 +6,17 @@ their colours; give every figure of a notebook the same, and a condition keeps i
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.statistics import mean_of_all_seeds
-from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
+from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
 from lmdynamics.charts.conditions import (
     ROW,
     absent,
-    axis_format,
     capital,
     count,
     findings,
@@ -26,9 +26,9 @@ from lmdynamics.charts.conditions import (
     span,
     stacked,
     tidy,
-    tip_format,
 )
-from lmdynamics.charts.lines import colour_by, levels
+from lmdynamics.charts.encodings import names, numbers
+from lmdynamics.charts.lines import Line, colour_by, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
@@ -78,35 +78,36 @@ def conditions_panels(
         last = index == len(measures) - 1
         rows = data.filter(pl.col("measure") == measure)
         mean = mean_of_all_seeds(rows)
-        axis = step_axis(steps, "training step (log scale)" if last else None)
-        y = alt.Y("value:Q", title=stacked(measure) if len(measures) > 1 else measure).scale(zero=False)
-        y = y.axis(format=axis_format(measure, percent), tickCount=4 if len(measures) > 1 else 6)
-        colour = colour_by("condition", colours, legend=True)
-        tips = ["condition", "step", alt.Tooltip("value", title=measure, format=tip_format(measure, percent))]
-        known = controls.get(measure, {})
-        layers = levels(known, y, right=True)
-        single = alt.Chart(on_step_axis(rows)).encode(axis, colour, detail="seed:N")
+        x = step_axis(steps, "training step (log scale)" if last else None)
+        share, known = is_share(measure, percent), controls.get(measure, {})
+        single = Line(
+            "value",
+            stacked(measure) if len(measures) > 1 else measure,
+            "condition",
+            colours,
+            band=None,
+            axis={"format": _axis_format(share), "tickCount": 4 if len(measures) > 1 else 6},
+            width=0.8,
+            legend=True,
+        )
+        value = alt.Tooltip("value", title=measure, format=_tip_format(share))
+        tips = ["condition", "step", value]
+        layers, seeds = levels(known, single.y, right=True), on_step_axis(rows)
         if {"low", "high"} <= set(rows.columns):
-            reach = single.transform_filter(
-                "isValid(datum.value) && isValid(datum.low) && isValid(datum.high)"
-            ).mark_rule(strokeWidth=0.8)
-            layers.append(reach.encode(alt.Y("low:Q", title=y["title"]), alt.Y2("high:Q")))
-        thick = alt.Chart(on_step_axis(mean)).encode(axis, y, colour, tooltip=tips)
-        layers += [
-            single.mark_line(strokeWidth=0.8).encode(y, tooltip=["seed", *tips]),
-            thick.mark_line(strokeWidth=2.8),
-            thick.mark_point(size=10, filled=True, opacity=1),
-        ]
+            whole = seeds.drop_nulls(["value", "low", "high"])
+            reach = alt.Chart(whole).mark_rule(strokeWidth=0.8).encode(x, single.colour, detail="seed:N")
+            layers.append(reach.encode(placed(single.y, "low"), alt.Y2("high:Q")))
+        layers += single.layers(seeds, x, ["seed", *tips], detail="seed:N")
+        layers += replace(single, width=2.8, points=10).layers(on_step_axis(mean), x, tips)
         starts = _late_starts(rows, mean)
         if len(starts):
             late = True
-            layers.append(
-                alt.Chart(on_step_axis(starts)).encode(axis, y, colour).mark_point(size=90, filled=True, opacity=1)
-            )
-        panels.append(alt.layer(*layers).properties(width=WIDTH, height=260 if len(measures) == 1 else 140))
+            dots = alt.Chart(on_step_axis(starts)).mark_point(size=90, filled=True, opacity=1)
+            layers.append(dots.encode(x, single.y, single.colour))
+        panels.append(panel(layers, x, height=260 if len(measures) == 1 else 140))
         ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
-        said.append(f"{measure} at the end: {span(ends, is_share(measure, percent))}")
-        told += [f"{name}: {number(level, is_share(measure, percent))}" for name, level in known.items()]
+        said.append(f"{measure} at the end: {span(ends, share)}")
+        told += [f"{name}: {number(level, share)}" for name, level in known.items()]
     caption = [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
@@ -144,26 +145,24 @@ def final_by_condition(
     panels, said = [], []
     for index, name in enumerate(measures):
         middle = means.filter(pl.col("measure") == name, pl.col("condition").is_in(list(colours)))
-        y = _rows_axis(colours, labels=index % columns == 0)
+        share = is_share(name, percent)
+        y = names("condition", list(colours), labels=index % columns == 0, grid=True, labelLimit=0)
         x = alt.X("value:Q", title=wrapped(name, width)).scale(zero=False, padding=8)
-        x = x.axis(format=axis_format(name, percent), tickCount=5, grid=False)
-        colour, tip = colour_by("condition", colours, legend=False), tip_format(name, percent)
-        tips = ["condition", *(alt.Tooltip(c, format=tip) for c in ("mean", "low", "high"))]
-        base = alt.Chart(middle).encode(y, colour, tooltip=tips)
+        x = x.axis(format=_axis_format(share), tickCount=5, grid=False)
+        at_mean, low = (alt.X(f"{column}:Q", title=x["title"]) for column in ("mean", "low"))
+        colour, style = colour_by("condition", colours, legend=False), _tip_format(share)
+        base = alt.Chart(middle).encode(y, colour, tooltip=["condition", *numbers(style, "mean", "low", "high")])
         reference = alt.Chart(middle.filter(pl.col("condition") == (baseline or "")))
+        bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
         seeds = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
         layers = [
-            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(
-                alt.X("mean:Q", title=x["title"])
-            ),
-            base.transform_filter("isValid(datum.low) && isValid(datum.high)")
-            .mark_rule(strokeWidth=2, yOffset=-4, y2Offset=-4)
-            .encode(alt.X("low:Q", title=x["title"]), alt.X2("high:Q")),
-            base.mark_tick(thickness=4, size=12, yOffset=-4, opacity=1).encode(alt.X("mean:Q", title=x["title"])),
-            seeds.encode(x, y, colour, tooltip=["condition", "seed", alt.Tooltip("value", format=tip)]),
+            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(at_mean),
+            bars.mark_rule(strokeWidth=2, yOffset=-4, y2Offset=-4).encode(low, alt.X2("high:Q")),
+            base.mark_tick(thickness=4, size=12, yOffset=-4, opacity=1).encode(at_mean),
+            seeds.encode(x, y, colour, tooltip=["condition", "seed", *numbers(style, "value")]),
         ]
         panels.append(alt.layer(*layers).properties(width=width, height=ROW * len(colours)))
-        said.append(f"{name}: {span(middle.rename({'mean': 'value'}), is_share(name, percent), baseline)}")
+        said.append(f"{name}: {span(middle.rename({'mean': 'value'}), share, baseline)}")
     known = means.filter(pl.col("low").is_not_null())
     bar = "bar: 95 % interval" if len(known) else "one seed each: no interval"
     caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", absent(missing)]
@@ -210,8 +209,9 @@ def value_over_parameter(
         axis = alt.Axis(labels=last, ticks=last, labelAngle=-35 if tall else 0, grid=False)
         x = alt.X("condition:N", title=parameter if last else None, sort=order, axis=axis).scale(domain=order)
         y = alt.Y("value:Q", title=stacked(measure)).scale(zero=False)
-        y = y.axis(format=axis_format(measure, percent), tickCount=4)
-        value = alt.Tooltip("value", title=measure, format=tip_format(measure, percent))
+        share = is_share(measure, percent)
+        y = y.axis(format=_axis_format(share), tickCount=4)
+        value = alt.Tooltip("value", title=measure, format=_tip_format(share))
         across = alt.Chart(mean.filter(pl.col("condition") == (baseline or ""))).encode(y)
         base = alt.Chart(mean).encode(x, y, order="place:Q", tooltip=["condition", value])
         layers = [
@@ -222,7 +222,7 @@ def value_over_parameter(
             .encode(x, y, tooltip=["condition", "seed", value]),
         ]  # fmt: skip
         panels.append(alt.layer(*layers).properties(width=WIDTH, height=240 if len(measures) == 1 else 120))
-        said.append(f"{measure}: {span(mean, is_share(measure, percent), baseline)}")
+        said.append(f"{measure}: {span(mean, share, baseline)}")
     counted = f"{count(data['seed'].n_unique(), 'seed')}; dot: a seed; line and ticks: mean"
     caption = [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]
     return figure(
@@ -233,10 +233,12 @@ def value_over_parameter(
     )
 
 
-def _rows_axis(colours: Mapping[str, str], labels: bool = True) -> alt.Y:
-    """One row per condition, in the order of their colours."""
-    y = alt.Y("condition:N", title=None, sort=list(colours)).scale(domain=list(colours))
-    return y.axis(labels=labels, ticks=False, domain=False, grid=True, labelLimit=0, labelPadding=8)
+def _axis_format(share: bool) -> str:
+    return "%" if share else ",.4~g"
+
+
+def _tip_format(share: bool) -> str:
+    return ".1%" if share else ",.4~g"
 
 
 def _late_starts(rows: pl.DataFrame, mean: pl.DataFrame) -> pl.DataFrame:

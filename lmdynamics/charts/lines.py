@@ -1,55 +1,130 @@
-"""Values over training, the parts that most figures share: a curve with its band, levels to compare with."""
+"""Curves over steps: a figure names column, scale, series and band, and gets lines, bands, points and tooltips."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.axes import Cursor, log_ticks, onset_bands, placed, step_number, strips, upright
+from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.text import text_width
-from lmdynamics.charts.theme import GREY, TEXT, WIDTH
+from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, WIDTH
 
 
-def line_layers(
-    frame: pl.DataFrame,
-    x: alt.X,
-    y: alt.Y,
-    colour: str | alt.Color,
-    tips: Sequence[alt.Tooltip | str] = (),
-    *,
-    ends: tuple[str, str] | None = ("low", "high"),
-    opacity: float = 0.2,
-    width: float = 2,
-    dash: Sequence[int] | alt.StrokeDash | None = None,
-    points: int = 0,
-    **channels,
-) -> list[alt.Chart]:
-    """A band behind, a line, and points on it: layers of one panel.
+@dataclass(frozen=True)
+class Line:
+    """What curves show over steps: the column of their values, what it is called, its scale, and how they look.
 
-    `frame`: x (as `on_step_axis` puts it), the value that `y` names, and its interval in the columns `ends`; a row
-    without an interval has no band; without these columns, or with None, there is none at all. `colour`: one for all,
-    or by a column. `points`: their size in square pixels (0: none); `channels`: further ones, as `detail`.
+    A row without an interval has no band; without the columns of `band`, or with None, there is none at all.
     """
-    own = {"color": colour} if isinstance(colour, str) else {}
-    by = [] if isinstance(colour, str) else [colour]
-    dashed = {"strokeDash": list(dash)} if dash is not None and not isinstance(dash, alt.StrokeDash) else {}
-    base, layers = alt.Chart(frame).encode(x, y, *by, **channels), []
-    known = frame.drop_nulls(ends).height if ends and set(ends) <= set(frame.columns) else 0
-    if known:
-        band = base if known == len(frame) else base.transform_filter(_both(ends))
-        band = band.mark_area(opacity=opacity, **own)
-        layers.append(band.encode(placed(y, ends[0]), alt.Y2(f"{ends[1]}:Q")))
-    line = base.mark_line(strokeWidth=width, **own, **dashed)
-    layers.append(line.encode(*([dash] if isinstance(dash, alt.StrokeDash) else []), tooltip=list(tips)))
-    if points:
-        layers.append(base.mark_point(size=points, filled=True, opacity=1, **own).encode(tooltip=list(tips)))
-    return layers
+
+    value: str
+    title: str | Sequence[str] | None = None  # with the unit
+    series: str | None = None  # column whose values have a curve each; without it, all rows are one curve
+    colours: str | Mapping[str, str] = BLUE  # of the curve, or of each series
+    dashes: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    band: tuple[str, str] | None = ("low", "high")  # columns of the interval
+    percent: bool = False
+    style: str = ".3f"  # of numbers in tooltips
+    scale: Mapping[str, Any] = field(default_factory=lambda: {"zero": False})
+    axis: Mapping[str, Any] = field(default_factory=dict)
+    width: float | Mapping[str, float] = 2  # of the line, or of each series
+    points: int = 0  # size in square pixels; 0: none
+    shade: float = 0.2  # opacity of the band
+    legend: bool | None = None  # by default where there are several series
+    columns: int = 4  # of the legend, as far as they fit
+
+    @property
+    def y(self) -> alt.Y:
+        """The axis of the values."""
+        axis = {"format": "%", **self.axis} if self.percent else self.axis
+        return alt.Y(f"{self.value}:Q", title=self.title, scale=alt.Scale(**self.scale), axis=alt.Axis(**axis))
+
+    @property
+    def colour(self) -> alt.Color | None:
+        """The colour of each series, with its legend."""
+        if isinstance(self.colours, str):
+            return None
+        return colour_by(self.series, self.colours, self.columns, self.legend)
+
+    def tips(self, frame: pl.DataFrame) -> list[alt.Tooltip | str]:
+        """What the tooltip of a row tells: its series, step, value and interval."""
+        known = [self.value, *(end for end in self.band or () if end in frame.columns)]
+        named = [f"{self.series}:N"] if self.series else []
+        return [*named, "step:Q", *numbers(".1%" if self.percent else self.style, *known)]
+
+    def layers(self, frame: pl.DataFrame, x: alt.X, tips: Sequence | None = None, **channels) -> list[alt.Chart]:
+        """A band behind, a line, and points on it: layers of one panel.
+
+        `frame`: x (as `on_step_axis` puts it) and the columns that are named; `channels`: further ones, as `detail`.
+        """
+        own, by = ({"color": self.colours}, []) if self.colour is None else ({}, [self.colour])
+        base, layers = alt.Chart(frame).encode(x, self.y, *by, **channels), []
+        tips = self.tips(frame) if tips is None else list(tips)
+        known = frame.drop_nulls(self.band).height if self.band and set(self.band) <= set(frame.columns) else 0
+        if known:
+            low, high = self.band
+            both = " && ".join(f"isValid(datum['{end}'])" for end in self.band)
+            area = base if known == len(frame) else base.transform_filter(both)
+            area = area.mark_area(opacity=self.shade, **own)
+            layers.append(area.encode(placed(self.y, low), alt.Y2(f"{high}:Q")))
+        look, looks = self._looks()
+        layers.append(base.mark_line(**own, **look).encode(*looks, tooltip=tips))
+        if self.points:
+            layers.append(base.mark_point(size=self.points, filled=True, opacity=1, **own).encode(tooltip=tips))
+        return layers
+
+    def _looks(self) -> tuple[dict[str, Any], list[alt.StrokeDash | alt.StrokeWidth]]:
+        """Dash and width of the line: of its mark where all series have the same, and channels where each has its own."""
+        look, looks = {}, []
+        for channel, given in ((alt.StrokeDash, self.dashes), (alt.StrokeWidth, self.width)):
+            dash = channel is alt.StrokeDash
+            if isinstance(given, Mapping):
+                scale = alt.Scale(domain=list(given), range=[list(each) if dash else each for each in given.values()])
+                legend = self.colour["legend"] if dash else None
+                looks.append(channel(field=self.series, type="nominal", title=None, scale=scale, legend=legend))
+            elif given is not None:
+                look["strokeDash" if dash else "strokeWidth"] = list(given) if dash else given
+        return look, looks
 
 
-def _both(ends: tuple[str, str]) -> str:
-    return " && ".join(f"isValid(datum['{end}'])" for end in ends)
+def log_axis(low: float, high: float, most: int = 7, style: str = "~g") -> dict[str, Mapping]:
+    """`scale` and `axis` of a `Line` on a logarithmic axis from `low` to `high`."""
+    return {"scale": log_scale(low, high), "axis": {"values": log_ticks(low, high, most), "format": style}}
 
 
-def colour_by(field: str, colours: Mapping[str, str], columns: int = 4, legend: bool | None = None) -> alt.Color:
+def log_scale(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic scale that ends at `low` and `high`."""
+    return {"type": "log", "domain": [low, high], "nice": False}
+
+
+def panel(
+    layers: Sequence[alt.Chart],
+    x: alt.X,
+    *,
+    onsets: Sequence[Onset] = (),
+    named: bool = True,
+    at: Cursor | int | None = None,
+    number: bool = False,
+    here: tuple[pl.DataFrame, Sequence[alt.Tooltip]] | None = None,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+) -> alt.LayerChart:
+    """Curves over the step axis `x`, onsets behind them (`named`: with labels), and a line at the checkpoint `at`.
+
+    `number`: the checkpoint's step above that line. `here`: one row per step and what they tell where a pointer is,
+    if `at` is a cursor, which a click then moves.
+    """
+    marks = [] if at is None else [upright(at, x), *([step_number(at, x)] if number else [])]
+    over = [strips(here[0], x, at, here[1])] if here is not None and isinstance(at, Cursor) else []
+    behind = onset_bands(onsets, x, labels=named)
+    return alt.layer(*behind, *layers, *marks, *over).properties(width=width, height=height)
+
+
+def colour_by(column: str, colours: Mapping[str, str], columns: int = 4, legend: bool | None = None) -> alt.Color:
     """A line's or a point's colour by a column, with a legend below: by default where there are several colours.
 
     The legend has as many of the `columns` as fit.
@@ -62,14 +137,7 @@ def colour_by(field: str, colours: Mapping[str, str], columns: int = 4, legend: 
     )  # fmt: skip
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     shown = len(colours) > 1 if legend is None else legend
-    return alt.Color(field=field, type="nominal", title=None, scale=scale, legend=key if shown else None)
-
-
-def placed(axis: alt.Y, field: str) -> alt.Y:
-    """Another column on the same axis, with its scale and title."""
-    other = axis.copy()
-    other["shorthand"] = f"{field}:Q"
-    return other
+    return alt.Color(field=column, type="nominal", title=None, scale=scale, legend=key if shown else None)
 
 
 def levels(
@@ -87,21 +155,20 @@ def levels(
     """
     if not values:
         return []
-    field = y["shorthand"].partition(":")[0]
-    rows = pl.DataFrame({"name": list(values), field: [float(value) for value in values.values()]}).sort(field)
+    column = y["shorthand"].partition(":")[0]
+    rows = pl.DataFrame({"name": list(values), column: [float(value) for value in values.values()]}).sort(column)
     rules = [alt.Chart(rows).mark_rule(color=GREY, strokeDash=list(dash), strokeWidth=1.5).encode(y)]
-    return [*rules, *_names(rows, y, field, right, apart)] if labels else rules
-
-
-def _names(rows: pl.DataFrame, y: alt.Y, field: str, right: bool, apart: float) -> list[alt.Chart]:
+    if not labels:
+        return rules
     if not right:
         text = alt.Chart(rows).mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)
-        return [text.encode(y, alt.Text("name:N"), x=alt.value(0))]
-    near = rows[field].diff().fill_null(apart) < apart
-    return [
+        return [*rules, text.encode(y, alt.Text("name:N"), x=alt.value(0))]
+    near = rows[column].diff().fill_null(apart) < apart
+    parts = ((rows.filter(near), -6), (rows.filter(~near), 3 if near.any() else 0))
+    return rules + [
         alt.Chart(part)
         .mark_text(color=TEXT, align="left", dx=6, dy=dy, fontSize=10)
         .encode(y, alt.Text("name:N"), x=alt.value("width"))
-        for part, dy in ((rows.filter(near), -6), (rows.filter(~near), 3 if near.any() else 0))
+        for part, dy in parts
         if len(part)
     ]

@@ -2,22 +2,36 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
-from lmdynamics.charts.lines import line_layers
+from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
+from lmdynamics.charts.encodings import need_rows, numbers, zero_line
+from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
-from lmdynamics.charts.theme import BLUE, HEIGHT, TEXT, VERMILION, WIDTH, figure
+from lmdynamics.charts.theme import BLUE, HEIGHT, VERMILION, figure
 from lmdynamics.charts.tiles import opposed, step_tiles
-from lmdynamics.errors import UserError
 
+COLUMNS = ["step", "part", "a", "b", "cosine"]
 MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
 TILE = 84  # pixels: a group's column
-COSINE = "cosine between gradients of two rows"
+MEDIAN = Line(
+    "median", ["cosine between", "gradients of two rows"], style="+.3f", axis={"tickCount": 6}, width=2.2, points=22
+)
+NEGATIVE = Line(
+    "negative",
+    ["share of pairs", "below zero"],
+    colours=VERMILION,
+    percent=True,
+    axis={"tickCount": 4},
+    width=2.2,
+    points=22,
+    shade=0.16,
+)
 
 
 def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
@@ -25,11 +39,6 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
 
     `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: they
     agree, a step for one serves the other; orange: they are opposed. The share of negative ones stands in the tooltip.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there are no two rows to compare.
     """
     pairs = _pairs(frame, "opposition map")
     parts = pairs["part"].unique(maintain_order=True).to_list()
@@ -58,11 +67,6 @@ def cosine_distribution(
 
     `frame`: as for `opposition_map`; `part`: of the model ("all": all parameters). `shares`: step, part, negative_low,
     negative_high, an `opposition_table` of the frame: the interval of the share, where it has one.
-
-    Raises
-    ------
-    UserError
-        If a column or the part is missing, or there are no two rows to compare.
     """
     what = "cosines over training"
     pairs = _of_part(_pairs(frame, what), part, what)
@@ -71,29 +75,17 @@ def cosine_distribution(
     steps = steps_of(by_step)
     above, below = step_axis(steps, None), step_axis(steps)
     low, high = min(0.0, by_step["q05"].min()), max(0.0, by_step["q95"].max())
-    scale = alt.Scale(domain=[low - 0.04, min(1.0, high + 0.04)], nice=False)
-    tips = ["step:Q", *(alt.Tooltip(f"{name}:Q", format="+.3f") for name in ("q05", "q25", "median", "q75", "q95"))]
+    line = replace(MEDIAN, scale={"domain": [low - 0.04, min(1.0, high + 0.04)], "nice": False})
+    tips = ["step:Q", *numbers("+.3f", "q05", "q25", "median", "q75", "q95")]
+    middle = replace(line, band=("q25", "q75"), shade=0.28).layers(by_step, above, tips)
     base = alt.Chart(by_step).encode(above)
-    bands = [
-        base.mark_area(opacity=shade, color=BLUE).encode(alt.Y(f"{one}:Q", title=COSINE, scale=scale), alt.Y2(other))
-        for one, other, shade in (("q05", "q95", 0.16), ("q25", "q75", 0.28))
-    ]
-    middle = alt.Y("median:Q", title=["cosine between", "gradients of two rows"], scale=scale).axis(tickCount=6)
-    for band in bands:
-        band["encoding"]["y"]["title"] = middle["title"]
-    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=TEXT, strokeDash=[4, 3]).encode(y=alt.datum(0))
-    upper = alt.layer(
-        *bands,
-        zero,
-        *line_layers(by_step, above, middle, BLUE, tips, width=2.2, points=22, ends=None),
-    ).properties(width=WIDTH, height=HEIGHT - 40)
-    name = ["share of pairs", "below zero"]
+    wide = base.mark_area(opacity=0.16, color=BLUE).encode(placed(line.y, "q05"), alt.Y2("q95"))
+    zero = zero_line("y", strokeDash=[4, 3])
+    upper = panel([wide, middle[0], zero, *middle[1:]], above, height=HEIGHT - 40)
     top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))
-    share = alt.Y("negative:Q", title=name, scale=alt.Scale(domain=[0, top], nice=False)).axis(format="%", tickCount=4)
-    shown = [alt.Tooltip(f"{column}:Q", format=".1%") for column in ("negative", "low", "high")]
-    shown = ["step:Q", *shown, "pairs:Q"]
-    lower = alt.layer(*line_layers(by_step, below, share, VERMILION, shown, opacity=0.16, width=2.2, points=22))
-    lower = lower.properties(width=WIDTH, height=90)
+    share = replace(NEGATIVE, scale={"domain": [0, top], "nice": False})
+    tips = ["step:Q", *numbers(".1%", "negative", "low", "high"), "pairs:Q"]
+    lower = panel(share.layers(by_step, below, tips), below, height=90)
     first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
     where = "" if part == "all" else f" in {part}"
     moved = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"
@@ -116,14 +108,8 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
 
     `frame`: as for `opposition_map`. The first 64 rows are drawn. The scale ends at the greatest cosine off the
     diagonal, so that the diagonal, always 1, does not drown the rest.
-
-    Raises
-    ------
-    UserError
-        If a column, the part or the step is missing.
     """
     what = "Gram matrix"
-    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
     here, step = _at(_of_part(frame, part, what), step, what)
     rows = here["a"].unique().append(here["b"].unique()).unique().sort()[:MOST_ROWS].to_list()
     here = here.filter(pl.col("a").is_in(rows) & pl.col("b").is_in(rows)).select("a", "b", "cosine")
@@ -162,14 +148,8 @@ def group_opposition(
     """Cosines between the gradients of groups of tokens at one step (default: the last), as a matrix of numbers.
 
     `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`. `groups`: their order (or the frame's).
-
-    Raises
-    ------
-    UserError
-        If a column, the part or the step is missing.
     """
     what = "opposition of groups"
-    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
     here, step = _at(_of_part(frame, part, what), step, what)
     here = here.with_columns(pl.col("a", "b").cast(pl.String))
     present = dict.fromkeys([*here["a"], *here["b"]])
@@ -208,11 +188,9 @@ def group_opposition(
 
 
 def _pairs(frame: pl.DataFrame, what: str) -> pl.DataFrame:
-    need_columns(frame, ["step", "part", "a", "b", "cosine"], what)
-    pairs = frame.filter((pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite())
-    if pairs.is_empty():
-        raise UserError(f"{what}: there are no cosines between two rows; trace Opposition on two rows or more")
-    return pairs
+    otherwise = "there are no cosines between two rows; trace Opposition on two rows or more"
+    apart = (pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite()
+    return need_rows(frame, COLUMNS, what, otherwise, apart)
 
 
 def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, what: str) -> pl.DataFrame:
@@ -225,19 +203,15 @@ def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, what
 
 
 def _of_part(frame: pl.DataFrame, part: str, what: str) -> pl.DataFrame:
-    here = frame.filter(pl.col("part") == part)
-    if here.is_empty():
-        known = ", ".join(frame["part"].unique(maintain_order=True))
-        raise UserError(f"{what}: there is no part {part!r}; parts: {known or 'none'}")
-    return here
+    known = ", ".join(frame["part"].unique(maintain_order=True)) if "part" in frame.columns else ""
+    otherwise = f"there is no part {part!r}; parts: {known or 'none'}"
+    return need_rows(frame, COLUMNS, what, otherwise, pl.col("part") == part)
 
 
 def _at(frame: pl.DataFrame, step: int | None, what: str) -> tuple[pl.DataFrame, int]:
     step = frame["step"].max() if step is None else step
-    here = frame.filter(pl.col("step") == step)
-    if here.is_empty():
-        known = ", ".join(map(str, frame["step"].unique().sort()))
-        raise UserError(f"{what}: step {step} was not measured; measured: {known}")
+    known = ", ".join(map(str, frame["step"].unique().sort()))
+    here = need_rows(frame, [], what, f"step {step} was not measured; measured: {known}", pl.col("step") == step)
     return here, step
 
 

@@ -12,6 +12,8 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import log_ticks
 from lmdynamics.charts.conditions import capital, count
+from lmdynamics.charts.encodings import across, head, need_rows, numbers, one
+from lmdynamics.charts.lines import colour_by, log_scale
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
@@ -33,12 +35,13 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     are columns that end in `_low` and `_high`. `laws`: rows of `analysis.fits.power_laws`. `published`: parameters
     and the three quantities, drawn in grey. What is not positive has no place on a logarithmic axis, and is counted.
     """
-    need_columns(rows, ["size", "parameters", *PANELS], "trends over sizes")
-    need_columns(laws, ["quantity", "a", "exponent", "low", "high"], "trends over sizes: laws")
+    what = "trends over sizes"
+    rows = need_rows(
+        rows, ["size", "parameters", *PANELS], what, "the frame has no rows; fit curves of some sizes first"
+    )
+    need_columns(laws, ["quantity", "a", "exponent", "low", "high"], f"{what}: laws")
     if published is not None:
-        need_columns(published, ["parameters", *PANELS], "trends over sizes: published")
-    if rows.is_empty():
-        raise UserError("trends over sizes: the frame has no rows; fit curves of some sizes first")
+        need_columns(published, ["parameters", *PANELS], f"{what}: published")
     law = {row["quantity"]: row for row in laws.iter_rows(named=True)}
     sizes = [*rows["parameters"], *(published["parameters"] if published is not None else [])]
     found = [_panel(rows, quantity, law.get(quantity), published, sizes) for quantity in PANELS]
@@ -66,10 +69,9 @@ def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
     `parts`: smaller, larger, part, gain (log loss), rows of `analysis.fits.split_gains`; with a column `source`, a
     panel for each.
     """
-    need_columns(parts, ["smaller", "larger", "part", "gain"], "parts of a gain")
-    rows = parts.with_columns(pair=pl.format("{} → {}", "smaller", "larger"))
-    if rows.is_empty():
-        raise UserError("parts of a gain: the frame has no rows; give fits of two sizes or more")
+    otherwise = "the frame has no rows; give fits of two sizes or more"
+    rows = need_rows(parts, ["smaller", "larger", "part", "gain"], "parts of a gain", otherwise)
+    rows = rows.with_columns(pair=pl.format("{} → {}", "smaller", "larger"))
     if unknown := [part for part in rows["part"].unique() if part not in PARTS]:
         raise UserError(f"parts of a gain: there is no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
     order = {name: i for i, name in enumerate(PARTS)}
@@ -78,12 +80,12 @@ def gain_parts(parts: pl.DataFrame) -> alt.TopLevelMixin:
     x = alt.X("sum(gain):Q", title="gain in log loss from the smaller to the larger model").axis(tickCount=6)
     key = alt.Legend(orient="bottom", symbolType="square")
     colour = alt.Color("part:N", title=None, legend=key).scale(domain=list(PARTS), range=list(PARTS.values()))
-    tips = ["pair:N", "part:N", alt.Tooltip("gain:Q", format=".4f")]
+    tips = ["pair:N", "part:N", *numbers(".4f", "gain")]
     data = alt.Chart(rows)
     bars = data.mark_bar(height=16).encode(x.stack("zero"), y, colour, order="order:O", tooltip=tips)
-    zero = data.mark_rule(color=TEXT).encode(x=alt.datum(0))
+    zero = data.mark_rule(color=TEXT).encode(x=alt.datum(0))  # of the same data: a facet needs that
     total = data.mark_tick(color=TEXT, thickness=2.5, size=24).encode(
-        x, y, tooltip=["pair:N", alt.Tooltip("sum(gain):Q", format=".4f")]
+        x, y, tooltip=["pair:N", *numbers(".4f", "sum(gain)")]
     )
     chart = alt.layer(bars, zero, total).properties(width=WIDTH, height=alt.Step(30))
     sources = rows["source"].unique(maintain_order=True).to_list() if "source" in rows.columns else [None]
@@ -108,18 +110,15 @@ def early_prediction(rows: pl.DataFrame) -> alt.LayerChart:
     `rows`: curve, share, method, error (log predicted / truth), as from `analysis.fits.predict_early`. Lines are
     means over curves.
     """
-    need_columns(rows, ["curve", "share", "method", "error"], "early prediction")
-    rows = rows.filter(pl.col("error").is_finite())
-    if rows.is_empty():
-        raise UserError("early prediction: no curve could be predicted; log more often, or take larger shares")
+    otherwise = "no curve could be predicted; log more often, or take larger shares"
+    columns, finite = ["curve", "share", "method", "error"], pl.col("error").is_finite()
+    rows = need_rows(rows, columns, "early prediction", otherwise, finite)
     methods = [name for name in METHODS if name in rows["method"]]
     rows = rows.filter(pl.col("method").is_in(methods)).select(
         "curve", "method", x=100 * pl.col("share"), off=100 * (pl.col("error").exp() - 1)
     )
     means = rows.group_by("method", "x", maintain_order=True).agg(pl.col("off").mean(), curves=pl.len())
-    hues = [METHODS[name] for name in methods]
-    key = alt.Legend(orient="bottom", symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
-    colour = alt.Color("method:N", title=None, legend=key).scale(domain=methods, range=hues)
+    colour = colour_by("method", {name: METHODS[name] for name in methods}, legend=True)
     shares = rows["x"].unique().sort().to_list()
     x = (
         alt.X("x:Q", title="share of training seen (%)")
@@ -130,18 +129,14 @@ def early_prediction(rows: pl.DataFrame) -> alt.LayerChart:
         tickCount=7, labelExpr="datum.value == 0 ? '0' : format(datum.value, '+,~r')"
     )
     tips = ["method:N", alt.Tooltip("x:Q", title="share (%)"), alt.Tooltip("off:Q", title="error (%)", format="+.2f")]
-    band = alt.Chart(alt.Data(values=[{"off": -CLOSE, "to": CLOSE}])).mark_rect(color=GREY, opacity=0.15)
     layers = [
-        band.encode(alt.Y("off:Q"), alt.Y2("to:Q")),
-        alt.Chart(alt.Data(values=[{"off": 0}])).mark_rule(color=TEXT, strokeDash=[6, 4]).encode(y),
+        one(off=-CLOSE, to=CLOSE).mark_rect(color=GREY, opacity=0.15).encode(alt.Y("off:Q"), alt.Y2("to:Q")),
+        across(y, 0, strokeDash=[6, 4]),
         alt.Chart(means).mark_line(strokeWidth=2.2).encode(x, y, colour, tooltip=[*tips, "curves:Q"]),
         alt.Chart(rows).mark_point(filled=True, size=40, opacity=0.7).encode(x, y, colour, tooltip=["curve:N", *tips]),
     ]
-    worst = {
-        key: value
-        for *key_, value in rows.group_by("method", "x").agg(pl.col("off").abs().max()).iter_rows()
-        for key in [tuple(key_)]
-    }
+    off = rows.group_by("method", "x").agg(pl.col("off").abs().max())
+    worst = {(method, share): error for method, share, error in off.iter_rows()}
     title = _early(worst, methods, shares, rows["curve"].n_unique())
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=HEIGHT),
@@ -169,34 +164,19 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     within = [*ends, *(v for v in (*shown["low"].drop_nulls(), *shown["high"].drop_nulls()) if least <= v <= most)]
     low, high = min(within) / 1.04, max(within) * 1.04
     x_low, x_high = min(sizes) / 1.5, max(sizes) * 1.5
-    x = (
-        alt.X("x:Q", title="parameters")
-        .scale(type="log", domain=[x_low, x_high], nice=False)
-        .axis(values=_size_ticks(x_low, x_high), labelExpr="replace(format(datum.value, '~s'), 'G', 'B')", grid=False)
-    )
-    y = (
-        alt.Y("y:Q", title=title)
-        .scale(type="log", domain=[low, high], nice=False)
-        .axis(values=log_ticks(low, high / 1.03, 5), format="~g")
-    )
-    tips = [
-        "size:N",
-        *(f"{each}:N" for each in seed),
-        alt.Tooltip("x:Q", title="parameters", format=",.0f"),
-        alt.Tooltip("y:Q", title=name, format=".4g"),
-    ]
+    size_ticks = {"values": _size_ticks(x_low, x_high), "labelExpr": "replace(format(datum.value, '~s'), 'G', 'B')"}
+    x = alt.X("x:Q", title="parameters", scale=log_scale(x_low, x_high), axis=alt.Axis(grid=False, **size_ticks))
+    y = alt.Y("y:Q", title=title, scale=log_scale(low, high))
+    y = y.axis(values=log_ticks(low, high / 1.03, 5), format="~g")
+    tips = ["size:N", *(f"{each}:N" for each in seed), alt.Tooltip("x:Q", title="parameters", format=",.0f")]
+    tips.append(alt.Tooltip("y:Q", title=name, format=".4g"))
     layers = []
     if others is not None and len(others):
         layers.append(alt.Chart(others).mark_point(filled=True, color=GREY, size=55, opacity=0.8).encode(x, y))
-    bars = shown.drop_nulls(["low", "high"]).with_columns(
-        pl.col("low").clip(low), pl.col("high").clip(upper_bound=high)
-    )
-    if len(bars):
-        layers.append(
-            alt.Chart(bars)
-            .mark_rule(color=BLUE, strokeWidth=1.5, opacity=0.6)
-            .encode(x, alt.Y("low:Q"), alt.Y2("high:Q"))
-        )
+    if len(bars := shown.drop_nulls(["low", "high"])):
+        within_panel = bars.with_columns(pl.col("low").clip(low), pl.col("high").clip(upper_bound=high))
+        reach = alt.Chart(within_panel).mark_rule(color=BLUE, strokeWidth=1.5, opacity=0.6)
+        layers.append(reach.encode(x, alt.Y("low:Q"), alt.Y2("high:Q")))
     if law and law["exponent"] is not None and len(shown):
         line = pl.DataFrame({"x": [shown["x"].min(), shown["x"].max()]})
         line = line.with_columns(y=law["a"] * pl.col("x") ** law["exponent"])
@@ -210,10 +190,8 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
         says = f"no clear change in {name}"
     else:
         says = f"{falling if law['exponent'] < 0 else rising} {name}"
-    head = alt.TitleParams(
-        wrapped(_exponent(law), 240), fontSize=12, fontWeight="normal", anchor="start", frame="group", offset=8
-    )
-    return alt.layer(*layers).properties(width=180, height=200, title=head), len(data) - len(shown), says
+    title = head(wrapped(_exponent(law), 240), frame="group", offset=8)
+    return alt.layer(*layers).properties(width=180, height=200, title=title), len(data) - len(shown), says
 
 
 def _size_ticks(low: float, high: float) -> list[float]:

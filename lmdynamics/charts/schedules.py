@@ -1,4 +1,4 @@
-"""Masking-rate schedules, and how much sooner one reaches what its baseline comes to."""
+"""Masking-rate schedules: how much sooner one reaches what its baseline comes to, and on which paradigms it gains."""
 
 from collections.abc import Sequence
 
@@ -6,41 +6,50 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.conditions import absent, number, tidy
+from lmdynamics.charts.conditions import ROW, absent, count, number, tidy
+from lmdynamics.charts.encodings import SIGNED, across, head, names, need_rows, numbers, one
 from lmdynamics.charts.lines import colour_by
+from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
 
 DASHES = ([1, 0], [16, 3], [9, 4], [3, 3], [12, 4, 3, 4], [6, 3], [9, 3, 2, 3, 2, 3], [2, 4])
 WIDEST, NARROWEST = 6.5, 2.0  # a later line lies thinner on an earlier one, so that both are seen where they coincide
 STEP = "training step"
+NOTE = {"color": TEXT, "align": "left", "fontSize": 11}  # how a text in the figure looks
 
 
 def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = None) -> alt.LayerChart:
     """Masking rate against step, one line per schedule. `rates`: condition, step, rate (share of tokens)."""
-    need_columns(rates, ["condition", "step", "rate"], "masking rates")
-    if rates.is_empty():
-        raise UserError("masking rates: the frame has no rows; give each schedule's rate at each step")
+    otherwise = "the frame has no rows; give each schedule's rate at each step"
+    rates = need_rows(rates, ["condition", "step", "rate"], "masking rates", otherwise)
     colours = condition_colours(rates["condition"], conditions)
     data = pl.concat([_thinned(rates.filter(pl.col("condition") == name)) for name in colours])
     spread = (WIDEST - NARROWEST) / max(1, len(colours) - 1)
     widths = [WIDEST - spread * i for i in range(len(colours))] if len(colours) > 1 else [2.5]
-    names = list(colours)
     key = alt.Legend(orient="bottom", columns=3, symbolType="stroke")
-    colour = alt.Color("condition:N", title=None, legend=key).scale(domain=names, range=list(colours.values()))
-    dash = alt.StrokeDash("condition:N", title=None, legend=key).scale(domain=names, range=list(DASHES[: len(names)]))
-    width = alt.StrokeWidth("condition:N", title=None, legend=key).scale(domain=names, range=widths)
+    looks = {"color": list(colours.values()), "strokeDash": list(DASHES[: len(colours)]), "strokeWidth": widths}
+    channels = {
+        channel: {
+            "field": "condition",
+            "type": "nominal",
+            "title": None,
+            "legend": key,
+            "scale": alt.Scale(domain=list(colours), range=look),
+        }
+        for channel, look in looks.items()
+    }
     top = float(data["rate"].max()) * 1.15 or 1.0
     base = alt.Chart(data).encode(
         _linear_steps(data["step"].max()),
         alt.Y("rate:Q", title="masking rate (share of tokens)").axis(format="%").scale(domain=[0, top], nice=False),
-        colour,
-        dash,
-        width,
-        tooltip=["condition", "step", alt.Tooltip("rate", format=".1%")],
+        alt.Color(**channels["color"]),
+        alt.StrokeDash(**channels["strokeDash"]),
+        alt.StrokeWidth(**channels["strokeWidth"]),
+        tooltip=["condition", "step", *numbers(".1%", "rate")],
     )
     layers = [
-        base.transform_filter(alt.FieldEqualPredicate(field="condition", equal=name)).mark_line() for name in names
+        base.transform_filter(alt.FieldEqualPredicate(field="condition", equal=name)).mark_line() for name in colours
     ]
     mean = rates.group_by("condition", maintain_order=True).agg(pl.col("rate").cast(pl.Float64).mean())
     means = {row["condition"]: row["rate"] for row in mean.iter_rows(named=True)}
@@ -48,7 +57,7 @@ def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = Non
     between = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
     same = f"{min(means.values()):.1%}" == f"{max(means.values()):.1%}"
     spoken = f"{min(means.values()):.1%}" + ("" if same else f" to {max(means.values()):.1%}")
-    each = "; ".join(f"{name}: {means[name]:.1%}" for name in names)
+    each = "; ".join(f"{name}: {means[name]:.1%}" for name in colours)
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200),
         f"Schedules mask {between} of tokens, on average over training {spoken}",
@@ -94,10 +103,11 @@ def speedup_curves(
     y = alt.Y("value:Q", title=measure).scale(zero=False).axis(format="%" if percent else ",.4~g")
     colour = colour_by("condition", colours, legend=True)
     tips = ["condition", "step", alt.Tooltip("value", title=measure, format=".1%" if percent else ",.4~g")]
-    line = alt.Chart(pl.DataFrame({"value": [best], "label": [f"{target}: {number(best, percent)}"]}))
-    label = line.mark_text(color=TEXT, align="left", baseline="bottom", dx=4, dy=-3, fontSize=11)
+    label = one(value=best, label=f"{target}: {number(best, percent)}").mark_text(
+        **NOTE, baseline="bottom", dx=4, dy=-3
+    )
     layers = [
-        line.mark_rule(color=colours[baseline], strokeDash=[6, 4], strokeWidth=1.5).encode(y),
+        across(y, best, color=colours[baseline], strokeDash=[6, 4], strokeWidth=1.5),
         alt.Chart(data).mark_point(size=18, filled=True, opacity=1).encode(x, y, colour, tooltip=["seed", *tips]),
         alt.Chart(curves).mark_line(strokeWidth=2.2).encode(x, y, colour, tooltip=tips),
         label.encode(y, alt.Text("label:N"), x=alt.value(0)),
@@ -109,18 +119,15 @@ def speedup_curves(
     height = HEIGHT + 60
     for index, row in enumerate(reached.iter_rows(named=True)):
         place = alt.value(height - 10 - 16 * (index + len(missed)))
-        one = {"value": best, "x": row["step"], "label": f"{row['condition']}: {told[row['condition']]}"}
-        base = alt.Chart(alt.Data(values=[one])).encode(alt.X("x:Q", title=STEP))
-        hue = colours[row["condition"]]
-        text = base.mark_text(color=TEXT, align="left", dx=5, fontSize=11)
+        label, hue = f"{row['condition']}: {told[row['condition']]}", colours[row["condition"]]
+        base = one(value=best, x=row["step"], label=label).encode(alt.X("x:Q", title=STEP))
         layers += [
             base.mark_rule(color=hue, strokeWidth=1.2).encode(y, y2=place),
             base.mark_point(color=hue, filled=True, size=90, opacity=1).encode(y),
-            text.encode(alt.Text("label:N"), y=place),
+            base.mark_text(**NOTE, dx=5).encode(alt.Text("label:N"), y=place),
         ]
     for index, name in enumerate(missed):
-        base = alt.Chart(alt.Data(values=[{"label": f"{name}: {told[name]}"}]))
-        text = base.mark_text(color=TEXT, align="right", dx=-4, fontSize=11)
+        text = one(label=f"{name}: {told[name]}").mark_text(**NOTE | {"align": "right"}, dx=-4)
         layers.append(text.encode(alt.Text("label:N"), x=alt.value(WIDTH), y=alt.value(height - 10 - 16 * index)))
     fastest = reached.sort("value", descending=True)["condition"].to_list()
     title = f"No schedule reaches {'the ' if level == 1 else ''}{target}"
@@ -139,6 +146,63 @@ def speedup_curves(
         + "; ".join(f"{name}: {text}" for name, text in told.items())
         + ".",
     )
+
+
+def gain_by_paradigm(
+    frame: pl.DataFrame, baseline: str = "the baseline", *, conditions: Sequence[str] | None = None
+) -> alt.HConcatChart:
+    """Accuracy less that of the baseline's run of the same seed: a row per paradigm, a column per condition.
+
+    `frame`: paradigm, condition, seed, difference (a share; shown in percentage points). Paradigms stand in the order
+    of their mean gain over conditions; rows of the baseline itself are left out.
+    """
+    need_columns(frame, ["paradigm", "condition", "seed", "difference"], "gain by paradigm")
+    others = frame.filter(pl.col("condition") != baseline).with_columns(value="difference")
+    data, missing = tidy(others, ["paradigm", "condition", "seed", "value"], "gain by paradigm")
+    colours = condition_colours(data["condition"], conditions)
+    data = data.with_columns(
+        pl.col("value") * 100, name=pl.col("paradigm").str.replace_all("_", " ").str.replace("-([^-]*)$", ": $1")
+    )
+    mean = data.group_by("condition", "name", maintain_order=True).agg(pl.col("value").mean()).drop_nulls("value")
+    ranked = mean.group_by("name", maintain_order=True).agg(pl.col("value").mean())
+    order = ranked.sort("value", descending=True, maintain_order=True)["name"].to_list()
+    low, high = (min(0, data["value"].min()), max(0, data["value"].max()))
+    scale = alt.Scale(domain=[low, high] if low < high else [-1, 1], nice=True)
+    dense = len(order) > 8
+    panels, said, gains = [], [], {}
+    for index, (name, colour) in enumerate(colours.items()):
+        here, middle = (t.filter(pl.col("condition") == name) for t in (data, mean))
+        y = names("name", order, labels=index == 0, grid=True, labelLimit=0)
+        width = max(104, min(240, WIDTH // len(colours)))
+        axis = alt.Axis(labelExpr=SIGNED, tickCount=4 if width > 140 else 3, grid=False)
+        x = alt.X("value:Q", title="percentage points", axis=axis, scale=scale)
+        tips = [alt.Tooltip("name", title="paradigm"), alt.Tooltip("value", title="gain (points)", format="+.1f")]
+        dots = alt.Chart(here).mark_point(size=14 if dense else 26, filled=True, opacity=1, color=colour)
+        ticks = alt.Chart(middle).mark_tick(thickness=3, size=12 if dense else 18, color=colour, opacity=1)
+        panel = alt.layer(
+            across(x, 0, strokeWidth=1.2), dots.encode(x, y, tooltip=[*tips, "seed"]), ticks.encode(x, y, tooltip=tips)
+        )
+        up = (middle["value"] > 0).sum()
+        gains[name] = middle["value"].mean()
+        told = f"{_points(gains[name])}, {up} of {len(middle)} up"
+        title = head(wrapped(name, width), subtitle=told, subtitleFontSize=11, anchor="middle", offset=6)
+        panels.append(panel.properties(width=width, height=(16 if dense else ROW) * len(order), title=title))
+        said.append(f"{name} {told}")
+    gains = {name: gain for name, gain in gains.items() if gain is not None}
+    (least, low), (most, high) = min(gains.items(), key=lambda g: g[1]), max(gains.items(), key=lambda g: g[1])
+    span = f"{_points(low)} ({least}) to {_points(high)} ({most})" if len(gains) > 1 else f"{_points(low)} ({least})"
+    caption = ["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]
+    return figure(
+        alt.hconcat(*panels, spacing=14),
+        f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}",
+        "; ".join(filter(None, caption)),
+        f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(said)}. "
+        f"Largest for {order[0]}, smallest for {order[-1]}.",
+    )
+
+
+def _points(value: float | None) -> str:
+    return "no value" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
 def _told(row: dict) -> str:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
-from lmdynamics.charts.axes import Cursor, on_step_axis, step_axis, step_number, steps_of, strips, upright
-from lmdynamics.charts.conditions import axis_format, capital, findings, is_share, names_of, number, span, stacked, tidy
-from lmdynamics.charts.lines import line_layers
+from lmdynamics.charts.axes import Cursor, on_step_axis, step_axis, steps_of
+from lmdynamics.charts.conditions import capital, findings, is_share, names_of, number, span, stacked, tidy
+from lmdynamics.charts.encodings import head, numbers
+from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, figure
 from lmdynamics.errors import UserError
@@ -30,11 +32,6 @@ def small_multiples(
     `curves`: run, measure, step, value, perhaps low and high (95 %). The line stands at `step` (default: the last) or
     at the step that `cursor` holds; there the value is written. `runs`: which have a panel (default: all). `percent`:
     whether values are shares, or which measures are.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
     named = curves.rename({"run": "condition"}) if "run" in curves.columns else curves
     data, _ = tidy(named, ["measure", "condition", "step", "value"], "small multiples")
@@ -44,33 +41,27 @@ def small_multiples(
         raise UserError(f"small multiples: none of these runs has a value: {', '.join(runs or [])}")
     steps = steps_of(data)
     place = cursor if cursor is not None else steps[-1] if step is None else step
-    here = cursor.name if cursor is not None else str(place)
-    measures, across = names_of(data, "measure"), min(len(shown), BESIDE)
-    width = max(LEAST, min(MOST, ACROSS // across - 24))
+    measures, wide = names_of(data, "measure"), min(len(shown), BESIDE)
+    width = max(LEAST, min(MOST, ACROSS // wide - 24))
+    columns = _numbers(data)
     rows, said = [], []
     for i, measure in enumerate(measures):
-        of_measure = data.filter(pl.col("measure") == measure)
-        panels = []
+        of_measure, share = data.filter(pl.col("measure") == measure), is_share(measure, percent)
+        line, panels = _line(of_measure, measure, share), []
         for j, name in enumerate(shown):
-            low_row = i == len(measures) - 1 and j >= len(shown) - across
+            low_row, first = i == len(measures) - 1 and j >= len(shown) - wide, j % wide == 0
             x = step_axis(steps, "training step (log)" if low_row else None, sparse=width < 300)
-            layers = _panel(of_measure, name, measure, x, here, percent, first=j % across == 0)
             own = of_measure.filter(pl.col("condition") == name)
-            style = ".1%" if is_share(measure, percent) else ".4~g"
-            tips = [alt.Tooltip(f"{column}:Q", format=style) for column in _numbers(own)]
-            layers.append(upright(place, x))
-            if cursor is not None and len(own):
-                layers.append(strips(own, x, cursor, tips))
-            if i == 0:
-                layers.append(step_number(place, x))
-            panel = alt.layer(*layers).properties(width=width, height=130)
+            layers = _run(of_measure, own, line if first else _inner(line), x, place)
+            here = (own, numbers(".1%" if share else ".4~g", *columns)) if len(own) else None
+            chart = panel(layers, x, at=place, number=i == 0, here=here, width=width, height=130)
             if len(shown) > 1 and (i == 0 or len(shown) > BESIDE):
-                title = alt.TitleParams(wrapped(name, width, 12, bold=True), fontSize=12, anchor="middle", offset=16)
-                panel = panel.properties(title=title)
-            panels.append(panel)
-        rows.append(alt.concat(*panels, columns=across, spacing=14))
+                title = wrapped(name, width, 12, bold=True)
+                chart = chart.properties(title=head(title, fontWeight="bold", anchor="middle", offset=16))
+            panels.append(chart)
+        rows.append(alt.concat(*panels, columns=wide, spacing=14))
         ends = of_measure.group_by("condition", maintain_order=True).last()
-        said.append(f"{measure} at the end of training: {span(ends, is_share(measure, percent))}")
+        said.append(f"{measure} at the end of training: {span(ends, share)}")
     chart = alt.vconcat(*rows, spacing=16)
     banded = {"low", "high"} <= set(data.columns) and data["low"].is_not_null().any()
     caption = ["blue: the run; grey: the others" if data["condition"].n_unique() > 1 else ""]
@@ -83,33 +74,40 @@ def small_multiples(
     )
 
 
-def _panel(
-    data: pl.DataFrame, name: str, measure: str, x: alt.X, here: str, percent: bool | Collection[str], first: bool
-) -> list[alt.Chart]:
-    columns = _numbers(data)
-    low = min(data[column].min() for column in columns if data[column].is_not_null().any())
-    high = max(data[column].max() for column in columns if data[column].is_not_null().any())
+def _line(data: pl.DataFrame, measure: str, share: bool) -> Line:
+    """A measure's curves on a scale that holds all of them, with room for a number above."""
+    values = pl.concat([data[column].drop_nulls() for column in _numbers(data)])
+    low, high = values.min(), values.max()
     reach = (high - low) or abs(high) or 1.0
-    scale = alt.Scale(domain=[low - 0.06 * reach, high + 0.14 * reach], nice=False)
-    aligned = {"minExtent": 36, "maxExtent": 36} if first else {}  # rows of panels stand under each other
-    axis = alt.Axis(format=axis_format(measure, percent), tickCount=4, labels=first, ticks=first, **aligned)
-    y = alt.Y("value:Q", title=stacked(measure) if first else None, scale=scale, axis=axis)
-    middle = math.sqrt(data["x"].min() * data["x"].max())
-    everyone, own = alt.Chart(data), data.filter(pl.col("condition") == name)
-    layers = []
-    if data["condition"].n_unique() > 1:
-        layers.append(everyone.mark_line(color=GREY, strokeWidth=0.8, opacity=0.6).encode(x, y, detail="condition:N"))
-    line = alt.Chart(own).encode(x, y)
-    at = line.transform_filter(f"datum.step == {here}")
-    late = f"{here} > {middle}"  # a number stands on that side of the line where there is room
-    beside = {"align": alt.ExprRef(f"{late} ? 'right' : 'left'"), "dx": alt.ExprRef(f"{late} ? -5 : 5")}
-    text = alt.Text("value:Q", format=".1%" if is_share(measure, percent) else ".3~g")
-    layers += [
-        *line_layers(own, x, y, BLUE, opacity=0.22, points=8),
+    scale = {"domain": [low - 0.06 * reach, high + 0.14 * reach], "nice": False}
+    axis = {"format": "%" if share else ",.4~g", "tickCount": 4, "labels": True, "ticks": True}
+    aligned = {"minExtent": 36, "maxExtent": 36}  # rows of panels stand under each other
+    style = ".1%" if share else ".3~g"
+    return Line("value", stacked(measure), scale=scale, axis=axis | aligned, style=style, points=8, shade=0.22)
+
+
+def _inner(line: Line) -> Line:
+    """The same beside another panel, whose axis it shares."""
+    axis = {"format": line.axis["format"], "tickCount": 4, "labels": False, "ticks": False}
+    return replace(line, title=None, axis=axis)
+
+
+def _run(everyone: pl.DataFrame, own: pl.DataFrame, line: Line, x: alt.X, place: Cursor | int) -> list[alt.Chart]:
+    """All runs in grey, one of them in blue, and its number at a checkpoint."""
+    layers, here = [], place.name if isinstance(place, Cursor) else str(place)
+    if everyone["condition"].n_unique() > 1:
+        grey = alt.Chart(everyone).mark_line(color=GREY, strokeWidth=0.8, opacity=0.6)
+        layers.append(grey.encode(x, line.y, detail="condition:N"))
+    at = alt.Chart(own).encode(x, line.y).transform_filter(f"datum.step == {here}")
+    late = f"{here} > {math.sqrt(everyone['x'].min() * everyone['x'].max())}"  # a number stands where there is room
+    side = {"align": alt.ExprRef(f"{late} ? 'right' : 'left'"), "dx": alt.ExprRef(f"{late} ? -5 : 5")}
+    text = at.mark_text(color=TEXT, fontSize=11, fontWeight="bold", **side)
+    return [
+        *layers,
+        *line.layers(own, x, ()),
         at.mark_point(color=BLUE, size=55, filled=True, opacity=1),
-        at.mark_text(color=TEXT, fontSize=11, fontWeight="bold", **beside).encode(text, y=alt.value(7)),
+        text.encode(alt.Text("value:Q", format=line.style), y=alt.value(7)),
     ]
-    return layers
 
 
 def _numbers(data: pl.DataFrame) -> list[str]:

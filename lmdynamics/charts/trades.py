@@ -1,20 +1,37 @@
-"""Whose loss was traded for whose: groups of tokens, and single tokens, that gained and that lost."""
+"""Whose loss fell and whose rose: groups of tokens, single tokens, and how all changes are spread.
+
+Figures that take a `cursor` follow it: they are the views of the zero-sum explorer.
+"""
 
 from collections.abc import Callable
 
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.conditions import ROW, capital
+from lmdynamics.charts.axes import Cursor, on_step_axis, placed, step_axis, steps_of
+from lmdynamics.charts.conditions import ROW, capital, span_of
+from lmdynamics.charts.encodings import SIGNED, across, head, names, need_rows, numbers, zero_line
+from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
-from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure
+from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure
 from lmdynamics.charts.tokens import visible
-from lmdynamics.errors import UserError, shortened
+from lmdynamics.errors import shortened
 
-SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 MOST_PANELS = 4  # doublings side by side
 LONGEST = 18  # characters of a token that are shown
+HALF = 330  # pixels: the width of one of two figures that stand side by side
+SIDES = {"away": BLUE, "lost": VERMILION}  # how far losses fell (to the left), and rose
+TRADED = ["group", "gained", "lost", "net"]
+OF_TEXT = "change of loss (nats per token of the text)"
+INTERFERENCE = Line(
+    "interference",
+    "destructive interference D",
+    band=("interference_low", "interference_high"),
+    scale={"domain": [0, 1]},
+    axis={"tickCount": 5},
+    width=2.2,
+    points=22,
+)
 
 
 def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
@@ -24,55 +41,40 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
     net_low and net_high, as `analysis.zero_sum.traded` gives them. With `step`, a panel per step, spread evenly over
     log step where there are more than 4; groups stand in the order of the frame, with their `tokens` if they have any.
     `by`: what the groups are, for the title.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
-    what = "losses traded"
-    need_columns(table, ["group", "gained", "lost", "net"], what)
-    rows = table.filter(pl.col("gained").is_finite() & pl.col("lost").is_finite())
-    if rows.is_empty():
-        raise UserError(f"{what}: the frame has no rows; give the changes of some tokens and the groups they are in")
-    rows = rows.with_columns(pl.col("group").cast(pl.String), away=-pl.col("gained"))
+    otherwise = "the frame has no rows; give the changes of some tokens and the groups they are in"
+    measured = pl.col("gained").is_finite() & pl.col("lost").is_finite()
+    rows = _with_sides(need_rows(table, TRADED, "losses traded", otherwise, measured))
     steps = spread(rows["step"].unique().sort().to_list(), MOST_PANELS) if "step" in rows.columns else [None]
     rows = rows if steps == [None] else rows.filter(pl.col("step").is_in(steps))
     if counted := "tokens" in rows.columns and rows.select("group", "tokens").n_unique() == rows["group"].n_unique():
         rows = rows.with_columns(pl.format("{} ({})", "group", pl.col("tokens").map_elements("{:,}".format, pl.String)))
     groups = rows["group"].unique(maintain_order=True).to_list()
     most = 1.08 * max(rows["gained"].max(), rows["lost"].max(), 1e-12)
-    tips = ["group:N", *(alt.Tooltip(f"{name}:Q", format="+.4f") for name in ("gained", "lost", "net"))]
+    tips = ["group:N", *numbers("+.4f", "gained", "lost", "net")]
     tips += [f"{name}:Q" for name in ("interference", "tokens") if name in rows.columns]
     end = float(f"{most / 1.6:.1g}")
     ticks = {"tickCount": 5} if len(steps) < 3 else {"values": [-end, 0, end]}
     width = WIDTH - 80 if len(steps) == 1 else 240 if len(steps) == 2 else 150
-    under = wrapped("nats per token" if len(steps) > 2 else "change of loss (nats per token of the text)", width)
+    under = wrapped("nats per token" if len(steps) > 2 else OF_TEXT, width)
     panels, said = [], []
     for index, step in enumerate(steps):
         here = rows if step is None else rows.filter(pl.col("step") == step)
-        y = alt.Y("group:N", title=None, sort=groups).scale(domain=groups)
-        y = y.axis(labels=index == 0, ticks=False, domain=False, labelLimit=240, labelPadding=8)
-        x = alt.X(title=under)
+        y = names("group", groups, labels=index == 0, labelLimit=240)
+        x = alt.X("net:Q", title=under)
         x = x.scale(domain=[-most, most], nice=False).axis(labelExpr=SIGNED, grid=False, **ticks)
         base = alt.Chart(here).encode(y, tooltip=tips)
-        bars = [
-            base.mark_bar(color=colour, height=14).encode(_along(x, name))
-            for name, colour in (("away", BLUE), ("lost", VERMILION))
-        ]
-        zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=TEXT).encode(_along(x, "zero"))
-        layers = [*bars, zero]
+        layers = [*_bars(base, x, 14), across(x, 0)]
         if {"net_low", "net_high"} <= set(here.columns) and len(bounded := here.drop_nulls(["net_low", "net_high"])):
-            reach = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=2).encode(_along(x, "net_low"), y)
+            reach = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=2).encode(placed(x, "net_low"), y)
             layers.append(reach.encode(alt.X2("net_high:Q")))
-        dot = base.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=48, opacity=1)
-        layers.append(dot.encode(_along(x, "net")))
-        panel = alt.layer(*layers).properties(width=width, height=ROW * len(groups))
+        layers.append(_net(base, 48).encode(x))
+        part = alt.layer(*layers).properties(width=width, height=ROW * len(groups))
         if step is not None:
             until = here["until"][0] if "until" in here.columns else None
             name = f"step {step:,}" + (f" → {until:,}" if until is not None else "")
-            panel = panel.properties(title=alt.TitleParams(name, fontSize=12, fontWeight="normal", offset=6))
-        panels.append(panel)
+            part = part.properties(title=head(name, anchor="middle", offset=6))
+        panels.append(part)
         told = _sums(here)
         said.append(told if step is None else f"from step {step:,}: {told}")
     return figure(
@@ -92,19 +94,12 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     `table`: token, change, count, stderr, kind ("winner" or "loser"), as `analysis.zero_sum.winners_and_losers` gives
     them; of several steps, the last is shown. A token is called by `name` (a tokenizer's `decode`, say), by a column
     `form`, or by its number.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
-    what = "winners and losers"
-    need_columns(table, ["token", "change", "count", "kind"], what)
-    rows = table.filter(pl.col("change").is_finite()).sort("change")
+    otherwise = "the frame has no rows; ask for tokens with fewer occurrences (at_least)"
+    columns, measured = ["token", "change", "count", "kind"], pl.col("change").is_finite()
+    rows = need_rows(table, columns, "winners and losers", otherwise, measured).sort("change")
     if "step" in rows.columns:
         rows = rows.filter(pl.col("step") == pl.col("step").max())
-    if rows.is_empty():
-        raise UserError(f"{what}: the frame has no rows; ask for tokens with fewer occurrences (at_least)")
     if name is not None:
         texts = [name(token) for token in rows["token"]]
     else:
@@ -113,14 +108,13 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     if "stderr" in rows.columns:
         reach = 1.959964 * pl.col("stderr").cast(pl.Float64)
         rows = rows.with_columns(low=pl.col("change") - reach, high=pl.col("change") + reach)
-    y = alt.Y("label:N", title=None, sort=rows["label"].to_list())
-    y = y.axis(ticks=False, domain=False, labelLimit=220, labelPadding=8)
+    y = names("label", rows["label"].to_list(), labelLimit=220)
     x = alt.X("change:Q", title="mean change of loss (nats)").axis(labelExpr=SIGNED, tickCount=6)
     scale = alt.Scale(domain=["winner", "loser"], range=[BLUE, VERMILION])
     colour = alt.Color("kind:N", scale=scale, legend=None)
-    tips = ["label:N", "token:Q", alt.Tooltip("change:Q", format="+.4f"), "count:Q"]
+    tips = ["label:N", "token:Q", *numbers("+.4f", "change"), "count:Q"]
     base = alt.Chart(rows).encode(y, tooltip=tips)
-    layers = [base.mark_bar(height=13).encode(x, colour), base.mark_rule(color=TEXT).encode(x=alt.datum(0))]
+    layers = [base.mark_bar(height=13).encode(x, colour), zero_line()]
     if "low" in rows.columns and len(bounded := rows.drop_nulls(["low", "high"])):
         ends = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=1.5).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
         layers.append(ends)
@@ -139,6 +133,126 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     )
 
 
+def interference_cursor(
+    table: pl.DataFrame, cursor: Cursor, each: pl.DataFrame | None = None, caption: str = ""
+) -> alt.LayerChart:
+    """D over training with its band, and an upright line at the step that `cursor` holds.
+
+    `table`: step, interference, interference_low, interference_high (null: no band). `each`: step, interference of one
+    batch alone, thin. `caption`: what is looked at.
+    """
+    line, otherwise = INTERFERENCE, "no step has a number; nothing changed at any of them"
+    columns = [line.value, *line.band]
+    measured = pl.col("interference").is_finite()
+    rows = on_step_axis(need_rows(table, ["step", *columns], "interference at a checkpoint", otherwise, measured))
+    x = step_axis(steps_of(rows))
+    layers, alone = line.layers(rows, x, ()), each is not None and len(each) > 0
+    if alone:
+        layers.append(alt.Chart(on_step_axis(each)).mark_line(color=GREY, strokeWidth=1.2).encode(x, line.y))
+    here = rows.select("x", "step", *columns), numbers(".3f", *columns)
+    told = f"from {span_of(rows['interference'][:1])} to {span_of(rows['interference'][-1:])}"
+    key = ["band: 95 %" if len(rows.drop_nulls(line.band)) else "", "grey: this batch alone" if alone else ""]
+    return figure(
+        panel(layers, x, at=cursor, here=here, width=HALF, height=105),
+        f"Destructive interference goes {told}",
+        [caption, "; ".join(filter(None, key))],
+        f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
+    )
+
+
+def change_histogram(bins: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
+    """How tokens' changes are spread at the step that `cursor` holds: those whose loss fell in blue, rose in orange.
+
+    `bins`: step, low, high, share, side, tokens of `analysis.zero_sum.change_bins` by step.
+    """
+    columns = ["step", "low", "high", "share", "side", "tokens"]
+    need_rows(bins, columns, "changes at a checkpoint", "there are no changes to count")
+    most = bins["high"].max() if bins["high"].max() > -bins["low"].min() else -bins["low"].min()
+    inner = bins.filter(pl.col("low") >= 0)["high"].min() or bins.filter(pl.col("high") <= 0)["low"].abs().min()
+    scale = alt.Scale(type="symlog", constant=10 * (inner or most), domain=[-most, most], nice=False)
+    marks = [sign * 10.0**e for e in range(-9, 3) for sign in (-1, 1) if inner < 10.0**e <= most][-6:]
+    x = alt.X("low:Q", title="change of a token's loss (nats; wider steps further out)", scale=scale)
+    x = x.axis(values=sorted([0, *marks]), labelExpr=SIGNED, grid=False)
+    y = alt.Y("share:Q", title="share of tokens").scale(domain=[0, bins["share"].max() * 1.05], nice=False)
+    colour = alt.Color("side:N", legend=None).scale(domain=["fell", "rose"], range=[BLUE, VERMILION])
+    base = alt.Chart(bins).transform_filter(f"datum.step == {cursor.name}")
+    bars = base.mark_rect(stroke=None).encode(
+        x,
+        alt.X2("high:Q"),
+        y.axis(format="%", tickCount=4),
+        alt.Y2(datum=0),
+        colour,
+        tooltip=[*numbers("+.3~g", "low", "high"), "tokens:Q"],
+    )
+    return figure(
+        alt.layer(bars, across(x, 0)).properties(width=HALF, height=105),
+        ["How far losses moved at step ", cursor.number],
+        "blue: the loss fell; orange: it rose",
+        "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
+    )
+
+
+def traded_at(table: pl.DataFrame, cursor: Cursor, by: str = "") -> alt.LayerChart:
+    """How far each group's losses fell and rose at the step that `cursor` holds.
+
+    `table`: step, group, gained, lost, net, as `analysis.zero_sum.traded` gives them by step. `by`: what groups are.
+    """
+    rows = need_rows(table, ["step", *TRADED], "losses traded at a checkpoint", "the frame has no rows")
+    rows = _with_sides(rows)
+    groups = rows["group"].unique(maintain_order=True).to_list()
+    y = names("group", groups, labelLimit=150, titlePadding=24).title(by or None)
+    x = alt.X("net:Q", title=OF_TEXT, axis=alt.Axis(tickCount=5, labelExpr=SIGNED, grid=False))
+    tips = ["group:N", *numbers("+.3~g", "gained", "lost", "net")]
+    here = alt.Chart(rows).transform_filter(f"datum.step == {cursor.name}").encode(y, tooltip=tips)
+    return figure(
+        alt.layer(*_bars(here, x, 11), zero_line(), _net(here, 45).encode(x)).properties(
+            width=HALF, height=20 * len(groups)
+        ),
+        ["Whose losses fell and rose at step ", cursor.number],
+        "blue: how far losses fell; orange: rose; dot: the sum of both",
+        f"Losses that fell and rose at one checkpoint, for the groups {', '.join(groups)}.",
+    )
+
+
+def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatChart | alt.LayerChart:
+    """One token over training: its loss, and how far it moved at each checkpoint, with a line at `cursor`.
+
+    `rows`: step, change (nats), perhaps loss (nats, before the change). There is no interval: it is one token.
+    """
+    rows = need_rows(rows, ["step", "change"], "a token over training", "it was measured at no checkpoint")
+    data = on_step_axis(rows)
+    loss = "loss" in rows.columns and data["loss"].is_not_null().any()
+    by = "a doubling" if "until" in rows.columns else "one step"
+    axis = {"tickCount": 4}
+    lines = {
+        ".3f": Line("loss", "loss (nats)", axis=axis, points=16),
+        "+.3~g": Line("change", [f"change by {by}", "(nats)"], scale={"zero": True}, axis=axis),
+    }
+    panels = []
+    for style, line in list(lines.items())[0 if loss else 1 :]:
+        x = step_axis(steps_of(data), "training step (log)" if line.value == "change" else None)
+        if line.value == "loss":
+            marks = line.layers(data, x, ())
+        else:
+            fell = alt.condition("datum.change < 0", alt.value(BLUE), alt.value(VERMILION))
+            bars = alt.Chart(data).mark_rule(strokeWidth=4).encode(x, line.y, alt.Y2(datum=0), color=fell)
+            marks = [bars, zero_line("y")]
+        here = data.select("x", "step", line.value), numbers(style, line.value)
+        panels.append(panel(marks, x, at=cursor, here=here, width=HALF, height=48))
+    chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
+    largest = data.sort(pl.col("change").abs())["step"][-1]
+    most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")
+    told = f"{by} moves it most at {largest:,}, by {most}"
+    if loss:
+        told = f"loss {data['loss'][0]:.2f} → {data['loss'][-1]:.2f}, {told}"
+    return figure(
+        chart,
+        f"“{token}”: {told}",
+        "blue: its loss fell; orange: rose; one token, no interval",
+        f"One token over training: {told}.",
+    )
+
+
 def clipped(text: str, most: int = LONGEST) -> str:
     """A token as a label: nothing that acts, a space as ·, and not too long."""
     return shortened(visible(text).replace(" ", "·"), most)
@@ -153,10 +267,18 @@ def spread(steps: list[int], most: int) -> list[int]:
     return [steps[i] for i in sorted(chosen | {first})][-most:]
 
 
-def _along(x: alt.X, field: str) -> alt.X:
-    placed = x.copy()
-    placed["shorthand"] = f"{field}:Q"
-    return placed
+def _with_sides(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.col("group").cast(pl.String), away=-pl.col("gained"))
+
+
+def _bars(base: alt.Chart, x: alt.X, height: int) -> list[alt.Chart]:
+    """Bars to both sides of zero."""
+    return [base.mark_bar(color=colour, height=height).encode(placed(x, column)) for column, colour in SIDES.items()]
+
+
+def _net(base: alt.Chart, size: int) -> alt.Chart:
+    """A dot at the sum of both sides."""
+    return base.mark_point(filled=True, color="#ffffff", stroke=TEXT, strokeWidth=1.6, size=size, opacity=1)
 
 
 def _told_apart(labels: list[str], tokens: pl.Series) -> list[str]:

@@ -1,6 +1,10 @@
-"""Curves over training: loss, UAS, accuracy on minimal pairs, complexity. Onsets stand behind them as bands."""
+"""What a model can do over training: loss, UAS, minimal pairs, complexity, and what it fills in for a hidden word.
+
+Onsets stand behind the curves as bands.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
@@ -8,13 +12,26 @@ import polars as pl
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
-from lmdynamics.charts.axes import on_step_axis, onset_bands, onset_ends, spoken, step_axis, steps_of, undated
-from lmdynamics.charts.lines import colour_by, levels, line_layers, placed
+from lmdynamics.charts.axes import on_step_axis, onset_ends, placed, spoken, step_axis, steps_of, undated
+from lmdynamics.charts.encodings import numbers
+from lmdynamics.charts.lines import Line, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
+from lmdynamics.charts.tiles import accuracy_colour, ink
+from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 
-LOSS = "loss (nats per predicted token)"
+LOSS = Line("loss", "loss (nats per predicted token)", "curve", legend=True)
+UAS = Line("uas", "UAS (share of arcs found)", percent=True)
+ACCURACY = Line("accuracy", "pairs judged right", percent=True, axis={"tickCount": 4}, width=2.2, points=12, shade=0.25)
+COMPLEXITY = {  # a measurement: its curve, and what it is called in a text
+    "dimension": (Line("dimension", ["intrinsic", "dimension"], colours=GREEN), "TwoNN"),
+    "norm": (Line("norm2", ["squared weight", "norm ‖θ‖²"], colours=BLUE), "squared weight norm"),
+    "fisher": (
+        Line("trace", ["trace of the", "Fisher (log)"], colours=VERMILION, scale={"zero": False, "type": "log"}),
+        "empirical Fisher",
+    ),
+}
 
 
 def loss_over_training(
@@ -29,31 +46,26 @@ def loss_over_training(
     """
     layers = []
     frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
-    axis = step_axis(steps_of(*frames))
-    y = alt.Y("loss:Q", title=LOSS).scale(zero=False)
+    x = step_axis(steps_of(*frames))
     named = {"training batches": GREY, "held out": BLUE} if len(log) else {"held out": BLUE}
-    colour = colour_by("curve", named, legend=True)
+    line = replace(LOSS, colours=named)
+    tips = ["step", *numbers(".3f", "loss")]
     if len(log):
         data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
-        layers += line_layers(
-            data, axis, y, colour, ["step", alt.Tooltip("loss", format=".3f")], opacity=0.25, width=1.2
-        )
+        layers += replace(line, shade=0.25, width=1.2).layers(data, x, tips)
     if held_out is not None and len(held_out):
         need_columns(held_out, ["step", "loss", "stderr"], "held-out loss")
-        spread = 2 * pl.col("stderr")
-        data = on_step_axis(held_out).with_columns(
-            low=pl.col("loss") - spread, high=pl.col("loss") + spread, curve=pl.lit("held out")
-        )
-        tips = ["step", alt.Tooltip("loss", format=".3f"), alt.Tooltip("stderr", format=".3f")]
-        layers += line_layers(data, axis, y, colour, tips, opacity=0.3, width=2.5, points=16)
-    layers += levels(baselines or {}, y)
-    chart = alt.layer(*onset_bands(onsets, axis), *layers).properties(width=WIDTH, height=HEIGHT)
+        data = on_step_axis(_two_errors(held_out, "loss")).with_columns(curve=pl.lit("held out"))
+        tips += numbers(".3f", "stderr")
+        layers += replace(line, shade=0.3, width=2.5, points=16).layers(data, x, tips)
+    layers += levels(baselines or {}, line.y)
     last = (held_out if held_out is not None and len(held_out) else log).drop_nulls("loss").sort("step")
     said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
     said += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
     caption = ["Held out: the same text and masks at every checkpoint (± 2 standard errors)"]
     caption += ["Batches: mean and middle 80 %"] if len(log) else []
     notes = [steps_without_loss(log), unused_rows(held_out)]
+    chart = panel(layers, x, onsets=onsets)
     return figure(chart, "Loss over training", ["; ".join(caption), *notes], f"{said} {spoken(onsets)}")
 
 
@@ -61,40 +73,26 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
     """UAS against step, one line per source with its 95 % band (frame of `analysis.syntax.uas_by_step`)."""
     onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
-    present = [source for source in SOURCES if source in curve["source"].unique()]
-    names = [SOURCES[source][0] for source in present]
-    data = on_step_axis(curve.filter(pl.col("source").is_in(present))).with_columns(
-        curve=pl.col("source").replace_strict(present, names, return_dtype=pl.String)
+    present = {source: look for source, look in SOURCES.items() if source in curve["source"].unique()}
+    names = [name for name, *_ in present.values()]
+    data = on_step_axis(curve.filter(pl.col("source").is_in(list(present)))).with_columns(
+        curve=pl.col("source").replace_strict(list(present), names, return_dtype=pl.String)
     )
-    axis = step_axis(steps_of(curve))
-    colour = colour_by("curve", {SOURCES[source][0]: SOURCES[source][1] for source in present}, 2, legend=True)
-    dash = alt.StrokeDash("curve:N", title=None).scale(domain=names, range=[SOURCES[s][2] for s in present])
-    width = alt.StrokeWidth("curve:N", legend=None).scale(domain=names, range=[SOURCES[s][3] for s in present])
-    share = alt.Axis(format="%")
+    x = step_axis(steps_of(curve))
     top = max(0.5, float(data.select(pl.max_horizontal("uas", "high").max()).item()) * 1.1)
-    y_scale = alt.Scale(domain=[0, min(top, 1.0)])
-    base = alt.Chart(data).encode(axis)
-    y = alt.Y("uas:Q", title="UAS (share of arcs found)", axis=share, scale=y_scale)
-    bands = [
-        base.mark_area(opacity=0.2, color=SOURCES[source][1])
-        .transform_filter(alt.FieldEqualPredicate(field="source", equal=source))
-        .encode(alt.Y("low:Q", title="UAS (share of arcs found)", axis=share, scale=y_scale), alt.Y2("high:Q"))
-        for source in present
-        if source in ("attention", "shuffled")
-    ]
-    tips = [
-        "step",
-        alt.Tooltip("curve", title="source"),
-        *(alt.Tooltip(c, format=".1%") for c in ("uas", "low", "high")),
-    ]
-    line = base.mark_line().encode(y, colour, dash, width, tooltip=tips)
-    points = (
-        base.transform_filter("datum.source == 'attention'")
-        .mark_point(size=14, filled=True, opacity=1, color=BLUE)
-        .encode(y, tooltip=tips)
-    )
-    chart = alt.layer(*onset_bands(onsets, axis), *bands, line, points)
-    chart = chart.properties(width=WIDTH, height=HEIGHT)
+    line = replace(UAS, scale={"domain": [0, min(top, 1.0)]})
+    tips = ["step", alt.Tooltip("curve", title="source"), *numbers(".1%", "uas", "low", "high")]
+    bands, points = [], []
+    for source in ("attention", "shuffled"):
+        if source in present:
+            *band, _, dots = replace(line, colours=SOURCES[source][1], points=14).layers(
+                data.filter(pl.col("source") == source), x, tips
+            )
+            bands += band
+            points += [dots] if source == "attention" else []
+    colours, dashes, widths = ({name: look[i] for name, *look in present.values()} for i in range(3))
+    looks = {"series": "curve", "colours": colours, "dashes": dashes, "width": widths, "columns": 2, "legend": True}
+    lines = replace(line, band=None, **looks).layers(data, x, tips)
     reach = uas_within_reach(curve)
     ends = "; ".join(
         f"{name}: {rows['uas'][0]:.0%} to {rows['uas'][-1]:.0%}"
@@ -102,7 +100,7 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
         for rows in [data.filter(pl.col("curve") == name).sort("step")]
     )
     return figure(
-        chart,
+        panel([*bands, *lines, *points], x, onsets=onsets),
         "Syntactic attention structure over training",
         [
             "Each relation is read off the one head that follows it best; bands: 95 % over sentences",
@@ -128,25 +126,20 @@ def pair_accuracy_over_training(
     data = on_step_axis(curve).with_columns(
         panel=pl.col("paradigm").replace_strict(paradigms, titles, return_dtype=pl.String), chance=pl.lit(chance)
     )
-    axis = step_axis(steps_of(curve), "training step (log)", sparse=len(paradigms) > 1)
-    low = min(0.4, float(data["low"].min()))
-    scale = alt.Scale(domain=[max(0.0, low), 1.0])
-    base = alt.Chart(data).encode(axis)
-    y = alt.Y("accuracy:Q", title="pairs judged right", axis=alt.Axis(format="%", tickCount=4), scale=scale)
-    tips = ["step", "paradigm", *(alt.Tooltip(c, format=".1%") for c in ("accuracy", "low", "high")), "pairs"]
-    band, *line = line_layers(data, axis, y, BLUE, tips, opacity=0.25, width=2.2, points=12)
-    guess = base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(y, "chance"))
-    layers = [band, guess, *line]
+    x = step_axis(steps_of(curve), "training step (log)", sparse=len(paradigms) > 1)
+    low = max(0.0, min(0.4, float(data["low"].min())))
+    line = replace(ACCURACY, scale={"domain": [low, 1.0]})
+    tips = ["step", "paradigm", *numbers(".1%", "accuracy", "low", "high"), "pairs"]
+    band, *lines = line.layers(data, x, tips)
+    base = alt.Chart(data).encode(x)
+    guess = base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(line.y, "chance"))
+    layers = [band, guess, *lines]
     if onset is not None and onset.step is not None:
-        start = axis.copy()
-        start["shorthand"] = "from:Q"
-        band = base.mark_rect(color=ONSETS.get(onset.name, VERMILION), opacity=0.2).encode(
-            start, alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")
-        )
         once = alt.FieldEqualPredicate(field="step", equal=int(data["step"].min()))  # one band a panel, not one a row
-        place = {name: str(place) for name, place in onset_ends(onset).items()}
-        band = band.transform_filter(once).transform_calculate(**place)
-        layers = [band, *layers]
+        ends = {name: str(place) for name, place in onset_ends(onset).items()}
+        band = base.mark_rect(color=ONSETS.get(onset.name, VERMILION), opacity=0.2).transform_filter(once)
+        band = band.transform_calculate(**ends).encode(placed(x, "from"), alt.X2("to:Q"))
+        layers = [band.encode(y=alt.value(0), y2=alt.value("height")), *layers]
     facet = alt.Facet("panel:N", title=None, sort=titles)
     facet = facet.header(labelFontSize=11, labelLimit=width + 30, labelExpr="split(datum.label, '\\n')")
     panel = alt.layer(*layers).properties(
@@ -178,33 +171,23 @@ def complexity_over_training(
 ) -> alt.VConcatChart:
     """Intrinsic dimension, squared weight norm and Fisher trace, one small panel each over the same steps."""
     given = [
-        (dimension, "dimension", ["intrinsic", "dimension"], "TwoNN", GREEN, "linear"),
-        (norm, "norm2", ["squared weight", "norm ‖θ‖²"], "squared weight norm", BLUE, "linear"),
-        (fisher, "trace", ["trace of the", "Fisher (log)"], "empirical Fisher", VERMILION, "log"),
+        (frame.drop_nulls(line.value), line, what)  # an untrained model may have no dimension to speak of
+        for frame, (line, what) in zip((dimension, norm, fisher), COMPLEXITY.values(), strict=True)
+        if frame is not None
     ]
-    # an untrained model may have no dimension to speak of
-    given = [(entry[0].drop_nulls(entry[1]), *entry[1:]) for entry in given if entry[0] is not None]
     given = [entry for entry in given if len(entry[0])]
     if not given:
         raise UserError("complexity over training: no frame with rows; trace at least one of the three measurements")
-    steps = steps_of(*(entry[0] for entry in given))
-    panels, ends = [], []
-    for index, (frame, column, title, what, colour, kind) in enumerate(given):
-        last = index == len(given) - 1
-        axis = step_axis(steps, "training step (log scale)" if last else None)
-        data = on_step_axis(frame)
-        y = alt.Y(f"{column}:Q", title=title).scale(zero=False, type=kind)
-        y = y.axis(tickCount=2 if kind == "log" else 4, format=",.4~g")
-        tips = ["step", alt.Tooltip(column, format=".4~g")]
+    steps, panels, ends = steps_of(*(frame for frame, *_ in given)), [], []
+    for index, (frame, line, what) in enumerate(given):
+        x = step_axis(steps, "training step (log scale)" if index == len(given) - 1 else None)
+        data, log = on_step_axis(frame), line.scale.get("type") == "log"
         if "stderr" in data.columns:
-            floor = data[column].min() / 10 if kind == "log" else None
-            data = data.with_columns(
-                low=(pl.col(column) - 2 * pl.col("stderr")).clip(floor), high=pl.col(column) + 2 * pl.col("stderr")
-            )
-        layers = line_layers(data, axis, y, colour, tips, opacity=0.25, points=12)
-        bands = onset_bands(onsets, axis, labels=index == 0)
-        panels.append(alt.layer(*bands, *layers).properties(width=WIDTH, height=110))
-        ordered = frame.sort("step")[column]
+            data = _two_errors(data, line.value, data[line.value].min() / 10 if log else None)
+        line = replace(line, axis={"tickCount": 2 if log else 4, "format": ",.4~g"}, points=12, shade=0.25)
+        layers = line.layers(data, x, ["step", *numbers(".4~g", line.value)])
+        panels.append(panel(layers, x, onsets=onsets, named=index == 0, height=110))
+        ordered = frame.sort("step")[line.value]
         ends.append(f"{what} {_short(ordered[0])} → {_short(ordered[-1])}")
     return figure(
         alt.vconcat(*panels, spacing=14),
@@ -212,6 +195,44 @@ def complexity_over_training(
         "; ".join(ends),
         f"Complexity of the model over training: {'; '.join(ends)}. {spoken(onsets)}",
     )
+
+
+def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: str) -> alt.LayerChart:
+    """A grid: one column per checkpoint, its best guesses from the top, colour for probability.
+
+    `predictions`: step, rank (1 = best), word, probability. The cell of the word that stood there is outlined.
+    """
+    need_columns(predictions, ["step", "rank", "word", "probability"], "predictions over training")
+    words = [visible(word) for word in predictions["word"]]
+    data = predictions.with_columns(pl.Series("word", words), right=pl.col("word") == hidden)
+    hidden = visible(hidden).strip()
+    steps = data["step"].n_unique()
+    base = alt.Chart(data).encode(
+        alt.X("step:O", title="checkpoint (training step)").axis(
+            labelAngle=0, labelExpr="format(datum.value, ',')", domain=False, ticks=False, orient="top"
+        ),
+        alt.Y("rank:O", title="guess").axis(domain=False, ticks=False),
+        tooltip=["step", "rank", "word", *numbers(".1%", "probability")],
+    )
+    top = max(0.1, float(data["probability"].max()))  # few guesses are sure of themselves: colours go up to the surest
+    tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability", top=top))
+    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=ink("probability", top))
+    outline = base.transform_filter("datum.right").mark_rect(filled=False, stroke=VERMILION, strokeWidth=2.5)
+    chart = alt.layer(tile, text, outline).properties(width=92 * steps, height=26 * data["rank"].n_unique())
+    first = data.filter(pl.col("rank") == 1).sort("step")
+    said = "; ".join(f"step {r['step']}: {r['word']} ({r['probability']:.0%})" for r in first.iter_rows(named=True))
+    return figure(
+        chart,
+        "What the model fills in",
+        [sentence, f"outlined: “{hidden}”, the word that stood there"],
+        f"Best guesses for the hidden word in “{sentence}” (it was “{hidden}”). {said}.",
+    )
+
+
+def _two_errors(frame: pl.DataFrame, column: str, floor: float | None = None) -> pl.DataFrame:
+    """With `low` and `high`, two standard errors to either side."""
+    value, reach = pl.col(column), 2 * pl.col("stderr")
+    return frame.with_columns(low=(value - reach).clip(floor), high=value + reach)
 
 
 def _short(value: float) -> str:

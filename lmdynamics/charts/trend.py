@@ -4,7 +4,9 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import placed
 from lmdynamics.charts.conditions import MOST_ROWS, capital, count, number
+from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError, printable
 
@@ -17,11 +19,6 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
     `frame`: batch, ended (a datetime), value, perhaps item, record, unit, low and high (95 %, drawn as upright lines),
     and baseline with tolerance: a grey band is where a value counts as the same, and values outside it are vermilion.
     Rows of `batch.site.trend`, filtered to one item and record.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, no row has a number, or there are several records.
     """
     data = _tidy(frame)
     named = [printable(data[column][-1]) for column in ("record", "item") if column in data.columns]
@@ -34,8 +31,7 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
     if (only := data["value"][0]) == data["value"].min() == data["value"].max():  # or its one tick would be rounded
         y = y.scale(zero=False, domain=[only - abs(only) / 10 - 1e-9, only + abs(only) / 10 + 1e-9], clamp=False)
     columns = [column for column in ("value", "low", "high", "baseline", "tolerance") if column in data.columns]
-    tips = ["batch", alt.Tooltip("ended:T", format="%Y-%m-%d %H:%M")]
-    tips += [alt.Tooltip(f"{column}:Q", format=",.4~g") for column in columns]
+    tips = ["batch", alt.Tooltip("ended:T", format="%Y-%m-%d %H:%M"), *numbers(",.4~g", *columns)]
     layers, caption = [], []
     if data["baseline"].is_not_null().any():
         layers += _accepted(data.drop_nulls("baseline"), x, y)
@@ -44,7 +40,7 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
     bounded = data.drop_nulls(["low", "high"])
     if len(bounded):
         upright = alt.Chart(bounded).mark_rule(color=BLUE, strokeWidth=1.2, opacity=0.6)
-        layers.append(upright.encode(x, _end(y, "low"), alt.Y2("high:Q")))
+        layers.append(upright.encode(x, placed(y, "low"), alt.Y2("high:Q")))
     layers.append(chart.mark_line(color=BLUE, strokeWidth=1.5).encode(x, y))
     colour = alt.condition("datum.outside", alt.value(VERMILION), alt.value(BLUE))
     layers.append(chart.mark_point(size=45, filled=True, opacity=1).encode(x, y, color=colour, tooltip=tips))
@@ -98,22 +94,16 @@ def _accepted(data: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     layers = []
     if data["floor"].is_not_null().any():
         drawn = band(color=GREY, opacity=0.25, **stepped)
-        layers.append(drawn.encode(_end(y, "floor"), alt.Y2("ceiling:Q")))
+        layers.append(drawn.encode(placed(y, "floor"), alt.Y2("ceiling:Q")))
     drawn = dashed(color=GREY, strokeDash=[6, 4], strokeWidth=1.5, **stepped)
-    return [*layers, drawn.encode(_end(y, "baseline"))]
-
-
-def _end(y: alt.Y, field: str) -> alt.Y:
-    """Another quantity on the axis of the values."""
-    return alt.Y(f"{field}:Q", title=y["title"]).scale(zero=False)
+    return [*layers, drawn.encode(placed(y, "baseline"))]
 
 
 def _said(name: str, unit: str, data: pl.DataFrame) -> str:
     """What the figure shows: where the record is now, and since when it has been outside its tolerance."""
     first, last = data["value"][0], data["value"][-1]
-    told = (
-        f"{name} {number(last, False)}" if len(data) == 1 else f"{name} {number(first, False)} → {number(last, False)}"
-    )
+    start = "" if len(data) == 1 else f"{number(first, False)} → "
+    told = f"{name} {start}{number(last, False)}"
     told += f" {unit}" if unit else ""
     told += f" over {_batches(data)}"
     row = data.row(-1, named=True)

@@ -4,16 +4,27 @@ D = 1 − |Σ Δℓ| / Σ |Δℓ| is destructive interference, M = mean |Δℓ| 
 2025 (arXiv 2506.05447); the numbers are those of `analysis.zero_sum`.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import on_step_axis
-from lmdynamics.charts.decomposition import MEASURES, measure_axis, panels, span, spoken, tidy
-from lmdynamics.charts.lines import colour_by
-from lmdynamics.charts.theme import BLUE, VERMILION, WIDTH, figure, ramp
+from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
+from lmdynamics.charts.conditions import count, span_of
+from lmdynamics.charts.encodings import head, need_rows, numbers
+from lmdynamics.charts.lines import Line, log_scale, panel
+from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure, ramp
 from lmdynamics.errors import UserError
 
+MEASURES = {
+    "interference": ["destructive", "interference D"],
+    "magnitude": ["magnitude M", "(nats per token)"],
+    "mean_change": ["|ΔL| (nats per", "token, log scale)"],
+}
+DOUBLING = "step t at which the doubling t → 2t starts (log scale)"
 PUBLISHED = {"interference": "interference", "magnitude": "magnitude", "abs_mean_change": "mean_change"}
 SERIES = {  # of one step: (split, direction): (name, colour, dash)
     ("stepped", "update"): ("the batch stepped on", BLUE, [1, 0]),
@@ -34,29 +45,22 @@ def interference_over_training(
     `analysis.zero_sum.interference_table` gives them; colours run from the first curve to the last, or, with a column
     `size`, from the first size to the last. `breaks`: curve, step_at_break, as thin upright lines. `published`: model,
     step, metric, value, drawn as a second column on the same scales.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
     rows = tidy(table, "curve", "interference over training")
     theirs = None if published is None else _tidy_published(published)
-    scales = {name: measure_axis(name, *(part for part in (rows, theirs) if part is not None)) for name in MEASURES}
-    wide = WIDTH if theirs is None else 360
+    lines = _measure_lines(*(part for part in (rows, theirs) if part is not None))
     by = "size" if "size" in rows.columns else "curve"
-    named = colour_by(by, ramp(rows[by]), columns=6 if theirs is None else 3)
+    wide, columns = (WIDTH, 6) if theirs is None else (360, 3)
+    lines = {name: replace(line, series=by, colours=ramp(rows[by]), columns=columns) for name, line in lines.items()}
     marked = None if breaks is None else _breaks(breaks, rows)
-    ours = panels(rows, scales, wide, named, breaks=marked)
+    ours = _panels(rows, lines, wide, breaks=marked)
     if theirs is None:
         chart = alt.vconcat(*ours, spacing=10)
     else:
-        models = colour_by("curve", ramp(theirs["curve"]), columns=3)
-        right = panels(theirs, scales, 250, models, titles=False)
+        models = {"series": "curve", "colours": ramp(theirs["curve"]), "title": None}
+        right = _panels(theirs, {name: replace(line, **models) for name, line in lines.items()}, 250)
         for column, text in zip((ours, right), HEADS, strict=True):
-            column[0] = column[0].properties(
-                title=alt.TitleParams(text, fontSize=13, anchor="start", frame="group", offset=8)
-            )
+            column[0] = column[0].properties(title=head(text, fontSize=13, fontWeight="bold", frame="group", offset=8))
         chart = alt.concat(*(panel for pair in zip(ours, right, strict=True) for panel in pair), columns=2, spacing=16)
     chart = chart.resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
@@ -79,11 +83,6 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
 
     `table`: step, split, direction, interference, magnitude, mean_change and their intervals (null with one batch), as
     `analysis.zero_sum.over_batches` gives them.
-
-    Raises
-    ------
-    UserError
-        If a column is missing, or there is nothing to draw.
     """
     what = "interference of one step"
     need_columns(table, ["split", "direction"], what)
@@ -92,15 +91,16 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
         raise UserError(
             f"{what}: there is no {' / '.join(unknown[0])}; there are stepped and held out, update and random"
         )
-    present = {pair: of for pair, of in SERIES.items() if pair in pairs}
     series = pl.struct("split", "direction").map_elements(
         lambda pair: SERIES[pair["split"], pair["direction"]][0], return_dtype=pl.String
     )
     rows = tidy(table.with_columns(series=series), "series", what)
-    named = colour_by("series", {name: colour for name, colour, _ in present.values()}, columns=2)
-    dashes = {name: dash for name, _, dash in present.values()}
-    scales = {name: measure_axis(name, rows) for name in MEASURES}
-    made = panels(rows, scales, WIDTH, named, dashes=dashes, title="step that the update is taken at (log scale)")
+    present = [look for pair, look in SERIES.items() if pair in pairs]
+    colours, dashes = ({look[0]: look[i] for look in present} for i in (1, 2))
+    dashes = dashes if len({tuple(dash) for dash in dashes.values()}) > 1 else None
+    looks = {"series": "series", "colours": colours, "dashes": dashes, "columns": 2, "shade": 0.1}
+    lines = {name: replace(line, **looks) for name, line in _measure_lines(rows).items()}
+    made = _panels(rows, lines, WIDTH, title="step that the update is taken at (log scale)")
     chart = alt.vconcat(*made, spacing=10).resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
     caption = ["bands: 95 % over batches" if bounded else "one batch: no interval", "hollow: the loss rose"]
@@ -112,18 +112,131 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
     )
 
 
+def tidy(table: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
+    """One row per number: the key (with `size`, if given), step, x, measure, value, low, high; whether it `rose`."""
+    need_columns(table, [key, "step", *MEASURES], what)
+    parts, keys = [], [key, *(["size"] if "size" in table.columns else [])]
+    for name in MEASURES:
+        ends = [
+            pl.col(column).cast(pl.Float64) if column in table.columns else pl.lit(None, pl.Float64)
+            for column in (f"{name}_low", f"{name}_high")
+        ]
+        part = table.select(
+            *keys, "step", measure=pl.lit(name), value=pl.col(name).cast(pl.Float64), low=ends[0], high=ends[1]
+        )
+        part = part.with_columns(rose=(pl.col("value") > 0) if name == "mean_change" else pl.lit(False))
+        parts.append(_size_alone(part) if name == "mean_change" else part)
+    rows = on_step_axis(pl.concat(parts)).with_columns(
+        pl.col(key).cast(pl.String), pl.col("low", "high").fill_nan(None)
+    )
+    rows = rows.filter(pl.col("value").is_finite(), (pl.col("value") > 0) | (pl.col("measure") != "mean_change"))
+    if rows.is_empty():
+        raise UserError(
+            f"{what}: none of {len(table)} rows has a number; trace losses at two checkpoints or more first"
+        )
+    order = table[key].cast(pl.String).unique(maintain_order=True).to_list()
+    return rows.sort(pl.col(key).replace_strict(order, list(range(len(order)))), "step", maintain_order=True)
+
+
+def _panels(
+    rows: pl.DataFrame,
+    lines: Mapping[str, Line],
+    width: int,
+    *,
+    breaks: pl.DataFrame | None = None,
+    title: str = DOUBLING,
+) -> list[alt.LayerChart]:
+    """The three measures of `tidy` rows, each a panel, over the same steps; the last one has the legend."""
+    steps, made = steps_of(rows), []
+    key = "series" if "series" in rows.columns else "curve"
+    for index, (name, line) in enumerate(lines.items()):
+        last = index == len(lines) - 1
+        x = step_axis(steps, title if last else None, sparse=width < 300)
+        line = line if last else replace(line, legend=False)
+        data = rows.filter(pl.col("measure") == name)
+        tips = [f"{key}:N", "step:Q", *numbers(line.style, "value", "low", "high")]
+        shown = data.with_columns(pl.col("low", "high").clip(*line.scale["domain"]))
+        layers = _upright(breaks, x, line.colour, labels=index == 0) if breaks is not None else []
+        layers += line.layers(shown, x, (), detail=f"{key}:N")
+        base = alt.Chart(data).encode(x, line.y, line.colour, detail=f"{key}:N")
+        for rose in sorted(data["rose"].unique()):
+            dots = base.mark_point(size=26, filled=not rose, opacity=1, strokeWidth=1.5).encode(tooltip=tips)
+            layers.append(dots.transform_filter(f"datum.rose == {str(rose).lower()}"))
+        made.append(panel(layers, x, width=width, height=150 if index == 0 else 110))
+    return made
+
+
+def _measure_lines(*parts: pl.DataFrame) -> dict[str, Line]:
+    """The measures on axes that are the same for all parts: D from 0 to 1, M from 0, |ΔL| logarithmic."""
+    rows = pl.concat([part.select("measure", "value", "low", "high") for part in parts])
+    scales = {"interference": {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}, "style": ".4f"}}
+    for name in ("magnitude", "mean_change"):
+        here = rows.filter(pl.col("measure") == name)
+        most, least = max(here["value"].max() or 1.0, here["high"].max() or 0.0), here["value"].min() or 0.1
+        if name == "magnitude":
+            scale, ticks = {"domain": [0, 1.05 * most], "nice": False}, {"tickCount": 4, "format": "~g"}
+        else:
+            low, high = least / 1.4, 1.2 * most
+            scale, ticks = log_scale(low, high), _small_ticks(low, high)
+        scales[name] = {"scale": scale, "axis": ticks, "style": ".4~g"}
+    return {name: Line("value", title, shade=0.18, **scales[name]) for name, title in MEASURES.items()}
+
+
+def _small_ticks(low: float, high: float) -> dict:
+    """Ticks of a logarithmic axis; over many powers of ten as 1e-6, for written out they would not fit."""
+    if high / low <= 1e4:
+        return {"values": log_ticks(low, high, 4), "format": "~g"}
+    tens = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return {"values": [10.0**e for e in tens[:: -(-len(tens) // 4)]], "format": "~e"}
+
+
 def _tidy_published(published: pl.DataFrame) -> pl.DataFrame:
     what = "interference over training: published"
-    need_columns(published, ["model", "step", "metric", "value"], what)
-    rows = published.filter(pl.col("interval") == "doubling") if "interval" in published.columns else published
-    rows = rows.filter(pl.col("metric").is_in(list(PUBLISHED)), pl.col("value") > 0)
-    if rows.is_empty():
-        raise UserError(f"{what}: there are no rows of {', '.join(PUBLISHED)} over doublings")
+    of_doublings = pl.col("interval") == "doubling" if "interval" in published.columns else pl.lit(True)
+    kept = of_doublings & pl.col("metric").is_in(list(PUBLISHED)) & (pl.col("value") > 0)
+    otherwise = f"there are no rows of {', '.join(PUBLISHED)} over doublings"
+    rows = need_rows(published, ["model", "step", "metric", "value"], what, otherwise, kept)
     none = pl.lit(None, pl.Float64)
     measure = pl.col("metric").replace_strict(PUBLISHED)
     return on_step_axis(
         rows.select("step", curve="model", measure=measure, value="value", low=none, high=none, rose=pl.lit(False))
     )
+
+
+def _size_alone(part: pl.DataFrame) -> pl.DataFrame:
+    """|ΔL| for ΔL: an interval on both sides of zero reaches down to it."""
+    low, high = pl.col("low"), pl.col("high")
+    least = pl.when(low * high > 0).then(pl.min_horizontal(low.abs(), high.abs())).otherwise(0.0)
+    return part.with_columns(
+        pl.col("value").abs(),
+        low=pl.when(low.is_not_null() & high.is_not_null()).then(least),
+        high=pl.when(low.is_not_null() & high.is_not_null()).then(pl.max_horizontal(low.abs(), high.abs())),
+    )
+
+
+def _upright(breaks: pl.DataFrame, x: alt.X, colour: alt.Color, labels: bool) -> list[alt.Chart]:
+    if breaks.is_empty():
+        return []
+    tips = ["curve:N", alt.Tooltip("x:Q", title="t_d", format=",.0f")]
+    layers = [alt.Chart(breaks).mark_rule(strokeWidth=1.2, strokeDash=[4, 3]).encode(x, colour, tooltip=tips)]
+    if labels:
+        first = breaks.unique("group", keep="first", maintain_order=True).with_columns(label=pl.lit("t_d"))
+        text = alt.Chart(first).mark_text(color=TEXT, align="right", baseline="top", dx=-5, fontSize=11)
+        layers.append(text.encode(x, text="label:N", y=alt.value(2)))
+    return layers
+
+
+def spoken(rows: pl.DataFrame, key: str = "curve") -> str:
+    said = []
+    for (name,), part in rows.group_by(key, maintain_order=True):
+        ends = [
+            f"{measure} {one['value'][0]:.2g} → {one['value'][-1]:.2g}"
+            for measure, short in zip(MEASURES, ("D", "M", "|ΔL|"), strict=True)
+            for measure, one in [(short, part.filter(pl.col("measure") == measure))]
+            if len(one)
+        ]
+        said.append(f"{name}: {', '.join(ends)} over {count(part['step'].n_unique(), 'step')}.")
+    return " ".join(said)
 
 
 def _breaks(breaks: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
@@ -146,9 +259,9 @@ def _found(rows: pl.DataFrame) -> str:
     of = "" if len(last) == 1 else ", for both curves" if len(last) == 2 else f", for all {len(last)} curves"
     apart = (ends["low"] > ends["high"]).fill_null(False)
     if ((last > 1.1 * least) & apart).all():
-        rise = f"from {span(least)} at its lowest to {span(last)} over the last doubling"
+        rise = f"from {span_of(least)} at its lowest to {span_of(last)} over the last doubling"
         return f"Destructive interference rises {rise}{of}"
-    return f"Destructive interference over the last doubling is {span(last)}; at its lowest it was {span(least)}"
+    return f"Destructive interference over the last doubling is {span_of(last)}; at its lowest it was {span_of(least)}"
 
 
 def _found_step(rows: pl.DataFrame) -> str:

@@ -16,9 +16,8 @@ from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
 from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.heads import moving_head_map, picked_head
+from lmdynamics.charts.heads import loss_and_uas, moving_head_map, picked_head
 from lmdynamics.charts.moving import Moving, Place, above, beside, moved, picker
-from lmdynamics.charts.overview import loss_and_uas
 from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.computing import Computing

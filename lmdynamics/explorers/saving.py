@@ -6,7 +6,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from lmdynamics.charts.export import KINDS, save
+from lmdynamics.charts.show import KINDS, save
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
 
 State = dict[str, Any]  # of literals only, so that its text in a cell makes it again

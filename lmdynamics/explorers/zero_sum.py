@@ -10,9 +10,9 @@ from IPython.display import display
 from lmdynamics.analysis.intervals import bounded
 from lmdynamics.analysis.zero_sum import large_change
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.changes import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.charts.moving import Moving, Place, above, beside, moved
 from lmdynamics.charts.tokens import ColouredTokens, visible
+from lmdynamics.charts.trades import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, RunChanges, run_changes, start, told
 from lmdynamics.explorers.explorer import Explorer, State, numbered

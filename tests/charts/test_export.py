@@ -6,8 +6,7 @@ import altair as alt
 import polars as pl
 import pytest
 
-from lmdynamics.charts import export
-from lmdynamics.charts.export import save
+from lmdynamics.charts.show import save
 from lmdynamics.charts.theme import figure
 from lmdynamics.errors import UserError
 
@@ -36,7 +35,7 @@ def test_a_view_that_cannot_be_drawn_leaves_no_file(views, tmp_path, monkeypatch
     def fails(chart):
         raise UserError("no picture")
 
-    monkeypatch.setattr(export, "to_png", fails)
+    monkeypatch.setitem(save.__globals__, "to_png", fails)
     with pytest.raises(UserError, match="no picture"):
         save(views, {}, tmp_path)
     assert os.listdir(tmp_path) == []

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from lmdynamics import charts
-from lmdynamics.charts.decomposition import MEASURES
 from lmdynamics.charts.trades import clipped, spread
+from lmdynamics.charts.zero_sum import MEASURES
 from lmdynamics.errors import UserError
 from lmdynamics.paths import shipped
 from tests.charts import interference_frames as frames

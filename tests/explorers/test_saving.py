@@ -7,7 +7,7 @@ import altair as alt
 import polars as pl
 import pytest
 
-from lmdynamics.charts.export import KINDS, save
+from lmdynamics.charts.show import KINDS, save
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.saving import SaveRow, as_cell, check_among, restored
 
