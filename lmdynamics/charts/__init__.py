@@ -1,8 +1,7 @@
 """One function per figure: a tidy frame in, an Altair chart out. `show` puts it before the reader."""
 
 from lmdynamics.charts.arcs import sentence_arcs
-from lmdynamics.charts.breaks import break_profile, broken_by_hand
-from lmdynamics.charts.deceleration import deceleration, power_law_claim
+from lmdynamics.charts.deceleration import break_profile, broken_by_hand, deceleration, power_law_claim
 from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
 from lmdynamics.charts.family import family_tree
 from lmdynamics.charts.first_order import (

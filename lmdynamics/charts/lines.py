@@ -78,7 +78,7 @@ class Line:
         return layers
 
     def _looks(self) -> tuple[dict[str, Any], list[alt.StrokeDash | alt.StrokeWidth]]:
-        """Dash and width of the line: of its mark where all series have the same, and channels where each has its own."""
+        """Dash and width of the line: of its mark if all series share them, and channels if each has its own."""
         look, looks = {}, []
         for channel, given in ((alt.StrokeDash, self.dashes), (alt.StrokeWidth, self.width)):
             dash = channel is alt.StrokeDash

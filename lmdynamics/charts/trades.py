@@ -19,13 +19,13 @@ from lmdynamics.errors import shortened
 
 MOST_PANELS = 4  # doublings side by side
 LONGEST = 18  # characters of a token that are shown
-HALF = 330  # pixels: the width of one of two figures that stand side by side
+HALF, LOW = 330, 80  # pixels: the size of one of four figures, two in a row
 SIDES = {"away": BLUE, "lost": VERMILION}  # how far losses fell (to the left), and rose
 TRADED = ["group", "gained", "lost", "net"]
 OF_TEXT = "change of loss (nats per token of the text)"
 INTERFERENCE = Line(
     "interference",
-    "destructive interference D",
+    ["destructive", "interference D"],
     band=("interference_low", "interference_high"),
     scale={"domain": [0, 1]},
     axis={"tickCount": 5},
@@ -153,9 +153,9 @@ def interference_cursor(
     told = f"from {span_of(rows['interference'][:1])} to {span_of(rows['interference'][-1:])}"
     key = ["band: 95 %" if len(rows.drop_nulls(line.band)) else "", "grey: this batch alone" if alone else ""]
     return figure(
-        panel(layers, x, at=cursor, here=here, width=HALF, height=105),
+        panel(layers, x, at=cursor, here=here, width=HALF, height=LOW),
         f"Destructive interference goes {told}",
-        [caption, "; ".join(filter(None, key))],
+        "; ".join(filter(None, [caption, *key])),
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
     )
 
@@ -185,7 +185,7 @@ def change_histogram(bins: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
         tooltip=[*numbers("+.3~g", "low", "high"), "tokens:Q"],
     )
     return figure(
-        alt.layer(bars, across(x, 0)).properties(width=HALF, height=105),
+        alt.layer(bars, across(x, 0)).properties(width=HALF, height=LOW),
         ["How far losses moved at step ", cursor.number],
         "blue: the loss fell; orange: it rose",
         "Histogram of the changes of tokens' losses at one checkpoint, those that fell to the left.",
@@ -205,8 +205,8 @@ def traded_at(table: pl.DataFrame, cursor: Cursor, by: str = "") -> alt.LayerCha
     tips = ["group:N", *numbers("+.3~g", "gained", "lost", "net")]
     here = alt.Chart(rows).transform_filter(f"datum.step == {cursor.name}").encode(y, tooltip=tips)
     return figure(
-        alt.layer(*_bars(here, x, 11), zero_line(), _net(here, 45).encode(x)).properties(
-            width=HALF, height=20 * len(groups)
+        alt.layer(*_bars(here, x, 10), zero_line(), _net(here, 45).encode(x)).properties(
+            width=HALF, height=16 * len(groups)
         ),
         ["Whose losses fell and rose at step ", cursor.number],
         "blue: how far losses fell; orange: rose; dot: the sum of both",
@@ -225,8 +225,8 @@ def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatC
     by = "a doubling" if "until" in rows.columns else "one step"
     axis = {"tickCount": 4}
     lines = {
-        ".3f": Line("loss", "loss (nats)", axis=axis, points=16),
-        "+.3~g": Line("change", [f"change by {by}", "(nats)"], scale={"zero": True}, axis=axis),
+        ".3f": Line("loss", ["loss", "(nats)"], axis=axis, points=16),
+        "+.3~g": Line("change", ["change", "(nats)"], scale={"zero": True}, axis=axis),
     }
     panels = []
     for style, line in list(lines.items())[0 if loss else 1 :]:
@@ -238,7 +238,7 @@ def token_course(rows: pl.DataFrame, token: str, cursor: Cursor) -> alt.VConcatC
             bars = alt.Chart(data).mark_rule(strokeWidth=4).encode(x, line.y, alt.Y2(datum=0), color=fell)
             marks = [bars, zero_line("y")]
         here = data.select("x", "step", line.value), numbers(style, line.value)
-        panels.append(panel(marks, x, at=cursor, here=here, width=HALF, height=48))
+        panels.append(panel(marks, x, at=cursor, here=here, width=HALF, height=38))
     chart = alt.vconcat(*panels, spacing=10) if loss else panels[0]
     largest = data.sort(pl.col("change").abs())["step"][-1]
     most = f"{data.filter(step=largest)['change'][0]:+.3g} nats".replace("-", "−")

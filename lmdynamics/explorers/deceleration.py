@@ -15,7 +15,7 @@ from lmdynamics.analysis.fits import break_profile
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import SMOOTHINGS, prepare
 from lmdynamics.charts.axes import Cursor, nearest
-from lmdynamics.charts.breaks import hand_parameters
+from lmdynamics.charts.deceleration import hand_parameters
 from lmdynamics.charts.moving import Moving, Place, above, moved, with_parameters
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer, State

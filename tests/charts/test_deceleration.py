@@ -7,7 +7,7 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.fits import fits_table, fitted_line
 from lmdynamics.charts.axes import Cursor, log_ticks
-from lmdynamics.charts.breaks import hand_parameters
+from lmdynamics.charts.deceleration import hand_parameters
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
 from tests.charts.specs import at_step, drawn, rows_of
