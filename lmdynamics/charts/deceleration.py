@@ -96,7 +96,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     return figure(
         panel(layers, x, height=HEIGHT + 60),
         _found(names, [rows[name] for name in names]),
-        ["; ".join(filter(None, caption)), _told(rows[names[0]]) if len(names) == 1 else ""],
+        [caption, _told(rows[names[0]]) if len(names) == 1 else ""],
         f"Loss against step, both logarithmic, for {', '.join(names)}. " + ". ".join(reasons) + ".",
     )
 

@@ -85,13 +85,15 @@ def dissent_over_training(
         here = by_step(data, "group", "dissent", "+.3f") if cursor is not None else None
         size = _size(len(curves), 300, 260) if cursor is None else {"width": _beside(len(curves)), "height": 150}
         panels.append(_of_curve(panel(layers, x, at=cursor, here=here, **size), curve if len(curves) > 1 else ""))
-    caption = ["bands: 95 % over rows of text" if rows["low"].is_not_null().any() else ""]
-    caption += ["dotted: attraction with the repulsion at another position" if control else ""]
-    caption += ["grey: published, read off a poster (approximate)" if published else ""]
+    caption = [
+        "bands: 95 % over rows of text" if rows["low"].is_not_null().any() else "",
+        "dotted: attraction with the repulsion at another position" if control else "",
+        "grey: published, read off a poster (approximate)" if published else "",
+    ]
     return figure(
         _in_rows(panels, cursor),
         _found(rows),
-        "; ".join(filter(None, caption)),
+        [caption],
         "Dissent between attraction and repulsion over training. " + " ".join(_spoken(rows, "dissent")),
     )
 

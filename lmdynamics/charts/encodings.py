@@ -6,6 +6,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.charts.axes import placed
 from lmdynamics.charts.theme import TEXT
 from lmdynamics.errors import UserError
 
@@ -43,6 +44,17 @@ def names(field: str, order: Sequence[str], *, labels: bool = True, padding: int
 def head(text: str | list[str], **options) -> alt.TitleParams:
     """The head of a panel, at its left end."""
     return alt.TitleParams(text, **{"fontSize": 12, "fontWeight": "normal", "anchor": "start"} | options)
+
+
+def interval(
+    frame: pl.DataFrame, axis: alt.X | alt.Y, *channels, band: tuple[str, str] = ("low", "high"), **mark
+) -> list[alt.Chart]:
+    """A line from the low to the high end of each interval along an axis, or nothing where no row has one."""
+    if not set(band) <= set(frame.columns) or (known := frame.drop_nulls(band)).is_empty():
+        return []
+    low, high = band
+    other = alt.X2(f"{high}:Q") if isinstance(axis, alt.X) else alt.Y2(f"{high}:Q")
+    return [alt.Chart(known).mark_rule(**mark).encode(placed(axis, low), other, *channels)]
 
 
 def across(axis: alt.X | alt.Y, value: float, **mark) -> alt.Chart:

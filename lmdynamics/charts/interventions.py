@@ -27,7 +27,7 @@ from lmdynamics.charts.conditions import (
     stacked,
     tidy,
 )
-from lmdynamics.charts.encodings import names, numbers
+from lmdynamics.charts.encodings import interval, names, numbers
 from lmdynamics.charts.lines import Line, colour_by, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure
@@ -93,10 +93,7 @@ def conditions_panels(
         value = alt.Tooltip("value", title=measure, format=_tip_format(share))
         tips = ["condition", "step", value]
         layers, seeds = levels(known, single.y, right=True), on_step_axis(rows)
-        if {"low", "high"} <= set(rows.columns):
-            whole = seeds.drop_nulls(["value", "low", "high"])
-            reach = alt.Chart(whole).mark_rule(strokeWidth=0.8).encode(x, single.colour, detail="seed:N")
-            layers.append(reach.encode(placed(single.y, "low"), alt.Y2("high:Q")))
+        layers += interval(seeds.drop_nulls("value"), single.y, x, single.colour, alt.Detail("seed:N"), strokeWidth=0.8)
         layers += single.layers(seeds, x, ["seed", *tips], detail="seed:N")
         layers += replace(single, width=2.8, points=10).layers(on_step_axis(mean), x, tips)
         starts = _late_starts(rows, mean)
@@ -108,11 +105,10 @@ def conditions_panels(
         ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
         said.append(f"{measure} at the end: {span(ends, share)}")
         told += [f"{name}: {number(level, share)}" for name, level in known.items()]
-    caption = [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
         capital(said[0]),
-        [*findings(said), "; ".join(filter(None, caption))],
+        [*findings(said), [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]],
         f"Conditions over training. {'. '.join(map(capital, [*said, *told]))}. {capital(_seeds(data))}.",
     )
 
@@ -149,28 +145,27 @@ def final_by_condition(
         y = names("condition", list(colours), labels=index % columns == 0, grid=True, labelLimit=0)
         x = alt.X("value:Q", title=wrapped(name, width)).scale(zero=False, padding=8)
         x = x.axis(format=_axis_format(share), tickCount=5, grid=False)
-        at_mean, low = (alt.X(f"{column}:Q", title=x["title"]) for column in ("mean", "low"))
         colour, style = colour_by("condition", colours, legend=False), _tip_format(share)
-        base = alt.Chart(middle).encode(y, colour, tooltip=["condition", *numbers(style, "mean", "low", "high")])
+        tips = ["condition", *numbers(style, "mean", "low", "high")]
+        bars = interval(middle, x, y, colour, strokeWidth=2, yOffset=-4, y2Offset=-4)
+        ticks = alt.Chart(middle).mark_tick(thickness=4, size=12, yOffset=-4, opacity=1)
         reference = alt.Chart(middle.filter(pl.col("condition") == (baseline or "")))
-        bars = base.transform_filter("isValid(datum.low) && isValid(datum.high)")
-        seeds = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
+        dots = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
         layers = [
-            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(at_mean),
-            bars.mark_rule(strokeWidth=2, yOffset=-4, y2Offset=-4).encode(low, alt.X2("high:Q")),
-            base.mark_tick(thickness=4, size=12, yOffset=-4, opacity=1).encode(at_mean),
-            seeds.encode(x, y, colour, tooltip=["condition", "seed", *numbers(style, "value")]),
+            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(x, "mean")),
+            *(bar.encode(tooltip=tips) for bar in bars),
+            ticks.encode(placed(x, "mean"), y, colour, tooltip=tips),
+            dots.encode(x, y, colour, tooltip=["condition", "seed", *numbers(style, "value")]),
         ]
         panels.append(alt.layer(*layers).properties(width=width, height=ROW * len(colours)))
         said.append(f"{name}: {span(middle.rename({'mean': 'value'}), share, baseline)}")
-    known = means.filter(pl.col("low").is_not_null())
-    bar = "bar: 95 % interval" if len(known) else "one seed each: no interval"
+    bar = "bar: 95 % interval" if means["low"].is_not_null().any() else "one seed each: no interval"
     caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", absent(missing)]
     each = "; ".join(_told(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
     return figure(
         alt.concat(*panels, columns=columns, spacing=24),
         capital(said[0]),
-        [*findings(said), "; ".join(filter(None, caption))],
+        [*findings(said), caption],
         f"Conditions at the end of training. {each}.",
     )
 
@@ -224,11 +219,10 @@ def value_over_parameter(
         panels.append(alt.layer(*layers).properties(width=WIDTH, height=240 if len(measures) == 1 else 120))
         said.append(f"{measure}: {span(mean, share, baseline)}")
     counted = f"{count(data['seed'].n_unique(), 'seed')}; dot: a seed; line and ticks: mean"
-    caption = [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]
     return figure(
         alt.vconcat(*panels, spacing=12),
         capital(said[0]),
-        [*findings(said), "; ".join(filter(None, caption))],
+        [*findings(said), [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]],
         f"Values over {parameter}. {'. '.join(map(capital, said))}. {counted}.",
     )
 

@@ -12,7 +12,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import log_ticks
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.encodings import across, head, need_rows, numbers, one
+from lmdynamics.charts.encodings import across, head, interval, need_rows, numbers, one
 from lmdynamics.charts.lines import colour_by, log_scale
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ORANGE, TEXT, VERMILION, WIDTH, figure
@@ -51,12 +51,12 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
         "dots: curves, with 95 % intervals as far as the panel reaches",
         "line: fitted power of size",
         "grey: published" if published is not None else "",
+        f"{count(hidden, 'value')} missing or not above 0 left out" if hidden else "",
     ]
-    caption += [f"{count(hidden, 'value')} missing or not above 0 left out" if hidden else ""]
     return figure(
         alt.hconcat(*(panel for panel, _, _ in found), spacing=78, bounds="flush"),
         f"Larger models: {', '.join(said)}",
-        "; ".join(filter(None, caption)),
+        [caption],
         f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
         + "; ".join(f"{PANELS[name][1]}, {_exponent(law.get(name))}" for name in PANELS)
         + ".",
@@ -173,10 +173,8 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     layers = []
     if others is not None and len(others):
         layers.append(alt.Chart(others).mark_point(filled=True, color=GREY, size=55, opacity=0.8).encode(x, y))
-    if len(bars := shown.drop_nulls(["low", "high"])):
-        within_panel = bars.with_columns(pl.col("low").clip(low), pl.col("high").clip(upper_bound=high))
-        reach = alt.Chart(within_panel).mark_rule(color=BLUE, strokeWidth=1.5, opacity=0.6)
-        layers.append(reach.encode(x, alt.Y("low:Q"), alt.Y2("high:Q")))
+    ends = shown.with_columns(pl.col("low").clip(low), pl.col("high").clip(upper_bound=high))
+    layers += interval(ends, y, x, color=BLUE, strokeWidth=1.5, opacity=0.6)
     if law and law["exponent"] is not None and len(shown):
         line = pl.DataFrame({"x": [shown["x"].min(), shown["x"].max()]})
         line = line.with_columns(y=law["a"] * pl.col("x") ** law["exponent"])

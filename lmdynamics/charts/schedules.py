@@ -136,12 +136,11 @@ def speedup_curves(
             f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {told[fastest[0]]}, {fastest[0]}"
         )
         title += f"; {len(missed)} of {len(rows)} never get there" if missed else ""
-    caption = ["dot: a seed", "line: fitted curve", "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""]
-    caption += [absent(missing)]
+    known = "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
         title,
-        "; ".join(filter(None, caption)),
+        [["dot: a seed", "line: fitted curve", known, absent(missing)]],
         f"{measure} over training, with fitted curves. {target[0].upper() + target[1:]}: {number(best, percent)}. "
         + "; ".join(f"{name}: {text}" for name, text in told.items())
         + ".",
@@ -191,11 +190,10 @@ def gain_by_paradigm(
     gains = {name: gain for name, gain in gains.items() if gain is not None}
     (least, low), (most, high) = min(gains.items(), key=lambda g: g[1]), max(gains.items(), key=lambda g: g[1])
     span = f"{_points(low)} ({least}) to {_points(high)} ({most})" if len(gains) > 1 else f"{_points(low)} ({least})"
-    caption = ["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]
     return figure(
         alt.hconcat(*panels, spacing=14),
         f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}",
-        "; ".join(filter(None, caption)),
+        [["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]],
         f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(said)}. "
         f"Largest for {order[0]}, smallest for {order[-1]}.",
     )

@@ -69,7 +69,7 @@ def small_multiples(
     return figure(
         chart,
         capital(said[0]),
-        [*findings(said), "; ".join(filter(None, caption))],
+        [*findings(said), caption],
         f"Runs side by side over training. {'. '.join(map(capital, said))}.",
     )
 

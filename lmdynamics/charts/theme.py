@@ -72,15 +72,21 @@ def _between(one: str, other: str, share: float) -> str:
 
 
 def figure(
-    chart: alt.TopLevelMixin, title: str | Sequence[str | Value], caption: str | Sequence[str], description: str
+    chart: alt.TopLevelMixin,
+    title: str | Sequence[str | Value],
+    caption: str | Sequence[str | Sequence[str]],
+    description: str,
 ):
     """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme.
 
-    Title and caption are wrapped to the chart's width. A caption of several texts begins a line with each; a title of
-    several parts is one text, some of it values of the chart's parameters.
+    Title and caption are wrapped to the chart's width. A caption of several texts begins a line with each; a text of
+    several parts is those that are not empty, separated by semicolons. A title of several parts is one text, some of it
+    values of the chart's parameters.
     """
     width = max(LEAST, width_of(chart))
-    lines = [line for text in ([caption] if isinstance(caption, str) else caption) for line in wrapped(text, width)]
+    texts = [caption] if isinstance(caption, str) else caption
+    texts = [text if isinstance(text, str) else "; ".join(filter(None, text)) for text in texts]
+    lines = [line for text in texts for line in wrapped(text, width)]
     chart = chart.copy(deep=False)  # Altair's own methods would copy all that is in it, once for each part of the theme
     chart.title = alt.TitleParams(title_lines(title, width, TITLE), subtitle=lines, anchor="start")
     chart.description, chart.config = description, THEME

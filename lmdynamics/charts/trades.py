@@ -10,7 +10,7 @@ import polars as pl
 
 from lmdynamics.charts.axes import Cursor, on_step_axis, placed, step_axis, steps_of
 from lmdynamics.charts.conditions import ROW, capital, span_of
-from lmdynamics.charts.encodings import SIGNED, across, head, names, need_rows, numbers, zero_line
+from lmdynamics.charts.encodings import SIGNED, across, head, interval, names, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, WIDTH, figure
@@ -65,9 +65,7 @@ def traded(table: pl.DataFrame, *, by: str = "") -> alt.HConcatChart:
         x = x.scale(domain=[-most, most], nice=False).axis(labelExpr=SIGNED, grid=False, **ticks)
         base = alt.Chart(here).encode(y, tooltip=tips)
         layers = [*_bars(base, x, 14), across(x, 0)]
-        if {"net_low", "net_high"} <= set(here.columns) and len(bounded := here.drop_nulls(["net_low", "net_high"])):
-            reach = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=2).encode(placed(x, "net_low"), y)
-            layers.append(reach.encode(alt.X2("net_high:Q")))
+        layers += interval(here, x, y, band=("net_low", "net_high"), color=TEXT, strokeWidth=2)
         layers.append(_net(base, 48).encode(x))
         part = alt.layer(*layers).properties(width=width, height=ROW * len(groups))
         if step is not None:
@@ -115,9 +113,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     tips = ["label:N", "token:Q", *numbers("+.4f", "change"), "count:Q"]
     base = alt.Chart(rows).encode(y, tooltip=tips)
     layers = [base.mark_bar(height=13).encode(x, colour), zero_line()]
-    if "low" in rows.columns and len(bounded := rows.drop_nulls(["low", "high"])):
-        ends = alt.Chart(bounded).mark_rule(color=TEXT, strokeWidth=1.5).encode(y, alt.X("low:Q"), alt.X2("high:Q"))
-        layers.append(ends)
+    layers += interval(rows, x, y, color=TEXT, strokeWidth=1.5)
     first, last = rows.row(0, named=True), rows.row(-1, named=True)
     ends = [
         f"“{row['label']}” {verb} most ({row['change']:+.2f} nats)".replace("-", "−")
@@ -155,7 +151,7 @@ def interference_cursor(
     return figure(
         panel(layers, x, at=cursor, here=here, width=HALF, height=LOW),
         f"Destructive interference goes {told}",
-        "; ".join(filter(None, [caption, *key])),
+        [[caption, *key]],
         f"Destructive interference against step, {told}, with a line at one checkpoint. {caption}".strip(),
     )
 

@@ -6,7 +6,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import placed
 from lmdynamics.charts.conditions import MOST_ROWS, capital, count, number
-from lmdynamics.charts.encodings import numbers
+from lmdynamics.charts.encodings import interval, numbers
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError, printable
 
@@ -37,14 +37,12 @@ def record_trend(frame: pl.DataFrame) -> alt.LayerChart:
         layers += _accepted(data.drop_nulls("baseline"), x, y)
         caption.append("grey: accepted, with its tolerance" if len(layers) == 2 else "grey: accepted")
     chart = alt.Chart(data)
-    bounded = data.drop_nulls(["low", "high"])
-    if len(bounded):
-        upright = alt.Chart(bounded).mark_rule(color=BLUE, strokeWidth=1.2, opacity=0.6)
-        layers.append(upright.encode(x, placed(y, "low"), alt.Y2("high:Q")))
+    bounds = interval(data, y, x, color=BLUE, strokeWidth=1.2, opacity=0.6)
+    layers += bounds
     layers.append(chart.mark_line(color=BLUE, strokeWidth=1.5).encode(x, y))
     colour = alt.condition("datum.outside", alt.value(VERMILION), alt.value(BLUE))
     layers.append(chart.mark_point(size=45, filled=True, opacity=1).encode(x, y, color=colour, tooltip=tips))
-    caption.append("upright lines: 95 %" if len(bounded) else "no intervals")
+    caption.append("upright lines: 95 %" if bounds else "no intervals")
     if data["outside"].any():
         caption.append("vermilion: outside the tolerance")
     if missing := len(frame) - len(data):

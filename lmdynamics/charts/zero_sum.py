@@ -73,7 +73,7 @@ def interference_over_training(
     return figure(
         chart,
         _found(rows),
-        "; ".join(filter(None, caption)),
+        [caption],
         "Destructive interference, magnitude and change of loss over doublings of training. " + spoken(rows),
     )
 
@@ -103,11 +103,11 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
     made = _panels(rows, lines, WIDTH, title="step that the update is taken at (log scale)")
     chart = alt.vconcat(*made, spacing=10).resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
-    caption = ["bands: 95 % over batches" if bounded else "one batch: no interval", "hollow: the loss rose"]
+    caption = "bands: 95 % over batches" if bounded else "one batch: no interval"
     return figure(
         chart,
         _found_step(rows),
-        "; ".join(caption if rows["rose"].any() else caption[:1]),
+        [[caption, "hollow: the loss rose" if rows["rose"].any() else ""]],
         "Destructive interference, magnitude and change of loss in one optimizer step. " + spoken(rows, "series"),
     )
 
