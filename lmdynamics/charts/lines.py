@@ -50,27 +50,30 @@ class Line:
             return None
         return colour_by(self.series, self.colours, self.columns, self.legend)
 
-    def tips(self, frame: pl.DataFrame) -> list[alt.Tooltip | str]:
-        """What the tooltip of a row tells: its series, step, value and interval."""
-        known = [self.value, *(end for end in self.band or () if end in frame.columns)]
+    def tips(self, *ends: str) -> list[alt.Tooltip | str]:
+        """What the tooltip of a row tells: its series, step and value, and the `ends` of its interval."""
         named = [f"{self.series}:N"] if self.series else []
-        return [*named, "step:Q", *numbers(".1%" if self.percent else self.style, *known)]
+        return [*named, "step:Q", *numbers(".1%" if self.percent else self.style, self.value, *ends)]
 
-    def layers(self, frame: pl.DataFrame, x: alt.X, tips: Sequence | None = None, **channels) -> list[alt.Chart]:
+    def layers(
+        self, frame: pl.DataFrame | alt.InlineData, x: alt.X, tips: Sequence | None = None, **channels
+    ) -> list[alt.Chart]:
         """A band behind, a line, and points on it: layers of one panel.
 
-        `frame`: x (as `on_step_axis` puts it) and the columns that are named; `channels`: further ones, as `detail`.
+        `frame`: x (as `on_step_axis` puts it) and the columns that are named, or data of these columns that are yet to
+        come. `tips`: instead of the line's own; `channels`: further ones, as `detail`.
         """
         own, by = ({"color": self.colours}, []) if self.colour is None else ({}, [self.colour])
         base, layers = alt.Chart(frame).encode(x, self.y, *by, **channels), []
-        tips = self.tips(frame) if tips is None else list(tips)
-        known = frame.drop_nulls(self.band).height if self.band and set(self.band) <= set(frame.columns) else 0
-        if known:
-            low, high = self.band
-            both = " && ".join(f"isValid(datum['{end}'])" for end in self.band)
-            area = base if known == len(frame) else base.transform_filter(both)
+        later = isinstance(frame, alt.InlineData)  # of which every row will have an interval
+        ends = self.band if self.band and (later or set(self.band) <= set(frame.columns)) else ()
+        known, rows = (1, 1) if later else (frame.drop_nulls(ends or None).height, len(frame))
+        tips = self.tips(*ends) if tips is None else list(tips)
+        if ends and known:
+            both = " && ".join(f"isValid(datum['{end}'])" for end in ends)
+            area = base if known == rows else base.transform_filter(both)
             area = area.mark_area(opacity=self.shade, **own)
-            layers.append(area.encode(placed(self.y, low), alt.Y2(f"{high}:Q")))
+            layers.append(area.encode(placed(self.y, ends[0]), alt.Y2(f"{ends[1]}:Q")))
         look, looks = self._looks()
         layers.append(base.mark_line(**own, **look).encode(*looks, tooltip=tips))
         if self.points:

@@ -1,16 +1,27 @@
 """A run while it is trained: loss, rates and measurements, as one chart that takes new rows without being made anew."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import loss_by_bin
 from lmdynamics.charts.axes import on_step_axis, step_axis, step_ticks
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, PURPLE, VERMILION, WIDTH, figure
+from lmdynamics.charts.lines import Line, panel
+from lmdynamics.charts.theme import GREEN, GREY, PURPLE, VERMILION, figure
 
 RAW_PER_DECADE = 100  # single steps drawn per factor of ten: enough to see the noise, few enough to send each second
 Rows = list[dict[str, float | str | None]]
+LOSS = Line("loss", ["loss (nats per", "predicted token)"], width=2.5, shade=0.15)
+RATE = {"band": None, "scale": {"zero": True}}
+MASKING = Line(
+    "masking_rate", ["masking", "rate"], colours=VERMILION, axis={"tickCount": 3, "format": "%"}, style="%", **RATE
+)
+LEARNING = Line(
+    "lr", ["learning", "rate"], colours=PURPLE, axis={"tickCount": 3, "format": ".1~e"}, style=".1~e", **RATE
+)
+MEASURED = Line("value", colours=GREEN, band=None, axis={"tickCount": 3, "format": ".3~g"}, style=".3~g", points=14)
 
 
 def live_training(
@@ -28,21 +39,27 @@ def live_training(
     """
     data = {which: alt.InlineData(values=rows[which], name=which) for which in ("raw", "smooth", "measured")}
     reach = [0, 1, steps]
-    parameters = [alt.param(name="said", value=said), alt.param(name="seen", value=0)]
-    panels = [_loss(data, reach)]
-    if masking:
-        panels.append(_line(data["raw"], reach, "masking_rate", ["masking", "rate"], VERMILION, "%"))
-    panels.append(_line(data["raw"], reach, "lr", ["learning", "rate"], PURPLE, ".1~e"))
-    for what in measured:
-        chosen = data["measured"]
-        panels.append(_line(chosen, reach, "value", what, GREEN, ".3~g", what, points=True))
-    panels[-1] = _with_title(panels[-1], reach)
+    below, x = step_axis(reach), step_axis(reach, None)
+    x = x.axis(values=step_ticks(reach), labels=False, grid=False)
+    band, line = LOSS.layers(data["smooth"], x)
+    single = alt.Chart(data["raw"]).mark_point(color=GREY, size=6, filled=True, opacity=0.7)
+    raw = single.encode(x, LOSS.y, tooltip=LOSS.tips())
+    lines = [(rate, data["raw"], "") for rate in ([MASKING] if masking else []) + [LEARNING]]
+    lines += [(replace(MEASURED, title=what), data["measured"], what) for what in measured]
+    panels = [panel([band, raw, line], x, height=180)]
+    for rate, numbers, only in lines:
+        axis = below if len(panels) == len(lines) else x  # the lowest panel names the axis that all of them share
+        layers = rate.layers(numbers, axis)
+        if only:
+            chosen = alt.FieldEqualPredicate(field="name", equal=only)
+            layers = [layer.transform_filter(chosen) for layer in layers]
+        panels.append(panel(layers, axis, height=80 if only else 50))
     chart = figure(
         alt.vconcat(*panels, spacing=10),
         "",
         f"{name}; grey: single batches, blue: their mean and middle 80 %",
         f"Loss, rates and measurements of {name} while it is trained, over {steps:,} steps on a logarithmic axis.",
-    ).add_params(*parameters)
+    ).add_params(alt.param(name="said", value=said), alt.param(name="seen", value=0))
     chart.title.text = alt.ExprRef(
         r"split(replace(said, ', loss', '\nloss'), '\n')"
     )  # it is longer than the chart is wide
@@ -65,35 +82,3 @@ def live_rows(log: pl.DataFrame, measured: pl.DataFrame | None = None) -> dict[s
     smooth = finite if finite.is_empty() else loss_by_bin(finite)
     frames = {"raw": raw, "smooth": smooth, "measured": measured}
     return {which: on_step_axis(frame).to_dicts() for which, frame in frames.items()}
-
-
-def _loss(data: Mapping[str, alt.InlineData], reach: Sequence[int]) -> alt.LayerChart:
-    axis, title = _unlabelled(reach), ["loss (nats per", "predicted token)"]
-    y = alt.Y("loss:Q", title=title).scale(zero=False)
-    tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip("loss:Q", format=".3f")]
-    smooth = alt.Chart(data["smooth"]).encode(axis)
-    return alt.layer(
-        smooth.mark_area(color=BLUE, opacity=0.15).encode(alt.Y("low:Q", title=title), alt.Y2("high:Q")),
-        alt.Chart(data["raw"]).mark_point(color=GREY, size=6, filled=True, opacity=0.7).encode(axis, y, tooltip=tips),
-        smooth.mark_line(color=BLUE, strokeWidth=2.5).encode(y, tooltip=tips),
-    ).properties(width=WIDTH, height=180)
-
-
-def _line(data, reach, field: str, title, colour: str, form: str, only: str = "", points: bool = False) -> alt.Chart:
-    y = alt.Y(f"{field}:Q", title=title).scale(zero=not points).axis(tickCount=3, format=form)
-    tips = [alt.Tooltip("step:Q", format=",d"), alt.Tooltip(f"{field}:Q", format=form)]
-    mark = {"color": colour, "strokeWidth": 2, "point": {"color": colour, "size": 14} if points else False}
-    chart = alt.Chart(data).mark_line(**mark).encode(_unlabelled(reach), y, tooltip=tips)
-    if only:
-        chart = chart.transform_filter(alt.FieldEqualPredicate(field="name", equal=only))
-    return chart.properties(width=WIDTH, height=80 if points else 50)
-
-
-def _unlabelled(reach: Sequence[int]) -> alt.X:
-    axis = step_axis(reach, None)
-    return axis.axis(values=step_ticks(reach), labels=False, grid=False)
-
-
-def _with_title(panel: alt.Chart, reach: Sequence[int]) -> alt.Chart:
-    """The lowest panel names the axis that all of them share."""
-    return panel.encode(step_axis(reach))
