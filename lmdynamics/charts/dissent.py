@@ -15,11 +15,10 @@ import polars as pl
 
 from lmdynamics.charts.axes import Cursor, by_step, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.encodings import head, need_rows, numbers, zero_line
+from lmdynamics.charts.encodings import head, measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, colour_by, levels, log_axis, panel
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, ramp
-from lmdynamics.errors import UserError
 
 DISSENT = Line(
     "dissent",
@@ -150,9 +149,7 @@ def dissent_plane(
     what = "dissent plane"
     rows = _grouped(table, list(PLANE), what)
     curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, groups), steps_of(rows)
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
+    step = measured_step(step, steps, what)
     here = str(step) if cursor is None else cursor.name
     most = min(1.3, 1.35 * max(0.1, *(rows[name].abs().max() for name in PLANE)))
     scale = alt.Scale(domain=[-most, most], nice=False)

@@ -30,6 +30,19 @@ def need_rows(
     return rows
 
 
+def measured_step(step: int | None, steps: Sequence[int], what: str) -> int:
+    """A step that is among those measured; without one, the last.
+
+    Raises
+    ------
+    UserError
+        If it was not measured.
+    """
+    if step is not None and step not in steps:
+        raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step
+
+
 def numbers(style: str, *columns: str) -> list[alt.Tooltip]:
     """Columns of numbers in a tooltip, all in one format."""
     return [alt.Tooltip(f"{column}:Q", format=style) for column in columns]

@@ -14,7 +14,7 @@ from lmdynamics.analysis.gradients import each_batch
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.encodings import SIGNED, head, need_rows, numbers
+from lmdynamics.charts.encodings import SIGNED, head, measured_step, need_rows, numbers
 from lmdynamics.charts.lines import Line, log_axis, panel
 from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import step_tiles
@@ -48,10 +48,8 @@ def first_order_against_measured(
     kept = updates & pl.col("first_order").is_finite() & pl.col("change").is_finite()
     rows = need_rows(changes, ["step", "split", "first_order", "change"], what, otherwise, kept)
     rows = rows.select("step", "split", pl.col("first_order", "change").cast(pl.Float64))
-    known = rows["step"].unique().sort().to_list()
-    steps = spread(known, 4) if steps is None else list(steps)
-    if missing := [step for step in steps if step not in known]:
-        raise UserError(f"{what}: step {missing[0]} was not measured; measured: {', '.join(map(str, known))}")
+    known = steps_of(rows)
+    steps = [measured_step(step, known, what) for step in (spread(known, 4) if steps is None else steps)]
     splits = {split: of for split, of in SPLITS.items() if split in rows["split"]}
     fitted = each_batch(rows.with_columns(batch=0), ["step", "split"])  # all batches as one
     most, panels, slopes, said = MOST_POINTS // len(splits), [], {}, []

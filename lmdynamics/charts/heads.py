@@ -26,7 +26,7 @@ from lmdynamics.charts.axes import (
     undated,
     upright,
 )
-from lmdynamics.charts.encodings import need_rows, numbers
+from lmdynamics.charts.encodings import measured_step, need_rows, numbers
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.moving import over_places
 from lmdynamics.charts.text import Value, quoted
@@ -58,11 +58,7 @@ def layer_head_map(
     otherwise = f"no scores for the relation {relation!r}; measured: {known or 'none'}"
     chosen = (pl.col("relation") == relation) & (pl.col("split") == split) & (pl.col("count") > 0)
     rows = need_rows(scores, SCORES, "head map", otherwise, chosen)
-    step = rows["step"].max() if step is None else step
-    if step not in rows["step"]:
-        raise UserError(
-            f"head map: step {step} was not measured; measured: {', '.join(map(str, rows['step'].unique().sort()))}"
-        )
+    step = measured_step(step, steps_of(rows), "head map")
     cells = best_directions(rows).filter(pl.col("step") == step)
     top = cells.filter("best").row(0, named=True)
     baseline, reach = "" if offset is None else f"best fixed offset: {offset:.0%}", within_reach(rows)

@@ -10,7 +10,7 @@ import polars as pl
 from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
-from lmdynamics.charts.encodings import need_rows, numbers, zero_line
+from lmdynamics.charts.encodings import measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, HEIGHT, VERMILION, figure
@@ -110,7 +110,7 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     diagonal, so that the diagonal, always 1, does not drown the rest.
     """
     what = "Gram matrix"
-    here, step = _at(_of_part(frame, part, what), step, what)
+    here, step = _matrix(frame, step, part, what)
     rows = here["a"].unique().append(here["b"].unique()).unique().sort()[:MOST_ROWS].to_list()
     here = here.filter(pl.col("a").is_in(rows) & pl.col("b").is_in(rows)).select("a", "b", "cosine")
     both = _mirrored(here)
@@ -150,7 +150,7 @@ def group_opposition(
     `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`. `groups`: their order (or the frame's).
     """
     what = "opposition of groups"
-    here, step = _at(_of_part(frame, part, what), step, what)
+    here, step = _matrix(frame, step, part, what)
     here = here.with_columns(pl.col("a", "b").cast(pl.String))
     present = dict.fromkeys([*here["a"], *here["b"]])
     groups = [*(name for name in groups or () if name in present), *(n for n in present if n not in (groups or ()))]
@@ -208,11 +208,11 @@ def _of_part(frame: pl.DataFrame, part: str, what: str) -> pl.DataFrame:
     return need_rows(frame, COLUMNS, what, otherwise, pl.col("part") == part)
 
 
-def _at(frame: pl.DataFrame, step: int | None, what: str) -> tuple[pl.DataFrame, int]:
-    step = frame["step"].max() if step is None else step
-    known = ", ".join(map(str, frame["step"].unique().sort()))
-    here = need_rows(frame, [], what, f"step {step} was not measured; measured: {known}", pl.col("step") == step)
-    return here, step
+def _matrix(frame: pl.DataFrame, step: int | None, part: str, what: str) -> tuple[pl.DataFrame, int]:
+    """The cosines of one part at one step, by default the last."""
+    here = _of_part(frame, part, what)
+    step = measured_step(step, steps_of(here), what)
+    return here.filter(pl.col("step") == step), step
 
 
 def _mirrored(half: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.conditions import ROW, absent, count, number, tidy
 from lmdynamics.charts.encodings import SIGNED, across, head, names, need_rows, numbers, one
-from lmdynamics.charts.lines import colour_by
+from lmdynamics.charts.lines import Line, colour_by
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
@@ -27,29 +27,24 @@ def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = Non
     data = pl.concat([_thinned(rates.filter(pl.col("condition") == name)) for name in colours])
     spread = (WIDEST - NARROWEST) / max(1, len(colours) - 1)
     widths = [WIDEST - spread * i for i in range(len(colours))] if len(colours) > 1 else [2.5]
-    key = alt.Legend(orient="bottom", columns=3, symbolType="stroke")
-    looks = {"color": list(colours.values()), "strokeDash": list(DASHES[: len(colours)]), "strokeWidth": widths}
-    channels = {
-        channel: {
-            "field": "condition",
-            "type": "nominal",
-            "title": None,
-            "legend": key,
-            "scale": alt.Scale(domain=list(colours), range=look),
-        }
-        for channel, look in looks.items()
-    }
-    top = float(data["rate"].max()) * 1.15 or 1.0
-    base = alt.Chart(data).encode(
-        _linear_steps(data["step"].max()),
-        alt.Y("rate:Q", title="masking rate (share of tokens)").axis(format="%").scale(domain=[0, top], nice=False),
-        alt.Color(**channels["color"]),
-        alt.StrokeDash(**channels["strokeDash"]),
-        alt.StrokeWidth(**channels["strokeWidth"]),
-        tooltip=["condition", "step", *numbers(".1%", "rate")],
+    line = Line(
+        "rate",
+        "masking rate (share of tokens)",
+        "condition",
+        colours,
+        dict(zip(colours, DASHES, strict=False)),
+        band=None,
+        percent=True,
+        scale={"domain": [0, float(data["rate"].max()) * 1.15 or 1.0], "nice": False},
+        width=dict(zip(colours, widths, strict=True)),
+        legend=True,
+        columns=3,
     )
+    x, tips = _linear_steps(data["step"].max()), ["condition", "step", *numbers(".1%", "rate")]
     layers = [
-        base.transform_filter(alt.FieldEqualPredicate(field="condition", equal=name)).mark_line() for name in colours
+        layer.transform_filter(alt.FieldEqualPredicate(field="condition", equal=name))
+        for name in colours
+        for layer in line.layers(data, x, tips)
     ]
     mean = rates.group_by("condition", maintain_order=True).agg(pl.col("rate").cast(pl.Float64).mean())
     means = {row["condition"]: row["rate"] for row in mean.iter_rows(named=True)}
