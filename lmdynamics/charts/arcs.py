@@ -49,7 +49,9 @@ def sentence_arcs(
     if direction not in DIRECTIONS:
         raise UserError(f"sentence arcs: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
     predicted = predicted.filter(pl.col("predicted") >= 0)
-    attention = alt.Chart(predicted.with_columns(rise=_rises(predicted))).transform_calculate(head="datum.predicted")
+    attention = alt.Chart(
+        predicted.with_columns(rise=_rises(predicted["word"], predicted["predicted"]))
+    ).transform_calculate(head="datum.predicted")
     chart = _drawn(words, attention, heads, relations, quoted(relation or ""), quoted(direction))
     found = ""
     if heads is not None:
@@ -78,7 +80,7 @@ def moving_arcs(
     _check(words, predicted, heads, relations)
     parts = predicted.partition_by("step", "layer", "head", "direction", maintain_order=True)
     none = predicted.clear().with_columns(rise=pl.lit(None, pl.Float64))
-    known = pl.concat([none, *(part.with_columns(rise=_rises(part)) for part in parts)])
+    known = pl.concat([none, *(part.with_columns(rise=_rises(part["word"], part["predicted"])) for part in parts)])
     keys = ["layer", "head", "direction", "word"]
     rows = over_places(known, keys, ["predicted", "weight", "rise"], cursor.steps)
     attention = (
@@ -88,6 +90,7 @@ def moving_arcs(
         .transform_filter("isValid(datum.predicted)")
         .transform_calculate(head="datum.predicted")
     )
+    read = Value("direction", DIRECTIONS[0])
     return figure(
         _drawn(words, attention, heads, relations, "relation", "direction"),
         [
@@ -96,7 +99,7 @@ def moving_arcs(
             ", head ",
             Value("head", "100"),
             ", read ",
-            Value("direction", DIRECTIONS[0]),
+            *read,
             ", at step ",
             cursor.number,
         ],
@@ -126,7 +129,7 @@ def _key(heads) -> list[str]:
 def _drawn(words, attention: alt.Chart, heads, relations, relation: str, direction: str) -> alt.LayerChart:
     """`attention`: word, head, weight, rise of each arc; `relation`, `direction`: Vega expressions."""
     middle, width, size = _places(words)
-    below = _tree(heads, relations, middle) if heads is not None else None
+    below = _tree(heads, relations) if heads is not None else None
     top = LEVEL * min(len(words), HIGHEST) + BASE + 8  # the same for every head and step, or the words would jump
     bottom = -(max([0.0, *(-below["rise"])]) + BASE + 18) if below is not None else -14.0
     x = alt.X("x:Q", axis=None).scale(domain=[0, width], nice=False, zero=False)
@@ -139,12 +142,8 @@ def _drawn(words, attention: alt.Chart, heads, relations, relation: str, directi
     tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
     onward = f"{direction} == {quoted(DIRECTIONS[0])}"
     gold = f"arc_gold[datum.word] == datum.head ? {quoted(RIGHT)} : {quoted(WRONG)}"
-    arcs = attention.transform_calculate(
-        near=f"datum.head < datum.word ? {NEAR} : {-NEAR}", base=str(BASE)
-    ).transform_calculate(
+    arcs = _placed(attention, BASE).transform_calculate(
         **{
-            "x0": "arc_middle[datum.word] - datum.near / 2",
-            "x1": "arc_middle[datum.head] + datum.near",
             "verdict": gold if heads is not None else quoted(UNKNOWN),
             "from": f"arc_words[{onward} ? datum.word : datum.head]",
             "to": f"arc_words[{onward} ? datum.head : datum.word]",
@@ -171,37 +170,33 @@ def _drawn(words, attention: alt.Chart, heads, relations, relation: str, directi
     return chart.add_params(*(alt.param(name=name, value=value) for name, value in known.items()))
 
 
-def _tree(heads, relations, middle) -> pl.DataFrame:
-    """The gold arcs with their geometry, below the words; the root has none."""
-    arcs = pl.DataFrame(
-        {"word": range(len(heads)), "predicted": list(heads), "name": list(relations or [""] * len(heads))},
-        schema={"word": pl.Int64, "predicted": pl.Int64, "name": pl.String},
-    ).filter(pl.col("predicted") >= 0)
-    sides = [NEAR if head < word else -NEAR for word, head in arcs.select("word", "predicted").iter_rows()]
-    return arcs.with_columns(
-        x0=pl.Series(
-            [middle[word] - side / 2 for word, side in zip(arcs["word"], sides, strict=True)], dtype=pl.Float64
-        ),
-        x1=pl.Series(
-            [middle[head] + side for head, side in zip(arcs["predicted"], sides, strict=True)], dtype=pl.Float64
-        ),
-        rise=_rises(arcs, -1),
-        base=pl.lit(-BASE),
-    )
+def _placed(arcs: alt.Chart, base: float) -> alt.Chart:
+    """Where arcs from a word to a head begin and end, and on which height."""
+    side = arcs.transform_calculate(near=f"datum.head < datum.word ? {NEAR} : {-NEAR}", base=str(base))
+    ends = {"x0": "arc_middle[datum.word] - datum.near / 2", "x1": "arc_middle[datum.head] + datum.near"}
+    return side.transform_calculate(**ends)
+
+
+def _tree(heads, relations) -> pl.DataFrame:
+    """The gold arcs with their names, below the words; the root has none."""
+    named = enumerate(zip(heads, relations or [""] * len(heads), strict=True))
+    rows = [(word, head, name) for word, (head, name) in named if head >= 0]
+    arcs = pl.DataFrame(rows, {"word": pl.Int64, "head": pl.Int64, "name": pl.String}, orient="row")
+    return arcs.with_columns(rise=_rises(arcs["word"], arcs["head"], -1))
 
 
 def _drawn_tree(below: pl.DataFrame, x: alt.X, y: alt.Y, chosen: str) -> list[alt.Chart]:
     """`chosen`: a Vega expression, true of the arcs that stand out."""
     colour = alt.condition(chosen, alt.value(ORANGE), alt.value(GREY))
     thick = alt.condition(chosen, alt.value(3), alt.value(1.2))
-    lines = _curved(alt.Chart(below)).mark_line(opacity=0.9, interpolate="cardinal")
-    labels = below.with_columns(x=(pl.col("x0") + pl.col("x1")) / 2, y=pl.col("base") + pl.col("rise"))
+    arcs = _placed(alt.Chart(below), -BASE)
+    lines = _curved(arcs).mark_line(opacity=0.9, interpolate="cardinal")
+    labels = arcs.transform_calculate(x="(datum.x0 + datum.x1) / 2", y="datum.base + datum.rise")
     weight = alt.ExprRef(f"{chosen} ? 'bold' : 'normal'")
+    text = labels.mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=weight)
     return [
         lines.encode(x, y, color=colour, strokeWidth=thick, detail="word:N", order="t:Q", tooltip=["name:N"]),
-        alt.Chart(labels)
-        .mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=weight)
-        .encode(x, y, text="name:N"),
+        text.encode(x, y, text="name:N"),
     ]
 
 
@@ -227,9 +222,9 @@ def arc_levels(pairs: Iterable[tuple[int, int]]) -> list[int]:
     return levels
 
 
-def _rises(arcs: pl.DataFrame, sign: int = 1) -> pl.Series:
+def _rises(words: pl.Series, heads: pl.Series, sign: int = 1) -> pl.Series:
     """How far each arc rises over the words, in pixels."""
-    levels = arc_levels(arcs.select("word", "predicted").iter_rows())
+    levels = arc_levels(zip(words, heads, strict=True))
     squeezed = min(1.0, HIGHEST / max(levels, default=1))
     return pl.Series([sign * LEVEL * squeezed * level for level in levels], dtype=pl.Float64)
 

@@ -40,12 +40,11 @@ def first_order_against_measured(
     `steps`: which checkpoints (default: 4, evenly over log step). A panel shows at most 1,200 tokens, drawn by `seed`
     (600 with both splits); its slope and correlation are those of all tokens.
     """
-    what, otherwise = (
-        "first order against measured",
-        "no token has a change and a prediction of it; trace OneStep first",
-    )
+    what = "first order against measured"
+    otherwise = "no token has a change and a prediction of it; trace OneStep first"
     updates = pl.col("direction") == "update" if "direction" in changes.columns else pl.lit(True)
-    kept = updates & pl.col("first_order").is_finite() & pl.col("change").is_finite()
+    numbered = [pl.col(name).cast(pl.Float64).is_finite() for name in ("first_order", "change")]
+    kept = pl.all_horizontal(updates, *numbered)
     rows = need_rows(changes, ["step", "split", "first_order", "change"], what, otherwise, kept)
     rows = rows.select("step", "split", pl.col("first_order", "change").cast(pl.Float64))
     known = steps_of(rows)

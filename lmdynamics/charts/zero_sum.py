@@ -46,7 +46,7 @@ def interference_over_training(
     `size`, from the first size to the last. `breaks`: curve, step_at_break, as thin upright lines. `published`: model,
     step, metric, value, drawn as a second column on the same scales.
     """
-    rows = tidy(table, "curve", "interference over training")
+    rows = _tidy(table, "curve", "interference over training")
     theirs = None if published is None else _tidy_published(published)
     lines = _measure_lines(*(part for part in (rows, theirs) if part is not None))
     by = "size" if "size" in rows.columns else "curve"
@@ -74,7 +74,7 @@ def interference_over_training(
         chart,
         _found(rows),
         [caption],
-        "Destructive interference, magnitude and change of loss over doublings of training. " + spoken(rows),
+        "Destructive interference, magnitude and change of loss over doublings of training. " + _spoken(rows),
     )
 
 
@@ -94,7 +94,7 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
     series = pl.struct("split", "direction").map_elements(
         lambda pair: SERIES[pair["split"], pair["direction"]][0], return_dtype=pl.String
     )
-    rows = tidy(table.with_columns(series=series), "series", what)
+    rows = _tidy(table.with_columns(series=series), "series", what)
     present = [look for pair, look in SERIES.items() if pair in pairs]
     colours, dashes = ({look[0]: look[i] for look in present} for i in (1, 2))
     dashes = dashes if len({tuple(dash) for dash in dashes.values()}) > 1 else None
@@ -108,11 +108,11 @@ def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
         chart,
         _found_step(rows),
         [[caption, "hollow: the loss rose" if rows["rose"].any() else ""]],
-        "Destructive interference, magnitude and change of loss in one optimizer step. " + spoken(rows, "series"),
+        "Destructive interference, magnitude and change of loss in one optimizer step. " + _spoken(rows, "series"),
     )
 
 
-def tidy(table: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
+def _tidy(table: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
     """One row per number: the key (with `size`, if given), step, x, measure, value, low, high; whether it `rose`."""
     need_columns(table, [key, "step", *MEASURES], what)
     parts, keys = [], [key, *(["size"] if "size" in table.columns else [])]
@@ -146,7 +146,7 @@ def _panels(
     breaks: pl.DataFrame | None = None,
     title: str = DOUBLING,
 ) -> list[alt.LayerChart]:
-    """The three measures of `tidy` rows, each a panel, over the same steps; the last one has the legend."""
+    """The three measures of `_tidy` rows, each a panel, over the same steps; the last one has the legend."""
     steps, made = steps_of(rows), []
     key = "series" if "series" in rows.columns else "curve"
     for index, (name, line) in enumerate(lines.items()):
@@ -226,7 +226,7 @@ def _upright(breaks: pl.DataFrame, x: alt.X, colour: alt.Color, labels: bool) ->
     return layers
 
 
-def spoken(rows: pl.DataFrame, key: str = "curve") -> str:
+def _spoken(rows: pl.DataFrame, key: str = "curve") -> str:
     said = []
     for (name,), part in rows.group_by(key, maintain_order=True):
         ends = [
