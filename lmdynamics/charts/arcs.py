@@ -99,7 +99,7 @@ def moving_arcs(
             ", head ",
             Value("head", "100"),
             ", read ",
-            *read,
+            read,
             ", at step ",
             cursor.number,
         ],
