@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lmdynamics.corpora.tokens import Blocks, special_around, train_tokenizer, write_array
+from lmdynamics.corpora.tokens import Blocks, train_tokenizer, write_array
 from lmdynamics.errors import UserError
 from lmdynamics.files import atomic_folder, clear, locked, saving, sha256
 from lmdynamics.paths import writable
@@ -32,20 +32,10 @@ MARKUP = str.maketrans("", "", "_*#")
 LONGEST = 10_000  # characters: a paragraph longer than this is cut at a line end, so that memory stays small
 
 
-def read_texts(path: str | Path) -> list[tuple[str, str]]:
-    """(name, text) of a file, or of every `.txt` and `.md` below a folder in order of name; a line per paragraph.
-
-    Markdown loses its header (up to a line of dashes near the top) and the characters `_ * #`. In a folder, files
-    about the texts (SOURCE, README, LICENSE, COPYING) and hidden ones are passed over.
-
-    Raises UserError if there is nothing to read, a file is not UTF-8, or a file is empty.
-    """
-    folder, files = text_files(path)
-    return [(file.relative_to(folder).as_posix(), "\n".join(Passages((file,)))) for file in files]
-
-
 def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
-    """The folder that names are relative to, and the text files `read_texts` reads, in order of name.
+    """The folder that names are relative to, and a file, or every `.txt` and `.md` below a folder in order of name.
+
+    In a folder, files about the texts (SOURCE, README, LICENSE, COPYING) and hidden ones are passed over.
 
     Raises UserError if there are none.
     """
@@ -67,8 +57,9 @@ def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
 class Passages:
     """The paragraphs of some files, in order, read anew on each iteration; white space is single spaces.
 
-    So hard-wrapped and unwrapped files give the same words as a treebank does. Iterating raises a UserError for a
-    file that is not UTF-8 or has no text.
+    So hard-wrapped and unwrapped files give the same words as a treebank does. Markdown loses its header (up to a line
+    of dashes near the top) and the characters `_ * #`. Iterating raises a UserError for a file that is not UTF-8 or has
+    no text.
     """
 
     files: tuple[Path, ...]
@@ -146,22 +137,6 @@ CHUNK = 16  # held-out rows lie in runs of this many: whole passages, not single
 FORMAT = 1  # raise when what is written would change
 
 
-def pack(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast", block_size: int) -> Blocks:
-    """Texts end to end, cut into rows of exactly `block_size`, with what the tokenizer puts around a text around each.
-
-    So a row of BERT's has [CLS] before and [SEP] after block_size - 2 tokens, one of GPT-2's nothing but tokens. What
-    is left over at the end and does not fill a row is dropped.
-
-    Raises ValueError if `block_size` leaves no room for a token.
-    """
-    if block_size < 3:
-        raise ValueError(f"a block of {block_size} has no room between [CLS] and [SEP]: block_size must be at least 3")
-    stream = np.concatenate([np.zeros(0, np.int32), *_token_ids(texts, tokenizer)])
-    count = len(stream) // (block_size - sum(map(len, special_around(tokenizer))))
-    slabs = [np.zeros((0, block_size), np.int32), *_rows(stream, np.arange(count), block_size, tokenizer)]
-    return Blocks(np.concatenate(slabs).ravel(), np.arange(count + 1) * block_size)
-
-
 def build_text_corpus(
     path: str | Path,
     folder: str | Path,
@@ -180,8 +155,8 @@ def build_text_corpus(
 
     `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
 
-    Raises UserError if the text cannot be read (see `read_texts`), gives fewer than two rows, an option makes no sense,
-    or the disk is full.
+    Raises UserError if the text cannot be read (see `text_files`, `Passages`) or gives fewer than two rows, an option
+    makes no sense, or the disk is full.
     """
     if block_size < 3 or not 0 < held_out <= 0.5:
         raise UserError(
@@ -247,13 +222,12 @@ def _held_out_rows(count: int, share: float) -> np.ndarray:
 def _rows(
     stream: np.ndarray, chosen: np.ndarray, block_size: int, tokenizer: "PreTrainedTokenizerFast"
 ) -> Iterator[np.ndarray]:
-    """The chosen rows of the stream, special tokens around them, as slabs of shape [at most ROWS, block_size]."""
-    before, after = (np.array(ids, np.int32) for ids in special_around(tokenizer))
-    body = block_size - len(before) - len(after)
+    """The chosen rows of the stream, [CLS] and [SEP] around them, as slabs of shape [at most ROWS, block_size]."""
+    body = block_size - 2
     whole = stream[: len(stream) // body * body].reshape(-1, body)
     for start in range(0, len(chosen), ROWS):
         inside = whole[chosen[start : start + ROWS]]
-        yield np.hstack([np.tile(before, (len(inside), 1)), inside, np.tile(after, (len(inside), 1))])
+        yield np.pad(inside, ((0, 0), (1, 1)), constant_values=(tokenizer.cls_token_id, tokenizer.sep_token_id))
 
 
 def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:

@@ -164,13 +164,6 @@ def takes_words(tokenizer) -> bool:
     return tokenizer(words, is_split_into_words=True)["input_ids"] == tokenizer(" ".join(words))["input_ids"]
 
 
-def special_around(tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before a text and after it, perhaps none."""
-    encoded = tokenizer("the cat", return_special_tokens_mask=True)
-    ids, own = encoded["input_ids"], np.flatnonzero(np.array(encoded["special_tokens_mask"]) == 0)
-    return ids[: own[0]], ids[own[-1] + 1 :]
-
-
 def _words_at(words: Sequence[str], spans: Sequence[tuple[int, int]], special: Sequence[int], name: str) -> list[int]:
     """The word in which each token lies, from its first to its last character that is no space.
 

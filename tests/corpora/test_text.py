@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.text import COMPLETE, LONGEST, build_text_corpus, pack, read_texts, stored
+from lmdynamics.corpora.text import COMPLETE, LONGEST, Passages, build_text_corpus, stored, text_files
 from lmdynamics.corpora.tokens import Blocks, train_tokenizer
 from lmdynamics.errors import UserError
 from lmdynamics.training import batches
@@ -25,6 +25,11 @@ HEADER = "# Title: A Book\n\n## Author: Nobody\n\n-------\n\n"
 BOOK = HEADER + "## Chapter 1\n\nIt _was_ late,\nand dark. \n\n* * *\n\nThe end.\n"
 KINDS = ("wordpiece", "bpe")
 SMALL = {"wordpiece": 90, "bpe": 300}
+
+
+def read_texts(path):
+    folder, files = text_files(path)
+    return [(file.relative_to(folder).as_posix(), "\n".join(Passages((file,)))) for file in files]
 
 
 def sentences(n):
@@ -166,25 +171,6 @@ class TestTokenizer:
 
 
 class TestPacking:
-    @pytest.mark.parametrize("block_size", [3, 7, 16])
-    def test_equals_cutting_one_long_list(self, kind, block_size):
-        texts = sentences(40)
-        tokenizer = train_tokenizer(texts, kind, SMALL[kind], True, 32)
-        ids = [i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
-        body = block_size - 2
-        expected = [[2, *ids[i : i + body], 3] for i in range(0, len(ids) - body + 1, body)]
-        assert [row.tolist() for row in pack(texts, tokenizer, block_size)] == expected
-
-    def test_too_little_text_makes_no_rows(self, kind):
-        tokenizer = train_tokenizer(sentences(40), kind, SMALL[kind], True, 32)
-        assert len(pack(["the"], tokenizer, 64)) == 0
-        assert len(pack([], tokenizer, 64)) == 0
-
-    def test_a_block_without_room_is_refused(self, kind):
-        tokenizer = train_tokenizer(sentences(40), kind, SMALL[kind], True, 32)
-        with pytest.raises(ValueError, match="no room"):
-            pack(["the"], tokenizer, 2)
-
     @given(st.integers(2, 3000), st.floats(0.001, 0.5))
     def test_held_out_rows_are_the_share_asked_for_in_few_runs(self, count, share):
         apart = text_module._held_out_rows(count, share)
@@ -198,7 +184,8 @@ class TestBuilding:
     def test_training_and_held_out_rows_are_the_packed_text(self, texts, tmp_path, small):
         tokenizer, train, held_out = build_text_corpus(texts, tmp_path / "made", **small)
         passages = chain.from_iterable(text.split("\n") for _, text in read_texts(texts))
-        rows = [tuple(row) for row in pack(passages, tokenizer, 16)]
+        ids = [i for text in passages for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        rows = [(2, *ids[i : i + 14], 3) for i in range(0, len(ids) - 13, 14)]
         apart = text_module._held_out_rows(len(rows), 0.1)
         assert [tuple(row) for row in train] == [row for row, out in zip(rows, apart, strict=True) if not out]
         assert [tuple(row) for row in held_out] == [row for row, out in zip(rows, apart, strict=True) if out]

@@ -1,13 +1,11 @@
 """Every measurement on every family; tokens and their words against spelling; what a causal head can see."""
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import normalizers
 
 from lmdynamics.corpora.gold import Sentence, Treebank
-from lmdynamics.corpora.text import pack
-from lmdynamics.corpora.tokens import annotated_blocks, special_around, tokenize_words
+from lmdynamics.corpora.tokens import annotated_blocks, tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.measurements.published import FAMILIES, gpt2, treebank
@@ -53,19 +51,8 @@ def test_tokens_belong_to_the_words_they_spell(family):
 @EACH
 def test_special_tokens_are_those_around_a_text(family):
     tokenizer = published(family).tokenizer
-    before, after = special_around(tokenizer)
-    if family.name in NOTHING_AROUND:
-        assert (before, after) == ([], [])
-    else:
-        assert before == [tokenizer.cls_token_id if family.objective == "mlm" else tokenizer.bos_token_id]
-        assert after == ([tokenizer.sep_token_id] if family.objective == "mlm" else [])
-    packed = pack(["the dog sees a cat . an old man runs quickly"] * 4, tokenizer, 9)
-    assert (packed.lengths == 9).all()
-    assert [row[: len(before)].tolist() for row in packed] == [before] * len(packed)
-    inside = np.concatenate([row[len(before) : 9 - len(after)] for row in packed])
-    assert not np.isin(inside, tokenizer.all_special_ids).any()
     _, frame = annotated_blocks(treebank(), tokenizer)
-    assert frame.filter(row=0)["position"].to_list()[0] == len(before)
+    assert frame.filter(row=0)["position"].to_list()[0] == (family.name not in NOTHING_AROUND)
 
 
 @EACH
