@@ -16,10 +16,10 @@ from lmdynamics.corpora.gold import Treebank
 from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.inputs import check_length, encode_treebank, unused_rows
-from lmdynamics.measurements.losses import MASKING_RATE, check_rows, prediction_batches
+from lmdynamics.measurements.inputs import check_sentences, encode_treebank, unused_rows
+from lmdynamics.measurements.losses import MASKING_RATE, ROWS, Predictions, check_rows, prediction_batches
 from lmdynamics.measurements.trace import Measurement
-from lmdynamics.training.batches import pad
+from lmdynamics.training.batches import padded_batches
 from lmdynamics.training.objective import logits_at
 
 
@@ -98,7 +98,7 @@ class FisherTrace(Measurement):
         )
 
 
-def squared_gradient(model: nn.Module, example, device: str = "cpu") -> float:
+def squared_gradient(model: nn.Module, example: Predictions, device: str) -> float:
     """‖∇θ mean loss‖² of one batch of predictions (nats²)."""
     example = example.to(device)
     with torch.enable_grad():
@@ -114,15 +114,14 @@ def sentence_states(model: nn.Module, checkpoint, text: Treebank | Blocks) -> Fl
     """One state per sentence or row, from the last layer: of the first token, or of the last of a causal model."""
     if isinstance(text, Treebank):
         encoded = encode_treebank(checkpoint.tokenizer, text)
-        check_length(model, encoded)
+        check_sentences(model, encoded)
         inputs = [(batch.input_ids, batch.attention_mask.bool()) for batch in encoded.batches]
     else:
         check_rows(model, text)
-        padded = (
-            pad([text[i] for i in range(start, min(start + 64, len(text)))], checkpoint.tokenizer.pad_token_id or 0)
-            for start in range(0, len(text), 64)
-        )
-        inputs = [(ids, torch.ones_like(ids, dtype=torch.bool) if blank is None else ~blank) for ids, blank in padded]
+        inputs = [
+            (ids, torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded)
+            for ids, padded in padded_batches(text, ROWS, checkpoint.tokenizer.pad_token_id or 0)
+        ]
     device = next(model.parameters()).device
     body = getattr(model, "base_model", model)
     states = []

@@ -88,7 +88,7 @@ def linear_head(model: nn.Module) -> nn.Linear:
 
 
 @torch.inference_mode()
-def read_by_the_head(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, "selected width"]:
+def read_by_the_head(model: nn.Module, batch: Predictions, device: str) -> Float[Tensor, "selected width"]:
     """What the output embedding reads at the predicted positions of a batch, a few rows at a time.
 
     Raises UserError if the model's logits are not what its output embedding gives: scaled, capped, or otherwise
@@ -97,17 +97,12 @@ def read_by_the_head(model: nn.Module, batch: Predictions, device: str = "cpu") 
     head, seen = linear_head(model), []
     hook = head.register_forward_hook(lambda module, arguments, output: seen.append((arguments[0], output)))
     rows = max(1, LOGITS // (batch.ids.shape[1] * head.out_features))
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    hidden = []
+    batch, hidden = batch.to(device), []
     try:
-        for part in torch.arange(len(batch.ids)).split(rows):
-            chosen = slice(int(part[0]), int(part[-1]) + 1)
-            logits = logits_at(
-                model,
-                batch.ids[chosen].to(device),
-                None if mask is None else mask[chosen],
-                batch.selected[chosen].to(device),
-            )
+        for start in range(0, len(batch.ids), rows):
+            chosen = slice(start, start + rows)
+            mask = None if batch.attention_mask is None else batch.attention_mask[chosen]
+            logits = logits_at(model, batch.ids[chosen], mask, batch.selected[chosen])
             read, given = seen.pop()
             if not torch.equal(given.reshape(logits.shape).to(logits.dtype), logits):
                 raise UserError(
@@ -147,11 +142,11 @@ def dissent(
     p_1: U_1, and the mean of the other rows of U, each as probable as the model takes it to be if token 1 is ruled
     out. So cosines stay exact where p_1 is 1 to the last digit.
     """
-    hidden = _wide(hidden)
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     right, others = weight[gold].to(hidden.dtype), torch.empty_like(hidden)
     surprise = hidden.new_empty(len(gold))
     for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
-        _, others[part], surprise[part] = _directions(hidden[part], weight, gold[part], bias)
+        others[part], surprise[part] = _directions(hidden[part], weight, gold[part], bias)
     drawn = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).to(gold.device)
     return Dissents(
         torch.sigmoid(-surprise),
@@ -167,8 +162,8 @@ def dissent(
 
 def _directions(
     hidden: Float[Tensor, "tokens width"], weight: Tensor, gold: Int[Tensor, " tokens"], bias: Tensor | None
-) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens width"], Float[Tensor, " tokens"]]:
-    """U_1, the mean of the others' rows weighted by p_j / (1 - p_1), and the log odds against token 1.
+) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, " tokens"]]:
+    """The mean of the other tokens' rows weighted by p_j / (1 - p_1), and the log odds against token 1.
 
     1 - p_1 is a sigmoid of these odds: never a difference of two numbers close to 1.
     """
@@ -178,13 +173,9 @@ def _directions(
     right = logits.gather(1, at).squeeze(1)
     logits.scatter_(1, at, float("-inf"))
     surprise = logits.logsumexp(1) - right
-    return weight[gold], logits.softmax(1) @ weight, surprise
+    return logits.softmax(1) @ weight, surprise
 
 
 def _cosine(a: Float[Tensor, "tokens width"], b: Float[Tensor, "tokens width"]) -> Float[Tensor, " tokens"]:
     """Cosine of each pair of rows, within -1 and 1; NaN where one of them is zero."""
     return ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

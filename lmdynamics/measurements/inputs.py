@@ -18,6 +18,8 @@ from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.tokens import tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once
+from lmdynamics.training.batches import pad
+from lmdynamics.training.objective import Movable
 
 
 def check_ids(model: nn.Module, highest: int, what: str) -> None:
@@ -60,7 +62,7 @@ PADDING = 64  # tokens of padding that cost about as much as another batch
 
 
 @dataclass(frozen=True, eq=False)
-class WordBatch:
+class WordBatch(Movable):
     """Some sentences as one input, and where their words are in it. T tokens, W words in the longest sentence."""
 
     input_ids: Int[Tensor, "batch time"]
@@ -70,12 +72,6 @@ class WordBatch:
     between: Float[Tensor, "batch 1 words words"]  # 1 between two different words of the sentence, otherwise 0
     cells: Int[Tensor, " n"]  # the words there are, as row * W + word
     columns: Int[Tensor, " n"]  # the same words, counted through all sentences in their own order
-
-    def to(self, device: str) -> "WordBatch":
-        if device == "cpu":
-            return self
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return WordBatch(**moved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +106,8 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
     order = sorted(range(len(sentences)), key=lambda i: (split[i], tokens[i], i))
     batches = []
     for chosen in _alike(order, tokens, split):
-        ids = _side_by_side([ids_of[i] for i in chosen], tokenizer.pad_token_id or 0)
-        of_word = _side_by_side([pieces[i] for i in chosen], -1)
+        ids, padded = pad([ids_of[i] for i in chosen], tokenizer.pad_token_id or 0)
+        of_word, _ = pad([pieces[i] for i in chosen], -1)
         there = torch.arange(max(len(sentences[i]) for i in chosen)) < torch.tensor(
             [[len(sentences[i])] for i in chosen]
         )
@@ -120,7 +116,7 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
         batches.append(
             WordBatch(
                 input_ids=ids,
-                attention_mask=(torch.arange(ids.shape[1]) < torch.tensor([[tokens[i]] for i in chosen])).long(),
+                attention_mask=torch.ones_like(ids) if padded is None else (~padded).long(),
                 start=pieces[chosen[0]].index(0),
                 membership=membership.float() if split[chosen[0]] else None,
                 between=(between + between.mT)[:, None],
@@ -148,21 +144,18 @@ def spelled_words(tokenizer, treebank: Treebank) -> float:
     return spelled / len(words)
 
 
-def _side_by_side(rows: list[list[int]], filler: int) -> Int[Tensor, "batch time"]:
-    longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
-
-
-def check_length(model: nn.Module, encoded: WordBatches) -> None:
+def check_sentences(model: nn.Module, encoded: WordBatches) -> None:
     """Raise a UserError if the model has too few positions for the longest sentence, or no embedding for a token."""
     check_ids(model, max(int(batch.input_ids.max()) for batch in encoded.batches), encoded.name)
-    limit = longest_input(model)
     longest = int(np.argmax(encoded.tokens))
-    if limit is not None and encoded.tokens[longest] > limit:
-        raise UserError(
-            f"sentence {longest} of {encoded.name} is {encoded.tokens[longest]} tokens long, the model takes at most "
-            f"{limit}; leave out sentences that long"
-        )
+    check_length(model, encoded.tokens[longest], f"sentence {longest} of {encoded.name}")
+
+
+def check_length(model: nn.Module, longest: int, what: str, remedy: str = "leave out sentences that long") -> None:
+    """Raise a UserError if `what` is longer than the model has positions for."""
+    limit = longest_input(model)
+    if limit is not None and longest > limit:
+        raise UserError(f"{what} is {longest} tokens long, the model takes at most {limit}; {remedy}")
 
 
 def longest_input(model: nn.Module) -> int | None:

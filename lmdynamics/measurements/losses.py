@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.corpora.tokens import Blocks, takes_words
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.inputs import check_ids, longest_input, unused_rows
+from lmdynamics.measurements.inputs import check_ids, check_length, unused_rows
 from lmdynamics.measurements.trace import Measurement
-from lmdynamics.training.batches import pad, to_predict
+from lmdynamics.training.batches import padded_batches, to_predict
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.objective import logits_at
+from lmdynamics.training.objective import Movable, logits_at
 
 TOKENS = 2048  # per batch
 ROUNDING = 1e-6  # of a score: sums of float32 log-probabilities differ by that much in another order or batch
@@ -55,7 +55,8 @@ class PairAccuracy(Measurement):
             )
         sentences = encode_pairs(checkpoint.tokenizer, self.pairs)
         model = checkpoint.model(device=device)
-        _check_length(model, sentences)
+        check_ids(model, max((int(ids.max(initial=0)) for ids in sentences.ids), default=0), sentences.name)
+        check_length(model, max(map(len, sentences.ids), default=0), f"a sentence of {sentences.name}")
         unused_rows(model, checkpoint)
         by_word = None
         if checkpoint.objective == "clm":
@@ -211,17 +212,6 @@ def _same_length(ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     return (np.flatnonzero(lengths == length) for length in np.unique(lengths))
 
 
-def _check_length(model: nn.Module, sentences: PairSentences) -> None:
-    limit = longest_input(model)
-    longest = max((len(ids) for ids in sentences.ids), default=0)
-    check_ids(model, max((int(ids.max(initial=0)) for ids in sentences.ids), default=0), sentences.name)
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"a sentence of {sentences.name} is {longest} tokens long, the model takes at most {limit}; "
-            "leave out sentences that long"
-        )
-
-
 ROWS = 64  # per batch; the masks depend on it
 MASKING_RATE = 0.15  # at which every masked model is measured, whatever it was trained at (Ankner et al. 2023)
 
@@ -296,17 +286,13 @@ class TokenLosses(Measurement):
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Predictions(Movable):
     """A batch with what is to be predicted: `gold` holds the right tokens of the `selected` positions, in order."""
 
     ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time"] | None
     selected: Bool[Tensor, "batch time"]
     gold: Int[Tensor, " selected"]
-
-    def to(self, device: str) -> "Predictions":
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Predictions(self.ids.to(device), mask, self.selected.to(device), self.gold.to(device))
 
 
 def predicted_losses(
@@ -316,15 +302,11 @@ def predicted_losses(
     check_rows(model, blocks)
     unused_rows(model, checkpoint)
     for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, ROWS):
-        yield batch, batch_losses(model, batch, device)
-
-
-@torch.inference_mode()
-def batch_losses(model: nn.Module, batch: Predictions, device: str = "cpu") -> Float[Tensor, " selected"]:
-    """The loss of each predicted token of one batch (nats)."""
-    batch = batch.to(device)
-    logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected)
-    return -log_probability(logits, batch.gold).cpu()
+        there = batch.to(device)
+        with torch.inference_mode():
+            logits = logits_at(model, there.ids, there.attention_mask, there.selected)
+            losses = -log_probability(logits, there.gold).cpu()
+        yield batch, losses
 
 
 def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objective: str) -> pl.DataFrame:
@@ -345,14 +327,10 @@ def prediction_batches(
 
     `loss_share`: of the masked tokens, those that are predicted, as in training (`Schedule.loss_share`).
     """
-    tokenizer = checkpoint.tokenizer
+    tokenizer, rts = checkpoint.tokenizer, checkpoint.objective == "rts"
     masker = None if checkpoint.objective == "clm" else Masker.for_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, len(blocks), rows):
-        ids, padded = pad(
-            [blocks[i] for i in range(start, min(start + rows, len(blocks)))], tokenizer.pad_token_id or 0
-        )
-        rts = checkpoint.objective == "rts"
+    for ids, padded in padded_batches(blocks, rows, tokenizer.pad_token_id or 0):
         seen, selected, targets = to_predict(ids, padded, masker, masking_rate, generator, loss_share, rts)
         yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
 
@@ -366,9 +344,5 @@ def check_rows(model, blocks: Blocks) -> None:
     """Raise a UserError if there are no rows, one is longer than the model allows, or a token has no embedding."""
     if not len(blocks):
         raise UserError("there are no held-out rows to measure on; give some text")
-    limit, longest = longest_input(model), int(blocks.lengths.max())
-    if limit is not None and longest > limit:
-        raise UserError(
-            f"a held-out row is {longest} tokens long, the model takes at most {limit}; cut the text shorter"
-        )
+    check_length(model, int(blocks.lengths.max()), "a held-out row", "cut the text shorter")
     check_ids(model, int(blocks.ids.max()), "a held-out row")

@@ -61,8 +61,6 @@ class OneStep(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         step = Step(checkpoint, self.batch_size, device)
-        check_rows(step.model, self.blocks)
-        unused_rows(step.model, checkpoint)
         frames = []
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.held_out, self.seed):
             update = step.update(stepped)
@@ -70,28 +68,25 @@ class OneStep(Measurement):
             texts = {"stepped": stepped, "held out": held_out}
             before = {split: step.losses(text) for split, text in texts.items()}
             for direction, moved in directions.items():
-                predicted = {split: step.along(moved, text) for split, text in texts.items()}
+                predicted = {
+                    split: directional_derivative(step.model, moved, text.batch) for split, text in texts.items()
+                }
                 with step.taken(moved):
                     after = {split: step.losses(text) for split, text in texts.items()}
                 for split, text in texts.items():
-                    place = {"batch": b, "split": split, "direction": direction}
                     numbers = {
                         "loss": before[split], "change": after[split] - before[split], "first_order": predicted[split]
                     }  # fmt: skip
                     frames.append(
                         text.tokens.select(
-                            *(pl.lit(value, SCHEMA[name]).alias(name) for name, value in place.items()),
+                            pl.lit(b, pl.Int32).alias("batch"),
+                            pl.lit(split).alias("split"),
+                            pl.lit(direction).alias("direction"),
                             pl.all(),
-                            *(pl.Series(name, x.cpu().numpy(), SCHEMA[name]) for name, x in numbers.items()),
+                            *(pl.Series(name, x.cpu().numpy(), pl.Float32) for name, x in numbers.items()),
                         )
                     )
         return pl.concat(frames)
-
-
-SCHEMA = {
-    "batch": pl.Int32, "split": pl.String, "direction": pl.String,
-    "loss": pl.Float32, "change": pl.Float32, "first_order": pl.Float32,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +130,8 @@ class Step:
 
     def batches(self, blocks: Blocks, batches: int, held_out: int, seed: int) -> Iterator[tuple[int, Text, Text]]:
         """Each batch's number, the rows to step on, and the held-out rows, the same for all."""
+        check_rows(self.model, blocks)
+        unused_rows(self.model, self.checkpoint)
         size, there = self.batch_size, len(blocks)
         if there < batches * size + min(1, held_out):
             raise UserError(
@@ -157,9 +154,6 @@ class Step:
     def losses(self, text: Text) -> Float[Tensor, " tokens"]:
         with torch.no_grad():
             return token_losses(self.model, text.batch)
-
-    def along(self, direction: dict[str, Tensor], text: Text) -> Float[Tensor, " tokens"]:
-        return directional_derivative(self.model, direction, text.batch)
 
     def update(self, text: Text) -> dict[str, Tensor]:
         """What the optimizer adds to each parameter, in float32; the model is left as it was.
@@ -253,8 +247,6 @@ class Coefficients(Measurement):
         if self.precision == "float64" and not has_float64(device):
             raise UserError(f"{device} has no float64; set precision to float32, or compute on the CPU")
         step = Step(checkpoint, self.batch_size, device)
-        check_rows(step.model, self.blocks)
-        unused_rows(step.model, checkpoint)
         frames = []
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.rows, self.seed):
             update = step.update(stepped)

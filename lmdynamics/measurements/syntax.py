@@ -23,7 +23,7 @@ from lmdynamics.measurements.inputs import (
     WordBatch,
     WordBatches,
     best_candidate,
-    check_length,
+    check_sentences,
     encode_treebank,
     encode_words,
     gold_arcs,
@@ -36,6 +36,7 @@ from lmdynamics.measurements.inputs import (
     within_reach,
 )
 from lmdynamics.measurements.trace import Measurement
+from lmdynamics.training.objective import attention_of
 
 DIRECTIONS = ("dependent→head", "head→dependent")
 
@@ -71,23 +72,13 @@ def word_attention(
     return words.mul_(batch.between)
 
 
-def attentions(model: nn.Module, batch: WordBatch) -> tuple[Tensor, ...]:
-    """Attention of every layer, shape [batch heads time time] each, from the model's body alone.
-
-    Raises UserError if the model does not give them, which all but `attn_implementation="eager"` leave out without a
-    word.
-    """
+def attentions(model: nn.Module, batch: WordBatch) -> list[Tensor]:
+    """`attention_of` the model's body alone."""
     body = getattr(model, "base_model", model)
     output = body(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_attentions=True, return_dict=True
     )
-    found = tuple(layer for layer in output.attentions or () if layer is not None)
-    if len(found) != model.config.num_hidden_layers:
-        raise UserError(
-            f"{type(model).__name__} gave attention for {len(found)} of {model.config.num_hidden_layers} layers; "
-            'load it with attention="eager"'
-        )
-    return found
+    return attention_of(output, model)
 
 
 @torch.inference_mode()
@@ -99,7 +90,7 @@ def parents(model: nn.Module, encoded: WordBatches, heads: Int[np.ndarray, " wor
 
     Raises UserError if a sentence is longer than the model allows, or the attention is missing or no distribution.
     """
-    check_length(model, encoded)
+    check_sentences(model, encoded)
     device = str(next(model.parameters()).device)
     gold = torch.from_numpy(np.asarray(heads, dtype=np.int64)).to(device)
     parent = weight = None
@@ -216,24 +207,40 @@ class UAS(Measurement):
         causal = checkpoint.objective == "clm"
         trees = (self.treebank, shuffled(self.treebank, self.seed))
         arcs, control = (gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees)
-        heads, chance = (_by_attention(predicted, a, causal) for a in (arcs, control))
-        offsets = _by_offset(arcs, causal)
+        # every head in either direction: by layer, head, direction
+        heads, chance = (
+            (predicted.parent[..., a.column] == a.head).swapaxes(1, 2).reshape(-1, len(a)) for a in (arcs, control)
+        )
+        directions = np.arange(len(heads)) % 2
+        # every distance: to the left it is what dependent→head can follow, to the right what head→dependent can
+        offsets, by_offset = offset_candidates(arcs)
         return pl.concat(
             [
-                self._score("attention", arcs, heads),
-                self._score("attention_same", arcs, heads, apart=False),
-                self._score("offset", arcs, offsets),
-                self._score("shuffled", control, chance),
+                self._score("attention", arcs, heads, directions, causal),
+                self._score("attention_same", arcs, heads, directions, causal, apart=False),
+                self._score("offset", arcs, by_offset, (offsets > 0).astype(int), causal),
+                self._score("shuffled", control, chance, directions, causal),
             ]
         )
 
-    def _score(self, source: str, arcs: Arcs, candidates: "Candidates", apart: bool = True) -> pl.DataFrame:
-        """Choose a candidate per relation and score it: on the other half, or (`apart=False`) on the same sentences."""
+    def _score(
+        self,
+        source: str,
+        arcs: Arcs,
+        correct: Bool[np.ndarray, "candidates arcs"],
+        direction: Int[np.ndarray, " candidates"],
+        causal: bool,
+        apart: bool = True,
+    ) -> pl.DataFrame:
+        """Choose a candidate per relation and score it: on the other half, or (`apart=False`) on the same sentences.
+
+        `correct`: which arcs each candidate finds. `direction`: in which it reads, as `DIRECTIONS`.
+        """
         scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if apart else np.ones(len(arcs), bool)
         choosing, every = ~scoring if apart else scoring, np.arange(len(arcs))
-        best = best_candidate(candidates.correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
+        best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
         scoring &= best >= 0
-        found = candidates.correct[best, every], candidates.reach[candidates.direction[best], every]
+        found = correct[best, every], within_reach(arcs, causal)[direction[best], every]
         counts, hits, reachable = (
             np.bincount(arcs.sentence[scoring & which], minlength=len(self.treebank)) for which in (True, *found)
         )
@@ -242,27 +249,6 @@ class UAS(Measurement):
         return pl.DataFrame({"sentence": there, **counted}).select(
             "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), *counted
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """What could stand for a relation: heads read in a direction, or fixed distances."""
-
-    correct: Bool[np.ndarray, "candidates arcs"]  # which arcs each finds
-    direction: Int[np.ndarray, " candidates"]  # in which it reads, as DIRECTIONS
-    reach: Bool[np.ndarray, "2 arcs"]  # which arcs could be found in each direction
-
-
-def _by_attention(predicted: Parents, arcs: Arcs, causal: bool) -> Candidates:
-    """Every head in either direction: by layer, head, direction."""
-    correct = (predicted.parent[..., arcs.column] == arcs.head).swapaxes(1, 2).reshape(-1, len(arcs))
-    return Candidates(correct, np.arange(len(correct)) % 2, within_reach(arcs, causal))
-
-
-def _by_offset(arcs: Arcs, causal: bool) -> Candidates:
-    """Every distance: to the left it is what dependent→head can follow, to the right what head→dependent can."""
-    offsets, correct = offset_candidates(arcs)
-    return Candidates(correct, (offsets > 0).astype(int), within_reach(arcs, causal))
 
 
 @dataclass(frozen=True)
@@ -280,7 +266,7 @@ class WordAttention(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         encoded = encode_words(checkpoint.tokenizer, [self.words], "the sentence")
         model = checkpoint.model(attention="eager", device=device)
-        check_length(model, encoded)
+        check_sentences(model, encoded)
         batch = encoded.batches[0].to(device)
         with torch.inference_mode():
             weights = [word_attention(layer.float(), batch)[0] for layer in attentions(model, batch)]

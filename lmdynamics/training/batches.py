@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 from lmdynamics.training.masking import Masker, Schedule
-from lmdynamics.training.objective import Links, Trees, encode_trees
+from lmdynamics.training.objective import Links, Movable, Trees, encode_trees
 from lmdynamics.training.recipes import Recipe, Regularizer
 
 # sentences no run trains on: the same for every seed, so that runs can be compared
@@ -103,7 +104,7 @@ def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Movable):
     """What the model reads, which positions are predicted, and what should be predicted there."""
 
     ids: Int[Tensor, "batch time"]
@@ -119,11 +120,6 @@ class Batch:
         rows = {name: getattr(self, name) for name in ("ids", "attention_mask", "selected", "targets")}
         mine = {name: None if x is None else x[process::processes] for name, x in rows.items()}
         return replace(self, **mine, links=self.links and self.links.share(process, processes))
-
-    def to(self, device) -> "Batch":
-        rows = ("ids", "attention_mask", "selected", "targets", "links")
-        there = {name: getattr(self, name) for name in rows if getattr(self, name) is not None}
-        return replace(self, **{name: x.to(device) for name, x in there.items()})
 
 
 @dataclass
@@ -234,6 +230,14 @@ def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"],
     ids = np.full((len(rows), longest), pad_id, np.int64)
     ids[filled] = np.concatenate(rows)
     return torch.from_numpy(ids), torch.from_numpy(~filled)
+
+
+def padded_batches(
+    blocks: Blocks, rows: int, pad_id: int
+) -> Iterator[tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]]:
+    """All of `blocks` in order, `rows` at a time, each as `pad` gives it."""
+    for start in range(0, len(blocks), rows):
+        yield pad([blocks[i] for i in range(start, min(start + rows, len(blocks)))], pad_id)
 
 
 def mix(*numbers: int) -> int:

@@ -22,7 +22,7 @@ from lmdynamics.progress import bar
 from lmdynamics.training import layout
 from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.objective import attend, logits_at, penalty_sum
+from lmdynamics.training.objective import attend, attention_of, logits_at, penalty_sum
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
 from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
 
@@ -50,8 +50,8 @@ class SummedLoss(nn.Module):
         if links is None:
             return loss, None
         if aside is not None:
-            body = self.model.base_model
-            seen = body(aside.ids, attention_mask=aside.attention_mask, output_attentions=True).attentions
+            output = self.model.base_model(aside.ids, attention_mask=aside.attention_mask, output_attentions=True)
+            seen = attention_of(output, self.model)
         return loss, penalty_sum(seen, links, self.form)
 
 

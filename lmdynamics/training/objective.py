@@ -13,7 +13,7 @@ Attention between words of several pieces: summed over the pieces attended to, a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ def logits_at(
     as `attentions` is filled with every layer's attention, which the model must compute by `eager`; one given as
     `states` with the hidden states that the head reads, [1, selected, width].
 
-    Raises UserError if the model has no separate body, or its head gives logits of another shape.
+    Raises UserError if the model has no separate body, its head gives logits of another shape, or the attention that
+    is asked for is not there.
     """
     body = body_of(model)
     index = selected.flatten().nonzero().squeeze(1)
@@ -54,7 +55,7 @@ def logits_at(
         if states is not None:
             states.append(output.last_hidden_state)
         if attentions is not None:
-            attentions.extend(layer for layer in output.attentions or () if layer is not None)
+            attentions.extend(attention_of(output, model))
         return output
 
     shown = {} if attentions is None else {"output_attentions": True}
@@ -63,17 +64,26 @@ def logits_at(
         logits = model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **shown).logits
     finally:
         hook.remove()
-    layers = _unwrap(model).config.num_hidden_layers
-    if attentions is not None and len(attentions) != layers:
-        raise UserError(
-            f'{_name(model)} gave attention for {len(attentions)} of {layers} layers; load it with attention="eager"'
-        )
     if logits.dim() != 3 or logits.shape[:2] != (1, len(index)):
         raise UserError(
             f"{_name(model)} gave logits of shape {list(logits.shape)} for {len(index)} positions; "
             "its head does not treat positions one by one: use a masked or causal language model"
         )
     return logits[0]
+
+
+def attention_of(output, model: nn.Module) -> list[Tensor]:
+    """Attention of every layer, [batch heads time time] each, from what the model's body gave.
+
+    Raises UserError if it is not there: all but `attn_implementation="eager"` leave it out without a word.
+    """
+    found = [layer for layer in output.attentions or () if layer is not None]
+    layers = _unwrap(model).config.num_hidden_layers
+    if len(found) != layers:
+        raise UserError(
+            f'{_name(model)} gave attention for {len(found)} of {layers} layers; load it with attention="eager"'
+        )
+    return found
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -105,8 +115,15 @@ FORMS = ("max", "uniform")
 WAYS = ("both", "head", "children")
 
 
+class Movable:
+    """A dataclass of tensors, or of such dataclasses, that can be moved to a device."""
+
+    def to(self, device):
+        return replace(self, **{name: part.to(device) for name, part in vars(self).items() if hasattr(part, "to")})
+
+
 @dataclass(frozen=True, eq=False)
-class Links:
+class Links(Movable):
     """The pairs of tokens that make up the arcs of a batch: `weight` of attention[row, :, query, key] goes to `arc`."""
 
     row: Int64[Tensor, " links"]
@@ -121,9 +138,6 @@ class Links:
         mine = self.row % processes == process
         row, *rest = (x[mine] for x in (self.row, self.query, self.key, self.arc, self.weight))
         return Links(row // processes, *rest, self.arcs)
-
-    def to(self, device) -> "Links":
-        return Links(*(x.to(device) for x in (self.row, self.query, self.key, self.arc, self.weight)), self.arcs)
 
 
 @dataclass(frozen=True, eq=False)
