@@ -93,7 +93,7 @@ class Training:
     @property
     def saved(self) -> int:
         """The step that training would go on from if everything ended now."""
-        return max([*layout.step_folders(self.folder / "checkpoints"), *resumable(self.folder)], default=0)
+        return max(layout.saved_steps(self.folder), default=0)
 
     @property
     def state(self) -> str:
@@ -123,7 +123,9 @@ class Training:
                 self._process.send("go on")
             else:
                 self._launch()
-        self._tell_watchers()
+        for watcher in self._watchers:
+            if method := watcher():
+                method()
 
     def pause(self) -> None:
         """Save at the next step and wait there: `start` goes on at once."""
@@ -158,11 +160,6 @@ class Training:
     def watch(self, method: Callable[[], None]) -> None:
         """Call a method of some object whenever training starts; the object may go away."""
         self._watchers = [watcher for watcher in self._watchers if watcher()] + [WeakMethod(method)]
-
-    def _tell_watchers(self) -> None:
-        for watcher in self._watchers:
-            if method := watcher():
-                method()
 
     def _launch(self) -> None:
         if self._process is not None:  # it has said that it ends

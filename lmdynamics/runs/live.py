@@ -1,13 +1,12 @@
 """The log of a run while it is trained: what `log.parquet` holds, and the rows since the last save."""
 
 import time
-from io import BytesIO
 from pathlib import Path
 
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.training.state import LOG_SCHEMA, Log, numbers
+from lmdynamics.training.state import LOG_SCHEMA, Log, fetched, read_log
 
 LIVE = "live.csv"
 EVERY = 0.5  # seconds between two writes of live rows; a write waits for the device, so not at every step
@@ -16,9 +15,11 @@ EVERY = 0.5  # seconds between two writes of live rows; a write waits for the de
 def read_live(folder: Path) -> pl.DataFrame:
     """A run's log with the steps made since the last save; the same columns as `log.parquet`."""
     # live rows first: they are removed only after the log has them, so no step falls between the two
-    lines, saved = _bytes(folder / LIVE), _bytes(folder / "log.parquet")
-    # from memory: polars opens a path more than once, and a save may put another file there in between
-    log = pl.read_parquet(BytesIO(saved)) if saved else pl.DataFrame(schema=LOG_SCHEMA)
+    try:
+        lines = (folder / LIVE).read_bytes()
+    except FileNotFoundError:
+        lines = b""
+    log = read_log(folder / "log.parquet")
     whole = lines[: lines.rfind(b"\n") + 1]  # a killed process may leave half a line
     if not whole:
         return log
@@ -27,32 +28,24 @@ def read_live(folder: Path) -> pl.DataFrame:
     return pl.concat([log, live.filter(pl.col("step") > last)], how="diagonal")
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
 class LiveLog(Log):
     """A log that also writes each row, soon after its step, as a line of `live.csv`."""
 
     def __init__(self, path: Path):
         super().__init__(path)
         self._live = path.with_name(LIVE)
-        self._fresh: list[tuple] = []
+        self._lines = 0  # of the rows that are not saved yet, those that are written
         self._told = 0.0
         self._begin()
 
-    def add(self, step, loss, lr, masking_rate, tokens, seconds, penalty=None) -> None:
-        super().add(step, loss, lr, masking_rate, tokens, seconds, penalty)
-        self._fresh.append((step, loss, lr, masking_rate, self.tokens, seconds, penalty))
+    def add(self, *row) -> None:
+        super().add(*row)
         if time.perf_counter() - self._told > EVERY:
             self.tell()
 
     def write(self) -> None:
         super().write()
-        self._fresh = []
+        self._lines = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -62,13 +55,10 @@ class LiveLog(Log):
 
     def tell(self) -> None:
         """Write the rows that have come since the last time."""
-        if not self._fresh:
+        fresh = fetched(self._rows[self._lines :])
+        if not fresh:
             return
-        losses, penalties = (numbers([row[place] for row in self._fresh]) for place in (1, -1))
-        lines = [
-            ",".join("" if v is None else str(v) for v in (step, loss, *given, penalty))
-            for (step, _, *given, _), loss, penalty in zip(self._fresh, losses, penalties, strict=True)
-        ]
+        lines = [",".join("" if value is None else str(value) for value in row) for row in fresh]
         with files.saving(str(self._live)), self._live.open("ab", buffering=0) as file:
             file.write(("\n".join(lines) + "\n").encode())
-        self._fresh, self._told = [], time.perf_counter()
+        self._lines, self._told = len(self._rows), time.perf_counter()

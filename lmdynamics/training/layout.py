@@ -39,6 +39,12 @@ def step_folders(parent: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def saved_steps(folder: Path) -> dict[int, Path]:
+    """Checkpoints and resume points of a run by step; where a step has both, the resume point."""
+    saved = {**step_folders(folder / "checkpoints"), **step_folders(folder / "resume")}
+    return dict(sorted(saved.items()))
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written. Only call with the run locked."""
     for parent in (folder, folder / "checkpoints", folder / "resume"):
@@ -47,7 +53,7 @@ def sweep(folder: Path) -> None:
 
 def is_begun(folder: Path) -> bool:
     """Whether a training has saved anything here; what a branch starts from is not its own."""
-    saved = {**step_folders(folder / "checkpoints"), **step_folders(folder / "resume")}
+    saved = saved_steps(folder)
     facts = read_json(folder / "run.json", "a run") if saved and (folder / "run.json").exists() else {}
     parent = facts.get("parent")
     return bool(saved) and (parent is None or max(saved) > parent["step"])

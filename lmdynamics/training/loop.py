@@ -127,7 +127,7 @@ def pretrain(
         forget_before(folder, step)
 
     process, processes = accelerator.process_index, accelerator.num_processes
-    began = last_save = time.perf_counter() - log.seconds
+    began = last_save = time.perf_counter() - log.last("seconds")
     shown = bar(t.steps, folder.name, progress if accelerator.is_main_process else False, unit="step", initial=start)
     with shown, on_interrupt(accelerator.set_trigger):
         for step in range(start, t.steps + 1):

@@ -69,8 +69,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 def resumable(folder: Path) -> dict[int, Path]:
     """Folders in a run that training can go on from, by step."""
-    found = {**layout.step_folders(folder / "checkpoints"), **layout.step_folders(folder / "resume")}
-    return {step: at for step, at in sorted(found.items()) if (at / layout.TRAINING_STATE).exists()}
+    return {step: at for step, at in layout.saved_steps(folder).items() if (at / layout.TRAINING_STATE).exists()}
 
 
 def forget_before(folder: Path, step: int) -> None:
@@ -86,9 +85,7 @@ class Log:
     def __init__(self, path: Path):
         self.path = path
         self.frame = pl.DataFrame(schema=LOG_SCHEMA)
-        self._rows: list[tuple] = []
-        self._losses: list[Tensor | None] = []
-        self._penalties: list[Tensor | None] = []
+        self._rows: list[tuple] = []  # loss and penalty are read from the device when written: a GPU need not wait
 
     def resume(self, step: int) -> None:
         """Keep what was logged before `step`."""
@@ -99,18 +96,11 @@ class Log:
                     f"{self.path} has {len(self.frame)} of {step} rows; delete {self.path.parent} and train again"
                 )
 
-    @property
-    def tokens(self) -> int:
-        return self._last("tokens", 3, 0)
-
-    @property
-    def seconds(self) -> float:
-        return self._last("seconds", 4, 0.0)
-
-    def _last(self, column: str, place: int, nothing):
+    def last(self, column: str) -> float:
+        """The newest value of a column; 0 before the first step."""
         if self._rows:
-            return self._rows[-1][place]
-        return self.frame[column][-1] if len(self.frame) else nothing
+            return self._rows[-1][list(LOG_SCHEMA).index(column)]
+        return self.frame[column][-1] if len(self.frame) else 0
 
     def add(
         self,
@@ -123,25 +113,25 @@ class Log:
         penalty: Tensor | None = None,
     ) -> None:
         """Add a step's row; `loss` is None where its batch had no token to predict."""
-        # read from the device only when written: a GPU need not wait
-        self._losses.append(loss)
-        self._penalties.append(penalty)
-        self._rows.append((step, lr, masking_rate, self.tokens + tokens, seconds))
+        self._rows.append((step, loss, lr, masking_rate, self.last("tokens") + tokens, seconds, penalty))
 
     def write(self) -> None:
         if self._rows:
-            schema = {name: kind for name, kind in LOG_SCHEMA.items() if name not in ("loss", "penalty")}
-            new = pl.DataFrame(self._rows, schema, orient="row").with_columns(
-                loss=pl.Series(numbers(self._losses), dtype=pl.Float64),
-                penalty=pl.Series(numbers(self._penalties), dtype=pl.Float64),
-            )
-            self.frame = pl.concat([self.frame, new.select(list(LOG_SCHEMA))], how="diagonal")
-            self._rows, self._losses, self._penalties = [], [], []
+            new = pl.DataFrame(fetched(self._rows), LOG_SCHEMA, orient="row")
+            self.frame = pl.concat([self.frame, new], how="diagonal")
+            self._rows = []
         with files.saving(str(self.path)), files.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
 
 
-def numbers(values: Sequence[Tensor | None]) -> list[float | None]:
+def fetched(rows: Sequence[tuple]) -> list[tuple]:
+    """Rows of a log with their losses and penalties as numbers."""
+    losses, penalties = (_numbers([row[place] for row in rows]) for place in (1, -1))
+    each = zip(rows, losses, penalties, strict=True)
+    return [(step, loss, *rest, penalty) for (step, _, *rest, _), loss, penalty in each]
+
+
+def _numbers(values: Sequence[Tensor | None]) -> list[float | None]:
     """Scalars on a device as numbers, all fetched at once, so that a GPU waits once."""
     present = [value for value in values if value is not None]
     fetched = iter(torch.stack(present).cpu().double().tolist() if present else ())
