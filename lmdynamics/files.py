@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lmdynamics.errors import UserError
-from lmdynamics.paths import READ_ONLY
+from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.paths import READ_ONLY, shipped
 
 DISK = (errno.ENOSPC, errno.EDQUOT, *READ_ONLY)  # errors of a disk that is full or cannot be written
 
@@ -147,9 +148,13 @@ def is_locked(lock: Path) -> bool:
     return False
 
 
-def write_json(target: Path, content: Any) -> None:
+def write_text(target: Path, text: str) -> None:
     with saving(str(target)), atomic_file(target) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, content: Any) -> None:
+    write_text(target, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -159,6 +164,26 @@ def read_json(path: Path, what: str) -> Any:
         raise UserError(f"{path} is missing, so {path.parent} is not {what}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as broken:
         raise UserError(f"{path} is damaged ({broken}); restore it from a copy, or delete {path.parent}") from None
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+        raise UserError(f"{path} is not {what}: {broken}") from None
+
+
+def shipped_tables(kind: str) -> list[str]:
+    """Names of the TOML files in a folder that is shipped: `recipes`, `sweeps`."""
+    return sorted(path.stem for path in shipped(kind).glob("*.toml"))
+
+
+def find_table(kind: str, name: str, what: str) -> Path:
+    """A TOML file by its path, or by its name in a folder that is shipped; raises UserError if there is none."""
+    path = Path(name) if name.endswith(".toml") else shipped(kind) / f"{name}.toml"
+    if not path.is_file():
+        raise UserError(f"there is no {what} {name!r}{did_you_mean(name, shipped_tables(kind))}")
+    return path
 
 
 def sha256(*paths: Path) -> str:

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,6 +13,7 @@ from lmdynamics.batch.cache_key import content_key
 from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, notebook_parameters, parse_value
 from lmdynamics.devices import device_kind
 from lmdynamics.errors import UserError, did_you_mean
+from lmdynamics.files import read_toml
 from lmdynamics.paths import SUITE
 
 LONGEST = 100  # characters of an item's name, which is a folder's
@@ -116,8 +116,10 @@ def _of_notebook(
     several = {
         name: [checked_value(path, parameter(name), value) for value in values] for name, values in entry.grid.items()
     }
+    # `1,2,3`, or, for values with commas in them, `[1,2];[3]`
     several |= {
-        name: [parse_value(path, parameter(name), text) for text in _texts(texts)] for name, texts in varied.items()
+        name: [parse_value(path, parameter(name), text) for text in texts.split(";" if ";" in texts else ",")]
+        for name, texts in varied.items()
     }
     for name in given:
         several.pop(name, None)
@@ -164,11 +166,6 @@ def _item_name(stem: str, chosen: Mapping[str, Any]) -> str:
     return f"{name[: LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if chosen else stem
 
 
-def _texts(text: str) -> list[str]:
-    """`1,2,3`, or, for values with commas in them, `[1,2];[3]`."""
-    return text.split(";") if ";" in text else text.split(",")
-
-
 def _split(parameters: Sequence[str], form: str) -> dict[str, str]:
     given: dict[str, str] = {}
     for parameter in parameters:
@@ -186,10 +183,7 @@ def _read(path: Path) -> list[Entry]:
     path = path.expanduser().absolute()
     if not path.is_file():
         raise UserError(f"there is no plan {path}; --plan takes a TOML file")
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise UserError(f"{path} is not a plan: {broken}") from None
+    table = read_toml(path, "a plan")
     entries = table.get("entry")
     if not isinstance(entries, list) or not entries or set(table) != {"entry"}:
         raise UserError(f"{path}: a plan is one or more tables [[entry]] with notebooks, parameters and grid")

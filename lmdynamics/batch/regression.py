@@ -153,13 +153,13 @@ def markdown(verdicts: pl.DataFrame, title: str = "") -> str:
     return "\n".join([*lines, "</details>", ""])
 
 
-def junit(verdicts: pl.DataFrame, strict: bool = False, name: str = "lmdynamics batch") -> str:
+def junit(verdicts: pl.DataFrame, strict: bool = False) -> str:
     """JUnit XML: a test suite per item, with the item's seconds, and a test case per record.
 
     What changed or is gone is a failure, an item that failed an error; what has no baseline is skipped, or with
     `strict` a failure, as in `status`.
     """
-    root = ET.Element("testsuites", name=printable(name))
+    root = ET.Element("testsuites", name="lmdynamics batch")
     for (item,), rows in verdicts.group_by("item", maintain_order=True):
         seconds = rows["seconds"][0] or 0.0
         suite = ET.SubElement(root, "testsuite", name=printable(item), time=f"{seconds:.3f}")
@@ -319,7 +319,6 @@ def _print_table(rows: pl.DataFrame) -> None:
 
 def _write(file: Path, text: str) -> None:
     try:
-        with files.saving(str(file)), files.atomic_file(file.expanduser().absolute()) as temporary:
-            temporary.write_text(text, "utf-8")
+        files.write_text(file.expanduser().absolute(), text)
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}; name another file") from error

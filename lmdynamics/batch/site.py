@@ -31,19 +31,21 @@ def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = ()
     `said`: a line above the table. `links`: label and relative address of what else there is. `title`: instead of one
     that names the folder.
     """
+    folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
+    entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
+    title = title or f"Notebooks in {out.name}"
+    return _render("index.html.jinja", out / "index.html", entries=entries, said=said, links=links, title=title)
+
+
+def _render(template: str, page: Path, **shown: Any) -> Path:
+    """Write one of the templates beside this module as a page."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters |= {"duration": _duration, "scalar": _scalar}
-    folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
-    entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
-    template = Path(__file__).with_name("index.html.jinja").read_text("utf-8")
-    shown = {"entries": entries, "said": said, "links": links}
-    page = environment.from_string(template).render(title=title or f"Notebooks in {out.name}", **shown)
-    index = out / "index.html"
-    with files.saving(str(index)), files.atomic_file(index) as temporary:
-        temporary.write_text(page, "utf-8")
-    return index
+    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(shown)
+    files.write_text(page, body)
+    return page
 
 
 def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> Path:
@@ -130,8 +132,6 @@ def _scalar(value: Any) -> str:
 
 def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> None:
     """A chart for each record that is a number in two batches or more, over what was accepted."""
-    from jinja2 import Environment
-
     from lmdynamics import charts
 
     rows = trend(outs, None if baseline is None else read_baselines(baseline)).filter(pl.col("value").is_not_null())
@@ -139,9 +139,7 @@ def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> Non
     for (item, record), of_record in rows.group_by("item", "record", maintain_order=True):
         if of_record["batch"].n_unique() > 1:
             drawn.append((item, record, charts.to_svg(charts.record_trend(of_record))))
-    template = Path(__file__).with_name("trend.html.jinja").read_text("utf-8")
-    body = Environment(autoescape=True, trim_blocks=True).from_string(template).render(drawn=drawn, batches=len(outs))
-    page.write_text(body, "utf-8")
+    _render("trend.html.jinja", page, drawn=drawn, batches=len(outs))
 
 
 def _past(out: Path, label: str) -> pl.DataFrame:

@@ -4,19 +4,17 @@ A plan is a TOML file in `data/sweeps` (or yours): a recipe, and named condition
 with `of` and `at` is a branch of another condition's run at that step.
 """
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lmdynamics import jobs
+from lmdynamics import files, jobs
 from lmdynamics.devices import default_device, device_kind, need_device
 from lmdynamics.errors import UserError, did_you_mean, one_line
-from lmdynamics.paths import runs_dir, shipped
+from lmdynamics.paths import runs_dir
 from lmdynamics.progress import bar
 from lmdynamics.runs.folders import find_folder
 from lmdynamics.runs.trained import branch, branch_name, changed_recipe, flat, name_on, open_folder, run_name, train
@@ -46,25 +44,18 @@ class Plan:
 
 
 def plan_names() -> list[str]:
-    return sorted(path.stem for path in shipped("sweeps").glob("*.toml"))
+    return files.shipped_tables("sweeps")
 
 
 def read_plan(name: str) -> Plan:
     """A plan by name (`masking`, `syntax`) or from a TOML file.
 
-    Raises
-    ------
-    UserError
-        If there is none, a condition has settings a plan does not know, or it is a branch of nothing.
+    Raises UserError if there is none, a condition has settings a plan does not know, or it is a branch of nothing.
     """
-    path = Path(name) if name.endswith(".toml") else shipped("sweeps") / f"{name}.toml"
-    if not path.is_file():
-        raise UserError(f"there is no plan {name!r}{did_you_mean(name, plan_names())}")
+    path = files.find_table("sweeps", name, "plan")
+    table = files.read_toml(path, "a plan")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
         recipe, conditions = table["recipe"], table["conditions"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise UserError(f"{path} is not a plan: {broken}") from None
     except KeyError as missing:
         raise UserError(f"{path} has no {missing}; a plan names a recipe and its conditions") from None
     if not (isinstance(recipe, str) and isinstance(conditions, dict) and conditions):
@@ -105,11 +96,8 @@ def sweep(
     at a time, by default one per core, with one thread each, or one per visible GPU. `device`: as for
     `train`. A run that fails does not stop the others. Ctrl-C saves what is running; the same call goes on.
 
-    Raises
-    ------
-    UserError
-        If plan, conditions (`only`) or overrides make no sense, two conditions come to the same run, or something is to
-        be trained and the device is not there; nothing is trained then.
+    Raises UserError if plan, conditions (`only`) or overrides make no sense, two conditions come to the same run, or
+    something is to be trained and the device is not there; nothing is trained then.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")
@@ -240,6 +228,4 @@ def _make(job: Job, device: str | None) -> None:
 
 def _progress(job: Job) -> int:
     """How many of its steps a run is known to have made: saved ones."""
-    folder = runs_dir() / job.run
-    saved = [*layout.step_folders(folder / "checkpoints"), *layout.step_folders(folder / "resume")]
-    return max(saved, default=0)
+    return max(layout.saved_steps(runs_dir() / job.run), default=0)

@@ -7,11 +7,10 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from lmdynamics.errors import UserError, did_you_mean
-from lmdynamics.paths import shipped
+from lmdynamics.files import find_table, read_toml, shipped_tables
 from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
 from lmdynamics.training.objective import FORMS, WAYS
 
@@ -134,7 +133,7 @@ def checkpoint_steps(total: int, per_doubling: int = 4) -> list[int]:
 
 
 def recipe_names() -> list[str]:
-    return sorted(path.stem for path in shipped("recipes").glob("*.toml"))
+    return shipped_tables("recipes")
 
 
 def load_recipe(
@@ -145,13 +144,8 @@ def load_recipe(
     `overrides` is a mapping or `key=value` strings; a key is dotted (`training.lr`) or bare where only one section
     has it (`lr`). Raises UserError for anything unknown or of the wrong type.
     """
-    path = Path(name) if name.endswith(".toml") else shipped("recipes") / f"{name}.toml"
-    if not path.is_file():
-        raise UserError(f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise UserError(f"{path} is not a recipe: {broken}") from None
+    path = find_table("recipes", name, "recipe")
+    table = read_toml(path, "a recipe")
     profiles = _section(table, "profiles")
     if profile not in {*PROFILES, *profiles}:
         raise UserError(
