@@ -17,6 +17,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(f"{kind}{error}".split())
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def shortened(text: str, most: int = 80) -> str:
     """A text without its middle where it is long, as a schedule of thousands of points is."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"

@@ -19,7 +19,7 @@ from lmdynamics import files
 from lmdynamics.batch.parameters import NOT_SETTINGS
 from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
-from lmdynamics.errors import UserError, printable
+from lmdynamics.errors import UserError, first_line, printable
 from lmdynamics.records import Record
 
 FORMAT = 1
@@ -194,7 +194,7 @@ def _read(path: Path) -> Baseline:
         accepted = dict(content.get("accepted") or {})
         return Baseline(dict.fromkeys(items, accepted) if "who" in accepted else accepted, items)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a baseline ({str(error).partition(chr(10))[0]}); {remedy}") from error
+        raise UserError(f"{path} is not a baseline ({first_line(error)}); {remedy}") from error
 
 
 def _rest(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import polars as pl
 from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME
 from lmdynamics.batch.parameters import NOT_SETTINGS
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, first_line
 from lmdynamics.records import FILE_NAME as RECORDS
 from lmdynamics.records import Record, read_records
 
@@ -117,7 +117,7 @@ def _fields(path: Path, part: str, known: dict[str, Any], remedy: str) -> dict[s
         content = (content.get(part) or {}) if part else content
         found = {name: content.get(name) for name in known}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is broken ({str(error).partition(chr(10))[0]}); {remedy}") from error
+        raise UserError(f"{path} is broken ({first_line(error)}); {remedy}") from error
     for name, value in found.items():
         # true is an int to Python, and no number of seconds
         wrong = not isinstance(value, known[name]) or (isinstance(value, bool) and known[name] is not bool)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmdynamics.errors import UserError, did_you_mean, shortened
+from lmdynamics.errors import UserError, did_you_mean, first_line, shortened
 
 PROFILES = ("smoke", "default", "full")
 NOT_SETTINGS = ("output_dir", "interactive")  # where and how the figures are shown, not what is measured
@@ -62,7 +62,7 @@ def notebook_parameters(path: Path) -> list[Parameter]:
     try:
         notebook = load_notebook_node(str(path))
     except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is not a Jupyter notebook: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a Jupyter notebook: {first_line(error)}") from error
     cell = find_first_tagged_cell_index(notebook, "parameters")
     refuse_language(path)
     if cell < 0:
@@ -187,7 +187,3 @@ def _literal(text: str) -> Any:
 
 def _article(type_name: str) -> str:
     return {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(type_name, f"a {type_name}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -260,9 +260,13 @@ def chosen_steps(there: Sequence[int], wanted: "str | Sequence[int] | None") -> 
             f"steps={wanted!r} says no steps; give a list (0,512,143000), log:20, or a range (0:10000:1000)"
         ) from None
     if lacking := sorted(set(numbers) - set(there)):
-        nearest = sorted(sorted(there, key=lambda step: abs(step - lacking[0]))[:3])
-        raise UserError(f"there is no step {lacking[0]}; the nearest are {', '.join(map(str, nearest))}")
+        raise UserError(f"there is no step {lacking[0]}; the nearest are {nearest(there, lacking[0])}")
     return sorted(set(numbers))
+
+
+def nearest(there: Iterable[int], step: int) -> str:
+    """The three steps that lie nearest to one, for a sentence."""
+    return ", ".join(map(str, sorted(sorted(there, key=lambda other: abs(other - step))[:3])))
 
 
 def _log_spaced(there: Sequence[int], count: int) -> list[int]:

@@ -15,10 +15,11 @@ from lmdynamics import files
 from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_treebank
 from lmdynamics.corpora.tokens import Blocks, annotated_blocks
 from lmdynamics.devices import need_device, trained_on
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, first_line
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
+from lmdynamics.runs.naming import nearest
 from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
@@ -155,11 +156,11 @@ def _load_model(folder: Path, objective: str, attention: str):
         ) from None
     except (SafetensorError, RuntimeError, EOFError) as broken:
         raise UserError(
-            f"{files[0]} is damaged or another model's ({_first_line(broken)}); copy that folder anew or train it again"
+            f"{files[0]} is damaged or another model's ({first_line(broken)}); copy that folder anew or train it again"
         ) from None
     except (ValueError, KeyError) as broken:
         raise UserError(
-            f"{folder} holds no {objective} model that transformers can open: {_first_line(broken)}"
+            f"{folder} holds no {objective} model that transformers can open: {first_line(broken)}"
         ) from None
     check_extra(told["unexpected_keys"], files[0], model)
     if missing := sorted(told["missing_keys"]):
@@ -172,10 +173,6 @@ def _load_model(folder: Path, objective: str, attention: str):
     return model
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 @lru_cache(maxsize=16)
 def load_tokenizer(folder: Path):
     from transformers import AutoTokenizer
@@ -186,7 +183,7 @@ def load_tokenizer(folder: Path):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as broken:
         raise UserError(
-            f"{folder} has no tokenizer that transformers can open ({_first_line(broken)}); save it there"
+            f"{folder} has no tokenizer that transformers can open ({first_line(broken)}); save it there"
         ) from None
     names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((folder / name).exists() for name in names):  # then it knows no word, and says so to no one
@@ -289,9 +286,8 @@ class Run:
 
     def __getitem__(self, step: int) -> Checkpoint:
         if step not in self._folders:
-            nearest = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:3])
             raise UserError(
-                f"{self.name} has no checkpoint at step {step}; the nearest are {', '.join(map(str, nearest))}"
+                f"{self.name} has no checkpoint at step {step}; the nearest are {nearest(self.steps, step)}"
             )
         return Checkpoint(self._folders[step], step, self.name, self.objective)
 

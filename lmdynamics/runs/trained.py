@@ -7,6 +7,7 @@ begins at the step it left.
 """
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +34,7 @@ from lmdynamics.paths import runs_dir
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import read_folder, refuse_other_formats
+from lmdynamics.runs.naming import nearest
 from lmdynamics.runs.run import Run
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, load_recipe, recipe_from_dict
@@ -95,7 +97,7 @@ def build(
         )
     with files.saving(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-    if _is_main_process():
+    if int(os.environ.get("RANK", 0)) == 0:
         with files.locked(folder / layout.LOCK, f"another process is training in {folder}; waiting for it"):
             if not is_complete(folder, recipe, device):
                 layout.sweep(folder)
@@ -160,12 +162,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _is_main_process() -> bool:
-    import os
-
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def _circumstances(device: str) -> dict[str, Any]:
     """What a reader needs to make this run again: versions, commit, device."""
     import torch
@@ -206,10 +202,9 @@ def branched_recipe(
     checkpoint = run[step]
     if not checkpoint.has_optimizer_state:
         kept = [s for s in run.steps if run[s].has_optimizer_state]
-        nearest = ", ".join(map(str, sorted(sorted(kept, key=lambda s: abs(s - step))[:3])))
         raise UserError(
             f"{run.name} keeps no optimizer state at step {step}, so it cannot go on from there; "
-            + (f"the nearest steps with one are {nearest}" if kept else "train it with optimizer_state=all")
+            + (f"the nearest steps with one are {nearest(kept, step)}" if kept else "train it with optimizer_state=all")
         )
     return changed_recipe(run.recipe, step, overrides)
 
