@@ -26,7 +26,6 @@ def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]
     processor = platform.processor() or platform.machine()
     computed = list(computed) or [("cpu", "float32", "cpu")]
     kinds, precisions, names = (sorted(set(column)) for column in zip(*computed, strict=True))
-    unit = 2**20 if sys.platform == "darwin" else 2**10
     told = {
         **versions(),
         "commit": commit(),
@@ -34,7 +33,7 @@ def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]
         "device_name": ", ".join(processor if name == "cpu" else name for name in names),
         "dtype": "+".join(precisions),
         "deterministic": kinds == ["cpu"] or bool(os.environ.get(DETERMINISTIC)),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit),
+        "peak_mb": peak_mb(resource.RUSAGE_SELF),
         "peak_gpu_mb": None,
         "seconds": round(time.monotonic() - _STARTED, 1),
     }
@@ -43,6 +42,12 @@ def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]
         peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
         told["peak_gpu_mb"] = round(max(peaks) / 2**20)
     return told
+
+
+def peak_mb(whose: int) -> int:
+    """Memory (MiB) of this process, or of the largest that it has started and that has ended; see `resource`."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, otherwise KiB
+    return round(resource.getrusage(whose).ru_maxrss / unit)
 
 
 def repeatable() -> None:

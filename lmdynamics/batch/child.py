@@ -17,6 +17,7 @@ from typing import Any
 from lmdynamics import files, jobs
 from lmdynamics.batch.parameters import KERNEL
 from lmdynamics.batch.plan import Job
+from lmdynamics.environment import peak_mb
 from lmdynamics.errors import shortened
 
 LONGEST_SOCKET = 95  # characters of a path; a socket's may have some hundred
@@ -46,10 +47,8 @@ def execute(parent: jobs.Parent, job: Job) -> int:
         return index - bool(job.parameters and index > parameters_cell)
 
     def tell(**event: Any) -> None:
-        # the largest process that has ended, which is most often the kernel; in KiB, but on macOS in bytes
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
-        parent.send({**event, **({"peak_mb": round(peak)} if "status" in event else {})})
+        # the largest process that has ended is most often the kernel
+        parent.send({**event, **({"peak_mb": peak_mb(resource.RUSAGE_CHILDREN)} if "status" in event else {})})
 
     def cell_starts(cell: Any, cell_index: int) -> None:
         index = own(cell_index)

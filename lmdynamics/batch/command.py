@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,11 +56,8 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
 
     Returns 0 if all finished, 1 if one failed, 130 on Ctrl-C.
 
-    Raises
-    ------
-    UserError
-        For a wrong option, executor or folder, a device that is not on this machine, or if another batch writes to the
-        folder.
+    Raises UserError for a wrong option, executor or folder, a device that is not on this machine, or if another batch
+    writes to the folder.
     """
     options = options or Options()
     if options.retry < 0 or (options.timeout is not None and options.timeout <= 0):
@@ -129,7 +126,9 @@ def _run(jobs: Sequence[Job], where: Where, options: Options) -> list[Outcome]:
             jobs[0].folder.parent.joinpath(STOP).touch()
             for future in pending:
                 future.cancel()
-            _wait_for(pending, lambda future: future.done())
+            until = time.monotonic() + _PATIENCE
+            while time.monotonic() < until and not all(future.done() for future in pending):
+                time.sleep(_POLL)
             raise
     return list(outcomes.values())
 
@@ -170,12 +169,6 @@ def _outcome(future: Pending, job: Job, attempt: int) -> Outcome:
         job.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(job.folder / OUTCOME, asdict(lost))
         return lost
-
-
-def _wait_for(pending: Sequence[Pending], done: Callable[[Pending], bool]) -> None:
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until and not all(map(done, pending)):
-        time.sleep(_POLL)
 
 
 def _progress(job: Job) -> tuple[int, int] | None:

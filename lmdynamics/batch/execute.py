@@ -84,10 +84,8 @@ def run_notebook(
     another process executes the same item, this waits for it; an item that is done (`is_done`) is not executed again,
     unless with `force`. A file `.stop` in the batch's folder stops it.
 
-    Raises
-    ------
-    KeyboardInterrupt
-        On Ctrl-C, after the notebook's process has stopped; the outcome "interrupted" is on disk then.
+    Raises KeyboardInterrupt on Ctrl-C, after the notebook's process has stopped; the outcome "interrupted" is on disk
+    then.
     """
     started = time.monotonic()
     common = {"name": job.name, "notebook": job.notebook.stem, "parameters": job.parameters, "key": job.key}

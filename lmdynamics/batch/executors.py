@@ -8,9 +8,10 @@ import os
 import queue
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,12 +32,12 @@ class Pending(Protocol):
     def cancel(self) -> Any: ...
 
 
-class Where(Protocol):
-    """What executes items. `at_once`: how many to submit at a time, None for all."""
+@dataclass(frozen=True)
+class Where:
+    """What executes items: `submit` takes a job and options. `at_once`: how many to submit at a time, None for all."""
 
+    submit: Callable[..., Pending]
     at_once: int | None
-
-    def submit(self, job: Job, **options: Any) -> Pending: ...
 
 
 @contextmanager
@@ -50,10 +51,7 @@ def open_executor(
     `flags`: SLURM's settings as submitit calls them (`timeout_min`, `slurm_partition`, `gpus_per_node`, …). `folder`:
     the batch's own.
 
-    Raises
-    ------
-    UserError
-        If there is no such executor, a package it needs is missing, or its scheduler does not answer.
+    Raises UserError if there is no such executor, a package it needs is missing, or its scheduler does not answer.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; at least 1 is needed")
@@ -61,7 +59,7 @@ def open_executor(
         raise UserError(f"--slurm is for --executor slurm; this one is {where!r}")
     if where == "local":
         with Local(workers, gpu) as local:
-            yield local
+            yield Where(local.submit, local.at_once)
     elif where.startswith("dask://"):
         with _dask(where.removeprefix("dask://"), workers) as dask:
             yield dask
@@ -95,14 +93,11 @@ class Local(ThreadPoolExecutor):
             self._slots.put(slot)
 
 
-def one_thread() -> dict[str, str]:
-    """A kernel computes with one thread, unless told otherwise: sums do not depend on how many cores there are."""
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-
-
 def run_there(job: Job, options: dict[str, Any], slot: Mapping[str, str] | None = None) -> Outcome:
     """An item where it is executed, perhaps by a worker of a cluster, which shares package and the batch's folder."""
-    own = {**one_thread(), **(slot or {}), **options.get("environment", {})}
+    # a kernel computes with one thread, unless told otherwise: sums do not depend on how many cores there are
+    one_thread = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    own = {**one_thread, **(slot or {}), **options.get("environment", {})}
     return run_notebook(job, **{**options, "environment": own})
 
 
@@ -116,17 +111,13 @@ def _dask(address: str, workers: int | None) -> Iterator[Where]:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address}: {' '.join(str(error).split())}") from None
-    with client:
-        yield _Dask(client, workers)
 
-
-class _Dask:
-    def __init__(self, client: Any, workers: int | None):
-        self.client, self.at_once = client, workers
-
-    def submit(self, job: Job, **options: Any) -> Pending:
+    def submit(job: Job, **options: Any) -> Pending:
         # impure: the same item may be tried again; a worker that is killed is no fault of the item's
-        return self.client.submit(run_there, job, options, pure=False, retries=0)
+        return client.submit(run_there, job, options, pure=False, retries=0)
+
+    with client:
+        yield Where(submit, workers)
 
 
 def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Path) -> Where:
@@ -140,16 +131,13 @@ def _slurm(cluster: str, workers: int | None, flags: dict[str, str], folder: Pat
         executor.update_parameters(**{"timeout_min": 60, "name": "lmdynamics", **_typed(flags)})
     except (RuntimeError, NameError, TypeError, ValueError) as error:
         raise UserError(f"SLURM is not to be had as asked: {' '.join(str(error).split())}") from None
-    return _Slurm(executor, workers, _Queue() if cluster == "slurm" else None)
+    jobs = _Queue() if cluster == "slurm" else None
 
+    def submit(job: Job, **options: Any) -> Pending:
+        submitted = executor.submit(run_there, job, options)
+        return submitted if jobs is None else _SlurmJob(submitted, jobs)
 
-class _Slurm:
-    def __init__(self, executor: Any, workers: int | None, jobs: "_Queue | None"):
-        self.executor, self.at_once, self.jobs = executor, workers, jobs
-
-    def submit(self, job: Job, **options: Any) -> Pending:
-        submitted = self.executor.submit(run_there, job, options)
-        return submitted if self.jobs is None else _SlurmJob(submitted, self.jobs)
+    return Where(submit, workers)
 
 
 class _Queue:

@@ -25,10 +25,8 @@ def static_page(executed: Path) -> str:
 
     Vega's JavaScript is on the page once, and only if there is something to move; nothing is loaded from elsewhere.
 
-    Raises
-    ------
-    ValueError, AttributeError, KeyError
-        If the file is not a whole notebook, as after a run that was killed while writing.
+    Raises ValueError, AttributeError or KeyError if the file is not a whole notebook, as after a run that was killed
+    while writing.
     """
     from nbconvert import HTMLExporter
 

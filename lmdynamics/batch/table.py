@@ -37,7 +37,8 @@ class Table:
         self.console = _console()
         self.state: dict[str, str] = {job.name: "waits" for job in jobs}
         self.began: dict[str, float] = {}
-        self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self._follows else None
+        live = self.console.is_terminal and bool(jobs)
+        self.live = Live(console=self.console, refresh_per_second=4, transient=True) if live else None
 
     def __enter__(self) -> "Table":
         if self.live is not None:
@@ -67,10 +68,6 @@ class Table:
 
     def says(self, line: str) -> None:
         self.console.print(line, markup=False)
-
-    @property
-    def _follows(self) -> bool:
-        return self.console.is_terminal and bool(self.state)
 
     def _drawn(self) -> RichTable:
         table = RichTable("item", "", "time", box=None, pad_edge=False)

@@ -18,14 +18,14 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import SPECIAL, Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import cores_here, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD, _UNK, CLS, SEP, _MASK = range(len(SPECIAL_TOKENS))
+SPECIAL_TOKENS = tuple(SPECIAL.values())  # [PAD] [UNK] [CLS] [SEP] [MASK], ids 0 to 4
+CLS, SEP = 2, 3
 
 # nouns, verbs, adjectives, adverbs, prepositions, semantic classes
 _SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
@@ -141,10 +141,7 @@ class Grammar:
         inner.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
         )
-        names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-        return PreTrainedTokenizerFast(
-            tokenizer_object=inner, model_max_length=_LONGEST + 2, **dict(zip(names, SPECIAL_TOKENS, strict=True))
-        )
+        return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=_LONGEST + 2, **SPECIAL)
 
 
 def _parts(n: int) -> list[tuple[int, int]]:

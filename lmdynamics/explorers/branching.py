@@ -28,10 +28,7 @@ class BranchExplorer:
     Nothing is trained before the button is pressed; then a process of its own does it, and the kernel stays free.
     `on_branch` is called with the finished branch, from another thread.
 
-    Raises
-    ------
-    UserError
-        If no run keeps optimizer state, so that none can be branched.
+    Raises UserError if no run keeps optimizer state, so that none can be branched.
     """
 
     def __init__(

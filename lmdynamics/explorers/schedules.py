@@ -35,10 +35,7 @@ class ScheduleChooser:
     `value` is the chosen schedule in its own words; the last one that makes sense. The command shown trains it as the
     others are trained: the same recipe, profile, seed and number of steps (0: the recipe's own).
 
-    Raises
-    ------
-    UserError
-        If the start value is no schedule, or there is no such recipe.
+    Raises UserError if the start value is no schedule, or there is no such recipe.
     """
 
     def __init__(

@@ -66,9 +66,9 @@ class TrainingExplorer:
         self.changes = widgets.Text(placeholder="lr=0.001 masking=0.3", description="changes", layout=wide)
         self.branch = widgets.Button(description="branch from here", layout=widgets.Layout(width="140px"))
         self.status, self.message = widgets.HTML(), widgets.HTML()
-        deeds = (self._start, self._pause, self._start, self._stop, self._branch)
-        for button, deed in zip([*self.buttons, self.branch], deeds, strict=True):
-            button.on_click(lambda _, deed=deed: self._do(deed))
+        for button, deed in zip(self.buttons, ("start", "pause", "start", "stop"), strict=True):
+            button.on_click(lambda _, deed=deed: self._do(getattr(self.training, deed)))
+        self.branch.on_click(lambda _: self._do(self._branch))
         alt.JupyterChart.enable_offline()
         self._adopt(training)
         self.chart = alt.JupyterChart(self._picture(), embed_options={"actions": False})
@@ -149,15 +149,6 @@ class TrainingExplorer:
         except UserError as error:
             self.message.value = escape(str(error))
         self.look()
-
-    def _start(self) -> None:
-        self.training.start()
-
-    def _pause(self) -> None:
-        self.training.pause()
-
-    def _stop(self) -> None:
-        self.training.stop()
 
     def _branch(self) -> None:
         overrides = self.changes.value.split()
