@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, TypeVar
 
 from lmdynamics import paths
@@ -58,29 +58,17 @@ class Rule:
         """Whether each repository is one checkpoint."""
         return not self.revision
 
-    @cached_property
-    def _repository(self) -> re.Pattern[str]:
-        return _compiled(self.repository, f"the rule {self.name}")
-
-    @cached_property
-    def _revision(self) -> re.Pattern[str]:
-        return _compiled(self.revision, f"the rule {self.name}")
-
-    @cached_property
-    def _commit(self) -> re.Pattern[str]:
-        return _compiled(self.commit, f"the rule {self.name}")
-
     def covers(self, repository: str) -> bool:
-        return self._repository.fullmatch(repository) is not None
+        return re.fullmatch(self.repository, repository) is not None
 
     def has_commits_on(self, revision: str) -> bool:
         """Whether checkpoints are commits on that branch."""
-        return bool(self.commit) and self._revision.fullmatch(revision) is not None
+        return bool(self.commit) and re.fullmatch(self.revision, revision) is not None
 
     def place(self, repository: str, revision: str = "", commit: str = "") -> Place | None:
         """What names say, a commit's being its title; None if they are no checkpoint's."""
-        matches = [self._repository.fullmatch(repository) if self.by_repository else self._revision.fullmatch(revision)]
-        matches += [self._commit.fullmatch(commit)] if self.commit else []
+        named = (self.repository, repository) if self.by_repository else (self.revision, revision)
+        matches = [re.fullmatch(*named), *([re.fullmatch(self.commit, commit)] if self.commit else [])]
         if not all(matches):
             return None
         said = {name: text for match in matches for name, text in match.groupdict().items()}
@@ -135,13 +123,11 @@ def rule_for(repository: str, revisions: str | None = None) -> Rule:
     raise UserError(f"{repository} fits no naming rule; data/suites.toml should end with one for all others")
 
 
+@cache
 def folder_rule(revisions: str | None = None) -> Rule:
     """The rule for folders on this machine: the one for repositories that no other rule knows."""
-    return _any_rule() if revisions is None else rule_for("a folder", revisions)
-
-
-@cache
-def _any_rule() -> Rule:
+    if revisions is not None:
+        return rule_for("a folder", revisions)
     return _rule("any", tomllib.loads(paths.shipped("suites.toml").read_text("utf-8"))["any"])
 
 
@@ -293,14 +279,12 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
         rule = Rule(name=name, **{**table, **lists})
     except TypeError as wrong:
         raise UserError(f"the naming rule {name} has a setting it does not know: {wrong}") from None
+    for expression in filter(None, (rule.commit, rule.revision, rule.repository)):
+        try:
+            re.compile(expression)
+        except re.error as wrong:
+            raise UserError(f"{expression!r} in the rule {name} is not a regular expression: {wrong}") from None
     told = rule.commit or rule.revision or rule.repository
-    if "step" not in _compiled(told, f"the rule {name}").groupindex:
+    if "step" not in re.compile(told).groupindex:
         raise UserError(f"{told!r} has no group (?P<step>\\d+), so it does not tell the step of a checkpoint")
     return rule
-
-
-def _compiled(expression: str, where: str) -> re.Pattern[str]:
-    try:
-        return re.compile(expression)
-    except re.error as wrong:
-        raise UserError(f"{expression!r} in {where} is not a regular expression: {wrong}") from None
