@@ -100,14 +100,8 @@ def record(
 ) -> None:
     """Keep one headline figure. A second record of the same name takes the first one's place.
 
-    Parameters
-    ----------
-    value
-        Number, truth value, word, or None; NumPy, torch and polars scalars become plain ones.
-    tolerance
-        How far another run's value may lie from this one and still count as the same, in the unit of `value`.
-    low, high
-        Ends of the 95 % interval, in the unit of `value`. Two equal ends bound nothing: they are kept as no interval.
+    Arguments as for `Record`; NumPy, torch and polars scalars become plain ones, and two equal ends of an interval
+    bound nothing: they are kept as no interval.
 
     Raises UserError if the value is not a scalar, is NaN or infinite, the interval is upside down, or the tolerance
     negative.

@@ -17,16 +17,7 @@ from torch.nn import functional as F
 
 from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.inputs import unused_rows
-from lmdynamics.measurements.losses import (
-    MASKING_RATE,
-    ROWS,
-    Predictions,
-    check_rows,
-    nothing_to_predict,
-    predicted_tokens,
-    prediction_batches,
-)
+from lmdynamics.measurements.losses import MASKING_RATE, Predictions, by_token
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
 from lmdynamics.training.objective import logits_at
@@ -56,20 +47,14 @@ class Dissent(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         model = checkpoint.model(device=device)
-        check_rows(model, self.blocks)
-        unused_rows(model, checkpoint)
-        head = linear_head(model)
-        frames, first = [], 0
-        for batch in prediction_batches(checkpoint, self.blocks, self.masking_rate, self.seed, ROWS):
-            hidden = read_by_the_head(model, batch, device)
-            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias, mix(self.seed, first))
-            numbers = {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in found._asdict().items()}
-            named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
-            frames.append(named.with_columns(**numbers).with_columns(pl.col(pl.Float32).fill_nan(None)))
-            first += len(batch.ids)
-        if not sum(map(len, frames)):
-            raise nothing_to_predict(self.blocks)
-        return pl.concat(frames)
+
+        def columns(batch: Predictions, first_row: int) -> dict[str, pl.Series]:
+            head, hidden = linear_head(model), read_by_the_head(model, batch, device)
+            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias, mix(self.seed, first_row))
+            return {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in found._asdict().items()}
+
+        frame = by_token(checkpoint, model, self.blocks, self.masking_rate, self.seed, columns)
+        return frame.with_columns(pl.col(pl.Float32).fill_nan(None))
 
 
 def linear_head(model: nn.Module) -> nn.Linear:

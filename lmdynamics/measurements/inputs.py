@@ -313,23 +313,12 @@ def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> 
         for number, name in enumerate(arcs.names):
             scored = scoring & (arcs.relation == number)
             known = best[number] >= 0 and scored.any()
-            rows.append(
-                {
-                    "relation": name,
-                    "offset": int(offsets[best[number]]) if best[number] >= 0 else None,
-                    "split": split,
-                    "count": int(scored.sum()),
-                    "accuracy": float(correct[best[number], scored].mean()) if known else None,
-                }
-            )
-    schema = {
-        "relation": pl.String,
-        "offset": pl.Int64,
-        "split": pl.String,
-        "count": pl.Int64,
-        "accuracy": pl.Float64,
-    }
-    return pl.DataFrame(rows, schema=schema)
+            offset = int(offsets[best[number]]) if best[number] >= 0 else None
+            accuracy = float(correct[best[number], scored].mean()) if known else None
+            rows.append((name, offset, split, int(scored.sum()), accuracy))
+    kinds = (pl.String, pl.Int64, pl.String, pl.Int64, pl.Float64)
+    names = ("relation", "offset", "split", "count", "accuracy")
+    return pl.DataFrame(rows, dict(zip(names, kinds, strict=True)), orient="row")
 
 
 def offset_candidates(arcs: Arcs) -> tuple[Int[np.ndarray, " candidates"], Bool[np.ndarray, "candidates arcs"]]:

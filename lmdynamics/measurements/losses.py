@@ -6,14 +6,14 @@ pieces away: beside it stands the pseudo-log-likelihood that masks the later tok
 left-to-right; Kauf and Ivanova 2023, arXiv 2305.10588).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from lmdynamics.corpora.gold import MinimalPairs
@@ -70,19 +70,13 @@ class PairAccuracy(Measurement):
             scores, by_word = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
         good, bad = scores[sentences.good], scores[sentences.bad]
         correct, tie = judge(good, bad)
-        columns = {"good": good, "bad": bad, "correct": correct, "tie": tie}
-        schema = {"good_word_l2r": pl.Float64, "bad_word_l2r": pl.Float64, "flips": pl.Boolean}
+        frame = self.pairs.frame.select("paradigm", "pair").with_columns(good=good, bad=bad, correct=correct, tie=tie)
         if by_word is None:
-            more = dict.fromkeys(schema, [None] * len(good))
-        else:
-            good, bad = by_word[sentences.good], by_word[sentences.bad]
-            more = dict(zip(schema, (good, bad, judge(good, bad)[0] != correct), strict=True))
-        return self.pairs.frame.select(
-            "paradigm",
-            "pair",
-            *(pl.Series(name, values) for name, values in columns.items()),
-            *(pl.Series(name, values, dtype=schema[name]) for name, values in more.items()),
-        )
+            schema = {"good_word_l2r": pl.Float64, "bad_word_l2r": pl.Float64, "flips": pl.Boolean}
+            return frame.with_columns(pl.lit(None, kind).alias(name) for name, kind in schema.items())
+        good, bad = by_word[sentences.good], by_word[sentences.bad]
+        flips = judge(good, bad)[0] != correct
+        return frame.with_columns(good_word_l2r=good, bad_word_l2r=bad, flips=flips)
 
 
 def judge(
@@ -238,17 +232,12 @@ class HeldOutLoss(Measurement):
     higher_is_better = False
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
-        sums, counts = [], []
         model = checkpoint.model(device=device)
-        for batch, losses in predicted_losses(checkpoint, model, self.blocks, self.masking_rate, self.seed, device):
-            rows = batch.selected.nonzero()[:, 0]
-            sums.append(torch.zeros(len(batch.ids), dtype=torch.float64).index_add_(0, rows, losses.double()))
-            counts.append(batch.selected.sum(1))
-        total, tokens = torch.cat(sums).numpy(), torch.cat(counts).numpy()
-        if not tokens.sum():
-            raise nothing_to_predict(self.blocks)
-        loss = total.sum() / tokens.sum()
-        rows, stderr = len(total), None
+        losses = losses_by_token(checkpoint, model, self.blocks, self.masking_rate, self.seed, device)
+        row, rows = losses["row"].to_numpy(), len(self.blocks)
+        total = np.bincount(row, losses["loss"].to_numpy(), minlength=rows)  # summed in float64
+        tokens = np.bincount(row, minlength=rows)
+        loss, stderr = total.sum() / tokens.sum(), None
         if (tokens > 0).sum() > 1:
             stderr = float(np.sqrt(((total - loss * tokens) ** 2).sum() * rows / (rows - 1)) / tokens.sum())
         numbers = {"loss": [loss], "tokens": [int(tokens.sum())], "stderr": [stderr]}
@@ -274,15 +263,8 @@ class TokenLosses(Measurement):
     higher_is_better = False
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
-        frames, first = [], 0
         model = checkpoint.model(device=device)
-        for batch, losses in predicted_losses(checkpoint, model, self.blocks, self.masking_rate, self.seed, device):
-            named = predicted_tokens(batch, self.blocks, first, checkpoint.objective)
-            frames.append(named.with_columns(loss=losses.numpy()))
-            first += len(batch.ids)
-        if not sum(map(len, frames)):
-            raise nothing_to_predict(self.blocks)
-        return pl.concat(frames)
+        return losses_by_token(checkpoint, model, self.blocks, self.masking_rate, self.seed, device)
 
 
 @dataclass(frozen=True)
@@ -295,18 +277,44 @@ class Predictions(Movable):
     gold: Int[Tensor, " selected"]
 
 
-def predicted_losses(
+def losses_by_token(
     checkpoint, model: nn.Module, blocks: Blocks, masking_rate: float, seed: int, device: str
-) -> Iterator[tuple[Predictions, Float[Tensor, " selected"]]]:
-    """Batch by batch what is predicted, and the loss of each (nats, float32, on the CPU), in the order of `gold`."""
+) -> pl.DataFrame:
+    """The loss of every predicted token, as `TokenLosses` gives it."""
+
+    @torch.inference_mode()
+    def losses(batch: Predictions, first_row: int) -> dict[str, np.ndarray]:
+        batch = batch.to(device)
+        logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected)
+        return {"loss": -log_probability(logits, batch.gold).cpu().numpy()}
+
+    return by_token(checkpoint, model, blocks, masking_rate, seed, losses)
+
+
+def by_token(
+    checkpoint,
+    model: nn.Module,
+    blocks: Blocks,
+    masking_rate: float,
+    seed: int,
+    columns: Callable[[Predictions, int], Mapping[str, np.ndarray | pl.Series]],
+) -> pl.DataFrame:
+    """All predicted tokens, and beside them the `columns` that are made of each batch and the number of its first row.
+
+    Raises UserError where no token of any row is predicted, and as `check_rows` does.
+    """
     check_rows(model, blocks)
     unused_rows(model, checkpoint)
+    frames, first = [], 0
     for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, ROWS):
-        there = batch.to(device)
-        with torch.inference_mode():
-            logits = logits_at(model, there.ids, there.attention_mask, there.selected)
-            losses = -log_probability(logits, there.gold).cpu()
-        yield batch, losses
+        named = predicted_tokens(batch, blocks, first, checkpoint.objective)
+        frames.append(named.with_columns(**columns(batch, first)))
+        first += len(batch.ids)
+    if not sum(map(len, frames)):
+        raise UserError(
+            f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate"
+        )
+    return pl.concat(frames)
 
 
 def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objective: str) -> pl.DataFrame:
@@ -333,11 +341,6 @@ def prediction_batches(
     for ids, padded in padded_batches(blocks, rows, tokenizer.pad_token_id or 0):
         seen, selected, targets = to_predict(ids, padded, masker, masking_rate, generator, loss_share, rts)
         yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
-
-
-def nothing_to_predict(blocks: Blocks) -> UserError:
-    """What to raise where no token of any row is predicted."""
-    return UserError(f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate")
 
 
 def check_rows(model, blocks: Blocks) -> None:
