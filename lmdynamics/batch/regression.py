@@ -207,7 +207,9 @@ def _of_record(row: dict[str, Any], was: Record | None) -> dict[str, Any]:
     if was is None:
         return {"verdict": NEW, "why": "no baseline for this record"}
     value = json.loads(row["text"])
-    compared = {"baseline": _json(was), "tolerance": was.tolerance, "difference": _difference(value, was.value)}
+    numbers = _kind(value) == _kind(was.value) == "number"
+    difference = float(value - was.value) if numbers else None
+    compared = {"baseline": _json(was), "tolerance": was.tolerance, "difference": difference}
     unit = row["unit"] or ""
     if was.unit and unit and unit != was.unit:  # 5.2 nats within 0.1 of 5.2 bits is no agreement
         return compared | {"verdict": CHANGED, "why": f"the unit {was.unit} → {unit}"}
@@ -217,7 +219,7 @@ def _of_record(row: dict[str, Any], was: Record | None) -> dict[str, Any]:
     why = f"{one} → {other}" + (f" {unit}" if unit else "")
     if _kind(value) != _kind(was.value):
         why += f", a {_kind(was.value)} before" if was.value is not None else ""
-    elif was.tolerance is not None and _kind(value) == "number":
+    elif was.tolerance is not None and numbers:
         why += f", tolerance {was.tolerance:.4g}"
     return compared | {"verdict": CHANGED, "why": why}
 
@@ -226,11 +228,6 @@ def _kind(value: Scalar) -> str:
     if value is None:
         return "none"
     return "truth value" if isinstance(value, bool) else "word" if isinstance(value, str) else "number"
-
-
-def _difference(value: Scalar, baseline: Scalar) -> float | None:
-    numbers = _kind(value) == _kind(baseline) == "number"
-    return float(value - baseline) if numbers else None
 
 
 def _json(record: Record) -> str:

@@ -77,13 +77,9 @@ class FisherTrace(Measurement):
         check_rows(model, self.blocks)
         unused_rows(model, checkpoint)
         drawn = np.random.default_rng(self.seed).permutation(len(self.blocks))[: self.examples]
-        norms = [
-            squared_gradient(model, example, device)
-            for example in prediction_batches(
-                checkpoint, self.blocks.take(np.sort(drawn)), self.masking_rate, self.seed, 1
-            )
-            if len(example.gold)
-        ]
+        rows = self.blocks.take(np.sort(drawn))
+        examples = prediction_batches(checkpoint, rows, self.masking_rate, self.seed, 1)
+        norms = [squared_gradient(model, example, device) for example in examples if len(example.gold)]
         if len(norms) < 2:
             raise UserError(
                 f"{len(norms)} of {len(drawn)} rows have a token to predict, at least 2 are needed; "

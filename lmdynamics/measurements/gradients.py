@@ -5,7 +5,7 @@ tokens: do they pull the parameters the same way? Mircea et al. 2025 (arXiv 2506
 gradients of examples point against each other.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +38,12 @@ class Sums:
     signed: Float[Tensor, " sampled"]
     known: float = 0.0
 
-    def know(self, signed: Tensor, absolute: Tensor, sampled: Tensor) -> None:
-        """Take in the head's share of every token."""
+    def know(self, signed: Tensor, absolute: Tensor, sampled: Tensor, size: Callable[[], Tensor]) -> None:
+        """Take in the head's share of every token; its `size` is computed where it is needed."""
         self.signed += signed[sampled]
         self.known += float(in_float64(absolute).sum())
+        if self.size is not None:
+            self.size += size()
 
     def signed_at(self, at: Tensor, values: Tensor) -> None:
         self.signed.index_add_(0, at[at >= 0], values[at >= 0])
@@ -106,22 +108,15 @@ def _add_head(layer: Layer, delta: Float[Tensor, "tokens out"], sampled: Tensor,
     read, bias = layer.read[0], getattr(layer.module, "bias", None)
     sums, u = of(layer.module.weight)
     if layer.kind == "norm":
-        sums.know((delta * read) @ u, (delta * read).abs() @ u.abs(), sampled)
-        size = (delta * read).abs().sum(0)
+        own = delta * read
+        sums.know(own @ u, own.abs() @ u.abs(), sampled, lambda: own.abs().sum(0))
     else:
-        sums.know(
-            (delta * layer.through(u, read)).sum(-1),
-            (delta.abs() * layer.through(u.abs(), read.abs())).sum(-1),
-            sampled,
-        )
-        size = layer.outer(delta.abs(), read.abs()) if sums.size is not None else None
-    if sums.size is not None:
-        sums.size += size
+        signed = (delta * layer.through(u, read)).sum(-1)
+        absolute = (delta.abs() * layer.through(u.abs(), read.abs())).sum(-1)
+        sums.know(signed, absolute, sampled, lambda: layer.outer(delta.abs(), read.abs()))
     if bias is not None:
         sums, u = of(bias)
-        sums.know(delta @ u, delta.abs() @ u.abs(), sampled)
-        if sums.size is not None:
-            sums.size += delta.abs().sum(0)
+        sums.know(delta @ u, delta.abs() @ u.abs(), sampled, lambda: delta.abs().sum(0))
 
 
 def _add_body(layer: Layer, delta: Float[Tensor, "examples batch time out"], at: Int[Tensor, "examples batch"], of):

@@ -1,7 +1,6 @@
 """From a recipe to the batch of any step: a pure function of seed and step, so resuming needs no saved position."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -141,12 +140,12 @@ class Batches:
     substitute: bool = False  # random-token substitution: the targets are whether a token was replaced
     trees: Trees | None = None
     regularizer: Regularizer = Regularizer()  # noqa: RUF009 - frozen
-    _epochs: OrderedDict[int, np.ndarray] = field(default_factory=OrderedDict, repr=False)
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # the one that is in use
 
     def __getitem__(self, step: int) -> Batch:
         epoch, place = divmod(step, len(self.rows) // self.batch_size)
         if epoch not in self._epochs:
-            self._epochs = OrderedDict({epoch: self._order(epoch)})
+            self._epochs = {epoch: self._order(epoch)}
         chosen = self._epochs[epoch][place]
         rows = [self.rows[i] for i in chosen]
         ids, padded = pad(rows, self.pad_id)
