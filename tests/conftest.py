@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,3 +159,13 @@ def refused(result: tuple[int, str, str], *words: str) -> bool:
     status, _, err = result
     lines = err.strip().splitlines()
     return status == 2 and len(lines) == 1 and lines[0].startswith("lmdynamics: ") and all(w in err for w in words)
+
+
+def refuses(match: str, call: Callable, /, *arguments, **options) -> str:
+    """The call raises a UserError of one line in which `match`, a regular expression, is found; gives its message."""
+    from lmdynamics.errors import UserError
+
+    with pytest.raises(UserError, match=match) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

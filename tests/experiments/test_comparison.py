@@ -24,6 +24,7 @@ from lmdynamics.experiments.comparison import (
 from lmdynamics.measurements.complexity import WeightNorm
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.trace import Measurement
+from tests.conftest import refuses
 
 
 def test_a_branch_beside_its_parent(tiny_run):
@@ -50,8 +51,7 @@ def test_loss_interval_is_two_standard_errors(tiny_run):
 
 
 def test_what_cannot_be_compared(tiny_run):
-    with pytest.raises(UserError, match=r"1 run\(s\) cannot be compared"):
-        lmd.compare_runs(tiny_run)
+    refuses(r"1 run\(s\) cannot be compared", lmd.compare_runs, tiny_run)
     with pytest.raises(UserError, match="has no one number for 'norm', a WeightNorm"):
         lmd.compare_runs(tiny_run, tiny_run.branch(4), measurements={"norm": WeightNorm()}, progress=False)
 
@@ -215,8 +215,7 @@ def test_gains_are_against_the_baseline_of_the_same_seed():
     assert {(p, s): pytest.approx(d) for p, _, s, d in gains.rows()} == {
         ("a", 0): 0.3, ("a", 1): 0.0, ("b", 0): -0.1, ("b", 1): 0.2,
     }  # fmt: skip
-    with pytest.raises(UserError, match="no condition 'bass'"):
-        gains_by_paradigm(judged, "bass")
+    refuses("no condition 'bass'", gains_by_paradigm, judged, "bass")
 
 
 def test_trials_of_a_probe_are_averaged_and_the_majority_set_apart():

@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lmdynamics.analysis.reading import REASONS
-from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
+from tests.conftest import refuses
 
 PLAIN = [("some", 0, 4.0), ("some", 10, 3.0), ("some", 20, 2.5)]
 
@@ -29,11 +29,9 @@ def write(tmp_path):
 
 
 def refusal(where, **told):
-    with pytest.raises(UserError) as caught:
-        read_curves(where, **told)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 700
-    return str(caught.value)
+    message = refuses(".", read_curves, where, **told)
+    assert len(message) < 700
+    return message
 
 
 def said(curves):
@@ -70,12 +68,9 @@ def test_separators_line_ends_blanks_and_a_byte_order_mark_do_not_matter(write, 
     assert read_curves(write(gzip.compress(text.encode()), "some.csv.gz")).frame.rows() == PLAIN
 
 
-def test_parquet_and_frames_are_read_as_they_are(tmp_path):
+def test_frames_are_read_as_they_are():
     frame = pl.DataFrame({"step": [0, 10, 20], "loss": [4.0, 3.0, 2.5]})
-    frame.write_parquet(tmp_path / "some.parquet")
-    assert read_curves(tmp_path / "some.parquet").frame.rows() == PLAIN
-    assert rows_of(read_curves(frame).frame) == rows_of(frame)
-    assert rows_of(read_curves(frame.cast(pl.Float32)).frame) == rows_of(frame)
+    assert rows_of(read_curves(frame).frame) == rows_of(read_curves(frame.cast(pl.Float32)).frame) == rows_of(frame)
 
 
 def test_json_lines_are_read_with_fields_inside_fields_and_nan(write):
@@ -131,13 +126,6 @@ def test_a_run_is_read_by_name_by_folder_and_as_it_is(tiny_run, tmp_path):
     assert "did you mean 'tiny'" in refusal("tinny")
 
 
-def test_checkpoints_of_another_trainer_are_read_from_their_state(write, tmp_path):
-    from lmdynamics.runs.run import Run
-
-    write(json.dumps({"log_history": HISTORY}), "opt/checkpoint-20/trainer_state.json")
-    assert read_curves(Run(tmp_path / "opt")).names == ["opt"]
-
-
 # TensorBoard
 
 
@@ -187,17 +175,6 @@ def test_validation_sets_that_log_the_same_step_in_rows_of_their_own_are_curves(
     assert curves.names == ["c4", "pile", "wiki"]
     assert len(curves.frame) == 9
     assert curves.bad_rows.is_empty()
-
-
-def test_of_a_resumed_run_the_later_file_stands(tmp_path):
-    first = events(tmp_path / "run", [(step, 5.0) for step in range(10)])
-    first.rename(first.with_name("events.out.tfevents.1.host"))
-    second = events(tmp_path / "run", [(step, 4.0) for step in range(8, 20)])
-    second.rename(second.with_name("events.out.tfevents.2.host"))
-    curves = read_curves(tmp_path / "run")
-    assert rows_of(curves.frame) == [(step, 5.0 if step < 8 else 4.0) for step in range(20)]
-    assert counts(curves) == {"same step again": 2}
-    assert "Steps go back at 1 place (" in said(curves)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "overwritten"])
@@ -270,11 +247,21 @@ def test_usual_names_are_known(step, loss):
     assert rows_of(read_curves(frame).frame) == [(1, 3.0), (2, 2.0)]
 
 
-def test_the_best_known_loss_is_taken_and_the_others_are_named():
-    frame = pl.DataFrame({"step": [1, 2], "val_loss": 3.0, "loss": 2.0, "loss_scale": 1024.0, "grad_norm": 1.0})
-    curves = read_curves(frame)
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"val_loss": 3.0, "loss": 2.0, "loss_scale": 1024.0, "grad_norm": 1.0},
+        {"14M": [5.0, 4.0], "37M": [4.0, 3.0], "loss": 2.0},  # no wide table, where a loss is named
+        {"val_loss": 3.0, "train_lm_loss": 2.0},  # one of training before one of validation
+        {"eval_loss": 3.0, "train/nll_mean": 2.0},
+        {"test_loss": 3.0, "loss_train_avg": 2.0},
+    ],
+)
+def test_the_best_known_loss_is_taken_and_the_others_are_named(columns):
+    curves, first = read_curves(pl.DataFrame({"step": [1, 2], **columns})), next(iter(columns))
     assert curves.frame["loss"].to_list() == [2.0, 2.0]
-    assert "Other columns that look like losses, not taken: val_loss." in curves.notes
+    assert "named like a loss" not in said(curves)
+    assert (f"Other columns that look like losses, not taken: {first}." in curves.notes) == ("loss" in first)
 
 
 def test_the_same_metric_of_several_runs_is_a_curve_each():
@@ -292,13 +279,6 @@ def test_a_wide_table_is_a_curve_per_column_and_says_so(write):
     assert rows_of(curves.frame.filter(curve="37M")) == [(0, 4.5), (10, 3.5), (20, 3.0), (30, 2.9)]
     assert counts(curves) == {"not a number": 1}  # an empty cell was not logged, NaN was
     assert "No column is named like a loss; each of these is taken for a curve of losses: 14M, 37M." in curves.notes
-
-
-def test_a_wide_table_is_no_guess_where_a_loss_is_named():
-    frame = pl.DataFrame({"step": [1, 2], "14M": [5.0, 4.0], "37M": [4.0, 3.0], "loss": [3.0, 2.0]})
-    assert read_curves(frame).frame["loss"].to_list() == [3.0, 2.0]
-    assert "named like a loss" not in said(read_curves(frame))
-    assert read_curves(frame, loss="37M").frame["loss"].to_list() == [4.0, 3.0]
 
 
 OTHERS = (
@@ -327,9 +307,26 @@ def test_a_table_with_columns_of_another_kind_is_not_taken_for_a_wide_one(odd):
     assert read_curves(frame, loss="*M").names == ["14", "37"]
 
 
-def test_a_wide_table_of_several_seeds_is_a_curve_per_column_and_seed():
-    frame = pl.DataFrame({"seed": [0, 0, 1, 1], "step": [1, 2, 1, 2], "14M": [5.0, 4.0, 5.1, 4.1], "37M": 3.0})
-    assert read_curves(frame).names == ["0 / 14M", "0 / 37M", "1 / 14M", "1 / 37M"]
+@pytest.mark.parametrize(
+    ("columns", "options", "names"),
+    [
+        ({"seed": [0, 0, 1, 1], "14M": [5.0, 4.0, 5.1, 4.1], "37M": 3.0}, {}, "0 / 14M, 0 / 37M, 1 / 14M, 1 / 37M"),
+        (
+            {"step": [1, 1, 2, 2, 3, 3, 4, 4], "corpus": ["b", "a"] * 4, "loss": 3.0},
+            {},
+            "b, a",
+        ),
+        (
+            {"model": ["b", "b", "a", "a"], "loss/x": 3.0, "loss/y": 9.0},
+            {"group": "model", "loss": "loss/*"},
+            "b / x, b / y, a / x, a / y",
+        ),
+    ],
+    ids=["wide, of several seeds", "a column of any name", "group and pattern"],
+)
+def test_a_curve_is_called_by_all_that_tells_it_apart(columns, options, names):
+    frame = pl.DataFrame({"step": [1, 2, 1, 2]} | columns)
+    assert ", ".join(read_curves(frame, **options).names) == names
 
 
 LONG = pl.DataFrame(
@@ -345,18 +342,6 @@ def test_curves_stand_in_order_of_first_appearance_and_are_told_apart_by_what_ma
         assert read_curves(LONG, group=told).frame.equals(curves.frame)
     assert read_curves(LONG.filter(pl.col("seed") == 0)).names == ["b", "a"]
     assert read_curves(LONG.filter(pl.col("seed") == 0), group=["seed", "model"]).names == ["0 / b", "0 / a"]
-
-
-def test_a_column_of_any_name_tells_curves_apart_if_nothing_else_does():
-    frame = LONG.filter(pl.col("seed") == 0).select("step", "loss", corpus="model")
-    frame = pl.concat([frame, frame.with_columns(step=pl.col("step") + 2)])
-    assert read_curves(frame).names == ["b", "a"]
-
-
-def test_group_and_pattern_together_name_a_curve_by_both():
-    frame = LONG.filter(pl.col("seed") == 0).with_columns(pl.col("loss").alias("loss/x"), pl.lit(9.0).alias("loss/y"))
-    curves = read_curves(frame, group="model", loss="loss/*")
-    assert curves.names == ["b / x", "b / y", "a / x", "a / y"]
 
 
 def test_curves_that_cannot_be_told_apart_are_refused_and_candidates_named():
@@ -377,17 +362,8 @@ def test_every_bad_row_is_counted_by_its_reason_and_said(write):
         *["8,3.0", "9,2.9", "8,2.8", "9.0,2.7", "10,2.6", "12,2.5", "11", "14,2.4", "15,2.3", "16,2.2", "17,2.1"],
     ]
     curves = read_curves(write("step,loss\n" + "\n".join(rows)))
-    assert rows_of(curves.frame) == [
-        (1, 4.0),
-        (8, 2.8),
-        (9, 2.7),
-        (10, 2.6),
-        (12, 2.5),
-        (14, 2.4),
-        (15, 2.3),
-        (16, 2.2),
-        (17, 2.1),
-    ]
+    expected = [(1, 4.0), (8, 2.8), (9, 2.7), (10, 2.6), (12, 2.5), (14, 2.4), (15, 2.3), (16, 2.2), (17, 2.1)]
+    assert rows_of(curves.frame) == expected
     assert counts(curves) == {"not a number": 5, "not positive": 2, "no step": 4, "same step again": 2}
     assert curves.notes[1:] == (
         "4 of 22 rows have no whole number as step and were left out.",
@@ -463,29 +439,27 @@ def resumed(*parts):
     return pl.DataFrame(rows, ["step", "loss"], orient="row")
 
 
-def test_a_resumed_run_replaces_every_later_step_of_the_first_also_those_between_its_own():
-    curves = read_curves(resumed((0, 1_000, 10, 5.0), (505, 1_500, 10, 4.0)))
-    expected = [(step, 5.0) for step in range(0, 501, 10)] + [(step, 4.0) for step in range(505, 1_500, 10)]
-    assert rows_of(curves.frame) == expected
-    assert counts(curves) == {"before a restart": 50}
-    assert "50 of 201 rows were replaced by a later run, which went on from an earlier step." in curves.notes
-
-
-def test_a_resumed_run_counts_also_where_it_has_not_come_as_far():
-    curves = read_curves(resumed((0, 1_000, 10, 5.0), (500, 700, 10, 4.0)))
-    assert rows_of(curves.frame) == [(step, 5.0 if step < 500 else 4.0) for step in range(0, 701, 10)]
-    assert counts(curves) == {"before a restart": 30, "same step again": 21}
-
-
-def test_of_two_restarts_each_replaces_what_came_before_it():
-    curves = read_curves(resumed((0, 1_000, 10, 5.0), (500, 900, 10, 4.0), (300, 600, 10, 3.0)))
-    assert rows_of(curves.frame) == [(step, 5.0 if step < 300 else 3.0) for step in range(0, 601, 10)]
-
-
-def test_parts_of_a_log_in_the_wrong_order_lose_nothing():
-    curves = read_curves(resumed((500, 1_000, 10, 4.0), (0, 490, 10, 5.0)))
-    assert rows_of(curves.frame) == [(step, 5.0 if step < 500 else 4.0) for step in range(0, 1_001, 10)]
-    assert curves.bad_rows.is_empty()
+@pytest.mark.parametrize(
+    ("parts", "kept", "replaced"),
+    [
+        ([(0, 1_000, 10, 5.0), (505, 1_500, 10, 4.0)], [(0, 500, 10, 5.0), (505, 1_500, 10, 4.0)], (50, 0)),
+        ([(0, 1_000, 10, 5.0), (500, 700, 10, 4.0)], [(0, 490, 10, 5.0), (500, 700, 10, 4.0)], (30, 21)),
+        (
+            [(0, 1_000, 10, 5.0), (500, 900, 10, 4.0), (300, 600, 10, 3.0)],
+            [(0, 290, 10, 5.0), (300, 600, 10, 3.0)],
+            None,
+        ),
+        ([(500, 1_000, 10, 4.0), (0, 490, 10, 5.0)], [(0, 490, 10, 5.0), (500, 1_000, 10, 4.0)], (0, 0)),
+    ],
+    ids=["between its own steps, too", "where it has not come as far", "two restarts", "only in the wrong order"],
+)
+def test_a_resumed_run_replaces_what_an_earlier_one_has_from_there_on(parts, kept, replaced):
+    curves = read_curves(resumed(*parts))
+    assert rows_of(curves.frame) == resumed(*kept).rows()
+    before, again = (counts(curves).get(reason, 0) for reason in ("before a restart", "same step again"))
+    assert replaced in (None, (before, again))
+    note = f"{before} of {len(resumed(*parts))} rows were replaced by a later run, which went on from an earlier step."
+    assert (note in curves.notes) == (before > 0)
 
 
 @pytest.mark.parametrize("column", ["Wall time", "_timestamp"])
@@ -493,10 +467,7 @@ def test_which_run_is_later_is_told_by_wall_time(column):
     first, later = resumed((0, 1_000, 10, 5.0)), resumed((505, 700, 10, 4.0))
     frame = pl.concat([later.with_columns(pl.lit(9e9).alias(column)), first.with_columns(pl.lit(1e9).alias(column))])
     curves = read_curves(frame)
-    assert rows_of(curves.frame) == [
-        *((step, 5.0) for step in range(0, 501, 10)),
-        *((step, 4.0) for step in range(505, 700, 10)),
-    ]
+    assert rows_of(curves.frame) == resumed((0, 500, 10, 5.0), (505, 700, 10, 4.0)).rows()
 
 
 def test_event_files_are_ordered_by_wall_time_and_not_by_name(tmp_path):
@@ -534,19 +505,21 @@ def test_decimal_commas_and_thousands_separated_by_points_are_numbers(write, tho
     assert ("Column 'Schritt': '1.000' is read as 1000." in curves.notes) == bool(thousands)
 
 
-def test_steps_with_points_between_thousands_are_never_step_1(write):
-    table = "step;loss\n250;95e-1\n500;94e-1\n1.000;93e-1\n"
-    assert read_curves(write(table)).frame["step"].to_list() == [250, 500, 1_000]
+@pytest.mark.parametrize(
+    ("table", "rows"),
+    [
+        ("step;loss\n250;95e-1\n500;94e-1\n1.000;93e-1\n", [(250, 9.5), (500, 9.4), (1_000, 9.3)]),
+        ("step,loss\n1,3.125\n2,3\n3,2.750\n", [(1, 3.125), (2, 3.0), (3, 2.75)]),
+    ],
+)
+def test_a_point_separates_thousands_of_steps_and_decimals_of_losses(write, table, rows):
+    assert rows_of(read_curves(write(table)).frame) == rows
 
 
 def test_steps_that_can_be_read_in_two_ways_are_refused_with_an_example(write):
     table = "step,loss\n" + "".join(f'"{step:,}",2.0\n' for step in range(1_000, 5_000, 500))
     message = refusal(write(table))
     assert "column 'step' holds no numbers (its first value is '1,000')" in message
-
-
-def test_losses_with_three_decimals_stay_what_they_are(write):
-    assert read_curves(write("step,loss\n1,3.125\n2,3\n3,2.750\n")).frame["loss"].to_list() == [3.125, 3.0, 2.75]
 
 
 # Files told by what they hold
@@ -626,15 +599,6 @@ def test_lightnings_metrics_give_the_training_loss_and_say_where_they_start(writ
     assert "Read from version_10/metrics.csv, of 3." in read_curves(tmp_path / "logs").notes
 
 
-@pytest.mark.parametrize(
-    "names", [("val_loss", "train_lm"), ("eval_loss", "train/nll_mean"), ("test_loss", "loss_train_avg")]
-)
-def test_a_loss_of_training_is_taken_before_one_of_validation(names):
-    names = [name if "loss" in name or "nll" in name else f"{name}_loss" for name in names]
-    frame = pl.DataFrame({"step": [1, 2], names[0]: 3.0, names[1]: 2.0})
-    assert read_curves(frame).frame["loss"].to_list() == [2.0, 2.0]
-
-
 def test_a_folder_of_the_trainer_is_a_run_with_a_log(write, tmp_path):
     from lmdynamics.runs.run import Run
 
@@ -642,43 +606,37 @@ def test_a_folder_of_the_trainer_is_a_run_with_a_log(write, tmp_path):
     log = Run(tmp_path / "opt").log
     assert log.select("step", "loss", "lr").rows() == [(10, 4.0, 1e-4), (20, 3.0, 1e-4)]
     assert log.schema == Run(tmp_path / "nothing").log.schema
+    assert read_curves(Run(tmp_path / "opt")).frame.rows() == [("opt", 10, 4.0), ("opt", 20, 3.0)]
 
 
 # What is refused
 
-TABLES = {
-    "empty": ("", "some.csv is empty"),
-    "blank lines": ("\n\n", "some.csv is empty"),
-    "header only": ("step,loss\n", "has no rows"),
-    "binary": (bytes(range(256)) * 20, "is not UTF-8 text (byte 128)"),
-    "zeros": (bytes(200), "is no text (byte 0 is zero)"),
-    "not UTF-8": (b"step,loss\n1,2.0\n2,\xff\n", "is not UTF-8 text (byte 18)"),
-    "UTF-16": ("step,loss\n1,2.0\n".encode("utf-16"), "is not UTF-8 text"),
-    "ragged": ("step,loss\n1,2.0\n2,2.0,7\n", "line 3 has 3 cells, its header 2"),
-    "open quotation": ('step,loss\n1,"2.0\n2,2.0\n', "quotation mark that is never closed"),
-    "all losses NaN": ("step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
+MALFORMED = {
+    "empty": ("some.csv", "", "some.csv is empty"),
+    "blank lines": ("some.csv", "\n\n", "some.csv is empty"),
+    "header only": ("some.csv", "step,loss\n", "has no rows"),
+    "binary": ("some.csv", bytes(range(256)) * 20, "is not UTF-8 text (byte 128)"),
+    "zeros": ("some.csv", bytes(200), "is no text (byte 0 is zero)"),
+    "not UTF-8": ("some.csv", b"step,loss\n1,2.0\n2,\xff\n", "is not UTF-8 text (byte 18)"),
+    "UTF-16": ("some.csv", "step,loss\n1,2.0\n".encode("utf-16"), "is not UTF-8 text"),
+    "ragged": ("some.csv", "step,loss\n1,2.0\n2,2.0,7\n", "line 3 has 3 cells, its header 2"),
+    "open quotation": ("some.csv", 'step,loss\n1,"2.0\n2,2.0\n', "quotation mark that is never closed"),
+    "all losses NaN": ("some.csv", "step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
     "a small rest": (
+        "some.csv",
         "step,loss\n1,2.0\n2,1.9\n" + "".join(f"{i} k,1.8\n" for i in range(3, 8)),
         "only 2 of 7 rows could be used: 5 have no whole number as step and would be left out, the first '3 k'; "
         "correct the file, or give --step COLUMN",
     ),
-    "no loss": ("step,accuracy\n1,0.5\n", "no column looks like a loss among accuracy; give --loss COLUMN"),
-    "loss is text": ("step,loss\n1,high\n2,low\n", "'loss' holds no numbers (its first value is 'high')"),
-    "loss is empty": ("step,loss\n1,\n2,\n", "column 'loss' is empty"),
-    "no step": ("when,loss\n1,2.0\n", "no column looks like a step among when, loss; give --step COLUMN"),
-    "steps are text": ("step,loss\nfirst,2.0\n", "'step' holds no numbers (its first value is 'first'); give --step"),
-}
-
-
-@pytest.mark.parametrize(("content", "expected"), TABLES.values(), ids=TABLES.keys())
-def test_a_malformed_table_is_refused_in_one_line(write, content, expected):
-    path = write(content)
-    message = refusal(path)
-    assert expected in message
-    assert str(path) in message
-
-
-JSON = {
+    "no loss": ("some.csv", "step,accuracy\n1,0.5\n", "no column looks like a loss among accuracy; give --loss COLUMN"),
+    "loss is text": ("some.csv", "step,loss\n1,high\n2,low\n", "'loss' holds no numbers (its first value is 'high')"),
+    "loss is empty": ("some.csv", "step,loss\n1,\n2,\n", "column 'loss' is empty"),
+    "no step": ("some.csv", "when,loss\n1,2.0\n", "no column looks like a step among when, loss; give --step COLUMN"),
+    "steps are text": (
+        "some.csv",
+        "step,loss\nfirst,2.0\n",
+        "'step' holds no numbers (its first value is 'first'); give --step",
+    ),
     "broken": ("trainer_state.json", '{"log_history": [', "is no JSON, or cut short"),
     "no log_history": ("trainer_state.json", '{"epoch": 1}', "has no log_history"),
     "empty log_history": ("trainer_state.json", '{"log_history": []}', "has no rows"),
@@ -687,7 +645,7 @@ JSON = {
     "deep": ("trainer_state.json", "[" * 100_000, "is no JSON"),
     "broken lines": ("log.jsonl", "step 1 loss 2\n", "line 1 is no JSON"),
     "lines of numbers": ("log.jsonl", "1\n2\n", "line 1 is no record"),
-    "blank lines": ("log.jsonl", "\n\n", "has no rows"),
+    "blank lines of JSON": ("log.jsonl", "\n\n", "has no rows"),
     "cut gzip": ("log.jsonl.gz", gzip.compress(b'{"step": 1}\n' * 99)[:-12], "cannot be read"),
     "no gzip": ("log.csv.gz", "step,loss\n1,2\n", "cannot be read"),
     "cut parquet": ("log.parquet", b"PAR1" + bytes(100), "is no Parquet file, or damaged"),
@@ -700,19 +658,12 @@ JSON = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "expected"), JSON.values(), ids=JSON.keys())
+@pytest.mark.parametrize(("name", "content", "expected"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_file_is_refused_in_one_line(write, name, content, expected):
     path = write(content, name)
     message = refusal(path)
     assert expected in message
     assert str(path) in message
-
-
-def test_a_parquet_file_cut_in_the_middle_is_refused(tmp_path):
-    path = tmp_path / "some.parquet"
-    pl.DataFrame({"step": range(1000), "loss": 2.0}).write_parquet(path)
-    path.write_bytes(path.read_bytes()[:-40])
-    assert "is no Parquet file, or damaged" in refusal(path)
 
 
 def test_what_is_not_there_and_a_folder_of_other_things_are_refused(tmp_path, write):
