@@ -24,7 +24,7 @@ from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
-from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states
+from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states, two_nn
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition
 from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
@@ -111,6 +111,8 @@ def word_attention(checkpoint: Checkpoint) -> str:
     frame = WordAttention(words)(checkpoint)
     wanted = families.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
     np.testing.assert_allclose(frame["weight"].to_numpy().reshape(wanted.shape), wanted, atol=1e-5)
+    places = frame.select("layer", "head", "query", "key").to_numpy()
+    np.testing.assert_array_equal(places, np.argwhere(np.ones(wanted.shape)))
     follows = frame.filter(pl.col("key") > pl.col("query"))["weight"]
     return "a word sees those before it only" if follows.max() == 0 else ""
 
@@ -198,10 +200,11 @@ def intrinsic_dimension(checkpoint: Checkpoint) -> str:
             state = body(input_ids=torch.tensor([ids])).last_hidden_state[0, -1 if checkpoint.objective == "clm" else 0]
         assert (states - state).norm(dim=1).min() < 1e-3 * state.norm()
         alone[sentence.words] = state
-    for text in (bank, rows(checkpoint)):
-        row = IntrinsicDimension(text)(checkpoint).row(0, named=True)
-        assert row["dimension"] > 0
-        assert row["points"] > 2
+    wanted, points = two_nn(torch.stack([*alone.values()]).double().numpy())
+    row = IntrinsicDimension(bank)(checkpoint).row(0, named=True)
+    assert abs(row["dimension"] / wanted - 1) < 0.05
+    assert abs(row["points"] - points) <= 2
+    assert IntrinsicDimension(rows(checkpoint))(checkpoint)["points"].item() > 2
     return ""
 
 
@@ -224,6 +227,7 @@ def fisher_trace(checkpoint: Checkpoint) -> str:
         F.cross_entropy(logits, one.gold).backward()
         traces.append(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
     assert abs(row["trace"] / np.mean(traces) - 1) < 1e-3
+    assert abs(row["stderr"] / (np.std(traces, ddof=1) / len(traces) ** 0.5) - 1) < 1e-3
     assert row["examples"] == len(blocks)
     return ""
 
@@ -259,8 +263,10 @@ def group_opposition(checkpoint: Checkpoint) -> str:
     model = losses[0][0]
     each, odd = torch.cat([of_row for _, of_row in losses]), torch.from_numpy(predicted.to_numpy() % 2 == 1)
     sides = [whole_gradient(model, each[side].mean()) for side in (~odd, odd)]
-    found = frame.filter(pl.col("a") != pl.col("b"))["cosine"].item()
-    assert abs(found - float(F.cosine_similarity(*sides, dim=0))) < 1e-3
+    pair = frame.filter(pl.col("a") != pl.col("b")).row(0, named=True)
+    assert abs(pair["cosine"] - float(F.cosine_similarity(*sides, dim=0))) < 1e-3
+    counts = {"odd": int(odd.sum()), "even": int((~odd).sum())}
+    assert (pair["tokens_a"], pair["tokens_b"]) == (counts[pair["a"]], counts[pair["b"]])
     return ""
 
 

@@ -8,6 +8,7 @@ from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.tokens import annotated_blocks, tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
+from tests.conftest import refuses
 from tests.measurements.published import FAMILIES, gpt2, treebank
 from tests.measurements.support import CHECKS, OF_OUR_OWN, TABLE, as_text, cell, every_measurement, published, table
 
@@ -85,13 +86,11 @@ def test_slow_tokenizers_are_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(UserError, match="does not say which word a token belongs to"):
-        tokenize_words(Slow(), [("the",)], "one")
+    refuses("does not say which word a token belongs to", tokenize_words, Slow(), [("the",)], "one")
 
 
 def test_a_word_of_nothing_is_refused_by_name():
     tokenizer = gpt2()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     lost = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
-    with pytest.raises(UserError, match="lost: the tokenizer makes nothing of"):
-        annotated_blocks(lost, tokenizer)
+    refuses("lost: the tokenizer makes nothing of", annotated_blocks, lost, tokenizer)

@@ -1,4 +1,4 @@
-"""Held-out loss, whole and token by token, against one row at a time; minimal pairs against one pass per token."""
+"""Masked loss against one row at a time; minimal pairs against one pass per token. Causal loss: `support.py`."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 import torch
 import transformers as hf
-from torch.nn import functional as F
 
 from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
@@ -16,26 +15,13 @@ from lmdynamics.corpora.tokens import Blocks
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import losses
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
+from tests.conftest import refuses
 from tests.measurements.conftest import StandIn, tiny_model, wordpiece
 
 
 def rows(lengths, seed=0) -> Blocks:
     random = np.random.default_rng(seed)
     return Blocks.from_rows([[2, *random.integers(5, 24, n), 3] for n in lengths])
-
-
-@pytest.mark.parametrize("lengths", [[10] * 70, [3, 9, 30, 4, 12]])
-def test_causal_loss_equals_a_loop_over_rows(lengths):
-    checkpoint, blocks = StandIn("llama"), rows(lengths)
-    frame = HeldOutLoss(blocks)(checkpoint)
-    model, total = checkpoint.model(), 0.0
-    for row in blocks:
-        ids = torch.from_numpy(row.astype(np.int64))[None]
-        with torch.no_grad():
-            total += float(F.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
-    tokens = sum(n + 1 for n in lengths)
-    assert frame["tokens"].item() == tokens
-    assert frame["loss"].item() == pytest.approx(total / tokens, rel=1e-5)
 
 
 def test_masked_loss_equals_a_loop_over_rows():
@@ -85,10 +71,8 @@ def test_one_row_of_text_has_no_standard_error(texts):
 
 
 def test_nothing_to_predict_is_refused():
-    with pytest.raises(UserError, match="1 held-out rows have no token to predict"):
-        HeldOutLoss(Blocks.from_rows([[2, 3]]))(StandIn())
-    with pytest.raises(UserError, match="no held-out rows"):
-        HeldOutLoss(Blocks.from_rows([]))(StandIn())
+    refuses("1 held-out rows have no token to predict", lambda: HeldOutLoss(Blocks.from_rows([[2, 3]]))(StandIn()))
+    refuses("no held-out rows", lambda: HeldOutLoss(Blocks.from_rows([]))(StandIn()))
     with pytest.raises(UserError, match="a held-out row is 42 tokens long, the model takes at most 16"):
         HeldOutLoss(rows([40]))(StandIn(positions=16))
 
@@ -120,20 +104,6 @@ def test_token_losses_have_the_held_out_loss_for_their_mean(objective, lengths):
     assert frame["loss"].cast(pl.Float64).mean() == pytest.approx(whole["loss"].item(), rel=1e-6)
     assert frame.select("row", "position").is_unique().all()
     assert frame["token"].to_list() == [int(blocks[r][p]) for r, p in frame.select("row", "position").iter_rows()]
-
-
-@pytest.mark.parametrize("lengths", [[10] * 70, [3, 9, 30, 4, 12] * 15])
-def test_causal_token_losses_equal_a_loop_over_rows(lengths):
-    checkpoint, blocks = StandIn("llama"), rows(lengths)
-    frame = TokenLosses(blocks)(checkpoint)
-    model, expected = checkpoint.model(), []
-    for number, row in enumerate(blocks):
-        ids = torch.from_numpy(row.astype(np.int64))
-        with torch.no_grad():
-            log_probability = model(input_ids=ids[None]).logits[0].log_softmax(-1)
-        expected += [(number, t, int(ids[t]), -float(log_probability[t - 1, ids[t]])) for t in range(1, len(ids))]
-    assert frame.select("row", "position", "token").rows() == [each[:3] for each in expected]
-    np.testing.assert_allclose(frame["loss"], [each[3] for each in expected], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["mlm", "rts"])
@@ -205,17 +175,9 @@ def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
     assert frame["good"].to_list() == pytest.approx([naive(checkpoint, text) for text in GOOD], abs=1e-4)
     assert frame["bad"].to_list() == pytest.approx([naive(checkpoint, text) for text in BAD], abs=1e-4)
     assert (frame["correct"] == (frame["good"] > frame["bad"])).all()
-    assert dict(frame.schema) == {
-        "paradigm": pl.String,
-        "pair": pl.Int64,
-        "good": pl.Float64,
-        "bad": pl.Float64,
-        "correct": pl.Boolean,
-        "tie": pl.Boolean,
-        "good_word_l2r": pl.Float64,
-        "bad_word_l2r": pl.Float64,
-        "flips": pl.Boolean,
-    }
+    numbers, flags = (("good", "bad", "good_word_l2r", "bad_word_l2r"), ("correct", "tie", "flips"))
+    kinds = {"paradigm": pl.String, "pair": pl.Int64} | dict.fromkeys(numbers, pl.Float64)
+    assert dict(frame.schema) == kinds | dict.fromkeys(flags, pl.Boolean)
     if kind == "llama":
         assert frame.select("good_word_l2r", "bad_word_l2r", "flips").null_count().row(0) == (len(frame),) * 3
         return
@@ -223,12 +185,6 @@ def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
         wanted = [naive_pll(checkpoint, text, whole_words=True) for text in texts]
         assert frame[name].to_list() == pytest.approx(wanted, abs=1e-4)
     assert (frame["flips"] == ((frame["good_word_l2r"] > frame["bad_word_l2r"]) != frame["correct"])).all()
-
-
-def test_without_special_tokens_a_causal_model_leaves_out_the_first():
-    checkpoint = StandIn("llama", special=False, tokenizer=wordpiece(special=False))
-    frame = PairAccuracy(pairs())(checkpoint)
-    assert frame["good"].to_list() == pytest.approx([naive_log_probability(checkpoint, t) for t in GOOD], abs=1e-4)
 
 
 def test_a_sentence_is_scored_once(monkeypatch):
@@ -243,15 +199,6 @@ def test_a_sentence_is_scored_once(monkeypatch):
     assert len(different) == 7
     assert 0 < sum(again) < 8  # what stands before the last token of its word is scored both ways
     assert sum(seen) == sum(lengths) + sum(again)
-
-
-def test_a_split_word_gives_its_pieces_away_only_if_they_are_shown():
-    frame = PairAccuracy(pairs())(StandIn())
-    split = frame.with_columns(differs=(pl.col("good") - pl.col("good_word_l2r")).abs() > 1e-6)
-    pieces = [len(wordpiece()(text)["input_ids"]) - 2 > len(text.split(" ")) for text in GOOD]
-    assert split["differs"].to_list() == pieces
-    assert any(pieces)
-    assert not all(pieces)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -320,5 +267,4 @@ def test_no_mask_token_is_refused():
     class Named(StandIn):
         run_name = "a-run"
 
-    with pytest.raises(UserError, match="tokenizer of a-run has no mask token"):
-        PairAccuracy(pairs())(Named(tokenizer=tokenizer))
+    refuses("tokenizer of a-run has no mask token", lambda: PairAccuracy(pairs())(Named(tokenizer=tokenizer)))

@@ -1,4 +1,4 @@
-"""Fine-tuning probes: means against a loop over sentences, tasks that can and cannot be learnt, the same rows twice."""
+"""Fine-tuning probes: tasks that can and cannot be learnt, the same rows twice."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.probes import SCORES, FineTuning
 from lmdynamics.measurements.trace import trace
+from tests.conftest import refuses
 from tests.measurements.conftest import WHOLE, StandIn, tiny_model
 
 QUICK = {"trials": 2, "learning_rates": (3e-3, 1e-2), "steps": 40, "batch_size": 16}
@@ -56,20 +57,6 @@ def sentences(n=200, label=lambda words: int("cat" in words), seed=0, **columns)
 
 def encoded(checkpoint, data, limit=None):
     return probes.encode_splits(checkpoint.tokenizer, limit, data, (1000, 1000, 1000), 0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_means_equal_a_loop_over_sentences(kind, monkeypatch):
-    monkeypatch.setattr(probes, "TOKENS", 40)  # several batches
-    checkpoint, data = AnyBody(kind), sentences(60)
-    body = checkpoint.model().base_model
-    train, _, _ = encoded(checkpoint, data)
-    with torch.inference_mode():
-        means = probes.all_means(body, train)
-        for text, mean in zip(data.splits(0).train.frame["text"], means, strict=True):
-            ids = checkpoint.tokenizer(text, return_tensors="pt")["input_ids"]
-            states = body(input_ids=ids).last_hidden_state[0]
-            assert torch.allclose(mean, states[1:-1].mean(0), atol=1e-4)  # between [CLS] and [SEP]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,10 +197,8 @@ def test_a_training_that_diverges_is_not_chosen():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(UserError, match="needs a learning rate"):
-        FineTuning(sentences(), learning_rates=())(AnyBody("bert"))
-    with pytest.raises(UserError, match="at least one trial, step"):
-        FineTuning(sentences(), steps=0)(AnyBody("bert"))
+    refuses("needs a learning rate", lambda: FineTuning(sentences(), learning_rates=())(AnyBody("bert")))
+    refuses("at least one trial, step", lambda: FineTuning(sentences(), steps=0)(AnyBody("bert")))
     with pytest.raises(UserError, match="cats train: the tokenizer makes nothing of"):
         FineTuning(sentences(), **QUICK)(AnyBody("bert", positions=2))
 
