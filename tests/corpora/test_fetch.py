@@ -4,6 +4,7 @@ import hashlib
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from lmdynamics import downloads
 from lmdynamics.corpora import fetch as fetch_module
 from lmdynamics.corpora.fetch import Source, download, fetch, locate, sources
-from lmdynamics.errors import UserError
+from tests.conftest import refuses
 
 CONTENT = {"a.txt": b"first " * 5_000, "inner/b: c's.md": b"second\n" * 100, "empty.txt": b""}
 
@@ -92,13 +93,8 @@ def server():
 def source_of(content, base, **changes):
     files = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
     size = sum(map(len, content.values()))
-    about = {
-        "name": "made",
-        "title": "Made up",
-        "licence": "CC0",
-        "homepage": "https://example.org",
-        "path": "text/made",
-    }
+    about = {"name": "made", "title": "Made up", "licence": "CC0", "homepage": "https://example.org"}
+    about |= {"path": "text/made"}
     return Source(**{**about, "base": base, "bytes": size, "files": files, **changes})
 
 
@@ -116,11 +112,7 @@ def is_whole(folder):
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == CONTENT
 
 
-def refusal(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+refusal = partial(refuses, ".")
 
 
 def test_all_files_come_and_nothing_else_is_left(server, source, folder):
@@ -148,6 +140,7 @@ def test_when_it_keeps_breaking_what_arrived_is_kept_for_the_next_call(server, s
     server.cuts = [5_000] + [0] * downloads.ATTEMPTS
     message = refusal(download, source, folder)
     assert "5 times; what has arrived is kept, run the same again" in message
+    assert "5 times" in refusal(download, source_of(CONTENT, "http://127.0.0.1:9"), folder)  # where none answers
     assert not folder.exists()
     server.requests.clear()
     download(source, folder)
@@ -208,11 +201,6 @@ def test_a_busy_server_is_asked_again(server, source, folder):
     server.answers = [(503, {}), (500, {})]
     download(source, folder)
     assert is_whole(folder)
-
-
-def test_no_server_is_one_line(source, folder):
-    nowhere = source_of(CONTENT, "http://127.0.0.1:9")
-    assert "5 times" in refusal(download, nowhere, folder)
 
 
 @pytest.mark.parametrize("base", ["http://example.org/x", "ftp://127.0.0.1/x", "http://127.0.0.1.example.org/x"])

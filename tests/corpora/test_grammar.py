@@ -7,7 +7,7 @@ import pytest
 
 from lmdynamics.corpora import grammar as module
 from lmdynamics.corpora.grammar import RELATIONS, SPECIAL_TOKENS, Grammar
-from lmdynamics.errors import UserError
+from tests.conftest import refuses
 
 
 @pytest.fixture(scope="module", params=["small", "large"])
@@ -113,5 +113,4 @@ def test_attractors_have_the_other_number(grammar):
 
 
 def test_an_unknown_size_is_refused():
-    with pytest.raises(UserError, match="no grammar of size 'huge'; choose one of small, large"):
-        Grammar("huge")
+    refuses("no grammar of size 'huge'; choose one of small, large", Grammar, "huge")
