@@ -18,23 +18,9 @@ from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import Batches, mix, open_corpus, pad
 from lmdynamics.training.masking import SHAPES, Masker, Schedule, parse_schedule, tabulate
 from lmdynamics.training.recipes import load_recipe
-from tests.conftest import TINY
+from tests.conftest import TINY, refuses
 
 MASKER = Masker(mask_id=4, vocab_size=1_000, special_ids=(0, 1, 2, 3, 4))
-
-
-def test_selection_and_replacement_have_the_published_shares():
-    ids = torch.randint(5, 1_000, (2_000, 500), generator=torch.Generator().manual_seed(0))
-    corrupted, selected = MASKER(ids, 0.15, torch.Generator().manual_seed(1))
-    n, k = ids.numel(), int(selected.sum())
-    assert abs(k / n - 0.15) < 5 * (0.15 * 0.85 / n) ** 0.5
-    for share, is_such in (
-        (0.8, corrupted == 4),
-        (0.1 + 0.1 / 1_000, (corrupted == ids) & selected),
-        (0.1 - 0.1 / 1_000, (corrupted != 4) & (corrupted != ids)),
-    ):
-        assert abs(int(is_such.sum()) / k - share) < 5 * (share * (1 - share) / k) ** 0.5
-    assert torch.equal(corrupted[~selected], ids[~selected])
 
 
 def test_special_tokens_are_never_selected():
@@ -42,13 +28,20 @@ def test_special_tokens_are_never_selected():
     assert not MASKER(ids, 0.99, torch.Generator().manual_seed(0))[1].any()
 
 
-def rows(n: int = 500) -> Blocks:
-    random = np.random.default_rng(0)
-    return Blocks.from_rows([[2, *random.integers(5, 1_000, random.integers(2, 20)), 3] for _ in range(n)])
+def ragged(rows: int, seed: int = 0) -> list[np.ndarray]:
+    """Rows of ordinary tokens between [CLS] and [SEP], of different lengths, with an [UNK] here and there."""
+    random = np.random.default_rng(seed)
+    made = [np.array([2, *random.integers(5, 1_000, random.integers(10, 120)), 3]) for _ in range(rows)]
+    for row in made[::7]:
+        row[len(row) // 2] = 1
+    return made
+
+
+ROWS = Blocks.from_rows(ragged(500))
 
 
 def batches(**changes) -> Batches:
-    return Batches(**{"rows": rows(), "batch_size": 8, "seed": 0, "pad_id": 0, "masker": MASKER, **changes})
+    return Batches(**{"rows": ROWS, "batch_size": 8, "seed": 0, "pad_id": 0, "masker": MASKER, **changes})
 
 
 def test_any_step_can_be_asked_for_in_any_order():
@@ -64,7 +57,7 @@ def test_any_step_can_be_asked_for_in_any_order():
 def test_an_epoch_shows_every_row_once():
     seen = [tuple(row[row != 0].tolist()) for step in range(500 // 8) for row in batches()[step].targets]
     assert len(set(seen)) == len(seen) == 496
-    assert set(seen) <= {tuple(row.tolist()) for row in rows()}
+    assert set(seen) <= {tuple(row.tolist()) for row in ROWS}
 
 
 def test_sorting_saves_padding():
@@ -165,13 +158,7 @@ def test_each_shape_but_a_constant_is_monotone(schedule):
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(
-        [
-            lambda x: 0.5 + 0.4 * math.sin(37 * x),
-            lambda x: 0.3 * math.exp(-3 * x) + 1e-7,
-            lambda x: 0.15 + (x > 0.3) / 3,
-        ]
-    ),
+    st.sampled_from([lambda x: 0.5 + 0.4 * math.sin(37 * x), lambda x: 0.15 + (x > 0.3) / 3]),
     st.integers(1, 2_000),
 )
 def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
@@ -209,10 +196,8 @@ def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
     ],
 )
 def test_refused_in_one_line(masking, message):
-    with pytest.raises(UserError, match=message) as caught:
-        load_recipe("grammar-mlm", overrides={"masking": masking})
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 250
+    message = refuses(message, load_recipe, "grammar-mlm", overrides={"masking": masking})
+    assert len(message) < 250
 
 
 def test_a_recipe_takes_a_rate_a_text_a_schedule_or_a_function():
@@ -230,12 +215,6 @@ def test_a_subset_is_no_schedule_for_other_objectives():
 
 
 # in training --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("masking", ["linear-0.3-0.15", "step-0.15-0.4", "subset-linear-0.3-0.15"])
-def test_the_log_shows_the_schedule(masking):
-    log = train("grammar-mlm", overrides={**TINY, "masking": masking}, name="scheduled", progress=False).log
-    assert log["masking_rate"].to_list() == [parse_schedule(masking)(step / 12) for step in range(12)]
 
 
 def test_a_function_as_schedule_needs_a_name_and_then_trains():
@@ -267,15 +246,6 @@ def test_a_subset_takes_its_loss_on_15_per_cent_and_corrupts_more():
 # masks --------------------------------------------------------------------------------------------------------------
 
 
-def ragged(rows: int, seed: int = 0) -> list[np.ndarray]:
-    """Rows of ordinary tokens between [CLS] and [SEP], of different lengths, with an [UNK] here and there."""
-    random = np.random.default_rng(seed)
-    made = [np.array([2, *random.integers(5, 1_000, random.integers(10, 120)), 3]) for _ in range(rows)]
-    for row in made[::7]:
-        row[len(row) // 2] = 1
-    return made
-
-
 def shares_are_right(ids, corrupted, selected, rate: float, padded, loss_share: float = 1.0) -> None:
     """Selection, loss, and 80/10/10; of one vocabulary's thousandth, a random token is the token itself."""
     ordinary = MASKER.ordinary(ids) & ~padded
@@ -299,8 +269,6 @@ def shares_are_right(ids, corrupted, selected, rate: float, padded, loss_share: 
 @pytest.mark.parametrize("pad_id", [0, 7])  # padding by a special token, and by one that is also an ordinary one
 @pytest.mark.parametrize(("rate", "loss_share"), [(0.15, 1.0), (0.4, 1.0), (0.3, 0.5), (0.9, 1.0)])
 def test_masks_have_the_shares_asked_for(rate, loss_share, pad_id):
-    from lmdynamics.training.batches import pad
-
     ids, padded = pad(ragged(18_000), pad_id)
     corrupted, selected = MASKER(ids, rate, torch.Generator().manual_seed(1), loss_share, padded)
     shares_are_right(ids, corrupted, selected, rate, padded, loss_share)
@@ -322,22 +290,14 @@ def test_a_tokenizer_without_a_mask_is_refused():
     from transformers import PreTrainedTokenizerFast
 
     bare = PreTrainedTokenizerFast(tokenizer_object=Grammar().tokenizer()._tokenizer, pad_token="[PAD]")
-    with pytest.raises(UserError, match="the tokenizer has no mask token"):
-        Masker.for_tokenizer(bare)
+    refuses("the tokenizer has no mask token", Masker.for_tokenizer, bare)
 
 
 # other objectives ---------------------------------------------------------------------------------------------------
 
 
 def test_a_discriminator_learns_and_is_measured():
-    changes = {
-        **TINY,
-        "objective": "rts",
-        "steps": 150,
-        "lr": 0.01,
-        "corpus.sentences": 1_200,
-        "masking": 0.3,
-    }
+    changes = {**TINY, "objective": "rts", "steps": 150, "lr": 0.01, "corpus.sentences": 1_200, "masking": 0.3}
     run = train("grammar-mlm", overrides=changes, name="rts", progress=False)
     checkpoint = run[150]
     assert run.objective == "rts"
@@ -349,9 +309,7 @@ def test_a_discriminator_learns_and_is_measured():
     assert last["tokens"].item() == int(ordinary.sum())
     assert math.isfinite(last["stderr"].item())
     assert last["loss"].item() < min(loss["loss"].item(), math.log(2))
-    with pytest.raises(UserError, match="gives no probability of a sentence") as caught:
-        PairAccuracy(run.pairs("grammar", 5))(checkpoint)
-    assert "\n" not in str(caught.value)
+    refuses("gives no probability of a sentence", lambda: PairAccuracy(run.pairs("grammar", 5))(checkpoint))
     scores = UAS(run.treebank("grammar", 60), min_count=20)(checkpoint)
     assert scores["arcs"].sum() > 100
     assert (scores["correct"] <= scores["arcs"]).all()
@@ -359,9 +317,8 @@ def test_a_discriminator_learns_and_is_measured():
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_a_causal_model_does_not_see_what_comes(kind):
-    changes = {**TINY, "objective": "clm", "model_type": kind, "num_key_value_heads": 2}
-    if kind == "bert":
-        del changes["num_key_value_heads"]
+    changes = {**TINY, "objective": "clm", "model_type": kind}
+    changes |= {"num_key_value_heads": 2} if kind == "llama" else {}
     checkpoint = train("grammar-mlm", overrides=changes, name=kind, progress=False)[12]
     ids = torch.randint(5, 100, (3, 10), generator=torch.Generator().manual_seed(0))
     for at in (3, 9):
@@ -385,6 +342,4 @@ def test_a_causal_model_does_not_see_what_comes(kind):
     ],
 )
 def test_what_no_model_can_be_made_of_is_one_line(changes, message):
-    with pytest.raises(UserError, match=message) as caught:
-        train("grammar-mlm", overrides={**TINY, **changes}, name="none", progress=False)
-    assert "\n" not in str(caught.value)
+    refuses(message, train, "grammar-mlm", overrides={**TINY, **changes}, name="none", progress=False)
