@@ -18,21 +18,19 @@ from lmdynamics.analysis.fits import (
 from lmdynamics.analysis.loss_curves import SMOOTHINGS
 from lmdynamics.errors import UserError
 from tests.analysis.frames import BREAK, broken, noisy, spaced
+from tests.conftest import refuses
 
 STEPS = spaced()
 
 
 def frame(**curves) -> pl.DataFrame:
-    """Each curve by its name, (steps, losses)."""
-    return pl.concat(
-        pl.DataFrame({"curve": [name] * len(step), "step": step, "loss": loss}) for name, (step, loss) in curves.items()
-    )
+    """Each curve by its name: losses at the first of STEPS, or (steps, losses)."""
+    of = {name: c if isinstance(c, tuple) else (STEPS[: len(c)], c) for name, c in curves.items()}
+    return pl.concat(pl.DataFrame({"curve": [k] * len(s), "step": s, "loss": loss}) for k, (s, loss) in of.items())
 
 
 THREE = frame(
-    late=(STEPS, noisy(STEPS, 0.01, 0, d=9_000.0)),
-    short=(STEPS[:5], noisy(STEPS, 0.01, 1)[:5]),
-    early=(STEPS, noisy(STEPS, 0.01, 2, d=1_500.0)),
+    late=noisy(STEPS, 0.01, 0, d=9_000.0), short=noisy(STEPS, 0.01, 1)[:5], early=noisy(STEPS, 0.01, 2, d=1_500.0)
 )
 
 
@@ -56,7 +54,7 @@ def test_a_curve_that_is_none_holds_why(spoilt):
         step[7] = step[3]
     else:
         loss[7] = {"nan": np.nan, "zero": 0.0}[spoilt]
-    fits = fit_curves(frame(good=(STEPS, broken(STEPS)), bad=(step, loss)), resamples=0)
+    fits = fit_curves(frame(good=broken(STEPS), bad=(step, loss)), resamples=0)
     assert isinstance(fits["good"], Deceleration)
     assert ("steps do not rise" if spoilt == "goes back" else "not a positive number") in str(fits["bad"])
 
@@ -72,19 +70,15 @@ def test_processes_change_no_number():
 
 
 def test_curves_called_by_a_number_are_called_by_its_text():
-    numbered = frame(a=(STEPS, broken(STEPS))).with_columns(curve=pl.lit(7))
+    numbered = frame(a=broken(STEPS)).with_columns(curve=pl.lit(7))
     assert fits_table(fit_curves(numbered, resamples=0))["curve"].to_list() == ["7"]
 
 
 def test_what_is_no_fault_of_a_curve_is_refused():
-    with pytest.raises(UserError, match="fitting curves needs the columns curve, step, loss; loss not among them"):
-        fit_curves(THREE.drop("loss"))
-    with pytest.raises(UserError, match="there are no curves to fit; the frame has no rows"):
-        fit_curves(THREE.clear())
-    with pytest.raises(UserError, match="workers is 0; at least 1 is needed"):
-        fit_curves(THREE, workers=0)
-    with pytest.raises(UserError, match="no smoothing 'log-mean'; did you mean 'log-median'"):
-        fit_curves(THREE, smoothing="log-mean")
+    refuses("fitting curves needs the columns curve, step, loss; loss not among them", fit_curves, THREE.drop("loss"))
+    refuses("there are no curves to fit; the frame has no rows", fit_curves, THREE.clear())
+    refuses("workers is 0; at least 1 is needed", fit_curves, THREE, workers=0)
+    refuses("no smoothing 'log-mean'; did you mean 'log-median'", fit_curves, THREE, smoothing="log-mean")
 
 
 # the table ----------------------------------------------------------------------------------------------------------
@@ -179,12 +173,7 @@ def test_a_profile_needs_points():
         break_profile(STEPS, broken(STEPS), skip_steps=55_000)
 
 
-def on_steps(curves: dict) -> pl.DataFrame:
-    parts = [pl.DataFrame({"curve": [k] * len(v), "step": STEPS[: len(v)], "loss": v}) for k, v in curves.items()]
-    return pl.concat(parts)
-
-
-MANY = on_steps({f"c{seed}": noisy(STEPS, 0.02, seed) for seed in range(20)})
+MANY = frame(**{f"c{seed}": noisy(STEPS, 0.02, seed) for seed in range(20)})
 
 
 def apart(curves: pl.DataFrame, name: str) -> np.ndarray:
@@ -217,7 +206,7 @@ def test_the_noise_is_as_large_as_the_curves_own_and_lies_about_its_power_law():
 
 
 def test_a_curve_without_noise_becomes_its_power_law():
-    exact = straightened(on_steps({"a": broken(STEPS)}))
+    exact = straightened(frame(a=broken(STEPS)))
     line = np.polyval(np.polyfit(np.log(STEPS), np.log(broken(STEPS)), 1), np.log(STEPS))
     assert np.log(exact["loss"].to_numpy()) == pytest.approx(line, abs=1e-6)
 
@@ -226,7 +215,7 @@ def test_the_seed_decides_and_no_two_curves_share_their_noise():
     one, same, other = (straightened(MANY, seed=seed) for seed in (0, 0, 1))
     assert one.equals(same)
     assert not one.equals(other)
-    twice = straightened(on_steps({"a": noisy(STEPS, 0.02, 0), "b": noisy(STEPS, 0.02, 0)}))
+    twice = straightened(frame(a=noisy(STEPS, 0.02, 0), b=noisy(STEPS, 0.02, 0)))
     assert not np.allclose(apart(twice, "a"), apart(twice, "b"))
 
 
@@ -250,18 +239,16 @@ def test_a_raw_curve_stays_raw():
 
 
 def test_curves_too_short_are_left_out_and_refused_alone():
-    short = on_steps({"short": broken(STEPS)[:6]})
-    both = pl.concat([short, on_steps({"a": noisy(STEPS, 0.02, 0)})])
+    short = frame(short=broken(STEPS)[:6])
+    both = pl.concat([short, frame(a=noisy(STEPS, 0.02, 0))])
     assert straightened(both)["curve"].unique().to_list() == ["a"]
     assert claims(both, 0.1, 100)["curve"].unique().to_list() == ["a"]
-    with pytest.raises(UserError, match="no curve has 12 points after step 100: log more often, or skip fewer steps"):
-        straightened(short)
-    with pytest.raises(UserError, match="no curve has 2 points in its first 0% after step 100; give a larger share"):
-        claims(both, 0.0, 100)
+    refuses("no curve has 12 points after step 100: log more often, or skip fewer steps", straightened, short)
+    refuses("no curve has 2 points in its first 0% after step 100; give a larger share", claims, both, 0.0, 100)
 
 
 def test_a_power_law_claims_from_the_first_part_what_one_break_sees_whole():
-    exact = on_steps({"a": broken(STEPS)})
+    exact = frame(a=broken(STEPS))
     said = claims(exact, 0.01, 100)
     assert said.select("curve", "method").unique(maintain_order=True).rows() == [
         ("a", "one power law"),
@@ -277,5 +264,5 @@ def test_a_power_law_claims_from_the_first_part_what_one_break_sees_whole():
 
 
 def test_steps_skipped_are_in_no_claim():
-    said = claims(on_steps({"a": broken(STEPS)}), 0.1, 400)
+    said = claims(frame(a=broken(STEPS)), 0.1, 400)
     assert said["step"].min() == pytest.approx(STEPS[STEPS > 400][0])

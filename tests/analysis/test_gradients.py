@@ -18,6 +18,7 @@ from lmdynamics.analysis.gradients import (
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
 from lmdynamics.errors import UserError
 from tests.analysis.frames import stepped
+from tests.conftest import refuses
 
 KINDS = pl.Enum(["frequent", "rare"])
 GROUPS = pl.DataFrame(
@@ -78,12 +79,9 @@ def test_a_group_without_a_cosine_has_none_and_one_row_no_interval(frame):
 
 
 def test_what_cannot_be_grouped_is_refused(frame):
-    with pytest.raises(UserError, match="dissent not among them"):
-        dissent_by_group(frame.drop("dissent"), GROUPS)
-    with pytest.raises(UserError, match="there are no rows"):
-        dissent_by_group(frame.clear(), GROUPS)
-    with pytest.raises(UserError, match="token 1 has several groups"):
-        dissent_by_group(frame, pl.concat([GROUPS, GROUPS[1:2]]))
+    refuses("dissent not among them", dissent_by_group, frame.drop("dissent"), GROUPS)
+    refuses("there are no rows", dissent_by_group, frame.clear(), GROUPS)
+    refuses("token 1 has several groups", dissent_by_group, frame, pl.concat([GROUPS, GROUPS[1:2]]))
 
 
 def test_the_change_since_half_the_step_equals_a_loop_over_resamples(frame):
@@ -194,10 +192,8 @@ def test_intervals_hold_the_mean_of_many_rows():
 
 
 def test_edges():
-    with pytest.raises(UserError, match="cosine not among them"):
-        opposition_table(pl.DataFrame({"step": [1], "part": ["all"], "a": [0], "b": [1]}))
-    with pytest.raises(UserError, match="no two different rows"):
-        opposition_table(trace(np.ones((1, 3))))
+    refuses("cosine not among them", opposition_table, pl.DataFrame({"step": [1], "part": ["all"], "a": [0], "b": [1]}))
+    refuses("no two different rows", opposition_table, trace(np.ones((1, 3))))
 
 
 @pytest.fixture
@@ -237,12 +233,6 @@ def test_equals_a_loop_over_batches(changes):
         assert (row["tokens"], row["batches"]) == (len(of), 3)
 
 
-def test_within_a_batch_the_identity_holds(changes):
-    each = each_batch(changes)
-    np.testing.assert_allclose(each["magnitude"] * (1 - each["interference"]), each["mean_change"].abs(), rtol=1e-6)
-    assert len(each) == 12
-
-
 def test_one_batch_has_no_interval_and_no_change_no_interference(changes):
     table = over_batches(changes.filter(pl.col("batch") == 0))
     assert table["batches"].to_list() == [1] * 4
@@ -274,8 +264,6 @@ def test_the_update_beside_a_random_step_equals_paired_t_tests(changes):
 def test_an_update_alone_has_no_control(changes):
     with pytest.raises(UserError, match="no batch was stepped on in both directions"):
         against_random(changes.filter(pl.col("direction") == "update"))
-    with pytest.raises(UserError, match="first_order not among them"):
-        over_batches(changes.drop("first_order"))
+    refuses("first_order not among them", over_batches, changes.drop("first_order"))
     broken = changes.with_columns(change=pl.when(pl.col("batch") == 2).then(float("inf")).otherwise("change"))
-    with pytest.raises(UserError, match="'change' has no number at step 4, batch 2"):
-        over_batches(broken)
+    refuses("'change' has no number at step 4, batch 2", over_batches, broken)

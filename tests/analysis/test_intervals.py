@@ -8,10 +8,10 @@ from benchmarks.coverage import CLAIMS, MISSES, TOO_SMALL, coverage
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts, with_interval
 from lmdynamics.analysis.onsets import local_curvature
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, uas_by_step
-from lmdynamics.errors import UserError
 from lmdynamics.experiments.comparison import summarise
 from lmdynamics.measurements.losses import PairAccuracy
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
+from tests.conftest import refuses
 
 
 def test_uas_is_the_share_of_arcs_not_the_mean_of_sentences():
@@ -56,8 +56,7 @@ def test_resamples_draw_as_many_as_there_are():
 
 
 def test_no_rows_is_refused():
-    with pytest.raises(UserError, match="no rows"):
-        uas_by_step(uas_trace({"attention": 0.5}, sentences=2).clear())
+    refuses("no rows", uas_by_step, uas_trace({"attention": 0.5}, sentences=2).clear())
 
 
 def test_curvature_is_exact_on_a_parabola_with_uneven_steps():

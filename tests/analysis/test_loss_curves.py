@@ -7,7 +7,7 @@ from scipy.signal import lfilter
 
 from lmdynamics.analysis.deceleration import fit_deceleration
 from lmdynamics.analysis.loss_curves import blocks_of, correlation_time, find_jumps, prepare, wild_draws, without_jumps
-from lmdynamics.errors import UserError
+from tests.conftest import refuses
 
 from .frames import BREAK, broken, noisy, spaced
 
@@ -48,16 +48,13 @@ def test_medians_of_a_power_law_lie_on_it():
 def test_nothing_is_smoothed_unless_asked():
     step, loss = prepare([50, 100, 101, 500], [4.0, 3, 2, 1])
     assert (step.tolist(), loss.tolist()) == ([101, 500], [2, 1])
-
-
-def test_step_0_has_no_place_on_a_log_axis():
-    assert prepare([0, 1, 2], [9.0, 8, 7], skip_steps=0)[0].tolist() == [1, 2]
+    assert prepare([0, 1, 2], [9.0, 8, 7], skip_steps=0)[0].tolist() == [1, 2]  # step 0 has no place on a log axis
 
 
 @pytest.mark.parametrize("smoothing", ["none", "log-average", "log-median"])
-def test_nothing_may_be_left(smoothing):
-    assert [len(each) for each in prepare([0, 1], [9.0, 8], smoothing, skip_steps=100)] == [0, 0]
-    assert [len(each) for each in prepare([], [], smoothing)] == [0, 0]
+@pytest.mark.parametrize("steps", [[], [0, 1]])
+def test_nothing_may_be_left(steps, smoothing):
+    assert [len(each) for each in prepare(steps, [9.0, 8][: len(steps)], smoothing, skip_steps=100)] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +69,11 @@ def test_nothing_may_be_left(smoothing):
     ],
 )
 def test_bad_rows_are_refused(step, loss, message):
-    with pytest.raises(UserError, match=message):
-        prepare(step, loss)
+    refuses(message, prepare, step, loss)
 
 
 def test_unknown_smoothing():
-    with pytest.raises(UserError, match="log-averag.*did you mean.*log-average"):
-        prepare([1], [1.0], "log-averag")
+    refuses("log-averag.*did you mean.*log-average", prepare, [1], [1.0], "log-averag")
 
 
 STEPS = np.arange(10, 10_001, 10.0)
@@ -268,11 +263,3 @@ def test_draws_keep_the_size_of_noise_where_it_is():
     assert drawn.shape == (300, 400)
     assert drawn[:, :200].std() > 30 * drawn[:, 200:].std()
     assert abs(drawn.mean()) < 0.05
-
-
-def test_draws_are_the_seeds_doing():
-    residuals, columns = persistent(0, 1), np.ones((400, 1))
-    starts, _ = blocks_of(X, residuals)
-    first, same, other = (wild_draws(X, residuals, starts, columns, 5, seed) for seed in (0, 0, 1))
-    assert (first == same).all()
-    assert (first != other).any()

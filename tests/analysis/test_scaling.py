@@ -10,6 +10,7 @@ from scipy.stats import linregress
 from lmdynamics.analysis.fits import QUANTITIES, power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import published_fits
+from tests.conftest import refuses
 
 from .frames import broken, noisy, spaced
 
@@ -157,10 +158,6 @@ def test_where_one_thing_changes_it_has_the_whole_gain(name, values, part):
     assert still["gain"].abs().max() == pytest.approx(0, abs=1e-12)
 
 
-def test_no_size_is_before_another_by_its_row():
-    assert split_gains(fits()).equals(split_gains(fits().sample(fraction=1, shuffle=True, seed=1)))
-
-
 def test_sizes_that_ended_elsewhere_are_refused():
     with pytest.raises(UserError, match="end between steps 50,000 and 100,000; gains are compared at one step"):
         split_gains(fits(last_step=[50_000.0, 1e5, 1e5, 1e5]))
@@ -168,8 +165,7 @@ def test_sizes_that_ended_elsewhere_are_refused():
 
 
 def test_sizes_that_lack_a_number_are_refused():
-    with pytest.raises(UserError, match="OLMo-1B has no last_step; .* leave it out"):
-        split_gains(published_fits())
+    refuses("OLMo-1B has no last_step; .* leave it out", split_gains, published_fits())
     published = published_fits().filter(pl.col("last_step").is_not_null())
     assert len(split_gains(published)) == 4 * 5
 

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from lmdynamics.analysis.speedup import LearningCurve, fit_curve, speedup
 from lmdynamics.errors import UserError
+from tests.conftest import refuses
 
 STEPS = np.array([0, *np.unique(np.geomspace(10, 4000, 24).astype(int))], float)
 GOOD = LearningCurve(0.95, 0.45, 1 / 1500, 1.2)
@@ -188,18 +189,13 @@ def test_resamples_are_fitted_as_well_as_the_scores_themselves():
 
 def test_bad_input_is_refused():
     good = frame(GOOD)
-    with pytest.raises(UserError, match="baseline needs the columns step, f1; f1 not among them"):
-        speedup(good, good, value="f1")
-    with pytest.raises(UserError, match="scheduled has 4 step"):
-        speedup(good, good.head(4))
+    refuses("baseline needs the columns step, f1; f1 not among them", speedup, good, good, value="f1")
+    refuses("scheduled has 4 step", speedup, good, good.head(4))
     with pytest.raises(UserError, match="'accuracy' has no number at step 10"):
         speedup(good, good.with_columns(accuracy=pl.when(pl.col("step") == 10).then(None).otherwise("accuracy")))
-    with pytest.raises(UserError, match="the baseline's score does not rise"):
-        speedup(good.with_columns(accuracy=pl.lit(0.5)), good)
-    with pytest.raises(UserError, match="every seed must be there once"):
-        speedup(seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
-    with pytest.raises(UserError, match="best is 'highest'"):
-        speedup(good, good, best="highest")
+    refuses("the baseline's score does not rise", speedup, good.with_columns(accuracy=pl.lit(0.5)), good)
+    refuses("every seed must be there once", speedup, seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
+    refuses("best is 'highest'", speedup, good, good, best="highest")
 
 
 @pytest.mark.parametrize("level", [0.3, 0.5, 0.9])
@@ -216,5 +212,4 @@ def test_a_share_of_the_way_counts_the_baselines_own_steps(level):
 @pytest.mark.parametrize("level", [0.0, 1.5])
 def test_a_level_that_is_no_share_is_refused(level):
     frame = pl.DataFrame({"step": range(10), "accuracy": [float(i) for i in range(10)]})
-    with pytest.raises(UserError, match="expected a share of the way"):
-        speedup(frame, frame, level=level)
+    refuses("expected a share of the way", speedup, frame, frame, level=level)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from lmdynamics.analysis.statistics import compare_to_baseline, hochberg, mean_over_seeds, noncentrality, small_sample
 from lmdynamics.errors import UserError
+from tests.conftest import refuses
 
 
 def scores(**conditions):
@@ -130,15 +131,11 @@ def test_no_spread_is_no_test():
 
 def test_bad_input_is_refused():
     frame = scores(base=BASE, new=HIGHER)
-    with pytest.raises(UserError, match="no condition 'bas'; did you mean 'base'?"):
-        compare_to_baseline(frame, "bas")
-    with pytest.raises(UserError, match="there is no other condition"):
-        compare_to_baseline(scores(base=BASE), "base")
+    refuses("no condition 'bas'; did you mean 'base'?", compare_to_baseline, frame, "bas")
+    refuses("there is no other condition", compare_to_baseline, scores(base=BASE), "base")
     with pytest.raises(UserError, match=r"no number for condition new, seed 1 \(1 row\(s\)"):
         compare_to_baseline(scores(base=BASE, new=[1.0, float("nan"), 2.0]), "base")
-    with pytest.raises(UserError, match="no number for condition base, seed 0"):
-        mean_over_seeds(scores(base=[None, 1.0]), "condition", "score")
+    refuses("no number for condition base, seed 0", mean_over_seeds, scores(base=[None, 1.0]), "condition", "score")
     with pytest.raises(UserError, match="'new' has the seeds 0, 1, the baseline 0, 1, 2"):
         compare_to_baseline(scores(base=BASE, new=HIGHER[:2]), "base", paired=True)
-    with pytest.raises(UserError, match="seed not among them"):
-        mean_over_seeds(frame.drop("seed"), "condition", "score")
+    refuses("seed not among them", mean_over_seeds, frame.drop("seed"), "condition", "score")

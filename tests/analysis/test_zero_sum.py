@@ -22,6 +22,7 @@ from lmdynamics.analysis.zero_sum import (
 from lmdynamics.corpora.tokens import Blocks, frequency_groups, group_names
 from lmdynamics.errors import UserError
 from tests.analysis.frames import TOKENS, drawn_changes, losses
+from tests.conftest import refuses
 from tests.measurements.conftest import wordpiece
 
 THREE = ("interference", "magnitude", "mean_change")
@@ -47,13 +48,6 @@ def test_doublings_equal_a_loop_over_tokens():
     np.testing.assert_allclose(found["change"], [each[6] for each in expected], atol=1e-12)
     numbers = {"loss": pl.Float64, "change": pl.Float64}
     assert dict(found.schema) == {"step": pl.Int64, "until": pl.Int64} | TOKENS | numbers
-
-
-def test_any_pair_of_checkpoints_can_be_compared_and_back_is_the_opposite():
-    trace = losses(np.random.default_rng(0), [0, 7, 9])
-    there, back = (changes_between(trace, [pair]) for pair in ((0, 9), (9, 0)))
-    assert (there["change"] == -back["change"]).all()
-    assert there["until"].unique().to_list() == [9]
 
 
 def test_between_runs_is_the_other_s_loss_less_this_one_s():
@@ -102,12 +96,8 @@ def of_rows(values, step=1) -> pl.DataFrame:
 def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
     row = interference_table(of_rows(values), resamples=20).row(0, named=True)
     if not any(map(any, values)):
-        assert (row["interference"], row["interference_low"], row["magnitude"], row["mean_change"]) == (
-            None,
-            None,
-            0,
-            0,
-        )
+        found = [row[name] for name in ("interference", "interference_low", "magnitude", "mean_change")]
+        assert found == [None, None, 0, 0]
         return
     assert 0 <= row["interference"] <= 1
     assert abs(row["mean_change"]) == pytest.approx(row["magnitude"] * (1 - row["interference"]), rel=1e-6, abs=1e-12)
@@ -158,18 +148,11 @@ def rising(rng, before, after, at=64):
 def test_a_rise_is_told_from_none_and_from_a_fall():
     rng = np.random.default_rng(2)
     up, flat, down = rising(rng, -0.8, -0.1), rising(rng, -0.3, -0.3), rising(rng, -0.1, -0.8)
-    changes = pl.concat(
-        [
-            frame.select(pl.lit(name).alias("curve"), pl.all())
-            for name, frame in (("up", up), ("flat", flat), ("down", down))
-        ]
-    )
+    curves = {"up": up, "flat": flat, "down": down}
+    changes = pl.concat(frame.select(pl.lit(name).alias("curve"), pl.all()) for name, frame in curves.items())
     table = rises_across(changes, dict.fromkeys(["up", "flat", "down"], 70.0))
-    assert dict(zip(table["curve"], table["verdict"], strict=True)) == {
-        "up": "rises",
-        "flat": "undecided",
-        "down": "falls",
-    }
+    verdicts = [("up", "rises"), ("flat", "undecided"), ("down", "falls")]
+    assert table.select("curve", "verdict").rows() == verdicts
     assert table["doublings_before"].to_list() == [6] * 3  # up to 32 to 64
     assert table["doublings_after"].to_list() == [3] * 3  # from 128 on: 64 to 128 holds the break
     each = interference_table(up, resamples=0)
@@ -209,46 +192,30 @@ def test_without_a_break_or_doublings_on_both_sides_nothing_is_decided():
         row = rises_across(changes, at).row(0, named=True)
         assert (row["verdict"], row["difference"]) == ("undecided", None)
         assert words in row["sentence"]
-    with pytest.raises(UserError, match="no break is given for 'the curve'"):
-        rises_across(changes, {"another": 3.0})
+    refuses("no break is given for 'the curve'", rises_across, changes, {"another": 3.0})
 
 
 def test_what_cannot_be_compared_is_refused():
     trace = losses(np.random.default_rng(0), [1, 3, 7])
-    with pytest.raises(UserError, match="none of the steps 1, 3, 7 is the double of another"):
-        doublings(trace)
-    with pytest.raises(UserError, match="no losses at step 2; there are some at 1, 3, 7"):
-        changes_between(trace, [(1, 2)])
-    with pytest.raises(UserError, match="step not among them"):
-        doublings(trace.drop("step"))
-    with pytest.raises(UserError, match="loss not among them"):
-        changes_between(trace.drop("loss"), [(1, 3)])
+    refuses("none of the steps 1, 3, 7 is the double of another", doublings, trace)
+    refuses("no losses at step 2; there are some at 1, 3, 7", changes_between, trace, [(1, 2)])
+    refuses("step not among them", doublings, trace.drop("step"))
+    refuses("loss not among them", changes_between, trace.drop("loss"), [(1, 3)])
     other = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
-    with pytest.raises(UserError, match="steps 1 and 3 were not measured on the same tokens"):
-        changes_between(other, [(1, 3)])
+    refuses("steps 1 and 3 were not measured on the same tokens", changes_between, other, [(1, 3)])
     diverged = trace.with_columns(loss=pl.when(pl.col("step") == 7).then(float("nan")).otherwise("loss"))
-    with pytest.raises(UserError, match=r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)"):
-        changes_between(diverged, [(1, 3)])
+    refuses(r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)", changes_between, diverged, [(1, 3)])
     with pytest.raises(UserError, match="not measured at any step in common"):
         between_runs(trace.filter(pl.col("step") == 1), trace.filter(pl.col("step") == 3))
-    with pytest.raises(UserError, match="until not among them"):
-        interference_table(of_rows([[1.0]]).drop("until"))
-    with pytest.raises(UserError, match="there are no rows"):
-        interference_table(of_rows([[1.0]]).clear())
+    refuses("until not among them", interference_table, of_rows([[1.0]]).drop("until"))
+    refuses("there are no rows", interference_table, of_rows([[1.0]]).clear())
 
 
 def test_a_ladder_takes_well_under_a_second():
     """Twelve doublings of four runs, 600 rows of text, 500 resamples."""
-    rng = np.random.default_rng(0)
-    one = drawn_changes(rng, -0.3, rows=600)
-    changes = pl.concat(
-        [
-            one.with_columns(step=pl.lit(2**k), until=pl.lit(2 ** (k + 1)), curve=pl.lit(str(c)))
-            for c in range(4)
-            for k in range(12)
-        ]
-    )
-    took = []
+    ladder = pl.DataFrame({"curve": list("abcd")}).join(pl.DataFrame({"step": [2**k for k in range(12)]}), how="cross")
+    changes = drawn_changes(np.random.default_rng(0), -0.3, rows=600).drop("step", "until").join(ladder, how="cross")
+    changes, took = changes.with_columns(until=2 * pl.col("step")), []
     for _ in range(3):
         start = perf_counter()
         interference_table(changes, ["curve", "step", "until"])
@@ -338,14 +305,10 @@ def test_groups_in_which_nothing_moves_have_no_interference(changes):
 
 
 def test_what_are_no_groups_is_refused(changes):
-    with pytest.raises(UserError, match="group not among them"):
-        traded(changes, pl.DataFrame({"token": [1]}))
-    with pytest.raises(UserError, match="token not among them"):
-        traded(changes, pl.DataFrame({"row": [1], "group": ["x"]}))
-    with pytest.raises(UserError, match="no token of the text has a group"):
-        traded(changes, pl.DataFrame({"token": [99], "group": ["x"]}))
-    with pytest.raises(UserError, match="change not among them"):
-        traded(changes.drop("change"), GROUPS)
+    refuses("group not among them", traded, changes, pl.DataFrame({"token": [1]}))
+    refuses("token not among them", traded, changes, pl.DataFrame({"row": [1], "group": ["x"]}))
+    refuses("no token of the text has a group", traded, changes, pl.DataFrame({"token": [99], "group": ["x"]}))
+    refuses("change not among them", traded, changes.drop("change"), GROUPS)
 
 
 def test_winners_and_losers_equal_a_loop_over_tokens(changes):
@@ -371,8 +334,7 @@ def test_rare_tokens_do_not_win(changes):
     both = pl.concat([one, rare])
     assert 77 not in winners_and_losers(both)["token"]
     assert winners_and_losers(both, at_least=3)["token"][0] == 77
-    with pytest.raises(UserError, match="no token occurs 999 times"):
-        winners_and_losers(one, at_least=999)
+    refuses("no token occurs 999 times", winners_and_losers, one, at_least=999)
 
 
 def test_nobody_loses_where_all_gain(changes):
