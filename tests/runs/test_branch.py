@@ -9,14 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from lmdynamics import files
-from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.runs.family import branch_cost, family, history
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import branch, train
 from lmdynamics.training import layout
 from lmdynamics.training.masking import parse_schedule
-from tests.conftest import TINY, refused
+from tests.conftest import TINY, refused, refuses
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
 _made: dict[str, Path] = {}
@@ -60,10 +59,6 @@ def digests(run: Run) -> dict[int, str]:
     return {step: files.sha256(run[step].folder / layout.WEIGHTS) for step in run.steps}
 
 
-def one_line(error) -> bool:
-    return "\n" not in str(error.value)
-
-
 # exactness ----------------------------------------------------------------------------------------------------------
 
 
@@ -88,13 +83,6 @@ def test_with_a_change_the_log_is_the_parents_and_then_its_own(parent):
     assert made.log["lr"].equals(run.log["lr"])
     assert digests(made)[4] == digests(run)[4]
     assert digests(made)[12] != digests(run)[12]
-
-
-def test_a_learning_rate_changes_nothing_before_its_first_update(parent):
-    run = parent()
-    made = run.branch(4, lr=0.01, progress=False)
-    assert made.log["loss"][4] == run.log["loss"][4]  # the same batch, masks, dropout and weights
-    assert made.log["loss"][5] != run.log["loss"][5]
 
 
 def test_stages_switch_the_penalty_on_and_off(parent):
@@ -175,8 +163,7 @@ def test_killed_before_it_began_it_begins_where_it_should(parent, monkeypatch):
 
 def test_a_refused_branch_leaves_nothing_and_the_corrected_one_trains(parent):
     run = parent()
-    with pytest.raises(UserError, match="nowhere"):
-        branch(run, 4, {"stages": 1.0, "trees": "/nowhere.conllu"}, name="mine", progress=False)
+    refuses("nowhere", branch, run, 4, {"stages": 1.0, "trees": "/nowhere.conllu"}, name="mine", progress=False)
     assert [folder.name for folder in run.folder.parent.iterdir()] == ["tiny"]
     assert branch(run, 4, {"lr": 0.01}, name="mine", progress=False).steps == [4, 8, 12]
 
@@ -252,11 +239,7 @@ def test_what_it_will_cost(parent):
     ("step", "changes", "message"),
     [
         (5, {}, "tiny has no checkpoint at step 5; the nearest are 2, 4, 8"),
-        (
-            12,
-            {},
-            "training ends at step 12, so at step 12 nothing is left to do; branch earlier, or set a larger steps",
-        ),
+        (12, {}, "ends at step 12, so at step 12 nothing is left to do; branch earlier, or set a larger steps"),
         (8, {"steps": 8}, "training ends at step 8, so at step 8 nothing is left"),
         (4, {"model.hidden_size": 32}, "cannot change model.hidden_size: the weights at step 4 are made for 16"),
         (4, {"layer_norm_eps": 1e-3}, "cannot change model.layer_norm_eps"),
@@ -268,50 +251,36 @@ def test_what_it_will_cost(parent):
 )
 def test_refused_before_anything_is_written(parent, step, changes, message):
     run = parent()
-    with pytest.raises(UserError, match=message) as error:
-        branch(run, step, changes, progress=False)
-    assert one_line(error)
+    refuses(message, branch, run, step, changes, progress=False)
     assert [folder.name for folder in run.folder.parent.iterdir()] == ["tiny"]
 
 
 def test_without_optimizer_state_the_nearest_steps_with_one_are_named(parent):
     run = parent()
     (run[8].folder / layout.TRAINING_STATE).unlink()
-    with pytest.raises(
-        UserError, match="no optimizer state at step 8, .* nearest steps with one are 2, 4, 12"
-    ) as error:
-        run.branch(8)
-    assert one_line(error)
+    refuses("no optimizer state at step 8, .* nearest steps with one are 2, 4, 12", run.branch, 8)
     for file in run.folder.rglob(layout.TRAINING_STATE):
         file.unlink()
-    with pytest.raises(UserError, match="no optimizer state at step 4, .* train it with optimizer_state=all"):
-        run.branch(4)
+    refuses("no optimizer state at step 4, .* train it with optimizer_state=all", run.branch, 4)
 
 
 def test_a_run_that_was_not_opened_says_how_it_is_branched(parent):
-    with pytest.raises(UserError, match=r"is branched as lmd\.open_run gives it: lmd\.open_run\("):
-        Run(parent().folder).branch(4)
+    refuses(r"is branched as lmd\.open_run gives it: lmd\.open_run\(", lambda: Run(parent().folder).branch(4))
 
 
 def test_a_folder_trained_elsewhere_cannot_be_branched(parent, tmp_path):
     shutil.copytree(parent()[12].folder, tmp_path / "foreign" / "checkpoint-12")
-    with pytest.raises(UserError, match="foreign was trained elsewhere.* cannot be branched") as error:
-        open_run(tmp_path / "foreign").branch(12)
-    assert one_line(error)
+    refuses("foreign was trained elsewhere.* cannot be branched", lambda: open_run(tmp_path / "foreign").branch(12))
 
 
 def test_a_name_that_is_taken(parent):
     run = parent()
-    with pytest.raises(UserError, match="tiny is no branch; give this branch another --name"):
-        run.branch(4, name="tiny")
+    refuses("tiny is no branch; give this branch another --name", run.branch, 4, name="tiny")
     run.branch(4, name="mine", progress=False)
-    with pytest.raises(UserError, match="mine is a branch of tiny at step 4; give this branch another --name"):
-        run.branch(8, name="mine")
-    with pytest.raises(UserError, match="mine was trained with training.lr=0.002, now 0.01 is asked for"):
-        run.branch(4, name="mine", lr=0.01)
+    refuses("mine is a branch of tiny at step 4; give this branch another --name", run.branch, 8, name="mine")
+    refuses("mine was trained with training.lr=0.002, now 0.01 is asked for", run.branch, 4, name="mine", lr=0.01)
     shutil.copytree(run.folder, run.folder.with_name("other"))
-    with pytest.raises(UserError, match="mine is a branch of tiny at step 4"):
-        open_run("other").branch(4, name="mine")
+    refuses("mine is a branch of tiny at step 4", lambda: open_run("other").branch(4, name="mine"))
 
 
 # on the command line ------------------------------------------------------------------------------------------------
@@ -337,11 +306,5 @@ def test_mistakes_are_one_line(call, parent):
     parent()
     assert refused(call("branch", "tinny", "--at", 4), "no run 'tinny'", "did you mean 'tiny'")
     assert refused(call("branch", "tiny", "--at", 5), "no checkpoint at step 5", "2, 4, 8")
-    assert refused(call("branch", "tiny", "--at", 12), "nothing is left to do")
-    assert refused(call("branch", "tiny", "--at", 4, "--set", "hidden_size=32"), "cannot change model.hidden_size")
-    assert refused(call("branch", "tiny", "--at", 4, "--set", "lr"), "write key=value")
-    assert refused(call("branch", "tiny", "--at", 4, "--set", "masking=often"), "is not a schedule")
     status, _, err = call("branch", "tiny", "--at", "four")
-    assert status == 2
-    assert "--at" in err
-    assert "Traceback" not in err
+    assert (status, "--at" in err, "Traceback" in err) == (2, True, False)

@@ -13,11 +13,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.training import layout
 from lmdynamics.training.state import load_state, save_state
-from tests.runs.test_store_and_run import one_line
+from tests.conftest import refuses
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 IDS = torch.arange(5, 25)[None]
@@ -46,10 +45,7 @@ def logits(checkpoint: Path) -> torch.Tensor:
 
 
 def refusal(checkpoint: Path) -> str:
-    with pytest.raises(UserError) as error:
-        open_run(checkpoint.parent)[512].model()
-    assert one_line(error)
-    return str(error.value)
+    return refuses(".", lambda: open_run(checkpoint.parent)[512].model())
 
 
 def test_shards_open_as_the_whole_does(tmp_path):
@@ -78,8 +74,7 @@ def test_an_index_of_what_is_not_there_is_refused(tmp_path, wrong):
     path.write_text(json.dumps(index))
     found = {"lost": name, "outside": f"../{name}", "empty": "no files"}[wrong]
     assert f"index.json names {found}" in refusal(shards)
-    with pytest.raises(UserError, match="index.json names"):
-        _ = open_run(shards.parent)[512].content_hash
+    refuses("index.json names", lambda: open_run(shards.parent)[512].content_hash)
 
 
 def test_a_bin_of_tensors_opens(tmp_path):
@@ -134,9 +129,7 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, monkeypat
     told |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Own"}
     (checkpoint / name).write_text(json.dumps(told))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    with pytest.raises(UserError, match=f"{name} wants code of its own to be run .auto_map.") as error:
-        _ = open_run(checkpoint.parent)[512].tokenizer
-    assert one_line(error)
+    refuses(f"{name} wants code of its own to be run .auto_map.", lambda: open_run(checkpoint.parent)[512].tokenizer)
     if name == "config.json":
         assert "wants code of its own" in refusal(checkpoint)
     assert not mark.exists()
@@ -182,9 +175,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
     checkpoint = saved(tmp_path / "run")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (checkpoint / name).unlink()
-    with pytest.raises(UserError, match="has no tokenizer") as error:
-        _ = open_run(checkpoint.parent)[512].tokenizer
-    assert one_line(error)
+    refuses("has no tokenizer", lambda: open_run(checkpoint.parent)[512].tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "GPTNeoXForCausalLM"])

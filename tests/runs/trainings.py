@@ -1,14 +1,28 @@
 """Trainings in processes of their own, as tests start them, and an end to whatever they leave."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lmdynamics.runs import background
 from tests.conftest import TINY
 
 LONG = {**TINY, "steps": 800}  # some seconds
+
+
+def command(
+    home: Path, verb: str, what: str, *words: str, launcher: tuple[str, ...] = ("-m", "lmdynamics.cli"), **options
+):
+    """A command line on tiny models, in a process of its own with a data folder and one thread."""
+    overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *launcher, verb, what, *overrides, *words]
+    return subprocess.Popen(line, env=env, text=True, **options)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from random import Random
 
@@ -17,12 +16,10 @@ from torch.nn import functional as F
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import loss_by_bin, steps_without_loss
 from lmdynamics.corpora.tokens import Blocks
-from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.explorers.training import describe
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import prediction_batches
-from lmdynamics.runs.live import LiveLog, read_live
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout
 from lmdynamics.training.batches import Batches, open_corpus, pad
@@ -30,6 +27,7 @@ from lmdynamics.training.loop import build_model
 from lmdynamics.training.masking import Masker, parse_schedule
 from lmdynamics.training.recipes import checkpoint_steps, load_recipe
 from tests.conftest import TINY
+from tests.runs.trainings import command
 
 
 def weights(run, step=None) -> dict[str, torch.Tensor]:
@@ -93,11 +91,6 @@ def test_a_finished_run_is_opened_not_trained_again(tiny_run):
     assert (tiny_run.folder / "log.parquet").stat().st_mtime_ns == before
 
 
-def test_another_recipe_in_the_same_folder_is_refused(tiny_run):
-    with pytest.raises(UserError, match=r"was trained with training.lr=0.002, now 0.5 is asked for"):
-        train("grammar-mlm", overrides={**TINY, "lr": 0.5}, name="tiny", progress=False)
-
-
 @pytest.mark.parametrize("objective", ["mlm", "clm"])
 @pytest.mark.parametrize("stop_at", [1, 5, 11])
 def test_stopped_and_resumed_is_the_same_bit_for_bit(monkeypatch, objective, stop_at):
@@ -132,21 +125,18 @@ def test_faster_options_train_the_same_model(option):
     assert run.log["loss"].to_list() == pytest.approx(plain.log["loss"].to_list(), rel=0.02)
 
 
-def command(home, *arguments, launcher=("-m", "lmdynamics.cli"), out=subprocess.DEVNULL):
-    overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *launcher, "train", "grammar-mlm", *overrides, *arguments]
-    return subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=out, text=True)
+def train_command(home, *words, err=subprocess.DEVNULL, **options) -> subprocess.Popen:
+    return command(home, "train", "grammar-mlm", *words, stdout=subprocess.DEVNULL, stderr=err, **options)
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_bit_for_bit(home):
     """SIGKILL at random moments while it trains (LMDYNAMICS_KILLS of them), each time gone on with."""
     longer = ("--set", "steps=600", "--set", "save_seconds=0.05")
-    assert command(home, "--name", "whole", *longer).wait() == 0
+    assert train_command(home, "--name", "whole", *longer).wait() == 0
     folder, random, at = home / "runs/killed", Random(0), []
     for _ in range(int(os.environ.get("LMDYNAMICS_KILLS", 3))):
-        process = command(home, "--name", "killed", *longer)
+        process = train_command(home, "--name", "killed", *longer)
         before = len(list(folder.glob("*/step-*")))
         while process.poll() is None and len(list(folder.glob("*/step-*"))) == before:
             time.sleep(0.001)  # until it saves something: from here on it is training
@@ -154,7 +144,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
         process.send_signal(signal.SIGKILL)
         process.wait()
         at += [max(layout.step_folders(folder / "resume"), default=0)]
-    assert command(home, "--name", "killed", *longer).wait() == 0
+    assert train_command(home, "--name", "killed", *longer).wait() == 0
     whole, killed = open_run("whole"), open_run("killed")
     print("killed after the save of steps", at)
     assert same(whole, killed)
@@ -165,7 +155,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(home):
-    process = command(home, "--name", "stopped", "--set", "steps=100000", out=subprocess.PIPE)
+    process = train_command(home, "--name", "stopped", "--set", "steps=100000", err=subprocess.PIPE)
     while not (home / "runs/stopped/checkpoints/step-000064").exists():
         time.sleep(0.05)
         assert process.poll() is None
@@ -179,7 +169,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home):
 
 @pytest.mark.slow
 def test_two_processes_make_one_run(home):
-    both = [command(home, "--name", "shared", "--set", "steps=60") for _ in range(2)]
+    both = [train_command(home, "--name", "shared", "--set", "steps=60") for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     run = open_run("shared")
     assert run.steps == checkpoint_steps(60, 1)
@@ -191,10 +181,10 @@ def test_several_processes_train_the_same_model(home):
     """Two processes with half of each batch: the same losses as one process, up to rounding."""
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
     launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lmdynamics.cli")
-    process = command(home, "--name", "two", launcher=launcher, out=subprocess.PIPE)
+    process = train_command(home, "--name", "two", launcher=launcher, err=subprocess.PIPE)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert command(home, "--name", "one").wait() == 0
+    assert train_command(home, "--name", "one").wait() == 0
     one, two = open_run("one"), open_run("two")
     assert two.log["loss"].to_list() == pytest.approx(one.log["loss"].to_list(), rel=1e-4)
     for name, value in weights(one).items():
@@ -233,9 +223,8 @@ def test_a_step_without_a_target_has_no_loss(short_lines):
     recipe = load_recipe("english-mlm", overrides=short_lines)
     corpus = open_corpus(recipe)
     masker = Masker.for_tokenizer(corpus.tokenizer)
-    batches = Batches(
-        corpus.train, 1, recipe.seed, corpus.tokenizer.pad_token_id, masker, recipe.schedule, recipe.training.steps
-    )
+    pad_id, steps = corpus.tokenizer.pad_token_id, recipe.training.steps
+    batches = Batches(corpus.train, 1, recipe.seed, pad_id, masker, recipe.schedule, steps)
     empty = [not batches[step].selected.any() for step in range(60)]
     assert 20 < sum(empty) < 55
     assert run.log["loss"].is_null().to_list() == empty
@@ -255,24 +244,6 @@ def test_averages_and_charts_leave_steps_without_a_loss_out():
     assert any("had no token to predict" in line for line in chart.title.subtitle)
     assert f"to {known['loss'][-1]:.2f} nats" in chart.description
     assert steps_without_loss(known) == ""
-
-
-def test_a_live_log_keeps_steps_without_a_loss(tmp_path):
-    log = LiveLog(tmp_path / "log.parquet")
-    for step, loss in enumerate([torch.tensor(1.5), None, torch.tensor(2.5)]):
-        log.add(step, loss, 0.1, 0.15, 3, 1.0 + step)
-    log.tell()
-    assert read_live(tmp_path)["loss"].to_list() == [1.5, None, 2.5]
-    log.write()
-    assert read_live(tmp_path)["loss"].to_list() == [1.5, None, 2.5]
-    assert "penalty" in log.frame.columns
-
-
-def test_a_diverged_loss_stays_one(tmp_path):
-    log = LiveLog(tmp_path / "log.parquet")
-    log.add(0, torch.tensor(float("nan")), 0.1, 0.15, 3, 1.0)
-    log.write()
-    assert log.frame["loss"].is_nan().item()
 
 
 def test_the_live_line_shows_the_last_loss_there_is():

@@ -223,9 +223,8 @@ def test_a_function_as_schedule_needs_a_name_and_then_trains():
         train("grammar-mlm", overrides=changes, progress=False)
     run = train("grammar-mlm", overrides=changes, name="mine", progress=False)
     assert run.log["masking_rate"].to_list() == [0.4 - 0.2 * (step / 12) for step in range(12)]
-    with pytest.raises(UserError, match="mine was trained with training.masking='points-.*…") as caught:
-        train("grammar-mlm", overrides=TINY, name="mine", progress=False)
-    assert len(str(caught.value)) < 500
+    words = "mine was trained with training.masking='points-.*…"
+    assert len(refuses(words, train, "grammar-mlm", overrides=TINY, name="mine", progress=False)) < 500
 
 
 def test_a_subset_takes_its_loss_on_15_per_cent_and_corrupts_more():
