@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,8 @@ from lmdynamics.runs import sweep as module
 from lmdynamics.runs.sweep import Condition, Plan, plan_names, read_plan, sweep
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import PROFILES, load_recipe
-from tests.conftest import TINY, refused
+from tests.conftest import TINY, refused, refuses
+from tests.runs.trainings import command
 
 
 @pytest.fixture
@@ -122,9 +122,7 @@ GOOD = 'recipe = "grammar-mlm"\n[conditions.a]\n'
     ],
 )
 def test_bad_plans_are_one_clear_line(tmp_path, never, text, message):
-    with pytest.raises(UserError, match=message) as caught:
-        sweep(str(plan_file(tmp_path, text)))
-    assert "\n" not in str(caught.value)
+    refuses(message, sweep, str(plan_file(tmp_path, text)))
 
 
 def test_bad_calls_are_one_clear_line(call, never, tmp_path):
@@ -189,13 +187,9 @@ def test_conditions_by_seeds_once(tmp_path, home, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in home.rglob("runs/*/**/*") if file.name != "run.lock"} == before
 
 
-def command(home: Path, plan: Path, *more: str, **options) -> subprocess.Popen:
-    overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-    env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "lmdynamics.cli", "sweep", str(plan), *overrides, "--workers", "2", *more]
-    return subprocess.Popen(
-        line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
+def begun(home: Path, plan: Path, *more: str) -> subprocess.Popen:
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    return command(home, "sweep", str(plan), "--workers", "2", *more, **both)
 
 
 @pytest.mark.slow
@@ -208,7 +202,7 @@ def test_what_fails_leaves_the_others_whole(tmp_path, home):
     )
     (home / "runs" / taken).mkdir(parents=True)
     (home / "runs" / taken / "run.json").write_text("{")
-    process = command(home, plan_file(tmp_path, PLAN + failing))
+    process = begun(home, plan_file(tmp_path, PLAN + failing))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert err.splitlines()[-1] == "lmdynamics: 4 of 5 runs failed; the same command tries them again"
@@ -289,7 +283,7 @@ def wait_until(holds, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
     three = PLAN.partition("[conditions.branch]")[0] + "[conditions.third]\nset.lr = 0.01\n"
-    process = command(home, plan_file(tmp_path, three), *LONG)
+    process = begun(home, plan_file(tmp_path, three), *LONG)
     wait_until(lambda: len([step for step in saved(home).values() if step > 64]) == 2, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=200)
@@ -305,7 +299,7 @@ def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
         folder = layout.step_folder(home / "runs" / name / "resume", step)
         assert (folder / layout.TRAINING_STATE).exists()
         assert layout.check_hashes(folder) == 3
-    process = command(home, tmp_path / "plan.toml", *LONG)
+    process = begun(home, tmp_path / "plan.toml", *LONG)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert list(saved(home).values()) == [800] * 3
@@ -314,7 +308,7 @@ def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
 
 @pytest.mark.slow
 def test_ctrl_c_while_workers_start_is_not_lost(tmp_path, home):
-    process = command(home, plan_file(tmp_path, PLAN), *LONG)
+    process = begun(home, plan_file(tmp_path, PLAN), *LONG)
     wait_until(lambda: len(workers(process)) == 2, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=200)
@@ -326,7 +320,7 @@ def test_ctrl_c_while_workers_start_is_not_lost(tmp_path, home):
 
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_behind(tmp_path, home):
-    process = command(home, plan_file(tmp_path, PLAN), *LONG)
+    process = begun(home, plan_file(tmp_path, PLAN), *LONG)
     wait_until(lambda: len([step for step in saved(home).values() if step > 64]) == 2, process)
     training = workers(process)
     process.kill()
@@ -342,7 +336,7 @@ def test_a_killed_sweep_leaves_no_process_behind(tmp_path, home):
 
 @pytest.mark.slow
 def test_a_killed_process_takes_only_its_own_run_with_it(tmp_path, home):
-    process = command(home, plan_file(tmp_path, PLAN), *LONG)
+    process = begun(home, plan_file(tmp_path, PLAN), *LONG)
     wait_until(lambda: any(step > 64 for step in saved(home).values()), process)  # none of the two has finished
     os.kill(workers(process)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=400)
