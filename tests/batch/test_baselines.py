@@ -9,9 +9,8 @@ import pytest
 from lmdynamics.batch import baselines, regression
 from lmdynamics.batch.baselines import accept, computed_elsewhere, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import gather
-from lmdynamics.errors import UserError
 from tests.batch.made import ENVIRONMENT, UAS, write_item
-from tests.conftest import refused
+from tests.conftest import refused, refuses
 
 
 def test_accepting_says_who_and_with_what_and_keeps_other_items(accepted):
@@ -118,33 +117,27 @@ def test_a_batch_that_did_not_finish_is_not_accepted(accepted, how):
     write_item(out, "01_a", {"x": 1})
     write_item(out, "02_sas", status=how, error="no")
     before = {path: path.read_bytes() for path in accepted.iterdir()}
-    with pytest.raises(UserError, match=f"^02_sas {how}; only a finished batch is accepted") as refusal:
-        accept(gather(out), accepted, "Ada")
-    assert "\n" not in str(refusal.value)
+    refuses(f"^02_sas {how}; only a finished batch is accepted", accept, gather(out), accepted, "Ada")
     assert {path: path.read_bytes() for path in accepted.iterdir()} == before
 
 
 @pytest.mark.parametrize("number", ["value", "tolerance", "high"])
 def test_nan_is_not_accepted(tmp_path, number):
     write_item(tmp_path / "a", "n", {"x": UAS | {number: math.nan}})
-    with pytest.raises(UserError, match="n: x has a number that is not finite"):
-        accept(gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
+    refuses("n: x has a number that is not finite", accept, gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
     assert not (tmp_path / "baselines").exists()
 
 
 def test_two_items_of_one_place_are_not_accepted(tmp_path):
     for i, device in enumerate(["cuda:0", "cuda:1"]):
         write_item(tmp_path / "a", f"n--{i}", {"x": i}, parameters={"device": device}, environment={"device": "cuda"})
-    with pytest.raises(UserError, match="n--0 and n--1 have the same parameters"):
-        accept(gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
+    refuses("n--0 and n--1 have the same parameters", accept, gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
 
 
 def test_nobody_accepts_nothing(tmp_path):
     write_item(tmp_path / "a", "n", {"x": 1})
-    with pytest.raises(UserError, match="say who"):
-        accept(gather(tmp_path / "a"), tmp_path / "baselines", " ")
-    with pytest.raises(UserError, match="nothing to accept"):
-        accept(gather(tmp_path / "a").clear(), tmp_path / "baselines", "Ada")
+    refuses("say who", accept, gather(tmp_path / "a"), tmp_path / "baselines", " ")
+    refuses("nothing to accept", accept, gather(tmp_path / "a").clear(), tmp_path / "baselines", "Ada")
 
 
 @pytest.mark.parametrize(
@@ -161,8 +154,7 @@ def test_an_items_place_is_its_other_parameters(parameters, key):
 
 @pytest.mark.parametrize("pieces", [("../n", "p", "cpu"), ("n", "../p", "cpu"), ("n", "p", "c.u"), ("n", "p", "")])
 def test_a_baseline_stays_in_its_folder(pieces):
-    with pytest.raises(UserError, match="cannot be part of a baseline's file name"):
-        file_name(*pieces)
+    refuses("cannot be part of a baseline's file name", file_name, *pieces)
 
 
 def test_no_profile_is_the_default_one():
@@ -186,16 +178,13 @@ def test_no_profile_is_the_default_one():
 )
 def test_a_broken_baseline_is_refused(tmp_path, text, reason):
     (tmp_path / "n.smoke.cpu.json").write_text(text)
-    with pytest.raises(UserError, match=reason) as refusal:
-        read_baselines(tmp_path)
-    assert str(tmp_path / "n.smoke.cpu.json") in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    message = refuses(reason, read_baselines, tmp_path)
+    assert str(tmp_path / "n.smoke.cpu.json") in message
+    assert "\n" not in message
 
 
 def test_folders_without_baselines(tmp_path):
-    with pytest.raises(UserError, match="no folder of baselines .*nowhere"):
-        read_baselines(tmp_path / "nowhere")
+    refuses("no folder of baselines .*nowhere", read_baselines, tmp_path / "nowhere")
     assert read_baselines(tmp_path) == {}
     (tmp_path / "notes.json").write_text("{}")
-    with pytest.raises(UserError, match="is not called NOTEBOOK.PROFILE.DEVICE.json"):
-        read_baselines(tmp_path)
+    refuses("is not called NOTEBOOK.PROFILE.DEVICE.json", read_baselines, tmp_path)

@@ -79,13 +79,8 @@ def test_results_lie_beside_the_executed_notebook(mixed):
     executed = nbformat.read(folder / "good.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output.data[MIME_TYPE]["value"] for output in outputs if MIME_TYPE in output.get("data", {})] == [8]
-    assert outcome(mixed[0], "good")["parameters"] == {
-        "seed": 4,
-        "rate": 1.0,
-        "interactive": False,
-        "output_dir": str(folder),
-        "profile": "smoke",
-    }
+    automatic = {"interactive": False, "output_dir": str(folder), "profile": "smoke"}
+    assert outcome(mixed[0], "good")["parameters"] == {"seed": 4, "rate": 1.0, **automatic}
 
 
 def test_the_index_shows_every_notebook_and_escapes_what_it_shows(mixed):
@@ -126,12 +121,8 @@ def test_ctrl_c_leaves_what_has_finished(tmp_path, number):
         tmp_path / "slow.ipynb", "import os, time", "print(os.getpid(), flush=True)", "time.sleep(600)", parameters=None
     )
     code = "import sys; from lmdynamics.cli import main; sys.argv[0] = 'lmdynamics'; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "batch", "quick.ipynb", "slow.ipynb"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as parent:
+    command = [sys.executable, "-c", code, "batch", "quick.ipynb", "slow.ipynb"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
         log = tmp_path / "out" / "slow" / "log.txt"
         quick = tmp_path / "out" / "quick" / "outcome.json"
         until = time.monotonic() + 60

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from lmdynamics.batch.collect import SCHEMA, collect, gather
-from lmdynamics.errors import UserError
 from tests.batch.made import write_item
+from tests.conftest import refuses
 
 VALUES = {"float": 0.61, "int": 3, "yes": True, "no": False, "word": "later", "none": None, "one as a word": "1"}
 
@@ -125,9 +125,8 @@ def test_a_broken_outcome_is_one_line_with_its_file_and_a_remedy(tmp_path, text,
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "outcome.json").write_text(text)
-    with pytest.raises(UserError, match=reason) as refusal:
-        gather(tmp_path)
-    message = str(refusal.value)
+    message = refuses(reason, gather, tmp_path)
+    message = message
     assert message.startswith(str(folder / "outcome.json"))
     assert message.endswith("delete its folder and run the batch again")
     assert "\n" not in message
@@ -145,23 +144,19 @@ def test_a_broken_outcome_is_one_line_with_its_file_and_a_remedy(tmp_path, text,
 def test_broken_records_are_refused(tmp_path, content):
     folder = write_item(tmp_path, "one")
     (folder / "records.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="one.* run (its notebook|the batch) again"):
-        gather(tmp_path)
+    refuses("one.* run (its notebook|the batch) again", gather, tmp_path)
 
 
 def test_no_results_are_refused(tmp_path):
-    with pytest.raises(UserError, match="has no results of a batch; name the --out"):
-        gather(tmp_path)
-    with pytest.raises(UserError, match="is not a folder"):
-        gather(tmp_path / "nowhere")
+    refuses("has no results of a batch; name the --out", gather, tmp_path)
+    refuses("is not a folder", gather, tmp_path / "nowhere")
 
 
 def test_a_batch_stopped_at_once_has_no_rows(tmp_path):
     found = pl.read_parquet(collect(tmp_path))
     assert found.is_empty()
     assert dict(found.schema) == SCHEMA
-    with pytest.raises(UserError, match="is not a folder"):
-        collect(tmp_path / "nowhere")
+    refuses("is not a folder", collect, tmp_path / "nowhere")
 
 
 def test_the_file_is_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -177,7 +172,6 @@ def test_the_file_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
     write_item(tmp_path, "two", {"x": 1})
     monkeypatch.setattr(pl.DataFrame, "write_parquet", cut_short)
-    with pytest.raises(UserError, match="could not save .*records.parquet: no space left"):
-        collect(tmp_path)
+    refuses("could not save .*records.parquet: no space left", collect, tmp_path)
     assert path.read_bytes() == before
     assert sorted(found.name for found in tmp_path.iterdir()) == ["one", "records.parquet", "two"]

@@ -52,11 +52,8 @@ def stub(monkeypatch):
 
 
 def doubled(out: Path) -> dict[str, int]:
-    return {
-        path.name: read_records(path)[0].value
-        for path in sorted(out.iterdir())
-        if path.is_dir() and path.name[0] != "."
-    }
+    folders = (path for path in sorted(out.iterdir()) if path.is_dir() and path.name[0] != ".")
+    return {path.name: read_records(path)[0].value for path in folders}
 
 
 WANTED = {f"one--seed={seed}": 2 * seed for seed in range(4)}
@@ -191,10 +188,8 @@ def ends(pid: int, seconds: float = 30) -> bool:
 @contextmanager
 def dask_cluster(folder: Path, workers: int = 3):
     """A scheduler and workers as processes of their own; gives its address and the workers."""
-    environment = os.environ | {
-        "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
-        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s",
-    }
+    environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False"}
+    environment |= {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s"}
     file = folder / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     started = [
@@ -207,16 +202,8 @@ def dask_cluster(folder: Path, workers: int = 3):
         while time.monotonic() < until and not (file.exists() and file.read_text().endswith("}")):
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
-        worker = [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            address,
-            "--nthreads",
-            "1",
-            "--no-dashboard",
-            "--no-nanny",
-        ]
+        words = f"-m distributed.cli.dask_worker {address} --nthreads 1 --no-dashboard --no-nanny"
+        worker = [sys.executable, *words.split()]
         folders = [["--local-directory", str(folder / f"worker-{i}")] for i in range(workers)]
         started += [subprocess.Popen([*worker, *own], env=environment, stderr=subprocess.DEVNULL) for own in folders]
         yield address.removeprefix("tcp://"), started[1:]

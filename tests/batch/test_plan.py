@@ -10,7 +10,7 @@ from lmdynamics.batch.parameters import notebook_parameters
 from lmdynamics.batch.plan import plan
 from lmdynamics.errors import UserError
 from tests.batch.notebooks import PARAMETERS, write_notebook
-from tests.conftest import refused
+from tests.conftest import refused, refuses
 from tests.test_project import ROOT
 
 
@@ -87,21 +87,17 @@ def test_values_take_the_type_of_the_parameter(notebook, text, name, value):
     ],
 )
 def test_a_wrong_parameter_is_refused(notebook, text, message):
-    with pytest.raises(UserError, match=message) as refusal:
-        values(notebook, text)
-    assert "\n" not in str(refusal.value)
+    refuses(message, values, notebook, text)
 
 
 def test_a_parameter_given_twice_is_refused(notebook):
-    with pytest.raises(UserError, match="given twice"):
-        values(notebook, "seed=1", "seed=2")
+    refuses("given twice", values, notebook, "seed=1", "seed=2")
 
 
 def test_an_untyped_parameter_takes_the_type_of_its_default(tmp_path):
     untyped = write_notebook(tmp_path / "untyped.ipynb", "1", parameters="n = 3\nname = 'x'\nf = None")
     assert values(untyped, "n=4", "name=5", "f=6") == {"n": 4, "name": "5", "f": "6"}
-    with pytest.raises(UserError, match="n=many is not a whole number"):
-        values(untyped, "n=many")
+    refuses("n=many is not a whole number", values, untyped, "n=many")
 
 
 def test_the_named_value_wins_over_the_automatic_one(notebook):
@@ -112,12 +108,10 @@ def test_the_named_value_wins_over_the_automatic_one(notebook):
 def test_a_suite_has_not_learnt_the_built_in_language(home):
     syntax, curves = (ROOT / "notebooks" / f"{name}.ipynb" for name in ("02_sas_emergence", "03_loss_deceleration"))
     suite = "hf://EleutherAI/pythia-14m"
-    with pytest.raises(UserError, match="so set treebank and pairs .treebank: where gold trees come from: gra"):
-        plan([syntax], [f"run={suite}"])
+    refuses("so set treebank and pairs .treebank: where gold trees come from: gra", plan, [syntax], [f"run={suite}"])
     with pytest.raises(UserError, match=f"{suite} did not learn the built-in language, so set pairs "):
         plan([syntax], [f"run={suite}", "treebank=ewt"])
-    with pytest.raises(UserError, match="so set treebank "):
-        plan([curves], [f"plan={suite} {suite}"])
+    refuses("so set treebank ", plan, [curves], [f"plan={suite} {suite}"])
     assert len(plan([syntax], [f"run={suite}", "treebank=ewt", "pairs=zorro"])) == 1
 
 
@@ -135,8 +129,7 @@ def test_what_a_notebook_has_anyway_is_not_given(notebook):
 @pytest.mark.parametrize("line", ["a: str | None = None", 'a: str = "x=y"', "a, b = 1, 2\nc: x.Y = 3"])
 def test_a_parameter_that_papermill_would_miss_is_refused(tmp_path, line):
     lost = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
-    with pytest.raises(UserError, match="papermill cannot see the parameter '[ac]'"):
-        notebook_parameters(lost)
+    refuses("papermill cannot see the parameter '[ac]'", notebook_parameters, lost)
 
 
 def test_a_parameters_cell_that_does_not_parse_is_refused(tmp_path):
@@ -146,8 +139,7 @@ def test_a_parameters_cell_that_does_not_parse_is_refused(tmp_path):
 
 def test_every_notebook_must_have_the_parameter(notebook, tmp_path):
     other = write_notebook(tmp_path / "other.ipynb", "1", parameters="seed: int = 0  # s")
-    with pytest.raises(UserError, match=r"other\.ipynb has no parameter 'rate'"):
-        plan([notebook, other], ["rate=.1"], None, tmp_path / "out")
+    refuses(r"other\.ipynb has no parameter 'rate'", plan, [notebook, other], ["rate=.1"], None, tmp_path / "out")
 
 
 def test_wrong_files_are_named(tmp_path, notebook):
@@ -156,42 +148,31 @@ def test_wrong_files_are_named(tmp_path, notebook):
     other = tmp_path / "x.json"
     other.write_text("[1, 2]")
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"no notebook .*onee\.ipynb; did you mean 'one\.ipynb'\?"):
-        plan([tmp_path / "onee.ipynb"], [], None, out)
-    with pytest.raises(UserError, match="there are no notebooks in"):
-        plan([tmp_path / "nowhere" / "one.ipynb"], [], None, out)
-    with pytest.raises(UserError, match="is not a Jupyter notebook"):
-        plan([text], [], None, out)
-    with pytest.raises(UserError, match="is not a Jupyter notebook"):
-        plan([other], [], None, out)
-    with pytest.raises(UserError, match="no notebook named"):
-        plan([], [], None, out)
-    with pytest.raises(UserError, match="is a file; --out takes a folder"):
-        plan([notebook], [], None, text)
-    with pytest.raises(UserError, match="no profile 'smok'; did you mean 'smoke'"):
-        plan([notebook], [], "smok", out)
+    refuses(r"no notebook .*onee\.ipynb; did you mean 'one\.ipynb'\?", plan, [tmp_path / "onee.ipynb"], [], None, out)
+    refuses("there are no notebooks in", plan, [tmp_path / "nowhere" / "one.ipynb"], [], None, out)
+    refuses("is not a Jupyter notebook", plan, [text], [], None, out)
+    refuses("is not a Jupyter notebook", plan, [other], [], None, out)
+    refuses("no notebook named", plan, [], [], None, out)
+    refuses("is a file; --out takes a folder", plan, [notebook], [], None, text)
+    refuses("no profile 'smok'; did you mean 'smoke'", plan, [notebook], [], "smok", out)
 
 
 def test_two_notebooks_of_one_name_do_not_share_a_folder(notebook, tmp_path):
     (tmp_path / "below").mkdir()
     twin = write_notebook(tmp_path / "below" / "one.ipynb")
-    with pytest.raises(UserError, match="would both write to"):
-        plan([notebook, twin], [], None, tmp_path / "out")
+    refuses("would both write to", plan, [notebook, twin], [], None, tmp_path / "out")
 
 
 def test_an_executed_notebook_is_not_written_over_itself(tmp_path):
     (tmp_path / "out" / "one").mkdir(parents=True)
     executed = write_notebook(tmp_path / "out" / "one" / "one.ipynb")
-    with pytest.raises(UserError, match="name another folder with --out"):
-        plan([executed], [], None, tmp_path / "out")
+    refuses("name another folder with --out", plan, [executed], [], None, tmp_path / "out")
 
 
 def test_a_notebook_of_a_later_format_is_refused_in_one_line(tmp_path):
     later = tmp_path / "later.ipynb"
     later.write_text('{"nbformat": 9, "nbformat_minor": 0, "cells": [], "metadata": {}}')
-    with pytest.raises(UserError) as refusal:
-        plan([later], [], None, tmp_path / "out")
-    assert "\n" not in str(refusal.value)
+    refuses(".", plan, [later], [], None, tmp_path / "out")
     assert nbformat.current_nbformat == 4
 
 
@@ -217,10 +198,8 @@ def test_a_value_out_of_range_is_refused(tmp_path, text, says):
     bounded = write_notebook(tmp_path / "bounded.ipynb", "1", parameters=BOUNDED)
     for fine in ("seeds=1", "share=1", "share=0", "below=-2.5", "profile=smoke"):
         plan([bounded], [fine], out=tmp_path / "out")
-    with pytest.raises(UserError, match=re.escape(says)):
-        plan([bounded], [text], out=tmp_path / "out")
-    with pytest.raises(UserError, match=re.escape(says)):
-        plan([bounded], grid=[text], out=tmp_path / "out")
+    refuses(re.escape(says), plan, [bounded], [text], out=tmp_path / "out")
+    refuses(re.escape(says), plan, [bounded], grid=[text], out=tmp_path / "out")
 
 
 def test_a_grid_is_every_combination_and_names_its_items(notebook):
@@ -250,8 +229,7 @@ def test_a_grid_is_every_combination_and_names_its_items(notebook):
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(notebook, grid, given, says):
-    with pytest.raises(UserError, match=re.escape(says)):
-        plan([notebook], given, out=notebook.parent / "out", grid=grid)
+    refuses(re.escape(says), plan, [notebook], given, out=notebook.parent / "out", grid=grid)
 
 
 def test_a_plan_file_names_notebooks_beside_it(notebook, tmp_path):
@@ -288,9 +266,7 @@ def test_a_plan_file_names_notebooks_beside_it(notebook, tmp_path):
 def test_a_plan_file_that_makes_no_sense_is_refused(notebook, tmp_path, text, says):
     file = tmp_path / "plan.toml"
     file.write_text(text)
-    with pytest.raises(UserError, match=re.escape(says)) as refusal:
-        plan(plan_file=file, out=tmp_path / "out")
-    assert "\n" not in str(refusal.value)
+    refuses(re.escape(says), plan, plan_file=file, out=tmp_path / "out")
 
 
 R = {"name": "ir", "display_name": "R", "language": "R"}

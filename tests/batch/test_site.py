@@ -9,8 +9,8 @@ import pytest
 from lmdynamics.batch.baselines import accept, read_baselines
 from lmdynamics.batch.collect import collect, gather
 from lmdynamics.batch.site import trend, write_site
-from lmdynamics.errors import UserError
 from tests.batch.made import write_item
+from tests.conftest import refuses
 
 
 @pytest.fixture
@@ -52,13 +52,10 @@ def test_a_site_is_written_anew_and_nothing_else_is(outs, tmp_path):
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     (other / "index.html").write_text("<p>my own pages</p>")
-    with pytest.raises(UserError, match="holds something that is no site"):
-        write_site(outs, other)
+    refuses("holds something that is no site", write_site, outs, other)
     assert (other / "notes.txt").read_text() == "mine"
-    with pytest.raises(UserError, match="must not lie in each other"):
-        write_site(outs, outs[0].parent)
-    with pytest.raises(UserError, match="--out"):
-        write_site([tmp_path / "nowhere"], to)
+    refuses("must not lie in each other", write_site, outs, outs[0].parent)
+    refuses("--out", write_site, [tmp_path / "nowhere"], to)
 
 
 def batches(folder, *values, **outcome):
@@ -101,14 +98,9 @@ def test_batches_of_one_name_are_told_apart(tmp_path):
 
 
 def test_what_is_no_batch_has_no_trend(tmp_path):
-    with pytest.raises(UserError, match="no batch named"):
-        trend([])
-    with pytest.raises(UserError, match="nowhere has no records.parquet"):
-        trend([tmp_path / "nowhere"])
+    refuses("no batch named", trend, [])
+    refuses("nowhere has no records.parquet", trend, [tmp_path / "nowhere"])
     (tmp_path / "records.parquet").write_bytes(b"no")
-    with pytest.raises(UserError, match="is not a Parquet file") as refusal:
-        trend([tmp_path])
-    assert "\n" not in str(refusal.value)
+    refuses("is not a Parquet file", trend, [tmp_path])
     pl.DataFrame({"a": [1]}).write_parquet(tmp_path / "records.parquet")
-    with pytest.raises(UserError, match="needs the columns"):
-        trend([tmp_path])
+    refuses("needs the columns", trend, [tmp_path])
