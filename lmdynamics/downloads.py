@@ -77,11 +77,19 @@ def by_position(arrived: Callable[[int], object]) -> Callable[[int], None]:
 
 
 def receive(
-    client: "httpx2.Client", url: str, part: Path, most: int, reached: Callable[[int], object], **headers: str
+    client: "httpx2.Client",
+    url: str,
+    part: Path,
+    most: int,
+    reached: Callable[[int], object],
+    *,
+    size: int | None = None,
+    **headers: str,
 ) -> Path:
     """Append the rest of a file to `part`, or write it anew if the server sends no ranges.
 
-    A connection that breaks is resumed as long as each one brings something. `reached`: called with each position.
+    A connection that breaks, or ends before `size` bytes where that is known, is resumed as long as each one brings
+    something. `reached`: called with each position.
 
     Raises UserError if more than `most` bytes come, and the client's errors.
     """
@@ -90,22 +98,26 @@ def receive(
     while True:
         have = part.stat().st_size if part.exists() else 0
         try:
-            _receive(client, url, part, have if have <= most else 0, most, reached, headers)
-            return part
+            whole = _receive(client, url, part, have if have <= most else 0, most, reached, headers)
+            if whole or size is None or part.stat().st_size >= size:
+                return part
+            raise httpx2.RemoteProtocolError("the answer ended before the file did")
         except httpx2.TransportError:
             if not part.exists() or part.stat().st_size <= have:
                 raise
             sleep(FIRST_PAUSE)
 
 
-def _receive(client, url: str, part: Path, have: int, most: int, reached, headers: dict[str, str]) -> None:
+def _receive(client, url: str, part: Path, have: int, most: int, reached, headers: dict[str, str]) -> bool:
+    """Whether the server says that nothing is left to send."""
     from huggingface_hub.utils import hf_raise_for_status
 
     # Compressed transfer would make the bytes of a partial file and the server's ranges two different things.
     headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with client.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing beyond what is here: it is whole, or not this file's
-            return
+        if response.status_code == 416 and have:  # nothing beyond what is here: it is whole, or not this file's
+            reached(have)
+            return True
         hf_raise_for_status(response)
         goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         size = have if goes_on else 0
@@ -116,3 +128,4 @@ def _receive(client, url: str, part: Path, have: int, most: int, reached, header
                     raise UserError(f"{url} is larger than {most:,} bytes; it is another file")
                 file.write(chunk)
                 reached(size)
+    return False

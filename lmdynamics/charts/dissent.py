@@ -15,7 +15,7 @@ import polars as pl
 
 from lmdynamics.charts.axes import Cursor, by_step, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.encodings import head, measured_step, need_rows, numbers, zero_line
+from lmdynamics.charts.encodings import STEP_TIP, head, measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, colour_by, levels, log_axis, panel
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, ramp
@@ -164,7 +164,7 @@ def dissent_plane(
     for index, curve in enumerate(curves):
         titled = index % 2 == 0 and (cursor is None or index == 0)
         y = alt.Y(f"{PLANE[1]}:Q", title=Y_TITLE if titled else None, scale=scale, axis=ticks)
-        tips = ["group:N", "step:Q", *numbers("+.3f", *PLANE)]
+        tips = ["group:N", STEP_TIP, *numbers("+.3f", *PLANE)]
         colour = colour_by("group", colours, columns=5)
         base = alt.Chart(rows.filter(pl.col("curve") == curve)).encode(x, y, colour)
         at = base.transform_filter(f"datum.step == {here}")

@@ -10,6 +10,7 @@ from lmdynamics.charts.axes import placed
 from lmdynamics.charts.theme import TEXT
 from lmdynamics.errors import UserError
 
+STEP_TIP = alt.Tooltip("step:Q", format=",d")
 SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 
 

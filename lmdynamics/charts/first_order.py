@@ -14,7 +14,7 @@ from lmdynamics.analysis.gradients import each_batch
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import capital, count
-from lmdynamics.charts.encodings import SIGNED, head, measured_step, need_rows, numbers
+from lmdynamics.charts.encodings import SIGNED, STEP_TIP, head, measured_step, need_rows, numbers
 from lmdynamics.charts.lines import Line, log_axis, panel
 from lmdynamics.charts.theme import BLUE, GREEN, HEIGHT, ORANGE, SEQUENTIAL, TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import step_tiles
@@ -152,7 +152,7 @@ def coefficients_by_layer(frame: pl.DataFrame, coefficient: str = "C_g", *, leve
         value=value.mean(), low=value.min(), high=value.max(), batches=pl.len()
     )
     colour = alt.Color("value:Q", title=coefficient).scale(scheme=SEQUENTIAL, zero=False, nice=False)
-    tips = ["part:N", "step:Q", *numbers(".3~g", "value", "low", "high")]
+    tips = ["part:N", STEP_TIP, *numbers(".3~g", "value", "low", "high")]
     tile, size = step_tiles(cells, parts)
     chart = tile.mark_rect().encode(color=colour.legend(gradientLength=120, format=".2~g", tickCount=5), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("value")

@@ -9,7 +9,7 @@ import polars as pl
 
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.axes import Cursor, log_ticks, onset_bands, placed, step_number, strips, upright
-from lmdynamics.charts.encodings import numbers
+from lmdynamics.charts.encodings import STEP_TIP, numbers
 from lmdynamics.charts.text import text_width
 from lmdynamics.charts.theme import BLUE, GREY, HEIGHT, TEXT, WIDTH
 
@@ -53,7 +53,7 @@ class Line:
     def tips(self, *ends: str) -> list[alt.Tooltip | str]:
         """What the tooltip of a row tells: its series, step and value, and the `ends` of its interval."""
         named = [f"{self.series}:N"] if self.series else []
-        return [*named, "step:Q", *numbers(".1%" if self.percent else self.style, self.value, *ends)]
+        return [*named, STEP_TIP, *numbers(".1%" if self.percent else self.style, self.value, *ends)]
 
     def layers(
         self, frame: pl.DataFrame | alt.InlineData, x: alt.X, tips: Sequence | None = None, **channels

@@ -10,7 +10,7 @@ import polars as pl
 from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
-from lmdynamics.charts.encodings import measured_step, need_rows, numbers, zero_line
+from lmdynamics.charts.encodings import STEP_TIP, measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, HEIGHT, VERMILION, figure
@@ -44,7 +44,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     parts = pairs["part"].unique(maintain_order=True).to_list()
     cells = cosine_spread(pairs, ["step", "part"])
     most = max(0.05, cells["mean"].abs().max())
-    tips = ["part:N", "step:Q", alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
+    tips = ["part:N", STEP_TIP, alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
     tips += [alt.Tooltip("negative:Q", title="share negative", format=".1%"), "pairs:Q"]
     tile, size = step_tiles(cells, parts)
     chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", most), tooltip=tips)
@@ -76,7 +76,7 @@ def cosine_distribution(
     above, below = step_axis(steps, None), step_axis(steps)
     low, high = min(0.0, by_step["q05"].min()), max(0.0, by_step["q95"].max())
     line = replace(MEDIAN, scale={"domain": [low - 0.04, min(1.0, high + 0.04)], "nice": False})
-    tips = ["step:Q", *numbers("+.3f", "q05", "q25", "median", "q75", "q95")]
+    tips = [STEP_TIP, *numbers("+.3f", "q05", "q25", "median", "q75", "q95")]
     middle = replace(line, band=("q25", "q75"), shade=0.28).layers(by_step, above, tips)
     base = alt.Chart(by_step).encode(above)
     wide = base.mark_area(opacity=0.16, color=BLUE).encode(placed(line.y, "q05"), alt.Y2("q95"))
@@ -84,7 +84,7 @@ def cosine_distribution(
     upper = panel([wide, middle[0], zero, *middle[1:]], above, height=HEIGHT - 40)
     top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))
     share = replace(NEGATIVE, scale={"domain": [0, top], "nice": False})
-    tips = ["step:Q", *numbers(".1%", "negative", "low", "high"), "pairs:Q"]
+    tips = [STEP_TIP, *numbers(".1%", "negative", "low", "high"), "pairs:Q"]
     lower = panel(share.layers(by_step, below, tips), below, height=90)
     first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
     where = "" if part == "all" else f" in {part}"

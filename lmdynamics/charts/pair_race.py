@@ -9,7 +9,7 @@ from lmdynamics.analysis.intervals import with_interval
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import leads_from
 from lmdynamics.charts.axes import Cursor, by_step, on_step_axis, placed, step_axis, steps_of
-from lmdynamics.charts.encodings import across, names, need_rows, numbers
+from lmdynamics.charts.encodings import STEP_TIP, across, names, need_rows, numbers
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.theme import BLUE, GREY, TEXT, VERMILION, figure
 
@@ -101,7 +101,7 @@ def pairs_at_step(accuracy: pl.DataFrame, cursor: Cursor, chosen: str = "", chan
     y = names("name", order, grid=True, labelLimit=0)
     x = alt.X("accuracy:Q", title="pairs judged right").scale(domain=[0, 1]).axis(format="%", tickCount=5, grid=False)
     here = alt.Chart(rows).transform_filter(f"datum.step == {cursor.name}").encode(y)
-    tips = [alt.Tooltip("name:N", title="paradigm"), "step:Q", *numbers(".1%", "accuracy", "low", "high"), "pairs:Q"]
+    tips = [alt.Tooltip("name:N", title="paradigm"), STEP_TIP, *numbers(".1%", "accuracy", "low", "high"), "pairs:Q"]
     layers = [
         across(x, chance, color=GREY, strokeDash=[6, 4], strokeWidth=1.5),
         here.mark_rule(color=BLUE, strokeWidth=2).encode(placed(x, "low"), alt.X2("high:Q")),

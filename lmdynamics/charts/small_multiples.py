@@ -76,7 +76,7 @@ def small_multiples(
 
 def _line(data: pl.DataFrame, measure: str, share: bool) -> Line:
     """A measure's curves on a scale that holds all of them, with room for a number above."""
-    values = pl.concat([data[column].drop_nulls() for column in _numbers(data)])
+    values = pl.concat([data[column].cast(pl.Float64).drop_nulls() for column in _numbers(data)])
     low, high = values.min(), values.max()
     reach = (high - low) or abs(high) or 1.0
     scale = {"domain": [low - 0.06 * reach, high + 0.14 * reach], "nice": False}

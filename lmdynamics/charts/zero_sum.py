@@ -14,7 +14,7 @@ import polars as pl
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.axes import log_ticks, on_step_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import count, span_of
-from lmdynamics.charts.encodings import head, need_rows, numbers
+from lmdynamics.charts.encodings import STEP_TIP, head, need_rows, numbers
 from lmdynamics.charts.lines import Line, log_scale, panel
 from lmdynamics.charts.theme import BLUE, TEXT, VERMILION, WIDTH, figure, ramp
 from lmdynamics.errors import UserError
@@ -154,7 +154,7 @@ def _panels(
         x = step_axis(steps, title if last else None, sparse=width < 300)
         line = line if last else replace(line, legend=False)
         data = rows.filter(pl.col("measure") == name)
-        tips = [f"{key}:N", "step:Q", *numbers(line.style, "value", "low", "high")]
+        tips = [f"{key}:N", STEP_TIP, *numbers(line.style, "value", "low", "high")]
         shown = data.with_columns(pl.col("low", "high").clip(*line.scale["domain"]))
         layers = _upright(breaks, x, line.colour, labels=index == 0) if breaks is not None else []
         layers += line.layers(shown, x, (), detail=f"{key}:N")

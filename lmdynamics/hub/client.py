@@ -136,11 +136,16 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
     def receive() -> Path:
         # not from where it is forwarded to: that address ends within the hour
         url = hf_hub_url(repository, file.path, **where)
-        return _asked(lambda: downloads.receive(get_session(), url, part, file.bytes, reached, **_headers()), what)
+        return _asked(
+            lambda: downloads.receive(get_session(), url, part, file.bytes, reached, size=file.bytes, **_headers()),
+            what,
+        )
 
     with files.saving(f"{what} in {cache()}", "HF_HOME"):
         if not HASH.fullmatch(name) or file.bytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            return downloads.checked(bring, file.is_at, what, lambda _: refusal)
+            path = downloads.checked(bring, file.is_at, what, lambda _: refusal)
+            arrived(file.bytes)  # the client shows how far it is by itself
+            return path
         folder = repo_folder_name(repo_id=repository, repo_type="model")
         blob, reached = cache() / folder / "blobs" / name, downloads.by_position(arrived)
         part = blob.with_name(f"{name}.part")

@@ -92,6 +92,7 @@ def test_the_baselines_tolerance_counts_not_the_new_one(accepted):
         (math.inf, math.inf, None, False),
         (math.inf, 1.0, 5.0, False),
         (1e-17, 0.0, None, True),  # what is left of sums that cancel
+        (-0.65, -0.6, 0.05, True),
         (0.0, -3e-16, None, True),
         (1e-9, 0.0, None, False),
         (1e-9, 1.1e-9, None, False),
