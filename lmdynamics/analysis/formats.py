@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from lmdynamics.errors import UserError, listed, shortened
+from lmdynamics.errors import UserError, first_line, listed, shortened
 from lmdynamics.trainer_state import TRAINER_STATE, trainer_history, trainer_state_file
 
 KNOWN = (
@@ -305,7 +305,7 @@ def _column(name: str, values: list[Any]) -> pl.Series:
 
 
 def _first_line(error: Exception) -> str:
-    return shortened(str(error).splitlines()[0].rstrip("."), 120)
+    return shortened(first_line(error).rstrip("."), 120)
 
 
 FRAMING = 16  # bytes around each record: its length, and the checksums of both

@@ -126,7 +126,6 @@ def test_a_broken_outcome_is_one_line_with_its_file_and_a_remedy(tmp_path, text,
     folder.mkdir()
     (folder / "outcome.json").write_text(text)
     message = refuses(reason, gather, tmp_path)
-    message = message
     assert message.startswith(str(folder / "outcome.json"))
     assert message.endswith("delete its folder and run the batch again")
     assert "\n" not in message

@@ -85,6 +85,14 @@ def test_with_a_change_the_log_is_the_parents_and_then_its_own(parent):
     assert digests(made)[12] != digests(run)[12]
 
 
+def test_a_learning_rate_changes_nothing_before_its_first_update(parent):
+    run = parent()
+    made = run.branch(4, lr=0.01, progress=False)
+    assert made.log["loss"][4] == run.log["loss"][4]  # the same batch, masks, dropout and weights
+    assert made.log["loss"][5] != run.log["loss"][5]
+    assert made.log["lr"][4] != run.log["lr"][4]
+
+
 def test_stages_switch_the_penalty_on_and_off(parent):
     run = parent()
     on = run.branch(4, stages=1.0, progress=False)
