@@ -165,11 +165,19 @@ class Notebook:
         return self.page.evaluate(_CHARTS)
 
     def ask(self, expression: str):
-        """What a Python expression is in the kernel, a literal; what the page sent before has been heard by then."""
+        """What a Python expression is in the kernel, a literal; what the page has sent before has arrived by then."""
         answer = self.page.evaluate(_ASK, expression)
         if answer["status"] != "ok":
             raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
         return ast.literal_eval(answer["data"]["text/plain"])
+
+    def answers(self, expression: str, wanted, patience: float = 20) -> bool:
+        """Whether an expression comes to be `wanted` in the kernel: a page keeps its last move back while one is under
+        way, and sends it later."""
+        until = time.monotonic() + patience
+        while (found := self.ask(expression)) != wanted and time.monotonic() < until:
+            self.page.wait_for_timeout(100)
+        return found == wanted
 
     def dress(self, theme: str) -> None:
         """Give JupyterLab another theme, one of `THEMES`."""

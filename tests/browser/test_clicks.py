@@ -54,7 +54,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         expect(readout).to_have_text("0")
         click(page, -1)  # the last panel's last checkpoint
         expect(readout).to_have_text("64")
-        assert notebook.ask("explorer.now['step']") == 64
+        assert notebook.answers("explorer.now['step']", 64)
         layer, head = (page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head"))
         chosen = (layer.input_value(), head.input_value())
         for tile in view.locator("g.mark-rect path[aria-label^='head: ']").all()[:2]:  # one of them is another head
@@ -66,7 +66,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         assert f"Layer {layer.input_value()}, head {head.input_value()}" in view.text_content()
         looked_at = "tuple(str(explorer.now[name]) for name in ('layer', 'head', 'direction'))"
         shown = [page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head", "direction")]
-        assert notebook.ask(looked_at) == tuple(control.input_value() for control in shown)
+        assert notebook.answers(looked_at, tuple(control.input_value() for control in shown))
         for name, control in (("layer", layer), ("head", head)):
             assert f"{name}: {control.input_value()}" in tile.get_attribute("aria-label")
         relation = page.locator(".lmd-moving select[name=relation]")
@@ -75,7 +75,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         page.wait_for_timeout(700)
         best = notebook.ask(f"tuple(map(str, explorer.measured.best_heads[{other!r}]))")
         assert tuple(control.input_value() for control in shown) == best
-        assert notebook.ask(looked_at) == best
+        assert notebook.answers(looked_at, best)
         notebook.ask("str(explorer.restore({'step': 1, 'layer': 1, 'head': 3}))[:0]")
         expect(readout).to_have_text("1")
         expect(layer).to_have_value("1")
