@@ -6,7 +6,7 @@ shows where both point, seen from the hidden state h; its axes have no unit, so 
 Lobacheva & Rish 2024; the numbers are those of `analysis.gradients`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from textwrap import wrap
 
@@ -17,7 +17,7 @@ from lmdynamics.charts.axes import Cursor, by_step, on_step_axis, step_axis, ste
 from lmdynamics.charts.conditions import names_of
 from lmdynamics.charts.encodings import STEP_TIP, head, measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, colour_by, levels, log_axis, panel
-from lmdynamics.charts.text import Value
+from lmdynamics.charts.text import Value, text_width
 from lmdynamics.charts.theme import GREY, TEXT, WIDTH, figure, ramp
 
 DISSENT = Line(
@@ -75,14 +75,14 @@ def dissent_over_training(
         x = step_axis(steps, sparse=len(curves) > 2)
         titled = index % 2 == 0 and (cursor is None or index == 0)
         line = replace(DISSENT, title=DISSENT.title if titled else None, **look)
-        labels = index % 2 == 1 or index == len(curves) - 1
+        labels = index == len(curves) - 1 or (cursor is None and index % 2 == 1)  # at the end of a row
         layers = levels(published or {}, line.y, right=True, labels=labels, dash=[2, 4], apart=0.1)
         layers += line.layers(data, x)
         if control and len(other := data.filter(pl.col(CONTROL.value).is_finite())):
             dotted = replace(CONTROL, title=line.title, columns=5, **look)
             layers += dotted.layers(other, x)
         here = by_step(data, "group", "dissent", "+.3f") if cursor is not None else None
-        size = _size(len(curves), 300, 260) if cursor is None else {"width": _beside(len(curves)), "height": 150}
+        size = _size(len(curves), 300, 260) if cursor is None else _beside(len(curves), published or ())
         panels.append(_of_curve(panel(layers, x, at=cursor, here=here, **size), curve if len(curves) > 1 else ""))
     caption = [
         "bands: 95 % over rows of text" if rows["low"].is_not_null().any() else "",
@@ -159,13 +159,14 @@ def dissent_plane(
     if cursor is None:
         size = _size(len(curves), 330, 330 if len(curves) > 1 else 380)
     else:
-        size = dict.fromkeys(("width", "height"), min(_beside(len(curves)), 240))
+        size = dict.fromkeys(("width", "height"), min(_beside(len(curves))["width"], 240 if len(curves) <= 2 else 135))
+    key = None if cursor is None or len(curves) <= 2 else False  # the other figure, below this one, has it
     panels = []
     for index, curve in enumerate(curves):
         titled = index % 2 == 0 and (cursor is None or index == 0)
         y = alt.Y(f"{PLANE[1]}:Q", title=Y_TITLE if titled else None, scale=scale, axis=ticks)
         tips = ["group:N", STEP_TIP, *numbers("+.3f", *PLANE)]
-        colour = colour_by("group", colours, columns=5)
+        colour = colour_by("group", colours, columns=5, legend=key)
         base = alt.Chart(rows.filter(pl.col("curve") == curve)).encode(x, y, colour)
         at = base.transform_filter(f"datum.step == {here}")
         layers = [
@@ -233,10 +234,11 @@ def _size(count: int, narrow: int, height: int) -> dict[str, int]:
     return {"width": narrow if count > 1 else alone, "height": height}
 
 
-def _beside(count: int) -> int:
-    """The width of one of some panels in a row, beside its axis."""
+def _beside(count: int, levels: Collection[str] = ()) -> dict[str, int]:
+    """The size of one of some panels in a row, beside its axis and before the names of its levels."""
     half = ACROSS // 2 if count <= 2 else ACROSS  # up to two panels stand beside those of another figure
-    return (half - 80) // count - 28
+    names = max((text_width(name, 10) for name in levels), default=0)
+    return {"width": int(half - 80 - names) // count - 28, "height": 150}
 
 
 def _in_rows(panels: list[alt.LayerChart], cursor: Cursor | None) -> alt.TopLevelMixin:

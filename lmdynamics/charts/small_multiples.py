@@ -17,6 +17,7 @@ from lmdynamics.errors import UserError
 
 ACROSS, LEAST, MOST = 850, 105, 420  # pixels: all panels of a row, and one of them
 BESIDE = 6  # panels in a row
+HIGH = 252  # pixels: all rows of panels that a slider moves, which fit on one screen
 
 
 def small_multiples(
@@ -43,6 +44,8 @@ def small_multiples(
     place = cursor if cursor is not None else steps[-1] if step is None else step
     measures, wide = names_of(data, "measure"), min(len(shown), BESIDE)
     width = max(LEAST, min(MOST, ACROSS // wide - 24))
+    count = len(measures) * math.ceil(len(shown) / wide)
+    height = 130 if cursor is None else min(130, max(60, HIGH // count))
     columns = _numbers(data)
     rows, said = [], []
     for i, measure in enumerate(measures):
@@ -54,7 +57,7 @@ def small_multiples(
             own = of_measure.filter(pl.col("condition") == name)
             layers = _run(of_measure, own, line if first else _inner(line), x, place)
             here = (own, numbers(".1%" if share else ".4~g", *columns)) if len(own) else None
-            chart = panel(layers, x, at=place, number=i == 0, here=here, width=width, height=130)
+            chart = panel(layers, x, at=place, number=i == 0, here=here, width=width, height=height)
             if len(shown) > 1 and (i == 0 or len(shown) > BESIDE):
                 title = wrapped(name, width, 12, bold=True)
                 chart = chart.properties(title=head(title, fontWeight="bold", anchor="middle", offset=16))

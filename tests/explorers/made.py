@@ -35,9 +35,16 @@ def offered(explorer):
     return [entry for entry, control in explorer.lists.items() if control.layout.display != "none"]
 
 
+def sizes() -> pl.DataFrame:
+    """Dissent of four curves."""
+    one, *_ = frames.dissent().partition_by("curve", maintain_order=True)
+    return pl.concat([one.with_columns(curve=pl.lit(f"0.{i}M seed 0")) for i in range(1, 5)])
+
+
 MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
+    "many dissents": lambda: DissentExplorer(sizes(), published={"410M": -0.36, "14M, at the end": -0.95}),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
     "trajectories": lambda: TrajectoryExplorer(curves(runs=("a", "b"))),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),

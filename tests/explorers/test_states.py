@@ -24,6 +24,7 @@ from tests.explorers.made import MAKE, offered
 ELSEWHERE = {
     "deceleration": {"curve": "large", "smoothing": "log-average", "skip_steps": 20.0, "break_step": 900.0},
     "dissent": {"curve": "260k", "group": "common", "step": 64},
+    "many dissents": {"curve": "0.2M seed 0", "group": "common", "step": 64},
     "pairs": {"run": "b", "paradigm": "far", "pair": 11, "step": 4},
     "trajectories": {"run": "b", "measure": "loss", "step": 8},
     "zero_sum": {"run": "b", "split": "stepped", "direction": "random", "step": 8, "row": 1},
