@@ -21,7 +21,7 @@ from lmdynamics.analysis.speedup import LearningCurve, speedup
 from lmdynamics.experiments.comparison import Claim, judge
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions
 from lmdynamics.measurements.optimizer_step import coefficients
-from lmdynamics.measurements.per_example import Tape
+from lmdynamics.measurements.per_token_gradients import Tape
 from lmdynamics.measurements.probes import FineTuning
 
 Interval = tuple[float | None, float, float | None]

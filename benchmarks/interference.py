@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.optimizer_step import coefficients
-from lmdynamics.measurements.per_example import Tape, directional_derivative
+from lmdynamics.measurements.per_token_gradients import Tape, directional_derivative
 
 BLOCK = 64
 

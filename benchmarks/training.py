@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.training import loop
 from lmdynamics.training.batches import Corpus, open_corpus
 from lmdynamics.training.recipes import load_recipe
@@ -29,7 +29,7 @@ BLOCK = 64
 
 
 class Rows(Dataset):
-    def __init__(self, blocks: Blocks):
+    def __init__(self, blocks: TokenRows):
         self.rows = [{"input_ids": row.tolist()} for row in blocks]
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ def packed(corpus: Corpus) -> Corpus:
     """The same sentences end to end, cut into blocks."""
     ids = corpus.train.ids
     return Corpus(
-        corpus.tokenizer, Blocks.from_rows(ids[: len(ids) // BLOCK * BLOCK].reshape(-1, BLOCK)), corpus.held_out
+        corpus.tokenizer, TokenRows.from_rows(ids[: len(ids) // BLOCK * BLOCK].reshape(-1, BLOCK)), corpus.held_out
     )
 
 

@@ -134,7 +134,7 @@ def list_runs() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lmdynamics.hub.pins import known_suites
+    from lmdynamics.hub.checkpoints import known_suites
     from lmdynamics.hub.suites import open_run, run_names
     from lmdynamics.paths import runs_dir
     from lmdynamics.runs.family import family
@@ -303,7 +303,7 @@ def suites(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page data/SUITES.md.")] = False,
 ) -> None:
     """Published checkpoint suites that can be opened by name: sizes, licences, known faults."""
-    from lmdynamics.hub.pins import as_markdown, as_table
+    from lmdynamics.hub.checkpoints import as_markdown, as_table
 
     print(as_markdown(), end="") if markdown else as_table()
 

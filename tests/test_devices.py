@@ -21,7 +21,7 @@ from lmdynamics.devices import default_device, device_kind, devices_here, matmul
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.jobs import CORES, GPUS
-from lmdynamics.measurements.per_example import elements
+from lmdynamics.measurements.per_token_gradients import elements
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.runs.background import training_of
 from lmdynamics.runs.run import Run

@@ -7,7 +7,7 @@ import pytest
 import lmdynamics as lmd
 from lmdynamics import paths
 from lmdynamics.corpora.text import COMPLETE, stored
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.background import training_of
@@ -50,12 +50,12 @@ def test_a_trace_is_returned_and_that_it_is_not_kept_is_said_once(tiny_run, home
 
 def test_a_corpus_is_built_for_this_process(home, read_only, capsys):
     def build(place):
-        Blocks.from_rows([[1, 2], [3]]).save(place)
+        TokenRows.from_rows([[1, 2], [3]]).save(place)
         (place / COMPLETE).write_text("{}")
 
     read_only()
     place = home / "cache" / "corpora" / "some"
-    assert [row.tolist() for row in stored(place, Blocks.load, build)] == [[1, 2], [3]]
+    assert [row.tolist() for row in stored(place, TokenRows.load, build)] == [[1, 2], [3]]
     assert not place.exists()
     assert capsys.readouterr().err == LINE.format(place.parent)
 

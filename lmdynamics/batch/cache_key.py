@@ -45,7 +45,7 @@ def _named(value: Any, beside: Path) -> Any:
     if not isinstance(value, str) or not value:
         return None
     if value.startswith(SUITE):
-        from lmdynamics.hub.pins import pinned
+        from lmdynamics.hub.checkpoints import pinned
 
         return [pinned(address) for address in value.split()]
     folder = value.rpartition("#")[0] or value  # one of several trajectories

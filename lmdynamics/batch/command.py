@@ -24,9 +24,9 @@ from lmdynamics.batch.plan import Job
 from lmdynamics.batch.table import Table, planned
 from lmdynamics.devices import need_device
 from lmdynamics.errors import UserError
-from lmdynamics.hub.pins import FILE as PINS
+from lmdynamics.hub.checkpoints import FILE as PINS
 from lmdynamics.paths import home, real_data_dirs
-from lmdynamics.runs.naming import RULES
+from lmdynamics.runs.revision_rules import RULES
 
 INTERRUPTED = 130
 HELD = ".batch.lock"  # in the batch's folder, by the one batch that may write there

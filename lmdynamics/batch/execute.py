@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lmdynamics import files, jobs
-from lmdynamics.batch import child
+from lmdynamics.batch import kernel_process
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
 
@@ -131,7 +131,7 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
     last: dict[str, Any] = {}
     stopped = late = by_hand = False
     with (job.folder / LOG).open("w", encoding="utf-8") as log:
-        process = jobs.Process(child.execute, job, environment=environment, output=log)
+        process = jobs.Process(kernel_process.execute, job, environment=environment, output=log)
         try:
             while not (late or stopped):
                 if process.poll(_LOOK):

@@ -4,7 +4,8 @@ from lmdynamics.charts.arcs import sentence_arcs
 from lmdynamics.charts.deceleration import break_profile, broken_by_hand, deceleration, power_law_claim
 from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
 from lmdynamics.charts.family import family_tree
-from lmdynamics.charts.first_order import (
+from lmdynamics.charts.gradient_cosines import cosine_distribution, gram, group_opposition, opposition_map
+from lmdynamics.charts.gradient_interference import (
     coefficients_by_layer,
     coefficients_over_training,
     first_order_against_measured,
@@ -16,7 +17,6 @@ from lmdynamics.charts.interventions import (
     final_by_condition,
     value_over_parameter,
 )
-from lmdynamics.charts.opposition import cosine_distribution, gram, group_opposition, opposition_map
 from lmdynamics.charts.pair_race import pair_race
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import gain_by_paradigm, masking_rates, speedup_curves

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
-from lmdynamics.corpora.tokens import SPECIAL, Blocks
+from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import cores_here, map_in_processes
 
@@ -100,17 +100,17 @@ class Grammar:
         )
         return Treebank(f"grammar-{self.size}", tuple(sentences))
 
-    def blocks(self, n: int, seed: int) -> Blocks:
+    def blocks(self, n: int, seed: int) -> TokenRows:
         """`n` sentences as token ids, one row each: [CLS] words [SEP]."""
         return self.blocks_with_heads(n, seed)[0]
 
-    def blocks_with_heads(self, n: int, seed: int) -> tuple[Blocks, Blocks]:
+    def blocks_with_heads(self, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
         """The same rows, and beside each token the number of its head word in its sentence; -1 where it has none."""
         parts = _parts(n)
         made = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
         ids, gold, lengths = (np.concatenate(each) for each in zip(*made, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        return Blocks(ids, ends), Blocks(gold, ends)
+        return TokenRows(ids, ends), TokenRows(gold, ends)
 
     def pairs(self, n: int, seed: int) -> MinimalPairs:
         """`n` agreement pairs per paradigm: the verb agrees with its subject in `good`, not in `bad`.

@@ -1,6 +1,6 @@
 """Plain text or Markdown, to a tokenizer, to packed blocks of token ids.
 
-Files are read as passages: paragraphs on one line each, a line at a time however large the files are. Passages are
+Files are read as paragraphs of one line each, a line at a time however large the files are. Paragraphs are
 tokenised one by one and laid end to end. Large corpora are built once, below a name that tells their content.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from lmdynamics.corpora.tokens import Blocks, train_tokenizer, write_array
+from lmdynamics.corpora.tokens import TokenRows, train_tokenizer, write_array
 from lmdynamics.errors import UserError
 from lmdynamics.files import atomic_folder, clear, locked, saving, sha256
 from lmdynamics.paths import writable
@@ -54,7 +54,7 @@ def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
 
 
 @dataclass(frozen=True)
-class Passages:
+class Paragraphs:
     """The paragraphs of some files, in order, read anew on each iteration; white space is single spaces.
 
     So hard-wrapped and unwrapped files give the same words as a treebank does. Markdown loses its header (up to a line
@@ -65,7 +65,7 @@ class Passages:
     files: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(map(_passages, self.files))
+        return chain.from_iterable(map(_paragraphs, self.files))
 
 
 def _is_text(file: Path, folder: Path) -> bool:
@@ -73,7 +73,7 @@ def _is_text(file: Path, folder: Path) -> bool:
     return not hidden and not NOT_TEXT.match(file.name) and file.is_file()
 
 
-def _passages(file: Path) -> Iterator[str]:
+def _paragraphs(file: Path) -> Iterator[str]:
     empty = True
     words, characters = [], 0
     try:
@@ -131,9 +131,9 @@ def _load(place: Path, load: Callable[[Path], T]) -> T | None:
         return None
 
 
-BATCH = 1_000  # passages tokenised at a time
+BATCH = 1_000  # paragraphs tokenised at a time
 ROWS = 10_000  # rows copied at a time
-CHUNK = 16  # held-out rows lie in runs of this many: whole passages, not single lines out of a training passage
+CHUNK = 16  # held-out rows lie in runs of this many: whole paragraphs, not single lines out of a training paragraph
 FORMAT = 1  # raise when what is written would change
 
 
@@ -146,7 +146,7 @@ def build_text_corpus(
     lowercase: bool = True,
     block_size: int = 64,
     held_out: float = 0.01,
-) -> tuple["PreTrainedTokenizerFast", Blocks, Blocks]:
+) -> tuple["PreTrainedTokenizerFast", TokenRows, TokenRows]:
     """Tokenizer, training rows and held-out rows of the text at `path`, memory-mapped.
 
     They are built once, in a folder below `folder` named by a hash of the texts and the options, and only opened
@@ -155,7 +155,7 @@ def build_text_corpus(
 
     `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
 
-    Raises UserError if the text cannot be read (see `text_files`, `Passages`) or gives fewer than two rows, an option
+    Raises UserError if the text cannot be read (see `text_files`, `Paragraphs`) or gives fewer than two rows, an option
     makes no sense, or the disk is full.
     """
     if block_size < 3 or not 0 < held_out <= 0.5:
@@ -169,17 +169,17 @@ def build_text_corpus(
     contents = [[file.relative_to(root).as_posix(), sha256(file)] for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
     place = Path(folder) / key
-    return stored(place, _open, partial(_build, Passages(files), {**options, "texts": contents}))
+    return stored(place, _open, partial(_build, Paragraphs(files), {**options, "texts": contents}))
 
 
-def _build(passages: Passages, description: dict, building: Path) -> None:
+def _build(paragraphs: Paragraphs, description: dict, building: Path) -> None:
     """Write everything into a folder."""
     block_size = description["block_size"]
     options = {name: description[name] for name in ("kind", "vocab_size", "lowercase")}
-    tokenizer = train_tokenizer(passages, **options, max_length=block_size)
+    tokenizer = train_tokenizer(paragraphs, **options, max_length=block_size)
     tokenizer.save_pretrained(building / "tokenizer")
     with (building / "stream").open("wb") as stream:
-        for ids in _token_ids(passages, tokenizer):
+        for ids in _token_ids(paragraphs, tokenizer):
             stream.write(ids.data)
         tokens = stream.tell() // np.dtype(np.int32).itemsize
     count = tokens // (block_size - 2)
@@ -200,11 +200,11 @@ def _build(passages: Passages, description: dict, building: Path) -> None:
     (building / COMPLETE).write_text(text + "\n", encoding="utf-8")
 
 
-def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, Blocks, Blocks]":
+def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, TokenRows, TokenRows]":
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "tokenizer")
-    return tokenizer, Blocks.load(place / "train"), Blocks.load(place / "held_out")
+    return tokenizer, TokenRows.load(place / "train"), TokenRows.load(place / "held_out")
 
 
 def _held_out_rows(count: int, share: float) -> np.ndarray:

@@ -190,7 +190,7 @@ def _quote(words: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
+class TokenRows:
     """Rows of token ids, each with its special tokens, equally long (packed) or not (sentence by sentence).
 
     `ids` holds all rows end to end, shape [tokens]; row `i` is `ids[offsets[i]:offsets[i + 1]]`.
@@ -200,7 +200,7 @@ class Blocks:
     offsets: np.ndarray = field(repr=False)
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "Blocks":
+    def from_rows(cls, rows: Iterable[Sequence[int]]) -> "TokenRows":
         rows = [np.asarray(row, dtype=np.int32) for row in rows]
         lengths = [len(row) for row in rows]
         ids = np.concatenate(rows) if rows else np.zeros(0, np.int32)
@@ -213,7 +213,7 @@ class Blocks:
         write_array(folder / "offsets.npy", [self.offsets], len(self.offsets))
 
     @classmethod
-    def load(cls, folder: Path) -> "Blocks":
+    def load(cls, folder: Path) -> "TokenRows":
         """Memory-map what `save` wrote: nothing is read until a row is asked for."""
         return cls(np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "offsets.npy", mmap_mode="r"))
 
@@ -230,10 +230,10 @@ class Blocks:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def take(self, rows: Sequence[int]) -> "Blocks":
-        return Blocks.from_rows([self[row] for row in rows])
+    def take(self, rows: Sequence[int]) -> "TokenRows":
+        return TokenRows.from_rows([self[row] for row in rows])
 
-    def packed(self, block_size: int) -> "Blocks":
+    def packed(self, block_size: int) -> "TokenRows":
         """What stands between the first and the last token of each row, end to end, in rows of `block_size` with these
         two around it; what does not fill a row is left out."""
         body = block_size - 2
@@ -245,7 +245,7 @@ class Blocks:
         rows = np.empty((len(stream) // body, block_size), np.int32)
         rows[:, 0], rows[:, -1] = self.ids[0], self.ids[-1]
         rows[:, 1:-1] = stream[: len(rows) * body].reshape(-1, body)
-        return Blocks(rows.ravel(), np.arange(len(rows) + 1, dtype=np.int64) * block_size)
+        return TokenRows(rows.ravel(), np.arange(len(rows) + 1, dtype=np.int64) * block_size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -269,13 +269,13 @@ def write_array(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
             file.write(np.ascontiguousarray(slab).data)
 
 
-def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tuple[Blocks, pl.DataFrame]:
+def annotated_rows(treebank: Treebank, tokenizer, block_size: int = 0) -> tuple[TokenRows, pl.DataFrame]:
     """The sentences of `treebank`, one a row ([CLS] words [SEP]), or end to end in rows of `block_size`.
 
     The frame has a row for each token that belongs to a word: row, position (Int32, its place in the blocks), sentence
     and word (Int32, 0-based, of the treebank and the sentence), relation (of the word to its head), form (the word as
     it is written). All pieces of a split word carry its relation; special tokens are left out. Packed, rows are cut
-    wherever they are full, as in `Blocks.packed`, also within a sentence or a word.
+    wherever they are full, as in `TokenRows.packed`, also within a sentence or a word.
 
     Raises UserError where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token
     before and one after a sentence, or the treebank does not fill one row.
@@ -295,7 +295,7 @@ def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tupl
     first = np.concatenate([[0], np.cumsum([len(sentence) for sentence in treebank])])
     # which of all words, counted through the treebank, each token belongs to; -1: none
     numbers = [[-1 if word < 0 else first[i] + word for word in of_word] for i, of_word in enumerate(of_words)]
-    blocks, of_word = Blocks.from_rows(ids), Blocks.from_rows(numbers)
+    blocks, of_word = TokenRows.from_rows(ids), TokenRows.from_rows(numbers)
     if block_size:
         blocks, of_word = _packed(blocks, of_word, treebank, block_size)
     at = np.flatnonzero(of_word.ids >= 0)
@@ -305,7 +305,7 @@ def annotated_blocks(treebank: Treebank, tokenizer, block_size: int = 0) -> tupl
     return blocks, named.hstack(words[of_word.ids[at]])
 
 
-def _packed(blocks: Blocks, of_word: Blocks, treebank: Treebank, block_size: int) -> tuple[Blocks, Blocks]:
+def _packed(blocks: TokenRows, of_word: TokenRows, treebank: Treebank, block_size: int) -> tuple[TokenRows, TokenRows]:
     """Both end to end in the same rows: what `packed` cuts off around a sentence must be its special tokens."""
     edges = np.concatenate([of_word.offsets[:-1], of_word.offsets[1:] - 1])
     if (of_word.ids[edges] >= 0).any() or (of_word.ids < 0).sum() != len(edges):
@@ -324,7 +324,7 @@ def _packed(blocks: Blocks, of_word: Blocks, treebank: Treebank, block_size: int
 BINS = (100, 1_000, 10_000)
 
 
-def frequency_groups(blocks: Blocks, vocab_size: int, bins: Sequence[int] = BINS) -> pl.DataFrame:
+def frequency_groups(blocks: TokenRows, vocab_size: int, bins: Sequence[int] = BINS) -> pl.DataFrame:
     """Every token of the vocabulary with its count in `blocks` and its group, by relative frequency.
 
     Rows, by token: token (Int32), count (Int64), group (Enum, ordered from frequent to rare, so that sorting by it
@@ -359,7 +359,7 @@ def group_names(bins: Sequence[int] = BINS) -> list[str]:
     return [f"at least 1 in {bins[0]:,}", *between, f"rarer than 1 in {bins[-1]:,}"]
 
 
-def position_groups(blocks: Blocks) -> pl.DataFrame:
+def position_groups(blocks: TokenRows) -> pl.DataFrame:
     """Every token of some rows with the group of its position: 0, 1, 2–3, 4–7, … tokens stand before it.
 
     Rows: row, position (Int32), group (Enum, from the first position to the last). What stands far in can be told from

@@ -15,7 +15,7 @@ from lmdynamics.analysis.fits import fits_table, power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.gold import Treebank
-from lmdynamics.corpora.tokens import Blocks, annotated_blocks
+from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.hub.suites import open_run
@@ -100,7 +100,7 @@ def published_curves() -> tuple[pl.DataFrame, str, bool]:
 NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
 
 
-def unigram_entropy(rows: Blocks, special: Collection[int] | None = None) -> float:
+def unigram_entropy(rows: TokenRows, special: Collection[int] | None = None) -> float:
     """What a model that knows only how frequent each token is would lose on these rows: nats per predicted token.
 
     A causal model predicts every token but the first of a row, which is predicted from nothing. With `special`, the
@@ -131,12 +131,12 @@ def ladder_runs(
     return pl.DataFrame(rows, schema, orient="row")
 
 
-def rows_of(run: Run, trees: Treebank) -> tuple[Blocks, pl.DataFrame]:
-    """The text of some trees as rows for a run's models, and what each token is; see `annotated_blocks`.
+def rows_of(run: Run, trees: Treebank) -> tuple[TokenRows, pl.DataFrame]:
+    """The text of some trees as rows for a run's models, and what each token is; see `annotated_rows`.
 
     Rows are as long as those it was trained on; a run that was trained elsewhere gets a sentence a row.
     """
-    return annotated_blocks(trees, run[run.steps[0]].tokenizer, run.recipe.corpus["block_size"] if run.recipe else 0)
+    return annotated_rows(trees, run[run.steps[0]].tokenizer, run.recipe.corpus["block_size"] if run.recipe else 0)
 
 
 def ladder_curves(

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from lmdynamics import paths
 from lmdynamics.errors import UserError
+from lmdynamics.hub.checkpoints import LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_suite
 from lmdynamics.hub.client import told_bytes
 from lmdynamics.hub.faults import contents, listing_faults, missing_steps, tensor_faults
-from lmdynamics.hub.pins import LISTERS, Pin, folder_pin, list_checkpoints, look, read_address, read_suite
 from lmdynamics.hub.tensors import Samples, read_samples
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
 from lmdynamics.runs.faults import Fault
 from lmdynamics.runs.folders import find_folder, read_folder
-from lmdynamics.runs.naming import PLAIN, chosen_steps, folder_rule, in_order, rule_for
+from lmdynamics.runs.revision_rules import PLAIN, chosen_steps, folder_rule, in_order, rule_for
 
 MANY = 6  # faults of a kind, beyond which they are told together
 

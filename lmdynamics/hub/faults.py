@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from lmdynamics.corpora.fetch import is_safe
+from lmdynamics.hub.checkpoints import FolderPin, Pin
 from lmdynamics.hub.client import told_bytes
-from lmdynamics.hub.pins import FolderPin, Pin
 from lmdynamics.hub.tensors import Sample, Samples
 from lmdynamics.runs.faults import Fault, kept, listed_steps
 from lmdynamics.runs.folders import other_weights
-from lmdynamics.runs.naming import Rule
+from lmdynamics.runs.revision_rules import Rule
 
 SPACED = 0.8  # share of equal gaps from which steps count as evenly spaced
 

@@ -23,9 +23,7 @@ from filelock import FileLock
 from lmdynamics import paths
 from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.hub import client
-from lmdynamics.hub.client import RemoteFile, told_bytes
-from lmdynamics.hub.faults import suite_faults
-from lmdynamics.hub.pins import (
+from lmdynamics.hub.checkpoints import (
     CONFIG,
     FILE,
     Pin,
@@ -40,11 +38,13 @@ from lmdynamics.hub.pins import (
     remove_oldest,
     suite_folder,
 )
+from lmdynamics.hub.client import RemoteFile, told_bytes
+from lmdynamics.hub.faults import suite_faults
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.progress import bar, say_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import find_folder, other_weights
-from lmdynamics.runs.naming import Rule, chosen_steps, rule_for
+from lmdynamics.runs.revision_rules import Rule, chosen_steps, rule_for
 from lmdynamics.runs.run import Checkpoint, Run, checkpoint_folders, load_tokenizer
 from lmdynamics.runs.trained import open_folder
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from lmdynamics.errors import UserError
 from lmdynamics.hub import client
+from lmdynamics.hub.checkpoints import Pin
 from lmdynamics.hub.client import RemoteFile
-from lmdynamics.hub.pins import Pin
 
 WINDOW = 2048  # values of a tensor
 MATRICES = 32  # tensors of a checkpoint that is not here

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lmdynamics.corpora.gold import Treebank
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_sentences, encode_treebank, unused_rows
@@ -31,7 +31,7 @@ class IntrinsicDimension(Measurement):
     sentence. Null where the states coincide, as in a collapsed model. For the distance see `two_nn`.
     """
 
-    text: Treebank | Blocks
+    text: Treebank | TokenRows
 
     version = 1
 
@@ -65,7 +65,7 @@ class FisherTrace(Measurement):
     fixed by `seed`, which also draws the rows.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     examples: int = 64
     masking_rate: float = MASKING_RATE
     seed: int = 0
@@ -106,7 +106,7 @@ def squared_gradient(model: nn.Module, example: Predictions, device: str) -> flo
 
 
 @torch.inference_mode()
-def sentence_states(model: nn.Module, checkpoint, text: Treebank | Blocks) -> Float[Tensor, "sentences width"]:
+def sentence_states(model: nn.Module, checkpoint, text: Treebank | TokenRows) -> Float[Tensor, "sentences width"]:
     """One state per sentence or row, from the last layer: of the first token, or of the last of a causal model."""
     if isinstance(text, Treebank):
         encoded = encode_treebank(checkpoint.tokenizer, text)

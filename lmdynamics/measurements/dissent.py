@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import MASKING_RATE, Predictions, by_token
 from lmdynamics.measurements.trace import Measurement
@@ -39,7 +39,7 @@ class Dissent(Measurement):
     are refused.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     masking_rate: float = MASKING_RATE
     seed: int = 0
 

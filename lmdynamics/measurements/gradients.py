@@ -1,4 +1,4 @@
-"""Sums and cosines of the gradients of single tokens and rows, which `per_example` forms layer by layer.
+"""Sums and cosines of the gradients of single tokens and rows, which `per_token_gradients` forms layer by layer.
 
 Sums over tokens: Σ_i|g_ij| by coordinate, Σ_j p_ij and Σ_j|p_ij| by token. Cosines between rows, and between groups of
 tokens: do they pull the parameters the same way? Mircea et al. 2025 (arXiv 2506.05447): where learning has slowed down,
@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import MASKING_RATE, Predictions, check_rows, prediction_batches
-from lmdynamics.measurements.per_example import Layer, Tape, elements, gradient, parts
+from lmdynamics.measurements.per_token_gradients import Layer, Tape, elements, gradient, parts
 from lmdynamics.measurements.trace import Measurement
 
 FEWEST = 12  # tokens of a sample, below which its standard error is not to be trusted
@@ -227,7 +227,7 @@ class Opposition(Measurement):
     Raises UserError if the rows are too few, or the architecture is not supported.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     examples: int = 32
     seed: int = 0
 
@@ -250,7 +250,7 @@ class GroupOpposition(Measurement):
     tokens in the first `examples` rows. Groups come in the order in which they first appear in `groups`.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     groups: tuple[str, ...]
     examples: int = 64
     seed: int = 0
@@ -282,7 +282,7 @@ class GroupOpposition(Measurement):
         )
 
 
-def tape_of(checkpoint, blocks: Blocks, examples: int, seed: int, device: str) -> Tape:
+def tape_of(checkpoint, blocks: TokenRows, examples: int, seed: int, device: str) -> Tape:
     """The first rows of `blocks`, read once by the checkpoint's model; a UserError if there are fewer than two."""
     model = checkpoint.model("eager", device).float()
     check_rows(model, blocks)

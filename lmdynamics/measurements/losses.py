@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
 from lmdynamics.corpora.gold import MinimalPairs
-from lmdynamics.corpora.tokens import Blocks, takes_words
+from lmdynamics.corpora.tokens import TokenRows, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, check_length, unused_rows
 from lmdynamics.measurements.trace import Measurement
@@ -223,7 +223,7 @@ class HeldOutLoss(Measurement):
     an untrained model's loss is the logarithm of all rows.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     masking_rate: float = MASKING_RATE
     seed: int = 0
 
@@ -254,7 +254,7 @@ class TokenLosses(Measurement):
     model predicts a token from the position before it. The same tokens in the same order at every checkpoint.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     masking_rate: float = MASKING_RATE
     seed: int = 0
 
@@ -278,7 +278,7 @@ class Predictions(Movable):
 
 
 def losses_by_token(
-    checkpoint, model: nn.Module, blocks: Blocks, masking_rate: float, seed: int, device: str
+    checkpoint, model: nn.Module, blocks: TokenRows, masking_rate: float, seed: int, device: str
 ) -> pl.DataFrame:
     """The loss of every predicted token, as `TokenLosses` gives it."""
 
@@ -294,7 +294,7 @@ def losses_by_token(
 def by_token(
     checkpoint,
     model: nn.Module,
-    blocks: Blocks,
+    blocks: TokenRows,
     masking_rate: float,
     seed: int,
     columns: Callable[[Predictions, int], Mapping[str, np.ndarray | pl.Series]],
@@ -317,7 +317,7 @@ def by_token(
     return pl.concat(frames)
 
 
-def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objective: str) -> pl.DataFrame:
+def predicted_tokens(batch: Predictions, blocks: TokenRows, first_row: int, objective: str) -> pl.DataFrame:
     """Which tokens a batch predicts, in the order of `gold`: row, position, token (Int32).
 
     The batch's rows are those of `blocks` from `first_row` on.
@@ -329,7 +329,7 @@ def predicted_tokens(batch: Predictions, blocks: Blocks, first_row: int, objecti
 
 
 def prediction_batches(
-    checkpoint, blocks: Blocks, masking_rate: float, seed: int, rows: int, loss_share: float = 1.0
+    checkpoint, blocks: TokenRows, masking_rate: float, seed: int, rows: int, loss_share: float = 1.0
 ) -> Iterator[Predictions]:
     """`blocks` in order, `rows` at a time: with fixed masks for a masked model, next tokens for a causal one.
 
@@ -343,7 +343,7 @@ def prediction_batches(
         yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
 
 
-def check_rows(model, blocks: Blocks) -> None:
+def check_rows(model, blocks: TokenRows) -> None:
     """Raise a UserError if there are no rows, one is longer than the model allows, or a token has no embedding."""
     if not len(blocks):
         raise UserError("there are no held-out rows to measure on; give some text")

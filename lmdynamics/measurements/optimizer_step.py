@@ -11,7 +11,7 @@ j's update causes, C_g = Σ_j|Σ_i p_ij| / Σ_jΣ_i|p_ij| (tokens agree on a par
 Σ_jΣ_i|p_ij| (parameters agree on a token) and C_uG = |ΣΣ p| / Σ_j|Σ_i p_ij|, so that 1 - D(Δ̂ℓ) = C_g C_uG / C_ug.
 
 Σ_j p_ij comes of one forward-mode pass and Σ_i p_ij of one backward pass; only Σ_i|p_ij| = |u_j| Σ_i|g_ij| needs every
-token's gradient, which is formed layer by layer (`per_example`), or estimated from a sample of tokens.
+token's gradient, which is formed layer by layer (`per_token_gradients`), or estimated from a sample of tokens.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.devices import has_float64, in_float64, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.gradients import cross_check, token_sums
 from lmdynamics.measurements.inputs import unused_rows
 from lmdynamics.measurements.losses import MASKING_RATE, Predictions, check_rows, predicted_tokens, prediction_batches
-from lmdynamics.measurements.per_example import Tape, directional_derivative, gradient, parts, token_losses
+from lmdynamics.measurements.per_token_gradients import Tape, directional_derivative, gradient, parts, token_losses
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
 from lmdynamics.training.loop import build_optimizer
@@ -50,7 +50,7 @@ class OneStep(Measurement):
     penalty is on, or the rows are too few.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     batches: int = 4
     batch_size: int = 0
     held_out: int = 32
@@ -91,7 +91,7 @@ class OneStep(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Rows as one batch on the device, and which tokens of the Blocks they come from are predicted."""
+    """Rows as one batch on the device, and which tokens of the rows they come from are predicted."""
 
     batch: Predictions
     tokens: pl.DataFrame  # row, position, token, in the order of `batch.gold`
@@ -128,7 +128,7 @@ class Step:
         self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.start = {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    def batches(self, blocks: Blocks, batches: int, held_out: int, seed: int) -> Iterator[tuple[int, Text, Text]]:
+    def batches(self, blocks: TokenRows, batches: int, held_out: int, seed: int) -> Iterator[tuple[int, Text, Text]]:
         """Each batch's number, the rows to step on, and the held-out rows, the same for all."""
         check_rows(self.model, blocks)
         unused_rows(self.model, self.checkpoint)
@@ -145,7 +145,7 @@ class Step:
         for b in range(batches):
             yield b, self.text(blocks, b * size, size, rate, mix(seed, b), loss_share), kept
 
-    def text(self, blocks: Blocks, first: int, n: int, rate: float, seed: int, loss_share: float = 1.0) -> Text:
+    def text(self, blocks: TokenRows, first: int, n: int, rate: float, seed: int, loss_share: float = 1.0) -> Text:
         """`n` rows from `first` on as one batch on the device."""
         chosen = blocks.take(range(first, first + n))
         (batch,) = prediction_batches(self.checkpoint, chosen, rate, seed, n, loss_share)
@@ -229,7 +229,7 @@ class Coefficients(Measurement):
     Raises UserError as `OneStep` and `coefficients` do.
     """
 
-    blocks: Blocks
+    blocks: TokenRows
     batches: int = 2
     batch_size: int = 0
     rows: int = 8

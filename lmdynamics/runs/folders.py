@@ -13,7 +13,7 @@ from pathlib import Path
 from lmdynamics.errors import UserError
 from lmdynamics.paths import exists, runs_dir
 from lmdynamics.progress import say_once
-from lmdynamics.runs.naming import by_trajectory, choose_trajectory, describe_left_out, folder_rule
+from lmdynamics.runs.revision_rules import by_trajectory, choose_trajectory, describe_left_out, folder_rule
 
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one of them is enough
 FORMATS = (  # of a model's weights in one file, and in shards

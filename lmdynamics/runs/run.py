@@ -13,13 +13,13 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_treebank
-from lmdynamics.corpora.tokens import Blocks, annotated_blocks
+from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
-from lmdynamics.runs.naming import nearest
+from lmdynamics.runs.revision_rules import nearest
 from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
 from lmdynamics.training.recipes import Recipe, model_class, recipe_from_dict
@@ -297,19 +297,19 @@ class Run:
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
 
-    def held_out(self, text: Treebank | str | None = None) -> Blocks:
+    def held_out(self, text: Treebank | str | None = None) -> TokenRows:
         """Rows this run was not trained on: its own, or, if it was trained elsewhere, the sentences of `text`.
 
         `text`: a treebank, or what `open_treebank` knows: a name or a CoNLL-U file.
         """
         if (self.folder / "held_out").is_dir():
-            return Blocks.load(self.folder / "held_out")
+            return TokenRows.load(self.folder / "held_out")
         if text is None:
             raise UserError(
                 f"{self.name} has no held-out rows of its own; name text it can be measured on, such as ewt"
             )
         bank = text if isinstance(text, Treebank) else open_treebank(str(text))
-        return annotated_blocks(bank, self[self.steps[0]].tokenizer)[0]
+        return annotated_rows(bank, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
         """Gold trees: `grammar` (the language this run learnt, new sentences), or whatever `open_treebank` knows."""

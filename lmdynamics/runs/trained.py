@@ -34,7 +34,7 @@ from lmdynamics.paths import runs_dir
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import read_folder, refuse_other_formats
-from lmdynamics.runs.naming import nearest
+from lmdynamics.runs.revision_rules import nearest
 from lmdynamics.runs.run import Run
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, load_recipe, recipe_from_dict

@@ -14,7 +14,7 @@ from lmdynamics.corpora.fetch import locate
 from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.grammar import PART, VERSION, Grammar
 from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 from lmdynamics.training.masking import Masker, Schedule
@@ -30,8 +30,8 @@ class Corpus:
     """What a recipe trains on: the tokenizer, the rows to learn from, and rows kept apart."""
 
     tokenizer: object
-    train: Blocks
-    held_out: Blocks
+    train: TokenRows
+    held_out: TokenRows
     trees: Trees | None = None  # over the rows of `train`; only where a penalty asks for them
 
 
@@ -73,13 +73,13 @@ def open_corpus(recipe: Recipe) -> Corpus:
     return corpus
 
 
-def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[Blocks, Blocks]:
+def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
     """`blocks_with_heads` of a grammar; from disk where all runs of a seed would take long to draw them again."""
     if n <= PART:
         return grammar.blocks_with_heads(n, seed)
 
-    def load(place: Path) -> tuple[Blocks, Blocks]:
-        return Blocks.load(place / "rows"), Blocks.load(place / "heads")
+    def load(place: Path) -> tuple[TokenRows, TokenRows]:
+        return TokenRows.load(place / "rows"), TokenRows.load(place / "heads")
 
     def build(place: Path) -> None:
         rows, heads = grammar.blocks_with_heads(n, seed)
@@ -130,7 +130,7 @@ class Batches:
     where the regulariser's λ is not zero.
     """
 
-    rows: Blocks
+    rows: TokenRows
     batch_size: int
     seed: int
     pad_id: int
@@ -232,7 +232,7 @@ def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"],
 
 
 def padded_batches(
-    blocks: Blocks, rows: int, pad_id: int
+    blocks: TokenRows, rows: int, pad_id: int
 ) -> Iterator[tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]]:
     """All of `blocks` in order, `rows` at a time, each as `pad` gives it."""
     for start in range(0, len(blocks), rows):

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
 from torch import Tensor, nn
 
 from lmdynamics.corpora.gold import Treebank
-from lmdynamics.corpora.tokens import Blocks, tokenize_words
+from lmdynamics.corpora.tokens import TokenRows, tokenize_words
 from lmdynamics.errors import UserError
 
 
@@ -147,16 +147,16 @@ class Trees:
     Words are numbered within their row; -1 stands at special tokens (`word`) and at roots (`head`).
     """
 
-    rows: Blocks
-    word: Blocks
-    head: Blocks
+    rows: TokenRows
+    word: TokenRows
+    head: TokenRows
 
     @classmethod
-    def of_words(cls, rows: Blocks, heads: Blocks) -> "Trees":
+    def of_words(cls, rows: TokenRows, heads: TokenRows) -> "Trees":
         """Where every word is one token, between [CLS] and [SEP]."""
         place = np.arange(len(rows.ids)) - np.repeat(rows.offsets[:-1], rows.lengths) - 1
         place[rows.offsets[1:] - 1] = -1
-        return cls(rows, Blocks(place.astype(np.int32), rows.offsets), heads)
+        return cls(rows, TokenRows(place.astype(np.int32), rows.offsets), heads)
 
     def links(self, chosen: Sequence[int], way: str = "both") -> Links:
         """The arcs of the rows `chosen`, in that order, for a batch padded on the right."""
@@ -204,7 +204,7 @@ def encode_trees(treebank: Treebank, tokenizer, longest: int) -> Trees:
         raise UserError(f"{treebank.name} has no sentence of at most {longest} tokens; use shorter ones")
     ids, words = tokenize_words(tokenizer, [sentence.words for sentence in kept], treebank.name)
     heads = [[-1 if i < 0 else tree.heads[i] for i in of_word] for tree, of_word in zip(kept, words, strict=True)]
-    return Trees(*map(Blocks.from_rows, (ids, words, heads)))
+    return Trees(*map(TokenRows.from_rows, (ids, words, heads)))
 
 
 def arc_attention(

@@ -19,7 +19,7 @@ from lmdynamics.analysis.zero_sum import (
     traded,
     winners_and_losers,
 )
-from lmdynamics.corpora.tokens import Blocks, frequency_groups, group_names
+from lmdynamics.corpora.tokens import TokenRows, frequency_groups, group_names
 from lmdynamics.errors import UserError
 from tests.analysis.frames import TOKENS, drawn_changes, losses
 from tests.conftest import refuses
@@ -289,7 +289,7 @@ def test_groups_by_place_and_by_token_agree(changes):
 
 
 def test_frequency_groups_keep_their_order(changes):
-    blocks = Blocks.from_rows([[token] * 2**token for token in range(12)])
+    blocks = TokenRows.from_rows([[token] * 2**token for token in range(12)])
     groups = frequency_groups(blocks, 12, bins=(4, 100))
     table = traded(changes, groups)
     assert table["group"].to_list() == group_names((4, 100)) * 2

@@ -1,4 +1,4 @@
-"""Stands in for `lmdynamics.batch.child` in tests of scheduling: the same events, but no papermill and no kernel."""
+"""Stands in for `lmdynamics.batch.kernel_process` in tests of scheduling: the same events, without a kernel."""
 
 import json
 import os

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.text import COMPLETE, LONGEST, Passages, build_text_corpus, stored, text_files
-from lmdynamics.corpora.tokens import Blocks, train_tokenizer
+from lmdynamics.corpora.text import COMPLETE, LONGEST, Paragraphs, build_text_corpus, stored, text_files
+from lmdynamics.corpora.tokens import TokenRows, train_tokenizer
 from lmdynamics.training import batches
 from lmdynamics.training.recipes import load_recipe
 from tests.conftest import refuses
@@ -29,7 +29,7 @@ SMALL = {"wordpiece": 90, "bpe": 300}
 
 def read_texts(path):
     folder, files = text_files(path)
-    return [(file.relative_to(folder).as_posix(), "\n".join(Passages((file,)))) for file in files]
+    return [(file.relative_to(folder).as_posix(), "\n".join(Paragraphs((file,)))) for file in files]
 
 
 def sentences(n):
@@ -176,8 +176,8 @@ class TestPacking:
 class TestBuilding:
     def test_training_and_held_out_rows_are_the_packed_text(self, texts, tmp_path, small):
         tokenizer, train, held_out = build_text_corpus(texts, tmp_path / "made", **small)
-        passages = chain.from_iterable(text.split("\n") for _, text in read_texts(texts))
-        ids = [i for text in passages for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        paragraphs = chain.from_iterable(text.split("\n") for _, text in read_texts(texts))
+        ids = [i for text in paragraphs for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
         rows = [(2, *ids[i : i + 14], 3) for i in range(0, len(ids) - 13, 14)]
         apart = text_module._held_out_rows(len(rows), 0.1)
         assert [tuple(row) for row in train] == [row for row, out in zip(rows, apart, strict=True) if not out]
@@ -296,7 +296,7 @@ class TestRealBooks:
 def building(made: list, text: str = "{}"):
     def build(place):
         made.append(place)
-        Blocks.from_rows([[1, 2], [3]]).save(place)
+        TokenRows.from_rows([[1, 2], [3]]).save(place)
         (place / COMPLETE).write_text(text)
 
     return build
@@ -305,12 +305,12 @@ def building(made: list, text: str = "{}"):
 def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
     made, place = [], tmp_path / "deep" / "corpus"
     for _ in range(2):
-        assert [row.tolist() for row in stored(place, Blocks.load, building(made))] == [[1, 2], [3]]
+        assert [row.tolist() for row in stored(place, TokenRows.load, building(made))] == [[1, 2], [3]]
     assert len(made) == 1
     (place / "ids.npy").write_bytes(b"nothing")
-    assert len(stored(place, Blocks.load, building(made))) == 2
+    assert len(stored(place, TokenRows.load, building(made))) == 2
     (place / COMPLETE).unlink()  # as if it had been copied by half
-    assert len(stored(place, Blocks.load, building(made))) == 2
+    assert len(stored(place, TokenRows.load, building(made))) == 2
     assert len(made) == 3
     assert sorted(path.name for path in place.parent.iterdir()) == ["corpus", "corpus.lock"]
 

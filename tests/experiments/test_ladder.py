@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import (
     LAST_STEP,
@@ -50,7 +50,7 @@ def test_unigram_entropy_equals_a_count_by_hand(rows, special):
     if predicted:
         shares = [count / len(predicted) for count in Counter(predicted).values()]
         expected = -sum(share * log(share) for share in shares)
-        assert unigram_entropy(Blocks.from_rows(rows), special) == pytest.approx(expected, abs=1e-12)
+        assert unigram_entropy(TokenRows.from_rows(rows), special) == pytest.approx(expected, abs=1e-12)
 
 
 # runs ---------------------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 import lmdynamics as lmd
 from lmdynamics.errors import UserError
 from lmdynamics.hub.audit import audit
+from lmdynamics.hub.checkpoints import Pin, as_markdown
 from lmdynamics.hub.client import RemoteFile
 from lmdynamics.hub.faults import leads_out, listing_faults
-from lmdynamics.hub.pins import Pin, as_markdown
 from lmdynamics.runs.faults import Fault
 from tests.conftest import refused
 from tests.hub import suites

@@ -18,7 +18,7 @@ from lmdynamics import downloads
 from lmdynamics.errors import UserError
 from lmdynamics.hub import client
 from lmdynamics.hub.audit import audit
-from lmdynamics.hub.pins import CONFIG, TOKENIZER, known_suites, pinned, read_address
+from lmdynamics.hub.checkpoints import CONFIG, TOKENIZER, known_suites, pinned, read_address
 from lmdynamics.hub.suites import SuiteCheckpoint
 from lmdynamics.measurements.losses import HeldOutLoss
 from tests.conftest import refused
@@ -132,9 +132,9 @@ def test_only_the_last_few_stay(hub, home):
 
 def rows(run):
     """Rows of text for a run's own tokenizer."""
-    from lmdynamics.corpora.tokens import Blocks
+    from lmdynamics.corpora.tokens import TokenRows
 
-    return Blocks.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
+    return TokenRows.from_rows(run[run.steps[0]].tokenizer(list(suites.SENTENCES))["input_ids"])
 
 
 def test_one_repository_for_each_checkpoint(hub, home):

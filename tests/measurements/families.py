@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.per_example import Tape
+from lmdynamics.measurements.per_token_gradients import Tape
 
 VOCAB = 40
 SIZE = {

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lmdynamics import measurements
 from lmdynamics.corpora.gold import MinimalPairs, Treebank
 from lmdynamics.corpora.labelled import LabelledSentences
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
@@ -57,13 +57,13 @@ def as_text(tokenizer, words: tuple[str, ...]) -> tuple[list[int], list[int | No
     return ids, words_by_spelling(tokenizer, ids, words)
 
 
-def rows(checkpoint: Checkpoint) -> Blocks:
+def rows(checkpoint: Checkpoint) -> TokenRows:
     """Rows of unequal length: held out by a run of ours, otherwise three sentences each."""
     if checkpoint.recipe is not None:
         return open_run(checkpoint.folder.parent.parent).held_out()
     words = [sentence.words for sentence in treebank(24)]
     texts = [" ".join(sum(words[i : i + 3], ())) for i in range(0, len(words), 3)]
-    return Blocks.from_rows(checkpoint.tokenizer(texts)["input_ids"])
+    return TokenRows.from_rows(checkpoint.tokenizer(texts)["input_ids"])
 
 
 def head_scores(checkpoint: Checkpoint) -> str:
@@ -147,7 +147,7 @@ def sentence_score(checkpoint: Checkpoint, text: str) -> float:
 
 
 def losses_row_by_row(
-    checkpoint: Checkpoint, blocks: Blocks, rate: float
+    checkpoint: Checkpoint, blocks: TokenRows, rate: float
 ) -> list[tuple[torch.nn.Module, torch.Tensor]]:
     """The model, and the losses of each row's predicted tokens: the row alone and unpadded, open to differentiation."""
     model, found = checkpoint.model("eager"), []

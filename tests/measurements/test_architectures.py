@@ -5,7 +5,7 @@ import torch
 from tokenizers import normalizers
 
 from lmdynamics.corpora.gold import Sentence, Treebank
-from lmdynamics.corpora.tokens import annotated_blocks, tokenize_words
+from lmdynamics.corpora.tokens import annotated_rows, tokenize_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.conftest import refuses
@@ -52,7 +52,7 @@ def test_tokens_belong_to_the_words_they_spell(family):
 @EACH
 def test_special_tokens_are_those_around_a_text(family):
     tokenizer = published(family).tokenizer
-    _, frame = annotated_blocks(treebank(), tokenizer)
+    _, frame = annotated_rows(treebank(), tokenizer)
     assert frame.filter(row=0)["position"].to_list()[0] == (family.name not in NOTHING_AROUND)
 
 
@@ -93,4 +93,4 @@ def test_a_word_of_nothing_is_refused_by_name():
     tokenizer = gpt2()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     lost = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
-    refuses("lost: the tokenizer makes nothing of", annotated_blocks, lost, tokenizer)
+    refuses("lost: the tokenizer makes nothing of", annotated_rows, lost, tokenizer)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import dissent as module
 from lmdynamics.measurements.dissent import Dissent, dissent
@@ -33,9 +33,9 @@ class Small:
 
 
 @pytest.fixture(scope="module")
-def blocks() -> Blocks:
+def blocks() -> TokenRows:
     random = np.random.default_rng(0)
-    return Blocks.from_rows([[2, *random.integers(5, 24, n), 3] for n in [20, 5, 26, 12] * 20])
+    return TokenRows.from_rows([[2, *random.integers(5, 24, n), 3] for n in [20, 5, 26, 12] * 20])
 
 
 def by_autograd(hidden, weight, gold, bias):
@@ -206,7 +206,7 @@ def test_what_is_no_linear_head_is_refused_by_name(blocks):
     checkpoint = Small("llama", tied=False)
     checkpoint.model().lm_head = torch.nn.Sequential(torch.nn.Linear(16, 29))
     refuses("LlamaForCausalLM has a Sequential for its output embedding", lambda: Dissent(blocks)(checkpoint))
-    refuses("1 held-out rows have no token to predict", lambda: Dissent(Blocks.from_rows([[2, 3]]))(Small("bert")))
+    refuses("1 held-out rows have no token to predict", lambda: Dissent(TokenRows.from_rows([[2, 3]]))(Small("bert")))
 
 
 def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():

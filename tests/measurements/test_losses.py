@@ -11,7 +11,7 @@ import transformers as hf
 from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
 from lmdynamics.corpora.gold import MinimalPairs
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import losses
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
@@ -19,9 +19,9 @@ from tests.conftest import refuses
 from tests.measurements.conftest import StandIn, tiny_model, wordpiece
 
 
-def rows(lengths, seed=0) -> Blocks:
+def rows(lengths, seed=0) -> TokenRows:
     random = np.random.default_rng(seed)
-    return Blocks.from_rows([[2, *random.integers(5, 24, n), 3] for n in lengths])
+    return TokenRows.from_rows([[2, *random.integers(5, 24, n), 3] for n in lengths])
 
 
 def test_masked_loss_equals_a_loop_over_rows():
@@ -64,15 +64,15 @@ def test_stderr_is_what_repetition_shows():
 
 @pytest.mark.parametrize("texts", [[[2, *range(5, 15), 3]], [[2, *range(5, 15), 3], [2, 3], [2, 3]]])
 def test_one_row_of_text_has_no_standard_error(texts):
-    frame = HeldOutLoss(Blocks.from_rows(texts), masking_rate=0.5)(StandIn())
+    frame = HeldOutLoss(TokenRows.from_rows(texts), masking_rate=0.5)(StandIn())
     assert frame["loss"].item() > 0
     assert frame["stderr"].to_list() == [None]
     assert frame.schema["stderr"] == pl.Float64
 
 
 def test_nothing_to_predict_is_refused():
-    refuses("1 held-out rows have no token to predict", lambda: HeldOutLoss(Blocks.from_rows([[2, 3]]))(StandIn()))
-    refuses("no held-out rows", lambda: HeldOutLoss(Blocks.from_rows([]))(StandIn()))
+    refuses("1 held-out rows have no token to predict", lambda: HeldOutLoss(TokenRows.from_rows([[2, 3]]))(StandIn()))
+    refuses("no held-out rows", lambda: HeldOutLoss(TokenRows.from_rows([]))(StandIn()))
     with pytest.raises(UserError, match="a held-out row is 42 tokens long, the model takes at most 16"):
         HeldOutLoss(rows([40]))(StandIn(positions=16))
 

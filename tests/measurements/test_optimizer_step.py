@@ -18,7 +18,7 @@ from lmdynamics.measurements.optimizer_step import (
     coefficients,
     random_direction,
 )
-from lmdynamics.measurements.per_example import Layer, Tape, parts
+from lmdynamics.measurements.per_token_gradients import Layer, Tape, parts
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout

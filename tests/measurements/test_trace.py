@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import lmdynamics as lmd
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.measurements.syntax import UAS, HeadScores
 from lmdynamics.measurements.trace import Measurement, trace, trace_all
 from tests.measurements.conftest import StandInRun, random_treebank
@@ -161,7 +161,7 @@ def test_a_field_without_fingerprint_is_refused():
 
     with pytest.raises(TypeError, match="field of type ndarray, which has no fingerprint"):
         Bad(np.zeros(3)).key()
-    assert len(Blocks.from_rows([[1, 2]]).fingerprint) == 16
+    assert len(TokenRows.from_rows([[1, 2]]).fingerprint) == 16
 
 
 SCRIPT = """
@@ -200,7 +200,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_rows(home, treebank):
 def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    known = {"dataclass": dataclass, "Measurement": lmd.Measurement, "Blocks": Blocks}
+    known = {"dataclass": dataclass, "Measurement": lmd.Measurement, "TokenRows": TokenRows}
     known |= {"pl": pl, "np": np, "torch": torch}
     exec(code, known)
     run, blocks = tiny_run, tiny_run.held_out()

@@ -115,7 +115,7 @@ def test_killed_five_times_at_random_and_begun_again(notebook, undisturbed):
     assert finished(out) == sorted(undisturbed)
 
 
-@pytest.mark.parametrize("victim", ["lmdynamics.batch.child", "ipykernel"])
+@pytest.mark.parametrize("victim", ["lmdynamics.batch.kernel_process", "ipykernel"])
 def test_a_notebooks_process_or_kernel_is_killed(notebook, undisturbed, victim):
     out = notebook.parent / "out"
     running = begin(notebook, out, "--workers", "2")
@@ -127,7 +127,7 @@ def test_a_notebooks_process_or_kernel_is_killed(notebook, undisturbed, victim):
     status, printed, _ = ended(running)
     assert status == 1
     (line,) = [line for line in printed.splitlines() if "failed" in line]
-    assert ("SIGKILL" if victim == "lmdynamics.batch.child" else "kernel died") in line
+    assert ("SIGKILL" if victim == "lmdynamics.batch.kernel_process" else "kernel died") in line
     assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     assert records(out) == undisturbed
     assert finished(out) == sorted(undisturbed)

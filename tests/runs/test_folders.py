@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmdynamics.hub.suites import open_run, run_names
-from lmdynamics.runs.naming import Place, chosen_steps, folder_rule, rule_for, rules
+from lmdynamics.runs.revision_rules import Place, chosen_steps, folder_rule, rule_for, rules
 from tests.conftest import refused, refuses
 
 PYTHIA = [0, *(2**i for i in range(10)), *range(1000, 144_000, 1000)]

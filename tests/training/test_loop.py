@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import loss_by_bin, steps_without_loss
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.explorers.training import describe
 from lmdynamics.hub.suites import open_run
@@ -193,7 +193,7 @@ def test_several_processes_train_the_same_model(home):
 
 
 NO_PAD = Masker(mask_id=4, vocab_size=100, special_ids=(2, 3, 4))  # the tokenizer declares no pad token
-ROWS = Blocks.from_rows([[2, *range(5, 5 + length), 3] for length in (2, 9, 30, 30)])
+ROWS = TokenRows.from_rows([[2, *range(5, 5 + length), 3] for length in (2, 9, 30, 30)])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdynamics.corpora.grammar import Grammar
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
@@ -37,7 +37,7 @@ def ragged(rows: int, seed: int = 0) -> list[np.ndarray]:
     return made
 
 
-ROWS = Blocks.from_rows(ragged(500))
+ROWS = TokenRows.from_rows(ragged(500))
 
 
 def batches(**changes) -> Batches:

@@ -6,10 +6,10 @@ import pytest
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.tokens import Blocks
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition, row_grams, token_sums
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.per_example import ELEMENTS, Layer, Tape, directional_derivative, gradient, parts
+from lmdynamics.measurements.per_token_gradients import ELEMENTS, Layer, Tape, directional_derivative, gradient, parts
 from tests.conftest import refuses
 from tests.measurements.conftest import StandIn
 from tests.measurements.families import EACH, SIZE, TIED, VOCAB, naive_gradients, random_update, tiny, tiny_tape
@@ -117,9 +117,9 @@ def test_nothing_to_predict_is_refused():
     refuses("no token to predict", Tape, tiny("llama"), Predictions(ids, None, nothing, ids[nothing]))
 
 
-def blocks(rows: int = 6, n: int = 10, seed: int = 0) -> Blocks:
+def blocks(rows: int = 6, n: int = 10, seed: int = 0) -> TokenRows:
     random = np.random.default_rng(seed)
-    return Blocks.from_rows([[2, *random.integers(5, 24, n), 3] for _ in range(rows)])
+    return TokenRows.from_rows([[2, *random.integers(5, 24, n), 3] for _ in range(rows)])
 
 
 @EACH

@@ -19,7 +19,7 @@ from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.hub import client
 from lmdynamics.hub.client import RemoteFile, told_bytes
 from lmdynamics.runs.folders import VOCABULARY, signature, weight_names
-from lmdynamics.runs.naming import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for, rules
+from lmdynamics.runs.revision_rules import Rule, by_trajectory, choose_trajectory, describe_left_out, rule_for, rules
 from lmdynamics.training import layout
 
 FILE = "suite.json"
@@ -45,7 +45,7 @@ DEFAULT_BRANCHES = ("main", "master")  # not named like checkpoints, and nobody 
 
 @dataclass(frozen=True)
 class Address:
-    """What `hf://…` says. `steps`: see `naming.chosen_steps`."""
+    """What `hf://…` says. `steps`: see `revision_rules.chosen_steps`."""
 
     repository: str
     part: str = ""
@@ -235,7 +235,7 @@ class Listing:
     main: Pin | None
 
     def trajectory(self, asked: str) -> Suite:
-        """The one that is meant; see `naming.choose_trajectory`."""
+        """The one that is meant; see `revision_rules.choose_trajectory`."""
         part, pins, counted = choose_trajectory(self.trajectories, asked, self.rule, f"hf://{self.repository}")
         moved = {step: pin if pin.step == step else replace(pin, step=step, tokens=None) for step, pin in pins.items()}
         used = part or next(iter(self.trajectories)) if len(self.trajectories) == 1 else part
