@@ -11,10 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 from tests.hub.server import Hub
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
+
+# A slow or busy machine is no fault of what is tested.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # Under nohup, and in a shell's background jobs, SIGINT is ignored, and so it is in all processes started from here;
 # the tests of Ctrl-C send it.

@@ -87,7 +87,7 @@ def test_more_noise_makes_wider_intervals():
     assert widths == sorted(widths)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.1, 100), st.floats(0.2, 5), st.integers(0, 50))
 def test_units_of_loss_and_step_change_nothing_else(scale, stretch, seed):
     """Bits for nats move the loss at the break; tokens for steps move its place; the verdict and rates stay."""

@@ -27,7 +27,7 @@ def seeds(curve, n=4, noise=0.01, faster=1.0, first=0):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.2, 0.9), st.floats(0.1, 0.5), st.floats(50, 2500), st.floats(0.4, 3))
 def test_known_parameters_are_recovered(c1, c2, place, c4):
     truth = LearningCurve(c1, c2, 1 / place, c4)

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -102,7 +102,6 @@ def test_seeds_that_agree_closely_have_an_effect_of_finite_size():
     assert np.isfinite(frame.select("g", "g_low", "g_high").row(0)).all()
 
 
-@settings(deadline=None)
 @given(st.permutations(range(3)), st.floats(-50, 50))
 def test_order_and_origin_do_not_matter(order, origin):
     frame = scores(base=BASE, new=HIGHER)

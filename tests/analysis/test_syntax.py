@@ -7,7 +7,7 @@ from statistics import fmean, variance
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -48,7 +48,6 @@ def naive(trace: pl.DataFrame, step: int, score: str) -> tuple[float, float]:
     return fmean(means), stats.t.ppf(0.975, float(df)) * math.sqrt(total) / len(means)
 
 
-@settings(deadline=None)
 @given(traces())
 def test_equals_a_loop_over_pairs(trace):
     race = pair_race(trace)
@@ -60,7 +59,6 @@ def test_equals_a_loop_over_pairs(trace):
         assert (row["low"], row["high"]) == pytest.approx((mean - reach, mean + reach), abs=1e-6)
 
 
-@settings(deadline=None)
 @given(traces(fewest=1))
 def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace):
     for paradigm in (None, "kind 0"):
@@ -72,7 +70,6 @@ def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace)
         assert race["low"].is_null().all() == race["high"].is_null().all() == alone
 
 
-@settings(deadline=None)
 @given(traces(fewest=1), st.booleans())
 def test_the_lead_equals_a_loop_from_the_end(trace, single):
     race = pair_race(trace, "kind 0", 0) if single else pair_race(trace)

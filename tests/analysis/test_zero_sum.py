@@ -91,7 +91,7 @@ def of_rows(values, step=1) -> pl.DataFrame:
     return pl.DataFrame(flat, ["step", "until", "row", "position", "token", "loss", "change"], orient="row")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts, st.floats(0.01, 100))
 def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
     row = interference_table(of_rows(values), resamples=20).row(0, named=True)

@@ -116,7 +116,7 @@ def test_figures_together_keep_their_dress_and_their_words():
 # strips over a panel --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sets(st.integers(0, 10**6), min_size=1, max_size=20), st.sets(st.integers(0, 10**6), min_size=1, max_size=9))
 def test_strips_tile_the_axis_and_lead_to_the_nearest_place(measured, places):
     steps, cursor, x = sorted(measured), Cursor(sorted(places)), step_axis(measured)

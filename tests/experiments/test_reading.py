@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lmdynamics.analysis.reading import REASONS
@@ -404,7 +404,6 @@ def logs(draw):
     return [(name, step, draw(st.floats(1e-3, 20))) for name in names for step in sorted(draw(steps))]
 
 
-@settings(deadline=None)
 @given(logs(), st.data())
 def test_shuffled_repeated_and_spoilt_rows_are_repaired_to_the_same_frame(log, data):
     good = pl.DataFrame(log, ["model", "step", "loss"], orient="row")

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lmdynamics.corpora.grammar import Grammar
@@ -156,7 +156,6 @@ def test_each_shape_but_a_constant_is_monotone(schedule):
     assert (values[0], values[-1]) == pytest.approx((schedule.rates[0], schedule.rates[-1]), abs=1e-12)
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([lambda x: 0.5 + 0.4 * math.sin(37 * x), lambda x: 0.15 + (x > 0.3) / 3]),
     st.integers(1, 2_000),
