@@ -42,7 +42,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab notebooks
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup  # one thread in each of two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # a thread in each of two processes
 
 # No training, no browser, no kernel, and not the fits, which take seconds each: what one runs while working.
 FAST := analysis corpora experiments test_cli.py test_project.py test_records.py test_devices.py

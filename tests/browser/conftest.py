@@ -1,4 +1,4 @@
-"""What browser tests share: one JupyterLab for a module, or one where the series' runs and traces lie already."""
+"""What browser tests share: one JupyterLab, or one where the series' runs and traces lie already."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.browser.lab import jupyter_lab
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab(tmp_path_factory):
     """A JupyterLab with a home of its own, whose kernels can make the tests' explorers; gives its root and address."""
     root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")
@@ -18,7 +18,7 @@ def lab(tmp_path_factory):
         yield root, address
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def furnished_lab(tmp_path_factory, smoke_series):
     """A JupyterLab that finds all runs of the series at profile smoke; gives its root and address."""
     root, scratch = tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("jupyter")

@@ -40,6 +40,7 @@ _ASK = """async asked => {
   const future = kernel.requestExecute({code: '', silent: true, store_history: false, user_expressions: {asked}});
   return (await future.done).content.user_expressions.asked;
 }"""
+_END_KERNELS = "() => window.jupyterapp?.serviceManager.sessions.shutdownAll()"  # the server goes on
 _THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
 _MODEL = "() => window.jupyterapp.shell.currentWidget.content.model.toJSON()"
 _READY = """path => {
@@ -222,5 +223,6 @@ def notebook_page(width: int = 1400, height: int = 1000) -> Iterator[Notebook]:
             notebook.page.set_default_timeout(180_000)  # a busy machine is slow, not wrong
             notebook.watch()
             yield notebook
+            notebook.page.evaluate(_END_KERNELS)
         finally:
             browser.close()

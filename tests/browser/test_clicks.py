@@ -21,7 +21,6 @@ explorer.show()
 expect.set_options(timeout=20_000)  # a busy machine is slow, not wrong
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
 ]
 

@@ -28,7 +28,6 @@ VIEW = f"{LAST} >> .lmd-chart svg"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
 ]
 

@@ -15,7 +15,6 @@ ROOT, OUT = Path(__file__).parents[2], Path(__file__).parent / "out"
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),  # one browser at a time
     pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
 ]
 

@@ -12,7 +12,6 @@ from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)"),
 ]
 

@@ -119,7 +119,6 @@ def page(pictures):
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 @pytest.mark.skipif(not os.path.exists(CHROMIUM), reason="Chromium is not installed (apt install chromium)")
 @pytest.mark.parametrize("font", FONTS)
 def test_no_text_is_cut_and_no_title_is_wider_than_its_chart(font, page, pictures):

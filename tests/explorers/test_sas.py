@@ -46,6 +46,12 @@ def explorer(run, treebank):
     return made(run, treebank=treebank)
 
 
+@pytest.fixture(scope="module")
+def unchanged(run, treebank):
+    """An explorer for what must not change it."""
+    return made(run, treebank=treebank)
+
+
 def move(explorer, **values):
     """As a reader who moves something within the picture."""
     explorer.views.values = {**explorer.views.values, **values}
@@ -296,7 +302,8 @@ def test_a_state_brings_back_the_same_views_and_data(run, other, treebank):
         ({"heads": 1}, "no entry 'heads'; did you mean 'head'"),
     ],
 )
-def test_a_state_that_fits_no_more_changes_nothing(explorer, state, says):
+def test_a_state_that_fits_no_more_changes_nothing(unchanged, state, says):
+    explorer = unchanged
     before = explorer.state(), digest(explorer.views.content), explorer.own
     with pytest.raises(UserError, match=says) as refusal:
         explorer.restore({"layer": 1, **state})

@@ -12,7 +12,6 @@ from tests.conftest import refuses
 from tests.measurements.published import FAMILIES, gpt2, treebank
 from tests.measurements.support import CHECKS, OF_OUR_OWN, TABLE, as_text, cell, every_measurement, published, table
 
-pytestmark = pytest.mark.xdist_group("architectures")  # one process makes the models, and measures each cell once
 EACH = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 NOTHING_AROUND = ("GPT-2", "Pythia (GPT-NeoX)", "OLMo-2", "OLMo-2 (grouped queries)")
 

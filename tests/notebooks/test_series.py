@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
-pytestmark = [pytest.mark.notebook, pytest.mark.xdist_group("series")]
+pytestmark = pytest.mark.notebook
 
 
 def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess:
@@ -239,15 +239,24 @@ def test_the_commands_in_the_readme_exist():
     assert [target for target in targets if f"\n{target}:" not in makefile] == []
 
 
-@EACH
-def test_every_cell_can_be_run_twice(smoke_series, tmp_path, path):
-    """As a reader does who goes back; on runs and traces that are there."""
+@pytest.fixture(scope="module")
+def twice(smoke_series, tmp_path_factory) -> tuple[dict[str, str], Path]:
+    """What went wrong on each page as its cells ran twice, on runs and traces that are there; the records' folder."""
+    folder = tmp_path_factory.mktemp("twice")
     environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
     environment |= {"LMDYNAMICS_HOME": str(smoke_series[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.notebooks.twice", str(path), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.notebooks.twice", str(folder), *map(str, NOTEBOOKS)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert read_records(tmp_path) == read_records(smoke_series[1] / path.stem)
+    return json.loads(done.stdout), folder
+
+
+@EACH
+def test_every_cell_can_be_run_twice(smoke_series, twice, path):
+    """As a reader does who goes back."""
+    errors, folder = twice
+    assert errors[path.stem] == ""
+    assert read_records(folder / path.stem) == read_records(smoke_series[1] / path.stem)
 
 
 @EACH

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PYTHIA, MULTIBERTS = "hf://EleutherAI/pythia-14m", "hf://google/multiberts-seed_0-step_*"
 OLMO2 = "hf://allenai/OLMo-2-0425-1B"
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("suites")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

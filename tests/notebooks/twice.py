@@ -1,26 +1,30 @@
-"""Run a notebook's code cells in a fresh IPython, and then once more from the last to the first.
+"""Run notebooks' code cells, each notebook in a fresh namespace, and then once more from the last to the first.
 
-Backwards, each cell finds the names as the cells after it left them, as for a reader who goes back to one cell.
+Backwards, each cell finds the names as the cells after it left them, as for a reader who goes back to one cell. All
+notebooks run in one process, because importing torch and transformers takes seconds.
 
-python -m tests.notebooks.twice NOTEBOOK OUTPUT_DIR
+python -m tests.notebooks.twice FOLDER NOTEBOOK...    records go to FOLDER/STEM; prints {STEM: what went wrong first}
 """
 
+import json
 import sys
 from pathlib import Path
 
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 
 SET_UP = 2  # cells that begin anew: parameters and imports
 
 
-def run(notebook: Path, output_dir: str) -> str:
+def run(notebook: Path, output_dir: Path) -> str:
     """What went wrong first: the number of the cell, its run and the error; empty where nothing did."""
     shell = InteractiveShell.instance()
+    shell.reset()
     cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     assert "parameters" in cells[0].metadata.tags
-    given = f"\nprofile, interactive, output_dir = 'smoke', True, {output_dir!r}"
-    sources = [cell.source + given * (cell is cells[0]) for cell in cells]
+    parameters = f"\nprofile, interactive, output_dir = 'smoke', True, {str(output_dir)!r}"
+    sources = [cell.source + parameters * (cell is cells[0]) for cell in cells]
     order = [(i, "first") for i in range(len(cells))]
     again = [(i, "second") for i in reversed(range(SET_UP, len(cells)))]
     for i, turn in [*order, *again]:
@@ -30,5 +34,7 @@ def run(notebook: Path, output_dir: str) -> str:
 
 
 if __name__ == "__main__":
-    if said := run(Path(sys.argv[1]), sys.argv[2]):
-        sys.exit(said)
+    folder, *notebooks = map(Path, sys.argv[1:])
+    with capture_output():
+        errors = {notebook.stem: run(notebook, folder / notebook.stem) for notebook in notebooks}
+    print(json.dumps(errors))

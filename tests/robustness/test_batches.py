@@ -32,7 +32,7 @@ time.sleep(0.5 + random.random())
 record("squared", seed**2)
 record("sum", sum(1 / (i + seed + 1) for i in range(1000)), tolerance=1e-9)
 """
-SEEDS = "seed=0,1,2,3,4,5"
+SEEDS = "seed=0,1,2,3"
 pytestmark = pytest.mark.slow
 
 
@@ -99,12 +99,12 @@ def undisturbed(tmp_path_factory):
     return records(folder / "out")
 
 
-def test_killed_five_times_at_random_and_begun_again(notebook, undisturbed):
+def test_killed_three_times_at_random_and_begun_again(notebook, undisturbed):
     """The batch itself is killed, so that nobody can tidy up: nothing runs on, and no item is finished twice."""
     out, chance = notebook.parent / "out", random.Random(7)
-    for _ in range(5):
+    for _ in range(3):
         running = begin(notebook, out, "--workers", "2")
-        time.sleep(chance.uniform(2, 8))
+        time.sleep(chance.uniform(2, 6))
         children = psutil.Process(running.pid).children(recursive=True)
         running.kill()
         running.wait()
@@ -203,27 +203,6 @@ def test_a_notebook_that_prints_a_hundred_megabytes(tmp_path):
     assert after.outputs[0].text == "after the flood\n"
 
 
-def test_a_broken_file_in_the_cache_is_measured_again(tmp_path, home):
-    measuring = """\
-import lmdynamics as lmd
-from lmdynamics.records import record, start_records
-from lmdynamics.measurements.losses import HeldOutLoss
-start_records(output_dir)
-run = lmd.train("grammar-mlm", "smoke", progress=False)
-losses = lmd.trace(run, HeldOutLoss(run.held_out()), progress=False)
-record("last", losses["loss"][-1])
-"""
-    notebook = write_notebook(tmp_path / "measures.ipynb", measuring)
-    assert batch(plan([notebook], out=tmp_path / "out")) == 0
-    before = records(tmp_path / "out")
-    files = sorted((home / "cache" / "traces").rglob("*.parquet"))
-    assert files
-    for number, file in enumerate(files):
-        file.write_bytes([b"", b"PAR1", file.read_bytes()[:-20], os.urandom(500)][number % 4])
-    assert batch(plan([notebook], out=tmp_path / "out"), Options(force=True)) == 0
-    assert records(tmp_path / "out") == before
-
-
 def test_clocks_that_are_wrong(notebook, undisturbed, capsys, monkeypatch):
     """What is done is known by its content: neither files from the future nor from the past are run again."""
     monkeypatch.setattr("lmdynamics.batch.execute.child", stub_child)
@@ -235,7 +214,7 @@ def test_clocks_that_are_wrong(notebook, undisturbed, capsys, monkeypatch):
     os.utime(notebook, (4_000_000_000, 4_000_000_000))
     capsys.readouterr()
     assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
-    assert "6 items, 6 done already, 0 to do" in capsys.readouterr().out
+    assert "4 items, 4 done already, 0 to do" in capsys.readouterr().out
     assert records(out) == undisturbed
     assert set(pl.read_parquet(out / "records.parquet")["item"]) == set(undisturbed)
 
