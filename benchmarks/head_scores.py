@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.tokens import train_tokenizer
+from lmdynamics.corpora.treebanks import open_treebank
 from lmdynamics.measurements.inputs import encode_treebank, gold_heads
 from lmdynamics.measurements.syntax import attentions, parents
 

@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import cores_here, map_in_processes
 

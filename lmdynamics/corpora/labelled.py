@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import cache_dir, writable
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 
 if TYPE_CHECKING:

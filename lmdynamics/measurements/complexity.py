@@ -12,8 +12,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lmdynamics.corpora.gold import Treebank
 from lmdynamics.corpora.tokens import TokenRows
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.devices import in_float64
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_sentences, encode_treebank, unused_rows

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.tokens import tokenize_words
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.progress import say_once
 from lmdynamics.training.batches import pad

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, check_length, unused_rows

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int16
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import (
     Arcs,

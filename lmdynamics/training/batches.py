@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.grammar import PART, VERSION, Grammar
 from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
 from lmdynamics.corpora.tokens import TokenRows
+from lmdynamics.corpora.treebanks import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 from lmdynamics.training.masking import Masker, Schedule

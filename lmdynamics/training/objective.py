@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import Treebank
 from lmdynamics.corpora.tokens import TokenRows, tokenize_words
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.corpora.labelled import TASKS, LabelledSentences, acceptability, labelled, open_glue, open_labelled
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
 from tests.conftest import refuses
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from lmdynamics.corpora.gold import Sentence, Treebank, open_treebank
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows, frequency_groups, group_names, position_groups
+from lmdynamics.corpora.treebanks import Sentence, Treebank, open_treebank
 from tests.conftest import refuses
 from tests.measurements.conftest import random_treebank, wordpiece
 

@@ -11,7 +11,7 @@ import transformers as hf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.training.recipes import recipe_from_dict
 from tests.measurements.conftest import WHOLE, random_treebank
 

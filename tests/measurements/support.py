@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics import measurements
-from lmdynamics.corpora.gold import MinimalPairs, Treebank
 from lmdynamics.corpora.labelled import LabelledSentences
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.tokens import annotated_rows, tokenize_words
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.conftest import refuses

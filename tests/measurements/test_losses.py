@@ -10,7 +10,7 @@ import transformers as hf
 
 from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import losses

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.corpora.labelled import LabelledSentences, acceptability
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.probes import SCORES, FineTuning

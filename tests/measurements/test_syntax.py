@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from benchmarks.false_onsets import KINDS, claims, untrained_run
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
 from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by

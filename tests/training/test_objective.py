@@ -6,9 +6,9 @@ import transformers as hf
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig
 
-from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.tokens import train_tokenizer
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import open_corpus, pad
