@@ -55,7 +55,7 @@ class MinimalPairs:
         return f"MinimalPairs({self.name!r}, {len(self):,} pairs in {len(self.paradigms)} paradigms)"
 
     def sample(self, n_per_paradigm: int, seed: int = 0) -> "MinimalPairs":
-        """At most `n_per_paradigm` pairs of each paradigm, drawn without replacement; `pair` keeps its value.
+        """At most `n_per_paradigm` pairs of each paradigm, drawn without replacement; `pair` is unchanged.
 
         Raises ValueError if `n_per_paradigm` is less than 1.
         """
@@ -92,9 +92,9 @@ def read_blimp(path: str | Path) -> MinimalPairs:
 
 
 def read_zorro(folder: str | Path) -> MinimalPairs:
-    """Zorro from the folder of its `*.txt` files, or one above it; the file's name is the paradigm.
+    """Zorro from the folder of its `*.txt` files, or a parent of it; the file's name is the paradigm.
 
-    Odd lines are wrong, even lines right.
+    Odd lines are the wrong sentences, even lines the right ones.
 
     Raises UserError if there are no such files, or one has an odd number of lines or an empty line.
     """
@@ -109,16 +109,16 @@ def read_zorro(folder: str | Path) -> MinimalPairs:
     for file in files:
         lines = _lines(file.read_bytes(), str(file))
         if len(lines) % 2 or not all(lines):
-            what = (
+            fault = (
                 f"line {lines.index('') + 1} is empty" if "" in lines else f"the number of lines, {len(lines)}, is odd"
             )
-            raise UserError(f"{file}: {what}; in Zorro each wrong sentence is followed by its right one")
+            raise UserError(f"{file}: {fault}; in Zorro each wrong sentence is followed by its right one")
         pairs += [(file.stem, good, bad) for bad, good in zip(lines[0::2], lines[1::2], strict=True)]
     return _pairs("zorro", folder, pairs, split_into_words=True)
 
 
 def open_pairs(name: str) -> MinimalPairs:
-    """Minimal pairs by name (`blimp`, `zorro`) or by path (a zip or folder laid out as either of them).
+    """Minimal pairs by name (`blimp`, `zorro`) or by path (a zip or folder with the layout of one of them).
 
     Raises UserError if it is neither a known name nor a path, or is not on this machine, or does not parse.
     """
@@ -161,7 +161,7 @@ def _jsonl_files(path: Path) -> Iterator[tuple[str, list[str]]]:
             for name in names:
                 yield f"{path}/{name}", _lines(archive.read(name), f"{path}/{name}")
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
-        raise UserError(f"{path} is not a whole zip file ({error}); fetch it again") from None
+        raise UserError(f"{path} is not a complete zip file ({error}); fetch it again") from None
 
 
 def _lines(content: bytes, name: str) -> list[str]:

@@ -21,7 +21,7 @@ from lmdynamics.corpora.tokens import TokenRows, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, check_length, unused_rows
 from lmdynamics.measurements.trace import Measurement
-from lmdynamics.training.batches import padded_batches, to_predict
+from lmdynamics.training.batches import padded_batches, select_targets
 from lmdynamics.training.masking import Masker
 from lmdynamics.training.objective import Movable, logits_at
 
@@ -339,7 +339,7 @@ def prediction_batches(
     masker = None if checkpoint.objective == "clm" else Masker.for_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for ids, padded in padded_batches(blocks, rows, tokenizer.pad_token_id or 0):
-        seen, selected, targets = to_predict(ids, padded, masker, masking_rate, generator, loss_share, rts)
+        seen, selected, targets = select_targets(ids, padded, masker, masking_rate, generator, loss_share, rts)
         yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
 
 

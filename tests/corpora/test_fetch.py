@@ -139,7 +139,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server, source, folder):
 def test_when_it_keeps_breaking_what_arrived_is_kept_for_the_next_call(server, source, folder):
     server.cuts = [5_000] + [0] * downloads.ATTEMPTS
     message = refusal(download, source, folder)
-    assert "5 times; what has arrived is kept, run the same again" in message
+    assert "5 times; the part received is kept, run the same command again" in message
     assert "5 times" in refusal(download, source_of(CONTENT, "http://127.0.0.1:9"), folder)  # where none answers
     assert not folder.exists()
     server.requests.clear()
@@ -228,8 +228,8 @@ def test_two_at_once_fetch_it_once(server, source, folder):
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "", "a\0b", "."])
 def test_paths_that_lead_out_are_refused(path):
-    assert "leads out of its folder" in refusal(source_of, {path: b""}, "https://example.org")
-    assert "leads out of its folder" in refusal(source_of, {}, "https://example.org", path=path)
+    assert "is outside its folder" in refusal(source_of, {path: b""}, "https://example.org")
+    assert "is outside its folder" in refusal(source_of, {}, "https://example.org", path=path)
 
 
 @given(st.text(alphabet="./\\ab", max_size=8))

@@ -97,7 +97,7 @@ def test_a_damaged_zip_is_refused(blimp_zip, damage):
     content = bytearray(blimp_zip.read_bytes())
     content[content.index(b"I saw her")] ^= 1
     blimp_zip.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    assert "not a whole zip file" in refusal(blimp_zip, read_blimp)
+    assert "not a complete zip file" in refusal(blimp_zip, read_blimp)
 
 
 def test_a_zip_of_something_else_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.text import COMPLETE, LONGEST, Paragraphs, build_text_corpus, stored, text_files
+from lmdynamics.corpora.text import COMPLETE, MAX_CHARACTERS, Paragraphs, build_text_corpus, load_or_build, text_files
 from lmdynamics.corpora.tokens import TokenRows, train_tokenizer
 from lmdynamics.training import batches
 from lmdynamics.training.recipes import load_recipe
@@ -82,11 +82,11 @@ class TestReading:
         assert [name for name, _ in read_texts(texts)] == ["b.txt", "inner/a.md", "sources.txt"]
 
     def test_a_paragraph_without_end_is_cut_at_a_line_end(self, tmp_path):
-        (tmp_path / "long.txt").write_text("one two\n" * (LONGEST // 2), encoding="utf-8")
+        (tmp_path / "long.txt").write_text("one two\n" * (MAX_CHARACTERS // 2), encoding="utf-8")
         lines = read_texts(tmp_path)[0][1].split("\n")
         assert len(lines) > 3
-        assert all(len(line) <= LONGEST + 10 and line.endswith("one two") for line in lines)
-        assert " ".join(lines).split() == ["one", "two"] * (LONGEST // 2)
+        assert all(len(line) <= MAX_CHARACTERS + 10 and line.endswith("one two") for line in lines)
+        assert " ".join(lines).split() == ["one", "two"] * (MAX_CHARACTERS // 2)
 
     def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(self, tmp_path):
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
@@ -252,9 +252,9 @@ class TestBuilding:
 
     def test_bad_texts_and_options_are_refused_and_leave_nothing(self, texts, tmp_path, small):
         made = tmp_path / "made"
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0})
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0.6})
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "block_size": 2})
+        assert "are invalid" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0})
+        assert "are invalid" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0.6})
+        assert "are invalid" in refusal(build_text_corpus, texts, made, **{**small, "block_size": 2})
         assert "unknown tokenizer kind" in refusal(build_text_corpus, texts, made, **{**small, "kind": "words"})
         assert "only" in refusal(build_text_corpus, texts, made, **{**small, "block_size": 50_000})
         (texts / "latin.txt").write_bytes(b"caf\xe9")
@@ -305,12 +305,12 @@ def building(made: list, text: str = "{}"):
 def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
     made, place = [], tmp_path / "deep" / "corpus"
     for _ in range(2):
-        assert [row.tolist() for row in stored(place, TokenRows.load, building(made))] == [[1, 2], [3]]
+        assert [row.tolist() for row in load_or_build(place, TokenRows.load, building(made))] == [[1, 2], [3]]
     assert len(made) == 1
     (place / "ids.npy").write_bytes(b"nothing")
-    assert len(stored(place, TokenRows.load, building(made))) == 2
+    assert len(load_or_build(place, TokenRows.load, building(made))) == 2
     (place / COMPLETE).unlink()  # as if it had been copied by half
-    assert len(stored(place, TokenRows.load, building(made))) == 2
+    assert len(load_or_build(place, TokenRows.load, building(made))) == 2
     assert len(made) == 3
     assert sorted(path.name for path in place.parent.iterdir()) == ["corpus", "corpus.lock"]
 

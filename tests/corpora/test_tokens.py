@@ -149,7 +149,7 @@ def test_what_cannot_be_annotated_is_refused():
     lost = Treebank("lost", (Sentence(("dog", "\u200b"), (-1, 0), ("root", "dep")),))
     tokenizer = Grammar("small").tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    refuses("lost: the tokenizer makes nothing of ", annotated_rows, lost, tokenizer)
+    refuses("lost: the tokenizer gives no token for ", annotated_rows, lost, tokenizer)
     few = random_treebank(1, seed=0)
     for block_size in (2, 500):
         refuses(f"which fill no row of {block_size}", annotated_rows, few, wordpiece(), block_size)
@@ -198,7 +198,7 @@ def test_what_makes_no_groups_is_refused():
     refuses("token 7 is in the rows, but the vocabulary has 5 tokens", frequency_groups, blocks, 5)
     refuses("no rows to count tokens in", frequency_groups, TokenRows.from_rows([]), 5)
     for bins in ([], [1, 10], [10, 5], [10, 10]):
-        refuses("frequency bins must rise, from 2 upwards", frequency_groups, blocks, 8, bins)
+        refuses("frequency bins must increase, from 2 upwards", frequency_groups, blocks, 8, bins)
 
 
 def test_positions_are_grouped_by_how_much_stands_before_them():

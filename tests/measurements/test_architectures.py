@@ -86,11 +86,11 @@ def test_slow_tokenizers_are_refused():
     class Slow:
         is_fast = False
 
-    refuses("does not say which word a token belongs to", tokenize_words, Slow(), [("the",)], "one")
+    refuses("does not report which word a token belongs to", tokenize_words, Slow(), [("the",)], "one")
 
 
 def test_a_word_of_nothing_is_refused_by_name():
     tokenizer = gpt2()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     lost = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
-    refuses("lost: the tokenizer makes nothing of", annotated_rows, lost, tokenizer)
+    refuses("lost: the tokenizer gives no token for", annotated_rows, lost, tokenizer)

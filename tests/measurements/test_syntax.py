@@ -226,7 +226,7 @@ def test_other_attention_implementations_are_refused(treebank):
         def model(self, attention="sdpa", device="cpu"):
             return super().model("sdpa", device)
 
-    with pytest.raises(UserError, match=r'gave attention for 0 of 2 layers; load it with attention="eager"'):
+    with pytest.raises(UserError, match=r'returned attention for 0 of 2 layers; load with attention="eager"'):
         HeadScores(treebank, min_count=5)(Sdpa(seed=5))
 
 

@@ -162,7 +162,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command to go on" in err
+    assert "run the same command to resume" in err
     assert "Traceback" not in err
     assert list((home / "runs/stopped/resume").glob("step-*/training_state.safetensors"))
 

@@ -180,7 +180,7 @@ def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
         ("linear-0.3", "write linear-FIRST-LAST, for example linear-0.30-0.15"),
         ("cosine-0.3-0.2-0.1", "write cosine-FIRST-LAST"),
         ("step-0.3-0.3", "it starts and ends at 0.3, which is constant-0.3"),
-        ("subset-linear-0.3-0.1", "takes the loss on 15% of the positions, so neither rate can be lower"),
+        ("subset-linear-0.3-0.1", "computes the loss at 15% of the positions, so neither rate can be lower"),
         ("points-0.3", "give at least two points"),
         ("linaer-0.3-0.15", "no schedule 'linaer'; did you mean 'linear'?"),
         ("quadratic-0.3-0.15", "no schedule 'quadratic'.*constant, cosine, linear"),
@@ -190,7 +190,7 @@ def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
         ("", "'' is not a schedule"),
         (True, "training.masking is True; give a rate, or a schedule"),
         ([0.3, 0.15], r"training.masking is \[0.3, 0.15\]; give a rate, or a schedule"),
-        (lambda x: None, "the function must give a rate at every x from 0 to 1; got None"),
+        (lambda x: None, "the function must return a rate at every x from 0 to 1; got None"),
         (lambda x: 0.3 - x, "masking points-0.3.*….*: a rate must lie between 0 and 1"),
     ],
 )
@@ -334,8 +334,8 @@ def test_a_causal_model_does_not_see_what_comes(kind):
     ("changes", "message"),
     [
         ({"objective": "clm", "model_type": "modernbert"}, "no clm model of type 'modernbert'; use another"),
-        ({"model_type": "brt"}, "transformers knows no model_type 'brt'"),
-        ({"model_type": "brt", "layer_norm_eps": 1e-3}, "transformers knows no model_type 'brt'"),
+        ({"model_type": "brt"}, "transformers has no model_type 'brt'"),
+        ({"model_type": "brt", "layer_norm_eps": 1e-3}, "transformers has no model_type 'brt'"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
     ],
 )

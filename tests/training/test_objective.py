@@ -87,7 +87,7 @@ def test_a_body_without_a_head_is_refused(batch):
 
 def test_a_head_that_mixes_positions_is_refused(batch):
     input_ids, attention_mask, selected = batch
-    with pytest.raises(UserError, match=r"BertForSequenceClassification gave logits of shape \[3, 2\]"):
+    with pytest.raises(UserError, match=r"BertForSequenceClassification returned logits of shape \[3, 2\]"):
         logits_at(hf.BertForSequenceClassification(BERT), input_ids, attention_mask, selected)
 
 
@@ -262,4 +262,4 @@ def test_a_model_that_hides_its_attention_is_noticed(tokenizer):
     net = eager_model(tokenizer)
     net.set_attn_implementation("sdpa")
     ids = torch.tensor([[2, 5, 6, 3]])
-    refuses("gave attention for 0 of 2 layers", logits_at, net, ids, None, ids > 4, [])
+    refuses("returned attention for 0 of 2 layers", logits_at, net, ids, None, ids > 4, [])
