@@ -160,9 +160,9 @@ def recipe_from_dict(table: Mapping[str, Any], overrides: Mapping[str, Any] | It
     return _build(dict(table), parse_overrides(overrides))
 
 
-def parse_overrides(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
     """`key=value` strings, with TOML values, as a mapping; a mapping is returned as a dict."""
-    return dict(given) if isinstance(given, Mapping) else dict(_parse(item) for item in given)
+    return dict(overrides) if isinstance(overrides, Mapping) else dict(_parse(item) for item in overrides)
 
 
 def _merge(base: Mapping, changes: Mapping) -> dict:
@@ -205,43 +205,43 @@ def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return section
 
 
-def _with_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any], name: str, section: str) -> dict[str, Any]:
-    """The defaults of a section, updated with `given`: known settings, each of its default's type."""
-    known = _check_keys(given, list(defaults), section)
+def _with_defaults(defaults: Mapping[str, Any], settings: Mapping[str, Any], name: str, section: str) -> dict[str, Any]:
+    """The defaults of a section, updated with `settings`: known settings, each of its default's type."""
+    known = _check_keys(settings, list(defaults), section)
     return {**defaults, **{key: _checked_value(f"{name}.{key}", defaults[key], value) for key, value in known.items()}}
 
 
-def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
-    kind = _checked_value("corpus.kind", "grammar", given.get("kind", "grammar"))
+def _corpus(settings: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _checked_value("corpus.kind", "grammar", settings.get("kind", "grammar"))
     if kind not in CORPORA:
         raise UserError(f"there is no corpus of kind {kind!r}{did_you_mean(kind, CORPORA)}")
-    return _with_defaults({"kind": kind, **CORPORA[kind]}, given, "corpus", f"a {kind} corpus")
+    return _with_defaults({"kind": kind, **CORPORA[kind]}, settings, "corpus", f"a {kind} corpus")
 
 
-def _masking(given: Any, steps: int) -> str:
+def _masking(value: Any, steps: int) -> str:
     """A schedule as text: from text, from one rate, from a Schedule, or from any function of x = t/T."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return str(Schedule("constant", (float(given),)))
-    if isinstance(given, Schedule):
-        return str(given)
-    if not (isinstance(given, str) or callable(given)):
-        raise UserError(f"training.masking is {given!r}; give a rate, or a schedule such as linear-0.3-0.15")
-    return str(parse_schedule(given) if isinstance(given, str) else tabulate(given, steps))
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(Schedule("constant", (float(value),)))
+    if isinstance(value, Schedule):
+        return str(value)
+    if not (isinstance(value, str) or callable(value)):
+        raise UserError(f"training.masking is {value!r}; give a rate, or a schedule such as linear-0.3-0.15")
+    return str(parse_schedule(value) if isinstance(value, str) else tabulate(value, steps))
 
 
-def _stages(given: Any) -> list[list[float]]:
+def _stages(value: Any) -> list[list[float]]:
     """Stages [[from step, λ], …]; one number is λ from step 0."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        given = [[0, given]] if given else []
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [[0, value]] if value else []
     try:
-        stages = [[int(since), float(strength)] for since, strength in given]
+        stages = [[int(since), float(strength)] for since, strength in value]
     except (TypeError, ValueError):
         raise UserError(
-            f"regularizer.stages is {given!r}; give λ, or a list of [from step, λ] such as [[0, 1.0], [300, 0.0]]"
+            f"regularizer.stages is {value!r}; give λ, or a list of [from step, λ] such as [[0, 1.0], [300, 0.0]]"
         ) from None
     since = [stage[0] for stage in stages]
     if since != sorted(set(since)) or (since and since[0] < 0) or not all(math.isfinite(s[1]) for s in stages):
-        raise UserError(f"regularizer.stages is {given!r}; steps must increase from 0, and every λ must be a number")
+        raise UserError(f"regularizer.stages is {value!r}; steps must increase from 0, and every λ must be a number")
     return stages
 
 
@@ -254,11 +254,11 @@ def _config(model: Mapping[str, Any]):
     return AutoConfig.for_model(**model)
 
 
-def _check_keys(given: Mapping[str, Any], known: list[str], section: str) -> Mapping[str, Any]:
-    for key in given:
+def _check_keys(settings: Mapping[str, Any], known: list[str], section: str) -> Mapping[str, Any]:
+    for key in settings:
         if key not in known:
             raise UserError(f"{section} has no setting {key!r}{did_you_mean(key, known)}")
-    return given
+    return settings
 
 
 def _find_setting(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:

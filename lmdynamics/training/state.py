@@ -128,7 +128,7 @@ def with_numbers(rows: Sequence[tuple]) -> list[tuple]:
     """Rows of a log with losses and penalties as numbers."""
     losses, penalties = (_numbers([row[column] for row in rows]) for column in (1, -1))
     columns = zip(rows, losses, penalties, strict=True)
-    return [(step, loss, *rest, penalty) for (step, _, *rest, _), loss, penalty in columns]
+    return [(step, loss, *others, penalty) for (step, _, *others, _), loss, penalty in columns]
 
 
 def _numbers(values: Sequence[Tensor | None]) -> list[float | None]:

@@ -20,10 +20,10 @@ NOTHING_AROUND = ("GPT-2", "Pythia (GPT-NeoX)", "OLMo-2", "OLMo-2 (grouped queri
 @EACH
 @pytest.mark.parametrize("measurement", CHECKS, ids=lambda kind: kind.__name__)
 def test_a_measurement_is_right_or_refuses_in_one_line(family, measurement):
-    found = cell(family, measurement, False)
+    result = cell(family, measurement, False)
     refuses = measurement in OF_OUR_OWN  # for want of an optimizer, whatever the family
-    assert found.startswith("no: " if refuses else "yes")
-    assert "\n" not in found
+    assert result.startswith("no: " if refuses else "yes")
+    assert "\n" not in result
 
 
 @EACH
@@ -42,9 +42,9 @@ def test_tokens_belong_to_the_words_they_spell(family):
     tokenizer = published(family).tokenizer
     sentences = [sentence.words for sentence in treebank(40)]
     ids, of_words = tokenize_words(tokenizer, sentences, "some")
-    for words, found, of_word in zip(sentences, ids, of_words, strict=True):
-        wanted, spelt = as_text(tokenizer, words)
-        assert found == wanted
+    for words, result, of_word in zip(sentences, ids, of_words, strict=True):
+        expected, spelt = as_text(tokenizer, words)
+        assert result == expected
         assert of_word == [-1 if word is None else word for word in spelt]
     assert max(map(len, ids)) > max(map(len, sentences))  # words are split
 
@@ -63,11 +63,11 @@ def test_padding_is_seen_by_none(family):
     model, tokenizer = checkpoint.model("eager"), checkpoint.tokenizer
     encoded = encode_words(tokenizer, [sentence.words for sentence in treebank()], "some")
     batch = next(batch for batch in encoded.batches if not batch.attention_mask.all())
-    there = batch.attention_mask.bool()
-    other = batch.input_ids.where(there, 7)
+    mask = batch.attention_mask.bool()
+    other = batch.input_ids.where(mask, 7)
     with torch.no_grad():
         one, two = (model(input_ids=x, attention_mask=batch.attention_mask).logits for x in (batch.input_ids, other))
-    assert torch.allclose(one[there], two[there], atol=1e-4)
+    assert torch.allclose(one[mask], two[mask], atol=1e-4)
 
 
 @EACH
