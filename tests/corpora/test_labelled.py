@@ -83,7 +83,7 @@ def test_a_sentence_that_is_there_twice_is_one_group():
     assert data.frame["group"].to_list() == [0, 1, 0]
 
 
-def test_the_fingerprint_tells_content_and_tokenising_apart():
+def test_the_fingerprint_differs_by_content_and_tokenising():
     one, other = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
     split = label_sentences("made", ["a", "b"], [0, 1], split_into_words=True)
     assert len({one.fingerprint, other.fingerprint, split.fingerprint}) == 3
@@ -218,11 +218,9 @@ def test_files_below_parquet_are_found(tmp_path):
 
 def test_rows_without_text_are_left_out(tmp_path):
     write(tmp_path, "cola")
-    place = tmp_path / "cola" / "train-00000-of-00001.parquet"
-    frame = pl.read_parquet(place)
-    frame.with_columns(sentence=pl.when(pl.col("idx") == 3).then(pl.lit(" ")).otherwise("sentence")).write_parquet(
-        place
-    )
+    path = tmp_path / "cola" / "train-00000-of-00001.parquet"
+    frame = pl.read_parquet(path)
+    frame.with_columns(sentence=pl.when(pl.col("idx") == 3).then(pl.lit(" ")).otherwise("sentence")).write_parquet(path)
     assert len(open_glue("cola", tmp_path)) == 119
 
 
@@ -248,7 +246,7 @@ def test_without_a_network_the_hub_is_refused_in_one_line():
     assert "is neither a folder nor a data set that the hub provides" in refusal("cola", "nobody/nothing")
 
 
-def test_without_the_library_the_way_to_get_it_is_said_and_a_folder_is_read(tmp_path, monkeypatch):
+def test_without_the_library_its_installation_is_explained_and_a_folder_is_read(tmp_path, monkeypatch):
     write(tmp_path, "cola")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install lmdynamics[glue]" in refusal("cola", "nyu-mll/glue")

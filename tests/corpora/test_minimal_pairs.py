@@ -139,7 +139,7 @@ def test_a_sample_takes_at_most_so_many_of_each_paradigm():
         pairs.sample(0)
 
 
-def test_the_fingerprint_tells_content_and_tokenising_apart():
+def test_the_fingerprint_differs_by_content_and_tokenising():
     one = pairs_of({"a": 2})
     split = MinimalPairs("made", one.frame, split_into_words=True)
     swapped = MinimalPairs("made", one.frame.rename({"good": "bad", "bad": "good"}).select(one.frame.columns), False)

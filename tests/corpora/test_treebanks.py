@@ -52,9 +52,9 @@ def test_subtypes_are_kept_when_asked_for(conllu):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
-@pytest.mark.parametrize("after", ["", "\n", "\n\n\n"])
-def test_line_ends_blank_lines_and_a_byte_order_mark_do_not_matter(conllu, end, after):
-    text = (GOOD + "\n\n\n" + GOOD + after).replace("\n", end)
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n\n"])
+def test_line_ends_blank_lines_and_a_byte_order_mark_do_not_matter(conllu, end, ending):
+    text = (GOOD + "\n\n\n" + GOOD + ending).replace("\n", end)
     bank = read_conllu(conllu(b"\xef\xbb\xbf" + text.encode()))
     assert len(bank) == 2
     assert bank.sentences[0] == bank.sentences[1]
@@ -158,11 +158,11 @@ def bank_of(n, name="numbers"):
 
 def test_take_is_a_subset_in_order_and_the_same_for_the_same_seed():
     bank = bank_of(50)
-    taken = bank.take(10, seed=3)
-    numbers = [int(sentence.words[0]) for sentence in taken]
+    sample = bank.take(10, seed=3)
+    numbers = [int(sentence.words[0]) for sentence in sample]
     assert len(set(numbers)) == 10
     assert numbers == sorted(numbers)
-    assert taken.fingerprint == bank.take(10, seed=3).fingerprint != bank.take(10, seed=4).fingerprint
+    assert sample.fingerprint == bank.take(10, seed=3).fingerprint != bank.take(10, seed=4).fingerprint
 
 
 def test_take_of_more_than_there_are_is_all_and_of_none_is_refused():
