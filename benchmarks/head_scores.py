@@ -107,7 +107,7 @@ def main() -> None:
     def published():
         for batch in encoded.batches:
             layers = torch.stack(stored[id(batch)]).numpy()
-            starts = batch.columns[(batch.cells % batch.between.shape[-1]) == 0]
+            starts = batch.columns[(batch.cells % batch.word_pairs.shape[-1]) == 0]
             for row, i in enumerate(np.searchsorted(first, starts.numpy(), side="right") - 1):
                 n, at = encoded.tokens[i], slice(first[i], first[i + 1])
                 published_scores(layers[:, row, :, :n, :n], words.word_ids(int(i)), gold[at], relation[at], right)

@@ -280,7 +280,7 @@ class _Lexicon:
             relations.append(_ADVMOD)
         verb_index = len(words)
         heads += [verb_index] * (verb_index - start)
-        words.append(verb + (1 if auxiliary else plural))  # after an auxiliary: the plural form, whatever the subject
+        words.append(verb + (1 if auxiliary else plural))  # after an auxiliary: always the plural form
         heads.append(-1)
         relations.append(_ROOT)
         if subject is not None:

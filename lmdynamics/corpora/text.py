@@ -103,7 +103,7 @@ COMPLETE = "corpus.json"  # the file that `build` writes last, with a descriptio
 
 
 def load_or_build(folder: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """`load(folder)`; if the folder is missing or damaged, `build` first fills a folder that becomes `folder`.
+    """`load(folder)`; if it is missing or damaged, `build` first fills a temporary folder, which replaces it.
 
     Of two processes that need it at the same time, one waits. If the folder cannot be written, it is built for this
     process only, with a message.

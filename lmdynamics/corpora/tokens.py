@@ -102,10 +102,10 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> "Token
     # resulting vocabulary does not treat them as special.
     learner = untrained()
     alphabet = _alphabet(texts, learner, limit=(vocab_size - len(SPECIAL)) // 3)
-    inside = [f"##{c}" for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
+    continuations = [f"##{c}" for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*SPECIAL.values(), *inside],
+        special_tokens=[*SPECIAL.values(), *continuations],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,

@@ -45,19 +45,19 @@ class Sums:
         if self.size is not None:
             self.size += size()
 
-    def signed_at(self, index: Tensor, values: Tensor) -> None:
+    def add_signed(self, index: Tensor, values: Tensor) -> None:
         self.signed.index_add_(0, index[index >= 0], values[index >= 0])
 
-    def absolute_at(self, index: Tensor, values: Tensor) -> None:
+    def add_absolute(self, index: Tensor, values: Tensor) -> None:
         self.absolute.index_add_(0, index[index >= 0], values[index >= 0])
 
     def add(self, formed: Float[Tensor, "examples batch width"], u: Tensor, index: Tensor) -> None:
         """Add gradients of a vector, in full."""
-        self.signed_at(index, formed @ u)
+        self.add_signed(index, formed @ u)
         if self.size is not None:
             self.size += formed.abs().sum((0, 1))
         else:
-            self.absolute_at(index, formed.abs() @ u.abs())
+            self.add_absolute(index, formed.abs() @ u.abs())
 
 
 def token_sums(
@@ -91,7 +91,7 @@ def token_sums(
         head, _ = tape.token_derivatives
         for layer, delta in head.items():
             _add_head(layer, delta, sampled, sums_of)
-        slots = {layer: Slots.of_layer(layer) for layer in tape.layers if layer.kind == "embedding"}
+        slots = {layer: Slots.from_layer(layer) for layer in tape.layers if layer.kind == "embedding"}
         at_once = rounds_at_once or (4 if device.type == "cpu" else 32)
         for numbers, deltas in tape.token_deltas(rounds, n_rounds, at_once):
             index = sample_index[numbers]
@@ -128,13 +128,13 @@ def _add_body(
     if layer.kind == "norm":
         sums.add((delta * inputs).sum(-2), u, index)
     else:
-        sums.signed_at(index, (delta * layer.linear(u, inputs)).sum((-1, -2)))
+        sums.add_signed(index, (delta * layer.linear(u, inputs)).sum((-1, -2)))
         for rounds, rows, gradients in _weight_gradients(layer, delta, inputs):
             gradients.abs_()
             if sums.size is not None:
                 sums.size[rows] += gradients.sum((0, 1))
             else:
-                sums.absolute_at(index[rounds], gradients.flatten(2) @ u[rows].abs().flatten())
+                sums.add_absolute(index[rounds], gradients.flatten(2) @ u[rows].abs().flatten())
     if bias is not None:
         sums, u = sums_of(bias)
         sums.add(delta.sum(-2), u, index)
@@ -156,7 +156,7 @@ def _add_embedding(layer, delta, numbers, index, head, slots: "Slots", sums: Sum
     """An embedding's gradient is zero outside the rows of its tokens. If the head has the same weights, the gradients
     add up, and only the difference from the head's is added."""
     gradients = slots.sum(delta)
-    sums.signed_at(index, (gradients * u[slots.ids]).sum((-1, -2)))
+    sums.add_signed(index, (gradients * u[slots.ids]).sum((-1, -2)))
     head_size = 0.0
     if layer.tied is not None:
         rows = head[layer.tied][numbers]  # [examples, batch, vocab]; -1 selects some row, which gets weight 0 below
@@ -167,7 +167,7 @@ def _add_embedding(layer, delta, numbers, index, head, slots: "Slots", sums: Sum
     if sums.size is not None:
         sums.size.index_add_(0, slots.ids.flatten(), added.sum(0).flatten(0, 1))
     else:
-        sums.absolute_at(index, (added * u[slots.ids].abs()).sum((-1, -2)))
+        sums.add_absolute(index, (added * u[slots.ids].abs()).sum((-1, -2)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ class Slots:
     membership: Float[Tensor, "batch slots time"]  # 1 where a position holds the slot's id
 
     @classmethod
-    def of_layer(cls, layer: Layer) -> "Slots":
+    def from_layer(cls, layer: Layer) -> "Slots":
         ordered, order = layer.inputs.sort(dim=1)
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -208,9 +208,9 @@ def cross_check(tape: Tape, update: dict[str, Tensor]) -> None:
     small = Tape(tape.model, first)
     sums, _ = token_sums(small, update, share=1.0, seed=0)
     gradients = [gradient(loss[None], tape.model) for loss in small.losses]
-    largest = max(float(g.abs().max()) for of_token in gradients for g in of_token.values())
+    largest = max(float(g.abs().max()) for token_gradient in gradients for g in token_gradient.values())
     for name in sums:
-        plain = sum(of_token[name].abs() for of_token in gradients)
+        plain = sum(token_gradient[name].abs() for token_gradient in gradients)
         if not (sums[name].size - plain).abs().max() <= 1e-3 * largest:
             raise UserError(
                 f"fast gradients of single tokens by {name} of {type(tape.model).__name__} differ from a plain loop's; "
@@ -374,7 +374,7 @@ def check_row_grams(tape: Tape, gram: Float[Tensor, "rows rows"]) -> None:
     counts = torch.bincount(tape.rows, minlength=len(tape.batch.ids))
     pair = counts.nonzero()[:2, 0]
     plain = [gradient(tape.losses[tape.rows == row] / counts[row], tape.model) for row in pair]
-    plain = [{name: in_float64(g) for name, g in of_row.items()} for of_row in plain]
+    plain = [{name: in_float64(g) for name, g in row_gradient.items()} for row_gradient in plain]
     dots = torch.stack([torch.stack([sum((a[n] * b[n]).sum() for n in a) for b in plain]) for a in plain])
     pair = pair.to(gram.device)
     fast = gram[pair][:, pair]

@@ -69,7 +69,7 @@ class WordBatch(Movable):
     attention_mask: Int[Tensor, "batch time"]
     start: int  # token of the first word, where no word is split
     membership: Float[Tensor, "batch time words"] | None  # 1 where a token is a piece of a word; None: no word is split
-    between: Float[Tensor, "batch 1 words words"]  # 1 between two different words of a sentence, otherwise 0
+    word_pairs: Float[Tensor, "batch 1 words words"]  # 1 between two different words of a sentence, otherwise 0
     cells: Int[Tensor, " n"]  # the valid words, as row * W + word
     columns: Int[Tensor, " n"]  # the same words, numbered through all sentences in the original order
 
@@ -111,7 +111,7 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
         is_word = torch.arange(max(len(sentences[i]) for i in chosen)) < torch.tensor(
             [[len(sentences[i])] for i in chosen]
         )
-        between = (is_word[:, :, None] & is_word[:, None, :]).float().tril(-1)
+        pairs = (is_word[:, :, None] & is_word[:, None, :]).float().tril(-1)
         membership = word[:, :, None] == torch.arange(is_word.shape[1])
         batches.append(
             WordBatch(
@@ -119,7 +119,7 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
                 attention_mask=torch.ones_like(ids) if padded is None else (~padded).long(),
                 start=word_ids[chosen[0]].index(0),
                 membership=membership.float() if split[chosen[0]] else None,
-                between=(between + between.mT)[:, None],
+                word_pairs=(pairs + pairs.mT)[:, None],
                 cells=is_word.flatten().nonzero().squeeze(1),
                 columns=torch.cat([torch.arange(first[i], first[i + 1]) for i in chosen]),
             )
@@ -130,12 +130,12 @@ def encode_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> Wo
 def spelled_words(tokenizer, treebank: Treebank) -> float:
     """Share of words that their tokens spell: 1 unless the tokenizer has unknown tokens.
 
-    Checks that the attention of a word is read at its own tokens; says nothing about what the model learnt.
+    Checks that the attention of a word is read at its own tokens; it does not depend on the model.
     """
     words = [word.casefold() for sentence in treebank for word in sentence.words]
     spelled = 0
     for batch in encode_treebank(tokenizer, treebank).batches:
-        width = batch.between.shape[-1]
+        width = batch.word_pairs.shape[-1]
         for cell, column in zip(batch.cells.tolist(), batch.columns.tolist(), strict=True):
             row, word = divmod(cell, width)
             own = [batch.start + word] if batch.membership is None else batch.membership[row, :, word].nonzero()[:, 0]

@@ -207,7 +207,7 @@ def _same_length(ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 BATCH_ROWS = 64  # the masks depend on it
-MASKING_RATE = 0.15  # for every masked model, whatever rate it was trained at (Ankner et al. 2023)
+MASKING_RATE = 0.15  # for every masked model, independent of its training rate (Ankner et al. 2023)
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ class HeldOutLoss(Measurement):
     """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (count), `stderr`,
     `unused_rows`.
 
-    A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
-    run was trained at (Ankner et al. 2023); a causal one, every next token; a discriminator (rts), for every token,
+    A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % independent of
+    the run's own rate (Ankner et al. 2023); a causal one, every next token; a discriminator (rts), for every token,
     whether it was replaced, at that rate. Losses of different objectives are not comparable. `stderr` treats rows of
     text as independent (ratio estimator), and is null if only one row has tokens to predict. `unused_rows`: the model's
     output rows without a token of its tokenizer (count); the softmax includes them, so an untrained model's loss is the

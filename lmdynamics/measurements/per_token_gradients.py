@@ -244,8 +244,8 @@ class _Losses(nn.Module):
 def token_losses(model: nn.Module, batch: Predictions, states: list[Tensor] | None = None) -> Float[Tensor, " tokens"]:
     """Loss of every predicted token (nats, at least float32), differentiable; `states` as for `logits_at`."""
     logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected, states=states)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), batch.gold, reduction="none")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(dtype), batch.gold, reduction="none")
 
 
 def _layer_kind(module: nn.Module) -> str | None:

@@ -61,7 +61,7 @@ def word_attention(
     May overwrite `attention`.
     """
     if batch.membership is None:
-        inner = slice(batch.start, batch.start + batch.between.shape[-1])
+        inner = slice(batch.start, batch.start + batch.word_pairs.shape[-1])
         words = attention[:, :, inner, inner]
     else:
         member = batch.membership[:, None].to(attention.dtype)
@@ -69,7 +69,7 @@ def word_attention(
         # one product for all heads on the key side: their rows are concatenated
         rows = torch.bmm(attention.flatten(1, 2), member[:, 0]).unflatten(1, attention.shape[1:3])
         words = (member.mT @ rows).div_(pieces)
-    return words.mul_(batch.between)
+    return words.mul_(batch.word_pairs)
 
 
 def attentions(model: nn.Module, batch: WordBatch) -> list[Tensor]:
@@ -100,7 +100,7 @@ def parents(model: nn.Module, encoded: WordBatches, heads: Int[np.ndarray, " wor
             shape = (len(layers), 2, layers[0].shape[1], encoded.words)
             parent = torch.empty(shape, dtype=torch.int16, device=device)
             weight = torch.empty(shape, dtype=torch.float32, device=device)
-        width = batch.between.shape[-1]
+        width = batch.word_pairs.shape[-1]
         row, word, head = batch.cells // width, batch.cells % width, gold[batch.columns]
         gold_index = head.clamp(min=0)
         for layer, attention in enumerate(layers):
@@ -237,12 +237,12 @@ class UAS(Measurement):
         `correct`: mask of the arcs that each candidate finds. `direction`: its direction, as `DIRECTIONS`.
         """
         scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if halves else np.ones(len(arcs), bool)
-        choosing, every = ~scoring if halves else scoring, np.arange(len(arcs))
+        choosing, all_arcs = ~scoring if halves else scoring, np.arange(len(arcs))
         best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
         scoring &= best >= 0
-        masks = correct[best, every], within_reach(arcs, causal)[direction[best], every]
+        masks = correct[best, all_arcs], within_reach(arcs, causal)[direction[best], all_arcs]
         counts, hits, reachable = (
-            np.bincount(arcs.sentence[scoring & which], minlength=len(self.treebank)) for which in (True, *masks)
+            np.bincount(arcs.sentence[scoring & mask], minlength=len(self.treebank)) for mask in (True, *masks)
         )
         sentences, half = np.flatnonzero(counts), "score" if halves else "all"
         counted = {"arcs": counts[sentences], "correct": hits[sentences], "reachable": reachable[sentences]}

@@ -42,7 +42,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
         grammar = Grammar(options["size"])
         train, heads = _sentences(grammar, options["sentences"], recipe.seed)
         with_trees = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
-        trees = Trees.of_words(train, heads) if with_trees else None
+        trees = Trees.from_words(train, heads) if with_trees else None
         held_out = grammar.blocks(options["held_out"], HELD_OUT_SEED)
         if options["block_size"]:
             train, held_out = train.packed(options["block_size"]), held_out.packed(options["block_size"])

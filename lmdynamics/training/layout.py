@@ -19,7 +19,7 @@ LOCK = "run.lock"  # held by the process that trains in the folder
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
 TRAINING_STATE = "training_state.safetensors"
-PARTS = ("run.json", "log.parquet", "live.csv", "tokenizer", "held_out")  # of a run's folder, beside checkpoints
+PARTS = ("run.json", "log.parquet", "live.csv", "tokenizer", "held_out")  # of a run's folder, besides checkpoints
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -118,4 +118,4 @@ def check_hashes(folder: Path) -> int:
 
 def _advice(folder: Path) -> str:
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
-    return f"Delete {run} and train it again, or copy that folder anew."
+    return f"Delete {run} and train it again, or copy that folder again."

@@ -152,7 +152,7 @@ class Trees:
     head: TokenRows
 
     @classmethod
-    def of_words(cls, rows: TokenRows, heads: TokenRows) -> "Trees":
+    def from_words(cls, rows: TokenRows, heads: TokenRows) -> "Trees":
         """Trees of rows in which every word is one token, between [CLS] and [SEP]."""
         word = np.arange(len(rows.ids)) - np.repeat(rows.offsets[:-1], rows.lengths) - 1
         word[rows.offsets[1:] - 1] = -1
@@ -218,18 +218,18 @@ def arc_attention(
         flat = ((links.row * heads)[:, None] + torch.arange(heads, device=attention.device)) * time**2
         flat = flat + (links.query * time + links.key)[:, None]
         columns.append(attention.reshape(-1).index_select(0, flat.reshape(-1)).view(-1, heads))
-    along = torch.cat(columns, 1).float() * links.weight[:, None]
+    weights = torch.cat(columns, 1).float() * links.weight[:, None]
     if len(links.arc) == links.arcs:
-        return along  # no word is split: link i is arc i, except for the order
-    return along.new_zeros(links.arcs, along.shape[1]).index_add(0, links.arc, along)
+        return weights  # no word is split: link i is arc i, except for the order
+    return weights.new_zeros(links.arcs, weights.shape[1]).index_add(0, links.arc, weights)
 
 
 def penalty_sum(
     attentions: Sequence[Float[Tensor, "batch heads time time"]], links: Links, form: str
 ) -> Float[Tensor, ""]:
     """Sum over arcs of γ: the largest attention of all heads and layers (`max`), or their sum (`uniform`)."""
-    along = arc_attention(attentions, links)
-    return (along.amax(1) if form == "max" and along.numel() else along).sum()
+    weights = arc_attention(attentions, links)
+    return (weights.amax(1) if form == "max" and weights.numel() else weights).sum()
 
 
 def set_attention(model: nn.Module, implementation: str) -> None:

@@ -41,11 +41,11 @@ def test_the_table_is_what_was_measured():
 def test_tokens_belong_to_the_words_they_spell(family):
     tokenizer = published(family).tokenizer
     sentences = [sentence.words for sentence in treebank(40)]
-    ids, of_words = tokenize_words(tokenizer, sentences, "some")
-    for words, result, of_word in zip(sentences, ids, of_words, strict=True):
+    ids, word_ids = tokenize_words(tokenizer, sentences, "some")
+    for words, result, words_of_tokens in zip(sentences, ids, word_ids, strict=True):
         expected, spelt = as_text(tokenizer, words)
         assert result == expected
-        assert of_word == [-1 if word is None else word for word in spelt]
+        assert words_of_tokens == [-1 if word is None else word for word in spelt]
     assert max(map(len, ids)) > max(map(len, sentences))  # words are split
 
 
@@ -78,7 +78,7 @@ def test_half_precision_is_measured_in_full(family):
 def test_a_token_of_two_words_is_refused():
     tokenizer = gpt2()
     tokenizer.add_tokens(["the dog"])
-    with pytest.raises(UserError, match="one: the tokenizer makes one token of 'the dog' in 'can the dog', which are"):
+    with pytest.raises(UserError, match="one: the tokenizer makes one token of 'the dog' in 'can the dog', which is"):
         encode_words(tokenizer, [("can", "the", "dog")], "one")
 
 

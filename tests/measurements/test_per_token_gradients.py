@@ -110,7 +110,7 @@ def test_a_norm_of_another_form_is_refused_by_name():
     model = hf.AutoModelForCausalLM.from_config(
         hf.GemmaConfig(**SIZE, num_key_value_heads=4, head_dim=6), attn_implementation="eager"
     ).eval()
-    refuses("GemmaRMSNorm.* is no norm times a weight", tiny_tape, model, "llama")
+    refuses("GemmaRMSNorm.* is not a norm times a weight", tiny_tape, model, "llama")
 
 
 def test_layers_used_twice_are_refused_by_name():
@@ -180,7 +180,7 @@ def test_groups_for_too_few_ids_are_refused():
 
 
 def test_one_row_is_refused():
-    refuses("make no pair", lambda: Opposition(blocks(1))(StandIn("llama")))
+    refuses("are not enough for a pair", lambda: Opposition(blocks(1))(StandIn("llama")))
 
 
 def test_products_that_a_loop_does_not_confirm_are_refused(monkeypatch):

@@ -163,7 +163,7 @@ def test_penalty_and_gradient_equal_a_naive_loop(tokenizer, kind, form, way):
 def test_the_grammars_rows_and_its_treebank_have_the_same_links():
     grammar = Grammar()
     rows, heads = grammar.blocks_with_heads(50, 3)
-    direct = Trees.of_words(rows, heads)
+    direct = Trees.from_words(rows, heads)
     by_words = encode_trees(grammar.treebank(50, 3), grammar.tokenizer(), 64)
     assert all((a == b).all() for a, b in zip(direct.rows, by_words.rows, strict=True))
     for name in ("row", "query", "key", "arc", "weight"):
