@@ -307,7 +307,7 @@ def test_a_discriminator_learns_and_is_measured():
     assert last["tokens"].item() == int(ordinary.sum())
     assert math.isfinite(last["stderr"].item())
     assert last["loss"].item() < min(loss["loss"].item(), math.log(2))
-    refuses("gives no probability of a sentence", lambda: PairAccuracy(run.pairs("grammar", 5))(checkpoint))
+    refuses("has no probability of a sentence", lambda: PairAccuracy(run.pairs("grammar", 5))(checkpoint))
     scores = UAS(run.treebank("grammar", 60), min_count=20)(checkpoint)
     assert scores["arcs"].sum() > 100
     assert (scores["correct"] <= scores["arcs"]).all()
