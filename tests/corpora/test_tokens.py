@@ -101,9 +101,9 @@ def loop(treebank, tokenizer, block_size):
     """Rows of ids, and the annotated tokens, piece by piece."""
     rows, tokens, stream = [], [], []
     for number, sentence in enumerate(treebank):
-        for number, (form, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
+        for index, (form, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
             pieces = tokenizer([form], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-            stream += [(piece, (number, number, relation, form)) for piece in pieces]
+            stream += [(piece, (number, index, relation, form)) for piece in pieces]
         if not block_size:
             rows.append(stream)
             stream = []
