@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.tokens import train_tokenizer
+from lmdynamics.corpora.treebanks import open_treebank
 from lmdynamics.measurements.inputs import encode_treebank, gold_heads
 from lmdynamics.measurements.syntax import attentions, parents
 
@@ -107,7 +107,7 @@ def main() -> None:
     def published():
         for batch in encoded.batches:
             layers = torch.stack(stored[id(batch)]).numpy()
-            starts = batch.columns[(batch.cells % batch.between.shape[-1]) == 0]
+            starts = batch.columns[(batch.cells % batch.word_pairs.shape[-1]) == 0]
             for row, i in enumerate(np.searchsorted(first, starts.numpy(), side="right") - 1):
                 n, at = encoded.tokens[i], slice(first[i], first[i + 1])
                 published_scores(layers[:, row, :, :n, :n], words.word_ids(int(i)), gold[at], relation[at], right)

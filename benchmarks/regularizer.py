@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from lmdynamics.training.batches import Batch, Batches, open_corpus
 from lmdynamics.training.loop import SummedLoss, build_model, build_optimizer
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.objective import attend, logits_at
+from lmdynamics.training.objective import logits_at, set_attention
 from lmdynamics.training.recipes import load_recipe
 
 
@@ -48,7 +48,7 @@ def main() -> None:
 
         def seconds(loss, attention: str, model=model, optimizer=optimizer, batches=batches) -> float:
             """The batches, links and all, are made within the time, as they are in training."""
-            attend(model, attention)
+            set_attention(model, attention)
             source = batches if loss is penalised else replace(batches, trees=None)
             began = time.perf_counter()
             for step in range(options.steps):

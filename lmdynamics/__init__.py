@@ -25,8 +25,8 @@ _PUBLIC = {
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",
     "start_records": "lmdynamics.records",
-    "open_treebank": "lmdynamics.corpora.gold",
-    "open_pairs": "lmdynamics.corpora.gold",
+    "open_treebank": "lmdynamics.corpora.treebanks",
+    "open_pairs": "lmdynamics.corpora.minimal_pairs",
     "Grammar": "lmdynamics.corpora.grammar",
     "UserError": "lmdynamics.errors",
 }

@@ -33,10 +33,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture
 def real_data() -> Path:
     """The folder of real corpora."""
-    where = os.environ.get("LMDYNAMICS_DATA")
-    if not where:
+    folder = os.environ.get("LMDYNAMICS_DATA")
+    if not folder:
         pytest.skip("needs real data: set LMDYNAMICS_DATA to its folder")
-    return Path(where)
+    return Path(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -49,22 +49,22 @@ def home(tmp_path_factory, monkeypatch, request) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_series(tmp_path_factory, worker_id) -> tuple[subprocess.CompletedProcess, Path, Path]:
-    """The whole series at profile smoke in one batch, all of it made anew: its result, folder, and its data folder.
+    """The whole series at profile smoke in one batch, all computed: its result, its folder and its data folder.
 
     Made once for all of a test run's processes. Without real corpora, because pages show more where there are some.
     """
     root = tmp_path_factory.getbasetemp()
     root = root if worker_id == "master" else root.parent
-    out, told = root / "series" / "out", root / "series" / "told.json"
+    out, result_file = root / "series" / "out", root / "series" / "result.json"
     command = [sys.executable, "-m", "lmdynamics.cli", "batch", *map(str, NOTEBOOKS), "--profile", "smoke", "--fresh"]
     environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
     environment["LMDYNAMICS_HOME"] = str(root / "series" / "home")
     with FileLock(root / "series.lock"):
-        if not told.exists():
-            done = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, text=True)
-            told.write_text(json.dumps([done.args, done.returncode, done.stdout, done.stderr]))
+        if not result_file.exists():
+            result = subprocess.run([*command, "--out", str(out)], env=environment, capture_output=True, text=True)
+            result_file.write_text(json.dumps([result.args, result.returncode, result.stdout, result.stderr]))
     (home,) = out.glob("home-*")
-    return subprocess.CompletedProcess(*json.loads(told.read_text())), out, home
+    return subprocess.CompletedProcess(*json.loads(result_file.read_text())), out, home
 
 
 TINY = {
@@ -111,10 +111,10 @@ def call(monkeypatch, capsys):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lmdynamics", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
         out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
+        return int(exit_info.value.code or 0), out, err
 
     return run
 
@@ -131,8 +131,8 @@ def hub(tmp_path_factory, monkeypatch) -> Iterator[Hub]:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     with Hub() as hub:
-        places = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-        for name, value in {**places, "no_proxy": "127.0.0.1"}.items():
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        for name, value in {**variables, "no_proxy": "127.0.0.1"}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(
@@ -170,7 +170,7 @@ def refuses(match: str, call: Callable, /, *arguments, **options) -> str:
     """The call raises a UserError of one line in which `match`, a regular expression, is found; gives its message."""
     from lmdynamics.errors import UserError
 
-    with pytest.raises(UserError, match=match) as caught:
+    with pytest.raises(UserError, match=match) as error:
         call(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)

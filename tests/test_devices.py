@@ -21,7 +21,7 @@ from lmdynamics.devices import default_device, device_kind, devices_here, matmul
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.jobs import CORES, GPUS
-from lmdynamics.measurements.per_token_gradients import elements
+from lmdynamics.measurements.per_token_gradients import max_elements
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.runs.background import training_of
 from lmdynamics.runs.run import Run
@@ -113,7 +113,7 @@ def test_the_default_is_the_accelerator_unless_accelerate_is_told_otherwise(gpu,
 
 @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps", "xpu"])
 def test_work_is_cut_up_for_every_device(device):
-    assert elements(torch.device(device)) == (2**21 if device == "cpu" else 2**27)
+    assert max_elements(torch.device(device)) == (2**21 if device == "cpu" else 2**27)
 
 
 def test_a_precision_below_float32_has_a_name():

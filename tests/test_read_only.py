@@ -6,7 +6,7 @@ import pytest
 
 import lmdynamics as lmd
 from lmdynamics import paths
-from lmdynamics.corpora.text import COMPLETE, stored
+from lmdynamics.corpora.text import COMPLETE, load_or_build
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
@@ -55,7 +55,7 @@ def test_a_corpus_is_built_for_this_process(home, read_only, capsys):
 
     read_only()
     place = home / "cache" / "corpora" / "some"
-    assert [row.tolist() for row in stored(place, TokenRows.load, build)] == [[1, 2], [3]]
+    assert [row.tolist() for row in load_or_build(place, TokenRows.load, build)] == [[1, 2], [3]]
     assert not place.exists()
     assert capsys.readouterr().err == LINE.format(place.parent)
 

@@ -1,8 +1,8 @@
-"""A synthetic language with gold dependency trees, made so that syntax has something to do.
+"""A synthetic language with gold dependency trees, in which predicting a word often needs syntax.
 
-Nouns and verbs inflect for number and agree; latent semantic classes give words preferences for each other along
-dependency arcs; recursion and attractors set subject and verb apart; auxiliaries take agreement away. Every word
-has a gold head and a Universal Dependencies relation.
+Nouns and verbs inflect for number and agree. Words prefer others of certain latent semantic classes along dependency
+arcs. Recursion and attractors separate subject and verb; auxiliaries remove agreement. Every word has a gold head and
+a Universal Dependencies relation.
 """
 
 from array import array
@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.jobs import cores_here, map_in_processes
 
@@ -29,21 +30,21 @@ CLS, SEP = 2, 3
 
 # nouns, verbs, adjectives, adverbs, prepositions, semantic classes
 _SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
-_LONGEST = 30  # words
-VERSION = 1  # raise when other sentences would be drawn: large corpora are kept on disk
-PART = 2**18  # sentences drawn from one stream of random numbers: several processes draw several parts at a time
+_MAX_WORDS = 30  # words
+VERSION = 1  # raise when the sentences drawn would change: large corpora are stored on disk
+PART = 2**18  # sentences per stream of random numbers: several processes draw parts at the same time
 # each: any number, singular only, plural only
 _DETERMINERS = (("the", "no"), ("a", "this", "every"), ("these", "many", "some"))
 _AUXILIARIES = ("can", "will", "must", "may", "should", "could")
 
 
-class _Words:
+class _PartOfSpeech:
     """One part of speech: lemmas of each semantic class, drawn by a Zipf law over their ranks."""
 
     def __init__(self, lemmas: list[int], classes: list[int], n_classes: int, preference: float):
         self.preference = preference
-        self.anywhere = self._zipf(lemmas)
-        self.of_class = [
+        self.any_class = self._zipf(lemmas)
+        self.by_class = [
             self._zipf([x for x, c in zip(lemmas, classes, strict=True) if c == k]) for k in range(n_classes)
         ]
 
@@ -52,9 +53,9 @@ class _Words:
         cumulative = list(accumulate(1 / rank for rank in range(1, len(lemmas) + 1)))
         return lemmas, cumulative, cumulative[-1]
 
-    def draw(self, wanted: int, random) -> int:
-        """A lemma, of the wanted class with probability `preference`, of any class otherwise."""
-        lemmas, cumulative, total = self.of_class[wanted] if random() < self.preference else self.anywhere
+    def draw(self, semantic_class: int, random) -> int:
+        """A lemma of `semantic_class` with probability `preference`, of any class otherwise."""
+        lemmas, cumulative, total = self.by_class[semantic_class] if random() < self.preference else self.any_class
         return lemmas[bisect(cumulative, random() * total)]
 
 
@@ -62,7 +63,7 @@ class _Words:
 class Grammar:
     """The built-in language. `small`: about 580 word forms, 8 classes; `large`: a long tail, 40 classes.
 
-    The lexicon depends on `size` alone; what is drawn from it depends on the seeds given to the methods.
+    The lexicon depends on `size` only; the sentences depend on the seeds passed to the methods.
     """
 
     size: Literal["small", "large"] = "small"
@@ -78,15 +79,15 @@ class Grammar:
 
     @property
     def forms(self) -> list[str]:
-        """Every word form; a form's token id is its place here."""
+        """Every word form; a form's token id is its index."""
         return self._lexicon.forms
 
     def trees(self, n: int, seed: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """`n` sentences as (form ids, heads, relation ids), words in order; the root's head is -1."""
         for part in _parts(n):
-            yield from self._drawn(seed, *part)
+            yield from self._draw(seed, *part)
 
-    def _drawn(self, seed: int, part: int, n: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    def _draw(self, seed: int, part: int, n: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         random = Random(f"{self.size} trees {seed}" + f" {part}" * (part > 0)).random
         for _ in range(n):
             yield self._lexicon.sentence(random)
@@ -105,19 +106,18 @@ class Grammar:
         return self.blocks_with_heads(n, seed)[0]
 
     def blocks_with_heads(self, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
-        """The same rows, and beside each token the number of its head word in its sentence; -1 where it has none."""
+        """The same rows, and for each token the index of its head word in its sentence; -1 where it has none."""
         parts = _parts(n)
-        made = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
-        ids, gold, lengths = (np.concatenate(each) for each in zip(*made, strict=True))
+        drawn = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
+        ids, gold, lengths = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return TokenRows(ids, ends), TokenRows(gold, ends)
 
     def pairs(self, n: int, seed: int) -> MinimalPairs:
         """`n` agreement pairs per paradigm: the verb agrees with its subject in `good`, not in `bad`.
 
-        `no_attractor`: subject and verb are neighbours. `pp_attractor`, `rc_attractor`: a prepositional phrase or
-        an object relative clause stands between, and its noun has the other number. Determiners never give the
-        number away.
+        `no_attractor`: subject and verb are adjacent. `pp_attractor`, `rc_attractor`: a prepositional phrase or an
+        object relative clause separates them, and its noun has the other number. Determiners never reveal the number.
         """
         random = Random(f"{self.size} pairs {seed}").random
         rows = []
@@ -141,7 +141,7 @@ class Grammar:
         inner.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
         )
-        return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=_LONGEST + 2, **SPECIAL)
+        return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=_MAX_WORDS + 2, **SPECIAL)
 
 
 def _parts(n: int) -> list[tuple[int, int]]:
@@ -150,17 +150,17 @@ def _parts(n: int) -> list[tuple[int, int]]:
 
 
 def _rows(grammar: Grammar, seed: int, part: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a part: token ids and heads, sentences end to end, and the length of each."""
+    """Token ids and heads of a part, concatenated, and the length of each sentence."""
     ids, gold, lengths = array("i"), array("i"), array("i")
-    for words, heads, _ in grammar._drawn(seed, *part):
+    for words, heads, _ in grammar._draw(seed, *part):
         ids.extend((CLS, *words, SEP))
         gold.extend((-1, *heads, -1))
         lengths.append(len(words) + 2)
-    return tuple(np.array(each, np.int32) for each in (ids, gold, lengths))
+    return tuple(np.array(values, np.int32) for values in (ids, gold, lengths))
 
 
 class _Lexicon:
-    """Word forms, their preferences, and the productions that put them in order."""
+    """Word forms, their preferences, and the productions of sentences."""
 
     def __init__(
         self, nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int, preference
@@ -168,7 +168,7 @@ class _Lexicon:
         random = Random(f"lexicon {nouns} {verbs}")
         stems = _stems(random)
         self.forms = [*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in _DETERMINERS for d in kind)]
-        taken = set(self.forms)
+        used = set(self.forms)
         self.stop, self.that = self.forms.index("."), self.forms.index("that")
         self.auxiliaries = [self.forms.index(word) for word in _AUXILIARIES]
         self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in _DETERMINERS)
@@ -179,20 +179,20 @@ class _Lexicon:
             while len(lemmas) < n:
                 stem = next(stems)
                 forms = [stem + ending for ending in endings]
-                if taken.isdisjoint(forms):  # no two words look alike
+                if used.isdisjoint(forms):  # no two words look alike
                     lemmas.append(len(self.forms))  # a lemma is the id of its first form; the others follow it
                     self.forms += forms
-                    taken.update(forms)
+                    used.update(forms)
             classes = [i % spread for i in range(n)]
             random.shuffle(classes)
-            return dict(zip(lemmas, classes, strict=True)), _Words(lemmas, classes, spread, preference)
+            return dict(zip(lemmas, classes, strict=True)), _PartOfSpeech(lemmas, classes, spread, preference)
 
         self.noun_class, self.nouns = part(nouns, ("", "s"), n_classes)
         self.verb_class, self.verbs = part(verbs, ("es", "en"), n_classes)  # grouped by the subject they prefer
         _, self.adjectives = part(adjectives, ("y",), n_classes)
         _, self.adverbs = part(adverbs, ("ly",), n_classes)
         preps, _ = part(prepositions, ("a",), 1)
-        self.prepositions = _Words._zipf(list(preps))
+        self.prepositions = _PartOfSpeech._zipf(list(preps))
         self.object_class = {verb: random.randrange(n_classes) for verb in self.verb_class}
         self.complement_class = {prep: random.randrange(n_classes) for prep in preps}
         self.transitive = {verb: random.random() < 0.65 for verb in self.verb_class}
@@ -212,31 +212,31 @@ class _Lexicon:
             words.append(self.stop)
             heads.append(verb)
             relations.append(_PUNCT)
-            if 4 <= len(words) <= _LONGEST:
+            if 4 <= len(words) <= _MAX_WORDS:
                 return words, heads, relations
 
     def _noun_phrase(self, noun, plural, words, heads, relations, random, depth) -> int:
-        """Determiner, adjectives, noun, and what modifies it; returns the noun's place."""
-        kind = self.noun_class[noun]
+        """Determiner, adjectives, noun and its modifiers; returns the noun's index."""
+        semantic_class = self.noun_class[noun]
         start = len(words)
         choices = self.determiners[plural]
         words.append(choices[int(random() * len(choices))])
         relations.append(_DET)
         while random() < 0.35:
-            words.append(self.adjectives.draw(kind, random))
+            words.append(self.adjectives.draw(semantic_class, random))
             relations.append(_AMOD)
-        here = len(words)
-        heads += [here] * (here - start)
+        noun_index = len(words)
+        heads += [noun_index] * (noun_index - start)
         words.append(noun + plural)
         heads.append(-1)
         relations.append(_NMOD)
         if depth < 3:
             choice = random() * (1 + 0.6 * depth)  # the deeper, the rarer
             if choice < 0.25:
-                self._prepositional_phrase(here, words, heads, relations, random, depth + 1)
+                self._prepositional_phrase(noun_index, words, heads, relations, random, depth + 1)
             elif choice < 0.42:
-                self._relative_clause(here, noun, plural, words, heads, relations, random, depth + 1)
-        return here
+                self._relative_clause(noun_index, noun, plural, words, heads, relations, random, depth + 1)
+        return noun_index
 
     def _prepositional_phrase(self, head, words, heads, relations, random, depth) -> None:
         lemmas, cumulative, total = self.prepositions
@@ -255,9 +255,9 @@ class _Lexicon:
         words.append(self.that)
         heads.append(-1)
         relations.append(_MARK)
-        if random() < 0.5:  # subject relative: the noun does what the clause says
+        if random() < 0.5:  # subject relative clause
             verb = self._verb_phrase(noun, plural, None, words, heads, relations, random, depth)
-        else:  # object relative: it is done to the noun
+        else:  # object relative clause
             other = self.nouns.draw(int(random() * self.n_classes), random)
             other_plural = random() < 0.5
             subject = self._noun_phrase(other, other_plural, words, heads, relations, random, depth)
@@ -266,7 +266,7 @@ class _Lexicon:
         heads[verb], relations[verb] = head, _ACL
 
     def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, gap=None) -> int:
-        """Auxiliary, adverb, verb, object; returns the verb's place. `gap`: the object stands elsewhere."""
+        """Auxiliary, adverb, verb, object; returns the verb's index. `gap`: the object, if it precedes the verb."""
         verb = self.verbs.draw(self.noun_class[noun], random)
         if gap is not None:
             verb = self._verb_with_object(verb, noun, gap, random)
@@ -278,30 +278,30 @@ class _Lexicon:
         if random() < 0.2:
             words.append(self.adverbs.draw(self.verb_class[verb], random))
             relations.append(_ADVMOD)
-        here = len(words)
-        heads += [here] * (here - start)
-        words.append(verb + (1 if auxiliary else plural))  # after an auxiliary: the plural form, whatever the subject
+        verb_index = len(words)
+        heads += [verb_index] * (verb_index - start)
+        words.append(verb + (1 if auxiliary else plural))  # after an auxiliary: always the plural form
         heads.append(-1)
         relations.append(_ROOT)
         if subject is not None:
-            heads[subject], relations[subject] = here, _NSUBJ
+            heads[subject], relations[subject] = verb_index, _NSUBJ
         if gap is None and self.transitive[verb]:
             noun = self.nouns.draw(self.object_class[verb], random)
             inner = self._noun_phrase(noun, random() < 0.5, words, heads, relations, random, depth + 1)
-            heads[inner], relations[inner] = here, _OBJ
-        return here
+            heads[inner], relations[inner] = verb_index, _OBJ
+        return verb_index
 
     def _verb_with_object(self, verb, subject_noun, object_noun, random) -> int:
-        """A verb that takes this object, as often as preferences are kept elsewhere."""
-        wanted = self.noun_class[object_noun]
+        """A verb that prefers this object with the same probability as other verbs prefer theirs."""
+        preferred = self.noun_class[object_noun]
         for _ in range(8):
-            if self.transitive[verb] and (self.object_class[verb] == wanted or random() > self.nouns.preference):
+            if self.transitive[verb] and (self.object_class[verb] == preferred or random() > self.nouns.preference):
                 break
             verb = self.verbs.draw(self.noun_class[subject_noun], random)
         return verb
 
     def agreement(self, paradigm: str, random) -> tuple[list[int], int, int]:
-        """A sentence, the place of its main verb, and the verb form that does not agree."""
+        """A sentence, the index of its main verb, and the verb form that does not agree."""
         plural = int(random() * 2)
         noun = self.nouns.draw(int(random() * self.n_classes), random)
 
@@ -319,15 +319,15 @@ class _Lexicon:
             inner = self._verb_with_object(self.verbs.draw(self.noun_class[other], random), other, noun, random)
             words += [self.that, *phrase(other, 1 - plural), inner + 1 - plural]
         verb = self.verbs.draw(self.noun_class[noun], random)
-        here = len(words)
+        verb_index = len(words)
         words.append(verb + plural)
         if self.transitive[verb]:
             words += phrase(self.nouns.draw(self.object_class[verb], random), int(random() * 2))
-        return [*words, self.stop], here, verb + 1 - plural
+        return [*words, self.stop], verb_index, verb + 1 - plural
 
 
 def _stems(random: Random) -> Iterator[str]:
-    """Different pronounceable stems, the short ones first."""
+    """Distinct pronounceable stems, the short ones first."""
     consonants, vowels = "bdfgklmnprstvz", "aeiou"
     onsets = [*consonants, "bl", "br", "dr", "fl", "gr", "kl", "pr", "sk", "sp", "st", "tr"]
     short = [a + v + b for a in onsets for v in vowels for b in consonants]

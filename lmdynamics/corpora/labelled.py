@@ -1,8 +1,8 @@
 """Sentences with a label each, to fine-tune on: sentiment, subjectivity, acceptability, GLUE, tables of one's own.
 
-Polarity and subjectivity: Pang and Lee 2005, 2004. Acceptability is read off minimal pairs, as in CoLA good is 1.
-GLUE (Wang et al. 2019) comes from the hub or a folder laid out like it. The labels of its own test sets are secret, so
-papers report on the validation sets: here those are `test`, and a dev split to choose on comes from the training set.
+Polarity and subjectivity: Pang and Lee 2005, 2004. Acceptability is derived from minimal pairs; as in CoLA, good is 1.
+GLUE (Wang et al. 2019) comes from the hub or a folder with the same layout. The labels of its test sets are not
+public, so papers report on the validation sets: here those are `test`, and a dev split comes from the training set.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.paths import cache_dir, writable
 
@@ -42,10 +42,9 @@ class Splits(NamedTuple):
 class LabelledSentences:
     """One row per example: `text`, `label`, `group`, and for some tasks `second` (text) and `split`.
 
-    `label` is 0, 1, ... (Int64), or a grade (Float64). Rows with the same `group` belong together: they never part
-    into different splits. `second` is the other sentence of a task on two. `split` is `train` or `test` where the
-    source says which rows are which. `split_into_words` is that of `MinimalPairs`. `metrics` are the task's usual
-    ones, the one to report first.
+    `label` is 0, 1, ... (Int64), or a grade (Float64). Rows with the same `group` are always in the same split.
+    `second` is the second sentence of a task on sentence pairs. `split` is `train` or `test` where the source has
+    these splits. `split_into_words` is that of `MinimalPairs`. `metrics` are the task's usual ones, the main one first.
 
     Raises UserError if a column is missing or has a null, a text is empty, or the labels are not 0, 1, ... or finite
     grades.
@@ -79,7 +78,7 @@ class LabelledSentences:
 
     @property
     def classes(self) -> int | None:
-        """How many labels there are; None if they are grades."""
+        """Number of labels; None if they are grades."""
         return None if self.frame["label"].dtype.is_float() else self.frame["label"].n_unique()
 
     @cached_property
@@ -98,67 +97,67 @@ class LabelledSentences:
         return f"LabelledSentences({self.name!r}, {len(self):,} examples, {kind})"
 
     def splits(self, seed: int = 0, dev: float = 0.15, test: float = 0.15) -> Splits:
-        """Train, dev and test, drawn by `seed`: whole groups, each label in the same share everywhere.
+        """Train, dev and test, drawn by `seed`: whole groups, stratified by label.
 
-        Where the source has a test split of its own that is taken, and dev is drawn from the rest.
+        If the source has a test split, it is used, and dev is drawn from the other rows.
 
         Raises UserError if a share is not between 0 and 1, or there are too few groups for every label to be in every
         split.
         """
         if not (0 < dev < 1 and 0 < test < 1 and dev + test < 1):
-            raise UserError(f"dev {dev:g} and test {test:g} must be shares above 0 that leave some rows to train on")
-        own = "split" in self.frame.columns
+            raise UserError(f"dev {dev:g} and test {test:g} must be shares above 0 with a sum below 1")
+        has_test = "split" in self.frame.columns
         frame = self.frame.with_row_index("_row")
-        drawn = frame.filter(split="train") if own else frame
-        shares = [(1.0, "train"), (dev, "dev")] if own else [(1.0, "train"), (dev + test, "test"), (dev, "dev")]
-        place = pl.lit("train")
+        rows = frame.filter(split="train") if has_test else frame
+        shares = [(1.0, "train"), (dev, "dev")] if has_test else [(1.0, "train"), (dev + test, "test"), (dev, "dev")]
+        split = pl.lit("train")
         for share, name in shares[1:]:
-            place = pl.when(pl.col("_at") < share).then(pl.lit(name)).otherwise(place)
-        groups = _shuffled_within_strata(drawn, seed).with_columns(place.alias("_split"))
-        drawn = drawn.join(groups.select("group", "_split"), on="group", how="left", maintain_order="left")
-        if own:
-            drawn = pl.concat([drawn, frame.filter(split="test").with_columns(pl.lit("test").alias("_split"))])
+            split = pl.when(pl.col("_at") < share).then(pl.lit(name)).otherwise(split)
+        groups = _shuffled_within_strata(rows, seed).with_columns(split.alias("_split"))
+        rows = rows.join(groups.select("group", "_split"), on="group", how="left", maintain_order="left")
+        if has_test:
+            rows = pl.concat([rows, frame.filter(split="test").with_columns(pl.lit("test").alias("_split"))])
         parts = []
         for name in Splits._fields:
-            rows = drawn.filter(_split=name).sort("_row").drop("_row", "_split")
-            if rows.is_empty() or (self.classes or 0) > rows["label"].n_unique():
+            part = rows.filter(_split=name).sort("_row").drop("_row", "_split")
+            if part.is_empty() or (self.classes or 0) > part["label"].n_unique():
                 raise UserError(
                     f"{self.name}: {groups.height:,} groups of sentences are too few to have every label in {name}; "
                     "give more sentences, or larger shares"
                 )
-            parts.append(replace(self, name=f"{self.name} {name}", frame=rows))
+            parts.append(replace(self, name=f"{self.name} {name}", frame=part))
         return Splits(*parts)
 
 
 def _shuffled_within_strata(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """One row per group: `_at`, its place from 0 to 1 in a random order of the groups with the same labels."""
+    """One row per group: `_at`, its rank from 0 to 1 in a random order of the groups with the same labels."""
     label = pl.col("label") if frame["label"].dtype.is_integer() else pl.lit(0)
     groups = frame.group_by("group", maintain_order=True).agg(label.unique().sort().alias("_labels"))
     draw = pl.Series("_draw", np.random.default_rng(seed).random(len(groups)))
-    place = (pl.col("_draw").rank("ordinal") - 0.5) / pl.len()
-    return groups.with_columns(draw).with_columns(place.over("_labels").alias("_at"))
+    rank = (pl.col("_draw").rank("ordinal") - 0.5) / pl.len()
+    return groups.with_columns(draw).with_columns(rank.over("_labels").alias("_at"))
 
 
-def labelled(
+def label_sentences(
     name: str, texts: Sequence[str], labels: Sequence[int] | Sequence[float], split_into_words: bool = False
 ) -> LabelledSentences:
-    """Sentences and their labels, side by side; a sentence that is there twice is one group."""
+    """Sentences and their labels; equal sentences are one group."""
     if len(texts) != len(labels):
         raise UserError(f"{name}: {len(texts)} sentences and {len(labels)} labels; give one label for each")
     frame = pl.DataFrame({"text": texts, "label": labels}, schema_overrides={"text": pl.String})
-    return LabelledSentences(name, frame.with_columns(same_text("text").alias("group")), split_into_words)
+    return LabelledSentences(name, frame.with_columns(text_ids("text").alias("group")), split_into_words)
 
 
-def same_text(column: str) -> pl.Expr:
-    """A number for each different text."""
+def text_ids(column: str) -> pl.Expr:
+    """A number for each distinct text."""
     return (pl.col(column).rank("dense") - 1).cast(pl.Int64)
 
 
 def acceptability(pairs: MinimalPairs) -> LabelledSentences:
     """The sentences of minimal pairs one by one: label 1 if good, 0 if bad.
 
-    Both sentences of a pair are one group, and so are pairs that share a sentence: whoever has seen one of the two
-    in training knows the other. Half of the examples are good, so that the majority share is one half.
+    Both sentences of a pair are one group, and so are pairs that share a sentence: one of the two in training reveals
+    the label of the other. Half of the examples are good, so the majority baseline is one half.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -190,7 +189,7 @@ def open_labelled(name: str) -> LabelledSentences:
         raise UserError(f"no labelled sentences {name!r}: neither a known name nor a file{did_you_mean(name, ZIPS)}")
     try:
         frame = pl.read_csv(path, separator="\t" if path.suffix == ".tsv" else ",")
-        return labelled(path.stem, frame["text"].cast(pl.String).to_list(), frame["label"].to_list())
+        return label_sentences(path.stem, frame["text"].cast(pl.String).to_list(), frame["label"].to_list())
     except pl.exceptions.PolarsError as problem:
         first = str(problem).splitlines()[0]
         raise UserError(f"{path} is not a table with the columns text and label ({first}); correct it") from None
@@ -200,21 +199,21 @@ def _read_zip(name: str, path: Path, members: Sequence[str]) -> LabelledSentence
     texts, labels = [], []
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = {Path(entry).name: entry for entry in archive.namelist()}
+            entries = {Path(entry).name: entry for entry in archive.namelist()}
             for label, member in enumerate(members):
-                if member not in inside:
+                if member not in entries:
                     raise UserError(f"{path} holds no {member}; it is not the zip of {name}: fetch sentiment again")
-                lines = archive.read(inside[member]).decode("utf-8").translate(_CONTROLS).split("\n")
+                lines = archive.read(entries[member]).decode("utf-8").translate(_CONTROLS).split("\n")
                 sentences = [line.strip() for line in lines if line.strip()]
                 texts += sentences
                 labels += [label] * len(sentences)
     except FileNotFoundError:
-        raise UserError(f"{path} is not there; run `lmdynamics fetch sentiment`") from None
+        raise UserError(f"{path} does not exist; run `lmdynamics fetch sentiment`") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}/{member} is not UTF-8 (byte {error.start}); fetch sentiment again") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise UserError(f"{path} is not a whole zip file ({error}); fetch sentiment again") from None
-    return labelled(name, texts, labels)
+        raise UserError(f"{path} is not a complete zip file ({error}); fetch sentiment again") from None
+    return label_sentences(name, texts, labels)
 
 
 HUB = "nyu-mll/glue"
@@ -222,9 +221,9 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Where a task lies, which columns hold its sentences, how many labels it has, and how it is scored.
+    """A task's folder, the columns of its sentences, its number of labels, and its metrics.
 
-    `labels` is None where sentences are graded. The first of `metrics` is the one that tables of results show.
+    `labels` is None where sentences are graded. Tables of results show the first of `metrics`.
     """
 
     folder: str
@@ -250,75 +249,75 @@ TASKS = {
 }
 
 
-def open_glue(task: str, where: str | Path = HUB) -> LabelledSentences:
+def open_glue(task: str, source: str | Path = HUB) -> LabelledSentences:
     """A GLUE task by name, from the hub (the name of a data set there) or a local folder.
 
     A folder holds `TASK/SPLIT-00000-of-00001.parquet`, or that below `parquet/`. `mnli` is scored on the matched
-    validation set, `mnli_mm` on the mismatched one. Rows with the same first sentence are one group. What is
-    downloaded is kept under the cache folder.
+    validation set, `mnli_mm` on the mismatched one. Rows with the same first sentence are one group. Downloads are
+    kept under the cache folder.
 
-    Raises UserError if the task is unknown, the hub is meant and the `datasets` library is missing, the files are not
-    to be had, or hold something else.
+    Raises UserError if the task is unknown, the `datasets` library is needed and missing, the files cannot be loaded,
+    or they hold something else.
     """
     if task not in TASKS:
         raise UserError(f"no GLUE task {task!r}{did_you_mean(task, TASKS)}")
-    chosen = TASKS[task]
+    glue_task = TASKS[task]
     parts = []
-    for split, name in (("train", "train"), (chosen.validation, "test")):
-        rows = _load(chosen.folder, split, where)
-        if missing := {*chosen.sentences, "label"} - set(rows.columns):
-            raise UserError(f"{where}: {task} has no column {min(missing)!r}; it is not GLUE's {task}")
-        parts.append(rows.select(*chosen.sentences, "label").with_columns(pl.lit(name).alias("split")))
-    frame = pl.concat(parts).rename(dict(zip(chosen.sentences, ("text", "second"), strict=False)))
+    for split, name in (("train", "train"), (glue_task.validation, "test")):
+        rows = _load(glue_task.folder, split, source)
+        if missing := {*glue_task.sentences, "label"} - set(rows.columns):
+            raise UserError(f"{source}: {task} has no column {min(missing)!r}; it is not GLUE's {task}")
+        parts.append(rows.select(*glue_task.sentences, "label").with_columns(pl.lit(name).alias("split")))
+    frame = pl.concat(parts).rename(dict(zip(glue_task.sentences, ("text", "second"), strict=False)))
     frame = frame.with_columns(
-        pl.col("label").cast(pl.Float64 if chosen.labels is None else pl.Int64),
-        same_text("text").alias("group"),
+        pl.col("label").cast(pl.Float64 if glue_task.labels is None else pl.Int64),
+        text_ids("text").alias("group"),
     )
-    data = LabelledSentences(task, frame, metrics=chosen.metrics)
-    if data.classes != chosen.labels:
+    data = LabelledSentences(task, frame, metrics=glue_task.metrics)
+    if data.classes != glue_task.labels:
         raise UserError(
-            f"{where}: {task} has {data.classes} labels, GLUE's has {chosen.labels}; it is another data set"
+            f"{source}: {task} has {data.classes} labels, GLUE's has {glue_task.labels}; it is another data set"
         )
     return data
 
 
 def open_task(name: str, pairs: MinimalPairs) -> LabelledSentences:
-    """A downstream task by name: `acceptability` (of these pairs), a GLUE task, or whatever `open_labelled` knows."""
+    """A downstream task by name: `acceptability` (of these pairs), a GLUE task, or a name for `open_labelled`."""
     if name == "acceptability":
         return replace(acceptability(pairs), name=name)
     return open_glue(name) if name in TASKS else open_labelled(name)
 
 
-def _load(folder: str, split: str, where: str | Path) -> pl.DataFrame:
+def _load(folder: str, split: str, source: str | Path) -> pl.DataFrame:
     """One split of a task; texts that are empty are left out (MNLI and QQP have a few)."""
-    local = Path(where).expanduser()
-    frame = pl.read_parquet(_files(local, folder, split)) if local.is_dir() else _from_hub(folder, split, str(where))
-    texts = [name for name in frame.columns if frame[name].dtype == pl.String]
-    return frame.filter(pl.all_horizontal(pl.col(texts).str.strip_chars() != "")) if texts else frame
+    local = Path(source).expanduser()
+    frame = pl.read_parquet(_files(local, folder, split)) if local.is_dir() else _from_hub(folder, split, str(source))
+    text_columns = [name for name in frame.columns if frame[name].dtype == pl.String]
+    return frame.filter(pl.all_horizontal(pl.col(text_columns).str.strip_chars() != "")) if text_columns else frame
 
 
-def _from_hub(folder: str, split: str, where: str) -> pl.DataFrame:
+def _from_hub(folder: str, split: str, source: str) -> pl.DataFrame:
     try:
         import datasets
     except ImportError:
-        raise UserError("GLUE is read with the library `datasets`; pip install lmdynamics[glue]") from None
+        raise UserError("GLUE needs the library `datasets`; pip install lmdynamics[glue]") from None
     cache = str(writable(cache_dir() / "glue"))
     options = datasets.DownloadConfig(cache_dir=f"{cache}/downloads")
     try:
-        loaded = datasets.load_dataset(where, folder, split=split, cache_dir=cache, download_config=options)
+        loaded = datasets.load_dataset(source, folder, split=split, cache_dir=cache, download_config=options)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
         first = str(problem).splitlines()[0]
         raise UserError(
-            f"{where} is neither a folder nor a data set that can be had from the hub ({first}); check the name "
+            f"{source} is neither a folder nor a data set that the hub provides ({first}); check the name "
             "and the connection, or give a folder with TASK/SPLIT-00000-of-00001.parquet"
         ) from None
     return pl.from_arrow(loaded.data.table)
 
 
 def _files(local: Path, folder: str, split: str) -> Sequence[str]:
-    for inside in (local / folder, local / "parquet" / folder):
-        if files := sorted(inside.glob(f"{split}-*-of-*.parquet")):
+    for candidate in (local / folder, local / "parquet" / folder):
+        if files := sorted(candidate.glob(f"{split}-*-of-*.parquet")):
             return [str(file) for file in files]
     raise UserError(
-        f"{local} holds no {folder}/{split}-00000-of-00001.parquet; give a folder laid out as {HUB} on the hub is"
+        f"{local} holds no {folder}/{split}-00000-of-00001.parquet; give a folder with the layout of {HUB} on the hub"
     )

@@ -1,7 +1,7 @@
-"""Plain text or Markdown, to a tokenizer, to packed blocks of token ids.
+"""From plain text or Markdown to a tokenizer and packed blocks of token ids.
 
-Files are read as paragraphs of one line each, a line at a time however large the files are. Paragraphs are
-tokenised one by one and laid end to end. Large corpora are built once, below a name that tells their content.
+Files are read line by line, as paragraphs of one line each. Paragraphs are tokenised one by one and concatenated.
+A corpus is built once, in a folder named by a hash of its content.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ NOT_TEXT = re.compile(r"(source|readme|licen[cs]e|copying)\b", re.IGNORECASE)
 HEADER_LINES = 20  # a rule this near the top of a Markdown file ends its header (title, author, year)
 HEADER_RULE = re.compile(r"-{7,}\s*")
 MARKUP = str.maketrans("", "", "_*#")
-LONGEST = 10_000  # characters: a paragraph longer than this is cut at a line end, so that memory stays small
+MAX_CHARACTERS = 10_000  # a longer paragraph is cut at a line end, to save memory
 
 
 def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
     """The folder that names are relative to, and a file, or every `.txt` and `.md` below a folder in order of name.
 
-    In a folder, files about the texts (SOURCE, README, LICENSE, COPYING) and hidden ones are passed over.
+    In a folder, files about the texts (SOURCE, README, LICENSE, COPYING) and hidden files are skipped.
 
     Raises UserError if there are none.
     """
@@ -55,11 +55,10 @@ def text_files(path: str | Path) -> tuple[Path, tuple[Path, ...]]:
 
 @dataclass(frozen=True)
 class Paragraphs:
-    """The paragraphs of some files, in order, read anew on each iteration; white space is single spaces.
+    """The paragraphs of some files, in order, read again on each iteration; words are separated by single spaces.
 
-    So hard-wrapped and unwrapped files give the same words as a treebank does. Markdown loses its header (up to a line
-    of dashes near the top) and the characters `_ * #`. Iterating raises a UserError for a file that is not UTF-8 or has
-    no text.
+    Markdown loses its header (up to a line of dashes near the top) and the characters `_ * #`. Iterating raises a
+    UserError for a file that is not UTF-8 or has no text.
     """
 
     files: tuple[Path, ...]
@@ -81,13 +80,13 @@ def _paragraphs(file: Path) -> Iterator[str]:
             for line in chain(_without_markup(lines) if file.suffix.lower() == ".md" else lines, [""]):
                 words += (in_line := line.split())
                 characters += len(line)
-                if words and (not in_line or characters > LONGEST):
+                if words and (not in_line or characters > MAX_CHARACTERS):
                     yield " ".join(words)
                     words, characters, empty = [], 0, False
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it, or take it out of the folder") from None
+        raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it, or remove it from the folder") from None
     if empty:
-        raise UserError(f"{file} holds no text; replace it, or take it out of the folder")
+        raise UserError(f"{file} holds no text; replace it, or remove it from the folder")
 
 
 def _without_markup(lines: Iterable[str]) -> Iterator[str]:
@@ -100,41 +99,41 @@ def _without_markup(lines: Iterable[str]) -> Iterator[str]:
 
 
 T = TypeVar("T")
-COMPLETE = "corpus.json"  # the file that `build` writes last, about what it has made
+COMPLETE = "corpus.json"  # the file that `build` writes last, with a description of the corpus
 
 
-def stored(place: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
-    """`load(place)`; if nothing lies there, or it is damaged, `build` first fills a folder that becomes `place`.
+def load_or_build(folder: Path, load: Callable[[Path], T], build: Callable[[Path], None]) -> T:
+    """`load(folder)`; if it is missing or damaged, `build` first fills a temporary folder, which replaces it.
 
-    Of two processes that want it at once, one waits. Where the folder cannot be written, it is built for this process
-    alone, and that is said.
+    Of two processes that need it at the same time, one waits. If the folder cannot be written, it is built for this
+    process only, with a message.
 
     Raises UserError if the disk is full.
     """
-    if (found := _load(place, load)) is not None:
-        return found
-    with saving(str(place)):
-        place = writable(place.parent) / place.name
-        with locked(place.with_suffix(".lock")):
-            if (found := _load(place, load)) is None:
-                clear(place.parent, place.name)
-                with atomic_folder(place) as building:
-                    build(building)
-                found = load(place)
-    return found
+    if (corpus := _load(folder, load)) is not None:
+        return corpus
+    with saving(str(folder)):
+        folder = writable(folder.parent) / folder.name
+        with locked(folder.with_suffix(".lock")):
+            if (corpus := _load(folder, load)) is None:
+                clear(folder.parent, folder.name)
+                with atomic_folder(folder) as temporary:
+                    build(temporary)
+                corpus = load(folder)
+    return corpus
 
 
-def _load(place: Path, load: Callable[[Path], T]) -> T | None:
+def _load(folder: Path, load: Callable[[Path], T]) -> T | None:
     try:
-        return load(place) if (place / COMPLETE).is_file() else None
+        return load(folder) if (folder / COMPLETE).is_file() else None
     except (OSError, ValueError):
         return None
 
 
 BATCH = 1_000  # paragraphs tokenised at a time
 ROWS = 10_000  # rows copied at a time
-CHUNK = 16  # held-out rows lie in runs of this many: whole paragraphs, not single lines out of a training paragraph
-FORMAT = 1  # raise when what is written would change
+CHUNK = 16  # held-out rows come in runs of this many: paragraphs, not single lines of a training paragraph
+FORMAT = 1  # raise when the files written would change
 
 
 def build_text_corpus(
@@ -149,18 +148,18 @@ def build_text_corpus(
 ) -> tuple["PreTrainedTokenizerFast", TokenRows, TokenRows]:
     """Tokenizer, training rows and held-out rows of the text at `path`, memory-mapped.
 
-    They are built once, in a folder below `folder` named by a hash of the texts and the options, and only opened
-    after that. It appears there whole or not at all; of two processes that want it at once, one waits. Token ids
-    go to disk as they are made, so the text may be larger than memory.
+    They are built once, in a folder below `folder` named by a hash of the texts and the options; later calls load
+    them. Of two processes that need them at the same time, one waits. Token ids are written to disk batch by batch, so
+    the text may be larger than memory.
 
-    `held_out` is the share of rows set aside (at least one), in short runs spread evenly over the text.
+    `held_out` is the share of held-out rows (at least one), in short runs spread evenly over the text.
 
-    Raises UserError if the text cannot be read (see `text_files`, `Paragraphs`) or gives fewer than two rows, an option
-    makes no sense, or the disk is full.
+    Raises UserError if the text cannot be read (see `text_files`, `Paragraphs`) or has fewer than two rows, an option
+    is invalid, or the disk is full.
     """
     if block_size < 3 or not 0 < held_out <= 0.5:
         raise UserError(
-            f"block_size {block_size} and held_out {held_out} make no blocks; block_size must be at least 3 "
+            f"block_size {block_size} and held_out {held_out} are invalid; block_size must be at least 3 "
             "and held_out above 0 and at most 0.5"
         )
     root, files = text_files(path)
@@ -168,17 +167,16 @@ def build_text_corpus(
     options = {**vocabulary, "block_size": block_size, "held_out": held_out}
     contents = [[file.relative_to(root).as_posix(), sha256(file)] for file in files]
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
-    place = Path(folder) / key
-    return stored(place, _open, partial(_build, Paragraphs(files), {**options, "texts": contents}))
+    return load_or_build(Path(folder) / key, _open, partial(_build, Paragraphs(files), {**options, "texts": contents}))
 
 
-def _build(paragraphs: Paragraphs, description: dict, building: Path) -> None:
-    """Write everything into a folder."""
+def _build(paragraphs: Paragraphs, description: dict, folder: Path) -> None:
+    """Write tokenizer, rows and description into a folder."""
     block_size = description["block_size"]
     options = {name: description[name] for name in ("kind", "vocab_size", "lowercase")}
     tokenizer = train_tokenizer(paragraphs, **options, max_length=block_size)
-    tokenizer.save_pretrained(building / "tokenizer")
-    with (building / "stream").open("wb") as stream:
+    tokenizer.save_pretrained(folder / "tokenizer")
+    with (folder / "stream").open("wb") as stream:
         for ids in _token_ids(paragraphs, tokenizer):
             stream.write(ids.data)
         tokens = stream.tell() // np.dtype(np.int32).itemsize
@@ -188,46 +186,46 @@ def _build(paragraphs: Paragraphs, description: dict, building: Path) -> None:
             f"the text has only {tokens} tokens; with blocks of {block_size}, training and held-out rows "
             f"need at least {2 * (block_size - 2)}"
         )
-    stream = np.memmap(building / "stream", np.int32, "r")
-    apart = _held_out_rows(count, description["held_out"])
-    for name, rows in (("train", np.flatnonzero(~apart)), ("held_out", np.flatnonzero(apart))):
-        (building / name).mkdir()
-        write_array(building / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
-        write_array(building / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
+    stream = np.memmap(folder / "stream", np.int32, "r")
+    held_out = _held_out_rows(count, description["held_out"])
+    for name, rows in (("train", np.flatnonzero(~held_out)), ("held_out", np.flatnonzero(held_out))):
+        (folder / name).mkdir()
+        write_array(folder / name / "ids.npy", _rows(stream, rows, block_size, tokenizer), len(rows) * block_size)
+        write_array(folder / name / "offsets.npy", [np.arange(len(rows) + 1) * block_size], len(rows) + 1)
     del stream
-    (building / "stream").unlink()
+    (folder / "stream").unlink()
     text = json.dumps({**description, "tokens": tokens, "vocabulary": len(tokenizer)}, indent=1)
-    (building / COMPLETE).write_text(text + "\n", encoding="utf-8")
+    (folder / COMPLETE).write_text(text + "\n", encoding="utf-8")
 
 
-def _open(place: Path) -> "tuple[PreTrainedTokenizerFast, TokenRows, TokenRows]":
+def _open(folder: Path) -> "tuple[PreTrainedTokenizerFast, TokenRows, TokenRows]":
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(place / "tokenizer")
-    return tokenizer, TokenRows.load(place / "train"), TokenRows.load(place / "held_out")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    return tokenizer, TokenRows.load(folder / "train"), TokenRows.load(folder / "held_out")
 
 
 def _held_out_rows(count: int, share: float) -> np.ndarray:
-    """Which of `count` rows are held out: runs of CHUNK in the middle of equal stretches, no randomness."""
-    wanted = min(count - 1, max(1, round(count * share)))
-    runs = -(-wanted // CHUNK)
-    apart = np.zeros(count, bool)
+    """Mask of the held-out rows: runs of CHUNK in the middle of equal parts of the text, not random."""
+    size = min(count - 1, max(1, round(count * share)))
+    runs = -(-size // CHUNK)
+    mask = np.zeros(count, bool)
     for run in range(runs):
-        length = wanted * (run + 1) // runs - wanted * run // runs
+        length = size * (run + 1) // runs - size * run // runs
         middle = (2 * run + 1) * count // (2 * runs)
-        apart[middle - length // 2 : middle - length // 2 + length] = True
-    return apart
+        mask[middle - length // 2 : middle - length // 2 + length] = True
+    return mask
 
 
 def _rows(
     stream: np.ndarray, chosen: np.ndarray, block_size: int, tokenizer: "PreTrainedTokenizerFast"
 ) -> Iterator[np.ndarray]:
-    """The chosen rows of the stream, [CLS] and [SEP] around them, as slabs of shape [at most ROWS, block_size]."""
+    """The chosen rows of the stream between [CLS] and [SEP], as arrays of shape [at most ROWS, block_size]."""
     body = block_size - 2
-    whole = stream[: len(stream) // body * body].reshape(-1, body)
+    bodies = stream[: len(stream) // body * body].reshape(-1, body)
     for start in range(0, len(chosen), ROWS):
-        inside = whole[chosen[start : start + ROWS]]
-        yield np.pad(inside, ((0, 0), (1, 1)), constant_values=(tokenizer.cls_token_id, tokenizer.sep_token_id))
+        part = bodies[chosen[start : start + ROWS]]
+        yield np.pad(part, ((0, 0), (1, 1)), constant_values=(tokenizer.cls_token_id, tokenizer.sep_token_id))
 
 
 def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> Iterator[np.ndarray]:
@@ -235,4 +233,4 @@ def _token_ids(texts: Iterable[str], tokenizer: "PreTrainedTokenizerFast") -> It
     texts = iter(texts)
     while batch := list(islice(texts, BATCH)):
         encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        yield np.fromiter(chain.from_iterable(one.ids for one in encoded), np.int32)
+        yield np.fromiter(chain.from_iterable(encoding.ids for encoding in encoded), np.int32)

@@ -1,10 +1,10 @@
 """Rows of token ids ready for a model, and the tokenizers that make them.
 
-Tokenizers are learnt from text (WordPiece as BERT has it, or byte-level BPE), and sentences are given to them word by
-word. A sentence is read as running text: its words with a space between them. A tokenizer that cuts words given one by
-one just so (WordPiece; byte-level BPE with add_prefix_space=True) gets the words. Any other (byte-level BPE as RoBERTa,
-GPT-2, Pythia and OLMo-2 are published) would glue them together, so it gets the text, and a token belongs to the word
-in which it lies. Each token has its word and relation, its frequency and its place.
+Tokenizers are learnt from text: WordPiece as in BERT, or byte-level BPE. A sentence is tokenised as running text, its
+words separated by spaces. Some tokenizers return the same tokens for a list of words (WordPiece; byte-level BPE with
+add_prefix_space=True); these get the words. Others (byte-level BPE as published with RoBERTa, GPT-2, Pythia and OLMo-2)
+would join the words, so they get the text, and offsets assign each token to a word. Tokens can be labelled with their
+word and its relation, and grouped by frequency and position.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-SMALLEST = {"wordpiece": 4 * len(SPECIAL), "bpe": 256 + len(SPECIAL)}
+MIN_VOCAB = {"wordpiece": 4 * len(SPECIAL), "bpe": 256 + len(SPECIAL)}
 
 
 def train_tokenizer(
@@ -42,18 +42,18 @@ def train_tokenizer(
     """Learn a vocabulary of at most `vocab_size`, special tokens included: [PAD] [UNK] [CLS] [SEP] [MASK], ids 0 to 4.
 
     Both kinds put [CLS] before a text and [SEP] after it, and take words already split
-    (`is_split_into_words=True`). To byte-level BPE nothing is unknown. The same texts give the same vocabulary.
-    `texts` is read twice; an iterator, which can be read once only, is kept in memory.
+    (`is_split_into_words=True`). Byte-level BPE has no unknown tokens. The same texts give the same vocabulary.
+    `texts` is read twice; an iterator is first read into memory.
 
     Raises UserError if `kind` is unknown, `vocab_size` is too small for the single characters, or there is no text.
     """
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    if kind not in SMALLEST:
-        raise UserError(f"unknown tokenizer kind {kind!r}; known: {', '.join(SMALLEST)}")
-    if vocab_size < SMALLEST[kind]:
-        raise UserError(f"a {kind} vocabulary of {vocab_size} is too small; it needs at least {SMALLEST[kind]}")
+    if kind not in MIN_VOCAB:
+        raise UserError(f"unknown tokenizer kind {kind!r}; known: {', '.join(MIN_VOCAB)}")
+    if vocab_size < MIN_VOCAB[kind]:
+        raise UserError(f"a {kind} vocabulary of {vocab_size} is too small; it needs at least {MIN_VOCAB[kind]}")
     texts = list(texts) if isinstance(texts, Iterator) else texts
     if not any(text.strip() for text in texts):
         raise UserError("there is no text to learn a vocabulary from; give a text with words in it")
@@ -97,15 +97,15 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> "Token
         tokenizer.decoder = decoders.WordPiece()
         return tokenizer
 
-    # Left to itself the trainer numbers the pieces `##a`, `##b`, ... in the order of a hash map that differs from run
-    # to run, and breaks ties by those numbers. Handing them over as special tokens fixes their order; a tokenizer made
-    # from the vocabulary that comes out no longer treats them as special.
+    # By default the trainer numbers the pieces `##a`, `##b`, ... in the order of a hash map, which differs from run to
+    # run, and breaks ties by those numbers. Passing them as special tokens fixes their order; a new tokenizer with the
+    # resulting vocabulary does not treat them as special.
     learner = untrained()
     alphabet = _alphabet(texts, learner, limit=(vocab_size - len(SPECIAL)) // 3)
-    inside = [f"##{c}" for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
+    continuations = [f"##{c}" for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*SPECIAL.values(), *inside],
+        special_tokens=[*SPECIAL.values(), *continuations],
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -117,7 +117,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> "Token
 
 
 def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer", limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalising, sorted; ties go to the lower code point."""
+    """The `limit` most frequent characters after normalising, sorted; of equals the lower code point."""
     raw = Counter()
     for text in texts:
         raw.update(text)
@@ -130,58 +130,57 @@ def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer", limit: int) -> list[
 
 
 def tokenize_words(tokenizer, sentences: Sequence[Sequence[str]], name: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each sentence, and the number of the word that each token belongs to, -1 for special tokens.
+    """Token ids of each sentence, and the index of each token's word in its sentence, -1 for special tokens.
 
-    Raises UserError if the tokenizer makes nothing of a word, makes one token of two words, or does not say where its
-    tokens lie.
+    Raises UserError if a word gets no token, a token covers two words, or the tokenizer gives no offsets.
     """
     if not tokenizer.is_fast:
         raise UserError(
-            f"a {type(tokenizer).__name__} does not say which word a token belongs to; "
+            f"a {type(tokenizer).__name__} does not report which word a token belongs to; "
             "save the tokenizer as a fast one (tokenizer.json)"
         )
     options = {"return_attention_mask": False, "verbose": False}
     if takes_words(tokenizer):
         encoded = tokenizer([list(words) for words in sentences], is_split_into_words=True, **options)
-        of_words = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
+        word_ids = [[-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(sentences))]
     else:
         texts = [" ".join(words) for words in sentences]
         encoded = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
-        each = zip(sentences, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-        of_words = [_words_at(words, spans, special, name) for words, spans, special in each]
-    for words, of_word in zip(sentences, of_words, strict=True):
-        if lost := sorted(set(range(len(words))) - set(of_word)):
+        tokens = zip(sentences, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+        word_ids = [_word_ids(words, spans, special, name) for words, spans, special in tokens]
+    for words, ids in zip(sentences, word_ids, strict=True):
+        if missing := sorted(set(range(len(words))) - set(ids)):
             raise UserError(
-                f"{name}: the tokenizer makes nothing of {words[lost[0]]!r} in {_quote(words)}; "
+                f"{name}: the tokenizer gives no token for {words[missing[0]]!r} in {_quote(words)}; "
                 "leave the sentence out or use the tokenizer the model was trained with"
             )
-    return encoded["input_ids"], of_words
+    return encoded["input_ids"], word_ids
 
 
 def takes_words(tokenizer) -> bool:
-    """Whether words given one by one become the same tokens as the same words in running text."""
+    """Whether a list of words becomes the same tokens as the same words in running text."""
     words = ["the", "cat", "and", "the", "dog"]
     return tokenizer(words, is_split_into_words=True)["input_ids"] == tokenizer(" ".join(words))["input_ids"]
 
 
-def _words_at(words: Sequence[str], spans: Sequence[tuple[int, int]], special: Sequence[int], name: str) -> list[int]:
-    """The word in which each token lies, from its first to its last character that is no space.
+def _word_ids(words: Sequence[str], spans: Sequence[tuple[int, int]], special: Sequence[int], name: str) -> list[int]:
+    """The index of each token's word, by its first and last characters that are not spaces.
 
-    A space stands in front of a word and belongs to it; so does a token of nothing else.
+    A space belongs to the word after it, and so does a token of spaces only.
     """
     text = " ".join(words)
-    at = np.repeat(np.arange(len(words)), [len(word) + (i > 0) for i, word in enumerate(words)])
-    found = []
+    word_of_character = np.repeat(np.arange(len(words)), [len(word) + (i > 0) for i, word in enumerate(words)])
+    word_ids = []
     for (start, end), added in zip(spans, special, strict=True):
-        inside = [place for place in range(start, end) if not text[place].isspace()]
-        first, last = (inside[0], inside[-1]) if inside else (min(start, len(text) - 1),) * 2
-        if not added and at[first] != at[last]:
+        characters = [i for i in range(start, end) if not text[i].isspace()]
+        first, last = (characters[0], characters[-1]) if characters else (min(start, len(text) - 1),) * 2
+        if not added and word_of_character[first] != word_of_character[last]:
             raise UserError(
-                f"{name}: the tokenizer makes one token of {text[start:end].strip()!r} in {_quote(words)}, which are "
+                f"{name}: the tokenizer makes one token of {text[start:end].strip()!r} in {_quote(words)}, which is "
                 "several words; leave the sentence out"
             )
-        found.append(-1 if added else int(at[first]))
-    return found
+        word_ids.append(-1 if added else int(word_of_character[first]))
+    return word_ids
 
 
 def _quote(words: Sequence[str]) -> str:
@@ -191,9 +190,9 @@ def _quote(words: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Rows of token ids, each with its special tokens, equally long (packed) or not (sentence by sentence).
+    """Rows of token ids with special tokens, of equal length (packed) or not (one sentence each).
 
-    `ids` holds all rows end to end, shape [tokens]; row `i` is `ids[offsets[i]:offsets[i + 1]]`.
+    `ids` holds all rows, concatenated: shape [tokens]; row `i` is `ids[offsets[i]:offsets[i + 1]]`.
     """
 
     ids: np.ndarray
@@ -214,7 +213,7 @@ class TokenRows:
 
     @classmethod
     def load(cls, folder: Path) -> "TokenRows":
-        """Memory-map what `save` wrote: nothing is read until a row is asked for."""
+        """Memory-map the files that `save` wrote."""
         return cls(np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "offsets.npy", mmap_mode="r"))
 
     def __len__(self) -> int:
@@ -234,8 +233,8 @@ class TokenRows:
         return TokenRows.from_rows([self[row] for row in rows])
 
     def packed(self, block_size: int) -> "TokenRows":
-        """What stands between the first and the last token of each row, end to end, in rows of `block_size` with these
-        two around it; what does not fill a row is left out."""
+        """The rows without their first and last tokens, concatenated and cut into rows of `block_size` between the same
+        two tokens; a last row that is not full is left out."""
         body = block_size - 2
         if body < 1 or not len(self):
             raise ValueError(f"{len(self)} rows make no blocks of {block_size}: give rows, and a block of 3 or more")
@@ -256,9 +255,9 @@ class TokenRows:
 
 
 def write_array(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
-    """Write slabs end to end as one flat .npy array of `length` items.
+    """Write slabs, concatenated, as one flat .npy array of `length` items.
 
-    By plain writes: on a full disk these raise an error, where a memory map kills the process.
+    With plain writes, which raise an error on a full disk; a memory map would kill the process.
     """
     slabs = iter(slabs)
     first = next(slabs)
@@ -270,55 +269,55 @@ def write_array(path: Path, slabs: Iterable[np.ndarray], length: int) -> None:
 
 
 def annotated_rows(treebank: Treebank, tokenizer, block_size: int = 0) -> tuple[TokenRows, pl.DataFrame]:
-    """The sentences of `treebank`, one a row ([CLS] words [SEP]), or end to end in rows of `block_size`.
+    """The sentences of `treebank`, one per row ([CLS] words [SEP]), or packed in rows of `block_size`.
 
-    The frame has a row for each token that belongs to a word: row, position (Int32, its place in the blocks), sentence
-    and word (Int32, 0-based, of the treebank and the sentence), relation (of the word to its head), form (the word as
-    it is written). All pieces of a split word carry its relation; special tokens are left out. Packed, rows are cut
-    wherever they are full, as in `TokenRows.packed`, also within a sentence or a word.
+    The frame has a row for each token of a word: row, position (Int32, in the returned rows), sentence and word (Int32,
+    0-based, in the treebank and in the sentence), relation (of the word to its head), form (the word's spelling).
+    All pieces of a split word have its relation; special tokens are left out. Packing, as in `TokenRows.packed`, may
+    cut a sentence or a word.
 
-    Raises UserError where `tokenize_words` does; or if the tokenizer, to be packed, does not put one special token
+    Raises UserError where `tokenize_words` does; or, when packing, if the tokenizer does not put one special token
     before and one after a sentence, or the treebank does not fill one row.
     """
     if not len(treebank):
         raise UserError(f"{treebank.name} has no sentences; give a treebank that has some")
-    ids, of_words = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
+    ids, word_ids = tokenize_words(tokenizer, [sentence.words for sentence in treebank], treebank.name)
     words = pl.DataFrame(
         [
-            (number, place, relation, form)
-            for number, sentence in enumerate(treebank)
-            for place, (relation, form) in enumerate(zip(sentence.relations, sentence.words, strict=True))
+            (i, word, relation, form)
+            for i, sentence in enumerate(treebank)
+            for word, (relation, form) in enumerate(zip(sentence.relations, sentence.words, strict=True))
         ],
         schema={"sentence": pl.Int32, "word": pl.Int32, "relation": pl.String, "form": pl.String},
         orient="row",
     )
     first = np.concatenate([[0], np.cumsum([len(sentence) for sentence in treebank])])
-    # which of all words, counted through the treebank, each token belongs to; -1: none
-    numbers = [[-1 if word < 0 else first[i] + word for word in of_word] for i, of_word in enumerate(of_words)]
-    blocks, of_word = TokenRows.from_rows(ids), TokenRows.from_rows(numbers)
+    # each token's word, numbered through the treebank; -1: none
+    numbers = [[-1 if word < 0 else first[i] + word for word in word_rows] for i, word_rows in enumerate(word_ids)]
+    blocks, word_rows = TokenRows.from_rows(ids), TokenRows.from_rows(numbers)
     if block_size:
-        blocks, of_word = _packed(blocks, of_word, treebank, block_size)
-    at = np.flatnonzero(of_word.ids >= 0)
-    row = np.repeat(np.arange(len(blocks)), blocks.lengths)[at]
-    places = {"row": row, "position": at - blocks.offsets[row]}
-    named = pl.DataFrame(places, schema=dict.fromkeys(places, pl.Int32))
-    return blocks, named.hstack(words[of_word.ids[at]])
+        blocks, word_rows = _packed(blocks, word_rows, treebank, block_size)
+    labelled = np.flatnonzero(word_rows.ids >= 0)
+    row = np.repeat(np.arange(len(blocks)), blocks.lengths)[labelled]
+    positions = {"row": row, "position": labelled - blocks.offsets[row]}
+    labels = pl.DataFrame(positions, schema=dict.fromkeys(positions, pl.Int32))
+    return blocks, labels.hstack(words[word_rows.ids[labelled]])
 
 
-def _packed(blocks: TokenRows, of_word: TokenRows, treebank: Treebank, block_size: int) -> tuple[TokenRows, TokenRows]:
-    """Both end to end in the same rows: what `packed` cuts off around a sentence must be its special tokens."""
-    edges = np.concatenate([of_word.offsets[:-1], of_word.offsets[1:] - 1])
-    if (of_word.ids[edges] >= 0).any() or (of_word.ids < 0).sum() != len(edges):
+def _packed(blocks: TokenRows, word_ids: TokenRows, treebank: Treebank, block_size: int) -> tuple[TokenRows, TokenRows]:
+    """Both packed in the same rows; the tokens that `packed` removes must be the special tokens."""
+    edges = np.concatenate([word_ids.offsets[:-1], word_ids.offsets[1:] - 1])
+    if (word_ids.ids[edges] >= 0).any() or (word_ids.ids < 0).sum() != len(edges):
         raise UserError(
             f"{treebank.name}: the tokenizer does not put one special token before and one after a sentence, "
-            "as packing needs; leave the sentences one a row (block_size=0)"
+            "as packing needs; leave the sentences one per row (block_size=0)"
         )
-    if block_size < 3 or len(of_word.ids) - len(edges) < block_size - 2:
+    if block_size < 3 or len(word_ids.ids) - len(edges) < block_size - 2:
         raise UserError(
-            f"{treebank.name} has {len(of_word.ids) - len(edges)} tokens, which fill no row of {block_size}; give more "
-            "sentences, or a block of 3 or more"
+            f"{treebank.name} has {len(word_ids.ids) - len(edges)} tokens, which fill no row of {block_size}; give "
+            "more sentences, or a block of 3 or more"
         )
-    return blocks.packed(block_size), of_word.packed(block_size)
+    return blocks.packed(block_size), word_ids.packed(block_size)
 
 
 BINS = (100, 1_000, 10_000)
@@ -327,43 +326,41 @@ BINS = (100, 1_000, 10_000)
 def frequency_groups(blocks: TokenRows, vocab_size: int, bins: Sequence[int] = BINS) -> pl.DataFrame:
     """Every token of the vocabulary with its count in `blocks` and its group, by relative frequency.
 
-    Rows, by token: token (Int32), count (Int64), group (Enum, ordered from frequent to rare, so that sorting by it
-    is sorting by frequency). A bin N divides what comes at least once in N tokens (of all, special ones included) from
-    what is rarer; tokens that never occur are with the rarest. For comparison across checkpoints and sizes, `blocks`
-    are rows the models were trained on, or others like them.
+    Rows, by token: token (Int32), count (Int64), group (Enum, sorted from frequent to rare). A bin N separates tokens
+    that occur at least once in N tokens (special ones included) from rarer ones; tokens that never occur are in the
+    last group. To compare checkpoints and sizes, let `blocks` be rows that the models were trained on, or similar ones.
 
-    Raises UserError if there are no tokens, one is not in the vocabulary, or bins do not rise from 2 upwards.
+    Raises UserError if there are no tokens, one is not in the vocabulary, or bins do not increase from 2.
     """
     if not len(bins) or min(bins) < 2 or sorted(set(bins)) != list(bins):
-        raise UserError(f"frequency bins must rise, from 2 upwards; {list(bins)} do not")
+        raise UserError(f"frequency bins must increase, from 2 upwards; {list(bins)} do not")
     if not len(blocks.ids):
         raise UserError("no rows to count tokens in; give some that the models were trained on")
     if blocks.ids.max() >= vocab_size:
         raise UserError(f"token {blocks.ids.max()} is in the rows, but the vocabulary has {vocab_size} tokens")
     counts = np.bincount(blocks.ids, minlength=vocab_size).astype(np.int64)
     names = group_names(bins)
-    # counts are whole, so that what comes exactly once in N is on the frequent side, without rounding
-    place = (counts[:, None] * np.array(bins) < counts.sum()).sum(1)
+    # in integers: a token that occurs exactly once in N is in the more frequent group
+    group = (counts[:, None] * np.array(bins) < counts.sum()).sum(1)
     return pl.DataFrame(
         {
             "token": pl.Series(np.arange(vocab_size), dtype=pl.Int32),
             "count": counts,
-            "group": pl.Series([names[i] for i in place], dtype=pl.Enum(names)),
+            "group": pl.Series([names[i] for i in group], dtype=pl.Enum(names)),
         }
     )
 
 
 def group_names(bins: Sequence[int] = BINS) -> list[str]:
-    """What the groups between `bins` are called, from frequent to rare."""
+    """Names of the groups between `bins`, from frequent to rare."""
     between = [f"1 in {a:,}–{b:,}" for a, b in pairwise(bins)]
     return [f"at least 1 in {bins[0]:,}", *between, f"rarer than 1 in {bins[-1]:,}"]
 
 
 def position_groups(blocks: TokenRows) -> pl.DataFrame:
-    """Every token of some rows with the group of its position: 0, 1, 2–3, 4–7, … tokens stand before it.
+    """Every token of some rows with the group of its position: 0, 1, 2–3, 4–7, …
 
-    Rows: row, position (Int32), group (Enum, from the first position to the last). What stands far in can be told from
-    more context.
+    Rows: row, position (Int32), group (Enum, from the first position to the last). Later tokens have more context.
     """
     if not len(blocks.ids):
         raise UserError("no rows with positions to group; give some text")

@@ -14,8 +14,8 @@ from lmdynamics.analysis.deceleration import LOCATED
 from lmdynamics.analysis.fits import fits_table, power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
-from lmdynamics.corpora.gold import Treebank
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.hub.suites import open_run

@@ -15,7 +15,7 @@ from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.moving import Moving, Place, beside, moved
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
 from lmdynamics.charts.theme import BLUE, VERMILION
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.explorers.explorer import ALL, Explorer, State, missing, numbered
 from lmdynamics.html import CELL, LITERAL

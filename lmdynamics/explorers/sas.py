@@ -18,7 +18,7 @@ from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import loss_and_uas, moving_head_map, picked_head
 from lmdynamics.charts.moving import Moving, Place, above, beside, moved, picker
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.computing import Computing
 from lmdynamics.explorers.explorer import Explorer, State, numbered

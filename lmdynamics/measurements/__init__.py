@@ -1,1 +1,1 @@
-"""What a checkpoint knows and how it is built inside, as tidy frames; and the same along a whole run."""
+"""Measurements of checkpoints as tidy frames, and their traces over a run."""

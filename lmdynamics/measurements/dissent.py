@@ -1,9 +1,9 @@
-"""Gradient dissent: what pulls a hidden state towards the right token against what pushes it off all others.
+"""Gradient dissent: the part of the gradient towards the gold token against the part away from all others.
 
-Mircea, Lobacheva and Rish 2024. With logits U h (+ b), p their softmax, and the right token called 1, the gradient of
+Mircea, Lobacheva and Rish 2024. With logits U h (+ b), p their softmax, and token 1 the gold token, the gradient of
 the loss at the hidden state is ∇h = ∇h⁺ + ∇h⁻: attractive ∇h⁺ = (p_1 - 1) U_1, repulsive ∇h⁻ = Σ_{j≠1} p_j U_j. At the
-logits the two touch different tokens (cosine 0, equal L1 norms 1 - p_1), so that they can only oppose each other
-through U. Everything here is analytic: no backward pass.
+logits the two have different tokens (cosine 0, equal L1 norms 1 - p_1), so they can only oppose each other through U.
+The computation is analytic: no backward pass.
 """
 
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ from torch.nn import functional as F
 
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
-from lmdynamics.measurements.losses import MASKING_RATE, Predictions, by_token
+from lmdynamics.measurements.losses import MASKING_RATE, Predictions, token_table
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.training.batches import mix
 from lmdynamics.training.objective import logits_at
 
-LOGITS = 1 << 24  # at most so many at once: 64 MiB
+MAX_LOGITS = 1 << 24  # computed at once: 64 MiB
 
 
 @dataclass(frozen=True)
 class Dissent(Measurement):
-    """Gradient dissent at every predicted token, which is named as in `TokenLosses`. Rows: row, position, token, and
+    """Gradient dissent at every predicted token, identified as in `TokenLosses`. Rows: row, position, token, and
     (Float32) probability (p_1), norm_hidden, norm_attractive, norm_repulsive, dissent (cos(∇h⁺, ∇h⁻)),
     cos_hidden_attractive (cos(h, ∇h⁺)), cos_hidden_repulsive (cos(h, ∇h⁻)), dissent_control.
 
-    The control is the cosine of a token's attraction with the repulsion at another position, drawn at random: what the
-    two have in common in any context, because all rows of U share a direction or some tokens are always likely.
+    The control is the cosine of a token's attraction with the repulsion at another position, drawn at random: their
+    similarity in any context, because all rows of U share a direction or some tokens are always likely.
 
-    h is what the output embedding reads: in BERT, behind the head's own layer. Norms are of one token's gradient, not
-    of the mean loss's. A cosine with a vector of zeros is null. Models whose logits are not those of one linear layer
-    are refused.
+    h is the input of the output embedding: in BERT, after the head's own layer. Norms are of one token's gradient, not
+    of the mean loss's. A cosine with a zero vector is null. Models whose logits do not come from one linear layer are
+    refused.
     """
 
     blocks: TokenRows
@@ -49,65 +49,64 @@ class Dissent(Measurement):
         model = checkpoint.model(device=device)
 
         def columns(batch: Predictions, first_row: int) -> dict[str, pl.Series]:
-            head, hidden = linear_head(model), read_by_the_head(model, batch, device)
-            found = dissent(hidden, head.weight, batch.gold.to(device), head.bias, mix(self.seed, first_row))
-            return {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in found._asdict().items()}
+            head, hidden = linear_head(model), head_inputs(model, batch, device)
+            dissents = dissent(hidden, head.weight, batch.gold.to(device), head.bias, mix(self.seed, first_row))
+            return {name: pl.Series(x.cpu().numpy(), dtype=pl.Float32) for name, x in dissents._asdict().items()}
 
-        frame = by_token(checkpoint, model, self.blocks, self.masking_rate, self.seed, columns)
+        frame = token_table(checkpoint, model, self.blocks, self.masking_rate, self.seed, columns)
         return frame.with_columns(pl.col(pl.Float32).fill_nan(None))
 
 
 def linear_head(model: nn.Module) -> nn.Linear:
     """The output embedding, U and b.
 
-    Raises UserError if the model has none, or it is no plain linear layer.
+    Raises UserError if the model has none, or it is not a plain linear layer.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
-        found = "no output embedding" if head is None else f"a {type(head).__name__} for its output embedding"
+        description = "no output embedding" if head is None else f"a {type(head).__name__} for its output embedding"
         raise UserError(
-            f"{type(model).__name__} has {found}; dissent needs a masked or causal language model whose logits come "
-            "from one linear layer"
+            f"{type(model).__name__} has {description}; dissent needs a masked or causal language model whose logits "
+            "come from one linear layer"
         )
     return head
 
 
 @torch.inference_mode()
-def read_by_the_head(model: nn.Module, batch: Predictions, device: str) -> Float[Tensor, "selected width"]:
-    """What the output embedding reads at the predicted positions of a batch, a few rows at a time.
+def head_inputs(model: nn.Module, batch: Predictions, device: str) -> Float[Tensor, "selected width"]:
+    """The input of the output embedding at the predicted positions of a batch, computed a few rows at a time.
 
-    Raises UserError if the model's logits are not what its output embedding gives: scaled, capped, or otherwise
-    changed.
+    Raises UserError if the model changes the logits after its output embedding, for example scales or caps them.
     """
-    head, seen = linear_head(model), []
-    hook = head.register_forward_hook(lambda module, arguments, output: seen.append((arguments[0], output)))
-    rows = max(1, LOGITS // (batch.ids.shape[1] * head.out_features))
+    head, calls = linear_head(model), []
+    hook = head.register_forward_hook(lambda module, arguments, output: calls.append((arguments[0], output)))
+    rows = max(1, MAX_LOGITS // (batch.ids.shape[1] * head.out_features))
     batch, hidden = batch.to(device), []
     try:
         for start in range(0, len(batch.ids), rows):
             chosen = slice(start, start + rows)
             mask = None if batch.attention_mask is None else batch.attention_mask[chosen]
             logits = logits_at(model, batch.ids[chosen], mask, batch.selected[chosen])
-            read, given = seen.pop()
-            if not torch.equal(given.reshape(logits.shape).to(logits.dtype), logits):
+            inputs, outputs = calls.pop()
+            if not torch.equal(outputs.reshape(logits.shape).to(logits.dtype), logits):
                 raise UserError(
-                    f"{type(model).__name__} changes its logits behind the output embedding (it scales or caps them); "
+                    f"{type(model).__name__} changes its logits after the output embedding (it scales or caps them); "
                     "dissent needs a model whose logits come from one linear layer"
                 )
-            hidden.append(read.reshape(-1, read.shape[-1]))
+            hidden.append(inputs.reshape(-1, inputs.shape[-1]))
     finally:
         hook.remove()
     return torch.cat(hidden)
 
 
 class Dissents(NamedTuple):
-    """One number per token. Cosines are NaN where one of their two vectors is zero, and so has no direction."""
+    """One number per token. A cosine is NaN where one of its vectors is zero."""
 
-    probability: Float[Tensor, " tokens"]  # p_1, of the right token
+    probability: Float[Tensor, " tokens"]  # p_1, of the gold token
     norm_hidden: Float[Tensor, " tokens"]  # ‖h‖
     norm_attractive: Float[Tensor, " tokens"]  # ‖∇h⁺‖
     norm_repulsive: Float[Tensor, " tokens"]  # ‖∇h⁻‖
-    dissent: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻); -1: nothing is left of the two but their difference
+    dissent: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻); -1: exactly opposed
     cos_hidden_attractive: Float[Tensor, " tokens"]
     cos_hidden_repulsive: Float[Tensor, " tokens"]
     dissent_control: Float[Tensor, " tokens"]  # cos(∇h⁺, ∇h⁻ of another token)
@@ -121,27 +120,27 @@ def dissent(
     bias: Float[Tensor, " vocab"] | None = None,
     seed: int = 0,
 ) -> Dissents:
-    """Dissent of each token from what the output embedding reads (`hidden`) and its `weight`; `seed` pairs the control.
+    """Dissent of each token, from input (`hidden`) and `weight` of the output embedding; `seed` pairs the control.
 
     In the type of `hidden`, but at least in float32. Both parts are 1 - p_1 times a vector that does not depend on
-    p_1: U_1, and the mean of the other rows of U, each as probable as the model takes it to be if token 1 is ruled
-    out. So cosines stay exact where p_1 is 1 to the last digit.
+    p_1: U_1, and the mean of the other rows of U, weighted by their probabilities given that the token is not 1. So
+    cosines are exact even where p_1 rounds to 1.
     """
     hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    right, others = weight[gold].to(hidden.dtype), torch.empty_like(hidden)
-    surprise = hidden.new_empty(len(gold))
-    for part in torch.arange(len(gold), device=gold.device).split(max(1, LOGITS // len(weight))):
-        others[part], surprise[part] = _directions(hidden[part], weight, gold[part], bias)
-    drawn = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).to(gold.device)
+    gold_rows, other_rows = weight[gold].to(hidden.dtype), torch.empty_like(hidden)
+    log_odds = hidden.new_empty(len(gold))
+    for part in torch.arange(len(gold), device=gold.device).split(max(1, MAX_LOGITS // len(weight))):
+        other_rows[part], log_odds[part] = _directions(hidden[part], weight, gold[part], bias)
+    shuffled = torch.randperm(len(gold), generator=torch.Generator().manual_seed(seed)).to(gold.device)
     return Dissents(
-        torch.sigmoid(-surprise),
+        torch.sigmoid(-log_odds),
         hidden.norm(dim=1),
-        torch.sigmoid(surprise) * right.norm(dim=1),
-        torch.sigmoid(surprise) * others.norm(dim=1),
-        -_cosine(right, others),
-        -_cosine(hidden, right),
-        _cosine(hidden, others),
-        -_cosine(right, others[drawn]),
+        torch.sigmoid(log_odds) * gold_rows.norm(dim=1),
+        torch.sigmoid(log_odds) * other_rows.norm(dim=1),
+        -_cosine(gold_rows, other_rows),
+        -_cosine(hidden, gold_rows),
+        _cosine(hidden, other_rows),
+        -_cosine(gold_rows, other_rows[shuffled]),
     )
 
 
@@ -150,15 +149,15 @@ def _directions(
 ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, " tokens"]]:
     """The mean of the other tokens' rows weighted by p_j / (1 - p_1), and the log odds against token 1.
 
-    1 - p_1 is a sigmoid of these odds: never a difference of two numbers close to 1.
+    1 - p_1 is a sigmoid of these odds, not a difference of two numbers close to 1.
     """
     weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
     logits = F.linear(hidden, weight, bias)
-    at = gold[:, None]
-    right = logits.gather(1, at).squeeze(1)
-    logits.scatter_(1, at, float("-inf"))
-    surprise = logits.logsumexp(1) - right
-    return logits.softmax(1) @ weight, surprise
+    index = gold[:, None]
+    gold_logits = logits.gather(1, index).squeeze(1)
+    logits.scatter_(1, index, float("-inf"))
+    log_odds = logits.logsumexp(1) - gold_logits
+    return logits.softmax(1) @ weight, log_odds
 
 
 def _cosine(a: Float[Tensor, "tokens width"], b: Float[Tensor, "tokens width"]) -> Float[Tensor, " tokens"]:

@@ -1,9 +1,9 @@
-"""How probable text is to a model: its loss on text that a run was not trained on, and sentences of minimal pairs.
+"""Probability of text under a model: its loss on held-out text, and scores of the sentences of minimal pairs.
 
-Sentences: pseudo-log-likelihood (Salazar et al. 2020) for masked models, where each token in turn is masked and its
-log-probability taken; the log-probability of the sentence for causal ones. A word of several tokens gives its own
-pieces away: beside it stands the pseudo-log-likelihood that masks the later tokens of the same word, too (within-word
-left-to-right; Kauf and Ivanova 2023, arXiv 2305.10588).
+Sentences: pseudo-log-likelihood (Salazar et al. 2020) for masked models, the sum of each token's log-probability when
+it is masked; the log-probability of the sentence for causal models. The pieces of a word predict each other, so there
+is also the pseudo-log-likelihood that masks the later tokens of the same word (within-word left-to-right; Kauf and
+Ivanova 2023, arXiv 2305.10588).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,17 +16,17 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows, takes_words
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import check_ids, check_length, unused_rows
 from lmdynamics.measurements.trace import Measurement
-from lmdynamics.training.batches import padded_batches, to_predict
+from lmdynamics.training.batches import padded_batches, select_targets
 from lmdynamics.training.masking import Masker
 from lmdynamics.training.objective import Movable, logits_at
 
-TOKENS = 2048  # per batch
-ROUNDING = 1e-6  # of a score: sums of float32 log-probabilities differ by that much in another order or batch
+MAX_TOKENS = 2048  # per batch
+ROUNDING = 1e-6  # relative; sums of float32 log-probabilities depend this much on order and batch
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class PairAccuracy(Measurement):
     `good` and `bad` are sums over the sentence's tokens, special ones left out, in nats: pseudo-log-likelihoods of a
     masked model, log-probabilities of a causal one. A pair is correct if the good sentence scores higher. Two scores
     that differ by rounding only are a `tie`, which counts as wrong: otherwise a constant scorer would be right about
-    reordered words. A causal model whose tokenizer puts nothing in front cannot score a first token; the rest of the
-    sentence then decides. `good_word_l2r` and `bad_word_l2r`: the same of a masked model, within-word left-to-right;
-    `flips`: whether the pair is judged otherwise by these. Null for a causal model, which reads left to right anyway.
+    reordered words. A causal model whose tokenizer adds no first special token does not score the first
+    token of a sentence. `good_word_l2r` and `bad_word_l2r`: the scores of a masked model, within-word left-to-right;
+    `flips`: whether they change the judgement of the pair. Null for a causal model.
     """
 
     pairs: MinimalPairs
@@ -50,7 +50,7 @@ class PairAccuracy(Measurement):
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if checkpoint.objective == "rts":
             raise UserError(
-                f"{checkpoint.run_name} tells replaced tokens from others and gives no probability of a sentence; "
+                f"{checkpoint.run_name} classifies tokens as replaced or not and has no probability of a sentence; "
                 "measure it by fine-tuning (measurements.probes)"
             )
         sentences = encode_pairs(checkpoint.tokenizer, self.pairs)
@@ -58,23 +58,23 @@ class PairAccuracy(Measurement):
         check_ids(model, max((int(ids.max(initial=0)) for ids in sentences.ids), default=0), sentences.name)
         check_length(model, max(map(len, sentences.ids), default=0), f"a sentence of {sentences.name}")
         unused_rows(model, checkpoint)
-        by_word = None
+        word_l2r = None
         if checkpoint.objective == "clm":
             scores = log_probabilities(model, sentences)
         elif checkpoint.tokenizer.mask_token_id is None:
             raise UserError(
-                f"the tokenizer of {checkpoint.run_name} has no mask token, so no pseudo-log-likelihood can be taken; "
+                f"the tokenizer of {checkpoint.run_name} has no mask token, so it has no pseudo-log-likelihood; "
                 "use the tokenizer the model was trained with"
             )
         else:
-            scores, by_word = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
+            scores, word_l2r = pseudo_log_likelihoods(model, sentences, checkpoint.tokenizer.mask_token_id)
         good, bad = scores[sentences.good], scores[sentences.bad]
         correct, tie = judge(good, bad)
         frame = self.pairs.frame.select("paradigm", "pair").with_columns(good=good, bad=bad, correct=correct, tie=tie)
-        if by_word is None:
+        if word_l2r is None:
             schema = {"good_word_l2r": pl.Float64, "bad_word_l2r": pl.Float64, "flips": pl.Boolean}
             return frame.with_columns(pl.lit(None, kind).alias(name) for name, kind in schema.items())
-        good, bad = by_word[sentences.good], by_word[sentences.bad]
+        good, bad = word_l2r[sentences.good], word_l2r[sentences.bad]
         flips = judge(good, bad)[0] != correct
         return frame.with_columns(good_word_l2r=good, bad_word_l2r=bad, flips=flips)
 
@@ -82,50 +82,50 @@ class PairAccuracy(Measurement):
 def judge(
     good: Float64[np.ndarray, " pairs"], bad: Float64[np.ndarray, " pairs"]
 ) -> tuple[Bool[np.ndarray, " pairs"], Bool[np.ndarray, " pairs"]]:
-    """Which pairs are judged right, and which are ties: equal but for rounding, and so not right."""
+    """Masks of the correct pairs, and of ties: pairs that differ by rounding only, which are not correct."""
     tie = np.abs(good - bad) <= ROUNDING * np.maximum(np.abs(good), np.abs(bad))
     return (good > bad) & ~tie, tie
 
 
 @dataclass(frozen=True, eq=False)
 class PairSentences:
-    """The different sentences of some minimal pairs, as tokens; `good` and `bad` number them, one per pair."""
+    """The distinct sentences of some minimal pairs, as tokens; `good` and `bad` are their indices, one per pair."""
 
     name: str
     ids: tuple[np.ndarray, ...]  # each of shape [time]
-    special: tuple[np.ndarray, ...]  # true at tokens that no one wrote: [CLS], [SEP]
-    word: tuple[np.ndarray, ...]  # the number of the word that each token is a piece of; -1 where it is of none
+    special: tuple[np.ndarray, ...]  # true at special tokens: [CLS], [SEP]
+    word: tuple[np.ndarray, ...]  # the index of each token's word; -1 for none
     good: Int[np.ndarray, " pairs"]
     bad: Int[np.ndarray, " pairs"]
 
 
 @lru_cache(maxsize=4)
 def encode_pairs(tokenizer, pairs: MinimalPairs) -> PairSentences:
-    """Tokenise each different sentence once: word by word if the pairs are split into words, otherwise as text.
+    """Tokenise each distinct sentence once: word by word if the pairs are split into words, otherwise as text.
 
-    A tokenizer that would glue the words together gets the text in any case, which has a space between them.
+    A tokenizer that would join the words always gets the text (see `takes_words`).
     """
     texts = list(dict.fromkeys([*pairs.frame["good"], *pairs.frame["bad"]]))
-    number = {text: i for i, text in enumerate(texts)}
-    words = pairs.split_into_words and takes_words(tokenizer)
+    index = {text: i for i, text in enumerate(texts)}
+    split = pairs.split_into_words and takes_words(tokenizer)
     encoded = tokenizer(
-        [text.split(" ") for text in texts] if words else texts,
-        is_split_into_words=words,
+        [text.split(" ") for text in texts] if split else texts,
+        is_split_into_words=split,
         return_special_tokens_mask=True,
-        verbose=False,  # too long a sentence is refused below, with its name
+        verbose=False,  # sentences that are too long raise an error later
     )
     return PairSentences(
         pairs.name,
         tuple(np.array(ids) for ids in encoded["input_ids"]),
         tuple(np.array(mask, dtype=bool) for mask in encoded["special_tokens_mask"]),
-        tuple(_words(encoded, i, tokenizer.is_fast) for i in range(len(texts))),
-        np.array([number[text] for text in pairs.frame["good"]]),
-        np.array([number[text] for text in pairs.frame["bad"]]),
+        tuple(_word_ids(encoded, i, tokenizer.is_fast) for i in range(len(texts))),
+        np.array([index[text] for text in pairs.frame["good"]]),
+        np.array([index[text] for text in pairs.frame["bad"]]),
     )
 
 
-def _words(encoded, i: int, fast: bool) -> Int[np.ndarray, " time"]:
-    """The word of each token, as the tokenizer cuts words; one that does not say makes each token its own."""
+def _word_ids(encoded, i: int, fast: bool) -> Int[np.ndarray, " time"]:
+    """The word of each token, if the tokenizer reports it; otherwise each token is a word."""
     if not fast:
         return np.arange(len(encoded["input_ids"][i]))
     return np.array([-1 if word is None else word for word in encoded.word_ids(i)])
@@ -134,24 +134,24 @@ def _words(encoded, i: int, fast: bool) -> Int[np.ndarray, " time"]:
 def pseudo_log_likelihoods(
     model: nn.Module, sentences: PairSentences, mask_id: int
 ) -> tuple[Float64[np.ndarray, " sentences"], Float64[np.ndarray, " sentences"]]:
-    """Sum over a sentence's tokens of the log-probability of each when it alone is masked (nats); and when the later
-    tokens of its word are masked with it. The two differ at tokens that more of their word follows."""
-    own = [~special for special in sentences.special]
-    followed = [np.append((word[1:] == word[:-1]) & (word[1:] >= 0), False) for word in sentences.word]
-    last = [mine & ~more for mine, more in zip(own, followed, strict=True)]
-    first = [mine & more for mine, more in zip(own, followed, strict=True)]
+    """Sum over a sentence's tokens of the log-probability of each when only it is masked (nats); and when the later
+    tokens of its word are also masked. The two are equal for the last token of a word."""
+    ordinary = [~special for special in sentences.special]
+    continued = [np.append((word[1:] == word[:-1]) & (word[1:] >= 0), False) for word in sentences.word]
+    last = [token & ~within_word for token, within_word in zip(ordinary, continued, strict=True)]
+    first = [token & within_word for token, within_word in zip(ordinary, continued, strict=True)]
     shared = _masked_sums(model, sentences, mask_id, last)
-    plain, by_word = (_masked_sums(model, sentences, mask_id, first, rest) for rest in (False, True))
-    return shared + plain, shared + by_word
+    alone, word_l2r = (_masked_sums(model, sentences, mask_id, first, mask_rest) for mask_rest in (False, True))
+    return shared + alone, shared + word_l2r
 
 
 @torch.inference_mode()
 def _masked_sums(
-    model: nn.Module, sentences: PairSentences, mask_id: int, tokens: Sequence[np.ndarray], rest: bool = False
+    model: nn.Module, sentences: PairSentences, mask_id: int, tokens: Sequence[np.ndarray], mask_rest: bool = False
 ) -> Float64[np.ndarray, " sentences"]:
-    """Sum of the log-probabilities of some `tokens`, each masked in turn, with the `rest` of its word or alone.
+    """Sum of the log-probabilities of some `tokens`, each masked in turn, alone or with later tokens (`mask_rest`).
 
-    Masked copies of all sentences of one length go together: no padding, and the head runs on masked positions only.
+    Masked copies of all sentences of one length share batches without padding; the head runs on masked positions only.
     """
     device = next(model.parameters()).device
     scores = np.zeros(len(sentences.ids))
@@ -159,39 +159,39 @@ def _masked_sums(
         ids = torch.from_numpy(np.stack([sentences.ids[i] for i in chosen]))
         word = torch.from_numpy(np.stack([sentences.word[i] for i in chosen]))
         row, position = torch.from_numpy(np.stack([tokens[i] for i in chosen])).nonzero(as_tuple=True)
-        of_row = torch.zeros(len(chosen), dtype=torch.float64)
+        sums = torch.zeros(len(chosen), dtype=torch.float64)
         if not len(row):
             continue
-        for part in torch.arange(len(row)).split(max(1, TOKENS // ids.shape[1])):
-            copies, at = ids[row[part]], torch.arange(len(part))
+        for part in torch.arange(len(row)).split(max(1, MAX_TOKENS // ids.shape[1])):
+            copies, index = ids[row[part]], torch.arange(len(part))
             selected = torch.zeros_like(copies, dtype=torch.bool)
-            selected[at, position[part]] = True
-            gold, hidden = copies[selected], selected
-            if rest:
-                hidden = (word[row[part]] == word[row[part], position[part]][:, None]) & (
+            selected[index, position[part]] = True
+            gold, masked = copies[selected], selected
+            if mask_rest:
+                masked = (word[row[part]] == word[row[part], position[part]][:, None]) & (
                     torch.arange(ids.shape[1]) >= position[part][:, None]
                 )
-            logits = logits_at(model, copies.masked_fill(hidden, mask_id).to(device), None, selected.to(device))
-            of_row.index_add_(0, row[part], log_probability(logits, gold.to(device)).cpu().double())
-        scores[chosen] = of_row.numpy()
+            logits = logits_at(model, copies.masked_fill(masked, mask_id).to(device), None, selected.to(device))
+            sums.index_add_(0, row[part], log_probability(logits, gold.to(device)).cpu().double())
+        scores[chosen] = sums.numpy()
     return scores
 
 
 @torch.inference_mode()
 def log_probabilities(model: nn.Module, sentences: PairSentences) -> Float64[np.ndarray, " sentences"]:
-    """Sum over a sentence's tokens of the log-probability of each given those before it (nats)."""
+    """Sum over a sentence's tokens of the log-probability of each given the tokens before it (nats)."""
     device = next(model.parameters()).device
     scores = np.zeros(len(sentences.ids))
     for chosen in _same_length(sentences.ids):
-        for part in np.array_split(chosen, -(-len(chosen) * len(sentences.ids[chosen[0]]) // TOKENS)):
+        for part in np.array_split(chosen, -(-len(chosen) * len(sentences.ids[chosen[0]]) // MAX_TOKENS)):
             ids = torch.from_numpy(np.stack([sentences.ids[i] for i in part]))
             scored = torch.from_numpy(~np.stack([sentences.special[i] for i in part]))
             scored[:, 0] = False
-            before = scored.roll(-1, dims=1)
-            logits = logits_at(model, ids.to(device), None, before.to(device))
-            of_token = log_probability(logits, ids[scored].to(device)).cpu().double()
+            predicting = scored.roll(-1, dims=1)
+            logits = logits_at(model, ids.to(device), None, predicting.to(device))
+            token_scores = log_probability(logits, ids[scored].to(device)).cpu().double()
             rows = scored.nonzero()[:, 0]
-            scores[part] = torch.zeros(len(part), dtype=torch.float64).index_add_(0, rows, of_token).numpy()
+            scores[part] = torch.zeros(len(part), dtype=torch.float64).index_add_(0, rows, token_scores).numpy()
     return scores
 
 
@@ -206,21 +206,21 @@ def _same_length(ids: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     return (np.flatnonzero(lengths == length) for length in np.unique(lengths))
 
 
-ROWS = 64  # per batch; the masks depend on it
-MASKING_RATE = 0.15  # at which every masked model is measured, whatever it was trained at (Ankner et al. 2023)
+BATCH_ROWS = 64  # the masks depend on it
+MASKING_RATE = 0.15  # for every masked model, independent of its training rate (Ankner et al. 2023)
 
 
 @dataclass(frozen=True)
 class HeldOutLoss(Measurement):
-    """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (how many), `stderr`,
+    """Mean loss over the predicted tokens. One row: `loss` (nats per token), `tokens` (count), `stderr`,
     `unused_rows`.
 
-    A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % whatever rate the
-    run was trained at (Ankner et al. 2023); a causal one, every next token; a discriminator (rts) tells of every token
-    whether it was replaced, at that rate. Losses of different objectives do not compare. `stderr` takes rows of text
-    as the independent units (ratio estimator), and is null where one row alone has tokens to predict. `unused_rows`:
-    output rows of the model that belong to no token of its tokenizer (count); they share in the probabilities, so that
-    an untrained model's loss is the logarithm of all rows.
+    A masked model predicts the tokens that `seed` selects, the same at every checkpoint, at 15 % independent of
+    the run's own rate (Ankner et al. 2023); a causal one, every next token; a discriminator (rts), for every token,
+    whether it was replaced, at that rate. Losses of different objectives are not comparable. `stderr` treats rows of
+    text as independent (ratio estimator), and is null if only one row has tokens to predict. `unused_rows`: the model's
+    output rows without a token of its tokenizer (count); the softmax includes them, so an untrained model's loss is the
+    logarithm of the number of all rows.
     """
 
     blocks: TokenRows
@@ -249,9 +249,9 @@ class HeldOutLoss(Measurement):
 class TokenLosses(Measurement):
     """The loss of every predicted token. Rows: `row`, `position` (of the predicted token in its row), `token`, `loss`.
 
-    `loss` is in nats; the mean of it is what `HeldOutLoss` gives, which says what is predicted. `token` is the id that
-    the text has there: what a masked model is to find, what a discriminator judges, original or replaced. A causal
-    model predicts a token from the position before it. The same tokens in the same order at every checkpoint.
+    `loss` is in nats; its mean is the loss of `HeldOutLoss`, which defines the predicted tokens. `token` is the id in
+    the original text, also if a token is masked or replaced. A causal model predicts a token from the position before
+    it. The same tokens in the same order at every checkpoint.
     """
 
     blocks: TokenRows
@@ -269,7 +269,7 @@ class TokenLosses(Measurement):
 
 @dataclass(frozen=True)
 class Predictions(Movable):
-    """A batch with what is to be predicted: `gold` holds the right tokens of the `selected` positions, in order."""
+    """A batch with its targets: `gold` has the targets at the `selected` positions, in order."""
 
     ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time"] | None
@@ -280,7 +280,7 @@ class Predictions(Movable):
 def losses_by_token(
     checkpoint, model: nn.Module, blocks: TokenRows, masking_rate: float, seed: int, device: str
 ) -> pl.DataFrame:
-    """The loss of every predicted token, as `TokenLosses` gives it."""
+    """The rows of `TokenLosses`."""
 
     @torch.inference_mode()
     def losses(batch: Predictions, first_row: int) -> dict[str, np.ndarray]:
@@ -288,10 +288,10 @@ def losses_by_token(
         logits = logits_at(model, batch.ids, batch.attention_mask, batch.selected)
         return {"loss": -log_probability(logits, batch.gold).cpu().numpy()}
 
-    return by_token(checkpoint, model, blocks, masking_rate, seed, losses)
+    return token_table(checkpoint, model, blocks, masking_rate, seed, losses)
 
 
-def by_token(
+def token_table(
     checkpoint,
     model: nn.Module,
     blocks: TokenRows,
@@ -299,17 +299,17 @@ def by_token(
     seed: int,
     columns: Callable[[Predictions, int], Mapping[str, np.ndarray | pl.Series]],
 ) -> pl.DataFrame:
-    """All predicted tokens, and beside them the `columns` that are made of each batch and the number of its first row.
+    """All predicted tokens, with the `columns` computed from each batch and the number of its first row.
 
-    Raises UserError where no token of any row is predicted, and as `check_rows` does.
+    Raises UserError if no token is predicted, and where `check_rows` does.
     """
     check_rows(model, blocks)
     unused_rows(model, checkpoint)
-    frames, first = [], 0
-    for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, ROWS):
-        named = predicted_tokens(batch, blocks, first, checkpoint.objective)
-        frames.append(named.with_columns(**columns(batch, first)))
-        first += len(batch.ids)
+    frames, first_row = [], 0
+    for batch in prediction_batches(checkpoint, blocks, masking_rate, seed, BATCH_ROWS):
+        tokens = predicted_tokens(batch, blocks, first_row, checkpoint.objective)
+        frames.append(tokens.with_columns(**columns(batch, first_row)))
+        first_row += len(batch.ids)
     if not sum(map(len, frames)):
         raise UserError(
             f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate"
@@ -318,9 +318,9 @@ def by_token(
 
 
 def predicted_tokens(batch: Predictions, blocks: TokenRows, first_row: int, objective: str) -> pl.DataFrame:
-    """Which tokens a batch predicts, in the order of `gold`: row, position, token (Int32).
+    """The predicted tokens of a batch, in the order of `gold`: row, position, token (Int32).
 
-    The batch's rows are those of `blocks` from `first_row` on.
+    The batch is the rows of `blocks` from `first_row`.
     """
     row, position = batch.selected.nonzero().numpy().T
     row, position = row + first_row, position + (objective == "clm")
@@ -333,19 +333,19 @@ def prediction_batches(
 ) -> Iterator[Predictions]:
     """`blocks` in order, `rows` at a time: with fixed masks for a masked model, next tokens for a causal one.
 
-    `loss_share`: of the masked tokens, those that are predicted, as in training (`Schedule.loss_share`).
+    `loss_share`: the share of the masked tokens that are predicted, as in training (`Schedule.loss_share`).
     """
     tokenizer, rts = checkpoint.tokenizer, checkpoint.objective == "rts"
     masker = None if checkpoint.objective == "clm" else Masker.for_tokenizer(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     for ids, padded in padded_batches(blocks, rows, tokenizer.pad_token_id or 0):
-        seen, selected, targets = to_predict(ids, padded, masker, masking_rate, generator, loss_share, rts)
-        yield Predictions(seen, None if padded is None else ~padded, selected, targets[selected])
+        inputs, selected, targets = select_targets(ids, padded, masker, masking_rate, generator, loss_share, rts)
+        yield Predictions(inputs, None if padded is None else ~padded, selected, targets[selected])
 
 
 def check_rows(model, blocks: TokenRows) -> None:
     """Raise a UserError if there are no rows, one is longer than the model allows, or a token has no embedding."""
     if not len(blocks):
-        raise UserError("there are no held-out rows to measure on; give some text")
-    check_length(model, int(blocks.lengths.max()), "a held-out row", "cut the text shorter")
+        raise UserError("there are no held-out rows; give some text")
+    check_length(model, int(blocks.lengths.max()), "a held-out row", "shorten the text")
     check_ids(model, int(blocks.ids.max()), "a held-out row")

@@ -1,17 +1,16 @@
-"""One step of a run's own optimizer from one of its checkpoints: what it changes, and how tokens' gradients add up.
+"""One step of a run's own optimizer from one of its checkpoints: the changes of losses, and the tokens' interference.
 
 The step is the recipe's: AdamW with its state at the checkpoint, its learning rate, clipping and precision, on float32
-weights; losses before and after are taken in float32. (The analysis published by Mircea et al. 2025, arXiv 2506.05447,
-rounds weights to bf16 first, does not clip, and where the last learning rate is 0 takes the first.) Masks and the
-tokens whose loss is taken are drawn as the recipe's schedule has it at that step. Only the rows stepped on are others:
-held-out ones, which no run has seen.
+weights; losses before and after are computed in float32. (The analysis published by Mircea et al. 2025, arXiv
+2506.05447, first rounds weights to bf16, does not clip, and replaces a last learning rate of 0 by the first.) Masks and
+the predicted tokens follow the recipe's schedule at that step. Only the rows differ from training: they are held out.
 
-Interference along an update u is theirs: with p_ij = g_ij u_j, the first-order change of token i's loss that parameter
-j's update causes, C_g = Σ_j|Σ_i p_ij| / Σ_jΣ_i|p_ij| (tokens agree on a parameter), C_ug = Σ_i|Σ_j p_ij| /
+Interference along an update u, as in that paper: with p_ij = g_ij u_j, the first-order change of token i's loss by
+parameter j's update, C_g = Σ_j|Σ_i p_ij| / Σ_jΣ_i|p_ij| (tokens agree on a parameter), C_ug = Σ_i|Σ_j p_ij| /
 Σ_jΣ_i|p_ij| (parameters agree on a token) and C_uG = |ΣΣ p| / Σ_j|Σ_i p_ij|, so that 1 - D(Δ̂ℓ) = C_g C_uG / C_ug.
 
-Σ_j p_ij comes of one forward-mode pass and Σ_i p_ij of one backward pass; only Σ_i|p_ij| = |u_j| Σ_i|g_ij| needs every
-token's gradient, which is formed layer by layer (`per_token_gradients`), or estimated from a sample of tokens.
+Σ_j p_ij needs one forward-mode pass and Σ_i p_ij one backward pass; only Σ_i|p_ij| = |u_j| Σ_i|g_ij| needs every
+token's gradient, formed layer by layer (`per_token_gradients`); or it is estimated from a sample of tokens.
 """
 
 from collections.abc import Iterator
@@ -41,13 +40,13 @@ from lmdynamics.training.state import load_state
 class OneStep(Measurement):
     """Change of each token's loss by one optimizer step. One row per batch, split, direction and predicted token.
 
-    Batch b steps on rows `b * batch_size` and following of `blocks`; what comes after all batches is held out,
-    `held_out` rows of it. `batch_size` 0 is the recipe's own. `direction`: `update`, what the optimizer does, and as a
-    control `random`, a Gaussian step of the same norm in every parameter tensor. `loss`: before the step; `change`:
-    measured after it (nats; below 0 the token gained); `first_order`: what the gradients at the checkpoint foretell.
+    Batch b steps on rows `b * batch_size` and following of `blocks`; of the rows after all batches, `held_out` are held
+    out. `batch_size` 0 is the recipe's. `direction`: `update`, the optimizer's step, or as a control `random`, a
+    Gaussian step of the same norm in every parameter tensor. `loss`: before the step; `change`: measured after it
+    (nats; negative if the loss fell); `first_order`: the change predicted from the gradients at the checkpoint.
 
-    Raises UserError where the run has no recipe or no optimizer state at the step, the learning rate is 0, a syntactic
-    penalty is on, or the rows are too few.
+    Raises UserError if the run has no recipe or no optimizer state at the step, the learning rate is 0, the syntactic
+    penalty is on, or there are too few rows.
     """
 
     blocks: TokenRows
@@ -71,7 +70,7 @@ class OneStep(Measurement):
                 predicted = {
                     split: directional_derivative(step.model, moved, text.batch) for split, text in texts.items()
                 }
-                with step.taken(moved):
+                with step.applied(moved):
                     after = {split: step.losses(text) for split, text in texts.items()}
                 for split, text in texts.items():
                     numbers = {
@@ -91,36 +90,36 @@ class OneStep(Measurement):
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Rows as one batch on the device, and which tokens of the rows they come from are predicted."""
+    """Rows as one batch on the device, and the predicted tokens as a frame."""
 
     batch: Predictions
     tokens: pl.DataFrame  # row, position, token, in the order of `batch.gold`
 
 
 class Step:
-    """A checkpoint with its optimizer, ready to step and to step back.
+    """A checkpoint with its optimizer, which can take a step and undo it.
 
-    `model` reads with eager attention, which forward mode needs; its weights are float32.
+    `model` has eager attention, which forward mode needs, and float32 weights.
     """
 
     def __init__(self, checkpoint, batch_size: int = 0, device: str = "cpu"):
         recipe = checkpoint.recipe
         if recipe is None:
             raise UserError(
-                f"{checkpoint.run_name} was trained elsewhere, so its optimizer is not known; measure changes between "
+                f"{checkpoint.run_name} was trained elsewhere, so its optimizer is unknown; measure changes between "
                 "checkpoints instead"
             )
         if not checkpoint.has_optimizer_state:
-            checkpoint.optimizer_state()  # says what to do
+            checkpoint.optimizer_state()  # raises with advice
         self.lr = recipe.training.lr_at(checkpoint.step)
         if not self.lr > 0:
             raise UserError(
-                f"the learning rate of {checkpoint.run_name} is 0 at step {checkpoint.step}; take an earlier checkpoint"
+                f"the learning rate of {checkpoint.run_name} is 0 at step {checkpoint.step}; use an earlier checkpoint"
             )
         if recipe.regularizer.strength_at(checkpoint.step):
             raise UserError(
                 f"{checkpoint.run_name} trains with a syntactic penalty at step {checkpoint.step}; a step of its "
-                "optimizer is not one on the loss alone"
+                "optimizer does not minimise the loss alone"
             )
         self.checkpoint, self.recipe, self.device = checkpoint, recipe, device
         self.batch_size = batch_size or recipe.training.batch_size
@@ -129,21 +128,21 @@ class Step:
         self.start = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def batches(self, blocks: TokenRows, batches: int, held_out: int, seed: int) -> Iterator[tuple[int, Text, Text]]:
-        """Each batch's number, the rows to step on, and the held-out rows, the same for all."""
+        """Each batch's number, the rows to step on, and the held-out rows, which are the same for all batches."""
         check_rows(self.model, blocks)
         unused_rows(self.model, self.checkpoint)
-        size, there = self.batch_size, len(blocks)
-        if there < batches * size + min(1, held_out):
+        size, available = self.batch_size, len(blocks)
+        if available < batches * size + min(1, held_out):
             raise UserError(
-                f"{batches} batches of {size} rows and some held out need more than {there} rows; give more text, "
+                f"{batches} batches of {size} rows and some held out need more than {available} rows; give more text, "
                 "fewer batches or a smaller batch_size"
             )
         x = self.checkpoint.step / self.recipe.training.steps
         rate, loss_share = self.recipe.schedule(x), self.recipe.schedule.loss_share(x)
-        after = batches * size
-        kept = self.text(blocks, after, min(held_out, there - after), MASKING_RATE, seed)
+        first = batches * size
+        held_out_text = self.text(blocks, first, min(held_out, available - first), MASKING_RATE, seed)
         for b in range(batches):
-            yield b, self.text(blocks, b * size, size, rate, mix(seed, b), loss_share), kept
+            yield b, self.text(blocks, b * size, size, rate, mix(seed, b), loss_share), held_out_text
 
     def text(self, blocks: TokenRows, first: int, n: int, rate: float, seed: int, loss_share: float = 1.0) -> Text:
         """`n` rows from `first` on as one batch on the device."""
@@ -156,9 +155,9 @@ class Step:
             return token_losses(self.model, text.batch)
 
     def update(self, text: Text) -> dict[str, Tensor]:
-        """What the optimizer adds to each parameter, in float32; the model is left as it was.
+        """The optimizer's change of each parameter, in float32; the model is restored.
 
-        Dropout is on, as in training, its seed a function of the step.
+        Dropout is on, as in training, with a seed that is a function of the step.
         """
         t = self.recipe.training
         optimizer = build_optimizer(self.recipe, self.model)
@@ -169,7 +168,7 @@ class Step:
         torch.manual_seed(mix(self.recipe.seed, self.checkpoint.step))
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=t.precision == "bf16"):
             losses = token_losses(self.model, text.batch)
-            loss = losses.sum() / max(1, len(losses))  # as training does, also where nothing was masked
+            loss = losses.sum() / max(1, len(losses))  # as in training, also if nothing was masked
         loss.backward()
         if t.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
@@ -177,20 +176,20 @@ class Step:
         optimizer.zero_grad()
         self.model.eval()
         update = {name: p.detach() - self.start[name] for name, p in self.parameters.items()}
-        self._put(self.start)
+        self._set(self.start)
         return update
 
     @contextmanager
-    def taken(self, update: dict[str, Tensor]):
-        """The model after a step; inside the block only."""
-        self._put({name: value + update[name] for name, value in self.start.items()})
+    def applied(self, update: dict[str, Tensor]):
+        """The model after a step, inside the block only."""
+        self._set({name: value + update[name] for name, value in self.start.items()})
         try:
             yield self.model
         finally:
-            self._put(self.start)
+            self._set(self.start)
 
     @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
+    def _set(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
@@ -198,14 +197,14 @@ class Step:
 def random_direction(update: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     """A step in a random direction, as long as `update` in every parameter tensor."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    direction = {}
     for name, u in update.items():
         noise = torch.randn(u.shape, generator=generator).to(u)
-        found[name] = noise * (u.norm() / noise.norm())
-    return found
+        direction[name] = noise * (u.norm() / noise.norm())
+    return direction
 
 
-ROUNDING = 1e-6  # of the largest gradient: what float32 leaves of one that should be nothing
+ROUNDING = 1e-6  # of the largest gradient: smaller ones may be zeros with float32 rounding
 COEFFICIENTS = {
     "level": pl.String,
     "part": pl.String,
@@ -221,10 +220,10 @@ COEFFICIENTS = {
 class Coefficients(Measurement):
     """C_g, C_ug, C_uG and D of first-order changes for an optimizer step. Rows: batch, and those of `coefficients`.
 
-    Batches are those of `OneStep`; `rows` held-out rows carry the tokens. `share` below 1 forms the gradients of a
-    random sample of so many of the predicted tokens only (at least 12). For the whole model the identity
-    1 - D = C_g C_uG / C_ug holds to 1e-6, less well in a module that hardly has a gradient: some architectures take
-    softmax and norms in float32 in any case.
+    Batches are those of `OneStep`; the tokens are those of `rows` held-out rows. With `share` below 1, gradients are
+    formed for a random sample of this share of the predicted tokens only (at least 12). For the whole model the
+    identity 1 - D = C_g C_uG / C_ug holds to 1e-6; the error is larger in modules with very small gradients, because
+    some architectures always compute softmax and norms in float32.
 
     Raises UserError as `OneStep` and `coefficients` do.
     """
@@ -251,8 +250,8 @@ class Coefficients(Measurement):
         for b, stepped, held_out in step.batches(self.blocks, self.batches, self.rows, self.seed):
             update = step.update(stepped)
             tape = Tape(step.model.to(getattr(torch, self.precision)), held_out.batch)
-            found = coefficients(tape, update, self.share, self.seed)
-            frames.append(found.select(pl.lit(b, pl.Int32).alias("batch"), pl.all()))
+            frame = coefficients(tape, update, self.share, self.seed)
+            frames.append(frame.select(pl.lit(b, pl.Int32).alias("batch"), pl.all()))
             step.model.float()
         return pl.concat(frames)
 
@@ -260,12 +259,12 @@ class Coefficients(Measurement):
 def coefficients(tape: Tape, update: dict[str, Tensor], share: float = 1.0, seed: int = 0) -> pl.DataFrame:
     """C_g, C_ug, C_uG and the interference of first-order changes: of all parameters, by layer, and by module.
 
-    `update`: by parameter name. `share`: of all predicted tokens whose gradients are formed, a simple random sample
-    drawn by `seed`, of 12 tokens at least; below 1, Σ|p_ij| is estimated by regression on the size of the derivatives
-    by the last hidden states, known for every token, and C_g has the standard error of that design (Student's t with
+    `update`: by parameter name. `share` of the predicted tokens whose gradients are formed: a simple random sample
+    drawn by `seed`, at least 12 tokens. Below 1, Σ|p_ij| is estimated by regression on the norms of the derivatives by
+    the last hidden states, known for every token, and C_g has the standard error of that design (Student's t with
     `sampled` - 2 degrees of freedom); gradient_interference is then null. `gradient_interference` is the mean over
     coordinates of D of the tokens' gradients. `identity_error`: |1 - D - C_g C_uG / C_ug|, D from the forward-mode
-    pass, C_uG from the backward pass, the rest from the tokens' own gradients.
+    pass, C_uG from the backward pass, the others from the tokens' gradients.
 
     Columns: level (all, layer, module), part, sum_abs (Σ|p_ij|, nats), the coefficients, and sampled (tokens whose
     gradients were formed).
@@ -273,71 +272,71 @@ def coefficients(tape: Tape, update: dict[str, Tensor], share: float = 1.0, seed
     Raises UserError if the fast gradients differ from plain ones, or nothing changes at first order.
     """
     cross_check(tape, update)
-    along = in_float64(directional_derivative(tape.model, update, tape.batch))
-    whole = gradient(tape.losses, tape.model)
+    forward = in_float64(directional_derivative(tape.model, update, tape.batch))
+    gradients = gradient(tape.losses, tape.model)
     sums, sampled = token_sums(tape, update, share, seed)
-    signed = in_float64(sum(of.signed for of in sums.values()))
-    reach = along.abs().max()
-    if not reach > 0:
+    signed = in_float64(sum(s.signed for s in sums.values()))
+    scale = forward.abs().max()
+    if not scale > 0:
         raise UserError("the update changes no token's loss at first order; is its learning rate 0?")
-    if (signed - along[sampled.to(along.device)]).abs().max() > 1e-3 * reach:
+    if (signed - forward[sampled.to(forward.device)]).abs().max() > 1e-3 * scale:
         raise UserError(
-            f"fast gradients of single tokens of {type(tape.model).__name__} do not add up to what forward mode gives; "
+            f"fast gradients of single tokens of {type(tape.model).__name__} do not add up to those of forward mode; "
             "this architecture is not supported"
         )
-    proxy = in_float64(tape.by_token[1]).norm(dim=-1)
-    largest = max(float(of.size.max()) for of in sums.values()) if share == 1 else 0.0
+    proxy = in_float64(tape.token_derivatives[1]).norm(dim=-1)
+    largest = max(float(s.size.max()) for s in sums.values()) if share == 1 else 0.0
     rows = []
     for level, part, names in parts(tape):
         names = [name for name in names if name in sums]
-        product = [in_float64(whole[name] * update[name].to(whole[name].dtype)) for name in names]
+        product = [in_float64(gradients[name] * update[name].to(gradients[name].dtype)) for name in names]
         by_parameter, net = float(sum(p.abs().sum() for p in product)), abs(float(sum(p.sum() for p in product)))
-        own = in_float64(sum(sums[name].signed for name in names))
+        by_token = in_float64(sum(sums[name].signed for name in names))
         stderr, mean_interference = 0.0, None
         if share < 1:
-            total, stderr = _estimated(sum(sums[name].absolute for name in names), proxy, sampled)
-            total += sum(sums[name].known for name in names)
+            total, stderr = _regression_estimate(sum(sums[name].absolute for name in names), proxy, sampled)
+            total += sum(sums[name].head for name in names)
         else:
             sizes = ((in_float64(sums[n].size), in_float64(update[n].to(sums[n].size))) for n in names)
             total = sum(float((size * u.abs()).sum()) for size, u in sizes)
-            mean_interference = _mean_interference([(whole[n], sums[n].size) for n in names], largest)
-        change = along if level == "all" else own  # of the whole model, forward mode knows all tokens
-        size = float(change.abs().sum())
+            mean_interference = _mean_interference([(gradients[n], sums[n].size) for n in names], largest)
+        changes = forward if level == "all" else by_token  # for the whole model, forward mode has all tokens
+        size = float(changes.abs().sum())
         if not (total > 0 and by_parameter > 0 and size > 0):
-            continue  # nothing moves here: no coefficient is defined
-        kept, error = abs(float(change.sum())) / size, None
-        c_g, c_ug, c_u = by_parameter / total, size * len(along) / len(change) / total, net / by_parameter
-        if share == 1:  # then C_ug has another source than D, and the identity is put to the test
-            c_ug = float(own.abs().sum()) / total
-            error = abs(kept - c_g * c_u / c_ug)
+            continue  # no change: the coefficients are not defined
+        ratio, error = abs(float(changes.sum())) / size, None
+        c_g, c_ug, c_u = by_parameter / total, size * len(forward) / len(changes) / total, net / by_parameter
+        if share == 1:  # then C_ug has another source than D, which tests the identity
+            c_ug = float(by_token.abs().sum()) / total
+            error = abs(ratio - c_g * c_u / c_ug)
         error_g = c_g * stderr / total
-        rows.append((level, part, total, c_g, c_ug, c_u, 1 - kept, mean_interference, error_g, error, len(sampled)))
+        rows.append((level, part, total, c_g, c_ug, c_u, 1 - ratio, mean_interference, error_g, error, len(sampled)))
     return pl.DataFrame(rows, COEFFICIENTS, orient="row")
 
 
 def _mean_interference(pairs: list[tuple[Tensor, Tensor]], largest: float) -> float | None:
-    """Mean over coordinates of 1 - |Σ_i g_ij| / Σ_i|g_ij|, where gradients are more than rounding.
+    """Mean over coordinates of 1 - |Σ_i g_ij| / Σ_i|g_ij|, where gradients are larger than rounding.
 
-    Some are exactly nothing: a bias of all keys moves no attention.
+    Some are exactly zero: a bias of all keys does not change attention.
     """
-    found = [in_float64((1 - whole.abs() / size)[size > ROUNDING * largest]).flatten() for whole, size in pairs]
-    every = torch.cat(found)
-    return float(every.mean()) if len(every) else None
+    shares = [in_float64((1 - total.abs() / size)[size > ROUNDING * largest]).flatten() for total, size in pairs]
+    all_shares = torch.cat(shares)
+    return float(all_shares.mean()) if len(all_shares) else None
 
 
-def _estimated(
+def _regression_estimate(
     values: Float[Tensor, " sampled"], proxy: Float[Tensor, " tokens"], sampled: Int[Tensor, " sampled"]
 ) -> tuple[float, float]:
     """The sum of a quantity over all tokens from a simple random sample, and its standard error.
 
     Regression estimator: least squares on a proxy that is known for every token (Cochran 1977, ch. 7). Residuals are
-    weighed by what the regression makes of each sampled token (g-weights: Särndal, Swensson, Wretman 1989).
+    weighted by the g-weights of the regression (Särndal, Swensson, Wretman 1989).
     """
     y, x = values.cpu().double().numpy(), proxy.cpu().numpy()
     design = np.stack([np.ones_like(x), x], 1)
-    chosen = design[sampled.cpu().numpy()]
-    fit, *_ = np.linalg.lstsq(chosen, y, rcond=None)
-    left, n, of = y - chosen @ fit, len(y), len(x)
-    weights = n / of * chosen @ np.linalg.pinv(chosen.T @ chosen) @ design.sum(0)
-    variance = ((weights * left) ** 2).sum() / max(1, n - 2)
-    return float((design @ fit).sum()), float(of * np.sqrt(variance * (1 - n / of) / n))
+    sample = design[sampled.cpu().numpy()]
+    fit, *_ = np.linalg.lstsq(sample, y, rcond=None)
+    residuals, n, total = y - sample @ fit, len(y), len(x)
+    weights = n / total * sample @ np.linalg.pinv(sample.T @ sample) @ design.sum(0)
+    variance = ((weights * residuals) ** 2).sum() / max(1, n - 2)
+    return float((design @ fit).sum()), float(total * np.sqrt(variance * (1 - n / total) / n))

@@ -1,10 +1,10 @@
 """How well attention heads follow dependency relations.
 
 Definitions: Clark et al. 2019; Chen et al. 2023 (arXiv 2309.07311). Attention to a word is the sum over its pieces,
-attention from it the mean over its pieces; then the diagonal is zeroed and special tokens' rows and columns dropped,
-without renormalising. A head of a causal model sees only what stands to the left, so `dependent→head` can only find
-heads that precede, `head→dependent` only heads that follow. Accuracy counts all arcs nonetheless, as for other models;
-`reachable` says how many of them could be found at all.
+attention from it the mean over its pieces; then the diagonal is set to zero and special tokens' rows and columns are
+dropped, without renormalising. A head of a causal model attends to the left only, so `dependent→head` can only find
+heads before their dependents, `head→dependent` only heads after them. Accuracy counts all arcs, as for other models;
+`reachable` is the share of arcs that such a head could find.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int16
 from torch import Tensor, nn
 
-from lmdynamics.corpora.gold import Treebank
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import (
     Arcs,
@@ -31,7 +31,7 @@ from lmdynamics.measurements.inputs import (
     offset_baseline,
     offset_candidates,
     score_half,
-    shuffled,
+    shuffled_trees,
     sum_by,
     within_reach,
 )
@@ -43,10 +43,10 @@ DIRECTIONS = ("dependent→head", "head→dependent")
 
 @dataclass(frozen=True, eq=False)
 class Parents:
-    """For each word and head, the word that the head would make its parent, and the weight on the gold parent.
+    """For each word and head, the parent that the head predicts, and the weight on the gold parent.
 
-    Axes: layer, direction (as `DIRECTIONS`), head, word (counted through all sentences). `parent` counts within the
-    sentence; -1 where the head gives no weight to any other word, as a causal head has nothing left of the first.
+    Axes: layer, direction (as `DIRECTIONS`), head, word (numbered through all sentences). `parent` is numbered within
+    the sentence; -1 if the head has no weight on any other word, like a causal head at the first word.
     """
 
     parent: Int16[np.ndarray, "layers 2 heads words"]
@@ -56,24 +56,24 @@ class Parents:
 def word_attention(
     attention: Float[Tensor, "batch heads time time"], batch: WordBatch
 ) -> Float[Tensor, "batch heads words words"]:
-    """Attention from word to word; zero on the diagonal and where a sentence has no such word.
+    """Attention from word to word; zero on the diagonal and outside the sentence.
 
     May overwrite `attention`.
     """
     if batch.membership is None:
-        inner = slice(batch.start, batch.start + batch.between.shape[-1])
+        inner = slice(batch.start, batch.start + batch.word_pairs.shape[-1])
         words = attention[:, :, inner, inner]
     else:
         member = batch.membership[:, None].to(attention.dtype)
         pieces = member.sum(2).clamp(min=1)[..., None]
-        # one product for all heads on the key side: rows of all heads stand below each other
+        # one product for all heads on the key side: their rows are concatenated
         rows = torch.bmm(attention.flatten(1, 2), member[:, 0]).unflatten(1, attention.shape[1:3])
         words = (member.mT @ rows).div_(pieces)
-    return words.mul_(batch.between)
+    return words.mul_(batch.word_pairs)
 
 
 def attentions(model: nn.Module, batch: WordBatch) -> list[Tensor]:
-    """`attention_of` the model's body alone."""
+    """`attention_of` the model's body."""
     body = getattr(model, "base_model", model)
     output = body(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_attentions=True, return_dict=True
@@ -83,12 +83,12 @@ def attentions(model: nn.Module, batch: WordBatch) -> list[Tensor]:
 
 @torch.inference_mode()
 def parents(model: nn.Module, encoded: WordBatches, heads: Int[np.ndarray, " words"]) -> Parents:
-    """What every head predicts for every word; `heads` is the gold parent within its sentence, negative for none.
+    """The parent that every head predicts for every word; `heads`: gold parents in their sentences, negative for none.
 
     The parent of word i is argmax_j A_ij (dependent→head) or argmax_j A_ji (head→dependent), the first of equals.
     Memory: 12 bytes per word, layer and head.
 
-    Raises UserError if a sentence is longer than the model allows, or the attention is missing or no distribution.
+    Raises UserError if a sentence is longer than the model allows, or the attention is missing or not a distribution.
     """
     check_sentences(model, encoded)
     device = str(next(model.parameters()).device)
@@ -100,28 +100,28 @@ def parents(model: nn.Module, encoded: WordBatches, heads: Int[np.ndarray, " wor
             shape = (len(layers), 2, layers[0].shape[1], encoded.words)
             parent = torch.empty(shape, dtype=torch.int16, device=device)
             weight = torch.empty(shape, dtype=torch.float32, device=device)
-        width = batch.between.shape[-1]
+        width = batch.word_pairs.shape[-1]
         row, word, head = batch.cells // width, batch.cells % width, gold[batch.columns]
-        at_head = head.clamp(min=0)
+        gold_index = head.clamp(min=0)
         for layer, attention in enumerate(layers):
             if number == 0:
                 _check_distribution(attention, batch, layer)
             words = word_attention(attention.float(), batch)
             for direction in (0, 1):
-                most, where = words.max(-1 - direction)
-                where = where.to(torch.int16).masked_fill_(most <= 0, -1)
-                parent[layer, direction].index_copy_(1, batch.columns, where.transpose(0, 1).flatten(1)[:, batch.cells])
-            for direction, on_gold in enumerate((words[row, :, word, at_head], words[row, :, at_head, word])):
-                on_gold = on_gold.masked_fill_(head[:, None] < 0, 0)
-                weight[layer, direction].index_copy_(1, batch.columns, on_gold.T)
+                largest, best = words.max(-1 - direction)
+                best = best.to(torch.int16).masked_fill_(largest <= 0, -1)
+                parent[layer, direction].index_copy_(1, batch.columns, best.transpose(0, 1).flatten(1)[:, batch.cells])
+            for direction, gold_weight in enumerate((words[row, :, word, gold_index], words[row, :, gold_index, word])):
+                gold_weight = gold_weight.masked_fill_(head[:, None] < 0, 0)
+                weight[layer, direction].index_copy_(1, batch.columns, gold_weight.T)
     return Parents(parent.cpu().numpy(), weight.cpu().numpy())
 
 
 def _check_distribution(attention: Tensor, batch: WordBatch, layer: int) -> None:
     sums = attention.float().sum(-1).transpose(1, 2)[batch.attention_mask.bool()]
     if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-        found = "NaN: the model has diverged" if sums.isnan().any() else f"{float(sums.min()):.3f}"
-        raise UserError(f"attention of layer {layer} should sum to 1 over the tokens looked at, but sums to {found}")
+        value = "NaN: the model has diverged" if sums.isnan().any() else f"{float(sums.min()):.3f}"
+        raise UserError(f"attention of layer {layer} should sum to 1 over the keys, but sums to {value}")
 
 
 NOT_SYNTAX = ("root", "punct")  # left out of UAS, as in the literature
@@ -129,14 +129,14 @@ NOT_SYNTAX = ("root", "punct")  # left out of UAS, as in the literature
 
 @dataclass(frozen=True)
 class HeadScores(Measurement):
-    """How often each head is right about each relation, and how much weight it puts on the gold head.
+    """Each head's accuracy on each relation, and its mean weight on the gold head.
 
     Rows: `relation`, `layer` and `head` (0-based), `direction`, `split`, `count` (dependents with that relation),
     `accuracy` (share of them for which the gold head has the largest weight), `weight` (mean weight on the gold
-    head), `reachable` (share of them that any head could find in this direction: 1, but in a causal model). `split`
-    is "select" or "score", halves of the sentences drawn by `seed`, or "all": a head chosen on the sentences it is
-    scored on looks better than it is. Relations with fewer than `min_count` dependents in the whole treebank are left
-    out; one that a half lacks has `count` 0 and no accuracy there.
+    head), `reachable` (share of them that a head could find in this direction: 1, except in a causal model). `split` is
+    "select" or "score", halves of the sentences drawn by `seed`, or "all": the score of a head is biased upwards on the
+    sentences that it was chosen on. Relations with fewer than `min_count` dependents in the treebank are left out; one
+    that does not occur in a half has `count` 0 and no accuracy there.
     """
 
     treebank: Treebank
@@ -147,7 +147,7 @@ class HeadScores(Measurement):
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         arcs = gold_arcs(self.treebank, self.min_count)
-        predicted = predictions(checkpoint, self.treebank, device)
+        predicted = predicted_parents(checkpoint, self.treebank, device)
         score = score_half(len(self.treebank), self.seed)[arcs.sentence]
         group, groups = 2 * arcs.relation + score, 2 * len(arcs.names)  # the halves of each relation side by side
         correct = predicted.parent[..., arcs.column] == arcs.head
@@ -181,18 +181,18 @@ class HeadScores(Measurement):
 
 @dataclass(frozen=True)
 class UAS(Measurement):
-    """Unlabelled attachment by attention: every relation is followed by its own best head.
+    """Unlabelled attachment by attention, with the best head of each relation.
 
     Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`, `reachable`; the UAS of a
     source is sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the
     other), "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the
-    same half: "offset" (the best fixed distance per relation, chosen likewise) and "shuffled" (heads chosen and scored
-    likewise on trees whose words are dealt anew within each sentence). Relations with fewer than `min_count`
-    dependents, `root` and `punct` do not count; nor does, but for "attention_same", one that the choosing half lacks.
+    same half: "offset" (the best fixed distance per relation, chosen in the same way) and "shuffled" (heads chosen and
+    scored in the same way on `shuffled_trees`). Relations with fewer than `min_count` dependents, `root` and `punct`
+    are left out; so are, except for "attention_same", relations that do not occur in the choosing half.
 
-    `reachable`: how many of the arcs lie on the side to which their relation's head looks, or its fixed distance. It
-    is all of them, but in a causal model, where sum(reachable) / sum(arcs) is the most that these heads could find;
-    fewer of the shuffled arcs, which lead either way.
+    `reachable`: number of arcs on the side where their relation's head, or fixed distance, can find them. It is all
+    arcs, except in a causal model, where sum(reachable) / sum(arcs) is the highest UAS of these heads. Fewer of the
+    shuffled arcs are reachable, because they have both directions.
     """
 
     treebank: Treebank
@@ -203,21 +203,21 @@ class UAS(Measurement):
     higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
-        predicted = predictions(checkpoint, self.treebank, device)
+        predicted = predicted_parents(checkpoint, self.treebank, device)
         causal = checkpoint.objective == "clm"
-        trees = (self.treebank, shuffled(self.treebank, self.seed))
+        trees = (self.treebank, shuffled_trees(self.treebank, self.seed))
         arcs, control = (gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees)
         # every head in either direction: by layer, head, direction
         heads, chance = (
             (predicted.parent[..., a.column] == a.head).swapaxes(1, 2).reshape(-1, len(a)) for a in (arcs, control)
         )
         directions = np.arange(len(heads)) % 2
-        # every distance: to the left it is what dependent→head can follow, to the right what head→dependent can
+        # every distance: like dependent→head to the left, like head→dependent to the right
         offsets, by_offset = offset_candidates(arcs)
         return pl.concat(
             [
                 self._score("attention", arcs, heads, directions, causal),
-                self._score("attention_same", arcs, heads, directions, causal, apart=False),
+                self._score("attention_same", arcs, heads, directions, causal, halves=False),
                 self._score("offset", arcs, by_offset, (offsets > 0).astype(int), causal),
                 self._score("shuffled", control, chance, directions, causal),
             ]
@@ -230,23 +230,23 @@ class UAS(Measurement):
         correct: Bool[np.ndarray, "candidates arcs"],
         direction: Int[np.ndarray, " candidates"],
         causal: bool,
-        apart: bool = True,
+        halves: bool = True,
     ) -> pl.DataFrame:
-        """Choose a candidate per relation and score it: on the other half, or (`apart=False`) on the same sentences.
+        """Choose a candidate per relation and score it: on the other half, or (`halves=False`) on the same sentences.
 
-        `correct`: which arcs each candidate finds. `direction`: in which it reads, as `DIRECTIONS`.
+        `correct`: mask of the arcs that each candidate finds. `direction`: its direction, as `DIRECTIONS`.
         """
-        scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if apart else np.ones(len(arcs), bool)
-        choosing, every = ~scoring if apart else scoring, np.arange(len(arcs))
+        scoring = score_half(len(self.treebank), self.seed)[arcs.sentence] if halves else np.ones(len(arcs), bool)
+        choosing, all_arcs = ~scoring if halves else scoring, np.arange(len(arcs))
         best = best_candidate(correct, arcs.relation, choosing, len(arcs.names))[arcs.relation]
         scoring &= best >= 0
-        found = correct[best, every], within_reach(arcs, causal)[direction[best], every]
+        masks = correct[best, all_arcs], within_reach(arcs, causal)[direction[best], all_arcs]
         counts, hits, reachable = (
-            np.bincount(arcs.sentence[scoring & which], minlength=len(self.treebank)) for which in (True, *found)
+            np.bincount(arcs.sentence[scoring & mask], minlength=len(self.treebank)) for mask in (True, *masks)
         )
-        there, half = np.flatnonzero(counts), "score" if apart else "all"
-        counted = {"arcs": counts[there], "correct": hits[there], "reachable": reachable[there]}
-        return pl.DataFrame({"sentence": there, **counted}).select(
+        sentences, half = np.flatnonzero(counts), "score" if halves else "all"
+        counted = {"arcs": counts[sentences], "correct": hits[sentences], "reachable": reachable[sentences]}
+        return pl.DataFrame({"sentence": sentences, **counted}).select(
             "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), *counted
         )
 
@@ -255,8 +255,8 @@ class UAS(Measurement):
 class WordAttention(Measurement):
     """Attention between the words of one sentence. Rows: `layer`, `head`, `query`, `key` (0-based), `weight`.
 
-    Weight 0 on the diagonal, and in a causal model on all words that follow; the rest of a row sums to less than 1, by
-    what falls on special tokens and the word itself.
+    Weight 0 on the diagonal, and in a causal model on all later words. A row sums to less than 1, because weights on
+    special tokens and on the word itself are left out.
     """
 
     words: tuple[str, ...]
@@ -276,46 +276,46 @@ class WordAttention(Measurement):
 
 
 def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
-    """The head that follows each relation best, per step if there are steps: chosen on one half, scored on the other.
+    """The best head of each relation, per step if there are steps: chosen on one half, scored on the other.
 
     Rows: (`step`,) `relation`, `layer`, `head`, `direction`, `accuracy` and `weight` on the score half, `count`
-    and, if given, `reachable` there. A relation that either half lacks is left out.
+    and, if present, `reachable` there. A relation that does not occur in both halves is left out.
     """
-    by = [name for name in ("step", "relation") if name in head_scores.columns]
-    which = [*by, "layer", "head", "direction"]
+    groups = [name for name in ("step", "relation") if name in head_scores.columns]
+    keys = [*groups, "layer", "head", "direction"]
     chosen = (
         head_scores.filter(pl.col("split") == "select", pl.col("count") > 0)
         .sort("accuracy", descending=True, maintain_order=True)
-        .unique(by, keep="first", maintain_order=True)
-        .select(which)
+        .unique(groups, keep="first", maintain_order=True)
+        .select(keys)
     )
     scored = head_scores.filter(pl.col("split") == "score", pl.col("count") > 0)
-    order = head_scores.select(by).unique(maintain_order=True)
-    found = chosen.join(scored, on=which)
-    shown = [name for name in ("accuracy", "weight", "count", "reachable") if name in found.columns]
-    return order.join(found, on=by, maintain_order="left").select(*which, *shown)
+    order = head_scores.select(groups).unique(maintain_order=True)
+    joined = chosen.join(scored, on=keys)
+    columns = [name for name in ("accuracy", "weight", "count", "reachable") if name in joined.columns]
+    return order.join(joined, on=groups, maintain_order="left").select(*keys, *columns)
 
 
 def best_heads_and_offset(
     head_scores: pl.DataFrame, treebank: Treebank, min_count: int = 100, seed: int = 0
 ) -> pl.DataFrame:
-    """`best_heads` with `offset` beside each: how far the relation's best fixed offset gets on the same sentences."""
+    """`best_heads` with `offset`: the accuracy of the relation's best fixed offset on the same sentences."""
     baseline = offset_baseline(treebank, min_count, seed).filter(pl.col("split") == "score")
     best = best_heads(head_scores).drop_nulls("accuracy")
     return best.join(baseline.select("relation", offset="accuracy"), on="relation", maintain_order="left")
 
 
-_RECENT: OrderedDict[tuple, Parents] = OrderedDict()
+_CACHE: OrderedDict[tuple, Parents] = OrderedDict()
 
 
-def predictions(checkpoint, treebank: Treebank, device: str) -> Parents:
-    """What every head predicts on a treebank; the last two answers are kept, for measurements that share them."""
+def predicted_parents(checkpoint, treebank: Treebank, device: str) -> Parents:
+    """The `parents` of a treebank; the last two results are cached, for measurements that share them."""
     encoded = encode_treebank(checkpoint.tokenizer, treebank)
     key = (checkpoint.content_hash, encoded, device)
-    found = _RECENT.get(key)
-    if found is None:
+    result = _CACHE.get(key)
+    if result is None:
         model = checkpoint.model(attention="eager", device=device)
-        found = _RECENT[key] = parents(model, encoded, gold_heads(treebank))
-        while len(_RECENT) > 2:
-            _RECENT.popitem(last=False)
-    return found
+        result = _CACHE[key] = parents(model, encoded, gold_heads(treebank))
+        while len(_CACHE) > 2:
+            _CACHE.popitem(last=False)
+    return result

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.training.state import LOG_SCHEMA, Log, fetched, read_log
+from lmdynamics.training.state import LOG_SCHEMA, Log, read_log, with_numbers
 
 LIVE = "live.csv"
 EVERY = 0.5  # seconds between two writes of live rows; a write waits for the device, so not at every step
@@ -55,7 +55,7 @@ class LiveLog(Log):
 
     def tell(self) -> None:
         """Write the rows that have come since the last time."""
-        fresh = fetched(self._rows[self._lines :])
+        fresh = with_numbers(self._rows[self._lines :])
         if not fresh:
             return
         lines = [",".join("" if value is None else str(value) for value in row) for row in fresh]

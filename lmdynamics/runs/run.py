@@ -12,8 +12,9 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_treebank
+from lmdynamics.corpora.minimal_pairs import MinimalPairs, open_pairs
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
+from lmdynamics.corpora.treebanks import Treebank, open_treebank
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
 from lmdynamics.progress import say_once

@@ -90,7 +90,7 @@ def build(
 
     device = device or begun_on(folder) or default_device()
     need_device(device)
-    if lying := layout.foreign(folder):
+    if lying := layout.foreign_names(folder):
         raise UserError(
             f"{folder} has no run.json, but {' and '.join(lying)}, which a training would write over; "
             "give this run another --name, or move them away"
@@ -100,10 +100,10 @@ def build(
     if int(os.environ.get("RANK", 0)) == 0:
         with files.locked(folder / layout.LOCK, f"another process is training in {folder}; waiting for it"):
             if not is_complete(folder, recipe, device):
-                layout.sweep(folder)
+                layout.remove_incomplete(folder)
                 begun = layout.is_begun(folder)
                 if not begun and (folder / "run.json").exists():  # of a training that was killed
-                    layout.forget(folder)
+                    layout.remove_unsaved(folder)
                 try:
                     if not (folder / "run.json").exists():
                         facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(device), "parent": parent}
@@ -114,7 +114,7 @@ def build(
                 except BaseException:
                     if not layout.is_begun(folder):
                         (folder / layout.LOCK).unlink(missing_ok=True)
-                        layout.forget(folder)
+                        layout.remove_unsaved(folder)
                     raise
     else:
         pretrain(recipe, folder, device=device, progress=False, log=log)

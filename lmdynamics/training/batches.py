@@ -11,38 +11,38 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lmdynamics.corpora.fetch import locate
-from lmdynamics.corpora.gold import open_treebank
 from lmdynamics.corpora.grammar import PART, VERSION, Grammar
-from lmdynamics.corpora.text import COMPLETE, build_text_corpus, stored
+from lmdynamics.corpora.text import COMPLETE, build_text_corpus, load_or_build
 from lmdynamics.corpora.tokens import TokenRows
+from lmdynamics.corpora.treebanks import open_treebank
 from lmdynamics.errors import UserError
 from lmdynamics.paths import cache_dir
 from lmdynamics.training.masking import Masker, Schedule
 from lmdynamics.training.objective import Links, Movable, Trees, encode_trees
 from lmdynamics.training.recipes import Recipe, Regularizer
 
-# sentences no run trains on: the same for every seed, so that runs can be compared
+# held-out sentences are the same for every seed, so that runs can be compared
 HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a recipe trains on: the tokenizer, the rows to learn from, and rows kept apart."""
+    """A recipe's tokenizer, its training rows, and its held-out rows."""
 
     tokenizer: object
     train: TokenRows
     held_out: TokenRows
-    trees: Trees | None = None  # over the rows of `train`; only where a penalty asks for them
+    trees: Trees | None = None  # of the rows in `train`; only if a penalty needs them
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
-    """Generate or tokenise the corpus of a recipe (texts, and what takes long to generate, are kept on disk)."""
+    """Generate or tokenise the corpus of a recipe (texts and large generated corpora are stored on disk)."""
     options = dict(recipe.corpus)
     if options.pop("kind") == "grammar":
         grammar = Grammar(options["size"])
         train, heads = _sentences(grammar, options["sentences"], recipe.seed)
-        wanted = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
-        trees = Trees.of_words(train, heads) if wanted else None
+        with_trees = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
+        trees = Trees.from_words(train, heads) if with_trees else None
         held_out = grammar.blocks(options["held_out"], HELD_OUT_SEED)
         if options["block_size"]:
             train, held_out = train.packed(options["block_size"]), held_out.packed(options["block_size"])
@@ -51,10 +51,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
         if not options["source"]:
             raise UserError("this recipe needs a text: --set source=FOLDER, a file, or a name for `lmdynamics fetch`")
         source = Path(options["source"])
-        where = source if source.exists() else locate(options["source"])
+        text = source if source.exists() else locate(options["source"])
         corpus = Corpus(
             *build_text_corpus(
-                where,
+                text,
                 cache_dir() / "corpora",
                 kind=options["tokenizer"],
                 vocab_size=options["vocab_size"],
@@ -64,7 +64,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
             )
         )
     if not len(corpus.held_out):
-        raise UserError("the corpus leaves no held-out row; hold out more of it: --set held_out=N")
+        raise UserError("the corpus has no held-out row; hold out more of it: --set held_out=N")
     if len(corpus.train) < recipe.training.batch_size:
         raise UserError(
             f"the corpus has {len(corpus.train):,} rows, fewer than one batch of {recipe.training.batch_size}; "
@@ -74,27 +74,27 @@ def open_corpus(recipe: Recipe) -> Corpus:
 
 
 def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
-    """`blocks_with_heads` of a grammar; from disk where all runs of a seed would take long to draw them again."""
+    """`blocks_with_heads` of a grammar; large corpora are stored on disk, for all runs of a seed."""
     if n <= PART:
         return grammar.blocks_with_heads(n, seed)
 
-    def load(place: Path) -> tuple[TokenRows, TokenRows]:
-        return TokenRows.load(place / "rows"), TokenRows.load(place / "heads")
+    def load(folder: Path) -> tuple[TokenRows, TokenRows]:
+        return TokenRows.load(folder / "rows"), TokenRows.load(folder / "heads")
 
-    def build(place: Path) -> None:
+    def build(folder: Path) -> None:
         rows, heads = grammar.blocks_with_heads(n, seed)
-        rows.save(place / "rows")
-        heads.save(place / "heads")
+        rows.save(folder / "rows")
+        heads.save(folder / "heads")
         description = {"grammar": grammar.size, "version": VERSION, "sentences": n, "seed": seed}
-        (place / COMPLETE).write_text(json.dumps(description) + "\n", encoding="utf-8")
+        (folder / COMPLETE).write_text(json.dumps(description) + "\n", encoding="utf-8")
 
-    return stored(cache_dir() / "corpora" / f"grammar-{grammar.size}-{VERSION}-{n}-{seed}", load, build)
+    return load_or_build(cache_dir() / "corpora" / f"grammar-{grammar.size}-{VERSION}-{n}-{seed}", load, build)
 
 
 def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
-    """The sentences that a penalty is taken on, where these are not the training rows themselves.
+    """The sentences that the penalty is computed on, if these are not the training rows.
 
-    Raises UserError if the treebank is not there, or none of its sentences fits the model.
+    Raises UserError if the treebank does not exist, or none of its sentences fits the model.
     """
     r = recipe.regularizer
     if not r.stages or r.trees == "corpus":
@@ -104,7 +104,7 @@ def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
 
 @dataclass(frozen=True)
 class Batch(Movable):
-    """What the model reads, which positions are predicted, and what should be predicted there."""
+    """The model's input, the predicted positions, and the targets there."""
 
     ids: Int[Tensor, "batch time"]
     attention_mask: Bool[Tensor, "batch time"] | None  # None where nothing is padded
@@ -112,22 +112,22 @@ class Batch(Movable):
     targets: Int[Tensor, "batch time"]  # meaningful where selected
     tokens: int  # without padding
     masking_rate: float | None = None
-    links: Links | None = None  # syntactic arcs, where the batch is asked for them
+    links: Links | None = None  # syntactic arcs, if the penalty needs them
 
     def share(self, process: int, processes: int) -> "Batch":
         """The rows of one of several processes."""
         rows = {name: getattr(self, name) for name in ("ids", "attention_mask", "selected", "targets")}
-        mine = {name: None if x is None else x[process::processes] for name, x in rows.items()}
-        return replace(self, **mine, links=self.links and self.links.share(process, processes))
+        shares = {name: None if tensor is None else tensor[process::processes] for name, tensor in rows.items()}
+        return replace(self, **shares, links=self.links and self.links.share(process, processes))
 
 
 @dataclass
 class Batches:
     """`batches[step]` is the batch of that step.
 
-    Rows are shuffled anew each epoch. Rows of unequal length are sorted within groups of 64 batches and the
-    batches shuffled again, which saves the padding. With `trees`, a batch comes with its syntactic arcs at the steps
-    where the regulariser's λ is not zero.
+    Rows are shuffled in each epoch. Rows of unequal length are sorted within groups of 64 batches and the batches
+    shuffled again, which reduces padding. With `trees`, a batch has its syntactic arcs at the steps where the
+    regulariser's λ is not zero.
     """
 
     rows: TokenRows
@@ -136,29 +136,29 @@ class Batches:
     pad_id: int
     masker: Masker | None  # None: a causal model, which predicts every next token
     schedule: Schedule = Schedule("constant", (0.15,))  # noqa: RUF009 - frozen
-    steps: int = 1  # of the whole training, which the schedule spans
+    steps: int = 1  # of the whole training, over which the schedule runs
     substitute: bool = False  # random-token substitution: the targets are whether a token was replaced
     trees: Trees | None = None
     regularizer: Regularizer = Regularizer()  # noqa: RUF009 - frozen
-    _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # the one that is in use
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict, repr=False)  # the current one only
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, place = divmod(step, len(self.rows) // self.batch_size)
+        epoch, index = divmod(step, len(self.rows) // self.batch_size)
         if epoch not in self._epochs:
             self._epochs = {epoch: self._order(epoch)}
-        chosen = self._epochs[epoch][place]
+        chosen = self._epochs[epoch][index]
         rows = [self.rows[i] for i in chosen]
         ids, padded = pad(rows, self.pad_id)
         mask = None if padded is None else ~padded
         links = None
         if self.trees is not None and self.regularizer.strength_at(step):
             links = self.trees.links(chosen, self.regularizer.arcs)
-        rest = {"tokens": sum(len(row) for row in rows), "links": links}
-        generator, x = torch.Generator().manual_seed(mix(self.seed, step)), step / self.steps
-        rate = None if self.masker is None else self.schedule(x)
-        share = self.schedule.loss_share(x)
-        seen, selected, targets = to_predict(ids, padded, self.masker, rate, generator, share, self.substitute)
-        return Batch(seen, mask, selected, targets, masking_rate=rate, **rest)
+        counts = {"tokens": sum(len(row) for row in rows), "links": links}
+        generator, progress = torch.Generator().manual_seed(mix(self.seed, step)), step / self.steps
+        rate = None if self.masker is None else self.schedule(progress)
+        share = self.schedule.loss_share(progress)
+        inputs, selected, targets = select_targets(ids, padded, self.masker, rate, generator, share, self.substitute)
+        return Batch(inputs, mask, selected, targets, masking_rate=rate, **counts)
 
     def _order(self, epoch: int) -> np.ndarray:
         """Row numbers of every batch of an epoch, shape [batches, batch_size]."""
@@ -177,7 +177,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class TreeBatches:
-    """`batches[step]`: some sentences of a treebank, drawn anew for each step, that only the penalty is taken on."""
+    """`batches[step]`: some sentences of a treebank, drawn for each step, for the penalty only."""
 
     trees: Trees
     regularizer: Regularizer
@@ -190,12 +190,12 @@ class TreeBatches:
         random, n = np.random.default_rng([self.seed, step, 1]), len(self.trees.rows)
         chosen = random.choice(n, min(n, self.regularizer.sentences), replace=False)
         ids, padded = pad([self.trees.rows[i] for i in chosen], self.pad_id)
-        nothing = torch.zeros_like(ids, dtype=torch.bool)
+        selected = torch.zeros_like(ids, dtype=torch.bool)
         links = self.trees.links(chosen, self.regularizer.arcs)
-        return Batch(ids, None if padded is None else ~padded, nothing, ids, tokens=0, links=links)
+        return Batch(ids, None if padded is None else ~padded, selected, ids, tokens=0, links=links)
 
 
-def to_predict(
+def select_targets(
     ids: Int[Tensor, "batch time"],
     padded: Bool[Tensor, "batch time"] | None,
     masker: Masker | None,
@@ -204,10 +204,10 @@ def to_predict(
     loss_share: float = 1.0,
     substitute: bool = False,
 ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Int[Tensor, "batch time"]]:
-    """What a model reads, at which positions it predicts, and what is right there.
+    """A model's input, the mask of predicted positions, and the targets.
 
-    Without a masker, every next token; with one, the tokens that it selects at `rate`, or a `loss_share` of them; with
-    `substitute`, whether a token was replaced, of every ordinary one.
+    Without a masker, every next token is predicted; with one, the tokens that it selects at `rate`, or a `loss_share`
+    of them; with `substitute`, for every ordinary token, whether it was replaced.
     """
     if masker is None:
         selected = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded.roll(-1, dims=1)
@@ -220,7 +220,7 @@ def to_predict(
 
 
 def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]:
-    """Rows side by side, padded on the right; and where the padding is (None if there is none)."""
+    """Rows as one tensor, padded on the right, and the mask of the padding (None if there is none)."""
     lengths = np.array([len(row) for row in rows])
     longest = int(lengths.max())
     if (lengths == longest).all():
@@ -234,11 +234,11 @@ def pad(rows: list[np.ndarray], pad_id: int) -> tuple[Int[Tensor, "batch time"],
 def padded_batches(
     blocks: TokenRows, rows: int, pad_id: int
 ) -> Iterator[tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"] | None]]:
-    """All of `blocks` in order, `rows` at a time, each as `pad` gives it."""
+    """All of `blocks` in order, `rows` at a time, as `pad` returns them."""
     for start in range(0, len(blocks), rows):
         yield pad([blocks[i] for i in range(start, min(start + rows, len(blocks)))], pad_id)
 
 
 def mix(*numbers: int) -> int:
-    """One well-spread 63-bit seed from several small numbers."""
+    """One 63-bit seed from several small numbers, well mixed."""
     return int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1, np.uint64)[0] >> 1)

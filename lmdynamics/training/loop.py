@@ -1,4 +1,4 @@
-"""Pretraining, on one page: masked or causal, on a CPU, a GPU, or several processes."""
+"""Pretraining: masked or causal, on a CPU, a GPU, or several processes."""
 
 import ctypes
 import os
@@ -22,37 +22,37 @@ from lmdynamics.progress import bar
 from lmdynamics.training import layout
 from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
 from lmdynamics.training.masking import Masker
-from lmdynamics.training.objective import attend, attention_of, logits_at, penalty_sum
+from lmdynamics.training.objective import attention_of, logits_at, penalty_sum, set_attention
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
-from lmdynamics.training.state import Log, forget_before, load_state, resumable, save_state
+from lmdynamics.training.state import Log, delete_resume_points, load_state, resumable, save_state
 
-DEVICE = "ACCELERATE_TORCH_DEVICE"
+DEVICE_VARIABLE = "ACCELERATE_TORCH_DEVICE"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a person; the step named in the message is saved and will be gone on from."""
+    """Training was stopped by Ctrl-C; the step in the message is saved, and training can resume from it."""
 
 
 class SummedLoss(nn.Module):
-    """Cross-entropy summed over the predicted positions (nats), and γ summed over syntactic arcs: one module, so that
-    it can be distributed whole."""
+    """Cross-entropy summed over the predicted positions (nats), and γ summed over syntactic arcs: one module, which
+    `accelerate` can distribute."""
 
     def __init__(self, model: nn.Module, form: str = "max"):
         super().__init__()
         self.model, self.form = model, form
 
-    def forward(self, batch: Batch, aside: Batch | None = None) -> tuple[Tensor, Tensor | None]:
-        links = batch.links or (aside and aside.links)
-        attend(self.model, "sdpa" if links is None else "eager")
-        seen: list[Tensor] | None = [] if batch.links is not None else None
-        logits = logits_at(self.model, batch.ids, batch.attention_mask, batch.selected, seen)
+    def forward(self, batch: Batch, extra: Batch | None = None) -> tuple[Tensor, Tensor | None]:
+        links = batch.links or (extra and extra.links)
+        set_attention(self.model, "sdpa" if links is None else "eager")
+        attentions: list[Tensor] | None = [] if batch.links is not None else None
+        logits = logits_at(self.model, batch.ids, batch.attention_mask, batch.selected, attentions)
         loss = F.cross_entropy(logits.float(), batch.targets[batch.selected], reduction="sum")
         if links is None:
             return loss, None
-        if aside is not None:
-            output = self.model.base_model(aside.ids, attention_mask=aside.attention_mask, output_attentions=True)
-            seen = attention_of(output, self.model)
-        return loss, penalty_sum(seen, links, self.form)
+        if extra is not None:
+            output = self.model.base_model(extra.ids, attention_mask=extra.attention_mask, output_attentions=True)
+            attentions = attention_of(output, self.model)
+        return loss, penalty_sum(attentions, links, self.form)
 
 
 def pretrain(
@@ -63,29 +63,29 @@ def pretrain(
     progress: bool | None = None,
     log: Callable[[Path], Log] = Log,
 ) -> None:
-    """Train `recipe` into `folder`, or go on where it stopped; returns when the last checkpoint is there.
+    """Train `recipe` into `folder`, or resume it; returns after the last checkpoint is saved.
 
-    `device`: by default the accelerator, if there is one. Of several processes each takes the one that is its own.
-    `log` makes the log that is written to, from its path.
+    `device`: by default the accelerator, if there is one. Of several processes each takes its own.
+    `log` creates the log from its path.
 
-    Raises UserError where the folder cannot be gone on from, the device is not there or the disk is full, Interrupted
+    Raises UserError if the folder cannot be resumed, the device does not exist or the disk is full; Interrupted
     after Ctrl-C.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # it would draw one for every checkpoint written
-    t, keep = recipe.training, recipe.checkpoints
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
-    AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier run here may have used another precision
+    logging.disable_progress_bar()  # one would appear for every checkpoint
+    t, policy = recipe.training, recipe.checkpoints
+    single = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    AcceleratorState._reset_state(reset_partial_state=single)  # an earlier run may have used another precision
     repeatable()
     device = device or default_device()
     kind = need_device(device)
-    with set_device(device if alone else None):
+    with set_device(device if single else None):
         accelerator = Accelerator(mixed_precision="bf16" if t.precision == "bf16" else "no", cpu=kind == "cpu")
     if accelerator.device.type != kind:
-        raise UserError(f"device {device!r} is asked for, accelerate takes {accelerator.device}; name that one")
+        raise UserError(f"device {device!r} was requested, but accelerate uses {accelerator.device}; request that one")
     accelerator.wait_for_everyone()  # the main process may have waited for another training of this run
     corpus = open_corpus(recipe)
     causal = recipe.objective == "clm"
@@ -98,12 +98,12 @@ def pretrain(
     torch.manual_seed(recipe.seed)
     model = build_model(recipe, corpus).to(accelerator.device).train()
     optimizer = build_optimizer(recipe, model)
-    apart = open_trees(recipe, corpus, longest=getattr(model.config, "max_position_embeddings", 512))
-    trees = apart and TreeBatches(apart, recipe.regularizer, recipe.seed, corpus.tokenizer.pad_token_id)
+    penalty_trees = open_trees(recipe, corpus, longest=getattr(model.config, "max_position_embeddings", 512))
+    trees = penalty_trees and TreeBatches(penalty_trees, recipe.regularizer, recipe.seed, corpus.tokenizer.pad_token_id)
     log = log(folder / "log.parquet")
-    start, found = max(resumable(folder).items(), default=(0, None))
-    if found:
-        load_state(found, model, optimizer)
+    start, resume_folder = max(resumable(folder).items(), default=(0, None))
+    if resume_folder:
+        load_state(resume_folder, model, optimizer)
         log.resume(start)
     elif accelerator.is_main_process:
         with files.saving(str(folder)):
@@ -113,48 +113,48 @@ def pretrain(
         model.base_model.forward = torch.compile(model.base_model.forward, dynamic=True)
     summed_loss, optimizer = accelerator.prepare(SummedLoss(model, recipe.regularizer.form), optimizer)
 
-    keep_at = set(checkpoint_steps(t.steps, keep.per_doubling))
-    with_optimizer = {"all": keep_at, "none": set(), "doublings": {t.steps, *checkpoint_steps(t.steps, 1)}}
-    with_optimizer = with_optimizer[keep.optimizer_state]
+    checkpoint_at = set(checkpoint_steps(t.steps, policy.per_doubling))
+    with_optimizer = {"all": checkpoint_at, "none": set(), "doublings": {t.steps, *checkpoint_steps(t.steps, 1)}}
+    with_optimizer = with_optimizer[policy.optimizer_state]
 
     def save(step: int) -> None:
         log.write()
-        if step in keep_at:
-            at = layout.step_folder(folder / "checkpoints", step)
-            save_state(at, model, optimizer, step, with_optimizer=step in with_optimizer)
-        if step not in keep_at & with_optimizer:
+        if step in checkpoint_at:
+            checkpoint = layout.step_folder(folder / "checkpoints", step)
+            save_state(checkpoint, model, optimizer, step, with_optimizer=step in with_optimizer)
+        if step not in checkpoint_at & with_optimizer:
             save_state(layout.step_folder(folder / "resume", step), model, optimizer, step, with_optimizer=True)
-        forget_before(folder, step)
+        delete_resume_points(folder, step)
 
     process, processes = accelerator.process_index, accelerator.num_processes
-    began = last_save = time.perf_counter() - log.last("seconds")
-    shown = bar(t.steps, folder.name, progress if accelerator.is_main_process else False, unit="step", initial=start)
-    with shown, on_interrupt(accelerator.set_trigger):
+    start_time = last_save = time.perf_counter() - log.last("seconds")
+    meter = bar(t.steps, folder.name, progress if accelerator.is_main_process else False, unit="step", initial=start)
+    with meter, on_interrupt(accelerator.set_trigger):
         for step in range(start, t.steps + 1):
             now = time.perf_counter()
             stopped = accelerator.check_trigger()
-            due = step in keep_at or stopped or now - last_save > keep.save_seconds
-            if due and accelerator.is_main_process and not (found and step == start):
+            due = step in checkpoint_at or stopped or now - last_save > policy.save_seconds
+            if due and accelerator.is_main_process and not (resume_folder and step == start):
                 save(step)
                 last_save = now
             if step == t.steps:
                 break
             if stopped:
                 raise Interrupted(
-                    f"stopped at step {step:,} of {t.steps:,}, which is saved; run the same command to go on"
+                    f"stopped at step {step:,} of {t.steps:,}, which is saved; run the same command to resume"
                 )
 
-            batch, aside, strength = batches[step], trees and trees[step], recipe.regularizer.strength_at(step)
-            torch.manual_seed(mix(recipe.seed, step, process))  # dropout, too, is a function of the step
+            batch, extra, strength = batches[step], trees and trees[step], recipe.regularizer.strength_at(step)
+            torch.manual_seed(mix(recipe.seed, step, process))  # dropout is also a function of the step
             for group in optimizer.param_groups:
                 group["lr"] = t.lr_at(step)
-            here = [b and b.share(process, processes).to(accelerator.device) for b in (batch, aside)]
-            total, penalty = summed_loss(*here)
+            shares = [b and b.share(process, processes).to(accelerator.device) for b in (batch, extra)]
+            total, penalty = summed_loss(*shares)
             # processes average their gradients; the counts are those of all processes
             targets = int(batch.selected.sum())
             loss = objective = total * (processes / max(1, targets))
             if penalty is not None:
-                penalty = penalty * (processes / max(1, (batch.links or aside.links).arcs))
+                penalty = penalty * (processes / max(1, (batch.links or extra.links).arcs))
                 objective = loss + strength * penalty
             accelerator.backward(objective)
             if t.clip:
@@ -164,14 +164,14 @@ def pretrain(
 
             loss = accelerator.reduce(loss.detach(), "mean")
             penalty = None if penalty is None else accelerator.reduce(penalty.detach(), "mean")
-            seconds = time.perf_counter() - began
-            known = loss if targets else None  # a batch without a target has no loss
-            log.add(step, known, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
-            shown.update()
+            seconds = time.perf_counter() - start_time
+            logged_loss = loss if targets else None  # a batch without a target has no loss
+            log.add(step, logged_loss, t.lr_at(step), batch.masking_rate, batch.tokens, seconds, penalty)
+            meter.update()
             if step % 100 == 0:
-                give_back_memory()
+                release_memory()
             if step % 25 == 0 and targets:
-                shown.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+                meter.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
     accelerator.wait_for_everyone()
 
 
@@ -184,7 +184,7 @@ def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
         special["num_labels"] = 2  # kept, replaced
     config = recipe.config(vocab_size=len(tokenizer), **special)
     if recipe.objective == "clm" and getattr(config, "is_decoder", None) is False:
-        config.is_decoder = True  # an encoder such as BERT would otherwise see the tokens it is to predict
+        config.is_decoder = True  # otherwise an encoder such as BERT would see the tokens to predict
     longest = int(max(corpus.train.lengths.max(), corpus.held_out.lengths.max(initial=0)))
     limit = getattr(config, "max_position_embeddings", longest)
     if longest > limit:
@@ -201,7 +201,7 @@ def build_model(recipe: Recipe, corpus: Corpus) -> nn.Module:
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW; biases and norms are not decayed."""
+    """AdamW without weight decay for biases and norms."""
     t = recipe.training
     parameters = list(model.parameters())
     groups = [
@@ -211,11 +211,11 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=t.lr, betas=(t.beta1, t.beta2), fused=True)
 
 
-def give_back_memory() -> None:
+def release_memory() -> None:
     """Return freed memory to the system, where the C library is glibc.
 
-    Every step predicts another number of tokens, and so asks for blocks of another size; glibc keeps what it gets, and
-    a small model on a CPU would come to hold gigabytes.
+    Every step predicts another number of tokens, and so allocates blocks of another size. glibc keeps freed blocks:
+    without this call a small model on a CPU would hold gigabytes.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
@@ -223,24 +223,24 @@ def give_back_memory() -> None:
 
 @contextmanager
 def set_device(device: str | None):
-    """Let `accelerate` take this device, inside the block only; None leaves the choice to it."""
-    before = os.environ.get(DEVICE)
+    """Make `accelerate` use this device inside the block; None lets it choose."""
+    previous = os.environ.get(DEVICE_VARIABLE)
     if device is not None:
-        os.environ[DEVICE] = device
+        os.environ[DEVICE_VARIABLE] = device
     try:
         yield
     finally:
-        os.environ.pop(DEVICE, None) if before is None else os.environ.update({DEVICE: before})
+        os.environ.pop(DEVICE_VARIABLE, None) if previous is None else os.environ.update({DEVICE_VARIABLE: previous})
 
 
 @contextmanager
-def on_interrupt(act):
-    """Let Ctrl-C ask for a stop between two steps instead of breaking into one."""
+def on_interrupt(callback):
+    """Let Ctrl-C call `callback` instead of interrupting a step."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, lambda *_: act())
+    previous = signal.signal(signal.SIGINT, lambda *_: callback())
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

@@ -1,8 +1,8 @@
-"""Which tokens a batch hides or replaces, and how many of them as training goes on.
+"""Which tokens of a batch are masked or replaced, and schedules of the masking rate over training.
 
-Selection is i.i.d. Bernoulli; of the selected, 80 % become [MASK], 10 % a random token, 10 % stay (Devlin et al.
-2019). Special tokens and padding are never selected. Schedules of the rate over training: Ankner et al. 2023 (arXiv
-2305.15096), over x = t/T from 0 to 1, where T is the whole of training, whatever the learning rate does.
+Selection is i.i.d. Bernoulli; of the selected tokens 80 % become [MASK], 10 % a random token, 10 % do not change
+(Devlin et al. 2019). Special tokens and padding are never selected. Schedules of the rate: Ankner et al. 2023 (arXiv
+2305.15096), over x = t/T from 0 to 1, where T is the length of training, independent of the learning rate.
 """
 
 import math
@@ -22,8 +22,8 @@ from lmdynamics.errors import UserError, did_you_mean, shortened
 class Masker:
     """Corrupts batches for one tokenizer. Pure: the same generator state gives the same masks.
 
-    `padded`: where a batch is padding. A tokenizer that declares no pad token pads with an ordinary one, so the ids
-    alone do not tell.
+    `padded`: mask of a batch's padding. A tokenizer without a pad token pads with an ordinary one, so the ids do not
+    show it.
     """
 
     mask_id: int
@@ -44,7 +44,7 @@ class Masker:
         loss_share: float = 1.0,
         padded: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """Corrupted ids, and the positions whose loss is taken: all that were selected, or a random part of them."""
+        """Corrupted ids, and the positions that the loss is computed at: all selected ones, or a random part."""
         draw = torch.rand(ids.shape, generator=generator)  # one draw decides both selection and replacement
         selected = (draw < rate) & self.ordinary(ids, padded)
         corrupted = ids.masked_fill(selected & (draw < 0.8 * rate), self.mask_id)
@@ -60,7 +60,7 @@ class Masker:
         generator: torch.Generator,
         padded: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """Random-token substitution: ids with a share `rate` drawn anew, and which of them really changed."""
+        """Random-token substitution: ids with a share `rate` redrawn, and the mask of those that changed."""
         replaced = ids.clone()
         drawn = torch.rand(ids.shape, generator=generator) < rate
         self._replace(replaced, drawn & self.ordinary(ids, padded), generator)
@@ -69,14 +69,14 @@ class Masker:
     def ordinary(
         self, ids: Int[Tensor, "batch time"], padded: Bool[Tensor, "batch time"] | None = None
     ) -> Bool[Tensor, "batch time"]:
-        """Where the tokens are neither special ones nor padding."""
-        found = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded
+        """Mask of the tokens that are neither special ones nor padding."""
+        mask = torch.ones_like(ids, dtype=torch.bool) if padded is None else ~padded
         for special in self.special_ids:
-            found &= ids != special
-        return found
+            mask &= ids != special
+        return mask
 
-    def _replace(self, ids: Tensor, where: Tensor, generator: torch.Generator) -> None:
-        ids[where] = torch.randint(self.vocab_size, (int(where.sum()),), generator=generator, dtype=ids.dtype)
+    def _replace(self, ids: Tensor, positions: Tensor, generator: torch.Generator) -> None:
+        ids[positions] = torch.randint(self.vocab_size, (int(positions.sum()),), generator=generator, dtype=ids.dtype)
 
 
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
@@ -86,16 +86,16 @@ SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "step": lambda x, first, last: first if x < 0.5 else last,
     "subset-linear": lambda x, first, last: first + x * (last - first),
 }
-SUBSET = 0.15  # share of positions whose loss is taken under `subset-linear`
+SUBSET = 0.15  # share of positions that the loss is computed at under `subset-linear`
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The masking rate over training, called on x = t/T. Written `linear-0.30-0.15`, `constant-0.15`, …
 
-    `constant`; `linear`, `cosine` and `step` from the first rate to the last, upwards or downwards;
-    `subset-linear`: corrupted like `linear`, but the loss is taken on a random part of the selected positions worth
-    15 % of all; `points`: any number of rates, equally spaced in x, straight lines between them.
+    `constant`; `linear`, `cosine` and `step` from the first rate to the last, increasing or decreasing;
+    `subset-linear`: corrupted like `linear`, but the loss is computed at a random part of the selected positions, 15 %
+    of all; `points`: any number of rates, equally spaced in x, with linear interpolation.
     """
 
     shape: str
@@ -121,21 +121,21 @@ class Schedule:
         if self.rates[0] == self.rates[1]:
             return f"it starts and ends at {self.rates[0]:g}, which is constant-{self.rates[0]:g}"
         if self.shape == "subset-linear" and min(self.rates) < SUBSET:
-            return f"it takes the loss on {SUBSET:.0%} of the positions, so neither rate can be lower"
+            return f"it computes the loss at {SUBSET:.0%} of the positions, so neither rate can be lower"
         return None
 
     def __call__(self, x: float) -> float:
         if self.shape == "points":
             last = len(self.rates) - 1
-            near, below = round(x * last), min(int(x * last), last - 1)
-            if near / last == x:
-                return self.rates[near]  # exact at every x = t/last, which x * last need not be
-            part = x * last - below
-            return (1 - part) * self.rates[below] + part * self.rates[below + 1]
+            nearest, below = round(x * last), min(int(x * last), last - 1)
+            if nearest / last == x:
+                return self.rates[nearest]  # exact at every x = t/last, where x * last is rounded
+            weight = x * last - below
+            return (1 - weight) * self.rates[below] + weight * self.rates[below + 1]
         return SHAPES[self.shape](x, self.rates[0], self.rates[-1])
 
     def loss_share(self, x: float) -> float:
-        """Which part of the selected positions the loss is taken on: 1 but for `subset-linear`."""
+        """Share of the selected positions that the loss is computed at: 1 except for `subset-linear`."""
         return SUBSET / self(x) if self.shape == "subset-linear" else 1.0
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class Schedule:
 def parse_schedule(text: str) -> Schedule:
     """`linear-0.30-0.15` as a Schedule.
 
-    Raises UserError if it is not written like that, a rate is no share, or first and last rate make no such schedule.
+    Raises UserError if the format is wrong, a rate is not between 0 and 1, or the rates do not fit the shape.
     """
     match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*)((?:-[0-9.]+)+)", text.strip())
     try:
@@ -159,12 +159,12 @@ def parse_schedule(text: str) -> Schedule:
 
 
 def tabulate(rate: Callable[[float], float], steps: int) -> Schedule:
-    """Any function of x = t/T as a schedule: its value at each of `steps` + 1 steps, so that a recipe can hold it.
+    """Any function of x = t/T as a schedule that a recipe can contain: its value at each of `steps` + 1 steps.
 
-    Raises UserError if a value is no rate.
+    Raises UserError if a value is not a rate.
     """
     values = [rate(step / steps) for step in range(steps + 1)]
     try:
         return Schedule("points", tuple(map(float, values)))
     except (TypeError, ValueError):
-        raise UserError(f"masking: the function must give a rate at every x from 0 to 1; got {values[0]!r}") from None
+        raise UserError(f"masking: the function must return a rate at every x from 0 to 1; got {values[0]!r}") from None

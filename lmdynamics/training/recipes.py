@@ -1,6 +1,6 @@
-"""A recipe is everything that determines a run: corpus, model, optimisation, checkpoints, seed.
+"""Recipes: corpus, model, optimisation, checkpoints and seed, which together determine a run.
 
-Recipes are TOML files in `data/recipes`, each with profiles `smoke`, `default` and `full` that change some of it.
+Recipes are TOML files in `data/recipes`, each with profiles `smoke`, `default` and `full` that change some settings.
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Any
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import find_table, read_toml, shipped_tables
 from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
-from lmdynamics.training.objective import FORMS, WAYS
+from lmdynamics.training.objective import ARC_DIRECTIONS, FORMS
 
 PROFILES = ("smoke", "default", "full")
 
-# what each kind of corpus can be told, with its defaults
+# settings of each kind of corpus, with defaults
 CORPORA: dict[str, dict[str, Any]] = {
     "grammar": {
         "size": "small",
         "sentences": 160_000,
         "held_out": 2_000,
-        "block_size": 0,  # 0: a sentence a row; otherwise sentences end to end, in rows of this many tokens
+        "block_size": 0,  # 0: one sentence per row; otherwise packed, in rows of this many tokens
     },
     "text": {
         "source": "",  # a name in data/sources.toml, a file or a folder
@@ -58,18 +58,18 @@ class Optimization:
             return self.lr * (step + 1) / self.warmup_steps
         if self.decay == "none":
             return self.lr
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * (1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * (1 - progress if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """The syntactic-attention penalty (training.objective): `stages` are (from step, λ); none, and it is off."""
+    """The syntactic-attention penalty (training.objective); `stages` are (from step, λ), and without them it is off."""
 
-    stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: suppressed for 300 steps
+    stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: SAS− for 300 steps
     form: str = "max"  # or uniform
-    arcs: str = "both"  # attention along arcs both ways; head: to the head only; children: to the children only
-    trees: str = "corpus"  # gold trees of the rows themselves, or a treebank: a name or a CoNLL-U file
+    arcs: str = "both"  # both directions; head: attention to the head only; children: to the children only
+    trees: str = "corpus"  # gold trees of the training rows, or a treebank: a name or a CoNLL-U file
     sentences: int = 16  # of the treebank, at each step
 
     def strength_at(self, step: int) -> float:
@@ -78,27 +78,27 @@ class Regularizer:
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Which steps become checkpoints, and which of these keep the optimizer's state."""
+class CheckpointPolicy:
+    """Which steps are saved as checkpoints, and which of these with optimizer state."""
 
     per_doubling: int = 4  # checkpoints between t and 2t, after step 64
     optimizer_state: str = "all"  # all, none, or doublings (0, 1, 2, 4, ... and the last)
-    save_seconds: float = 60.0  # how much work a kill can cost
+    save_seconds: float = 60.0  # seconds between resume points: the most that a killed run loses
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that determines a run. `name` and `profile` say where it came from."""
+    """Everything that determines a run. `name` and `profile` state its origin."""
 
     name: str
     profile: str = "default"
     seed: int = 0
-    objective: str = "mlm"  # clm, or rts (random-token substitution: tell which tokens were replaced)
+    objective: str = "mlm"  # clm, or rts (random-token substitution: predict which tokens were replaced)
     corpus: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)  # a Hugging Face config: `model_type` and its fields
     training: Optimization = field(default_factory=Optimization)
     regularizer: Regularizer = field(default_factory=Regularizer)
-    checkpoints: Keeping = field(default_factory=Keeping)
+    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -122,10 +122,10 @@ def model_class(objective: str):
 
 
 def checkpoint_steps(total: int, per_doubling: int = 4) -> list[int]:
-    """0, 1, 2, 4, ... doubling, from 64 on with `per_doubling` steps to each doubling, and `total`.
+    """0, 1, 2, 4, ..., from 64 on with `per_doubling` steps per doubling, and `total`.
 
-    Four to a doubling keep every gap below a factor of 1.25; every doubling is itself a checkpoint, which analyses
-    from t to 2t need.
+    With four per doubling every gap is below a factor of 1.25. Every power of two is a checkpoint: analyses from t to
+    2t need them.
     """
     doublings = [2**k for k in range(total.bit_length())]
     between = (round(d * 2 ** (i / per_doubling)) for d in doublings if d >= 64 for i in range(1, per_doubling))
@@ -141,7 +141,7 @@ def load_recipe(
 ) -> Recipe:
     """Read a recipe by name or from a TOML file, apply a profile, a seed, then `overrides`.
 
-    `overrides` is a mapping or `key=value` strings; a key is dotted (`training.lr`) or bare where only one section
+    `overrides` is a mapping or `key=value` strings; a key is dotted (`training.lr`), or bare if only one section
     has it (`lr`). Raises UserError for anything unknown or of the wrong type.
     """
     path = find_table("recipes", name, "recipe")
@@ -160,14 +160,14 @@ def recipe_from_dict(table: Mapping[str, Any], overrides: Mapping[str, Any] | It
     return _build(dict(table), parse_overrides(overrides))
 
 
-def parse_overrides(given: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
-    """`key=value` strings, values read as TOML, as a mapping; a mapping is left as it is."""
-    return dict(given) if isinstance(given, Mapping) else dict(_parse(item) for item in given)
+def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
+    """`key=value` strings, with TOML values, as a mapping; a mapping is returned as a dict."""
+    return dict(overrides) if isinstance(overrides, Mapping) else dict(_parse(item) for item in overrides)
 
 
-def _merge(below: Mapping, above: Mapping) -> dict:
-    both = [key for key in above if isinstance(below.get(key), Mapping) and isinstance(above[key], Mapping)]
-    return {**below, **above, **{key: _merge(below[key], above[key]) for key in both}}
+def _merge(base: Mapping, changes: Mapping) -> dict:
+    shared = [key for key in changes if isinstance(base.get(key), Mapping) and isinstance(changes[key], Mapping)]
+    return {**base, **changes, **{key: _merge(base[key], changes[key]) for key in shared}}
 
 
 def _parse(item: str) -> tuple[str, Any]:
@@ -183,65 +183,65 @@ def _parse(item: str) -> tuple[str, Any]:
 def _build(table: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
     table = {**table, "corpus": _corpus(_section(table, "corpus"))}
     table["model"] = {"model_type": "bert", **_section(table, "model")}
-    sections = {"training": Optimization, "regularizer": Regularizer, "checkpoints": Keeping}
+    sections = {"training": Optimization, "regularizer": Regularizer, "checkpoints": CheckpointPolicy}
     for name, section in sections.items():
-        table[name] = _filled(asdict(section()), _section(table, name), name, name)
+        table[name] = _with_defaults(asdict(section()), _section(table, name), name, name)
     table = {"seed": 0, "objective": "mlm", **table}
-    _known(table, [f.name for f in fields(Recipe)], "a recipe")
+    _check_keys(table, [f.name for f in fields(Recipe)], "a recipe")
     for key, value in overrides.items():
-        section, leaf = _place(key, table)
-        section[leaf] = _same_type(key, section[leaf], value)
+        section, leaf = _find_setting(key, table)
+        section[leaf] = _checked_value(key, section[leaf], value)
     table["training"]["masking"] = _masking(table["training"]["masking"], table["training"]["steps"])
     table["regularizer"]["stages"] = _stages(table["regularizer"]["stages"])
     recipe = Recipe(**{**table, **{name: section(**table[name]) for name, section in sections.items()}})
-    _sensible(recipe)
+    _check_values(recipe)
     return recipe
 
 
 def _section(table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    given = table.get(name, {})
-    if not isinstance(given, Mapping):
-        raise UserError(f"{name} is {given!r} in a recipe; it should be a table of settings")
-    return given
+    section = table.get(name, {})
+    if not isinstance(section, Mapping):
+        raise UserError(f"{name} is {section!r} in a recipe; expected a table of settings")
+    return section
 
 
-def _filled(defaults: Mapping[str, Any], given: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """The defaults of a section, and over them what is given: known settings, each of its default's type."""
-    known = _known(given, list(defaults), where)
-    return {**defaults, **{key: _same_type(f"{name}.{key}", defaults[key], value) for key, value in known.items()}}
+def _with_defaults(defaults: Mapping[str, Any], settings: Mapping[str, Any], name: str, section: str) -> dict[str, Any]:
+    """The defaults of a section, updated with `settings`: known settings, each of its default's type."""
+    known = _check_keys(settings, list(defaults), section)
+    return {**defaults, **{key: _checked_value(f"{name}.{key}", defaults[key], value) for key, value in known.items()}}
 
 
-def _corpus(given: Mapping[str, Any]) -> dict[str, Any]:
-    kind = _same_type("corpus.kind", "grammar", given.get("kind", "grammar"))
+def _corpus(settings: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _checked_value("corpus.kind", "grammar", settings.get("kind", "grammar"))
     if kind not in CORPORA:
         raise UserError(f"there is no corpus of kind {kind!r}{did_you_mean(kind, CORPORA)}")
-    return _filled({"kind": kind, **CORPORA[kind]}, given, "corpus", f"a {kind} corpus")
+    return _with_defaults({"kind": kind, **CORPORA[kind]}, settings, "corpus", f"a {kind} corpus")
 
 
-def _masking(given: Any, steps: int) -> str:
-    """A schedule in its own words: from text, from one rate, from a Schedule, or from any function of x = t/T."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return str(Schedule("constant", (float(given),)))
-    if isinstance(given, Schedule):
-        return str(given)
-    if not (isinstance(given, str) or callable(given)):
-        raise UserError(f"training.masking is {given!r}; give a rate, or a schedule such as linear-0.3-0.15")
-    return str(parse_schedule(given) if isinstance(given, str) else tabulate(given, steps))
+def _masking(value: Any, steps: int) -> str:
+    """A schedule as text: from text, from one rate, from a Schedule, or from any function of x = t/T."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(Schedule("constant", (float(value),)))
+    if isinstance(value, Schedule):
+        return str(value)
+    if not (isinstance(value, str) or callable(value)):
+        raise UserError(f"training.masking is {value!r}; give a rate, or a schedule such as linear-0.3-0.15")
+    return str(parse_schedule(value) if isinstance(value, str) else tabulate(value, steps))
 
 
-def _stages(given: Any) -> list[list[float]]:
-    """Stages [[from step, λ], …]; one number is λ from step 0 on."""
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        given = [[0, given]] if given else []
+def _stages(value: Any) -> list[list[float]]:
+    """Stages [[from step, λ], …]; one number is λ from step 0."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = [[0, value]] if value else []
     try:
-        stages = [[int(since), float(strength)] for since, strength in given]
+        stages = [[int(since), float(strength)] for since, strength in value]
     except (TypeError, ValueError):
         raise UserError(
-            f"regularizer.stages is {given!r}; give λ, or a list of [from step, λ] such as [[0, 1.0], [300, 0.0]]"
+            f"regularizer.stages is {value!r}; give λ, or a list of [from step, λ] such as [[0, 1.0], [300, 0.0]]"
         ) from None
     since = [stage[0] for stage in stages]
     if since != sorted(set(since)) or (since and since[0] < 0) or not all(math.isfinite(s[1]) for s in stages):
-        raise UserError(f"regularizer.stages is {given!r}; the steps must rise from 0 on, and every λ be a number")
+        raise UserError(f"regularizer.stages is {value!r}; steps must increase from 0, and every λ must be a number")
     return stages
 
 
@@ -250,18 +250,18 @@ def _config(model: Mapping[str, Any]):
     from transformers.models.auto import CONFIG_MAPPING
 
     if (kind := model["model_type"]) not in CONFIG_MAPPING:
-        raise UserError(f"transformers knows no model_type {kind!r}; bert, modernbert and llama are some it knows")
+        raise UserError(f"transformers has no model_type {kind!r}; it has bert, modernbert, llama and others")
     return AutoConfig.for_model(**model)
 
 
-def _known(given: Mapping[str, Any], known: list[str], where: str) -> Mapping[str, Any]:
-    for key in given:
+def _check_keys(settings: Mapping[str, Any], known: list[str], section: str) -> Mapping[str, Any]:
+    for key in settings:
         if key not in known:
-            raise UserError(f"{where} has no setting {key!r}{did_you_mean(key, known)}")
-    return given
+            raise UserError(f"{section} has no setting {key!r}{did_you_mean(key, known)}")
+    return settings
 
 
-def _place(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _find_setting(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The section that holds a dotted or bare key, and the key inside it."""
     sections = {name: value for name, value in table.items() if isinstance(value, dict)}
     section, _, leaf = key.rpartition(".")
@@ -270,35 +270,35 @@ def _place(key: str, table: dict[str, Any]) -> tuple[dict[str, Any], str]:
     candidates = [sections[section]] if section else [table, *sections.values()]
     holders = [holder for holder in candidates if leaf in holder and not isinstance(holder[leaf], dict)]
     if not holders and section in ("model", ""):
-        # any field of the model's configuration can be set, named in the recipe or not
+        # any field of the model's configuration can be set, also one that the recipe does not name
         config = _config({"model_type": table["model"]["model_type"]}).to_dict()
         if leaf in config:
             table["model"].setdefault(leaf, config[leaf])
             return table["model"], leaf
     if len(holders) != 1 or leaf in ("name", "profile"):
         known = [f"{name}.{inner}" for name, value in sections.items() for inner in value]
-        where = " or ".join(f"{name}.{leaf}" for name, value in sections.items() if leaf in value)
-        several = f"{key!r} stands in several sections; write {where}" if len(holders) > 1 else ""
-        raise UserError(several or f"no setting {key!r} to override{did_you_mean(key, [*known, 'seed', 'objective'])}")
+        options = " or ".join(f"{name}.{leaf}" for name, value in sections.items() if leaf in value)
+        message = f"{key!r} is in several sections; write {options}" if len(holders) > 1 else ""
+        raise UserError(message or f"no setting {key!r} to override{did_you_mean(key, [*known, 'seed', 'objective'])}")
     return holders[0], leaf
 
 
-def _same_type(key: str, before: Any, value: Any) -> Any:
-    if key.rpartition(".")[2] in ("masking", "stages"):  # written in several ways, see `_masking` and `_stages`
+def _checked_value(key: str, default: Any, value: Any) -> Any:
+    if key.rpartition(".")[2] in ("masking", "stages"):  # several types are valid, see `_masking` and `_stages`
         return value
-    if isinstance(before, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if before is not None and type(value) is not type(before):
-        raise UserError(f"{key} is {type(before).__name__}, like {before!r}; got {value!r}")
+    if default is not None and type(value) is not type(default):
+        raise UserError(f"{key} is {type(default).__name__}, like {default!r}; got {value!r}")
     return value
 
 
-def _sensible(recipe: Recipe) -> None:
-    """Refuse values that no run can be made from."""
+def _check_values(recipe: Recipe) -> None:
+    """Refuse invalid values."""
     t, r = recipe.training, recipe.regularizer
     rules = (
         (recipe.objective in ("mlm", "clm", "rts"), f"objective is {recipe.objective!r}; choose mlm, clm or rts"),
-        (recipe.seed >= 0, f"seed is {recipe.seed}; it must be 0 or more"),  # those below 0 draw what is held out
+        (recipe.seed >= 0, f"seed is {recipe.seed}; it must be 0 or more"),  # seeds below 0 draw held-out data
         (t.steps >= 1, f"training.steps is {t.steps}; at least 1 is needed"),
         (t.batch_size >= 1, f"training.batch_size is {t.batch_size}; at least 1 is needed"),
         (t.lr > 0, f"training.lr is {t.lr}; it must be positive"),
@@ -307,15 +307,15 @@ def _sensible(recipe: Recipe) -> None:
             f"training.masking is {t.masking}, a schedule for mlm; the objective is {recipe.objective}",
         ),
         (r.form in FORMS, f"regularizer.form is {r.form!r}; choose {' or '.join(FORMS)}"),
-        (r.arcs in WAYS, f"regularizer.arcs is {r.arcs!r}; choose {', '.join(WAYS)}"),
+        (r.arcs in ARC_DIRECTIONS, f"regularizer.arcs is {r.arcs!r}; choose {', '.join(ARC_DIRECTIONS)}"),
         (r.sentences >= 1, f"regularizer.sentences is {r.sentences}; at least 1 is needed"),
         (
             recipe.corpus["block_size"] == 0 or recipe.corpus["block_size"] >= 3,
-            f"corpus.block_size is {recipe.corpus['block_size']}; at least 3 are needed, or 0 for a sentence a row",
+            f"corpus.block_size is {recipe.corpus['block_size']}; at least 3 are needed, or 0 for one sentence per row",
         ),
         (
             recipe.corpus["kind"] == "text" or not (recipe.corpus["block_size"] and r.stages and r.trees == "corpus"),
-            "trees belong to sentences, and these are packed into blocks; set corpus.block_size=0 or regularizer.trees",
+            "trees need unpacked sentences; set corpus.block_size=0, or regularizer.trees to a treebank",
         ),
         (
             not r.stages or r.trees != "corpus" or recipe.corpus["kind"] == "grammar",
@@ -329,6 +329,6 @@ def _sensible(recipe: Recipe) -> None:
             f"checkpoints.optimizer_state is {recipe.checkpoints.optimizer_state!r}; choose all, none or doublings",
         ),
     )
-    for holds, message in rules:
-        if not holds:
+    for valid, message in rules:
+        if not valid:
             raise UserError(message)

@@ -1,6 +1,6 @@
-"""What a run needs to go on exactly where it was: model, optimizer, log; saved whole or not at all.
+"""The state that a run resumes from: model, optimizer and log. A state is saved completely or not at all.
 
-Data order, masks and dropout are functions of seed and step, so the step number is the rest of the state.
+Data order, masks and dropout are functions of seed and step, so the step number completes the state.
 """
 
 import shutil
@@ -41,9 +41,9 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def save_state(folder: Path, model, optimizer, step: int, with_optimizer: bool) -> None:
-    """Write a checkpoint folder: weights, configuration, optimizer state if asked for, manifest."""
+    """Write a checkpoint folder: weights, configuration, optionally optimizer state, manifest."""
     with files.saving(f"step {step} in {folder.parent.parent}"), files.atomic_folder(folder) as temporary:
-        # under the model's own names, which `load_state` reads: GPT-NeoX's head, for one, is published under another
+        # under the model's own names, which `load_state` reads; some are published under others (GPT-NeoX's head)
         model.save_pretrained(temporary, save_original_format=False)
         if with_optimizer:
             tensors = optimizer_tensors(model, optimizer)
@@ -52,14 +52,14 @@ def save_state(folder: Path, model, optimizer, step: int, with_optimizer: bool) 
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and optimizer state of a checkpoint folder back, in place."""
+    """Load weights and optimizer state of a checkpoint folder, in place."""
     layout.check_sizes(folder)
     with safe_open(folder / layout.WEIGHTS, "pt") as weights:
         saved = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a mapping
-    own = model.state_dict(keep_vars=True)
+    tensors = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in saved.items():
-            own[name].copy_(value)
+            tensors[name].copy_(value)
     with safe_open(folder / layout.TRAINING_STATE, "pt") as state:
         parameters = dict(model.named_parameters())
         for key in state.keys():  # noqa: SIM118
@@ -68,27 +68,27 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def resumable(folder: Path) -> dict[int, Path]:
-    """Folders in a run that training can go on from, by step."""
-    return {step: at for step, at in layout.saved_steps(folder).items() if (at / layout.TRAINING_STATE).exists()}
+    """Folders in a run that training can resume from, by step."""
+    return {step: path for step, path in layout.saved_steps(folder).items() if (path / layout.TRAINING_STATE).exists()}
 
 
-def forget_before(folder: Path, step: int) -> None:
+def delete_resume_points(folder: Path, step: int) -> None:
     """Remove resume points older than `step`."""
-    for old, at in layout.step_folders(folder / "resume").items():
-        if old < step:
-            shutil.rmtree(at, ignore_errors=True)
+    for saved_step, resume_point in layout.step_folders(folder / "resume").items():
+        if saved_step < step:
+            shutil.rmtree(resume_point, ignore_errors=True)
 
 
 class Log:
-    """The rows of `log.parquet`, one per update: the loss of the batch, before the update, at that step's weights."""
+    """The rows of `log.parquet`, one per update: the loss of the batch with the weights before the update."""
 
     def __init__(self, path: Path):
         self.path = path
         self.frame = pl.DataFrame(schema=LOG_SCHEMA)
-        self._rows: list[tuple] = []  # loss and penalty are read from the device when written: a GPU need not wait
+        self._rows: list[tuple] = []  # loss and penalty stay on the device until they are written: a GPU need not wait
 
     def resume(self, step: int) -> None:
-        """Keep what was logged before `step`."""
+        """Load the rows before `step`."""
         if step:
             self.frame = read_log(self.path).filter(pl.col("step") < step)
             if len(self.frame) != step:
@@ -97,7 +97,7 @@ class Log:
                 )
 
     def last(self, column: str) -> float:
-        """The newest value of a column; 0 before the first step."""
+        """The last value of a column; 0 before the first step."""
         if self._rows:
             return self._rows[-1][list(LOG_SCHEMA).index(column)]
         return self.frame[column][-1] if len(self.frame) else 0
@@ -117,29 +117,29 @@ class Log:
 
     def write(self) -> None:
         if self._rows:
-            new = pl.DataFrame(fetched(self._rows), LOG_SCHEMA, orient="row")
+            new = pl.DataFrame(with_numbers(self._rows), LOG_SCHEMA, orient="row")
             self.frame = pl.concat([self.frame, new], how="diagonal")
             self._rows = []
         with files.saving(str(self.path)), files.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
 
 
-def fetched(rows: Sequence[tuple]) -> list[tuple]:
-    """Rows of a log with their losses and penalties as numbers."""
-    losses, penalties = (_numbers([row[place] for row in rows]) for place in (1, -1))
-    each = zip(rows, losses, penalties, strict=True)
-    return [(step, loss, *rest, penalty) for (step, _, *rest, _), loss, penalty in each]
+def with_numbers(rows: Sequence[tuple]) -> list[tuple]:
+    """Rows of a log with losses and penalties as numbers."""
+    losses, penalties = (_numbers([row[column] for row in rows]) for column in (1, -1))
+    columns = zip(rows, losses, penalties, strict=True)
+    return [(step, loss, *others, penalty) for (step, _, *others, _), loss, penalty in columns]
 
 
 def _numbers(values: Sequence[Tensor | None]) -> list[float | None]:
-    """Scalars on a device as numbers, all fetched at once, so that a GPU waits once."""
+    """Scalars on a device as numbers, copied together, so that a GPU waits once."""
     present = [value for value in values if value is not None]
-    fetched = iter(torch.stack(present).cpu().double().tolist() if present else ())
-    return [None if value is None else next(fetched) for value in values]
+    numbers = iter(torch.stack(present).cpu().double().tolist() if present else ())
+    return [None if value is None else next(numbers) for value in values]
 
 
 def trainer_log(folder: Path) -> pl.DataFrame:
-    """A Trainer's history as a run's log: step, loss and lr; empty where there is none."""
+    """A Trainer's history as a run's log: step, loss and lr; empty if there is none."""
     path = trainer_state_file(folder)
     rows = [
         {"step": record.get("step"), "loss": record["loss"], "lr": record.get("learning_rate")}
@@ -147,18 +147,18 @@ def trainer_log(folder: Path) -> pl.DataFrame:
         if "loss" in record
     ]
     frame = pl.DataFrame(rows, schema=dict.fromkeys(("step", "loss", "lr"), pl.Float64), strict=False)
-    more = [pl.lit(None, kind).alias(name) for name, kind in LOG_SCHEMA.items() if name not in frame.columns]
-    return frame.with_columns(pl.col("step").cast(pl.Int64), *more)
+    missing = [pl.lit(None, kind).alias(name) for name, kind in LOG_SCHEMA.items() if name not in frame.columns]
+    return frame.with_columns(pl.col("step").cast(pl.Int64), *missing)
 
 
 def read_log(path: Path) -> pl.DataFrame:
-    """A run's log; an empty frame with the same columns where there is none."""
+    """A run's log; an empty frame with the same columns if there is none."""
     if not path.exists():
         return pl.DataFrame(schema=LOG_SCHEMA)
     try:
-        # read at once: polars opens a path twice, and a run that is being trained may replace it in between
+        # read at once: polars opens a path twice, and a running training may replace the file in between
         return pl.read_parquet(BytesIO(path.read_bytes()))
-    except pl.exceptions.ComputeError as broken:
+    except pl.exceptions.ComputeError as error:
         raise UserError(
-            f"{path} is damaged ({broken}); restore it from a copy, or delete the run and train again"
+            f"{path} is damaged ({error}); restore it from a copy, or delete the run and train again"
         ) from None

@@ -80,7 +80,7 @@ def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
     runtime = scratch / "runtime"
-    own = {
+    folders = {
         "JUPYTER_CONFIG_DIR": str(scratch / "config"),
         "JUPYTER_DATA_DIR": str(scratch / "data"),
         "JUPYTER_RUNTIME_DIR": str(runtime),
@@ -93,7 +93,7 @@ def jupyter_lab(root: Path, scratch: Path, **environment: str) -> Iterator[str]:
     command += ["--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (scratch / "jupyter.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own | environment)
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | folders | environment)
         try:
             yield _address(server, runtime, scratch / "jupyter.log")
         finally:
@@ -120,7 +120,7 @@ def _address(server: subprocess.Popen, runtime: Path, log: Path) -> str:
 
 @dataclass
 class Notebook:
-    """A notebook open in JupyterLab, and everything untoward that its page did."""
+    """A notebook open in JupyterLab, and the errors and external requests of its page."""
 
     page: Page
     console: list[str] = field(default_factory=list)  # errors and uncaught exceptions
@@ -129,9 +129,9 @@ class Notebook:
     def watch(self) -> None:
         self.page.on("console", lambda message: self.console.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.console.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("request", lambda request: self._record_request(request.url))
 
-    def _note(self, url: str) -> None:
+    def _record_request(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
             self.outside.append(url)
@@ -172,15 +172,15 @@ class Notebook:
             raise RuntimeError(f"{expression}: {answer['ename']}: {answer['evalue']}")
         return ast.literal_eval(answer["data"]["text/plain"])
 
-    def answers(self, expression: str, wanted, patience: float = 20) -> bool:
-        """Whether an expression comes to be `wanted` in the kernel: a page keeps its last move back while one is under
+    def answers(self, expression: str, expected, patience: float = 20) -> bool:
+        """Whether an expression becomes `expected` in the kernel: a page keeps its last move back while one is under
         way, and sends it later."""
         until = time.monotonic() + patience
-        while (found := self.ask(expression)) != wanted and time.monotonic() < until:
+        while (value := self.ask(expression)) != expected and time.monotonic() < until:
             self.page.wait_for_timeout(100)
-        return found == wanted
+        return value == expected
 
-    def dress(self, theme: str) -> None:
+    def set_theme(self, theme: str) -> None:
         """Give JupyterLab another theme, one of `THEMES`."""
         self.page.evaluate(_THEME, THEMES[theme])
         self.page.wait_for_function("theme => document.body.dataset.jpThemeName === theme", arg=THEMES[theme])
@@ -201,16 +201,16 @@ class Notebook:
         for old in folder.glob(f"{name}-*.png"):
             old.unlink()
         scroller = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-WindowedPanel-outer").first
-        height, seen = scroller.evaluate("node => [node.scrollHeight, node.clientHeight]")
-        taken = []
-        for part, top in enumerate(range(0, height, max(seen - 60, 1))):
+        height, visible = scroller.evaluate("node => [node.scrollHeight, node.clientHeight]")
+        pictures = []
+        for part, top in enumerate(range(0, height, max(visible - 60, 1))):
             scroller.evaluate("(node, top) => node.scrollTo(0, top)", top)
             self.page.wait_for_timeout(400)
-            taken.append(folder / f"{name}-{part:02d}.png")
-            self.page.screenshot(path=taken[-1])
-            if top + seen >= height:
+            pictures.append(folder / f"{name}-{part:02d}.png")
+            self.page.screenshot(path=pictures[-1])
+            if top + visible >= height:
                 break
-        return taken
+        return pictures
 
 
 @contextmanager

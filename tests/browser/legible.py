@@ -1,8 +1,8 @@
-"""How far the letters and lines of a page's charts stand out from what is behind them: contrast, as WCAG 2 has it."""
+"""Contrast of the texts and lines of a page's charts with their background, as defined by WCAG 2."""
 
 from playwright.sync_api import Page
 
-_SEEN = """() => {
+_INSPECT = """() => {
   const parse = colour => {
     const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
     return {rgb: [r, g, b], a};
@@ -72,46 +72,49 @@ _SEEN = """() => {
   return found;
 }"""
 
-TEXT, AXIS, MARK = 4.5, 3.0, 2.0  # the least; Okabe & Ito's orange and sky blue are 2.2 on white
+TEXT, AXIS, MARK = 4.5, 3.0, 2.0  # minimum contrast; Okabe & Ito's orange and sky blue are 2.2 on white
 
 
-def seen(page: Page) -> list[dict]:
+def inspect_charts(page: Page) -> list[dict]:
     """Every text, axis line and solid mark of the page's charts: kind, chart (number), name, what, ratio, cut, box."""
-    return page.evaluate(_SEEN)
+    return page.evaluate(_INSPECT)
 
 
-def faint(found: list[dict]) -> list[str]:
-    """What stands out too little, each once."""
-    least = {"text": TEXT, "axis": AXIS, "mark": MARK}
-    told = [
-        f"chart {one['chart']} ({one['name']}): {one['kind']} {one['what']!r} {one['ratio']:.2f}"
-        for one in found
-        if one["ratio"] < least[one["kind"]]
+def low_contrast(items: list[dict]) -> list[str]:
+    """Texts and marks with too little contrast, each once."""
+    minimum = {"text": TEXT, "axis": AXIS, "mark": MARK}
+    messages = [
+        f"chart {item['chart']} ({item['name']}): {item['kind']} {item['what']!r} {item['ratio']:.2f}"
+        for item in items
+        if item["ratio"] < minimum[item["kind"]]
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(messages))
 
 
-def cut(found: list[dict]) -> list[str]:
-    """Texts that reach over the edge of their chart."""
-    return [f"chart {one['chart']} ({one['name']}): {one['what']!r}" for one in found if one.get("cut")]
+def cut_off(items: list[dict]) -> list[str]:
+    """Texts that extend over the edge of their chart."""
+    return [f"chart {item['chart']} ({item['name']}): {item['what']!r}" for item in items if item.get("cut")]
 
 
-def overlapping(found: list[dict], least: float = 3) -> list[str]:
-    """Pairs of texts of one chart that lie on each other by more than `least` pixels both ways."""
-    texts = [one for one in found if one["kind"] == "text"]
-    told = []
+def overlapping(items: list[dict], min_overlap: float = 3) -> list[str]:
+    """Pairs of texts of one chart that overlap by more than `min_overlap` pixels in both directions."""
+    texts = [one for one in items if one["kind"] == "text"]
+    messages = []
     for i, one in enumerate(texts):
         for other in texts[i + 1 :]:
             if one["chart"] != other["chart"]:
                 continue
             (left, top, right, bottom), (a, b, c, d) = one["box"], other["box"]
-            if min(right, c) - max(left, a) > least and min(bottom, d) - max(top, b) > least:
-                told.append(f"chart {one['chart']} ({one['name']}): {one['what']!r} and {other['what']!r}")
-    return told
+            if min(right, c) - max(left, a) > min_overlap and min(bottom, d) - max(top, b) > min_overlap:
+                messages.append(f"chart {one['chart']} ({one['name']}): {one['what']!r} and {other['what']!r}")
+    return messages
 
 
 def unreadable(page: Page) -> list[str]:
-    """Whatever is faint, cut off or lies on another text."""
-    found = seen(page)
-    clipped, crossed = (f"cut off: {one}" for one in cut(found)), (f"overlapping: {one}" for one in overlapping(found))
-    return [*faint(found), *clipped, *crossed]
+    """Whatever has too little contrast, is cut off or overlaps another text."""
+    items = inspect_charts(page)
+    clipped, crossed = (
+        (f"cut off: {one}" for one in cut_off(items)),
+        (f"overlapping: {one}" for one in overlapping(items)),
+    )
+    return [*low_contrast(items), *clipped, *crossed]

@@ -59,13 +59,13 @@ def drag(page: Page, area: int, share: float) -> None:
     """The mouse takes an output's slider to a share of its way."""
     slider = page.locator(".jp-OutputArea-output").nth(area).locator(SLIDER)
     slider.scroll_into_view_if_needed()
-    way, thumb = slider.bounding_box(), 16  # pixels that the thumb is wide
-    at = slider.evaluate("slider => (slider.value - slider.min) / (slider.max - slider.min)")
-    held, there = (way["x"] + thumb / 2 + each * (way["width"] - thumb) for each in (at, share))
-    y = way["y"] + way["height"] / 2
-    page.mouse.move(held, y)
+    track, thumb = slider.bounding_box(), 16  # pixels that the thumb is wide
+    start = slider.evaluate("slider => (slider.value - slider.min) / (slider.max - slider.min)")
+    grip, target = (track["x"] + thumb / 2 + each * (track["width"] - thumb) for each in (start, share))
+    y = track["y"] + track["height"] / 2
+    page.mouse.move(grip, y)
     page.mouse.down()
-    page.mouse.move(there, y, steps=25)
+    page.mouse.move(target, y, steps=25)
     page.mouse.up()
 
 
@@ -108,32 +108,32 @@ _PLACES = """root => [...root.querySelectorAll('.vega-embed')].map(view =>
   .filter(({width, height}) => width && height).map(({x, y, width, height}) => [x, y, width, height]))"""
 
 
-def layers(root: Locator, least: int = 1) -> list[set[str]]:
+def layers(root: Locator, min_marks: int = 1) -> list[set[str]]:
     """Of each view in an element: its panels that show marks, and those of their layers that show `least` or more."""
     return [
-        {re.sub(r".* role-mark |layer_.*", "", name) or "view" for name, _ in found}
-        | {name for name, marks in found if marks >= least}
-        for found in root.evaluate(_LAYERS)
+        {re.sub(r".* role-mark |layer_.*", "", name) or "view" for name, _ in view}
+        | {name for name, marks in view if marks >= min_marks}
+        for view in root.evaluate(_LAYERS)
     ]
 
 
-def wander(root: Locator, moves: int = 30, seed: int = 0, patience: float = 20) -> str:
+def random_moves(root: Locator, moves: int = 30, seed: int = 0, patience: float = 20) -> str:
     """Random moves, hovers and clicks over the views in an element; the first loss, or an empty text.
 
     After each move every panel, and every layer that had two marks or more, must show marks (a single dot at the
     checkpoint may go: not every run has every checkpoint); a view that is being drawn anew has `patience` seconds.
     Places are corners, edges and middles of marks, and anywhere else in a view.
     """
-    page, chance, before = root.page, random.Random(seed), layers(root, least=2)
+    page, chance, before = root.page, random.Random(seed), layers(root, min_marks=2)
     assert before, "there is no view to move over"
     assert all(before), "a view has no marks to begin with"
     for turn in range(moves):
         view = chance.randrange(len(before))
         frame = root.locator(".vega-embed").nth(view)
         frame.scroll_into_view_if_needed()
-        places, box = root.evaluate(_PLACES)[view], frame.bounding_box()
-        whole = [box[side] for side in ("x", "y", "width", "height")]
-        x, y, width, height = chance.choice(places) if places and chance.random() < 0.8 else whole
+        marks, box = root.evaluate(_PLACES)[view], frame.bounding_box()
+        frame_box = [box[side] for side in ("x", "y", "width", "height")]
+        x, y, width, height = chance.choice(marks) if marks and chance.random() < 0.8 else frame_box
         along, down = (chance.choice([0.08, 0.5, 0.92]) for _ in range(2))
         kind = chance.choice(["move", "hover", "click"])
         page.mouse.move(x + along * width, y + down * height, steps=8 if kind == "move" else 1)

@@ -2,8 +2,8 @@
 
     python -m tests.browser.screenshot notebooks/02_sas_emergence.ipynb --out DIR [-p NAME VALUE]... [--theme dark]
 
-The notebook is run from a copy, so the file itself stays as it is. What is hard to read in its charts is told as well:
-texts and lines that stand out too little, texts that are cut off or lie on each other.
+The notebook is run from a copy, so the file itself does not change. What is hard to read in its charts is also printed:
+texts and lines with too little contrast, texts that are cut off or overlap.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.browser.copies import copy_with_parameters
 from tests.browser.lab import THEMES, jupyter_lab, notebook_page
-from tests.browser.legible import cut, faint, overlapping, seen
+from tests.browser.legible import cut_off, inspect_charts, low_contrast, overlapping
 
 
 def main() -> int:
@@ -34,20 +34,24 @@ def main() -> int:
             notebook.open(address, copy.name)
             notebook.run_all()
             for theme in arguments.theme:
-                notebook.dress(theme)
+                notebook.set_theme(theme)
                 name = copy.stem if arguments.theme == ["light"] else f"{copy.stem}-{theme}"
                 for picture in notebook.screenshots(arguments.out, name):
                     print(picture)
-                found = seen(notebook.page)
-                for what, told in (("faint", faint), ("cut off", cut), ("on each other", overlapping)):
-                    for line in told(found):
-                        print(f"{what}, {theme}: {line}")
-            for kind, found in (
+                items = inspect_charts(notebook.page)
+                for problem, check in (
+                    ("low contrast", low_contrast),
+                    ("cut off", cut_off),
+                    ("on each other", overlapping),
+                ):
+                    for line in check(items):
+                        print(f"{problem}, {theme}: {line}")
+            for kind, lines in (
                 ("error", notebook.errors()),
                 ("console", notebook.console),
                 ("request", notebook.outside),
             ):
-                for line in found:
+                for line in lines:
                     print(f"{kind}: {line}")
             return int(bool(notebook.errors() or notebook.console or notebook.outside))
 

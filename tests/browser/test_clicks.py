@@ -25,9 +25,9 @@ pytestmark = [
 ]
 
 
-def click(page: Page, place: int) -> None:
+def click(page: Page, index: int) -> None:
     """A click into the first panel over training, at one of its checkpoints."""
-    box = page.locator(".lmd-chart path[opacity='0']").nth(place).bounding_box()
+    box = page.locator(".lmd-chart path[opacity='0']").nth(index).bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
 
 

@@ -12,7 +12,7 @@ from tests.batch.notebooks import write_notebook
 from tests.browser.copies import copy_with_parameters
 from tests.browser.lab import CHROMIUM, THEMES, notebook_page
 from tests.browser.legible import unreadable
-from tests.browser.moves import SLIDER, press, slider_areas, views, wander
+from tests.browser.moves import SLIDER, press, random_moves, slider_areas, views
 
 NOTEBOOKS = sorted(Path(__file__).parents[2].glob("notebooks/*.ipynb"))
 OUT = Path(__file__).parent / "out"
@@ -39,13 +39,13 @@ DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range
 """
 
 
-def untoward(notebook) -> dict[str, list[str]]:
-    warned = [output["text"] for output in notebook.outputs() if output.get("name") == "stderr"]
-    found = {"errors": notebook.errors(), "console": notebook.console, "requests": notebook.outside}
-    return found | {"warnings": warned}
+def problems(notebook) -> dict[str, list[str]]:
+    warnings = [output["text"] for output in notebook.outputs() if output.get("name") == "stderr"]
+    observed = {"errors": notebook.errors(), "console": notebook.console, "requests": notebook.outside}
+    return observed | {"warnings": warnings}
 
 
-NOTHING = {"errors": [], "console": [], "requests": [], "warnings": []}
+NO_PROBLEMS = {"errors": [], "console": [], "requests": [], "warnings": []}
 
 
 SHOWN = """() => window.jupyterapp.shell.currentWidget.content.widgets
@@ -82,7 +82,7 @@ def test_live_charts_and_widgets_work_without_a_network(lab):
         page.locator(".noUi-handle").first.focus()
         page.keyboard.press("ArrowRight")
         shown.get_by_text("at 4", exact=True).wait_for(timeout=10_000)
-        assert untoward(notebook) == NOTHING
+        assert problems(notebook) == NO_PROBLEMS
 
 
 def test_a_break_follows_the_hand(lab):
@@ -106,7 +106,7 @@ def test_a_break_follows_the_hand(lab):
             arg=1.2 * step,
             timeout=10_000,
         )
-        assert untoward(notebook) == NOTHING
+        assert problems(notebook) == NO_PROBLEMS
 
 
 def test_the_watch_notices_errors_and_requests(lab):
@@ -137,19 +137,19 @@ def test_a_reader_runs_the_notebook(request, path):
         assert areas, "no slider moves a chart"
         for area in areas:
             every_view_follows(notebook.page, area)
-            assert wander(notebook.page.locator(".jp-OutputArea-output").nth(area), moves=6) == ""
+            assert random_moves(notebook.page.locator(".jp-OutputArea-output").nth(area), moves=6) == ""
         for theme in reversed(THEMES):
-            notebook.dress(theme)
+            notebook.set_theme(theme)
             assert unreadable(notebook.page) == [], theme
-        assert untoward(notebook) == NOTHING
+        assert problems(notebook) == NO_PROBLEMS
         assert notebook.page.locator(".jp-OutputArea-output:has-text('application/vnd')").count() == 0
         charts = notebook.charts()
         assert charts > len(areas)
         notebook.reopen_without_kernel(copy.name)
         print(f"{path.stem}: {charts} charts visible, {notebook.charts()} when reopened without a kernel")
         assert notebook.charts() == charts
-        for said in ("Error displaying widget", "Loading widget"):
-            assert notebook.page.locator(f".jp-OutputArea-output:visible:has-text('{said}')").count() == 0
+        for text in ("Error displaying widget", "Loading widget"):
+            assert notebook.page.locator(f".jp-OutputArea-output:visible:has-text('{text}')").count() == 0
 
 
 def test_the_server_answers_only_with_its_token(lab):

@@ -9,7 +9,7 @@ import pytest
 from lmdynamics.training import layout
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, jupyter_lab, notebook_page
-from tests.browser.legible import cut, seen
+from tests.browser.legible import cut_off, inspect_charts
 from tests.conftest import TINY
 
 OUT = Path(__file__).parent / "out"
@@ -40,8 +40,8 @@ def press(page, name: str) -> None:
 def wait_until(page, state: str, beyond: int = 0) -> int:
     """Wait until the line says that state at a later step, which is returned."""
     page.wait_for_function(SAYS, arg=[state, beyond], timeout=60_000, polling=100)
-    said = page.locator(".widget-html-content").filter(has_text=re.compile(STEP)).first.inner_text()
-    return int(re.search(STEP, said)[1].replace(",", ""))
+    text = page.locator(".widget-html-content").filter(has_text=re.compile(STEP)).first.inner_text()
+    return int(re.search(STEP, text)[1].replace(",", ""))
 
 
 def drawn(page) -> int:
@@ -66,7 +66,7 @@ def test_start_pause_resume_and_stop(tmp_path):
         later = wait_until(page, "training", first + 50)  # two updates, at least
         assert later > first
         assert drawn(page) > 30
-        assert cut(seen(page)) == []
+        assert cut_off(inspect_charts(page)) == []
         page.locator(".vega-embed svg").get_by_text("training at step").wait_for(timeout=10_000)
         notebook.run_all()  # the kernel is free, and the cell attaches to what is under way
         wait_until(page, "training", later)
@@ -75,7 +75,7 @@ def test_start_pause_resume_and_stop(tmp_path):
         press(page, "resume")
         wait_until(page, "training", paused)
         notebook.screenshots(OUT, "live-training")
-        assert cut(seen(page)) == []
+        assert cut_off(inspect_charts(page)) == []
         press(page, "stop")
         stopped = wait_until(page, "stopped", paused)
         assert notebook.errors() == []

@@ -27,8 +27,8 @@ VIEW = ".vega-embed svg"
 
 def drawn(page) -> list[str]:
     """The marks of the picture; without their labels, in which Vega keeps a parameter's value of when it first drew."""
-    found = page.locator(VIEW).evaluate_all("found => found.map(view => view.outerHTML)")
-    return [re.sub(r' aria-label="[^"]*"', "", view) for view in found]
+    pictures = page.locator(VIEW).evaluate_all("found => found.map(view => view.outerHTML)")
+    return [re.sub(r' aria-label="[^"]*"', "", view) for view in pictures]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.browser.moves import drag, press, slider_areas, views
 ROOT = Path(__file__).parents[2]
 MOVES = 200
 PANELS = 5  # of the explorer: three curves, the map, the sentence
-MOST = 50e6  # bytes that the kernel may grow by meanwhile
+MAX_GROWTH = 50e6  # bytes that the kernel may grow by meanwhile
 
 pytestmark = [
     pytest.mark.browser,
@@ -47,7 +47,7 @@ def opened(notebook: Notebook, lab, name: str, *cells: str) -> list[int]:
     assert notebook.errors() == []
     areas = slider_areas(notebook.page)
     for area in areas:
-        still(notebook, area)  # a chart shows its own start values before it is told the present ones
+        settled(notebook, area)  # a chart shows its own start values before it is told the present ones
     return areas
 
 
@@ -60,7 +60,7 @@ def drawn(page, area: int) -> list[str]:
     return [re.sub(r' aria-label="[^"]*"', "", view) for view in unnumbered]
 
 
-def still(notebook: Notebook, area: int, before: list[str] | None = None) -> list[str]:
+def settled(notebook: Notebook, area: int, before: list[str] | None = None) -> list[str]:
     """What an explorer shows once it stands still, with every view moved from `before`; some seconds, where the
     machine is busy."""
     last, until = None, time.monotonic() + 20
@@ -78,14 +78,14 @@ def move(notebook: Notebook, area: int, *keys: str) -> list[str]:
     for key in keys:
         press(notebook.page, area, key)
         notebook.ask("0")
-    return still(notebook, area, before)
+    return settled(notebook, area, before)
 
 
 def different(before: list[str], after: list[str]) -> list[bool]:
     return [old != new for old, new in zip(before, after, strict=True)]
 
 
-def nothing_untoward(notebook: Notebook) -> None:
+def no_problems(notebook: Notebook) -> None:
     assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])
 
 
@@ -101,7 +101,7 @@ def test_a_restarted_kernel_draws_the_same_charts(lab):
         assert slider_areas(notebook.page) == [area]
         assert different(first, drawn(notebook.page, area)) == [False] * PANELS
         assert different(moved, move(notebook, area, "ArrowLeft", "ArrowLeft")) == [False] * PANELS
-        nothing_untoward(notebook)
+        no_problems(notebook)
 
 
 def test_explorers_beside_each_other_keep_apart(lab):
@@ -111,13 +111,13 @@ def test_explorers_beside_each_other_keep_apart(lab):
         assert len(areas) == 3
         for key in ("ArrowLeft", "ArrowRight"):
             for moved in areas:
-                before = {area: still(notebook, area) for area in areas}
+                before = {area: settled(notebook, area) for area in areas}
                 move(notebook, moved, key)
                 for area in areas:
                     changed = different(before[area], drawn(notebook.page, area))
                     assert changed == [area == moved] * len(changed), (moved, area)
         assert notebook.ask("(one_steps, other_steps)") == ([32, 64], [32, 64])
-        nothing_untoward(notebook)
+        no_problems(notebook)
 
 
 def test_hundreds_of_moves_leave_the_kernels_memory(lab):
@@ -134,15 +134,15 @@ def test_hundreds_of_moves_leave_the_kernels_memory(lab):
         page.wait_for_timeout(800)
         assert different(at_end, drawn(page, area)) == [False] * PANELS
 
-        places = notebook.ask("len(run.steps)") - 1
-        rounds = [*["ArrowLeft"] * places, *["ArrowRight"] * places]
+        moves_to_end = notebook.ask("len(run.steps)") - 1
+        rounds = [*["ArrowLeft"] * moves_to_end, *["ArrowRight"] * moves_to_end]
         before, count = notebook.ask(RSS), notebook.ask("len(explorer_steps)")
         for i in range(MOVES):
             press(page, area, rounds[i % len(rounds)])
             notebook.ask("0")
         assert notebook.ask("len(explorer_steps)") == count + MOVES
-        assert notebook.ask(RSS) - before < MOST
-        nothing_untoward(notebook)
+        assert notebook.ask(RSS) - before < MAX_GROWTH
+        no_problems(notebook)
 
 
 def test_an_explorer_shown_twice_shows_the_same_twice(lab):
@@ -152,9 +152,9 @@ def test_an_explorer_shown_twice_shows_the_same_twice(lab):
         for keys in ((), ("ArrowLeft",)):
             if keys:
                 move(notebook, one, *keys)
-            assert different(still(notebook, one), still(notebook, other)) == [False] * PANELS
+            assert different(settled(notebook, one), settled(notebook, other)) == [False] * PANELS
         assert notebook.ask("explorer.now['step']") == 2
-        nothing_untoward(notebook)
+        no_problems(notebook)
 
 
 def test_another_run_with_more_checkpoints_leaves_nothing_on_the_console(lab):
@@ -167,13 +167,14 @@ def test_another_run_with_more_checkpoints_leaves_nothing_on_the_console(lab):
         page = notebook.page
         run, shown = page.get_by_label("run", exact=True), page.locator(".lmd-moving output")
         assert shown.inner_text() == "1,024"
-        for name, places in (("all", 11), ("few", 2)):
+        for name, checkpoints in (("all", 11), ("few", 2)):
             run.select_option(name)
             page.wait_for_function(
-                "last => document.querySelector('.lmd-moving input[type=range]').max === String(last)", arg=places - 1
+                "last => document.querySelector('.lmd-moving input[type=range]').max === String(last)",
+                arg=checkpoints - 1,
             )
             assert shown.inner_text() == "1,024"
         height = float(page.locator(".lmd-chart svg").get_attribute("height"))
-        most = page.locator(".lmd-under").evaluate("under => parseFloat(under.style.maxHeight)")
-        assert most == pytest.approx(max(120, 590 - height), abs=1)
-        nothing_untoward(notebook)
+        max_height = page.locator(".lmd-under").evaluate("under => parseFloat(under.style.maxHeight)")
+        assert max_height == pytest.approx(max(120, 590 - height), abs=1)
+        no_problems(notebook)

@@ -11,12 +11,12 @@ from playwright.sync_api import expect, sync_playwright
 from lmdynamics.batch.page import static_page
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
-from tests.browser.moves import PANELS, wander
+from tests.browser.moves import PANELS, random_moves
 from tests.explorers.made import MAKE
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 OUT = Path(__file__).parent / "out"
-MOST = 5_000_000  # bytes of a page
+MAX_BYTES = 5_000_000  # bytes of a page
 NOTE_PLACES = """() => {
   const output = [...document.querySelectorAll('.lmd-moving output')].at(-1);
   window.places = [];
@@ -48,18 +48,18 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """Open a file with the network off; gives the page and the list of everything untoward that it does."""
+    """Open a file with the network off; gives the page and the list of its messages, errors and requests."""
     contexts = []
 
     def open_file(path: Path, **options):
         context = browser.new_context(offline=True, viewport={"width": 1280, "height": 1000}, **options)
         contexts.append(context)
-        page, seen = context.new_page(), []
-        page.on("console", lambda message: seen.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.on("request", lambda request: seen.append(request.url))
+        page, events = context.new_page(), []
+        page.on("console", lambda message: events.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: events.append(str(error)))
+        page.on("request", lambda request: events.append(request.url))
         page.goto(path.as_uri())
-        return page, seen
+        return page, events
 
     yield open_file
     for context in contexts:
@@ -82,17 +82,17 @@ def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
     """The panels that stay as they were, once a busy machine has had some seconds."""
     until = time.monotonic() + patience
     while True:
-        found = [i for i, (one, other) in enumerate(zip(before, drawn(page), strict=True)) if one == other]
-        if not found or time.monotonic() > until:
-            return found
+        same = [i for i, (one, other) in enumerate(zip(before, drawn(page), strict=True)) if one == other]
+        if not same or time.monotonic() > until:
+            return same
         page.wait_for_timeout(200)
 
 
 @pytest.mark.slow
 def test_syntax_emerges_without_a_kernel(emergence, opened):
     path = emergence
-    assert path.stat().st_size < MOST
-    page, seen = opened(path)
+    assert path.stat().st_size < MAX_BYTES
+    page, events = opened(path)
     page.locator(VIEW).wait_for(timeout=60_000)
     page.locator(LAST).scroll_into_view_if_needed()
     page.wait_for_timeout(600)
@@ -109,7 +109,7 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     press(page, "ArrowRight", 2)
     assert drawn(page) == at_first["views"]
     assert page.locator(f"{LAST} >> [role=status]").inner_text() == at_first["status"]
-    assert seen == [path.as_uri()]
+    assert events == [path.as_uri()]
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -119,7 +119,7 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
     (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
-    page, seen = opened(tmp_path / "some.html")
+    page, events = opened(tmp_path / "some.html")
     page.locator(VIEW).wait_for(timeout=60_000)
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
@@ -141,26 +141,26 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[0].name)
     page.keyboard.press("ArrowRight")  # a click gives the keyboard to the slider
     expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[1].name)
-    assert wander(page.locator(LAST)) == ""
-    assert seen == [(tmp_path / "some.html").as_uri()]
+    assert random_moves(page.locator(LAST)) == ""
+    assert events == [(tmp_path / "some.html").as_uri()]
 
 
 @pytest.mark.slow
 def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, opened):
     explorers = 0
     for path in sorted(smoke_series[1].glob("*/*.html")):
-        page, seen = opened(path)
+        page, events = opened(path)
         for section in page.locator(".lmd-section").all():
             section.locator(".lmd-chart svg").wait_for(timeout=60_000)
-            assert wander(section, moves=10) == "", path.stem
+            assert random_moves(section, moves=10) == "", path.stem
             explorers += 1
-        assert seen == [path.as_uri()]
+        assert events == [path.as_uri()]
     assert explorers == 8
 
 
 @pytest.mark.slow
 def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
-    page, seen = opened(emergence)
+    page, events = opened(emergence)
     page.locator(VIEW).wait_for(timeout=60_000)
     press(page, "Home")
     assert page.locator(f"{LAST} >> output").inner_text() == "0"
@@ -174,22 +174,22 @@ def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
     play.click()
     press(page, "ArrowLeft")  # who moves it by hand wants it to stay there
     expect(play).not_to_be_checked()
-    assert len(seen) == 1
+    assert len(events) == 1
 
 
 @pytest.mark.slow
-def test_views_say_what_they_are_and_the_slider_where_it_stands(emergence, opened):
+def test_views_and_slider_have_accessible_names_and_values(emergence, opened):
     page, _ = opened(emergence)
     page.locator(VIEW).wait_for(timeout=60_000)
-    told = page.locator(".lmd-chart").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
-    assert [bool(each) for each in told] == [True] * 2
+    labels = page.locator(".lmd-chart").evaluate_all("found => found.map(view => view.getAttribute('aria-label'))")
+    assert [bool(each) for each in labels] == [True] * 2
     slider = page.locator(LAST).get_by_role("slider", name="checkpoint")
     assert slider.get_attribute("aria-valuetext") == "64"
 
 
 @pytest.mark.slow
 def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
-    page, seen = opened(emergence)
+    page, events = opened(emergence)
     page.locator(VIEW).wait_for(timeout=60_000)
     relation, layer, head, direction = (
         page.locator(f"{LAST} >> select[name={name}]") for name in ("relation", "layer", "head", "direction")
@@ -215,7 +215,7 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
     relation.select_option(options[0])  # brings its best head again, though another one was picked
     page.wait_for_timeout(600)
     assert (layer.input_value(), head.input_value(), direction.input_value()) == best
-    assert seen == [emergence.as_uri()]
+    assert events == [emergence.as_uri()]
 
 
 @pytest.mark.slow

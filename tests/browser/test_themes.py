@@ -7,8 +7,8 @@ import pytest
 
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, THEMES, notebook_page
-from tests.browser.legible import cut, faint, overlapping, seen, unreadable
-from tests.browser.moves import slider_areas, wander
+from tests.browser.legible import cut_off, inspect_charts, low_contrast, overlapping, unreadable
+from tests.browser.moves import random_moves, slider_areas
 from tests.explorers.made import MAKE
 
 ROOT, OUT = Path(__file__).parents[2], Path(__file__).parent / "out"
@@ -59,17 +59,17 @@ def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(p
     page, areas = notebook.page, slider_areas(notebook.page)
     assert len(areas) == len(CELLS)
     for theme in THEMES:
-        notebook.dress(theme)
-        found = seen(page)
+        notebook.set_theme(theme)
+        items = inspect_charts(page)
         charts = page.locator(".vega-embed svg").count()
-        assert {one["chart"] for one in found if one["kind"] == "text"} == set(range(charts))
+        assert {one["chart"] for one in items if one["kind"] == "text"} == set(range(charts))
         assert unreadable(page) == []
         grounds.append(page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"))
         page.screenshot(path=OUT / f"explorers-{theme}.png")
     assert grounds == ["rgb(255, 255, 255)", "rgb(17, 17, 17)"]
     for name, area in zip(CELLS, areas, strict=True):
-        assert wander(page.locator(".jp-OutputArea-output").nth(area), moves=10) == "", name
-    assert cut(seen(page)) == []
+        assert random_moves(page.locator(".jp-OutputArea-output").nth(area), moves=10) == "", name
+    assert cut_off(inspect_charts(page)) == []
     assert (notebook.console, notebook.outside) == ([], [])
     notebook.reopen_without_kernel("explorers.ipynb")
     assert notebook.charts() == charts
@@ -78,15 +78,15 @@ def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(p
 def test_what_cannot_be_read_is_noticed(page_of):
     notebook = page_of("poor", POOR)
     for theme in THEMES:
-        notebook.dress(theme)
-        found = seen(notebook.page)
-        told = faint(found)
+        notebook.set_theme(theme)
+        items = inspect_charts(notebook.page)
+        messages = low_contrast(items)
         for text in ("grey as can be", "black", "1.0"):  # black on a dark cell in both; no grey reads on both grounds
-            assert any(f"text {text!r}" in one for one in told), theme
-        assert not any("text 'x'" in one for one in told)
-        assert not any("axis" in one for one in told)
-        assert overlapping(found) == ["chart 0 (): 'grey as can be' and 'black'"]
-        assert cut(found) == []
+            assert any(f"text {text!r}" in one for one in messages), theme
+        assert not any("text 'x'" in one for one in messages)
+        assert not any("axis" in one for one in messages)
+        assert overlapping(items) == ["chart 0 (): 'grey as can be' and 'black'"]
+        assert cut_off(items) == []
     notebook.page.evaluate("document.querySelector('.vega-embed svg').setAttribute('width', 60)")
     notebook.page.evaluate("document.querySelector('.vega-embed svg').removeAttribute('viewBox')")
-    assert len(cut(seen(notebook.page))) > 2
+    assert len(cut_off(inspect_charts(notebook.page))) > 2

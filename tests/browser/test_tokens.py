@@ -92,14 +92,14 @@ def check(notebook):
     for i in range(spans.count()):
         spans.nth(i).hover()
         spans.nth(i).click()
-    seen = page.evaluate(LOOK)
-    assert seen["shown"] == list(SHOWN.values())
-    assert all(shown in title for shown, title in list(zip(seen["shown"], seen["titles"], strict=True))[1:])
-    assert seen["elements"] == ["B", "DIV", "SPAN", "WBR"]
-    assert seen["attributes"] == ["style", "title"]
-    assert seen["pwned"] is None
-    assert set(seen["underlines"][1:]) == {"solid", "dotted"}
-    assert len(set(seen["backgrounds"][1:])) > 2
+    look = page.evaluate(LOOK)
+    assert look["shown"] == list(SHOWN.values())
+    assert all(shown in title for shown, title in list(zip(look["shown"], look["titles"], strict=True))[1:])
+    assert look["elements"] == ["B", "DIV", "SPAN", "WBR"]
+    assert look["attributes"] == ["style", "title"]
+    assert look["pwned"] is None
+    assert set(look["underlines"][1:]) == {"solid", "dotted"}
+    assert len(set(look["backgrounds"][1:])) > 2
     assert notebook.console == []
     assert notebook.outside == []
 
@@ -149,12 +149,12 @@ def test_in_the_explorer_while_keys_move_its_checkpoint(lab):
         assert notebook.errors() == []
         page = notebook.page
         page.locator(".lmd-moving svg").wait_for(timeout=30_000)
-        said = page.locator(".lmd-moving [role=status], .lmd-under")
-        said.filter(has_text="Step 128, held-out text").wait_for(timeout=10_000)
+        text = page.locator(".lmd-moving [role=status], .lmd-under")
+        text.filter(has_text="Step 128, held-out text").wait_for(timeout=10_000)
         check(notebook)
         page.locator(".lmd-moving input[type=range]").focus()
         for _ in range(3):
             page.keyboard.press("ArrowLeft")
-        said.filter(has_text="Step 16, held-out text").wait_for(timeout=10_000)
-        said.filter(has_text="Step 16, row 0").wait_for(timeout=10_000)
+        text.filter(has_text="Step 16, held-out text").wait_for(timeout=10_000)
+        text.filter(has_text="Step 16, row 0").wait_for(timeout=10_000)
         check(notebook)

@@ -128,18 +128,18 @@ def test_what_is_here_whole_is_not_fetched_again(server, source, folder):
     assert server.requests == []
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server, source, folder):
+def test_a_broken_download_resumes(server, source, folder):
     server.cuts = [10_000, 5_000]
     download(source, folder)
     assert is_whole(folder)
-    asked = [given_range for name, given_range in server.requests if name == "a.txt"]
-    assert asked == [None, "bytes=10000-", "bytes=15000-"]
+    ranges = [given_range for name, given_range in server.requests if name == "a.txt"]
+    assert ranges == [None, "bytes=10000-", "bytes=15000-"]
 
 
 def test_when_it_keeps_breaking_what_arrived_is_kept_for_the_next_call(server, source, folder):
     server.cuts = [5_000] + [0] * downloads.ATTEMPTS
     message = refusal(download, source, folder)
-    assert "5 times; what has arrived is kept, run the same again" in message
+    assert "5 times; the part received is kept, run the same command again" in message
     assert "5 times" in refusal(download, source_of(CONTENT, "http://127.0.0.1:9"), folder)  # where none answers
     assert not folder.exists()
     server.requests.clear()
@@ -191,7 +191,7 @@ def test_a_damaged_or_missing_file_is_fetched_again_and_the_others_are_not(serve
         assert server.requests == [(file, None)]
 
 
-def test_what_the_server_does_not_have_is_said_at_once(server, source, folder):
+def test_what_the_server_does_not_have_is_reported_at_once(server, source, folder):
     del server.content["a.txt"]
     assert "a.txt: the server answered 404 Not Found" in refusal(download, source, folder)
     assert len(server.requests) == 1
@@ -228,8 +228,8 @@ def test_two_at_once_fetch_it_once(server, source, folder):
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "", "a\0b", "."])
 def test_paths_that_lead_out_are_refused(path):
-    assert "leads out of its folder" in refusal(source_of, {path: b""}, "https://example.org")
-    assert "leads out of its folder" in refusal(source_of, {}, "https://example.org", path=path)
+    assert "is outside its folder" in refusal(source_of, {path: b""}, "https://example.org")
+    assert "is outside its folder" in refusal(source_of, {}, "https://example.org", path=path)
 
 
 @given(st.text(alphabet="./\\ab", max_size=8))
@@ -252,9 +252,9 @@ class TestNames:
     def test_what_is_fetched_is_located(self, known, server, tmp_path, capsys):
         assert "run `lmdynamics fetch made` or set LMDYNAMICS_DATA" in refusal(locate, "made")
         assert fetch("made") == locate("made") == tmp_path / "home" / "fetched" / "text" / "made"
-        said = capsys.readouterr().err
-        assert "Licence: CC0" in said
-        assert "3 files, 0.0 MB" in said
+        printed = capsys.readouterr().err
+        assert "Licence: CC0" in printed
+        assert "3 files, 0.0 MB" in printed
 
     def test_half_a_source_is_not_located(self, known, server):
         server.content.pop("empty.txt")

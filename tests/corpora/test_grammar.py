@@ -22,10 +22,10 @@ def test_every_sentence_is_one_tree(grammar):
         assert heads.count(-1) == 1
         assert RELATIONS[relations[heads.index(-1)]] == "root"
         for word in range(len(words)):
-            seen = set()
+            observed = set()
             while word != -1:
-                assert word not in seen
-                seen.add(word)
+                assert word not in observed
+                observed.add(word)
                 word = heads[word]
 
 
@@ -73,7 +73,7 @@ def test_the_seed_decides(grammar):
     assert grammar.treebank(50, 5).fingerprint != grammar.treebank(50, 6).fingerprint
 
 
-def test_blocks_and_tokenizer_say_the_same(grammar):
+def test_blocks_and_tokenizer_agree(grammar):
     tokenizer = grammar.tokenizer()
     assert tokenizer.convert_ids_to_tokens(range(5)) == list(SPECIAL_TOKENS)
     for row, sentence in zip(grammar.blocks(50, 7), grammar.treebank(50, 7), strict=True):
@@ -82,14 +82,14 @@ def test_blocks_and_tokenizer_say_the_same(grammar):
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_a_corpus_of_several_parts_is_the_same_however_many_processes_draw_it(grammar, monkeypatch, cores):
-    whole = grammar.blocks_with_heads(100, 7)
+    single = grammar.blocks_with_heads(100, 7)
     monkeypatch.setattr(module, "PART", 100)
     monkeypatch.setenv("LMDYNAMICS_CORES", str(cores))
     rows, heads = grammar.blocks_with_heads(250, 7)
     drawn = list(grammar.trees(250, 7))
     assert [row.tolist()[1:-1] for row in rows] == [words for words, _, _ in drawn]
     assert [row.tolist()[1:-1] for row in heads] == [gold for _, gold, _ in drawn]
-    assert [b.take(range(100)).fingerprint for b in (rows, heads)] == [b.fingerprint for b in whole]
+    assert [b.take(range(100)).fingerprint for b in (rows, heads)] == [b.fingerprint for b in single]
     parts = [[row.tolist() for row in rows][start : start + 50] for start in (0, 100, 200)]
     assert all(a != b for a, b in pairwise([*parts, parts[0]]))  # no part draws what another has drawn
 

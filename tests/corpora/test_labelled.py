@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmdynamics.corpora.gold import MinimalPairs
-from lmdynamics.corpora.labelled import TASKS, LabelledSentences, acceptability, labelled, open_glue, open_labelled
+from lmdynamics.corpora.labelled import (
+    TASKS,
+    LabelledSentences,
+    acceptability,
+    label_sentences,
+    open_glue,
+    open_labelled,
+)
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
 from tests.conftest import refuses
 
@@ -72,15 +79,15 @@ def test_both_sentences_of_a_pair_are_one_group_and_pairs_that_share_one_too():
 
 
 def test_a_sentence_that_is_there_twice_is_one_group():
-    data = labelled("made", ["a", "b", "a"], [0, 1, 1])
+    data = label_sentences("made", ["a", "b", "a"], [0, 1, 1])
     assert data.frame["group"].to_list() == [0, 1, 0]
 
 
-def test_the_fingerprint_tells_content_and_tokenising_apart():
-    one, other = labelled("made", ["a", "b"], [0, 1]), labelled("made", ["a", "b"], [1, 0])
-    split = labelled("made", ["a", "b"], [0, 1], split_into_words=True)
+def test_the_fingerprint_differs_by_content_and_tokenising():
+    one, other = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
+    split = label_sentences("made", ["a", "b"], [0, 1], split_into_words=True)
     assert len({one.fingerprint, other.fingerprint, split.fingerprint}) == 3
-    assert one.fingerprint == labelled("another name", ["a", "b"], [0, 1]).fingerprint
+    assert one.fingerprint == label_sentences("another name", ["a", "b"], [0, 1]).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_the_fingerprint_tells_content_and_tokenising_apart():
     ],
 )
 def test_bad_sentences_and_labels_are_refused(texts, labels, message):
-    message = refuses(".", labelled, "mine", texts, labels)
+    message = refuses(".", label_sentences, "mine", texts, labels)
     assert message in message
     assert message.startswith("mine")
 
@@ -110,7 +117,7 @@ def test_a_missing_column_is_named():
 
 def test_splits_that_cannot_be_are_refused():
     refuses("made: 4 groups of sentences are too few to have every label in", lambda: made(4).splits())
-    refuses("must be shares above 0 that leave some rows", lambda: made().splits(dev=0.5, test=0.5))
+    refuses("must be shares above 0 with a sum below 1", lambda: made().splits(dev=0.5, test=0.5))
 
 
 def test_a_table_of_one_s_own_is_read(tmp_path):
@@ -147,13 +154,13 @@ def test_dashes_lost_to_control_characters_come_back(sentiment):
 
 
 def test_a_damaged_zip_is_refused(sentiment):
-    refuses("sentence_polarity.zip is not there", open_labelled, "polarity")
+    refuses("sentence_polarity.zip does not exist", open_labelled, "polarity")
     write_zip(sentiment, neg="bad\n")
     refuses(r"holds no rt-polarity\.pos; it is not the zip of polarity", open_labelled, "polarity")
     write_zip(sentiment, neg="bad\n", pos=b"caf\xe9\n")
     refuses(r"not UTF-8 \(byte 3\)", open_labelled, "polarity")
     sentiment.write_bytes(sentiment.read_bytes()[:50])
-    refuses("not a whole zip file", open_labelled, "polarity")
+    refuses("not a complete zip file", open_labelled, "polarity")
 
 
 @pytest.mark.parametrize(("name", "size"), [("polarity", 10_662), ("subjectivity", 10_000)])
@@ -211,11 +218,9 @@ def test_files_below_parquet_are_found(tmp_path):
 
 def test_rows_without_text_are_left_out(tmp_path):
     write(tmp_path, "cola")
-    place = tmp_path / "cola" / "train-00000-of-00001.parquet"
-    frame = pl.read_parquet(place)
-    frame.with_columns(sentence=pl.when(pl.col("idx") == 3).then(pl.lit(" ")).otherwise("sentence")).write_parquet(
-        place
-    )
+    path = tmp_path / "cola" / "train-00000-of-00001.parquet"
+    frame = pl.read_parquet(path)
+    frame.with_columns(sentence=pl.when(pl.col("idx") == 3).then(pl.lit(" ")).otherwise("sentence")).write_parquet(path)
     assert len(open_glue("cola", tmp_path)) == 119
 
 
@@ -238,10 +243,10 @@ def test_hidden_labels_are_refused(tmp_path):
 
 
 def test_without_a_network_the_hub_is_refused_in_one_line():
-    assert "is neither a folder nor a data set that can be had from the hub" in refusal("cola", "nobody/nothing")
+    assert "is neither a folder nor a data set that the hub provides" in refusal("cola", "nobody/nothing")
 
 
-def test_without_the_library_the_way_to_get_it_is_said_and_a_folder_is_read(tmp_path, monkeypatch):
+def test_without_the_library_its_installation_is_explained_and_a_folder_is_read(tmp_path, monkeypatch):
     write(tmp_path, "cola")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install lmdynamics[glue]" in refusal("cola", "nyu-mll/glue")

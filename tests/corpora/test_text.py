@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from lmdynamics.corpora import text as text_module
-from lmdynamics.corpora.text import COMPLETE, LONGEST, Paragraphs, build_text_corpus, stored, text_files
+from lmdynamics.corpora.text import COMPLETE, MAX_CHARACTERS, Paragraphs, build_text_corpus, load_or_build, text_files
 from lmdynamics.corpora.tokens import TokenRows, train_tokenizer
 from lmdynamics.training import batches
 from lmdynamics.training.recipes import load_recipe
@@ -82,11 +82,11 @@ class TestReading:
         assert [name for name, _ in read_texts(texts)] == ["b.txt", "inner/a.md", "sources.txt"]
 
     def test_a_paragraph_without_end_is_cut_at_a_line_end(self, tmp_path):
-        (tmp_path / "long.txt").write_text("one two\n" * (LONGEST // 2), encoding="utf-8")
+        (tmp_path / "long.txt").write_text("one two\n" * (MAX_CHARACTERS // 2), encoding="utf-8")
         lines = read_texts(tmp_path)[0][1].split("\n")
         assert len(lines) > 3
-        assert all(len(line) <= LONGEST + 10 and line.endswith("one two") for line in lines)
-        assert " ".join(lines).split() == ["one", "two"] * (LONGEST // 2)
+        assert all(len(line) <= MAX_CHARACTERS + 10 and line.endswith("one two") for line in lines)
+        assert " ".join(lines).split() == ["one", "two"] * (MAX_CHARACTERS // 2)
 
     def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(self, tmp_path):
         (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
@@ -128,9 +128,9 @@ class TestTokenizer:
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "Größe 漢字 🙂"
 
     def test_lowercase_is_an_option(self, kind):
-        lower, kept = (train_tokenizer(sentences(50), kind, SMALL[kind], low, 32) for low in (True, False))
+        lower, cased = (train_tokenizer(sentences(50), kind, SMALL[kind], low, 32) for low in (True, False))
         assert lower("THE cat")["input_ids"] == lower("the CAT")["input_ids"]
-        assert kept("THE cat")["input_ids"] != kept("the CAT")["input_ids"]
+        assert cased("THE cat")["input_ids"] != cased("the CAT")["input_ids"]
 
     def test_saved_it_opens_as_it_was(self, kind, tmp_path):
         tokenizer = train_tokenizer(sentences(50), kind, SMALL[kind], True, 32)
@@ -166,11 +166,11 @@ class TestTokenizer:
 class TestPacking:
     @given(st.integers(2, 3000), st.floats(0.001, 0.5))
     def test_held_out_rows_are_the_share_asked_for_in_few_runs(self, count, share):
-        apart = text_module._held_out_rows(count, share)
-        wanted = min(count - 1, max(1, round(count * share)))
-        assert apart.sum() == wanted
-        runs = np.flatnonzero(np.diff(np.concatenate([[0], apart, [0]])) == 1)
-        assert len(runs) <= -(-wanted // text_module.CHUNK)
+        held_out = text_module._held_out_rows(count, share)
+        expected = min(count - 1, max(1, round(count * share)))
+        assert held_out.sum() == expected
+        runs = np.flatnonzero(np.diff(np.concatenate([[0], held_out, [0]])) == 1)
+        assert len(runs) <= -(-expected // text_module.CHUNK)
 
 
 class TestBuilding:
@@ -179,9 +179,9 @@ class TestBuilding:
         paragraphs = chain.from_iterable(text.split("\n") for _, text in read_texts(texts))
         ids = [i for text in paragraphs for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
         rows = [(2, *ids[i : i + 14], 3) for i in range(0, len(ids) - 13, 14)]
-        apart = text_module._held_out_rows(len(rows), 0.1)
-        assert [tuple(row) for row in train] == [row for row, out in zip(rows, apart, strict=True) if not out]
-        assert [tuple(row) for row in held_out] == [row for row, out in zip(rows, apart, strict=True) if out]
+        mask = text_module._held_out_rows(len(rows), 0.1)
+        assert [tuple(row) for row in train] == [row for row, out in zip(rows, mask, strict=True) if not out]
+        assert [tuple(row) for row in held_out] == [row for row, out in zip(rows, mask, strict=True) if out]
         assert set(train.lengths) == set(held_out.lengths) == {16}
 
     def test_it_is_memory_mapped_and_opened_the_second_time(self, texts, tmp_path, small, monkeypatch):
@@ -201,12 +201,12 @@ class TestBuilding:
         assert (one.fingerprint, one_out.fingerprint) == (other.fingerprint, other_out.fingerprint)
 
     def test_another_option_or_another_text_is_another_corpus(self, texts, tmp_path, small):
-        made = tmp_path / "made"
-        build_text_corpus(texts, made, **small)
-        build_text_corpus(texts, made, **{**small, "block_size": 8})
+        corpora = tmp_path / "made"
+        build_text_corpus(texts, corpora, **small)
+        build_text_corpus(texts, corpora, **{**small, "block_size": 8})
         (texts / "b.txt").write_text("\n\n".join(sentences(201)), encoding="utf-8")
-        build_text_corpus(texts, made, **small)
-        assert len(list(made.glob("*/corpus.json"))) == 3
+        build_text_corpus(texts, corpora, **small)
+        assert len(list(corpora.glob("*/corpus.json"))) == 3
 
     def test_where_the_texts_lie_does_not_matter(self, texts, tmp_path, small):
         build_text_corpus(texts, tmp_path / "made", **small)
@@ -226,17 +226,17 @@ class TestBuilding:
     def test_a_failure_leaves_nothing_and_what_a_killed_process_left_is_cleared(
         self, texts, tmp_path, small, monkeypatch
     ):
-        made = tmp_path / "made"
+        corpora = tmp_path / "made"
         with monkeypatch.context() as patch:
             patch.setattr(text_module, "_rows", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                build_text_corpus(texts, made, **small)
-        assert [path.suffix for path in made.iterdir()] == [".lock"]
-        left = made / f".{next(made.iterdir()).stem}.half"
-        left.mkdir()
-        (left / "stream").write_bytes(b"half")
-        assert len(build_text_corpus(texts, made, **small)[1]) > 0
-        assert not left.exists()
+                build_text_corpus(texts, corpora, **small)
+        assert [path.suffix for path in corpora.iterdir()] == [".lock"]
+        leftover = corpora / f".{next(corpora.iterdir()).stem}.half"
+        leftover.mkdir()
+        (leftover / "stream").write_bytes(b"half")
+        assert len(build_text_corpus(texts, corpora, **small)[1]) > 0
+        assert not leftover.exists()
 
     @pytest.mark.parametrize(
         "error", [OSError(errno.ENOSPC, "No space left on device"), Exception("No space left on device (os error 28)")]
@@ -246,20 +246,20 @@ class TestBuilding:
             raise error
 
         monkeypatch.setattr(text_module, "write_array", full)
-        said = refusal(build_text_corpus, texts, tmp_path / "made", **small)
-        assert re.match(r"could not save .*: no space left on (the disk|device)\. .* free some space and run", said)
+        message = refusal(build_text_corpus, texts, tmp_path / "made", **small)
+        assert re.match(r"could not save .*: no space left on (the disk|device)\. .* free some space and run", message)
         assert [path.suffix for path in (tmp_path / "made").iterdir()] == [".lock"]
 
     def test_bad_texts_and_options_are_refused_and_leave_nothing(self, texts, tmp_path, small):
-        made = tmp_path / "made"
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0})
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "held_out": 0.6})
-        assert "make no blocks" in refusal(build_text_corpus, texts, made, **{**small, "block_size": 2})
-        assert "unknown tokenizer kind" in refusal(build_text_corpus, texts, made, **{**small, "kind": "words"})
-        assert "only" in refusal(build_text_corpus, texts, made, **{**small, "block_size": 50_000})
+        corpora = tmp_path / "made"
+        assert "are invalid" in refusal(build_text_corpus, texts, corpora, **{**small, "held_out": 0})
+        assert "are invalid" in refusal(build_text_corpus, texts, corpora, **{**small, "held_out": 0.6})
+        assert "are invalid" in refusal(build_text_corpus, texts, corpora, **{**small, "block_size": 2})
+        assert "unknown tokenizer kind" in refusal(build_text_corpus, texts, corpora, **{**small, "kind": "words"})
+        assert "only" in refusal(build_text_corpus, texts, corpora, **{**small, "block_size": 50_000})
         (texts / "latin.txt").write_bytes(b"caf\xe9")
-        assert "latin.txt is not UTF-8" in refusal(build_text_corpus, texts, made, **small)
-        assert {path.suffix for path in made.iterdir()} == {".lock"}
+        assert "latin.txt is not UTF-8" in refusal(build_text_corpus, texts, corpora, **small)
+        assert {path.suffix for path in corpora.iterdir()} == {".lock"}
 
     def test_two_processes_at_once_build_it_once(self, texts, tmp_path):
         options = {"kind": "wordpiece", "vocab_size": 90, "block_size": 16, "held_out": 0.1}
@@ -293,26 +293,26 @@ class TestRealBooks:
         assert "alice" in tokenizer.decode(train.ids[:20_000])
 
 
-def building(made: list, text: str = "{}"):
-    def build(place):
-        made.append(place)
-        TokenRows.from_rows([[1, 2], [3]]).save(place)
-        (place / COMPLETE).write_text(text)
+def building(built: list, text: str = "{}"):
+    def build(folder):
+        built.append(folder)
+        TokenRows.from_rows([[1, 2], [3]]).save(folder)
+        (folder / COMPLETE).write_text(text)
 
     return build
 
 
 def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
-    made, place = [], tmp_path / "deep" / "corpus"
+    built, folder = [], tmp_path / "deep" / "corpus"
     for _ in range(2):
-        assert [row.tolist() for row in stored(place, TokenRows.load, building(made))] == [[1, 2], [3]]
-    assert len(made) == 1
-    (place / "ids.npy").write_bytes(b"nothing")
-    assert len(stored(place, TokenRows.load, building(made))) == 2
-    (place / COMPLETE).unlink()  # as if it had been copied by half
-    assert len(stored(place, TokenRows.load, building(made))) == 2
-    assert len(made) == 3
-    assert sorted(path.name for path in place.parent.iterdir()) == ["corpus", "corpus.lock"]
+        assert [row.tolist() for row in load_or_build(folder, TokenRows.load, building(built))] == [[1, 2], [3]]
+    assert len(built) == 1
+    (folder / "ids.npy").write_bytes(b"nothing")
+    assert len(load_or_build(folder, TokenRows.load, building(built))) == 2
+    (folder / COMPLETE).unlink()  # as if it had been copied by half
+    assert len(load_or_build(folder, TokenRows.load, building(built))) == 2
+    assert len(built) == 3
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["corpus", "corpus.lock"]
 
 
 def test_a_long_corpus_of_the_grammar_is_drawn_once_for_all_runs_of_a_seed(tmp_path, monkeypatch):
@@ -325,10 +325,10 @@ def test_a_long_corpus_of_the_grammar_is_drawn_once_for_all_runs_of_a_seed(tmp_p
     batches.open_corpus(recipe(100, 3))
     assert not (tmp_path / "cache").exists()
     first = batches.open_corpus(recipe(300, 3))
-    (kept,) = (path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir())
-    written = (kept / "rows" / "ids.npy").stat().st_mtime_ns
+    (saved,) = (path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir())
+    written = (saved / "rows" / "ids.npy").stat().st_mtime_ns
     again = batches.open_corpus(recipe(300, 3))
     assert again.train.fingerprint == first.train.fingerprint
-    assert (kept / "rows" / "ids.npy").stat().st_mtime_ns == written
+    assert (saved / "rows" / "ids.npy").stat().st_mtime_ns == written
     other = batches.open_corpus(recipe(300, 4))
     assert not np.array_equal(other.train.ids, first.train.ids)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from lmdynamics.corpora.gold import Sentence, Treebank, open_treebank
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows, frequency_groups, group_names, position_groups
+from lmdynamics.corpora.treebanks import Sentence, Treebank, open_treebank
 from tests.conftest import refuses
 from tests.measurements.conftest import random_treebank, wordpiece
 
@@ -29,9 +29,9 @@ def test_rows_come_back_as_they_were_given(rows):
 
 
 @given(ragged, ragged)
-def test_the_fingerprint_tells_contents_apart(rows, others):
-    same = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(others).fingerprint
-    assert same == (rows == others)
+def test_the_fingerprint_differs_by_content(rows, other_rows):
+    same = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(other_rows).fingerprint
+    assert same == (rows == other_rows)
 
 
 def test_the_same_ids_cut_otherwise_have_another_fingerprint():
@@ -48,8 +48,8 @@ def test_saved_blocks_open_memory_mapped(tmp_path):
 
 
 def test_take_keeps_the_order_asked_for():
-    taken = TokenRows.from_rows([[0], [1, 1], [2]]).take([2, 0])
-    assert [row.tolist() for row in taken] == [[2], [0]]
+    sample = TokenRows.from_rows([[0], [1, 1], [2]]).take([2, 0])
+    assert [row.tolist() for row in sample] == [[2], [0]]
 
 
 def test_a_memory_mapped_row_cannot_be_written(tmp_path):
@@ -101,9 +101,9 @@ def loop(treebank, tokenizer, block_size):
     """Rows of ids, and the annotated tokens, piece by piece."""
     rows, tokens, stream = [], [], []
     for number, sentence in enumerate(treebank):
-        for place, (form, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
+        for index, (form, relation) in enumerate(zip(sentence.words, sentence.relations, strict=True)):
             pieces = tokenizer([form], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-            stream += [(piece, (number, place, relation, form)) for piece in pieces]
+            stream += [(piece, (number, index, relation, form)) for piece in pieces]
         if not block_size:
             rows.append(stream)
             stream = []
@@ -133,8 +133,8 @@ def test_packed_trees_of_the_built_in_language_are_its_packed_text(size):
     assert len(frame) == len(blocks) * 62
     ids = [blocks[row][position] for row, position in frame.select("row", "position").iter_rows()]
     assert [grammar.forms[i] for i in ids] == frame["form"].to_list()
-    whole, _ = annotated_rows(grammar.treebank(300, 5), grammar.tokenizer())
-    assert whole.fingerprint == grammar.blocks(300, 5).fingerprint
+    unpacked, _ = annotated_rows(grammar.treebank(300, 5), grammar.tokenizer())
+    assert unpacked.fingerprint == grammar.blocks(300, 5).fingerprint
 
 
 def test_without_special_tokens_every_token_is_a_word_and_nothing_can_be_packed():
@@ -149,7 +149,7 @@ def test_what_cannot_be_annotated_is_refused():
     lost = Treebank("lost", (Sentence(("dog", "\u200b"), (-1, 0), ("root", "dep")),))
     tokenizer = Grammar("small").tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    refuses("lost: the tokenizer makes nothing of ", annotated_rows, lost, tokenizer)
+    refuses("lost: the tokenizer gives no token for ", annotated_rows, lost, tokenizer)
     few = random_treebank(1, seed=0)
     for block_size in (2, 500):
         refuses(f"which fill no row of {block_size}", annotated_rows, few, wordpiece(), block_size)
@@ -175,15 +175,15 @@ def test_equals_a_loop_over_tokens(texts, bins):
     for token in range(20):
         group = sum(Fraction(counts[token], total) < Fraction(1, n) for n in bins)
         expected.append((token, counts[token], group_names(bins)[group]))
-    found = frequency_groups(TokenRows.from_rows(texts), 20, bins)
-    assert found.rows() == expected
-    assert dict(found.schema) == {"token": pl.Int32, "count": pl.Int64, "group": pl.Enum(group_names(bins))}
+    groups = frequency_groups(TokenRows.from_rows(texts), 20, bins)
+    assert groups.rows() == expected
+    assert dict(groups.schema) == {"token": pl.Int32, "count": pl.Int64, "group": pl.Enum(group_names(bins))}
 
 
-def test_names_say_how_often_and_the_unseen_are_with_the_rarest():
+def test_names_state_frequencies_and_the_unseen_are_with_the_rarest():
     blocks = TokenRows.from_rows([[1] * 9_899, [2] * 100, [3]])
-    found = frequency_groups(blocks, 6)
-    assert found["group"].to_list() == [
+    groups = frequency_groups(blocks, 6)
+    assert groups["group"].to_list() == [
         "rarer than 1 in 10,000",
         "at least 1 in 100",
         "at least 1 in 100",  # exactly 1 in 100
@@ -198,15 +198,15 @@ def test_what_makes_no_groups_is_refused():
     refuses("token 7 is in the rows, but the vocabulary has 5 tokens", frequency_groups, blocks, 5)
     refuses("no rows to count tokens in", frequency_groups, TokenRows.from_rows([]), 5)
     for bins in ([], [1, 10], [10, 5], [10, 10]):
-        refuses("frequency bins must rise, from 2 upwards", frequency_groups, blocks, 8, bins)
+        refuses("frequency bins must increase, from 2 upwards", frequency_groups, blocks, 8, bins)
 
 
 def test_positions_are_grouped_by_how_much_stands_before_them():
-    found = position_groups(TokenRows.from_rows([[2] * 10, [3], [4] * 3]))
-    assert found["row"].to_list() == [0] * 10 + [1] + [2] * 3
-    assert found["position"].to_list() == [*range(10), 0, 0, 1, 2]
-    assert found["group"].to_list()[:10] == ["0", "1", "2–3", "2–3", "4–7", "4–7", "4–7", "4–7", "8–15", "8–15"]
-    assert found.sort("group", "position")["position"].is_sorted()
+    groups = position_groups(TokenRows.from_rows([[2] * 10, [3], [4] * 3]))
+    assert groups["row"].to_list() == [0] * 10 + [1] + [2] * 3
+    assert groups["position"].to_list() == [*range(10), 0, 0, 1, 2]
+    assert groups["group"].to_list()[:10] == ["0", "1", "2–3", "2–3", "4–7", "4–7", "4–7", "4–7", "8–15", "8–15"]
+    assert groups.sort("group", "position")["position"].is_sorted()
     refuses("no rows with positions", position_groups, TokenRows.from_rows([]))
 
 

@@ -118,7 +118,7 @@ def test_every_measurement_agrees_with_the_cpu(trained, objective, float64):
     assert {type(each) for each in measurements(run)} == every_measurement()
     for measurement in measurements(run):
         ran.clear()
-        syntax._RECENT.clear()  # which measurements share
+        syntax._CACHE.clear()  # which measurements share
         with accelerator(float64) as device:
             if isinstance(measurement, Coefficients) and measurement.precision == "float64" and not float64:
                 with pytest.raises(UserError, match="accel has no float64; set precision to float32"):

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
 from lmdynamics.explorers.pairs import PairExplorer

@@ -5,7 +5,7 @@ import pytest
 
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
-from lmdynamics.corpora.gold import SCHEMA, MinimalPairs
+from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import ALL
 from lmdynamics.explorers.pairs import EVERY, OFFERED, PairExplorer, marked

@@ -73,7 +73,7 @@ def test_branch_from_here(tiny_run):
 
 @pytest.mark.parametrize(
     ("change", "text", "said"),
-    [(3, "fast", "is no number"), (2, "linear-0.3", "write linear-FIRST-LAST"), (1, "nan", "every λ be a number")],
+    [(3, "fast", "is no number"), (2, "linear-0.3", "write linear-FIRST-LAST"), (1, "nan", "every λ must be a number")],
 )
 def test_what_cannot_be_branched_is_said_and_nothing_is_trained(tiny_run, change, text, said):
     explorer = BranchExplorer([tiny_run], compare=False)

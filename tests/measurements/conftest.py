@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WHOLE = ["the", "dog", "cat", "sees", "a", "old", "man", ".", "runs", "quickly", "and"]

@@ -113,7 +113,7 @@ def word_matrices(model, tokenizer, words, cut=given_as_words):
 
 def head_scores(model, tokenizer, treebank, relations, cut=given_as_words):
     """{(relation, layer, head, direction): (count, right, weight)} over all sentences."""
-    found = {}
+    scores = {}
     for sentence in treebank:
         matrices = word_matrices(model, tokenizer, sentence.words, cut)
         for word, (head, relation) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
@@ -123,6 +123,6 @@ def head_scores(model, tokenizer, treebank, relations, cut=given_as_words):
                 for number, matrix in enumerate(of_layer):
                     for direction, row in (("dependent→head", matrix[word]), ("head→dependent", matrix[:, word])):
                         right = row.max() > 0 and int(np.argmax(row)) == head
-                        count, hits, weight = found.get((relation, layer, number, direction), (0, 0, 0.0))
-                        found[relation, layer, number, direction] = (count + 1, hits + right, weight + row[head])
-    return found
+                        count, hits, weight = scores.get((relation, layer, number, direction), (0, 0, 0.0))
+                        scores[relation, layer, number, direction] = (count + 1, hits + right, weight + row[head])
+    return scores

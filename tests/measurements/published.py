@@ -11,7 +11,7 @@ import transformers as hf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.training.recipes import recipe_from_dict
 from tests.measurements.conftest import WHOLE, random_treebank
 
@@ -174,18 +174,18 @@ def words_by_spelling(tokenizer, ids: list[int], words: tuple[str, ...]) -> list
     """
     is_bert = isinstance(tokenizer, hf.BertTokenizer)
     letters = [(number, byte) for number, word in enumerate(words) for byte in _spelt(word, is_bert)]
-    found, at = [], 0
+    pieces, position = [], 0
     for token in tokenizer.convert_ids_to_tokens(ids):
         if token in tokenizer.all_special_tokens:
-            found.append(None)
+            pieces.append(None)
             continue
         piece = _bytes_of(token, is_bert)
-        assert bytes(byte for _, byte in letters[at : at + len(piece)]) == piece
-        assert len({number for number, _ in letters[at : at + len(piece)]}) <= 1
-        found.append(letters[at][0])
-        at += len(piece)
-    assert at == len(letters)
-    return found
+        assert bytes(byte for _, byte in letters[position : position + len(piece)]) == piece
+        assert len({number for number, _ in letters[position : position + len(piece)]}) <= 1
+        pieces.append(letters[position][0])
+        position += len(piece)
+    assert position == len(letters)
+    return pieces
 
 
 def _spelt(word: str, is_bert: bool) -> bytes:

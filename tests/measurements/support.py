@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from lmdynamics import measurements
-from lmdynamics.corpora.gold import MinimalPairs, Treebank
 from lmdynamics.corpora.labelled import LabelledSentences
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows
+from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements import probes
@@ -71,27 +72,27 @@ def head_scores(checkpoint: Checkpoint) -> str:
     frame = HeadScores(bank, min_count=4)(checkpoint)
     relations = set(frame["relation"])
     expected = families.head_scores(checkpoint.model("eager"), checkpoint.tokenizer, bank, relations, as_text)
-    found = frame.filter(split="all")
-    assert len(found) == len(expected) == len(relations) * 2 * 4 * 2
-    for row in found.iter_rows(named=True):
+    scores = frame.filter(split="all")
+    assert len(scores) == len(expected) == len(relations) * 2 * 4 * 2
+    for row in scores.iter_rows(named=True):
         count, right, weight = expected[row["relation"], row["layer"], row["head"], row["direction"]]
         assert row["count"] == count
         assert abs(row["accuracy"] * count - right) < 1e-9
         assert abs(row["weight"] - weight / count) < 1e-5
-        seen = within_sight(bank, row["relation"], row["direction"]) if checkpoint.objective == "clm" else count
-        assert abs(row["reachable"] * count - seen) < 1e-9
+        reachable = within_sight(bank, row["relation"], row["direction"]) if checkpoint.objective == "clm" else count
+        assert abs(row["reachable"] * count - reachable) < 1e-9
     assert (frame["accuracy"] <= frame["reachable"]).all()
-    return LEFT_ONLY if (found["reachable"] < 1).any() else ""
+    return LEFT_ONLY if (scores["reachable"] < 1).any() else ""
 
 
 def within_sight(bank: Treebank, relation: str, direction: str) -> int:
     """How many arcs of a relation run from the later word to the earlier, in a direction."""
-    found = 0
+    count = 0
     for sentence in bank:
         for word, (head, name) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
             attending, attended = (word, head) if direction == "dependent→head" else (head, word)
-            found += name == relation and head >= 0 and attended < attending
-    return found
+            count += name == relation and head >= 0 and attended < attending
+    return count
 
 
 def uas(checkpoint: Checkpoint) -> str:
@@ -109,10 +110,10 @@ def uas(checkpoint: Checkpoint) -> str:
 def word_attention(checkpoint: Checkpoint) -> str:
     words = ("the", "unbelievable", "dog", "—", "don't", "walking", ".")
     frame = WordAttention(words)(checkpoint)
-    wanted = families.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
-    np.testing.assert_allclose(frame["weight"].to_numpy().reshape(wanted.shape), wanted, atol=1e-5)
-    places = frame.select("layer", "head", "query", "key").to_numpy()
-    np.testing.assert_array_equal(places, np.argwhere(np.ones(wanted.shape)))
+    expected = families.word_matrices(checkpoint.model("eager"), checkpoint.tokenizer, words, as_text)
+    np.testing.assert_allclose(frame["weight"].to_numpy().reshape(expected.shape), expected, atol=1e-5)
+    indices = frame.select("layer", "head", "query", "key").to_numpy()
+    np.testing.assert_array_equal(indices, np.argwhere(np.ones(expected.shape)))
     follows = frame.filter(pl.col("key") > pl.col("query"))["weight"]
     return "a word sees those before it only" if follows.max() == 0 else ""
 
@@ -124,8 +125,8 @@ def pair_accuracy(checkpoint: Checkpoint) -> str:
     for split in (True, False):
         scores = PairAccuracy(MinimalPairs("three", frame, split))(checkpoint)
         for name, texts in (("good", good), ("bad", bad)):
-            wanted = [sentence_score(checkpoint, text) for text in texts]
-            np.testing.assert_allclose(scores[name], wanted, rtol=1e-4, atol=1e-4)
+            expected = [sentence_score(checkpoint, text) for text in texts]
+            np.testing.assert_allclose(scores[name], expected, rtol=1e-4, atol=1e-4)
     starts_bare = as_text(checkpoint.tokenizer, ("the",))[1][0] is not None
     return NO_FIRST if checkpoint.objective == "clm" and starts_bare else ""
 
@@ -135,8 +136,8 @@ def sentence_score(checkpoint: Checkpoint, text: str) -> float:
     """The sum of a sentence's log-probabilities, one forward pass a token for a masked model."""
     ids, of_word = as_text(checkpoint.tokenizer, tuple(text.split(" ")))
     model, ids = checkpoint.model("eager"), torch.tensor([ids])
-    own, total = [t for t, word in enumerate(of_word) if word is not None], 0.0
-    for t in own:
+    ordinary, total = [t for t, word in enumerate(of_word) if word is not None], 0.0
+    for t in ordinary:
         if checkpoint.objective == "mlm":
             masked = ids.clone()
             masked[0, t] = checkpoint.tokenizer.mask_token_id
@@ -150,25 +151,25 @@ def losses_row_by_row(
     checkpoint: Checkpoint, blocks: TokenRows, rate: float
 ) -> list[tuple[torch.nn.Module, torch.Tensor]]:
     """The model, and the losses of each row's predicted tokens: the row alone and unpadded, open to differentiation."""
-    model, found = checkpoint.model("eager"), []
+    model, losses = checkpoint.model("eager"), []
     (batch,) = prediction_batches(checkpoint, blocks, rate, 0, len(blocks))
     first = 0
     for row, length in enumerate(blocks.lengths):
-        at = batch.selected[row, :length]
-        logits = model(input_ids=batch.ids[row : row + 1, :length]).logits[0, at]
-        gold = batch.gold[first : first + int(at.sum())]
+        selected = batch.selected[row, :length]
+        logits = model(input_ids=batch.ids[row : row + 1, :length]).logits[0, selected]
+        gold = batch.gold[first : first + int(selected.sum())]
         first += len(gold)
-        found.append((model, F.cross_entropy(logits, gold, reduction="none")))
-    return found
+        losses.append((model, F.cross_entropy(logits, gold, reduction="none")))
+    return losses
 
 
 def token_losses(checkpoint: Checkpoint) -> str:
     blocks = rows(checkpoint)
     frame = TokenLosses(blocks)(checkpoint)
-    wanted = torch.cat([losses for _, losses in losses_row_by_row(checkpoint, blocks, MASKING_RATE)])
-    np.testing.assert_allclose(frame["loss"], wanted.detach(), rtol=1e-4, atol=1e-4)
-    there = [int(blocks[row][position]) for row, position in frame.select("row", "position").iter_rows()]
-    assert frame["token"].to_list() == there
+    expected = torch.cat([losses for _, losses in losses_row_by_row(checkpoint, blocks, MASKING_RATE)])
+    np.testing.assert_allclose(frame["loss"], expected.detach(), rtol=1e-4, atol=1e-4)
+    tokens = [int(blocks[row][position]) for row, position in frame.select("row", "position").iter_rows()]
+    assert frame["token"].to_list() == tokens
     return ""
 
 
@@ -200,19 +201,19 @@ def intrinsic_dimension(checkpoint: Checkpoint) -> str:
             state = body(input_ids=torch.tensor([ids])).last_hidden_state[0, -1 if checkpoint.objective == "clm" else 0]
         assert (states - state).norm(dim=1).min() < 1e-3 * state.norm()
         alone[sentence.words] = state
-    wanted, points = two_nn(torch.stack([*alone.values()]).double().numpy())
+    expected, points = two_nn(torch.stack([*alone.values()]).double().numpy())
     row = IntrinsicDimension(bank)(checkpoint).row(0, named=True)
-    assert abs(row["dimension"] / wanted - 1) < 0.05
+    assert abs(row["dimension"] / expected - 1) < 0.05
     assert abs(row["points"] - points) <= 2
     assert IntrinsicDimension(rows(checkpoint))(checkpoint)["points"].item() > 2
     return ""
 
 
 def weight_norm(checkpoint: Checkpoint) -> str:
-    kept = load_file(checkpoint.folder / "model.safetensors")
-    unread = {name for name in kept if "pooler" in name or "seq_relationship" in name}
-    wanted = sum(float(x.double().square().sum()) for name, x in kept.items() if name not in unread)
-    assert abs(WeightNorm()(checkpoint)["norm2"][0] / wanted - 1) < 1e-9
+    tensors = load_file(checkpoint.folder / "model.safetensors")
+    unread = {name for name in tensors if "pooler" in name or "seq_relationship" in name}
+    expected = sum(float(x.double().square().sum()) for name, x in tensors.items() if name not in unread)
+    assert abs(WeightNorm()(checkpoint)["norm2"][0] / expected - 1) < 1e-9
     return NO_SECOND_HEAD if unread else ""
 
 
@@ -233,8 +234,8 @@ def fisher_trace(checkpoint: Checkpoint) -> str:
 
 
 def whole_gradient(model: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
-    found = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
-    return torch.cat([g.flatten().double() for g in found])
+    gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, materialize_grads=True)
+    return torch.cat([g.flatten().double() for g in gradients])
 
 
 def opposition(checkpoint: Checkpoint) -> str:
@@ -246,8 +247,8 @@ def opposition(checkpoint: Checkpoint) -> str:
         for model, losses in losses_row_by_row(checkpoint, blocks, MASKING_RATE)
     ]
     flat = torch.stack(flat)
-    wanted = (flat @ flat.T).numpy()[np.triu_indices(len(flat))]
-    np.testing.assert_allclose(frame["dot"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    expected = (flat @ flat.T).numpy()[np.triu_indices(len(flat))]
+    np.testing.assert_allclose(frame["dot"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     return ""
 
 
@@ -256,9 +257,9 @@ def group_opposition(checkpoint: Checkpoint) -> str:
     groups = tuple("odd" if token % 2 else "even" for token in range(len(checkpoint.tokenizer)))
     frame = GroupOpposition(blocks, groups)(checkpoint).filter(part="all")
     predicted = TokenLosses(blocks)(checkpoint)["token"]
-    own = frame.filter(pl.col("a") == pl.col("b"))
-    np.testing.assert_allclose(own["cosine"], 1, atol=1e-6)
-    assert own["tokens_a"].sum() == len(predicted)
+    same_group = frame.filter(pl.col("a") == pl.col("b"))
+    np.testing.assert_allclose(same_group["cosine"], 1, atol=1e-6)
+    assert same_group["tokens_a"].sum() == len(predicted)
     losses = losses_row_by_row(checkpoint, blocks, MASKING_RATE)
     model = losses[0][0]
     each, odd = torch.cat([of_row for _, of_row in losses]), torch.from_numpy(predicted.to_numpy() % 2 == 1)
@@ -281,8 +282,8 @@ def fine_tuning(checkpoint: Checkpoint) -> str:
             means = probes.all_means(body, train)
             for text, mean in zip(data.splits(0).train.frame["text"], means, strict=True):
                 ids, of_word = as_text(checkpoint.tokenizer, tuple(text.split(" ")))
-                own = torch.tensor([word is not None for word in of_word])
-                alone = body(input_ids=torch.tensor([ids])).last_hidden_state[0, own].mean(0)
+                ordinary = torch.tensor([word is not None for word in of_word])
+                alone = body(input_ids=torch.tensor([ids])).last_hidden_state[0, ordinary].mean(0)
                 assert torch.allclose(mean, alone, atol=1e-3)
     for frozen in (True, False):
         scores = FineTuning(data, trials=1, learning_rates=(1e-3,), steps=2, frozen=frozen)(checkpoint)
@@ -365,8 +366,8 @@ def table() -> str:
     for name, kind, ours in named:
         cells = []
         for family in FAMILIES:
-            said, _, remark = cell(family, kind, ours).partition(": ")
-            cells.append(f"{said} [{remarks.setdefault(remark, len(remarks) + 1)}]" if remark else said)
+            answer, _, remark = cell(family, kind, ours).partition(": ")
+            cells.append(f"{answer} [{remarks.setdefault(remark, len(remarks) + 1)}]" if remark else answer)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     notes = [f"{number}. {remark[0].upper()}{remark[1:]}." for remark, number in remarks.items()]
     return "\n".join([HEAD, *lines, "", *notes]) + "\n"

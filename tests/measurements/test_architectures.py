@@ -4,8 +4,8 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.tokens import annotated_rows, tokenize_words
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements.inputs import encode_words
 from tests.conftest import refuses
@@ -19,10 +19,10 @@ NOTHING_AROUND = ("GPT-2", "Pythia (GPT-NeoX)", "OLMo-2", "OLMo-2 (grouped queri
 @EACH
 @pytest.mark.parametrize("measurement", CHECKS, ids=lambda kind: kind.__name__)
 def test_a_measurement_is_right_or_refuses_in_one_line(family, measurement):
-    found = cell(family, measurement, False)
+    result = cell(family, measurement, False)
     refuses = measurement in OF_OUR_OWN  # for want of an optimizer, whatever the family
-    assert found.startswith("no: " if refuses else "yes")
-    assert "\n" not in found
+    assert result.startswith("no: " if refuses else "yes")
+    assert "\n" not in result
 
 
 @EACH
@@ -40,11 +40,11 @@ def test_the_table_is_what_was_measured():
 def test_tokens_belong_to_the_words_they_spell(family):
     tokenizer = published(family).tokenizer
     sentences = [sentence.words for sentence in treebank(40)]
-    ids, of_words = tokenize_words(tokenizer, sentences, "some")
-    for words, found, of_word in zip(sentences, ids, of_words, strict=True):
-        wanted, spelt = as_text(tokenizer, words)
-        assert found == wanted
-        assert of_word == [-1 if word is None else word for word in spelt]
+    ids, word_ids = tokenize_words(tokenizer, sentences, "some")
+    for words, result, words_of_tokens in zip(sentences, ids, word_ids, strict=True):
+        expected, spelt = as_text(tokenizer, words)
+        assert result == expected
+        assert words_of_tokens == [-1 if word is None else word for word in spelt]
     assert max(map(len, ids)) > max(map(len, sentences))  # words are split
 
 
@@ -62,11 +62,11 @@ def test_padding_is_seen_by_none(family):
     model, tokenizer = checkpoint.model("eager"), checkpoint.tokenizer
     encoded = encode_words(tokenizer, [sentence.words for sentence in treebank()], "some")
     batch = next(batch for batch in encoded.batches if not batch.attention_mask.all())
-    there = batch.attention_mask.bool()
-    other = batch.input_ids.where(there, 7)
+    mask = batch.attention_mask.bool()
+    other = batch.input_ids.where(mask, 7)
     with torch.no_grad():
         one, two = (model(input_ids=x, attention_mask=batch.attention_mask).logits for x in (batch.input_ids, other))
-    assert torch.allclose(one[there], two[there], atol=1e-4)
+    assert torch.allclose(one[mask], two[mask], atol=1e-4)
 
 
 @EACH
@@ -77,7 +77,7 @@ def test_half_precision_is_measured_in_full(family):
 def test_a_token_of_two_words_is_refused():
     tokenizer = gpt2()
     tokenizer.add_tokens(["the dog"])
-    with pytest.raises(UserError, match="one: the tokenizer makes one token of 'the dog' in 'can the dog', which are"):
+    with pytest.raises(UserError, match="one: the tokenizer makes one token of 'the dog' in 'can the dog', which is"):
         encode_words(tokenizer, [("can", "the", "dog")], "one")
 
 
@@ -85,11 +85,11 @@ def test_slow_tokenizers_are_refused():
     class Slow:
         is_fast = False
 
-    refuses("does not say which word a token belongs to", tokenize_words, Slow(), [("the",)], "one")
+    refuses("does not report which word a token belongs to", tokenize_words, Slow(), [("the",)], "one")
 
 
 def test_a_word_of_nothing_is_refused_by_name():
     tokenizer = gpt2()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     lost = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
-    refuses("lost: the tokenizer makes nothing of", annotated_rows, lost, tokenizer)
+    refuses("lost: the tokenizer gives no token for", annotated_rows, lost, tokenizer)

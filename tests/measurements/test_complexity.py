@@ -16,9 +16,9 @@ def test_directions_uniform_on_a_sphere(dimension):
     random = np.random.default_rng(0)
     points = random.normal(size=(2000, dimension + 1)) @ np.linalg.qr(random.normal(size=(20, 20)))[0][: dimension + 1]
     scaled = points * random.uniform(0.1, 10, size=(2000, 1))  # length plays no part
-    found, used = two_nn(scaled)
+    estimate, used = two_nn(scaled)
     assert used == 1800
-    assert found == pytest.approx(dimension / 2, rel=0.08)
+    assert estimate == pytest.approx(dimension / 2, rel=0.08)
 
 
 def test_repeated_directions_count_once():

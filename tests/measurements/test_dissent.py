@@ -60,23 +60,23 @@ def some(tokens=40, vocab=23, width=8, scale=1.0, seed=0):
 def test_both_parts_equal_autograd(scale, biased):
     hidden, weight, gold, bias = some(scale=scale)
     bias = bias if biased else None
-    attractive, repulsive, whole = by_autograd(hidden, weight, gold, bias)
-    torch.testing.assert_close(attractive + repulsive, whole)
-    found = dissent(hidden, weight, gold, bias)
-    torch.testing.assert_close(found.probability, F.linear(hidden, weight, bias).softmax(1)[range(40), gold])
-    torch.testing.assert_close(found.norm_hidden, hidden.norm(dim=1))
-    torch.testing.assert_close(found.norm_attractive, attractive.norm(dim=1))
-    torch.testing.assert_close(found.norm_repulsive, repulsive.norm(dim=1))
-    torch.testing.assert_close(found.dissent, F.cosine_similarity(attractive, repulsive, eps=0))
-    torch.testing.assert_close(found.cos_hidden_attractive, F.cosine_similarity(hidden, attractive, eps=0))
-    torch.testing.assert_close(found.cos_hidden_repulsive, F.cosine_similarity(hidden, repulsive, eps=0))
+    attractive, repulsive, total = by_autograd(hidden, weight, gold, bias)
+    torch.testing.assert_close(attractive + repulsive, total)
+    result = dissent(hidden, weight, gold, bias)
+    torch.testing.assert_close(result.probability, F.linear(hidden, weight, bias).softmax(1)[range(40), gold])
+    torch.testing.assert_close(result.norm_hidden, hidden.norm(dim=1))
+    torch.testing.assert_close(result.norm_attractive, attractive.norm(dim=1))
+    torch.testing.assert_close(result.norm_repulsive, repulsive.norm(dim=1))
+    torch.testing.assert_close(result.dissent, F.cosine_similarity(attractive, repulsive, eps=0))
+    torch.testing.assert_close(result.cos_hidden_attractive, F.cosine_similarity(hidden, attractive, eps=0))
+    torch.testing.assert_close(result.cos_hidden_repulsive, F.cosine_similarity(hidden, repulsive, eps=0))
 
 
 def test_chunks_do_not_matter(monkeypatch):
     hidden, weight, gold, bias = some()
-    whole = dissent(hidden, weight, gold, bias)
-    monkeypatch.setattr(module, "LOGITS", 7 * len(weight))
-    for one, other in zip(whole, dissent(hidden, weight, gold, bias), strict=True):
+    total = dissent(hidden, weight, gold, bias)
+    monkeypatch.setattr(module, "MAX_LOGITS", 7 * len(weight))
+    for one, other in zip(total, dissent(hidden, weight, gold, bias), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -89,19 +89,19 @@ def test_at_the_logits_the_parts_do_not_meet(logits, gold, dtype):
     """With U the identity, the hidden state is the logits."""
     gold = gold % len(logits)
     h = torch.tensor([logits], dtype=dtype)
-    found = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
+    result = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
     others = np.exp([x - max(logits) for i, x in enumerate(logits) if i != gold])
-    whole = sum(np.exp(x - max(logits)) for x in logits)
-    assert float(found.norm_attractive) == pytest.approx(others.sum() / whole, rel=1e-4)
-    assert float(found.norm_repulsive) == pytest.approx(np.linalg.norm(others) / whole, rel=1e-4)
-    assert float(found.dissent) == 0
+    total = sum(np.exp(x - max(logits)) for x in logits)
+    assert float(result.norm_attractive) == pytest.approx(others.sum() / total, rel=1e-4)
+    assert float(result.norm_repulsive) == pytest.approx(np.linalg.norm(others) / total, rel=1e-4)
+    assert float(result.dissent) == 0
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 10))
 def test_cosines_and_probabilities_stay_in_their_range(seed, vocab, width):
-    found = dissent(*some(6, vocab, width, scale=3.0, seed=seed))
-    assert ((found.probability >= 0) & (found.probability <= 1)).all()
-    for cosine in found[4:]:
+    result = dissent(*some(6, vocab, width, scale=3.0, seed=seed))
+    assert ((result.probability >= 0) & (result.probability <= 1)).all()
+    for cosine in result[4:]:
         assert (cosine.abs() <= 1).all()
 
 
@@ -109,12 +109,12 @@ def test_cosines_and_probabilities_stay_in_their_range(seed, vocab, width):
 def test_a_sure_model_keeps_its_digits(margin):
     """1 - p_1 is far below the rounding of p_1: the parts shrink, their directions stay."""
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.5, 0.2]])
-    found = dissent(torch.tensor([[margin, 0.0]]), weight, torch.tensor([0]))
-    assert found.probability.item() == 1
-    assert found.norm_attractive.item() == pytest.approx(np.exp(-margin), rel=1e-4, abs=1e-44)
-    assert found.dissent.item() == pytest.approx(0, abs=1e-4)  # token 1 is the only other that counts
-    assert found.cos_hidden_attractive.item() == -1
-    assert found.cos_hidden_repulsive.item() == pytest.approx(0, abs=1e-4)
+    result = dissent(torch.tensor([[margin, 0.0]]), weight, torch.tensor([0]))
+    assert result.probability.item() == 1
+    assert result.norm_attractive.item() == pytest.approx(np.exp(-margin), rel=1e-4, abs=1e-44)
+    assert result.dissent.item() == pytest.approx(0, abs=1e-4)  # token 1 is the only other that counts
+    assert result.cos_hidden_attractive.item() == -1
+    assert result.cos_hidden_repulsive.item() == pytest.approx(0, abs=1e-4)
 
 
 def test_two_tokens_of_opposite_rows_dissent_not_at_all_and_of_equal_rows_wholly():
@@ -126,9 +126,9 @@ def test_two_tokens_of_opposite_rows_dissent_not_at_all_and_of_equal_rows_wholly
 
 def test_a_vector_of_zeros_has_no_direction():
     weight = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    found = dissent(torch.zeros(1, 2), weight, torch.tensor([0]))
-    assert [float(x) for x in found[:4]] == pytest.approx([0.5, 0, 0, 0.5 * 2**0.5])
-    assert all(cosine.isnan().all() for cosine in found[4:])
+    result = dissent(torch.zeros(1, 2), weight, torch.tensor([0]))
+    assert [float(x) for x in result[:4]] == pytest.approx([0.5, 0, 0, 0.5 * 2**0.5])
+    assert all(cosine.isnan().all() for cosine in result[4:])
 
 
 def test_no_tokens_give_no_rows():
@@ -146,11 +146,11 @@ def test_each_architecture_equals_autograd_row_by_row(kind, tied, blocks, monkey
     np.testing.assert_allclose(-np.log(frame["probability"]), losses["loss"], rtol=1e-4, atol=1e-5)
 
     model, expected = checkpoint.model(), []
-    head, seen = model.get_output_embeddings(), []
+    head, calls = model.get_output_embeddings(), []
 
     def open_up(module, arguments):
-        seen.append(arguments[0].detach().requires_grad_())
-        return (seen[-1],)
+        calls.append(arguments[0].detach().requires_grad_())
+        return (calls[-1],)
 
     hook = head.register_forward_pre_hook(open_up)
     for batch in prediction_batches(checkpoint, blocks, 0.15, 1, 64):
@@ -161,19 +161,19 @@ def test_each_architecture_equals_autograd_row_by_row(kind, tied, blocks, monkey
             for t in selected.nonzero()[:, 0]:
                 right = next(gold)
                 loss = F.cross_entropy(logits[t][None], right[None])
-                total = torch.autograd.grad(loss, seen[-1], retain_graph=True)[0][0, t]
+                total = torch.autograd.grad(loss, calls[-1], retain_graph=True)[0][0, t]
                 attractive = (logits[t].softmax(0)[right] - 1).detach() * head.weight[right].detach()
-                repulsive, h = total - attractive, seen[-1][0, t].detach()
+                repulsive, h = total - attractive, calls[-1][0, t].detach()
                 cosines = [
                     F.cosine_similarity(a, b, dim=0)
                     for a, b in ((attractive, repulsive), (h, attractive), (h, repulsive))
                 ]
                 expected.append([float(x) for x in (h.norm(), attractive.norm(), repulsive.norm(), *cosines)])
     hook.remove()
-    found = frame.drop("row", "position", "token", "probability", "dissent_control").to_numpy()
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+    result = frame.drop("row", "position", "token", "probability", "dissent_control").to_numpy()
+    np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-4)
 
-    monkeypatch.setattr(module, "LOGITS", 1)  # one row, one token at a time
+    monkeypatch.setattr(module, "MAX_LOGITS", 1)  # one row, one token at a time
     again = Dissent(blocks, seed=1)(checkpoint)
     np.testing.assert_allclose(again.to_numpy(), frame.to_numpy(), rtol=1e-3, atol=1e-4)
 
@@ -197,7 +197,7 @@ def test_the_frame_names_the_predicted_token_and_has_null_for_no_direction(block
 def test_what_is_no_linear_head_is_refused_by_name(blocks):
     granite = hf.GraniteForCausalLM(hf.GraniteConfig(**SIZE, logits_scaling=2.0))
     classifier = hf.BertForTokenClassification(hf.BertConfig(**SIZE))
-    with pytest.raises(UserError, match="GraniteForCausalLM changes its logits behind the output embedding"):
+    with pytest.raises(UserError, match="GraniteForCausalLM changes its logits after the output embedding"):
         Dissent(blocks)(Small("granite", model=granite))
     refuses(
         "BertForTokenClassification has no output embedding",
@@ -215,17 +215,17 @@ def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():
     topics = torch.eye(8).repeat_interleave(5, 0)  # 8 topics of 5 tokens: rows of U of one topic are alike
     weight = topics + 0.1 * torch.randn(40, 8)
     gold = torch.randint(40, (400,))
-    found = dissent(4 * topics[gold], weight, gold, seed=1)  # the model knows the topic, not the token
-    assert found.dissent.mean() < -0.9
-    assert abs(found.dissent_control.mean()) < 0.3
+    result = dissent(4 * topics[gold], weight, gold, seed=1)  # the model knows the topic, not the token
+    assert result.dissent.mean() < -0.9
+    assert abs(result.dissent_control.mean()) < 0.3
     attractive, repulsive, _ = by_autograd(4 * topics[gold], weight, gold, None)
     drawn = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(found.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
-    assert torch.equal(found.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)
+    torch.testing.assert_close(result.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
+    assert torch.equal(result.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)
 
 
 def test_what_all_rows_share_shows_in_the_control():
     torch.manual_seed(0)
     weight = torch.randn(40, 8) + 10
-    found = dissent(torch.randn(200, 8), weight, torch.randint(40, (200,)))
-    assert found.dissent_control.max() < -0.9
+    result = dissent(torch.randn(200, 8), weight, torch.randint(40, (200,)))
+    assert result.dissent_control.max() < -0.9

@@ -36,7 +36,7 @@ def run_with(tmp_path, objective: str, rows: int):
 
 
 @pytest.mark.parametrize("objective", KINDS)
-def test_unused_rows_are_counted_and_said(tmp_path, capsys, objective):
+def test_unused_rows_are_counted_and_reported(tmp_path, capsys, objective):
     run = run_with(tmp_path, objective, TOKENS + 28)
     blocks = run.held_out(TREES)
     held_out = trace(run, HeldOutLoss(blocks), progress=False)
@@ -44,10 +44,10 @@ def test_unused_rows_are_counted_and_said(tmp_path, capsys, objective):
     assert held_out["loss"][0] == pytest.approx(math.log(TOKENS + 28), abs=1e-4)  # and not log(TOKENS)
     for measurement in (TokenLosses(blocks), Dissent(blocks), PairAccuracy(GRAMMAR.pairs(2, 0))):
         measurement(run[500])
-    said = [line for line in capsys.readouterr().err.splitlines() if "output rows" in line]
-    assert said == [
+    messages = [line for line in capsys.readouterr().err.splitlines() if "output rows" in line]
+    assert messages == [
         f"lmdynamics: {run.name}: the model has {TOKENS + 28} output rows, its tokenizer {TOKENS} tokens; the 28 "
-        "unused rows share in every probability, and so in loss, pair scores and dissent"
+        "unused rows take part in every probability, and so in loss, pair scores and dissent"
     ]
     caption = " ".join(charts.loss_over_training(run.log, held_out).title.subtitle)
     assert (
@@ -64,16 +64,16 @@ def test_as_many_rows_as_tokens_need_no_word(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("objective", KINDS)
-@pytest.mark.parametrize("what", ["loss", "dissent", "heads", "pairs"])
-def test_a_token_without_a_row_is_refused_in_one_line(tmp_path, objective, what):
+@pytest.mark.parametrize("subject", ["loss", "dissent", "heads", "pairs"])
+def test_a_token_without_a_row_is_refused_in_one_line(tmp_path, objective, subject):
     run = run_with(tmp_path, objective, 28)
     measurement = {
         "loss": lambda: HeldOutLoss(run.held_out(TREES)),
         "dissent": lambda: Dissent(run.held_out(TREES)),
         "heads": lambda: HeadScores(TREES, 1),
         "pairs": lambda: PairAccuracy(GRAMMAR.pairs(2, 0)),
-    }[what]()
-    refuses(r"holds the token id \d+, the model has embeddings for ids 0 to 27", measurement, run[500])
+    }[subject]()
+    refuses(r"has the token id \d+, the model has embeddings for ids 0 to 27", measurement, run[500])
 
 
 def test_a_masked_model_needs_a_row_for_every_token(tmp_path):

@@ -10,7 +10,7 @@ import transformers as hf
 
 from lmdynamics import charts
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, ties_and_flips
-from lmdynamics.corpora.gold import MinimalPairs
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import losses
@@ -33,9 +33,9 @@ def test_masked_loss_equals_a_loop_over_rows():
         for row, mask, selected in zip(batch.ids, batch.attention_mask, batch.selected, strict=True):
             with torch.no_grad():
                 logits = model(input_ids=row[mask][None]).logits[0].log_softmax(-1)
-            at = selected.nonzero()[:, 0]
-            sums.append(-sum(float(logits[t, next(gold)]) for t in at))
-            counts.append(len(at))
+            positions = selected.nonzero()[:, 0]
+            sums.append(-sum(float(logits[t, next(gold)]) for t in positions))
+            counts.append(len(positions))
     assert frame["tokens"].item() == sum(counts)
     assert frame["loss"].item() == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
     residual = np.array(sums) - frame["loss"].item() * np.array(counts)
@@ -98,10 +98,10 @@ CHECKPOINTS = {"clm": StandIn("llama"), "mlm": StandIn(), "rts": Discriminator()
 def test_token_losses_have_the_held_out_loss_for_their_mean(objective, lengths):
     checkpoint, blocks = CHECKPOINTS[objective], rows(lengths)
     frame = TokenLosses(blocks)(checkpoint)
-    whole = HeldOutLoss(blocks)(checkpoint)
+    full = HeldOutLoss(blocks)(checkpoint)
     assert dict(frame.schema) == {"row": pl.Int32, "position": pl.Int32, "token": pl.Int32, "loss": pl.Float32}
-    assert len(frame) == whole["tokens"].item()
-    assert frame["loss"].cast(pl.Float64).mean() == pytest.approx(whole["loss"].item(), rel=1e-6)
+    assert len(frame) == full["tokens"].item()
+    assert frame["loss"].cast(pl.Float64).mean() == pytest.approx(full["loss"].item(), rel=1e-6)
     assert frame.select("row", "position").is_unique().all()
     assert frame["token"].to_list() == [int(blocks[r][p]) for r, p in frame.select("row", "position").iter_rows()]
 
@@ -168,7 +168,7 @@ def naive_log_probability(checkpoint, text: str) -> float:
 @pytest.mark.parametrize("split_into_words", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
-    monkeypatch.setattr(losses, "TOKENS", 20)  # several batches per length
+    monkeypatch.setattr(losses, "MAX_TOKENS", 20)  # several batches per length
     checkpoint = StandIn(kind)
     frame = PairAccuracy(pairs(split_into_words))(checkpoint)
     naive = naive_log_probability if kind == "llama" else naive_pll
@@ -182,15 +182,15 @@ def test_scores_equal_a_loop_over_tokens(kind, split_into_words, monkeypatch):
         assert frame.select("good_word_l2r", "bad_word_l2r", "flips").null_count().row(0) == (len(frame),) * 3
         return
     for name, texts in (("good_word_l2r", GOOD), ("bad_word_l2r", BAD)):
-        wanted = [naive_pll(checkpoint, text, whole_words=True) for text in texts]
-        assert frame[name].to_list() == pytest.approx(wanted, abs=1e-4)
+        expected = [naive_pll(checkpoint, text, whole_words=True) for text in texts]
+        assert frame[name].to_list() == pytest.approx(expected, abs=1e-4)
     assert (frame["flips"] == ((frame["good_word_l2r"] > frame["bad_word_l2r"]) != frame["correct"])).all()
 
 
 def test_a_sentence_is_scored_once(monkeypatch):
-    seen = []
+    calls = []
     scored = losses.logits_at
-    monkeypatch.setattr(losses, "logits_at", lambda *a: seen.append(len(a[1])) or scored(*a))
+    monkeypatch.setattr(losses, "logits_at", lambda *a: calls.append(len(a[1])) or scored(*a))
     PairAccuracy(pairs())(StandIn())
     different = {*GOOD, *BAD}
     encoded = [wordpiece()(text) for text in different]
@@ -198,7 +198,7 @@ def test_a_sentence_is_scored_once(monkeypatch):
     again = [len(each.word_ids(0)) - 2 - len(set(each.word_ids(0)) - {None}) for each in encoded]
     assert len(different) == 7
     assert 0 < sum(again) < 8  # what stands before the last token of its word is scored both ways
-    assert sum(seen) == sum(lengths) + sum(again)
+    assert sum(calls) == sum(lengths) + sum(again)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -229,7 +229,7 @@ def test_ties_are_equal_but_for_rounding():
     assert correct.tolist() == [False, False, True, False]
 
 
-def test_ties_and_flips_are_counted_and_said():
+def test_ties_and_flips_are_counted_and_reported():
     judged = pl.DataFrame(
         {
             "step": [0] * 4 + [8] * 4,
@@ -242,16 +242,16 @@ def test_ties_and_flips_are_counted_and_said():
     )
     accuracy = accuracy_by_step(judged)
     panels = pl.concat([average_accuracy(accuracy), accuracy])
-    said = [
+    lines = [
         "ties count as wrong: 1 of 4 pairs at the last checkpoint",
         "with split words scored from left to right, 1 of 4 pairs (25.0%) are judged otherwise",
     ]
-    assert ties_and_flips(panels) == ties_and_flips(accuracy) == said
+    assert ties_and_flips(panels) == ties_and_flips(accuracy) == lines
     assert judged_right(judged).filter(step=8)["ties"].to_list() == [1, 0, 1]
     caption = charts.pair_accuracy_over_training(panels).title.subtitle
-    assert caption[-2:] == said
+    assert caption[-2:] == lines
     causal = accuracy_by_step(judged.with_columns(flips=pl.lit(None, pl.Boolean)))
-    assert ties_and_flips(pl.concat([average_accuracy(causal), causal])) == said[:1]
+    assert ties_and_flips(pl.concat([average_accuracy(causal), causal])) == lines[:1]
     assert judged_right(judged.with_columns(flips=pl.lit(None, pl.Boolean)))["flips"].null_count() == 6
 
 

@@ -63,9 +63,9 @@ def is_that_of_training(update: dict[str, torch.Tensor], run: Run, tolerance: fl
 def test_the_step_is_that_of_training(make, objective, precision):
     run = make(objective, clip=0.05, precision=precision, **QUIET)
     batch = batches_of(run)[1]
-    seen = Predictions(batch.ids, batch.attention_mask, batch.selected, batch.targets[batch.selected])
+    predictions = Predictions(batch.ids, batch.attention_mask, batch.selected, batch.targets[batch.selected])
     tolerance = 2e-3 if precision == "fp32" else 0.3  # Adam divides small gradients by their own size
-    assert is_that_of_training(Step(run[1]).update(Text(seen, pl.DataFrame())), run, tolerance)
+    assert is_that_of_training(Step(run[1]).update(Text(predictions, pl.DataFrame())), run, tolerance)
 
 
 @pytest.mark.parametrize("masking", ["subset-linear-0.6-0.3", "linear-0.6-0.3"])
@@ -89,8 +89,8 @@ def test_changes_are_those_of_each_token(make, objective):
     frame = OneStep(text, batches=2, batch_size=4, held_out=5)(run[8])
     assert frame["batch"].unique().to_list() == [0, 1]
     for split, rows in (("stepped", set(range(8))), ("held out", set(range(8, 13)))):
-        found = set(frame.filter(pl.col("split") == split)["row"])
-        assert found == rows if objective == "clm" else found and found <= rows  # a short row may have no mask
+        result = set(frame.filter(pl.col("split") == split)["row"])
+        assert result == rows if objective == "clm" else result and result <= rows  # a short row may have no mask
     for row, position, token in frame.select("row", "position", "token").unique().iter_rows():
         assert text[row][position] == token
 
@@ -108,12 +108,12 @@ def test_changes_are_those_of_each_token(make, objective):
                 b = rows.batch
                 logits = model(input_ids=b.ids, attention_mask=b.attention_mask).logits
                 losses.append(F.cross_entropy(logits[b.selected], b.gold, reduction="none"))
-        found = mine.filter(pl.col("split") == split)
-        assert found["loss"].to_list() == pytest.approx(losses[0].tolist(), rel=1e-4)
-        assert found["change"].to_list() == pytest.approx((losses[1] - losses[0]).tolist(), abs=2e-5)
+        result = mine.filter(pl.col("split") == split)
+        assert result["loss"].to_list() == pytest.approx(losses[0].tolist(), rel=1e-4)
+        assert result["change"].to_list() == pytest.approx((losses[1] - losses[0]).tolist(), abs=2e-5)
 
 
-def test_a_small_step_does_what_first_order_foretells(make):
+def test_a_small_step_agrees_with_its_first_order_prediction(make):
     run = make(lr=1e-5)
     frame = OneStep(run.held_out(), batches=1, batch_size=8, held_out=8)(run[8])
     for (_, direction), part in frame.group_by("split", "direction"):
@@ -136,7 +136,7 @@ def test_the_model_is_put_back(make):
     _, stepped, _ = next(iter(step.batches(run.held_out(), 1, 4, 0)))
     update = step.update(stepped)
     before = step.losses(stepped)
-    with step.taken(update):
+    with step.applied(update):
         assert not torch.equal(step.losses(stepped), before)
     assert torch.equal(step.losses(stepped), before)
     assert all(torch.equal(again, update[name]) for name, again in step.update(stepped).items())
@@ -144,11 +144,11 @@ def test_the_model_is_put_back(make):
 
 def test_a_random_direction_is_as_long_in_every_tensor():
     update = {"a": torch.randn(3, 4), "b": torch.randn(5), "zero": torch.zeros(2)}
-    found = random_direction(update, 0)
+    result = random_direction(update, 0)
     for name, u in update.items():
-        assert float(found[name].norm()) == pytest.approx(float(u.norm()), rel=1e-5)
-    assert torch.equal(found["a"], random_direction(update, 0)["a"])
-    assert not torch.equal(found["a"], random_direction(update, 1)["a"])
+        assert float(result[name].norm()) == pytest.approx(float(u.norm()), rel=1e-5)
+    assert torch.equal(result["a"], random_direction(update, 0)["a"])
+    assert not torch.equal(result["a"], random_direction(update, 1)["a"])
 
 
 def test_coefficients_of_a_checkpoint(make):
@@ -169,7 +169,7 @@ def test_what_cannot_be_stepped_is_refused(make, tmp_path):
     refuses("need more than", lambda: OneStep(text, batches=1000)(run[4]))
     refuses("choose float32 or float64", lambda: Coefficients(text, precision="int8")(run[4]))
     (run.folder / "run.json").unlink()
-    refuses("its optimizer is not known", lambda: OneStep(text)(Run(run.folder)[4]))
+    refuses("its optimizer is unknown", lambda: OneStep(text)(Run(run.folder)[4]))
 
 
 def test_a_penalty_is_refused(make):
@@ -200,11 +200,11 @@ def as_defined(tape, update) -> dict[str, float]:
 def test_equals_the_definitions(kind, tied, dtype):
     model = tiny(kind, tied)
     update = random_update(model)
-    wanted = as_defined(tiny_tape(model, kind), update)
+    expected = as_defined(tiny_tape(model, kind), update)
     model = model.to(dtype)
     row = coefficients(tiny_tape(model, kind), update).row(0, named=True)
     assert (row["level"], row["part"], row["C_g_stderr"]) == ("all", "all", 0)
-    for name, value in wanted.items():
+    for name, value in expected.items():
         # float32: relative to what cancels, of which C_uG and 1 - D are what is left
         scale = abs(value) if name != "C_uG" or dtype == torch.float64 else max(value, 0.05)
         # a mean over coordinates counts those near rounding, too
@@ -217,8 +217,8 @@ def test_the_identity_holds_in_every_part(kind):
     model = tiny(kind)
     frame = coefficients(tiny_tape(model, kind), random_update(model))
     assert frame["identity_error"].max() < 1e-6
-    kept = 1 - frame["interference"]
-    assert np.allclose(kept, frame["C_g"] * frame["C_uG"] / frame["C_ug"], atol=1e-6)
+    net_share = 1 - frame["interference"]
+    assert np.allclose(net_share, frame["C_g"] * frame["C_uG"] / frame["C_ug"], atol=1e-6)
     for name in ("C_g", "C_ug", "C_uG", "interference"):
         assert frame[name].is_between(0, 1 + 1e-9).all()
 
@@ -227,10 +227,10 @@ def test_the_identity_holds_in_every_part(kind):
 def test_parts_share_out_every_parameter_once(kind):
     tape = tiny_tape(tiny(kind), kind)
     names = sorted(name for name, _ in tape.model.named_parameters())
-    found = list(parts(tape))
+    all_parts = list(parts(tape))
     for level in ("all", "layer", "module"):
-        assert sorted(name for at, _, own in found if at == level for name in own) == names
-    layers = [part for level, part, _ in found if level == "layer"]
+        assert sorted(name for other_level, _, own in all_parts if other_level == level for name in own) == names
+    layers = [part for level, part, _ in all_parts if level == "layer"]
     assert layers == ["embeddings", "layer 0", "layer 1", "head"]
 
 
@@ -264,18 +264,18 @@ def test_a_share_is_that_of_the_predicted_tokens(kind, monkeypatch):
     formed = []
     deltas = Tape.token_deltas
 
-    def counted(self, *rest):
-        for numbers, made in deltas(self, *rest):
+    def counted(self, *arguments):
+        for numbers, by_layer in deltas(self, *arguments):
             formed.extend(numbers[numbers >= 0].tolist() if self is tape else [])
-            yield numbers, made
+            yield numbers, by_layer
 
     monkeypatch.setattr(Tape, "token_deltas", counted)
-    found = coefficients(tape, update, share=0.3)
+    result = coefficients(tape, update, share=0.3)
     assert len(formed) == len(set(formed)) == round(0.3 * len(tape.losses))
-    assert found["sampled"].unique().to_list() == [len(formed)]
+    assert result["sampled"].unique().to_list() == [len(formed)]
 
 
-def test_a_small_sample_is_not_smaller_than_its_error_can_be_told():
+def test_a_small_sample_is_large_enough_for_its_standard_error():
     model = tiny("bert")
     tape = tiny_tape(model, "bert", rows=4, time=24)
     assert coefficients(tape, random_update(model), share=0.05)["sampled"][0] == 12
@@ -302,5 +302,5 @@ def test_gradients_that_a_loop_does_not_confirm_are_refused(monkeypatch):
     """The check at run time: a layer whose products were formed wrongly does not go through."""
     model = tiny("llama")
     tape, right = tiny_tape(model, "llama"), Layer.outer
-    monkeypatch.setattr(Layer, "outer", lambda self, *rest: 1.01 * right(self, *rest))
+    monkeypatch.setattr(Layer, "outer", lambda self, *arguments: 1.01 * right(self, *arguments))
     refuses(r"by model\.\S+ of LlamaForCausalLM differ from a plain loop's", coefficients, tape, random_update(model))

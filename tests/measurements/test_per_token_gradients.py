@@ -9,7 +9,14 @@ import transformers as hf
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition, row_grams, token_sums
 from lmdynamics.measurements.losses import Predictions
-from lmdynamics.measurements.per_token_gradients import ELEMENTS, Layer, Tape, directional_derivative, gradient, parts
+from lmdynamics.measurements.per_token_gradients import (
+    MAX_ELEMENTS,
+    Layer,
+    Tape,
+    directional_derivative,
+    gradient,
+    parts,
+)
 from tests.conftest import refuses
 from tests.measurements.conftest import StandIn
 from tests.measurements.families import EACH, SIZE, TIED, VOCAB, naive_gradients, random_update, tiny, tiny_tape
@@ -50,11 +57,11 @@ def test_how_many_rounds_at_once_changes_nothing(kind):
 def test_a_layer_too_large_to_be_formed_at_once_gives_the_same(monkeypatch):
     model = tiny("gpt2")
     tape, update = tiny_tape(model, "gpt2"), random_update(model)
-    whole, _ = token_sums(tape, update, 1.0, 0)
-    monkeypatch.setitem(ELEMENTS, "cpu", 500)
+    full, _ = token_sums(tape, update, 1.0, 0)
+    monkeypatch.setitem(MAX_ELEMENTS, "cpu", 500)
     sliced, _ = token_sums(tape, update, 1.0, 0)
-    for name in whole:
-        assert torch.allclose(whole[name].size, sliced[name].size, rtol=1e-12), name
+    for name in full:
+        assert torch.allclose(full[name].size, sliced[name].size, rtol=1e-12), name
 
 
 @EACH
@@ -62,28 +69,28 @@ def test_a_layer_too_large_to_be_formed_at_once_gives_the_same(monkeypatch):
 def test_forward_mode_equals_a_loop_over_tokens(kind, padded):
     model = tiny(kind)
     tape, update = tiny_tape(model, kind, padded=padded), random_update(model)
-    found = directional_derivative(model, update, tape.batch)
+    result = directional_derivative(model, update, tape.batch)
     naive = torch.stack([sum((g[n] * update[n]).sum() for n in g) for g in naive_gradients(tape)])
-    assert torch.allclose(found, naive, rtol=1e-5, atol=1e-6 * float(naive.abs().max()))
+    assert torch.allclose(result, naive, rtol=1e-5, atol=1e-6 * float(naive.abs().max()))
 
 
 def test_the_gradient_of_all_is_the_sum_of_each():
     model = tiny("llama")
     tape = tiny_tape(model, "llama")
-    whole, each = gradient(tape.losses, model), naive_gradients(tape)
-    for name in whole:
-        assert torch.allclose(whole[name], sum(g[name] for g in each), atol=1e-6), name
+    full, each = gradient(tape.losses, model), naive_gradients(tape)
+    for name in full:
+        assert torch.allclose(full[name], sum(g[name] for g in each), atol=1e-6), name
 
 
 def test_rounds_count_the_tokens_of_each_row():
     tape = tiny_tape(tiny("bert"), "bert", rows=5, time=12)
     order = torch.randperm(len(tape.losses), generator=torch.Generator().manual_seed(1))
-    for among in (order, order[:7]):
-        rounds, wanted = tape.rounds(among), set(among.tolist())
+    for selection in (order, order[:7]):
+        rounds, expected = tape.rounds(selection), set(selection.tolist())
         for row in tape.rows.unique():
-            mine = [int(rounds[i]) for i in (tape.rows == row).nonzero()[:, 0] if int(i) in wanted]
+            mine = [int(rounds[i]) for i in (tape.rows == row).nonzero()[:, 0] if int(i) in expected]
             assert mine == list(range(len(mine)))
-        assert set((rounds == -1).nonzero()[:, 0].tolist()) == set(range(len(tape.losses))) - wanted
+        assert set((rounds == -1).nonzero()[:, 0].tolist()) == set(range(len(tape.losses))) - expected
     assert torch.equal(tape.rounds(), tape.rounds(order))
 
 
@@ -103,7 +110,7 @@ def test_a_norm_of_another_form_is_refused_by_name():
     model = hf.AutoModelForCausalLM.from_config(
         hf.GemmaConfig(**SIZE, num_key_value_heads=4, head_dim=6), attn_implementation="eager"
     ).eval()
-    refuses("GemmaRMSNorm.* is no norm times a weight", tiny_tape, model, "llama")
+    refuses("GemmaRMSNorm.* is not a norm times a weight", tiny_tape, model, "llama")
 
 
 def test_layers_used_twice_are_refused_by_name():
@@ -136,16 +143,16 @@ def test_products_equal_a_loop_over_rows(kind, tied, padded):
     for level, part, names in parts(tape):
         if level != "module":
             flat = torch.stack([torch.cat([g[name].flatten() for name in names]) for g in mean])
-            wanted = flat @ flat.T
-            assert torch.allclose(grams[part], wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())), part
+            expected = flat @ flat.T
+            assert torch.allclose(grams[part], expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max())), part
 
 
 def test_slices_of_a_table_give_the_same(monkeypatch):
     tape = tiny_tape(tiny("llama"), "llama", rows=4)
-    whole = row_grams(tape)
-    monkeypatch.setitem(ELEMENTS, "cpu", 300)
+    full = row_grams(tape)
+    monkeypatch.setitem(MAX_ELEMENTS, "cpu", 300)
     for part, gram in row_grams(tape).items():
-        assert torch.allclose(gram, whole[part], rtol=1e-10), part
+        assert torch.allclose(gram, full[part], rtol=1e-10), part
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -157,9 +164,9 @@ def test_the_frame(kind):
     own = frame.filter(pl.col("a") == pl.col("b"))["cosine"].drop_nulls()
     assert np.allclose(own, 1)
     assert frame["cosine"].drop_nulls().is_between(-1, 1).all()
-    whole = frame.filter(pl.col("part") == "all")["dot"].to_numpy()
-    rest = frame.filter(pl.col("part") != "all").group_by("a", "b", maintain_order=True).agg(pl.col("dot").sum())
-    assert np.allclose(whole, rest["dot"])
+    full = frame.filter(pl.col("part") == "all")["dot"].to_numpy()
+    by_part = frame.filter(pl.col("part") != "all").group_by("a", "b", maintain_order=True).agg(pl.col("dot").sum())
+    assert np.allclose(full, by_part["dot"])
 
 
 def test_a_row_twice_agrees_with_itself():
@@ -173,10 +180,10 @@ def test_groups_for_too_few_ids_are_refused():
 
 
 def test_one_row_is_refused():
-    refuses("make no pair", lambda: Opposition(blocks(1))(StandIn("llama")))
+    refuses("are not enough for a pair", lambda: Opposition(blocks(1))(StandIn("llama")))
 
 
 def test_products_that_a_loop_does_not_confirm_are_refused(monkeypatch):
     right = Layer.outer
-    monkeypatch.setattr(Layer, "outer", lambda self, *rest: 1.01 * right(self, *rest))
+    monkeypatch.setattr(Layer, "outer", lambda self, *arguments: 1.01 * right(self, *arguments))
     refuses("differ from a plain loop's", lambda: Opposition(blocks(), examples=4)(StandIn("llama")))

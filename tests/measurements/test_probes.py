@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers as hf
 
-from lmdynamics.corpora.gold import MinimalPairs
 from lmdynamics.corpora.labelled import LabelledSentences, acceptability
+from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import probes
 from lmdynamics.measurements.probes import SCORES, FineTuning
@@ -45,10 +45,10 @@ KINDS = ["bert", "roberta", "modernbert", "gpt2", "llama", "discriminator"]
 def sentences(n=200, label=lambda words: int("cat" in words), seed=0, **columns) -> LabelledSentences:
     """Random words, half of the sentences with a cat in them."""
     random = np.random.default_rng(seed)
-    others = [word for word in WHOLE if word != "cat"]
+    other_words = [word for word in WHOLE if word != "cat"]
     rows = []
     for i in range(n):
-        words = [*random.choice(others, random.integers(3, 9)), *(["cat"] if i % 2 else [])]
+        words = [*random.choice(other_words, random.integers(3, 9)), *(["cat"] if i % 2 else [])]
         rows.append([str(word) for word in random.permutation(words)])
     frame = pl.DataFrame({"text": [" ".join(words) for words in rows], "label": [label(words) for words in rows]})
     frame = frame.with_columns(pl.int_range(n).alias("group"), *(value.alias(name) for name, value in columns.items()))
@@ -120,11 +120,11 @@ def test_a_frozen_probe_trains_the_head_alone_on_standardised_states():
     checkpoint = AnyBody("bert")
     body = checkpoint.model().base_model
     train, dev, _ = encoded(checkpoint, sentences())
-    states, others = probes.standardised_states(body, train, dev)
+    states, dev_states = probes.standardised_states(body, train, dev)
     assert states.mean(0) == pytest.approx(np.zeros(32), abs=1e-5)
     assert states.std(0, correction=0) == pytest.approx(np.ones(32), abs=1e-4)
     raw = [probes.all_means(body, part).detach() for part in (train, dev)]
-    assert torch.allclose(others, (raw[1] - raw[0].mean(0)) / raw[0].std(0, correction=0), atol=1e-4)
+    assert torch.allclose(dev_states, (raw[1] - raw[0].mean(0)) / raw[0].std(0, correction=0), atol=1e-4)
 
 
 def test_a_frozen_probe_learns_what_is_linear_in_the_states():
@@ -199,7 +199,7 @@ def test_a_training_that_diverges_is_not_chosen():
 def test_bad_input_is_refused():
     refuses("needs a learning rate", lambda: FineTuning(sentences(), learning_rates=())(AnyBody("bert")))
     refuses("at least one trial, step", lambda: FineTuning(sentences(), steps=0)(AnyBody("bert")))
-    with pytest.raises(UserError, match="cats train: the tokenizer makes nothing of"):
+    with pytest.raises(UserError, match="cats train: the tokenizer gives no token for"):
         FineTuning(sentences(), **QUICK)(AnyBody("bert", positions=2))
 
 
@@ -208,9 +208,9 @@ def test_a_run_is_traced_and_its_pairs_are_read_word_by_word(tiny_run):
     probe = FineTuning(acceptability(pairs), trials=1, learning_rates=(1e-3,), steps=2)
     frame = trace(tiny_run, probe, steps=[0, 12], progress=False)
     assert frame.select("step", "split", "source").rows() == [
-        (step, *rest)
+        (step, *keys)
         for step in (0, 12)
-        for rest in (("dev", "fine-tuned"), ("test", "fine-tuned"), ("test", "majority"))
+        for keys in (("dev", "fine-tuned"), ("test", "fine-tuned"), ("test", "majority"))
     ]
     assert frame.equals(trace(tiny_run, probe, steps=[0, 12], progress=False))
     text = MinimalPairs(pairs.name, pairs.frame, split_into_words=False)
@@ -219,19 +219,19 @@ def test_a_run_is_traced_and_its_pairs_are_read_word_by_word(tiny_run):
 
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_by_their_definitions(name):
-    gold, said = np.array([1, 1, 1, 0, 0, 0, 1, 0]), np.array([1, 0, 1, 0, 1, 0, 1, 0])
-    right, found, true_negative = 3, 4, 3
+    gold, predicted = np.array([1, 1, 1, 0, 0, 0, 1, 0]), np.array([1, 0, 1, 0, 1, 0, 1, 0])
+    right, positives, true_negative = 3, 4, 3
     expected = {
         "accuracy": 6 / 8,
-        "f1": 2 * (right / found) * (right / 4) / (right / found + right / 4),
+        "f1": 2 * (right / positives) * (right / 4) / (right / positives + right / 4),
         "matthews": (right * true_negative - 1 * 1) / np.sqrt(4 * 4 * 4 * 4),
-        "pearson": np.corrcoef(gold, said)[0, 1],
-        "spearman": np.corrcoef(gold, said)[0, 1],
+        "pearson": np.corrcoef(gold, predicted)[0, 1],
+        "spearman": np.corrcoef(gold, predicted)[0, 1],
     }
     floats = name in ("pearson", "spearman")
-    gold, said = (gold.astype(float), said.astype(float)) if floats else (gold, said)
-    assert SCORES[name](gold, said) == pytest.approx(expected[name])
-    constant = np.zeros_like(said)
+    gold, predicted = (gold.astype(float), predicted.astype(float)) if floats else (gold, predicted)
+    assert SCORES[name](gold, predicted) == pytest.approx(expected[name])
+    constant = np.zeros_like(predicted)
     assert SCORES[name](gold, constant) == (0.5 if name == "accuracy" else 0.0)
     if floats:
         assert SCORES[name](gold, 3 * gold + 1) == pytest.approx(1)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from benchmarks.false_onsets import KINDS, claims, untrained_run
-from lmdynamics.corpora.gold import Sentence, Treebank
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
-from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled, sum_by
+from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled_trees, sum_by
 from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, best_heads
 from tests.conftest import refuses
 from tests.measurements import published
@@ -32,11 +32,11 @@ def test_halves_are_halves_and_repeatable(n, seed):
 @given(st.integers(0, 20))
 def test_shuffled_trees_keep_their_shape(seed):
     treebank = random_treebank(30, seed)
-    control = shuffled(treebank, seed)
+    control = shuffled_trees(treebank, seed)
     for before, after in zip(treebank, control, strict=True):
         assert before.words == after.words
         assert labelled_shape(before) == labelled_shape(after)
-    assert control == shuffled.__wrapped__(treebank, seed)
+    assert control == shuffled_trees.__wrapped__(treebank, seed)
     assert (gold_heads(control) != gold_heads(treebank)).any()
 
 
@@ -49,7 +49,7 @@ def labelled_shape(sentence: Sentence, node: int = -1):
 def test_few_shuffled_arcs_are_gold():
     """No more than chance: one of the other words, or so."""
     sentence = Sentence(tuple("abcdefghij"), (-1, *[0] * 9), ("root", *["x"] * 9))
-    control = shuffled(Treebank("star", (sentence,) * 500), 0)
+    control = shuffled_trees(Treebank("star", (sentence,) * 500), 0)
     assert np.mean(gold_heads(control)[gold_heads(control) >= 0] == 0) == pytest.approx(0.1, abs=0.02)
 
 
@@ -83,7 +83,7 @@ def test_sums_by_group(items):
 @pytest.mark.parametrize("special", [True, False])
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_head_scores_equal_the_naive_loop(kind, special, treebank, monkeypatch):
-    monkeypatch.setattr(inputs, "TOKENS", 100)  # several batches, with padding in them
+    monkeypatch.setattr(inputs, "MAX_TOKENS", 100)  # several batches, with padding in them
     checkpoint = StandIn(kind, special, tokenizer=wordpiece(special=special))
     frame = HeadScores(treebank, min_count=5)(checkpoint)
     expected = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, treebank, set(frame["relation"]))
@@ -112,8 +112,8 @@ def test_halves_add_up_and_are_scored_apart(treebank):
 
 def test_columns_and_types(treebank):
     frame, uas = (kind(treebank, min_count=5)(StandIn()) for kind in (HeadScores, UAS))
-    whole, texts = ("layer", "head", "count"), ("relation", "direction", "split")
-    kinds = dict.fromkeys(whole, pl.Int64) | dict.fromkeys(texts, pl.String)
+    integers, texts = ("layer", "head", "count"), ("relation", "direction", "split")
+    kinds = dict.fromkeys(integers, pl.Int64) | dict.fromkeys(texts, pl.String)
     assert dict(frame.schema) == kinds | dict.fromkeys(("accuracy", "weight", "reachable"), pl.Float64)
     assert len(frame) == 4 * 2 * 4 * 2 * 3
     kinds = dict.fromkeys(("sentence", "arcs", "correct", "reachable"), pl.Int64)
@@ -154,9 +154,9 @@ def test_a_causal_head_that_is_never_wrong_reaches_what_is_reachable(monkeypatch
     """One that finds every arc it can see: the ceiling, and no more."""
     bank = published.treebank(60)
     gold, first = gold_heads(bank), np.concatenate([np.arange(len(s)) for s in bank])
-    seen = np.stack([np.where((gold < first) == left, gold, -1) for left in (True, False)])
-    perfect = Parents(seen[None, :, None].astype(np.int16), (seen[None, :, None] >= 0).astype(np.float32))
-    monkeypatch.setattr(syntax, "predictions", lambda *_: perfect)
+    visible = np.stack([np.where((gold < first) == to_left, gold, -1) for to_left in (True, False)])
+    perfect = Parents(visible[None, :, None].astype(np.int16), (visible[None, :, None] >= 0).astype(np.float32))
+    monkeypatch.setattr(syntax, "predicted_parents", lambda *_: perfect)
     scores = HeadScores(bank, min_count=5)(StandIn("llama"))
     assert 0 < scores["reachable"].min() < scores["reachable"].max() < 1
     for name in ("accuracy", "weight"):
@@ -177,7 +177,7 @@ def test_a_fixed_offset_is_held_to_the_side_it_looks_to():
 def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
     checkpoint = StandIn()
     control = UAS(treebank, min_count=5)(checkpoint).filter(source="shuffled").drop("source")
-    other = UAS(shuffled(treebank, 0), min_count=5)(checkpoint).filter(source="attention").drop("source")
+    other = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="attention").drop("source")
     assert control.equals(other)
 
 
@@ -201,13 +201,13 @@ def test_the_first_of_equals_as_argmax_does():
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
     encoded = inputs.encode_treebank(checkpoint.tokenizer, treebank)
-    found = syntax.parents(model, encoded, np.zeros(encoded.words, int)).parent
+    result = syntax.parents(model, encoded, np.zeros(encoded.words, int)).parent
     starts = np.cumsum([0, *map(len, treebank)])
     for i, sentence in enumerate(treebank):
         if any(word in ("unbelievable", "walking", "walked", "plays", "unbelievables") for word in sentence.words):
             continue
         expected = [1, *[0] * (len(sentence) - 1)] if len(sentence) > 1 else [-1]
-        assert (found[..., starts[i] : starts[i + 1]] == expected).all()
+        assert (result[..., starts[i] : starts[i + 1]] == expected).all()
 
 
 def test_too_long_a_sentence_is_named():
@@ -226,7 +226,7 @@ def test_other_attention_implementations_are_refused(treebank):
         def model(self, attention="sdpa", device="cpu"):
             return super().model("sdpa", device)
 
-    with pytest.raises(UserError, match=r'gave attention for 0 of 2 layers; load it with attention="eager"'):
+    with pytest.raises(UserError, match=r'returned attention for 0 of 2 layers; load with attention="eager"'):
         HeadScores(treebank, min_count=5)(Sdpa(seed=5))
 
 

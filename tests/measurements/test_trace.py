@@ -79,14 +79,14 @@ def test_without_cache_nothing_is_read_or_written(home):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "nonsense", "one byte"])
 def test_a_damaged_file_is_made_again(home, damage):
-    whole = trace(RUN, Counted())
+    full = trace(RUN, Counted())
     for path in files(home):
         content = bytearray(path.read_bytes())
         if damage == "one byte":
             content[len(content) // 4] ^= 1
         path.write_bytes({"cut": content[:-20], "empty": b"", "nonsense": b"PAR1 no PAR1"}.get(damage, content))
-    assert trace(RUN, Counted()).equals(whole)
-    assert trace(RUN, Counted()).equals(whole)
+    assert trace(RUN, Counted()).equals(full)
+    assert trace(RUN, Counted()).equals(full)
 
 
 def test_an_error_keeps_what_was_done():
@@ -114,12 +114,12 @@ def test_executor_gives_the_same_rows_and_keeps_them(home):
 def test_processes_give_the_same_rows_as_this_one(treebank):
     named = {"heads": HeadScores(treebank, min_count=5), "uas": UAS(treebank, min_count=5)}
     run = StandInRun((0, 1))
-    here = trace_all(run, named, cache=False)
+    serial = trace_all(run, named, cache=False)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        there = trace_all(run, named, executor=executor)
-    assert list(there) == ["heads", "uas"]
-    for name, frame in here.items():
-        assert there[name].equals(frame)
+        parallel = trace_all(run, named, executor=executor)
+    assert list(parallel) == ["heads", "uas"]
+    for name, frame in serial.items():
+        assert parallel[name].equals(frame)
 
 
 def test_only_what_is_missing_is_computed():
@@ -134,7 +134,7 @@ def test_no_steps_no_rows():
     assert trace(StandInRun(()), Counted()).is_empty()
 
 
-def test_keys_tell_parameters_data_and_versions_apart(treebank):
+def test_keys_differ_by_parameters_data_and_versions(treebank):
     class Newer(Counted):
         version = 2
 
@@ -177,13 +177,13 @@ trace_all(StandInRun(tuple(range(40))), {"heads": HeadScores(trees, 5), "uas": U
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_rows(home, treebank):
+def test_killed_at_any_moment_it_resumes_to_the_same_rows(home, treebank):
     """SIGKILL at random moments (LMDYNAMICS_KILLS of them), each time gone on with."""
     moments, kills = random.Random(0), int(os.environ.get("LMDYNAMICS_KILLS", 3))
     for _ in range(kills):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT], env={**os.environ, "PYTHONPATH": os.getcwd()})
-        wanted = len(files(home)) + moments.randrange(1, 2 + 30 // kills)
-        while len(files(home)) < wanted and process.poll() is None:
+        target = len(files(home)) + moments.randrange(1, 2 + 30 // kills)
+        while len(files(home)) < target and process.poll() is None:
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.02))
         os.kill(process.pid, signal.SIGKILL)
@@ -204,7 +204,7 @@ def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
     known |= {"pl": pl, "np": np, "torch": torch}
     exec(code, known)
     run, blocks = tiny_run, tiny_run.held_out()
-    found = lmd.trace(run, known["AttentionEntropy"](blocks), steps=run.steps[-1:], progress=False)
+    result = lmd.trace(run, known["AttentionEntropy"](blocks), steps=run.steps[-1:], progress=False)
     model, sums, tokens = run[run.steps[-1]].model(attention="eager"), {}, 0
     for row in blocks:
         attentions = model(torch.tensor(row.tolist())[None], output_attentions=True).attentions
@@ -214,6 +214,6 @@ def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
                 for query in attention[0, head].tolist():
                     own = -sum(weight * math.log(weight) for weight in query if weight > 0)
                     sums[layer, head] = sums.get((layer, head), 0.0) + own
-    assert dict(zip(zip(found["layer"], found["head"], strict=True), found["entropy"], strict=True)) == pytest.approx(
-        {key: total / tokens for key, total in sums.items()}, abs=1e-5
-    )
+    assert dict(
+        zip(zip(result["layer"], result["head"], strict=True), result["entropy"], strict=True)
+    ) == pytest.approx({key: total / tokens for key, total in sums.items()}, abs=1e-5)

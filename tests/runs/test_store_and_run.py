@@ -67,7 +67,7 @@ def test_a_changed_byte_is_found_by_verify(tiny_run):
     data[-1] ^= 1
     path.write_bytes(data)
     assert layout.check_hashes(tiny_run[4].folder) == 3
-    refuses("does not have the hash in its manifest", layout.check_hashes, tiny_run[8].folder)
+    refuses("its hash is not that in the manifest", layout.check_hashes, tiny_run[8].folder)
 
 
 def test_truncation_without_a_manifest_is_refused_too(tiny_run, tmp_path):

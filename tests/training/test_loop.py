@@ -97,14 +97,14 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(monkeypatch, objective, sto
     from accelerate import Accelerator
 
     changes = {**TINY, "checkpoints.optimizer_state": "none", "hidden_dropout_prob": 0.2, "objective": objective}
-    whole = train("grammar-mlm", overrides=changes, name="whole", progress=False)
-    asked = iter([*[False] * stop_at, True])
+    uninterrupted = train("grammar-mlm", overrides=changes, name="whole", progress=False)
+    triggers = iter([*[False] * stop_at, True])
     with monkeypatch.context() as patched:
-        patched.setattr(Accelerator, "check_trigger", lambda self: next(asked))
+        patched.setattr(Accelerator, "check_trigger", lambda self: next(triggers))
         with pytest.raises(KeyboardInterrupt, match=f"stopped at step {stop_at} of 12, which is saved"):
             train("grammar-mlm", overrides=changes, name="parts", progress=False)
     parts = train("grammar-mlm", overrides=changes, name="parts", progress=False)
-    assert same(whole, parts)
+    assert same(uninterrupted, parts)
     assert not list((parts.folder / "resume").iterdir()) or parts.steps[-1] == 12
 
 
@@ -134,7 +134,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
     """SIGKILL at random moments while it trains (LMDYNAMICS_KILLS of them), each time gone on with."""
     longer = ("--set", "steps=600", "--set", "save_seconds=0.05")
     assert train_command(home, "--name", "whole", *longer).wait() == 0
-    folder, random, at = home / "runs/killed", Random(0), []
+    folder, random, saved_steps = home / "runs/killed", Random(0), []
     for _ in range(int(os.environ.get("LMDYNAMICS_KILLS", 3))):
         process = train_command(home, "--name", "killed", *longer)
         before = len(list(folder.glob("*/step-*")))
@@ -143,18 +143,18 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
         time.sleep(random.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        at += [max(layout.step_folders(folder / "resume"), default=0)]
+        saved_steps += [max(layout.step_folders(folder / "resume"), default=0)]
     assert train_command(home, "--name", "killed", *longer).wait() == 0
-    whole, killed = open_run("whole"), open_run("killed")
-    print("killed after the save of steps", at)
-    assert same(whole, killed)
-    assert whole.steps == killed.steps
+    uninterrupted, killed = open_run("whole"), open_run("killed")
+    print("killed after the save of steps", saved_steps)
+    assert same(uninterrupted, killed)
+    assert uninterrupted.steps == killed.steps
     assert sum(layout.check_hashes(checkpoint.folder) for checkpoint in killed) == 3 * len(killed)
     assert not list(killed.folder.rglob(".step*"))
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(home):
+def test_ctrl_c_saves_and_explains_how_to_resume(home):
     process = train_command(home, "--name", "stopped", "--set", "steps=100000", err=subprocess.PIPE)
     while not (home / "runs/stopped/checkpoints/step-000064").exists():
         time.sleep(0.05)
@@ -162,7 +162,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(home):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command to go on" in err
+    assert "run the same command to resume" in err
     assert "Traceback" not in err
     assert list((home / "runs/stopped/resume").glob("step-*/training_state.safetensors"))
 
@@ -288,5 +288,5 @@ def test_evaluation_never_selects_padding(objective):
 def test_where_padding_is_declared_the_masks_are_the_same():
     ids, padded = pad([ROWS[i] for i in range(4)], 0)
     declared = Masker(mask_id=4, vocab_size=100, special_ids=(0, 2, 3, 4))
-    one, other = (declared(ids, 0.5, torch.Generator().manual_seed(1), padded=where) for where in (None, padded))
+    one, other = (declared(ids, 0.5, torch.Generator().manual_seed(1), padded=mask) for mask in (None, padded))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

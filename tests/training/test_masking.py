@@ -31,10 +31,10 @@ def test_special_tokens_are_never_selected():
 def ragged(rows: int, seed: int = 0) -> list[np.ndarray]:
     """Rows of ordinary tokens between [CLS] and [SEP], of different lengths, with an [UNK] here and there."""
     random = np.random.default_rng(seed)
-    made = [np.array([2, *random.integers(5, 1_000, random.integers(10, 120)), 3]) for _ in range(rows)]
-    for row in made[::7]:
+    ids = [np.array([2, *random.integers(5, 1_000, random.integers(10, 120)), 3]) for _ in range(rows)]
+    for row in ids[::7]:
         row[len(row) // 2] = 1
-    return made
+    return ids
 
 
 ROWS = TokenRows.from_rows(ragged(500))
@@ -55,9 +55,9 @@ def test_any_step_can_be_asked_for_in_any_order():
 
 
 def test_an_epoch_shows_every_row_once():
-    seen = [tuple(row[row != 0].tolist()) for step in range(500 // 8) for row in batches()[step].targets]
-    assert len(set(seen)) == len(seen) == 496
-    assert set(seen) <= {tuple(row.tolist()) for row in ROWS}
+    rows_seen = [tuple(row[row != 0].tolist()) for step in range(500 // 8) for row in batches()[step].targets]
+    assert len(set(rows_seen)) == len(rows_seen) == 496
+    assert set(rows_seen) <= {tuple(row.tolist()) for row in ROWS}
 
 
 def test_sorting_saves_padding():
@@ -90,9 +90,9 @@ def test_padding_is_only_where_needed():
 
 @pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (-1, 0), (0,)])
 def test_mixed_seeds_differ(numbers):
-    others = {mix(a, b) for a in range(50) for b in range(50)} - {mix(*numbers)}
+    mixed = {mix(a, b) for a in range(50) for b in range(50)} - {mix(*numbers)}
     assert mix(*numbers) == mix(*numbers)
-    assert len(others) >= 2_499
+    assert len(mixed) >= 2_499
 
 
 def within(count, n, share, sigmas: float = 5) -> bool:
@@ -132,8 +132,8 @@ def test_trailing_zeros_are_no_other_schedule():
 def schedules(draw) -> Schedule:
     shape = draw(st.sampled_from([*SHAPES, "points"]))
     rate = st.floats(0.15 if shape.startswith("subset") else 1e-9, 1, exclude_max=True)
-    most = {"constant": 1, "points": 9}.get(shape, 2)
-    rates = draw(st.lists(rate, min_size=min(2, most), max_size=most, unique=True))
+    max_rates = {"constant": 1, "points": 9}.get(shape, 2)
+    rates = draw(st.lists(rate, min_size=min(2, max_rates), max_size=max_rates, unique=True))
     return Schedule(shape, tuple(rates))
 
 
@@ -180,7 +180,7 @@ def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
         ("linear-0.3", "write linear-FIRST-LAST, for example linear-0.30-0.15"),
         ("cosine-0.3-0.2-0.1", "write cosine-FIRST-LAST"),
         ("step-0.3-0.3", "it starts and ends at 0.3, which is constant-0.3"),
-        ("subset-linear-0.3-0.1", "takes the loss on 15% of the positions, so neither rate can be lower"),
+        ("subset-linear-0.3-0.1", "computes the loss at 15% of the positions, so neither rate can be lower"),
         ("points-0.3", "give at least two points"),
         ("linaer-0.3-0.15", "no schedule 'linaer'; did you mean 'linear'?"),
         ("quadratic-0.3-0.15", "no schedule 'quadratic'.*constant, cosine, linear"),
@@ -190,7 +190,7 @@ def test_a_tabulated_function_is_reproduced_exactly(rate, steps):
         ("", "'' is not a schedule"),
         (True, "training.masking is True; give a rate, or a schedule"),
         ([0.3, 0.15], r"training.masking is \[0.3, 0.15\]; give a rate, or a schedule"),
-        (lambda x: None, "the function must give a rate at every x from 0 to 1; got None"),
+        (lambda x: None, "the function must return a rate at every x from 0 to 1; got None"),
         (lambda x: 0.3 - x, "masking points-0.3.*….*: a rate must lie between 0 and 1"),
     ],
 )
@@ -200,8 +200,8 @@ def test_refused_in_one_line(masking, message):
 
 
 def test_a_recipe_takes_a_rate_a_text_a_schedule_or_a_function():
-    given = (0.3, "constant-0.3", Schedule("constant", (0.3,)))
-    assert {load_recipe("grammar-mlm", overrides={"masking": m}).training.masking for m in given} == {"constant-0.3"}
+    forms = (0.3, "constant-0.3", Schedule("constant", (0.3,)))
+    assert {load_recipe("grammar-mlm", overrides={"masking": m}).training.masking for m in forms} == {"constant-0.3"}
     assert load_recipe("grammar-mlm", overrides=["masking=0.3"]).schedule == Schedule("constant", (0.3,))
     assert load_recipe("grammar-mlm", overrides=["masking=linear-0.30-0.15"]).schedule(0.5) == pytest.approx(0.225)
     recipe = load_recipe("grammar-mlm", overrides={"masking": lambda x: 0.3 - x**2 / 5, "steps": 7})
@@ -234,10 +234,10 @@ def test_a_subset_takes_its_loss_on_15_per_cent_and_corrupts_more():
     masker, steps = Masker.for_tokenizer(corpus.tokenizer), 240
     batches = Batches(corpus.train, 8, 0, 0, masker, recipe.schedule, steps)
     for part, rate in ((range(80), 0.4), (range(80, 160), 0.3), (range(160, 240), 0.2)):
-        made = [batches[step] for step in part]
-        ordinary = sum(int(masker.ordinary(batch.targets).sum()) for batch in made)
-        hidden = sum(int((batch.ids == masker.mask_id).sum()) for batch in made)
-        assert within(sum(batch.selected.sum() for batch in made), ordinary, 0.15)
+        chunk = [batches[step] for step in part]
+        ordinary = sum(int(masker.ordinary(batch.targets).sum()) for batch in chunk)
+        hidden = sum(int((batch.ids == masker.mask_id).sum()) for batch in chunk)
+        assert within(sum(batch.selected.sum() for batch in chunk), ordinary, 0.15)
         assert within(hidden, ordinary, 0.8 * rate, 6)  # the rate moves a little within the part
 
 
@@ -256,12 +256,12 @@ def shares_are_right(ids, corrupted, selected, rate: float, padded, loss_share: 
     assert within(changed.sum(), n, rate * (0.9 - 0.1 / 1_000))
     if loss_share == 1:
         assert not changed[~selected].any()
-    for share, found in (
+    for share, result in (
         (0.8, (corrupted == 4) & selected),
         (0.1 + 0.1 / 1_000, ~changed & selected),
         (0.1 - 0.1 / 1_000, changed & (corrupted != 4) & selected),
     ):
-        assert within(found.sum(), k, share)
+        assert within(result.sum(), k, share)
 
 
 @pytest.mark.parametrize("pad_id", [0, 7])  # padding by a special token, and by one that is also an ordinary one
@@ -274,9 +274,9 @@ def test_masks_have_the_shares_asked_for(rate, loss_share, pad_id):
 
 def test_substitution_replaces_by_other_tokens():
     ids = torch.randint(0, 1_000, (2_100, 500), generator=torch.Generator().manual_seed(0))
-    found, replaced = MASKER.substitute(ids, 0.3, torch.Generator().manual_seed(1))
+    result, replaced = MASKER.substitute(ids, 0.3, torch.Generator().manual_seed(1))
     ordinary = MASKER.ordinary(ids)
-    assert torch.equal(replaced, found != ids)
+    assert torch.equal(replaced, result != ids)
     assert not replaced[~ordinary].any()
     assert within(replaced.sum(), int(ordinary.sum()), 0.3 * (1 - 1 / 1_000))
     small = Masker(mask_id=0, vocab_size=4, special_ids=())  # where the replacement often is the token itself
@@ -307,7 +307,7 @@ def test_a_discriminator_learns_and_is_measured():
     assert last["tokens"].item() == int(ordinary.sum())
     assert math.isfinite(last["stderr"].item())
     assert last["loss"].item() < min(loss["loss"].item(), math.log(2))
-    refuses("gives no probability of a sentence", lambda: PairAccuracy(run.pairs("grammar", 5))(checkpoint))
+    refuses("has no probability of a sentence", lambda: PairAccuracy(run.pairs("grammar", 5))(checkpoint))
     scores = UAS(run.treebank("grammar", 60), min_count=20)(checkpoint)
     assert scores["arcs"].sum() > 100
     assert (scores["correct"] <= scores["arcs"]).all()
@@ -319,23 +319,23 @@ def test_a_causal_model_does_not_see_what_comes(kind):
     changes |= {"num_key_value_heads": 2} if kind == "llama" else {}
     checkpoint = train("grammar-mlm", overrides=changes, name=kind, progress=False)[12]
     ids = torch.randint(5, 100, (3, 10), generator=torch.Generator().manual_seed(0))
-    for at in (3, 9):
+    for step in (3, 9):
         changed = ids.clone()
-        changed[:, at] = (ids[:, at] + 1) % 100
+        changed[:, step] = (ids[:, step] + 1) % 100
         for attention in ("sdpa", "eager"):
             with torch.inference_mode():
                 model = checkpoint.model(attention)
                 before, after = model(ids).logits, model(changed).logits
-            torch.testing.assert_close(after[:, :at], before[:, :at], rtol=1e-5, atol=1e-6)
-            assert (after[:, at:] - before[:, at:]).abs().max() > 1e-3
+            torch.testing.assert_close(after[:, :step], before[:, :step], rtol=1e-5, atol=1e-6)
+            assert (after[:, step:] - before[:, step:]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"objective": "clm", "model_type": "modernbert"}, "no clm model of type 'modernbert'; use another"),
-        ({"model_type": "brt"}, "transformers knows no model_type 'brt'"),
-        ({"model_type": "brt", "layer_norm_eps": 1e-3}, "transformers knows no model_type 'brt'"),
+        ({"model_type": "brt"}, "transformers has no model_type 'brt'"),
+        ({"model_type": "brt", "layer_norm_eps": 1e-3}, "transformers has no model_type 'brt'"),
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
     ],
 )

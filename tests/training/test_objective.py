@@ -6,9 +6,9 @@ import transformers as hf
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig
 
-from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.corpora.grammar import Grammar
 from lmdynamics.corpora.tokens import train_tokenizer
+from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.runs.trained import train
 from lmdynamics.training.batches import open_corpus, pad
@@ -48,10 +48,10 @@ def test_equals_the_full_logits_and_their_gradients(model, batch):
     thin.square().sum().backward()
     assert thin.shape == (int(selected.sum()), VOCAB)
     torch.testing.assert_close(thin, full)
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
+    value = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert value.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=name)
+        torch.testing.assert_close(value[name], gradient, msg=name)
 
 
 def test_no_mask_no_position_and_no_hook_left_behind(model, batch):
@@ -87,7 +87,7 @@ def test_a_body_without_a_head_is_refused(batch):
 
 def test_a_head_that_mixes_positions_is_refused(batch):
     input_ids, attention_mask, selected = batch
-    with pytest.raises(UserError, match=r"BertForSequenceClassification gave logits of shape \[3, 2\]"):
+    with pytest.raises(UserError, match=r"BertForSequenceClassification returned logits of shape \[3, 2\]"):
         logits_at(hf.BertForSequenceClassification(BERT), input_ids, attention_mask, selected)
 
 
@@ -144,22 +144,26 @@ def test_penalty_and_gradient_equal_a_naive_loop(tokenizer, kind, form, way):
     results = []
     for by_loop in (True, False):
         net = eager_model(tokenizer, kind)
-        seen = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
-        value = naive(seen, tokenizer, SENTENCES, form, way) if by_loop else penalty_sum(seen, links, form) / links.arcs
+        attentions = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
+        value = (
+            naive(attentions, tokenizer, SENTENCES, form, way)
+            if by_loop
+            else penalty_sum(attentions, links, form) / links.arcs
+        )
         value.backward()
         results.append((value, {n: p.grad for n, p in net.named_parameters() if p.grad is not None}))
-    (expected, gradient), (found, own) = results
-    torch.testing.assert_close(found, expected)
-    assert gradient.keys() == own.keys()
+    (expected, gradient), (result, gradients) = results
+    torch.testing.assert_close(result, expected)
+    assert gradient.keys() == gradients.keys()
     assert any(g.abs().max() > 1e-6 for g in gradient.values())
     for name in gradient:
-        torch.testing.assert_close(own[name], gradient[name], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(gradients[name], gradient[name], rtol=1e-4, atol=1e-7)
 
 
 def test_the_grammars_rows_and_its_treebank_have_the_same_links():
     grammar = Grammar()
     rows, heads = grammar.blocks_with_heads(50, 3)
-    direct = Trees.of_words(rows, heads)
+    direct = Trees.from_words(rows, heads)
     by_words = encode_trees(grammar.treebank(50, 3), grammar.tokenizer(), 64)
     assert all((a == b).all() for a, b in zip(direct.rows, by_words.rows, strict=True))
     for name in ("row", "query", "key", "arc", "weight"):
@@ -170,10 +174,10 @@ def test_shares_of_several_processes_add_up(tokenizer):
     trees = encode_trees(Treebank("three", SENTENCES), tokenizer, 64)
     ids, padded = pad(list(trees.rows), tokenizer.pad_token_id)
     links, net = trees.links(range(3)), eager_model(tokenizer)
-    seen = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
-    whole = penalty_sum(seen, links, "max")
-    parts = [penalty_sum([layer[p::2] for layer in seen], links.share(p, 2), "max") for p in (0, 1)]
-    torch.testing.assert_close(sum(parts), whole)
+    attentions = net.base_model(ids, attention_mask=~padded, output_attentions=True).attentions
+    total = penalty_sum(attentions, links, "max")
+    parts = [penalty_sum([layer[p::2] for layer in attentions], links.share(p, 2), "max") for p in (0, 1)]
+    torch.testing.assert_close(sum(parts), total)
 
 
 @pytest.mark.parametrize("changes", [{"stages": 1.0}, {"stages": [[0, -1.0], [6, 0.5]], "form": "uniform"}])
@@ -236,7 +240,7 @@ def test_released_training_has_no_penalty_and_equals_sdpa(tmp_path):
     assert run.log["penalty"].is_null().to_list() == [False] * 4 + [True] * 8
 
 
-def test_stages_say_when():
+def test_stages_set_the_strength_by_step():
     stages = Regularizer(stages=[[10, 1.0], [20, -0.5], [30, 0.0]])
     assert [stages.strength_at(step) for step in (0, 9, 10, 19, 20, 29, 30, 999)] == [0, 0, 1, 1, -0.5, -0.5, 0, 0]
 
@@ -253,7 +257,7 @@ def test_trees_of_a_treebank_can_be_mixed_into_plain_text(tmp_path):
     assert log["penalty"][-5:].mean() > 1.5 * log["penalty"][0]
 
 
-def test_text_without_trees_says_what_to_do():
+def test_text_without_trees_is_refused_with_advice():
     with pytest.raises(UserError, match=r"set regularizer.trees to a treebank \(a name or a CoNLL-U file\)"):
         load_recipe("english-mlm", overrides={"stages": 1.0})
 
@@ -262,4 +266,4 @@ def test_a_model_that_hides_its_attention_is_noticed(tokenizer):
     net = eager_model(tokenizer)
     net.set_attn_implementation("sdpa")
     ids = torch.tensor([[2, 5, 6, 3]])
-    refuses("gave attention for 0 of 2 layers", logits_at, net, ids, None, ids > 4, [])
+    refuses("returned attention for 0 of 2 layers", logits_at, net, ids, None, ids > 4, [])
