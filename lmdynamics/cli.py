@@ -245,7 +245,7 @@ def compare(
     """What a batch's records have come to, beside accepted ones: one line, then what differs."""
     from lmdynamics.batch.regression import compare_command
 
-    asked = {"accepting": accept, "who": who, "yes": yes, "strict": strict}
+    asked = {"accepting": accept, "signer": who, "yes": yes, "strict": strict}
     raise typer.Exit(compare_command(out, baseline, **asked, junit_file=junit, markdown_file=markdown))
 
 

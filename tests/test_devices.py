@@ -342,7 +342,7 @@ def test_a_batch_is_not_begun_for_a_device_that_is_missing(notebook, tmp_path, c
 def test_a_gpu_by_number_is_seen_by_its_item(monkeypatch, notebook, tmp_path):
     monkeypatch.setenv(GPUS, "0,1")
     seen = []
-    monkeypatch.setattr("lmdynamics.batch.executors.run_there", lambda job, options, slot: seen.append(slot))
+    monkeypatch.setattr("lmdynamics.batch.executors.run_on_worker", lambda job, options, slot: seen.append(slot))
     with Local(1, gpu=True) as local:
         for device in ("cuda", "cuda:1"):
             (job,) = plan([notebook], [f"device={device}"], out=tmp_path / "out")
