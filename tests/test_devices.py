@@ -210,7 +210,7 @@ def test_a_run_is_not_another_devices(trained_at_once, gpu):
 def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, asked):
     there = {"cpu": "cuda", "cuda": "cpu"}[asked]
     train("grammar-mlm", overrides=TINY, name="mine", device=there, progress=False)
-    message = f"mine was trained on {there}, now {asked} is asked for; give this run another --name"
+    message = f"mine was trained on {there}, now {asked} is requested; give this run another --name"
     with pytest.raises(UserError, match=message):
         train("grammar-mlm", overrides=TINY, name="mine", device=asked, progress=False)
     with pytest.raises(UserError, match=message):
@@ -261,7 +261,7 @@ def test_runs_of_earlier_versions_are_the_cpus_where_they_were(tiny_run, gpu):
     assert Run(tiny_run.folder).trained_on == "cpu"
     path.write_text(json.dumps({**facts, "device": "NVIDIA H100"}))  # what a CPU's run said where there was a GPU
     assert Run(tiny_run.folder).trained_on is None
-    with pytest.raises(UserError, match="tiny was trained on a device of unknown kind, now cuda is asked for"):
+    with pytest.raises(UserError, match="tiny was trained on a device of unknown kind, now cuda is requested"):
         train("grammar-mlm", overrides=TINY, name="tiny", device="cuda", progress=False)
     assert train("grammar-mlm", overrides=TINY, name="tiny", progress=False).folder == tiny_run.folder
 

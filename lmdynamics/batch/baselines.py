@@ -100,7 +100,7 @@ def accept(frame: pl.DataFrame, folder: Path, signer: str) -> list[Path]:
     return list(contents)
 
 
-def computed_elsewhere(frame: pl.DataFrame) -> list[str]:
+def environment_differences(frame: pl.DataFrame) -> list[str]:
     """How a batch differs from one computed on this machine with the current code, one line each.
 
     Compared are the commit of this checkout, the versions of its packages, and the machine's devices.

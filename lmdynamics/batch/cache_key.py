@@ -45,9 +45,9 @@ def _content(value: Any, base: Path) -> Any:
     if not isinstance(value, str) or not value:
         return None
     if value.startswith(SUITE):
-        from lmdynamics.hub.checkpoints import pinned
+        from lmdynamics.hub.checkpoints import pinned_commits
 
-        return [pinned(address) for address in value.split()]
+        return [pinned_commits(address) for address in value.split()]
     folder = value.rpartition("#")[0] or value  # one of several trajectories
     candidates = (runs_dir() / value, Path(value).expanduser(), base / value, runs_dir() / folder, Path(folder))
     for path in filter(exists, candidates):

@@ -26,7 +26,7 @@ from lmdynamics.devices import need_device
 from lmdynamics.errors import UserError
 from lmdynamics.hub.checkpoints import FILE as PINS
 from lmdynamics.paths import home, real_data_dirs
-from lmdynamics.runs.revision_rules import RULES
+from lmdynamics.runs.revision_rules import RULES_FILE
 
 INTERRUPTED = 130
 BATCH_LOCK = ".batch.lock"  # in the batch's folder: only the batch that holds it may write there
@@ -147,7 +147,7 @@ def _fresh_home(out: Path) -> dict[str, str]:
     It shares the corpora, and has copies of the user's revision rules and of the commits that suites are pinned to.
     """
     fresh = out / f"home-{code_version()}"
-    for file in (home() / RULES, *home().glob(f"suites/*/{PINS}")):
+    for file in (home() / RULES_FILE, *home().glob(f"suites/*/{PINS}")):
         if file.is_file():
             copy = fresh / file.relative_to(home())
             copy.parent.mkdir(parents=True, exist_ok=True)

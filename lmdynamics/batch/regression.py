@@ -18,7 +18,7 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.batch.baselines import Baselines, accept, computed_elsewhere, file_name, item_key, read_baselines
+from lmdynamics.batch.baselines import Baselines, accept, environment_differences, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import gather
 from lmdynamics.errors import UserError, printable, shortened
 from lmdynamics.records import Record, Scalar
@@ -288,7 +288,7 @@ def _user_name() -> str:
 
 def _confirmed(frame: pl.DataFrame, signer: str) -> bool:
     """Ask whether to accept results of another machine or other code; True if there are none."""
-    lines = computed_elsewhere(frame)
+    lines = environment_differences(frame)
     if not lines:
         return True
     message = f"not computed here with the current code: {'; '.join(lines)}"

@@ -135,7 +135,7 @@ def trace_all(
         need_device(device)
 
     if cache and checkpoints:
-        faults.say_equal(checkpoints[0].run_name, {each.step: each.content_hash for each in checkpoints})
+        faults.report_equal_weights(checkpoints[0].run_name, {each.step: each.content_hash for each in checkpoints})
     what = " ".join(measurements)
     with bar(len(checkpoints), what, progress, unit="checkpoint", initial=len(checkpoints) - len(todo)) as shown:
         pending = [

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lmdynamics.batch import baselines, regression
-from lmdynamics.batch.baselines import accept, computed_elsewhere, file_name, item_key, read_baselines
+from lmdynamics.batch.baselines import accept, environment_differences, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import gather
 from tests.batch.made import ENVIRONMENT, UAS, write_item
 from tests.conftest import refused, refuses
@@ -78,7 +78,7 @@ def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, here,
     out, folder = tmp_path / "out", tmp_path / "baselines"
     write_item(out, "01_a", {"x": 1})
     write_item(out, "02_b", {"x": 1}, environment=elsewhere)
-    assert computed_elsewhere(gather(out).filter(item="01_a")) == []
+    assert environment_differences(gather(out).filter(item="01_a")) == []
     result = call("compare", out, "--baseline", folder, "--accept", "--who", "Ada")
     assert refused(result, said, "(1 of 2 items)", "add --yes to accept it anyway as Ada")
     assert not folder.exists()

@@ -103,7 +103,7 @@ def test_a_plain_folder_of_checkpoints_trained_elsewhere(tmp_path):
     assert run.log.is_empty()
     assert run[500].content_hash != run[1000].content_hash
     assert run[500].tokenizer.mask_token == "[MASK]"
-    refuses("keeps no optimizer state at step 500", lambda: run[500].optimizer_state())
+    refuses("has no optimizer state at step 500", lambda: run[500].optimizer_state())
     refuses("has no held-out rows", run.held_out)
     refuses("did not learn the built-in language", run.treebank, "grammar")
 
