@@ -157,9 +157,7 @@ def _content(path: Path, items: Mapping[str, pl.DataFrame], signer: str) -> dict
     for key, rows in items.items():
         columns = ("record", "text", "tolerance", "low", "high", "unit")
         records = rows.drop_nulls("record").select(columns).iter_rows()
-        entries[key] = [
-            _entry(Record(n, json.loads(text), *numbers, unit or "")) for n, text, *numbers, unit in records
-        ]
+        entries[key] = [_entry(Record(n, json.loads(text), *nums, unit or "")) for n, text, *nums, unit in records]
         row = rows.row(0, named=True)
         accepted[key] = {
             "who": signer,

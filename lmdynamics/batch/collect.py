@@ -76,10 +76,8 @@ def _item(path: Path) -> pl.DataFrame:
         )
     folder, parameters = path.parent, outcome["parameters"] or {}
     records = read_records(folder)
-    records_file = folder / RECORDS
-    environment = (
-        _fields(records_file, "environment", _ENVIRONMENT, "run its notebook again") if records_file.exists() else {}
-    )
+    file = folder / RECORDS
+    environment = _fields(file, "environment", _ENVIRONMENT, "run its notebook again") if file.exists() else {}
     device = environment.get("device") or str(parameters.get("device") or "cpu")
     cell = "" if outcome["cell"] is None else f"cell {outcome['cell']}: "
     item = {

@@ -78,9 +78,7 @@ def batch(jobs: Sequence[Job], options: Options | None = None) -> int:
         return 0
     lock = _lock_folder(out)
     (out / STOP).unlink(missing_ok=True)  # left by a batch that was stopped
-    previous = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # sent by `timeout` and schedulers; acts like Ctrl-C
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and schedulers act like Ctrl-C
     try:
         flags = _flags(options.slurm)
         gpu = any(job.parameters.get("device", "cpu") != "cpu" for job in todo)

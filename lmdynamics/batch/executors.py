@@ -185,8 +185,7 @@ class _SlurmJob:
 
 def _typed(flags: dict[str, str]) -> dict[str, Any]:
     """SLURM's settings: integers and booleans are converted, all else is text."""
-    booleans = {"true": True, "false": False}
+    bools = {"true": True, "false": False}
     return {
-        name: int(text) if text.lstrip("-").isdigit() else booleans.get(text.lower(), text)
-        for name, text in flags.items()
+        name: int(text) if text.lstrip("-").isdigit() else bools.get(text.lower(), text) for name, text in flags.items()
     }

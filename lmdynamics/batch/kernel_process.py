@@ -1,7 +1,6 @@
 """The process that executes one notebook with papermill, and ends when its parent ends.
 
-`batch.execute` starts it and receives its progress. If the parent ends or is killed, the process ends its kernel and
-itself.
+`batch.execute` starts it and receives its progress. If the parent ends or is killed, the process and its kernel end.
 """
 
 import logging
@@ -71,8 +70,8 @@ def execute(parent: jobs.Parent, job: Job) -> int:
         )
     except PapermillExecutionError as error:
         _write_page(job)
-        cell = original(error.cell_index) + 1
-        send(status="failed", cell=cell, source=first_line(error.source), error=_error_line(error))
+        index, source = original(error.cell_index), first_line(error.source)
+        send(status="failed", cell=index + 1, source=source, error=_error_line(error))
         return 1
     except OSError as error:  # for example a full disk
         send(status="failed", error=f"{error.strerror or error}: {error.filename or job.folder}")
@@ -86,9 +85,8 @@ def execute(parent: jobs.Parent, job: Job) -> int:
     skipped = [(i, cell) for i, cell in cells if cell.execution_count is None]
     if exits or skipped:
         index, cell = (exits or skipped)[0]
-        message = "it never ran"
-        if exits:
-            message = f"SystemExit: the notebook ended itself, {len(skipped)} cells before its end"
+        message = f"SystemExit: the notebook ended itself, {len(skipped)} cells before its end"
+        message = message if exits else "it never ran"
         send(status="failed", cell=original(index) + 1, source=first_line(cell.source), error=message)
         return 1
     send(status="finished")
@@ -110,12 +108,11 @@ def _engine(sockets: Path) -> type:
 
     class Client(PapermillNotebookClient):
         printed = 0
-        printing_cell = -1
+        last_cell = -1
 
         def process_message(self, msg: dict, cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] == "stream":
-                self.printed = self.printed if cell_index == self.printing_cell else 0
-                self.printing_cell = cell_index
+                self.printed, self.last_cell = (self.printed if cell_index == self.last_cell else 0), cell_index
                 room, self.printed = MAX_OUTPUT - self.printed, self.printed + len(msg["content"]["text"])
                 if room <= 0:
                     return None

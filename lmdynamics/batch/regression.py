@@ -199,8 +199,8 @@ def _item_verdicts(rows: pl.DataFrame, baselines: Baselines) -> Iterator[dict[st
     for name, record in accepted.items():
         if name not in records:
             why = f"was {_short(record.value)}, is not recorded any more"
-            verdict = {"verdict": MISSING, "why": why, "baseline": _json(record)}
-            yield {"record": name, "tolerance": record.tolerance} | verdict
+            fields = {"record": name, "tolerance": record.tolerance, "baseline": _json(record)}
+            yield fields | {"verdict": MISSING, "why": why}
 
 
 def _record_verdict(row: dict[str, Any], baseline: Record | None) -> dict[str, Any]:

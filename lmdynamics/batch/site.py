@@ -1,6 +1,6 @@
-"""A batch as web pages: an `index.html` of its items, and a site, which compares the series with accepted results.
+"""A batch as web pages, which load nothing from the network, so that they open from any web server or a disk.
 
-The pages load nothing from the network, so they open from any web server or from a disk.
+`index.html` lists the items; a site also compares the executed series with accepted results.
 """
 
 import shutil
@@ -90,9 +90,7 @@ def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFr
         raise UserError("no batch named, so there is no trend; name the --out of each")
     names = [out.name for out in outs]
     labels = names if len(set(names)) == len(names) else [str(out) for out in outs]
-    frame = pl.concat(
-        [_read_records(out, label) for out, label in zip(outs, labels, strict=True)], how="vertical_relaxed"
-    )
+    frame = pl.concat([_records(out, label) for out, label in zip(outs, labels, strict=True)], how="vertical_relaxed")
     columns = list(TREND)
     if baselines is not None:
         rows = frame.select("notebook", "profile", "device", "parameters", "record").iter_rows()
@@ -145,7 +143,7 @@ def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> Non
     _render("trend.html.jinja", page, figures=figures, batches=len(outs))
 
 
-def _read_records(out: Path, label: str) -> pl.DataFrame:
+def _records(out: Path, label: str) -> pl.DataFrame:
     path = out / FILE_NAME
     if not path.is_file():
         raise UserError(f"{out} has no {FILE_NAME}; name the --out of a batch that was collected")

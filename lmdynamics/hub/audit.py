@@ -12,15 +12,7 @@ from dataclasses import dataclass
 
 from lmdynamics import paths
 from lmdynamics.errors import UserError
-from lmdynamics.hub.checkpoints import (
-    MAX_REQUESTS,
-    Pin,
-    folder_pin,
-    list_checkpoints,
-    list_files,
-    read_address,
-    read_suite,
-)
+from lmdynamics.hub.checkpoints import REQUESTS, Pin, folder_pin, list_checkpoints, list_files, read_address, read_suite
 from lmdynamics.hub.client import format_bytes
 from lmdynamics.hub.faults import listing_faults, missing_steps, tensor_faults, weight_identity
 from lmdynamics.hub.tensors import Samples, read_samples
@@ -123,7 +115,7 @@ def _read_weights(name: str, pins: Sequence[Pin], progress: bool | None) -> tupl
             return unreadable
 
     pins, title = [pin for pin in pins if pin.weights], f"weights of {name}"
-    with ThreadPoolExecutor(MAX_REQUESTS) as threads, bar(len(pins), title, progress, unit="step") as progress_bar:
+    with ThreadPoolExecutor(REQUESTS) as threads, bar(len(pins), title, progress, unit="step") as progress_bar:
         for pin, result in zip(pins, threads.map(read, pins), strict=True):
             if isinstance(result, UserError):
                 unread.append(Fault("unreadable", pin.step, str(result)))
@@ -154,8 +146,8 @@ def _folder_audit(address: str, revisions: str | None, progress: bool | None, we
             pins.append(folder_pin(step, path, hashed=True))
             progress_bar.update()
     name = faults.folder_name(folder, part)
-    is_run = (folder / "run.json").exists()
-    missing = [] if is_run else [*missing_steps(list(content.steps), folder_rule(revisions))]
+    rule, is_run = folder_rule(revisions), (folder / "run.json").exists()
+    missing = [] if is_run else [*missing_steps(list(content.steps), rule)]
     return _audit(name, pins, len(pins), missing, None, content.notes, weights, progress)
 
 

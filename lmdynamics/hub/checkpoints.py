@@ -19,18 +19,11 @@ from lmdynamics.errors import UserError, did_you_mean, shortened
 from lmdynamics.hub import client
 from lmdynamics.hub.client import RemoteFile, format_bytes
 from lmdynamics.runs.folders import VOCABULARY, signature, weight_names
-from lmdynamics.runs.revision_rules import (
-    Rule,
-    choose_trajectory,
-    describe_unused,
-    group_by_trajectory,
-    rule_for,
-    rules,
-)
+from lmdynamics.runs.revision_rules import Rule, choose_trajectory, describe_unused, group_checkpoints, rule_for, rules
 from lmdynamics.training import layout
 
 FILE = "suite.json"
-MAX_REQUESTS = 12  # listings requested at a time
+REQUESTS = 12  # listings requested at a time
 MAX_LISTED = 12  # names of a long list
 MAX_NAME_LENGTH = 96  # characters of an owner or a name on the hub
 OPTIONS = ("steps", "keep", "download", "refresh")
@@ -262,7 +255,7 @@ def list_checkpoints(address: Address, rule: Rule) -> Listing:
         if not names:
             raise UserError(f"no repository on the hub matches {repository}; check the part before the star")
         positions = {name: position for name in names if (position := rule.parse(name)) is not None}
-        with ThreadPoolExecutor(MAX_REQUESTS) as threads:
+        with ThreadPoolExecutor(REQUESTS) as threads:
             commits = list(threads.map(_only_commit, positions))
         rows = [(name, positions[name], name, "main", commit) for name, commit in zip(positions, commits, strict=True)]
         unread = sorted(set(names) - set(positions))
@@ -271,9 +264,9 @@ def list_checkpoints(address: Address, rule: Rule) -> Listing:
         names = list(refs)
         rows = [
             (revision, position, repository, revision, commit)
-            for revision, head in sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
+            for revision, tip in sorted(refs.items(), key=lambda item: (len(item[0]), item[0]))
             for commit, title in (
-                client.commits(repository, revision) if rule.has_commits_on(revision) else [(head, "")]
+                client.commits(repository, revision) if rule.has_commits_on(revision) else [(tip, "")]
             )
             if (position := rule.parse(repository, revision, title)) is not None
         ]
@@ -290,7 +283,7 @@ def list_checkpoints(address: Address, rule: Rule) -> Listing:
         (position, name, commit, Pin(position.step, repository, revision, commit, position.tokens))
         for name, position, repository, revision, commit in rows
     ]
-    trajectories, revisions = group_by_trajectory(checkpoints, f"hf://{address.repository}")
+    trajectories, revisions = group_checkpoints(checkpoints, f"hf://{address.repository}")
     return Listing(address.repository, rule, trajectories, revisions, unread, main)
 
 
@@ -308,7 +301,7 @@ def _only_commit(repository: str) -> str:
 
 def list_files(pins: Sequence[Pin]) -> list[Pin]:
     """The same pins with their files, listed in parallel without a download."""
-    with ThreadPoolExecutor(MAX_REQUESTS) as threads:
+    with ThreadPoolExecutor(REQUESTS) as threads:
         trees = threads.map(lambda pin: tuple(client.tree(pin.repository, pin.commit)), pins)
         return [replace(pin, files=tree) for pin, tree in zip(pins, trees, strict=True)]
 

@@ -126,7 +126,7 @@ JUMP_COSINE, SIMILAR_COSINE = 0.2, 0.8  # of two steps' values; of independent r
 JUMP_RATIO, SIMILAR_RATIO = 2.0, 1.25  # of their norms
 NEIGHBOURS = 3  # checkpoints on either side that a jump is compared with
 MIN_NORM = 0.3  # share of a tensor's usual norm; one that starts at zero has no stable direction before
-MAX_EARLY_STEP = 16  # up to which changes may be too small for half precision
+EARLY_STEPS = 16  # up to which changes may be too small for half precision
 
 
 def tensor_faults(checkpoints: Mapping[int, Samples]) -> Iterator[Fault]:
@@ -173,8 +173,7 @@ def _copies(checkpoints: Mapping[int, Samples], copied: set[tuple[int, str]]) ->
     for steps in equal.values():
         if len(steps) > 1 and any(first is not None for first in origins[steps[0]]):
             copied |= {(step, name) for step in steps for name in groups}
-            early = steps[-1] <= MAX_EARLY_STEP
-            why = "; so early, a small learning rate and half precision can explain it" if early else ""
+            why = "; so early, a small learning rate and half precision can explain it" * (steps[-1] <= EARLY_STEPS)
             yield Fault("equal", steps[1], f"steps {listed_steps(steps)} have the same values in every tensor{why}")
     parts: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, first in groups.items():
@@ -187,7 +186,7 @@ def _copies(checkpoints: Mapping[int, Samples], copied: set[tuple[int, str]]) ->
                 parts[tuple(steps)].append(name)
     for steps, names in parts.items():
         copied |= {(step, name) for step in steps for name in names}
-        if steps[-1] > MAX_EARLY_STEP or not checkpoints[steps[0]].tensors[names[0]].is_half:
+        if steps[-1] > EARLY_STEPS or not checkpoints[steps[0]].tensors[names[0]].is_half:
             text = f"{_list_names(names)} {_verb(names, 'is', 'are')} the same at steps {listed_steps(steps)}"
             yield Fault("tensor", steps[0], f"{text}, while other tensors differ")
 

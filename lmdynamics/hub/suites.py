@@ -145,8 +145,7 @@ class SuiteRun(Run):
         `confirm` is called with the cost before the download; without it the download starts at once. A stopped
         download resumes, within a file too.
 
-        Raises UserError if it is not confirmed, a file is not available or does not match its listing, or the disk is
-        full.
+        Raises UserError if it is not confirmed, a file is missing or differs from its listing, or the disk is full.
         """
         missing = self.missing(steps)
         if missing and confirm is not None and not confirm(self.cost(steps)):

@@ -145,9 +145,8 @@ def _header(pin: Pin, file: RemoteFile, read: Reader) -> dict[str, _Entry]:
                 raise ValueError(f"{name} outside the file")
             entries[name] = entry
     except (ValueError, KeyError, TypeError, AttributeError) as broken:
-        raise UserError(
-            f"{pin.repository} step {pin.step:,}: {file.path} is not a safetensors file ({broken})"
-        ) from None
+        name = f"{pin.repository} step {pin.step:,}: {file.path}"
+        raise UserError(f"{name} is not a safetensors file ({broken})") from None
     return entries
 
 
@@ -189,9 +188,8 @@ def _read_tensor(entry: _Entry) -> Sample:
 def _sample(entry: _Entry, window: bytes, full_digest: bytes | None = None, finite: bool = True) -> Sample:
     values = _values(entry.kind, window)
     digest = hashlib.sha1(window, usedforsecurity=False).digest()
-    return Sample(
-        entry.shape, values, digest, full_digest, finite and bool(np.isfinite(values).all()), entry.width == 2
-    )
+    finite = finite and bool(np.isfinite(values).all())
+    return Sample(entry.shape, values, digest, full_digest, finite, entry.width == 2)
 
 
 def _values(kind: str, content: bytes) -> np.ndarray:

@@ -55,9 +55,8 @@ class Job:
 
     @property
     def threads(self) -> int:
-        """How many CPU threads it computes with: `OMP_NUM_THREADS`, or as many as a branch's parent, or one.
-
-        A small model trains as fast with one, and several times faster if other processes compute as well."""
+        """CPU threads: `OMP_NUM_THREADS`, or as many as a branch's parent, or one. A small model trains as fast with
+        one, and several times faster if other processes compute as well."""
         parent = self.origin[0].facts if self.origin else {}
         return int(os.environ.get("OMP_NUM_THREADS") or parent.get("threads") or 1)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from lmdynamics.errors import UserError
 from lmdynamics.paths import exists, runs_dir
 from lmdynamics.progress import say_once
-from lmdynamics.runs.revision_rules import choose_trajectory, describe_unused, folder_rule, group_by_trajectory
+from lmdynamics.runs.revision_rules import choose_trajectory, describe_unused, folder_rule, group_checkpoints
 
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one is enough
 FORMATS = (  # of a model's weights in one file, and in shards
@@ -73,7 +73,7 @@ def read_folder(folder: Path, part: str = "", revisions: str | None = None) -> F
     if not named:
         notes = [f"not used: {describe_unused({}, '', unread, rule)}"] * bool(unread)
         return Folder({}, tuple(notes))
-    trajectories, names = group_by_trajectory(named, str(parent))
+    trajectories, names = group_checkpoints(named, str(parent))
     used, steps, renumbered = choose_trajectory(trajectories, part, rule, str(folder))
     unused = describe_unused(names, next(iter(trajectories)) if len(trajectories) == 1 else used, unread, rule)
     notes = [f"renumbered: {renumbered}"] * bool(renumbered) + [f"not used: {unused}"] * bool(unused)

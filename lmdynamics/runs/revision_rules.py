@@ -78,8 +78,7 @@ class Rule:
         tokens = int(float(groups["tokens"]) * self.tokens_unit) if groups.get("tokens") else None
         if tokens is None and self.tokens_per_step is not None:
             tokens = step * self.tokens_per_step
-        part = "-".join(groups[name] for name in ("part", "phase", "after") if groups.get(name))
-        return Position(step, tokens, part)
+        return Position(step, tokens, "-".join(groups[n] for n in ("part", "phase", "after") if groups.get(n)))
 
     def expected_steps(self) -> list[int]:
         """The steps that the suite should have; empty if the rule does not list them."""
@@ -132,7 +131,7 @@ def folder_rule(revisions: str | None = None) -> Rule:
     return _rule("any", tomllib.loads(paths.shipped("suites.toml").read_text("utf-8"))["any"])
 
 
-def group_by_trajectory(
+def group_checkpoints(
     named: Iterable[tuple[Position, str, str, Item]], source: str
 ) -> tuple[dict[str, dict[int, Item]], dict[str, list[str]]]:
     """Checkpoints by trajectory and step, and their names by trajectory.

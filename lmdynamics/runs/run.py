@@ -108,8 +108,7 @@ def _shards(index: Path) -> list[Path]:
     names = sorted(set(files.read_json(index, "a checkpoint").get("weight_map", {}).values()))
     missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
     if missing or not names:
-        file = missing[0] if missing else "no files"
-        raise UserError(f"{index} names {file}, which is not in its folder; copy that folder again")
+        raise UserError(f"{index} names {(missing or ['no files'])[0]}, not in its folder; copy that folder again")
     return [index.parent / name for name in names]
 
 

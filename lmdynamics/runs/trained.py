@@ -201,14 +201,10 @@ def branched_recipe(
         raise run.no_recipe_error()
     checkpoint = run[step]
     if not checkpoint.has_optimizer_state:
-        usable = [s for s in run.steps if run[s].has_optimizer_state]
+        saved = [s for s in run.steps if run[s].has_optimizer_state]
         raise UserError(
             f"{run.name} has no optimizer state at step {step}, so it cannot be branched there; "
-            + (
-                f"the nearest steps with one are {nearest(usable, step)}"
-                if usable
-                else "train it with optimizer_state=all"
-            )
+            + (f"the nearest steps with it are {nearest(saved, step)}" if saved else "set optimizer_state=all")
         )
     return changed_recipe(run.recipe, step, overrides)
 

@@ -266,10 +266,10 @@ def test_refused_before_anything_is_written(parent, step, changes, message):
 def test_without_optimizer_state_the_nearest_steps_with_one_are_named(parent):
     run = parent()
     (run[8].folder / layout.TRAINING_STATE).unlink()
-    refuses("no optimizer state at step 8, .* nearest steps with one are 2, 4, 12", run.branch, 8)
+    refuses("no optimizer state at step 8, .* nearest steps with it are 2, 4, 12", run.branch, 8)
     for file in run.folder.rglob(layout.TRAINING_STATE):
         file.unlink()
-    refuses("no optimizer state at step 4, .* train it with optimizer_state=all", run.branch, 4)
+    refuses("no optimizer state at step 4, .* set optimizer_state=all", run.branch, 4)
 
 
 def test_a_run_that_was_not_opened_says_how_it_is_branched(parent):
