@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.batch.parameters import NOT_SETTINGS
+from lmdynamics.batch.parameters import DISPLAY_PARAMETERS
 from lmdynamics.devices import device_kind, device_name, devices_here
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, first_line, printable
@@ -53,7 +53,8 @@ def file_name(notebook: str, profile: str | None, device: str) -> str:
 
 def item_key(parameters: str) -> str:
     """An item's key: its parameters (a JSON text) as "name=value", sorted, without those in the file's name."""
-    settings = {k: v for k, v in json.loads(parameters).items() if k not in (*FILE_NAME_PARAMETERS, *NOT_SETTINGS)}
+    omitted = (*FILE_NAME_PARAMETERS, *DISPLAY_PARAMETERS)
+    settings = {name: value for name, value in json.loads(parameters).items() if name not in omitted}
     return ", ".join(
         f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
         for name, value in sorted(settings.items())

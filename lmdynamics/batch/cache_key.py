@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lmdynamics.batch.parameters import NOT_SETTINGS
+from lmdynamics.batch.parameters import DISPLAY_PARAMETERS
 from lmdynamics.paths import SUITE, exists, real_data_dirs, runs_dir, shipped
 
 SHIPPED = ("recipes", "sweeps", "published", "sources.toml", "suites.toml")
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers")
 
 def content_key(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """The key of an item, 16 hexadecimal digits. `parameters`: all parameters of the notebook."""
-    values = {name: value for name, value in parameters.items() if name not in NOT_SETTINGS}
+    values = {name: value for name, value in parameters.items() if name not in DISPLAY_PARAMETERS}
     contents = {name: read for name, value in sorted(values.items()) if (read := _content(value, notebook.parent))}
     parts = [_source(notebook), sorted(values.items()), contents, _corpora(), _package()]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:16]
@@ -90,8 +90,8 @@ def _package() -> list[str]:
 def _files(path: Path) -> list[tuple[str, Path]]:
     """Name and path of every file below a folder, or of a file itself; without bytecode and editors' backups."""
     paths = sorted(path.rglob("*")) if path.is_dir() else [path]
-    named = [(file.relative_to(path.parent).as_posix(), file) for file in paths if file.is_file()]
-    return [(name, file) for name, file in named if not re.search(r"(^|/)(\.|__pycache__/)|~$", name)]
+    entries = [(file.relative_to(path.parent).as_posix(), file) for file in paths if file.is_file()]
+    return [(name, file) for name, file in entries if not re.search(r"(^|/)(\.|__pycache__/)|~$", name)]
 
 
 def _digest(file: Path) -> str:

@@ -8,7 +8,7 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.batch.execute import OUTCOME
-from lmdynamics.batch.parameters import NOT_SETTINGS
+from lmdynamics.batch.parameters import DISPLAY_PARAMETERS
 from lmdynamics.errors import UserError, first_line
 from lmdynamics.records import FILE_NAME as RECORDS
 from lmdynamics.records import Record, read_records
@@ -88,7 +88,7 @@ def _item(path: Path) -> pl.DataFrame:
         "profile": None if parameters.get("profile") is None else str(parameters["profile"]),
         "device": device.partition(":")[0],  # "cuda:1" is of the kind "cuda"
         "parameters": json.dumps(
-            {name: value for name, value in parameters.items() if name not in NOT_SETTINGS},
+            {name: value for name, value in parameters.items() if name not in DISPLAY_PARAMETERS},
             sort_keys=True,
             ensure_ascii=False,
         ),

@@ -14,7 +14,7 @@ from typing import Any
 from lmdynamics.errors import UserError, did_you_mean, first_line, shortened
 
 PROFILES = ("smoke", "default", "full")
-NOT_SETTINGS = ("output_dir", "interactive")  # where and how the figures are shown, not what is measured
+DISPLAY_PARAMETERS = ("output_dir", "interactive")  # they do not change results
 KERNEL = "python3"
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -115,7 +115,7 @@ def _kernel(path: Path) -> tuple[str, str | None]:
 def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
     """`text` as a value of the parameter's type: its annotation's, or else its default's.
 
-    Raises UserError if the text is not such a value, or the value lies outside its range.
+    Raises UserError if the text is not such a value, or the value is outside its range.
     """
     expected, _ = _expected(parameter)
     if expected is str:

@@ -38,31 +38,31 @@ def write_index(out: Path, note: str = "", links: Sequence[tuple[str, str]] = ()
     return _render("index.html.jinja", out / "index.html", entries=entries, note=note, links=links, title=title)
 
 
-def _render(template: str, page: Path, **shown: Any) -> Path:
+def _render(template: str, page: Path, **variables: Any) -> Path:
     """Write a page from one of the templates in this module's folder."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters |= {"duration": _duration, "scalar": _scalar}
-    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(shown)
+    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(variables)
     files.write_text(page, body)
     return page
 
 
-def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> Path:
+def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None) -> Path:
     """Copy the newest of some batches (the last of `outs`) to a folder as a site, and return its index.
 
     For several batches a page shows the trend of each record. `baseline`: a folder of accepted results to compare with.
 
     Raises UserError if a batch has no results, or the folder holds files that are not a site.
     """
-    newest, to = outs[-1].expanduser().absolute(), to.expanduser().absolute()
+    newest, site = outs[-1].expanduser().absolute(), site.expanduser().absolute()
     frame = gather(newest)
-    if to == newest or to in newest.parents or newest in to.parents:
-        raise UserError(f"the site {to} and the batch {newest} must not contain each other; name another --to")
-    if to.exists() and any(to.iterdir()) and not (to / MARKER).exists():  # all of it is overwritten
-        raise UserError(f"{to} holds files that are not a site; name an empty folder with --to")
-    with files.saving(f"the site {to}"), files.atomic_folder(to) as folder:
+    if site == newest or site in newest.parents or newest in site.parents:
+        raise UserError(f"the site {site} and the batch {newest} must not contain each other; name another --to")
+    if site.exists() and any(site.iterdir()) and not (site / MARKER).exists():  # all of it is overwritten
+        raise UserError(f"{site} holds files that are not a site; name an empty folder with --to")
+    with files.saving(f"the site {site}"), files.atomic_folder(site) as folder:
         for item in sorted({*frame["item"]}):
             for file in (file for pattern in COPIED_FILES for file in (newest / item).glob(pattern)):
                 (folder / item).mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> 
             _write_trend(outs, folder / TREND_PAGE, baseline)
             links.append(("over past batches", TREND_PAGE))
         write_index(folder, note, links, f"Notebooks of {newest.name}")
-    return to / "index.html"
+    return site / "index.html"
 
 
 def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from lmdynamics.batch.execute import Outcome
-from lmdynamics.batch.parameters import NOT_SETTINGS
+from lmdynamics.batch.parameters import DISPLAY_PARAMETERS
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import shortened
 
@@ -22,8 +22,8 @@ def print_plan(jobs: Sequence[Job], todo: Sequence[Job]) -> None:
     waiting = {job.name for job in todo}
     table = RichTable("item", "parameters", "", box=None, pad_edge=False)
     for job in jobs:
-        shown = {name: value for name, value in job.parameters.items() if name not in NOT_SETTINGS}
-        settings = ", ".join(f"{name}={shortened(str(value))}" for name, value in shown.items())
+        parameters = {name: value for name, value in job.parameters.items() if name not in DISPLAY_PARAMETERS}
+        settings = ", ".join(f"{name}={shortened(str(value))}" for name, value in parameters.items())
         table.add_row(job.name, escape(settings), "to do" if job.name in waiting else "done already")
     if console.is_terminal or len(jobs) <= MAX_ROWS:
         console.print(table)

@@ -197,7 +197,7 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
         return int(bool(all_faults))
     console = Console(width=None if Console().is_terminal else 160)
     if all_faults:
-        table = Table("suite", "fault", "step", "what was found")
+        table = Table("suite", "fault", "step", "description")
         for row in _rows(all_faults):
             table.add_row(*(escape(printable(text)) for text in row))
         console.print(table)

@@ -285,5 +285,5 @@ def _list_names(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _verb(names: Sequence[str], one: str, many: str = "") -> str:
-    return (one if many else f"{one}s") if len(names) == 1 else many or one
+def _verb(names: Sequence[str], singular: str, plural: str = "") -> str:
+    return (singular if plural else f"{singular}s") if len(names) == 1 else plural or singular

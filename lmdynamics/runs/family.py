@@ -51,11 +51,11 @@ def family(runs: Iterable[Run]) -> list[tuple[int, Run]]:
 
 def history(run: Run) -> dict[int, Run]:
     """The checkpoints of a run and, before its branch step, those of its parent: by step, the run that has it."""
-    parent, before = run.parent, {}
+    parent, inherited = run.parent, {}
     if parent and (runs_dir() / parent["run"]).is_dir():
         earlier = history(Run(runs_dir() / parent["run"])).items()
-        before = {step: owner for step, owner in earlier if step < parent["step"]}
-    return before | dict.fromkeys(checkpoint_folders(run.folder), run)
+        inherited = {step: owner for step, owner in earlier if step < parent["step"]}
+    return inherited | dict.fromkeys(checkpoint_folders(run.folder), run)
 
 
 def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -> pl.DataFrame:

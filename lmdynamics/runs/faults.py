@@ -42,15 +42,15 @@ def save_audit(
 
     `opened`: steps whose weights were read; for the others, weight faults from an earlier audit stay valid.
     """
-    known, before = _read(name)
-    same = {step for step, signature in signatures.items() if before.get(step) == signature}
+    saved, old = _read(name)
+    same = {step for step, signature in signatures.items() if old.get(step) == signature}
     older = [
         fault
-        for fault in known
+        for fault in saved
         if fault.step not in (None, *signatures)
         or (fault.kind in WEIGHT_FAULTS and fault.step in same and fault.step not in opened)
     ]
-    known_signatures = {str(step): signature for step, signature in {**before, **signatures}.items()}
+    known_signatures = {str(step): signature for step, signature in {**old, **signatures}.items()}
     content = {"name": name, "faults": [asdict(fault) for fault in [*older, *faults]], "signatures": known_signatures}
     try:
         files.write_json(_audit_file(name), content)
@@ -60,9 +60,9 @@ def save_audit(
 
 def saved_faults(name: str, signatures: Mapping[int, tuple[str, ...]]) -> list[Fault]:
     """The saved faults of checkpoints that have not changed since their audit."""
-    known, before = _read(name)
-    same = {step for step, signature in signatures.items() if before.get(step) == signature}
-    return [fault for fault in known if fault.step in same or (fault.step is None and same)]
+    saved, old = _read(name)
+    same = {step for step, signature in signatures.items() if old.get(step) == signature}
+    return [fault for fault in saved if fault.step in same or (fault.step is None and same)]
 
 
 def _read(name: str) -> tuple[list[Fault], dict[int, tuple[str, ...]]]:

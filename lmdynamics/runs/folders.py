@@ -63,17 +63,17 @@ def read_folder(folder: Path, part: str = "", revisions: str | None = None) -> F
     if not parent.is_dir():
         return Folder({})
     rule = folder_rule(revisions)
-    named, unread = [], []
+    checkpoints, unread = [], []
     for path in sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")):
         position = rule.parse("", path.name)
         if position is not None and (not path.name[0].isdigit() or _is_checkpoint(path)):
-            named.append((position, path.name, path.name, path))
+            checkpoints.append((position, path.name, path.name, path))
         elif CHECKPOINT_NAME.search(path.name) or _is_checkpoint(path):
             unread.append(path.name)
-    if not named:
+    if not checkpoints:
         notes = [f"not used: {describe_unused({}, '', unread, rule)}"] * bool(unread)
         return Folder({}, tuple(notes))
-    trajectories, names = group_checkpoints(named, str(parent))
+    trajectories, names = group_checkpoints(checkpoints, str(parent))
     used, steps, renumbered = choose_trajectory(trajectories, part, rule, str(folder))
     unused = describe_unused(names, next(iter(trajectories)) if len(trajectories) == 1 else used, unread, rule)
     notes = [f"renumbered: {renumbered}"] * bool(renumbered) + [f"not used: {unused}"] * bool(unused)
