@@ -181,7 +181,7 @@ def _entry(record: Record) -> tuple[str, dict[str, Any]]:
 def _read(path: Path) -> Baseline:
     remedy = "restore it, or delete it and accept a batch again"
     if path.name.count(".") < 3:
-        raise UserError(f"{path} is not called NOTEBOOK.PROFILE.DEVICE.json, as a baseline is; move it away")
+        raise UserError(f"{path} is not named NOTEBOOK.PROFILE.DEVICE.json like a baseline; move it away")
     try:
         content = json.loads(path.read_text("utf-8"))
         if content["format"] != FORMAT:

@@ -343,12 +343,12 @@ def remove_oldest(suite: Path, keep: int) -> None:
 
 PAGE_HEADER = """# Published checkpoint suites
 
-What `hf://` addresses know by name; any other repository opens too, if its revisions look like steps or a regular
-expression says how (`lmdynamics.open_run(address, revisions=...)`). Sizes are rounded, of one checkpoint's weights. Run
-`lmdynamics audit ADDRESS` before trusting a trajectory: it compares hashes over all checkpoints and downloads none;
-with `--weights`, a few values of each too.
+Suites that `hf://` addresses know by name. Any other repository opens too, if its revisions look like steps or match a
+regular expression (`lmdynamics.open_run(address, revisions=...)`). Sizes are rounded, of one checkpoint's weights. Run
+`lmdynamics audit ADDRESS` before trusting a trajectory: it compares hashes over all checkpoints without a download;
+with `--weights` it also compares a few values of each.
 
-This page is `lmdynamics suites --markdown`, made of `data/suites.toml`.
+This page is the output of `lmdynamics suites --markdown`, from `data/suites.toml`.
 """
 
 

@@ -187,4 +187,4 @@ def test_folders_without_baselines(tmp_path):
     refuses("no folder of baselines .*nowhere", read_baselines, tmp_path / "nowhere")
     assert read_baselines(tmp_path) == {}
     (tmp_path / "notes.json").write_text("{}")
-    refuses("is not called NOTEBOOK.PROFILE.DEVICE.json", read_baselines, tmp_path)
+    refuses("is not named NOTEBOOK.PROFILE.DEVICE.json", read_baselines, tmp_path)

@@ -144,7 +144,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 def test_a_model_without_its_head_is_refused(tmp_path):
     checkpoint = saved(tmp_path / "run", "BertModel")
-    assert "names the architecture BertModel, which has no language-model head" in refusal(checkpoint)
+    assert "names the architecture BertModel, which has no known language-model head" in refusal(checkpoint)
     told = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(told | {"architectures": ["BertForMaskedLM"]}))
     assert "has no weights for cls.predictions.bias and 5 more of a BertForMaskedLM, which would be random" in refusal(
@@ -209,7 +209,7 @@ def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, capsys, kind, prefix):
     logits(checkpoint)
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "wrapped" in line] == [
-        f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's); read without it"
+        f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's), which is removed"
     ]
 
 
