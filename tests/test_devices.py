@@ -357,12 +357,12 @@ def test_a_fresh_home_keeps_what_no_version_has_made(home, tmp_path):
     (home / "suites" / "me--model" / "suite.json").write_text('{"pinned": 1}')
     (home / "fetched" / "ewt").mkdir(parents=True)
     (home / "runs" / "old").mkdir(parents=True)
-    fresh = Path(command._fresh(tmp_path / "out")["LMDYNAMICS_HOME"])
+    fresh = Path(command._fresh_home(tmp_path / "out")["LMDYNAMICS_HOME"])
     found = {str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file() or path.is_symlink()}
     assert found == {"my_suites.toml", "suites/me--model/suite.json", "fetched"}
     assert (fresh / "fetched" / "ewt").is_dir()
     (home / "my_suites.toml").write_text('[other]\nrepository = "you/.*"\n')
-    command._fresh(tmp_path / "out")  # a second batch in that folder has what there is now
+    command._fresh_home(tmp_path / "out")  # a second batch in that folder has what there is now
     assert "other" in (fresh / "my_suites.toml").read_text()
 
 

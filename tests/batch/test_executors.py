@@ -332,7 +332,7 @@ def test_a_job_that_slurm_drops_before_it_begins_is_no_reason_to_wait(notebook, 
         slurm("scancel", job)
         printed = running.communicate(timeout=120)[0]
     assert running.returncode == 1, printed
-    assert f"its worker was lost (RuntimeError: SLURM has no job {job} any more" in read_outcome(out / "one").error
+    assert f"its worker was lost (RuntimeError: SLURM no longer has job {job}, " in read_outcome(out / "one").error
 
 
 @pytest.mark.slow
@@ -446,7 +446,7 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
         ("local", 0, {}, "--workers is 0"),
         ("local", None, {"slurm_partition": "gpu"}, "--slurm is for --executor slurm"),
         ("dask://127.0.0.1:9", None, {}, "no dask scheduler answers at 127.0.0.1:9"),
-        ("slurm-local", None, {"no_such_thing": "1"}, "not to be had as asked"),
+        ("slurm-local", None, {"no_such_thing": "1"}, "cannot be used with these settings"),
     ],
 )
 def test_what_cannot_execute_is_said_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
