@@ -157,7 +157,7 @@ def list_runs() -> None:
         published = Table("address", "checkpoints", "last step", "on this machine", title="Published suites")
         published.columns[0].no_wrap = True
         for address, pins in known.items():
-            here = sum(pin.is_here for pin in pins.values())
+            here = sum(pin.is_local for pin in pins.values())
             published.add_row(address, str(len(pins)), f"{max(pins):,}", str(here))
         console.print(published)
 
@@ -183,7 +183,7 @@ def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, o
         for checkpoint in opened:
             try:
                 files += checkpoint.verify()
-                here += checkpoint.is_here
+                here += checkpoint.is_local
             except UserError as fault:
                 faults.append(str(fault))
             shown.update()
@@ -245,7 +245,7 @@ def compare(
     """What a batch's records have come to, beside accepted ones: one line, then what differs."""
     from lmdynamics.batch.regression import compare_command
 
-    asked = {"accepting": accept, "who": who, "yes": yes, "strict": strict}
+    asked = {"accepting": accept, "signer": who, "yes": yes, "strict": strict}
     raise typer.Exit(compare_command(out, baseline, **asked, junit_file=junit, markdown_file=markdown))
 
 

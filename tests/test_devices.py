@@ -210,7 +210,7 @@ def test_a_run_is_not_another_devices(trained_at_once, gpu):
 def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, asked):
     there = {"cpu": "cuda", "cuda": "cpu"}[asked]
     train("grammar-mlm", overrides=TINY, name="mine", device=there, progress=False)
-    message = f"mine was trained on {there}, now {asked} is asked for; give this run another --name"
+    message = f"mine was trained on {there}, now {asked} is requested; give this run another --name"
     with pytest.raises(UserError, match=message):
         train("grammar-mlm", overrides=TINY, name="mine", device=asked, progress=False)
     with pytest.raises(UserError, match=message):
@@ -261,7 +261,7 @@ def test_runs_of_earlier_versions_are_the_cpus_where_they_were(tiny_run, gpu):
     assert Run(tiny_run.folder).trained_on == "cpu"
     path.write_text(json.dumps({**facts, "device": "NVIDIA H100"}))  # what a CPU's run said where there was a GPU
     assert Run(tiny_run.folder).trained_on is None
-    with pytest.raises(UserError, match="tiny was trained on a device of unknown kind, now cuda is asked for"):
+    with pytest.raises(UserError, match="tiny was trained on a device of unknown kind, now cuda is requested"):
         train("grammar-mlm", overrides=TINY, name="tiny", device="cuda", progress=False)
     assert train("grammar-mlm", overrides=TINY, name="tiny", progress=False).folder == tiny_run.folder
 
@@ -342,7 +342,7 @@ def test_a_batch_is_not_begun_for_a_device_that_is_missing(notebook, tmp_path, c
 def test_a_gpu_by_number_is_seen_by_its_item(monkeypatch, notebook, tmp_path):
     monkeypatch.setenv(GPUS, "0,1")
     seen = []
-    monkeypatch.setattr("lmdynamics.batch.executors.run_there", lambda job, options, slot: seen.append(slot))
+    monkeypatch.setattr("lmdynamics.batch.executors.run_on_worker", lambda job, options, slot: seen.append(slot))
     with Local(1, gpu=True) as local:
         for device in ("cuda", "cuda:1"):
             (job,) = plan([notebook], [f"device={device}"], out=tmp_path / "out")
@@ -357,12 +357,12 @@ def test_a_fresh_home_keeps_what_no_version_has_made(home, tmp_path):
     (home / "suites" / "me--model" / "suite.json").write_text('{"pinned": 1}')
     (home / "fetched" / "ewt").mkdir(parents=True)
     (home / "runs" / "old").mkdir(parents=True)
-    fresh = Path(command._fresh(tmp_path / "out")["LMDYNAMICS_HOME"])
+    fresh = Path(command._fresh_home(tmp_path / "out")["LMDYNAMICS_HOME"])
     found = {str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file() or path.is_symlink()}
     assert found == {"my_suites.toml", "suites/me--model/suite.json", "fetched"}
     assert (fresh / "fetched" / "ewt").is_dir()
     (home / "my_suites.toml").write_text('[other]\nrepository = "you/.*"\n')
-    command._fresh(tmp_path / "out")  # a second batch in that folder has what there is now
+    command._fresh_home(tmp_path / "out")  # a second batch in that folder has what there is now
     assert "other" in (fresh / "my_suites.toml").read_text()
 
 

@@ -1,1 +1,1 @@
-"""Notebooks without a reader: parameters checked, one process per notebook, figures and recorded scalars kept."""
+"""Notebooks run headless: parameters are checked, each runs in a process of its own, figures and records are saved."""

@@ -1,8 +1,7 @@
-"""Execute one notebook in a process of its own, and say what came of it.
+"""Execute one notebook in a process of its own, and return its outcome.
 
-A notebook that exhausts memory, hangs or is killed takes only its own process (`batch.child`) with it. Whoever asks
-waits here, in a thread, in a worker of dask or in a job of SLURM: all share the batch's folder, and tell each other
-through files in it.
+A notebook that exhausts memory, hangs or is killed ends only its own process (`batch.kernel_process`). The caller waits
+in a thread, a worker of dask or a job of SLURM: all share the batch's folder and communicate through files in it.
 """
 
 import json
@@ -23,15 +22,15 @@ from lmdynamics.errors import UserError
 OUTCOME = "outcome.json"
 PROGRESS = "progress.json"
 LOG = "log.txt"
-HISTORY = "history.jsonl"  # in the batch's folder: one line for each item that has come to an end, never rewritten
-STOP = ".stop"  # in the batch's folder: all that execute an item of it should stop
-LOCK = ".lock"  # in an item's folder: somebody executes it
-_LOOK = 0.25  # seconds between two looks at whether to stop
+HISTORY = "history.jsonl"  # in the batch's folder: one line for each item that has ended, never rewritten
+STOP = ".stop"  # in the batch's folder: every process that executes an item should stop
+LOCK = ".lock"  # in an item's folder: a process executes it
+_POLL = 0.25  # seconds between two checks whether to stop
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job. `cell` is the failing cell's place in the notebook, counted from 1."""
+    """The result of a job. `cell` is the number of the failing cell, counted from 1."""
 
     name: str
     status: str  # "finished" | "failed" | "interrupted"
@@ -42,29 +41,29 @@ class Outcome:
     error: str = ""  # last line of its traceback
     ended: str = ""  # local time, ISO 8601
     notebook: str = ""
-    key: str = ""  # of what it was made from, see `batch.cache_key`
+    key: str = ""  # the job's, see `batch.cache_key`
     peak_mb: float | None = None  # memory of its largest process
     attempts: int = 1
 
     def __str__(self) -> str:
         if self.status != "failed":
             return f"{self.name}: {self.status} after {self.seconds:.0f} s"
-        where = f"cell {self.cell} (`{self.source}`) failed" if self.cell else "failed"
-        return f"{self.name}: {where}: {self.error}"
+        failure = f"cell {self.cell} (`{self.source}`) failed" if self.cell else "failed"
+        return f"{self.name}: {failure}: {self.error}"
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """What came of an item; None if it has none yet, or a broken one."""
+    """The outcome of an item; None if it has none yet, or its file is broken."""
     try:
-        found = json.loads((folder / OUTCOME).read_text("utf-8"))
+        content = json.loads((folder / OUTCOME).read_text("utf-8"))
         known = {field.name for field in fields(Outcome)}
-        return Outcome(**{name: value for name, value in found.items() if name in known})
+        return Outcome(**{name: value for name, value in content.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
 def is_done(job: Job) -> bool:
-    """Whether the item has finished, made from just what it would be made from now."""
+    """Whether the item has finished with the same key as now."""
     outcome = read_outcome(job.folder)
     return bool(outcome and outcome.status == "finished" and outcome.key == job.key) and job.executed.exists()
 
@@ -80,7 +79,7 @@ def run_notebook(
     itself writes there (records, figures).
 
     `timeout`: seconds after which it is stopped, and has failed. `environment`: variables for its process. `attempts`:
-    how many times it has been tried, this time included. What an earlier run left in the folder goes first. Where
+    how many times it has been tried, this time included. Results of an earlier run in the folder are removed first. If
     another process executes the same item, this waits for it; an item that is done (`is_done`) is not executed again,
     unless with `force`. A file `.stop` in the batch's folder stops it.
 
@@ -92,22 +91,22 @@ def run_notebook(
     common["attempts"] = attempts
     job.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(job.folder / LOCK)
-    if not _held(lock, job):
+    if not _acquire(lock, job):
         return Outcome(status="interrupted", seconds=0.0, **common)
     try:
         if is_done(job) and not force:
             return read_outcome(job.folder)
         _clear(job)
-        ended = _watched(job, started, timeout, environment or {})
-        interrupted = ended.pop("interrupted", False)
+        result = _run_process(job, started, timeout, environment or {})
+        interrupted = result.pop("interrupted", False)
         seconds = round(time.monotonic() - started, 2)
-        outcome = Outcome(seconds=seconds, ended=time.strftime("%Y-%m-%dT%H:%M:%S"), **common, **ended)
+        outcome = Outcome(seconds=seconds, ended=time.strftime("%Y-%m-%dT%H:%M:%S"), **common, **result)
         files.write_json(job.folder / OUTCOME, asdict(outcome))
-        _remember(job.folder.parent / HISTORY, outcome)
+        _append(job.folder.parent / HISTORY, outcome)
         (job.folder / PROGRESS).unlink(missing_ok=True)
-    except (OSError, UserError) as error:  # a full disk, or one that is gone
-        said = str(error) if isinstance(error, UserError) else f"{error.strerror}: {error.filename or job.folder}"
-        return Outcome(status="failed", seconds=round(time.monotonic() - started, 2), error=said, **common)
+    except (OSError, UserError) as error:  # a full disk, or one that was removed
+        message = str(error) if isinstance(error, UserError) else f"{error.strerror}: {error.filename or job.folder}"
+        return Outcome(status="failed", seconds=round(time.monotonic() - started, 2), error=message, **common)
     finally:
         lock.release()
     if interrupted:
@@ -115,26 +114,26 @@ def run_notebook(
     return outcome
 
 
-def _held(lock: FileLock, job: Job) -> bool:
+def _acquire(lock: FileLock, job: Job) -> bool:
     """Wait for an item's lock; False if the batch is stopped meanwhile."""
     while not _stopped(job):
         try:
-            lock.acquire(timeout=_LOOK)
+            lock.acquire(timeout=_POLL)
             return True
         except Timeout:
             continue
     return False
 
 
-def _watched(job: Job, started: float, timeout: float | None, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Start the child, follow it to its end or stop it; what an `Outcome` tells of that."""
+def _run_process(job: Job, started: float, timeout: float | None, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Start the kernel's process, follow it to its end or stop it; return the fields of its `Outcome`."""
     last: dict[str, Any] = {}
-    stopped = late = by_hand = False
+    stopped = late = interrupted = False
     with (job.folder / LOG).open("w", encoding="utf-8") as log:
         process = jobs.Process(kernel_process.execute, job, environment=environment, output=log)
         try:
             while not (late or stopped):
-                if process.poll(_LOOK):
+                if process.poll(_POLL):
                     event = process.receive()
                     if event is None:
                         break
@@ -144,25 +143,25 @@ def _watched(job: Job, started: float, timeout: float | None, environment: Mappi
                 late = timeout is not None and time.monotonic() - started > timeout
                 stopped = _stopped(job)
         except KeyboardInterrupt:
-            stopped = by_hand = True
+            stopped = interrupted = True
         finally:
             process.stop()
     if stopped:
-        return {"status": "interrupted", "interrupted": by_hand}
-    told = {"peak_mb": last.get("peak_mb")}
+        return {"status": "interrupted", "interrupted": interrupted}
+    memory = {"peak_mb": last.get("peak_mb")}
     if late:
-        where = {"cell": last.get("cell"), "source": last.get("source", "")}
-        return {"status": "failed", "error": f"stopped: it took longer than {timeout:g} s", **where, **told}
+        cell = {"cell": last.get("cell"), "source": last.get("source", "")}
+        return {"status": "failed", "error": f"stopped: it took longer than {timeout:g} s", **cell, **memory}
     if process.status == 0 and last.get("status") == "finished":
-        return {"status": "finished", **told}
+        return {"status": "finished", **memory}
     # a last event without an error: the process or its kernel died while that cell ran
-    death = f"{_death(process.status)}; see {job.folder / LOG}"
-    failed = {"cell": last.get("cell"), "source": last.get("source", ""), "error": last.get("error", death)}
-    return {"status": "failed", **failed, **told}
+    cause = f"{_exit_cause(process.status)}; see {job.folder / LOG}"
+    failed = {"cell": last.get("cell"), "source": last.get("source", ""), "error": last.get("error", cause)}
+    return {"status": "failed", **failed, **memory}
 
 
-def _remember(history: Path, outcome: Outcome) -> None:
-    """One line more, in one write, so that items that end at the same time do not mix."""
+def _append(history: Path, outcome: Outcome) -> None:
+    """Add a line in one write, so that items that end at the same time do not mix."""
     line = json.dumps({name: value for name, value in asdict(outcome).items() if name not in ("source", "cell")})
     with open(history, "ab", buffering=0) as file:
         file.write(line.encode() + b"\n")
@@ -173,15 +172,15 @@ def _stopped(job: Job) -> bool:
 
 
 def _clear(job: Job) -> None:
-    """Take away what an earlier batch left in the folder: an old result must not pass for a new one."""
-    if not (job.folder / LOG).exists():  # not a folder of ours: nothing in it is ours to remove
+    """Remove results of an earlier batch from the folder: an old result must not pass for a new one."""
+    if not (job.folder / LOG).exists():  # not an item's folder: its files belong to somebody else
         return
     for pattern in (OUTCOME, PROGRESS, LOG, "records.json", "*.ipynb", "*.html", "*.svg", "*.png"):
         for stale in job.folder.glob(pattern):
             stale.unlink()
 
 
-def _death(status: int) -> str:
+def _exit_cause(status: int) -> str:
     if status < 0:
         return f"its process was ended by {signal.Signals(-status).name}"
     return "its kernel died (out of memory?) or could not start"

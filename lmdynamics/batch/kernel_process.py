@@ -1,6 +1,6 @@
 """The process that executes one notebook with papermill, and ends when its parent ends.
 
-`batch.execute` starts it and hears what it is at. When nobody waits any more, killed perhaps, kernel and process go.
+`batch.execute` starts it and receives its progress. If the parent ends or is killed, the process and its kernel end.
 """
 
 import logging
@@ -20,14 +20,14 @@ from lmdynamics.batch.plan import Job
 from lmdynamics.environment import peak_mb
 from lmdynamics.errors import shortened
 
-LONGEST_SOCKET = 95  # characters of a path; a socket's may have some hundred
-MOST_SAID = 2_000  # characters of an error's message
-MOST = 2_000_000  # characters that one cell may print into its notebook and its log
+MAX_SOCKET_PATH = 95  # characters; systems allow about a hundred
+MAX_MESSAGE = 2_000  # characters of an error's message
+MAX_OUTPUT = 2_000_000  # characters that one cell may print into its notebook and its log
 
 
 def execute(parent: jobs.Parent, job: Job) -> int:
     """Execute the notebook: one event for each cell that it starts, and a last one with the result."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what ended it is part of the outcome
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the signal is reported in the outcome
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel named python3 is this interpreter's, not the user's
     os.environ["LMDYNAMICS_BATCH"] = "1"
@@ -42,24 +42,24 @@ def execute(parent: jobs.Parent, job: Job) -> int:
     notebook = load_notebook_node(str(job.notebook))
     parameters_cell = max(find_first_tagged_cell_index(notebook, "parameters"), 0)
 
-    def own(index: int) -> int:
-        """The index of an executed cell in the reader's notebook, which lacks the cell that papermill injects."""
+    def original(index: int) -> int:
+        """The index of an executed cell in the original notebook, which lacks the cell that papermill injects."""
         return index - bool(job.parameters and index > parameters_cell)
 
-    def tell(**event: Any) -> None:
-        # the largest process that has ended is most often the kernel
+    def send(**event: Any) -> None:
+        # of the largest process that has ended, mostly the kernel
         parent.send({**event, **({"peak_mb": peak_mb(resource.RUSAGE_CHILDREN)} if "status" in event else {})})
 
     def cell_starts(cell: Any, cell_index: int) -> None:
-        index = own(cell_index)
-        tell(cell=index + 1, cells=len(notebook.cells), source=first_line(cell.source))
+        index = original(cell_index)
+        send(cell=index + 1, cells=len(notebook.cells), source=first_line(cell.source))
 
     sockets = tempfile.TemporaryDirectory(prefix="lmd-")
     papermill_engines.register("lmdynamics", _engine(Path(sockets.name)))
     try:
         done = execute_notebook(
-            _literally(job.notebook),
-            _literally(job.executed),
+            _escaped(job.notebook),
+            _escaped(job.executed),
             parameters=job.parameters,
             engine_name="lmdynamics",
             kernel_name=KERNEL,
@@ -70,70 +70,71 @@ def execute(parent: jobs.Parent, job: Job) -> int:
         )
     except PapermillExecutionError as error:
         _write_page(job)
-        tell(status="failed", cell=own(error.cell_index) + 1, source=first_line(error.source), error=_error_line(error))
+        index, source = original(error.cell_index), first_line(error.source)
+        send(status="failed", cell=index + 1, source=source, error=_error_line(error))
         return 1
-    except OSError as error:  # a full disk, say: nothing more could be written down
-        tell(status="failed", error=f"{error.strerror or error}: {error.filename or job.folder}")
+    except OSError as error:  # for example a full disk
+        send(status="failed", error=f"{error.strerror or error}: {error.filename or job.folder}")
         return 1
     finally:
         sockets.cleanup()
     _write_page(job)
-    # papermill takes sys.exit(0) for success; here it is a notebook that did not come to its end
+    # for papermill sys.exit(0) is a success; here it is a failure, because the notebook did not run to its end
     cells = [(i, cell) for i, cell in enumerate(done.cells) if cell.cell_type == "code" and cell.source.strip()]
-    ended = [(i, cell) for i, cell in cells if any(o.get("ename") == "SystemExit" for o in cell.outputs)]
-    left = [(i, cell) for i, cell in cells if cell.execution_count is None]
-    if ended or left:
-        index, cell = (ended or left)[0]
-        what = "SystemExit: the notebook ended itself" if ended else "it never ran"
-        said = f"{what}, {len(left)} cells before its end" if ended else what
-        tell(status="failed", cell=own(index) + 1, source=first_line(cell.source), error=said)
+    exits = [(i, cell) for i, cell in cells if any(o.get("ename") == "SystemExit" for o in cell.outputs)]
+    skipped = [(i, cell) for i, cell in cells if cell.execution_count is None]
+    if exits or skipped:
+        index, cell = (exits or skipped)[0]
+        message = f"SystemExit: the notebook ended itself, {len(skipped)} cells before its end"
+        message = message if exits else "it never ran"
+        send(status="failed", cell=original(index) + 1, source=first_line(cell.source), error=message)
         return 1
-    tell(status="finished")
+    send(status="finished")
     return 0
 
 
 def _engine(sockets: Path) -> type:
-    """papermill's own engine, with a bound on what one cell may print, and a kernel that is spoken to through files.
+    """papermill's own engine, with a limit on the output of one cell, and a kernel that listens on Unix sockets.
 
-    Of several kernels that start at once two may choose the same free TCP port, and one of them dies.
+    Over TCP, two kernels that start at the same time may choose the same port, and one of them dies.
     """
     from nbformat.v4 import new_output
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine
     from traitlets.config import Config
 
-    place = str(sockets / "kernel")
-    alone = {"transport": "ipc", "ip": place} if len(place) < LONGEST_SOCKET else {}
+    path = str(sockets / "kernel")
+    connection = {"transport": "ipc", "ip": path} if len(path) < MAX_SOCKET_PATH else {}
 
     class Client(PapermillNotebookClient):
         printed = 0
-        of_cell = -1
+        last_cell = -1
 
         def process_message(self, msg: dict, cell: Any, cell_index: int) -> Any:
             if msg["msg_type"] == "stream":
-                self.printed, self.of_cell = (self.printed if cell_index == self.of_cell else 0), cell_index
-                room, self.printed = MOST - self.printed, self.printed + len(msg["content"]["text"])
+                self.printed, self.last_cell = (self.printed if cell_index == self.last_cell else 0), cell_index
+                room, self.printed = MAX_OUTPUT - self.printed, self.printed + len(msg["content"]["text"])
                 if room <= 0:
                     return None
                 msg["content"]["text"] = msg["content"]["text"][:room]
             output = super().process_message(msg, cell, cell_index)
-            if msg["msg_type"] == "stream" and self.printed > MOST:
-                said = f"\n[cut: this cell printed more than {MOST:,} characters]\n"
-                cell.outputs.append(new_output("stream", name="stderr", text=said))
+            if msg["msg_type"] == "stream" and self.printed > MAX_OUTPUT:
+                notice = f"\n[cut: this cell printed more than {MAX_OUTPUT:,} characters]\n"
+                cell.outputs.append(new_output("stream", name="stderr", text=notice))
             return output
 
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, log_output, start_timeout, on_cell_start, **_) -> Any:
             options = {"startup_timeout": start_timeout, "timeout": None, "on_cell_start": on_cell_start}
-            options |= {"log": logging.getLogger("papermill"), "config": Config(ConnectionFileMixin=alone)}
+            options |= {"log": logging.getLogger("papermill"), "config": Config(ConnectionFileMixin=connection)}
             return Client(nb_man, kernel_name=kernel_name, log_output=log_output, **options).execute()
 
     return Engine
 
 
 def _write_page(job: Job) -> None:
-    """The executed notebook as a page beside it, while its time still counts as the item's."""
+    """Write the executed notebook as an HTML page in the same folder."""
     from lmdynamics.batch.page import static_page
 
     with suppress(OSError, ValueError, AttributeError, KeyError):
@@ -144,7 +145,7 @@ def _write_page(job: Job) -> None:
 
 
 def _end_with(parent: jobs.Parent) -> None:
-    """Wait for the parent's end, then take the kernel along: it looks for its parent only now and then."""
+    """Wait for the parent's end, then kill the kernel, which by itself would notice it only later."""
     import psutil
 
     parent.receive()
@@ -154,17 +155,17 @@ def _end_with(parent: jobs.Parent) -> None:
     os._exit(1)
 
 
-def _literally(path: Path) -> str:
-    """A path that papermill takes as it stands: braces in it are format fields otherwise."""
+def _escaped(path: Path) -> str:
+    """A path with braces doubled, because papermill reads braces as format fields."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def first_line(source: str) -> str:
-    """The first line that is code, or else the first line."""
+    """The first line of code, or else the first line."""
     lines = [line.strip() for line in source.splitlines() if line.strip()]
     return next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")
 
 
 def _error_line(error: Any) -> str:
-    message = shortened(" ".join(error.evalue.split()), MOST_SAID)
+    message = shortened(" ".join(error.evalue.split()), MAX_MESSAGE)
     return f"{error.ename}: {message}" if message else error.ename

@@ -1,7 +1,7 @@
-"""A notebook's parameters, as papermill will see them, and texts turned into their values.
+"""A notebook's parameters as papermill reads them, and texts parsed into their values.
 
-papermill itself only warns about a parameter that a notebook does not have, and then runs with the defaults; here that
-is an error, and so is a value of the wrong type or outside its range.
+papermill only warns about a parameter that the notebook does not have, and runs with the defaults. Here that is an
+error; so is a value of the wrong type or outside its range.
 """
 
 import ast
@@ -14,10 +14,10 @@ from typing import Any
 from lmdynamics.errors import UserError, did_you_mean, first_line, shortened
 
 PROFILES = ("smoke", "default", "full")
-NOT_SETTINGS = ("output_dir", "interactive")  # where and how the figures are shown, not what is measured
+DISPLAY_PARAMETERS = ("output_dir", "interactive")  # they do not change results
 KERNEL = "python3"
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple, "dict": dict}
-_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _RANGE = re.compile(rf"\bat least {_NUMBER}|\bbetween {_NUMBER} and {_NUMBER}")
 
@@ -26,7 +26,7 @@ _RANGE = re.compile(rf"\bat least {_NUMBER}|\bbetween {_NUMBER} and {_NUMBER}")
 class Parameter:
     """One line of a parameters cell: `name: type = default  # help`.
 
-    A help text that says "at least 1" or "between 0 and 1" bounds the value.
+    "at least 1" or "between 0 and 1" in the help text bounds the value.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Parameter:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        found = _RANGE.search(self.help)
-        if found is None:
+        match = _RANGE.search(self.help)
+        if match is None:
             return float("-inf"), float("inf")
-        least, low, high = found.groups()
-        return float(least or low), float(high or "inf")
+        minimum, low, high = match.groups()
+        return float(minimum or low), float(high or "inf")
 
 
 def notebook_parameters(path: Path) -> list[Parameter]:
-    """The parameters of a notebook, as papermill will see them.
+    """The parameters of a notebook, as papermill reads them.
 
     Raises UserError if there is no such file, it is not a notebook, or its parameters cell has a line that papermill
     would miss.
@@ -69,20 +69,20 @@ def notebook_parameters(path: Path) -> list[Parameter]:
         return []
     # papermill looks for parameters by the kernel's language, and finds none where there is no kernel
     notebook.metadata["kernelspec"] = {"name": KERNEL, "display_name": "Python 3", "language": "python"}
-    seen = inspect_notebook(notebook)
-    _refuse_lost(path, notebook.cells[cell].source, set(seen))
+    inspected = inspect_notebook(notebook)
+    _refuse_missed(path, notebook.cells[cell].source, set(inspected))
     return [
-        Parameter(name, found["inferred_type_name"], _literal(found["default"]), found["help"])
-        for name, found in seen.items()
+        Parameter(name, fields["inferred_type_name"], _literal(fields["default"]), fields["help"])
+        for name, fields in inspected.items()
     ]
 
 
 def refuse_language(path: Path) -> None:
-    """Raises UserError for a notebook that is not in Python, or does not say what it is in."""
+    """Raises UserError for a notebook that is not in Python, or does not name its language."""
     kernel, language = _kernel(path)
     if language is None:
         raise UserError(
-            f"{path.name} asks for the kernel {shortened(kernel)!r} and does not say its language; a batch runs "
+            f"{path.name} asks for the kernel {shortened(kernel)!r} and does not name its language; a batch runs "
             "Python: open the notebook, choose a Python kernel and save it"
         )
     if language != "python":
@@ -90,21 +90,21 @@ def refuse_language(path: Path) -> None:
 
 
 def remarks(path: Path) -> list[str]:
-    """What a person should know of a notebook before it runs: how it differs from those of the series."""
+    """How a notebook differs from those of the series, for a person to read before it runs."""
     kernel, _ = _kernel(path)
     tags = [cell.get("metadata", {}).get("tags", ()) for cell in json.loads(path.read_text("utf-8"))["cells"]]
-    found = []
+    texts = []
     if not any("parameters" in each for each in tags):
-        found.append("no cell is tagged `parameters`, so that it runs as it stands and its figures stay in it")
+        texts.append("no cell is tagged `parameters`, so it runs unchanged and saves no figures as files")
     if kernel and kernel != KERNEL:
-        found.append(f"it asks for the kernel {shortened(kernel)!r}, and runs with the Python of lmdynamics instead")
+        texts.append(f"it asks for the kernel {shortened(kernel)!r}, but runs with the Python of lmdynamics")
     elif not kernel:
-        found.append("it names no kernel, and runs with the Python of lmdynamics")
-    return [f"{path.name}: {remark}" for remark in found]
+        texts.append("it names no kernel, so it runs with the Python of lmdynamics")
+    return [f"{path.name}: {text}" for text in texts]
 
 
 def _kernel(path: Path) -> tuple[str, str | None]:
-    """Name of the kernel that a notebook asks for, and its language; "" and None where it does not say."""
+    """Name of the kernel that a notebook asks for, and its language; "" and None if it does not name them."""
     metadata = json.loads(path.read_text("utf-8")).get("metadata", {})
     spec, info = metadata.get("kernelspec") or {}, metadata.get("language_info") or {}
     name, language = str(spec.get("name") or ""), spec.get("language") or info.get("name")
@@ -115,33 +115,33 @@ def _kernel(path: Path) -> tuple[str, str | None]:
 def parse_value(path: Path, parameter: Parameter, text: str) -> Any:
     """`text` as a value of the parameter's type: its annotation's, or else its default's.
 
-    Raises UserError if the text is not such a value, or the value lies outside its range.
+    Raises UserError if the text is not such a value, or the value is outside its range.
     """
     expected, _ = _expected(parameter)
     if expected is str:
         return checked_value(path, parameter, text)
-    value = _WORDS.get(text.lower(), text) if expected is bool else _literal(text)
+    value = _BOOLEANS.get(text.lower(), text) if expected is bool else _literal(text)
     return checked_value(path, parameter, value, text)
 
 
 def checked_value(path: Path, parameter: Parameter, value: Any, text: str | None = None) -> Any:
-    """A value of the parameter's type and within its range; a whole number will do for a float.
+    """A value of the parameter's type and within its range; an integer is accepted for a float.
 
     Raises UserError if it is not.
     """
     expected, inner = _expected(parameter)
-    told = f"{path.name}: {parameter.name}={shortened(str(value if text is None else text))}"
+    assignment = f"{path.name}: {parameter.name}={shortened(str(value if text is None else text))}"
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected or not _elements_fit(value, inner):
-        wanted = parameter.type_name if parameter.type_name.partition("[")[0] in _TYPES else expected.__name__
-        raise UserError(f"{told} is not {_article(wanted)} (its default is {parameter.default!r})")
+        kind = parameter.type_name if parameter.type_name.partition("[")[0] in _TYPES else expected.__name__
+        raise UserError(f"{assignment} is not {_article(kind)} (its default is {parameter.default!r})")
     if parameter.name == "profile" and value not in PROFILES:
-        raise UserError(f"{told}: there is no such profile{did_you_mean(value, PROFILES)}")
+        raise UserError(f"{assignment}: there is no such profile{did_you_mean(value, PROFILES)}")
     low, high = parameter.bounds
     if expected in (int, float) and not low <= value <= high:
-        wanted = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise UserError(f"{told} is out of range; it should be {wanted}")
+        expected_range = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise UserError(f"{assignment} is out of range; it should be {expected_range}")
     return value
 
 
@@ -152,8 +152,8 @@ def _expected(parameter: Parameter) -> tuple[type, str]:
     return _TYPES.get(kind, default), inner.rstrip("]")
 
 
-def _refuse_lost(path: Path, source: str, seen: set[str]) -> None:
-    """Refuse a parameters cell that assigns names which papermill's inspector does not find (it reads line by line)."""
+def _refuse_missed(path: Path, source: str, names: set[str]) -> None:
+    """Refuse a parameters cell that assigns other names than papermill, which reads line by line, has found in it."""
     try:
         statements = ast.parse(source).body
     except SyntaxError as error:
@@ -164,9 +164,9 @@ def _refuse_lost(path: Path, source: str, seen: set[str]) -> None:
         for target in (statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)])
         if isinstance(target, ast.Name)
     ]
-    if lost := [name for name in targets if name not in seen]:
+    if missed := [name for name in targets if name not in names]:
         raise UserError(
-            f"{path.name}: papermill cannot see the parameter {lost[0]!r}; write it as `name: type = literal  # help` "
+            f"{path.name}: papermill cannot read parameter {missed[0]!r}; write it as `name: type = literal  # help` "
             "on one line, with a plain type and a single `=`"
         )
 

@@ -1,4 +1,4 @@
-"""What a batch will run, settled and checked before anything runs: notebooks × parameters."""
+"""The plan of a batch: notebooks × parameters, all checked before anything runs."""
 
 import glob
 import hashlib
@@ -16,16 +16,16 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import read_toml
 from lmdynamics.paths import SUITE
 
-LONGEST = 100  # characters of an item's name, which is a folder's
-BUILT_IN = "grammar"  # the language of the shipped recipes, as a value of
-LANGUAGES = ("treebank", "pairs")  # these parameters
+MAX_NAME_LENGTH = 100  # characters of an item's name, which is its folder's
+LANGUAGE_PARAMETERS = ("treebank", "pairs")
+BUILT_IN_LANGUAGE = "grammar"  # their value for the language of the built-in recipes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook to execute: everything it makes goes into `folder`, and nothing else is touched.
+    """One notebook to execute: all its results are written to `folder`.
 
-    `key` is a hash of all that determines its results (`batch.cache_key`).
+    `key` is a hash of everything that determines its results (`batch.cache_key`).
     """
 
     notebook: Path
@@ -39,13 +39,13 @@ class Job:
 
     @property
     def executed(self) -> Path:
-        """Where the executed notebook lies when it is done."""
+        """The path of the executed notebook."""
         return self.folder / self.notebook.name
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Some notebooks, what all of them are given, and what each of them is given in turn."""
+    """Some notebooks, the parameters of all of them, and the grid of values that each runs with."""
 
     notebooks: tuple[Path, ...]
     parameters: Mapping[str, Any]
@@ -64,11 +64,10 @@ def plan(
 
     Each notebook gets the named `parameters` ("name=value"), one value of each of `grid` ("name=value,value"), and,
     where its parameters cell has them, `interactive=False`, `output_dir` (its own folder under `out`) and `profile`.
-    `plan_file` is TOML: tables `[[entry]]` with `notebooks` (paths beside the file, `*` allowed), and perhaps
-    `parameters` and `grid`; what is given here goes over it.
+    `plan_file` is TOML: tables `[[entry]]` with `notebooks` (paths relative to the file, `*` allowed), and optional
+    `parameters` and `grid`; the arguments of this function override it.
 
-    Raises UserError for anything wrong with a notebook, a parameter's name or its value, the plan or the folder:
-    nothing has run then.
+    Raises UserError, before anything runs, for a wrong notebook, parameter name, value, plan or folder.
     """
     if not notebooks and plan_file is None:
         raise UserError("no notebook named; try `lmdynamics batch notebooks/00_start_here.ipynb`, or --plan FILE")
@@ -79,26 +78,26 @@ def plan(
         raise UserError(f"{out} is a file; --out takes a folder")
     entries = [Entry(tuple(notebooks), {}, {})] if notebooks else []
     entries += _read(plan_file) if plan_file is not None else []
-    given, varied = _split(parameters, "-p name value"), _split(grid, "--grid name=value,value")
-    if both := given.keys() & varied.keys():
-        raise UserError(f"parameter {min(both)!r} is given with -p and with --grid; choose one")
+    fixed, varied = _split(parameters, "-p name value"), _split(grid, "--grid name=value,value")
+    if both := fixed.keys() & varied.keys():
+        raise UserError(f"parameter {min(both)!r} is set with -p and with --grid; choose one")
     jobs: dict[str, Job] = {}
     for entry in entries:
         for path in entry.notebooks:
-            for job in _of_notebook(path.expanduser().absolute(), entry, given, varied, profile, out):
+            for job in _notebook_jobs(path.expanduser().absolute(), entry, fixed, varied, profile, out):
                 if job.name in jobs:
                     raise UserError(
                         f"{job.notebook} and {jobs[job.name].notebook} would both write to {job.folder}; rename one, "
-                        "or put what differs between them into a grid"
+                        "or put the parameter in which they differ into a grid"
                     )
                 jobs[job.name] = job
     return list(jobs.values())
 
 
-def _of_notebook(
-    path: Path, entry: Entry, given: Mapping[str, str], varied: Mapping[str, str], profile: str | None, out: Path
+def _notebook_jobs(
+    path: Path, entry: Entry, fixed: Mapping[str, str], varied: Mapping[str, str], profile: str | None, out: Path
 ) -> Iterator[Job]:
-    """One notebook with each combination of values."""
+    """The jobs of one notebook, for each combination of values; `fixed` and `varied` are texts."""
     known = {parameter.name: parameter for parameter in notebook_parameters(path)}
 
     def parameter(name: str) -> Parameter:
@@ -111,75 +110,74 @@ def _of_notebook(
             raise UserError(f"{path.name} has no parameter {name!r}{did_you_mean(name, known)}")
         return known[name]
 
-    fixed = {name: checked_value(path, parameter(name), value) for name, value in entry.parameters.items()}
-    fixed |= {name: parse_value(path, parameter(name), text) for name, text in given.items()}
-    several = {
+    constants = {name: checked_value(path, parameter(name), value) for name, value in entry.parameters.items()}
+    constants |= {name: parse_value(path, parameter(name), text) for name, text in fixed.items()}
+    grid = {
         name: [checked_value(path, parameter(name), value) for value in values] for name, values in entry.grid.items()
     }
     # `1,2,3`, or, for values with commas in them, `[1,2];[3]`
-    several |= {
+    grid |= {
         name: [parse_value(path, parameter(name), text) for text in texts.split(";" if ";" in texts else ",")]
         for name, texts in varied.items()
     }
-    for name in given:
-        several.pop(name, None)
-    for name, values in several.items():
+    for name in fixed:
+        grid.pop(name, None)
+    for name, values in grid.items():
         if len(set(map(repr, values))) < len(values):
-            raise UserError(f"{path.name}: the grid gives {name} the same value twice: {', '.join(map(str, values))}")
-    for values in product(*several.values()):
-        chosen = dict(zip(several, values, strict=True))
-        device = {**fixed, **chosen}.get("device", "cpu")
-        own = {} if device_kind(device) == "cpu" else {"device": device}  # beside what a CPU has computed
-        folder = out / _item_name(path.stem, {**chosen, **own})
+            raise UserError(f"{path.name}: the grid has the same value of {name} twice: {', '.join(map(str, values))}")
+    for values in product(*grid.values()):
+        varying = dict(zip(grid, values, strict=True))
+        settings = {**constants, **varying}
+        device = settings.get("device", "cpu")
+        suffix = {} if device_kind(device) == "cpu" else {"device": device}  # a folder per kind of device
+        folder = out / _item_name(path.stem, {**varying, **suffix})
         if folder in path.parents:
-            raise UserError(f"{path} lies in {folder}, which this batch writes anew; name another folder with --out")
+            raise UserError(f"{path} is in {folder}, which this batch overwrites; name another folder with --out")
         automatic = {"interactive": False, "output_dir": str(folder), "profile": profile}
-        settled = {**fixed, **chosen}
-        settled |= {
+        settings |= {
             name: value
             for name, value in automatic.items()
-            if name in known and name not in settled and value is not None
+            if name in known and name not in settings and value is not None
         }
-        _refuse_built_in_language(path, known, settled)
-        # what the notebook has anyway is not given: its results are those of its defaults, and are compared as such
-        job = Job(path, folder, {n: v for n, v in settled.items() if n in automatic or v != known[n].default})
+        _refuse_built_in_language(path, known, settings)
+        # values equal to the defaults are left out: such an item is compared with the defaults' baseline
+        job = Job(path, folder, {n: v for n, v in settings.items() if n in automatic or v != known[n].default})
         yield replace(job, key=content_key(path, {name: each.default for name, each in known.items()} | job.parameters))
 
 
-def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settled: Mapping[str, Any]) -> None:
-    """A published suite has not learnt it: without words of its own language nothing can be measured."""
-    values = {name: settled.get(name, parameter.default) for name, parameter in known.items()}
+def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
+    """Refuse to measure a published suite on the built-in language, which it did not learn."""
+    values = {name: settings.get(name, parameter.default) for name, parameter in known.items()}
     suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and v.startswith(SUITE)), None)
-    if suite and (lacking := [name for name in LANGUAGES if values.get(name) == BUILT_IN]):
-        told = "; ".join(f"{name}: {known[name].help}" for name in lacking)
+    if suite and (unset := [name for name in LANGUAGE_PARAMETERS if values.get(name) == BUILT_IN_LANGUAGE]):
+        hints = "; ".join(f"{name}: {known[name].help}" for name in unset)
         raise UserError(
-            f"{path.name}: {suite} did not learn the built-in language, so set {' and '.join(lacking)} ({told})"
+            f"{path.name}: {suite} did not learn the built-in language, so set {' and '.join(unset)} ({hints})"
         )
 
 
-def _item_name(stem: str, chosen: Mapping[str, Any]) -> str:
+def _item_name(stem: str, settings: Mapping[str, Any]) -> str:
     """A notebook and the grid's values, as the name of a folder: `02_sas_emergence--profile=smoke--seed=1`."""
-    exact = "--".join([stem, *(f"{name}={value}" for name, value in sorted(chosen.items()))])
+    exact = "--".join([stem, *(f"{name}={value}" for name, value in sorted(settings.items()))])
     name = stem + re.sub(r"[^\w.,=+-]", "_", exact[len(stem) :])
-    if name == exact and len(name) <= LONGEST:
+    if name == exact and len(name) <= MAX_NAME_LENGTH:
         return name
-    return f"{name[: LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if chosen else stem
+    return f"{name[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}" if settings else stem
 
 
 def _split(parameters: Sequence[str], form: str) -> dict[str, str]:
-    given: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for parameter in parameters:
         name, equals, text = parameter.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"parameter {parameter!r} is not of the form `{form}`")
-        if name in given:
-            raise UserError(f"parameter {name!r} is given twice: {given[name]!r} and {text!r}")
-        given[name] = text
-    return given
+        if name in texts:
+            raise UserError(f"parameter {name!r} is set twice: {texts[name]!r} and {text!r}")
+        texts[name] = text
+    return texts
 
 
 def _read(path: Path) -> list[Entry]:
-    """The entries of a plan file."""
     path = path.expanduser().absolute()
     if not path.is_file():
         raise UserError(f"there is no plan {path}; --plan takes a TOML file")
@@ -190,21 +188,21 @@ def _read(path: Path) -> list[Entry]:
     return [_entry(f"{path}: entry {number}", entry, path.parent) for number, entry in enumerate(entries, 1)]
 
 
-def _entry(where: str, entry: Any, beside: Path) -> Entry:
+def _entry(label: str, entry: Any, base: Path) -> Entry:
     known = ("notebooks", "parameters", "grid")
     if unknown := sorted(set(entry) - set(known)):
-        raise UserError(f"{where} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
-    named, parameters, grid = entry.get("notebooks"), entry.get("parameters", {}), entry.get("grid", {})
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named) or not named:
-        raise UserError(f"{where}: notebooks should be a list of paths, such as ['notebooks/*.ipynb']")
+        raise UserError(f"{label} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    patterns, parameters, grid = entry.get("notebooks"), entry.get("parameters", {}), entry.get("grid", {})
+    if not isinstance(patterns, list) or not all(isinstance(name, str) for name in patterns) or not patterns:
+        raise UserError(f"{label}: notebooks should be a list of paths, such as ['notebooks/*.ipynb']")
     if not isinstance(parameters, dict) or not isinstance(grid, dict):
-        raise UserError(f"{where}: parameters and grid are tables, such as {{ seed = [0, 1, 2] }}")
+        raise UserError(f"{label}: parameters and grid are tables, such as {{ seed = [0, 1, 2] }}")
     if single := [name for name, values in grid.items() if not isinstance(values, list) or not values]:
-        raise UserError(f"{where}: the grid's {single[0]} should be a list of values")
-    found: list[Path] = []
-    for name in named:
-        matching = sorted(glob.glob(str(beside / name))) if "*" in name else [str(beside / name)]
-        if not matching:
-            raise UserError(f"{where}: no notebook matches {name!r} in {beside}")
-        found += map(Path, matching)
-    return Entry(tuple(found), parameters, grid)
+        raise UserError(f"{label}: the grid's {single[0]} should be a list of values")
+    paths: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(str(base / pattern))) if "*" in pattern else [str(base / pattern)]
+        if not matches:
+            raise UserError(f"{label}: no notebook matches {pattern!r} in {base}")
+        paths += map(Path, matches)
+    return Entry(tuple(paths), parameters, grid)

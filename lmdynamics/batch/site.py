@@ -1,5 +1,6 @@
-"""A batch as pages: `index.html` over what ran, and a site, the executed series with what it came to beside what was
-accepted; no scripts but the pages' own, nothing from elsewhere, so that any web server, or a disk, can hold it.
+"""A batch as web pages, which load nothing from the network, so that they open from any web server or a disk.
+
+`index.html` lists the items; a site also compares the executed series with accepted results.
 """
 
 import shutil
@@ -19,62 +20,62 @@ from lmdynamics.batch.regression import compare, summary
 from lmdynamics.errors import UserError
 from lmdynamics.records import read_records
 
-KEPT = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
+COPIED_FILES = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
 TREND_PAGE = "trend.html"
-MARK = ".lmdynamics-site"  # in a folder that this module has written
+MARKER = ".lmdynamics-site"  # in a folder that this module has written
 TREND = ("batch", "ended", "item", "record", "value", "low", "high", "tolerance", "unit")
 
 
-def write_index(out: Path, said: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
-    """Write `out/index.html` over every notebook that has been run into `out`, and return its path.
+def write_index(out: Path, note: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
+    """Write `out/index.html`, which lists every item in `out`, and return its path.
 
-    `said`: a line above the table. `links`: label and relative address of what else there is. `title`: instead of one
-    that names the folder.
+    `note`: a line above the table. `links`: labels and relative addresses of other files. `title`: the default names
+    the folder.
     """
     folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
     entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
     title = title or f"Notebooks in {out.name}"
-    return _render("index.html.jinja", out / "index.html", entries=entries, said=said, links=links, title=title)
+    return _render("index.html.jinja", out / "index.html", entries=entries, note=note, links=links, title=title)
 
 
-def _render(template: str, page: Path, **shown: Any) -> Path:
-    """Write one of the templates beside this module as a page."""
+def _render(template: str, page: Path, **variables: Any) -> Path:
+    """Write a page from one of the templates in this module's folder."""
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters |= {"duration": _duration, "scalar": _scalar}
-    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(shown)
+    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(variables)
     files.write_text(page, body)
     return page
 
 
-def write_site(outs: Sequence[Path], to: Path, baseline: Path | None = None) -> Path:
+def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None) -> Path:
     """Copy the newest of some batches (the last of `outs`) to a folder as a site, and return its index.
 
-    Of several batches a page shows how each record has moved. `baseline`: a folder of accepted results to compare with.
+    For several batches a page shows the trend of each record. `baseline`: a folder of accepted results to compare with.
 
-    Raises UserError if a batch has no results, or the folder holds something that is no site.
+    Raises UserError if a batch has no results, or the folder holds files that are not a site.
     """
-    newest, to = outs[-1].expanduser().absolute(), to.expanduser().absolute()
+    newest, site = outs[-1].expanduser().absolute(), site.expanduser().absolute()
     frame = gather(newest)
-    if to == newest or to in newest.parents or newest in to.parents:
-        raise UserError(f"the site {to} and the batch {newest} must not lie in each other; name another --to")
-    if to.exists() and any(to.iterdir()) and not (to / MARK).exists():  # it is written anew, all of it
-        raise UserError(f"{to} holds something that is no site; name an empty folder with --to")
-    with files.saving(f"the site {to}"), files.atomic_folder(to) as folder:
+    if site == newest or site in newest.parents or newest in site.parents:
+        raise UserError(f"the site {site} and the batch {newest} must not contain each other; name another --to")
+    if site.exists() and any(site.iterdir()) and not (site / MARKER).exists():  # all of it is overwritten
+        raise UserError(f"{site} holds files that are not a site; name an empty folder with --to")
+    with files.saving(f"the site {site}"), files.atomic_folder(site) as folder:
         for item in sorted({*frame["item"]}):
-            for file in (file for pattern in KEPT for file in (newest / item).glob(pattern)):
+            for file in (file for pattern in COPIED_FILES for file in (newest / item).glob(pattern)):
                 (folder / item).mkdir(exist_ok=True)
                 shutil.copy2(file, folder / item / file.name)
         frame.write_parquet(folder / FILE_NAME)
-        (folder / MARK).touch()
-        said = summary(compare(frame, read_baselines(baseline))) if baseline is not None else ""
+        (folder / MARKER).touch()
+        note = summary(compare(frame, read_baselines(baseline))) if baseline is not None else ""
         links = [("all records (Parquet)", FILE_NAME)]
         if len(outs) > 1:
             _write_trend(outs, folder / TREND_PAGE, baseline)
             links.append(("over past batches", TREND_PAGE))
-        write_index(folder, said, links, f"Notebooks of {newest.name}")
-    return to / "index.html"
+        write_index(folder, note, links, f"Notebooks of {newest.name}")
+    return site / "index.html"
 
 
 def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFrame:
@@ -83,13 +84,13 @@ def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFr
     batch (the folder), ended (local time), item, record, value, low, high, tolerance, unit; with `baselines` also
     baseline and its tolerance in place of the record's own.
 
-    Raises UserError if no batch is named, or one has no such file or another one.
+    Raises UserError if no batch is named, or one has no such file or a broken one.
     """
     if not outs:
         raise UserError("no batch named, so there is no trend; name the --out of each")
     names = [out.name for out in outs]
     labels = names if len(set(names)) == len(names) else [str(out) for out in outs]
-    frame = pl.concat([_past(out, label) for out, label in zip(outs, labels, strict=True)], how="vertical_relaxed")
+    frame = pl.concat([_records(out, label) for out, label in zip(outs, labels, strict=True)], how="vertical_relaxed")
     columns = list(TREND)
     if baselines is not None:
         rows = frame.select("notebook", "profile", "device", "parameters", "record").iter_rows()
@@ -106,7 +107,7 @@ def _entry(out: Path, folder: Path) -> dict[str, Any]:
     page = executed.with_suffix(".html")
     linked = [("as a page", page), ("notebook", executed), ("records", folder / "records.json"), ("log", folder / LOG)]
     figures = [path for path in folder.iterdir() if path.suffix in (".svg", ".png")]
-    figures.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # as they come in the notebook
+    figures.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # in the order of the notebook
     return {
         "outcome": outcome,
         "records": read_records(folder),
@@ -120,8 +121,8 @@ def _link(out: Path, path: Path) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 
 
 def _scalar(value: Any) -> str:
@@ -131,18 +132,18 @@ def _scalar(value: Any) -> str:
 
 
 def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> None:
-    """A chart for each record that is a number in two batches or more, over what was accepted."""
+    """Write a chart for each record that is a number in two or more batches, with its accepted value."""
     from lmdynamics import charts
 
     rows = trend(outs, None if baseline is None else read_baselines(baseline)).filter(pl.col("value").is_not_null())
-    drawn = []
-    for (item, record), of_record in rows.group_by("item", "record", maintain_order=True):
-        if of_record["batch"].n_unique() > 1:
-            drawn.append((item, record, charts.to_svg(charts.record_trend(of_record))))
-    _render("trend.html.jinja", page, drawn=drawn, batches=len(outs))
+    figures = []
+    for (item, record), values in rows.group_by("item", "record", maintain_order=True):
+        if values["batch"].n_unique() > 1:
+            figures.append((item, record, charts.to_svg(charts.record_trend(values))))
+    _render("trend.html.jinja", page, figures=figures, batches=len(outs))
 
 
-def _past(out: Path, label: str) -> pl.DataFrame:
+def _records(out: Path, label: str) -> pl.DataFrame:
     path = out / FILE_NAME
     if not path.is_file():
         raise UserError(f"{out} has no {FILE_NAME}; name the --out of a batch that was collected")
@@ -151,17 +152,17 @@ def _past(out: Path, label: str) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} is not a Parquet file; delete it and collect the batch again") from error
     needed = [name for name in TREND if name != "batch"]
-    others = ["status", "notebook", "profile", "device", "parameters"]
-    need_columns(frame, [*needed, *others], str(path))
+    keys = ["status", "notebook", "profile", "device", "parameters"]
+    need_columns(frame, [*needed, *keys], str(path))
     finished = frame.filter(pl.col("status") == "finished", pl.col("record").is_not_null())
     ended = pl.col("ended").str.slice(0, 19).str.to_datetime("%Y-%m-%dT%H:%M:%S", strict=False)
-    return finished.select(pl.lit(label).alias("batch"), *needed, *others).with_columns(ended=ended)
+    return finished.select(pl.lit(label).alias("batch"), *needed, *keys).with_columns(ended=ended)
 
 
 def _accepted(
     baselines: Baselines, notebook: str, profile: str | None, device: str, parameters: str, record: str
 ) -> tuple[float | None, float | None]:
-    """The accepted number and its tolerance; none for a word, and where nothing was accepted."""
+    """The accepted number and its tolerance; None for a string, or if nothing was accepted."""
     baseline = baselines.get(file_name(notebook, profile, device))
-    found = baseline.items.get(item_key(parameters), {}).get(record) if baseline else None
-    return (None, None) if found is None or found.number is None else (found.number, found.tolerance)
+    accepted = baseline.items.get(item_key(parameters), {}).get(record) if baseline else None
+    return (None, None) if accepted is None or accepted.number is None else (accepted.number, accepted.tolerance)

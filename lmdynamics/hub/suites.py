@@ -1,13 +1,13 @@
-"""Runs, wherever they are: a folder, one of the runs folder by its name, or a published suite, `hf://OWNER/NAME`.
+"""Open a run: a folder, a run by its name in the runs folder, or a published suite, `hf://OWNER/NAME`.
 
     hf://EleutherAI/pythia-14m?steps=log:20         twenty of its checkpoints
     hf://google/multiberts-seed_0-step_*            one repository for each checkpoint
     hf://allenai/OLMo-2-0425-1B#stage2-ingredient1  another of its trajectories
 
-The first opening of a suite lists what there is and writes it down in `suites/NAME/suite.json` under
-`$LMDYNAMICS_HOME`: each checkpoint's commit, and of those looked at, every file with its size and hash. From then on
-these commits are meant, whatever the branches come to point at, and nothing needs the network but files that are not
-here yet. Those lie in the cache of the hub's own client.
+When a suite is first opened, its checkpoints are listed in `suites/NAME/suite.json` under `$LMDYNAMICS_HOME`: each
+checkpoint's commit, and for those selected, every file with its size and hash. From then on these commits are used,
+even if branches move, and the network is needed only to download files. Those are stored in the cache of the hub's own
+client.
 """
 
 import hashlib
@@ -31,20 +31,20 @@ from lmdynamics.hub.checkpoints import (
     keep_for_good,
     known_suites,
     list_checkpoints,
-    look,
+    list_files,
     note_temporary,
     read_address,
     read_suite,
     remove_oldest,
     suite_folder,
 )
-from lmdynamics.hub.client import RemoteFile, told_bytes
+from lmdynamics.hub.client import RemoteFile, format_bytes
 from lmdynamics.hub.faults import suite_faults
 from lmdynamics.paths import SUITE, exists, runs_dir
 from lmdynamics.progress import bar, say_once
 from lmdynamics.runs import faults
-from lmdynamics.runs.folders import find_folder, other_weights
-from lmdynamics.runs.revision_rules import Rule, chosen_steps, rule_for
+from lmdynamics.runs.folders import describe_other_format, find_folder
+from lmdynamics.runs.revision_rules import Rule, rule_for, select_steps
 from lmdynamics.runs.run import Checkpoint, Run, checkpoint_folders, load_tokenizer
 from lmdynamics.runs.trained import open_folder
 
@@ -55,7 +55,7 @@ class SuiteRun(Run):
 
     chosen: tuple[int, ...] = ()
     keep_last: int | None = None
-    download: bool = False  # whether somebody has agreed to what it costs
+    download: bool = False  # whether downloads are allowed
 
     @property
     def name(self) -> str:
@@ -71,16 +71,16 @@ class SuiteRun(Run):
         return self.suite.pins
 
     def describe(self) -> dict[str, Any]:
-        """Where each checkpoint lies, the tokens seen by then, and whether it is on this machine."""
-        missing, chosen = self.missing(), [self.pins[step] for step in self.chosen]
+        """Each checkpoint's commit, the tokens seen, and whether it is on this machine; licence and faults."""
+        missing = self.missing()
         rows = [
             {"step": pin.step, "tokens": pin.tokens, "repository": pin.repository, "commit": pin.commit}
             | {"revision": pin.revision, "here": pin.step not in missing}
-            for pin in chosen
+            for pin in map(self.pins.__getitem__, self.chosen)
         ]
-        found = [*self.rule.faults, *(fault.said for fault in self.known_faults)]
-        known = {"licence": self.rule.licence, "homepage": self.rule.homepage, "faults": found}
-        return {"name": self.name, "folder": str(self.folder), **known, "checkpoints": rows}
+        texts = [*self.rule.faults, *(fault.said for fault in self.known_faults)]
+        facts = {"licence": self.rule.licence, "homepage": self.rule.homepage, "faults": texts}
+        return {"name": self.name, "folder": str(self.folder), **facts, "checkpoints": rows}
 
     @property
     def rule(self) -> Rule:
@@ -88,7 +88,7 @@ class SuiteRun(Run):
 
     @cached_property
     def known_faults(self) -> list[faults.Fault]:
-        """What is wrong with the chosen checkpoints, from the listings at hand and from earlier audits."""
+        """Faults of the chosen checkpoints, from their listings and from earlier audits."""
         complete = len(self.chosen) == len(self.pins)
         return suite_faults(self.name, [self.pins[step] for step in self.chosen], self.rule if complete else None)
 
@@ -98,7 +98,7 @@ class SuiteRun(Run):
 
     @property
     def tokens(self) -> dict[int, int | None]:
-        """Tokens seen at each step, where the suite's names or its rule tell."""
+        """Tokens seen at each step, if the suite's names or its rule state them."""
         return {step: self.pins[step].tokens for step in self.chosen}
 
     @cached_property
@@ -106,7 +106,7 @@ class SuiteRun(Run):
         if self.rule.objective:
             return self.rule.objective
         first = self.pins[self.chosen[0]]
-        _bring(first, first.lacking(file for file in first.wanted if file.path in CONFIG))
+        _download(first, first.missing(file for file in first.needed if file.path in CONFIG))
         return super().objective
 
     def __getitem__(self, step: int) -> "SuiteCheckpoint":
@@ -115,21 +115,21 @@ class SuiteRun(Run):
         return SuiteCheckpoint(**vars(plain), pin=self.pins[step], suite_dir=self.folder, **options)
 
     def missing(self, steps: str | Sequence[int] | None = None) -> dict[int, list[RemoteFile]]:
-        """The files that are not here, by step."""
-        pins = [self.pins[step] for step in chosen_steps(self.steps, steps)]
-        lacking = {pin.step: pin.lacking(pin.wanted) for pin in pins}
-        return {step: files for step, files in lacking.items() if files}
+        """The files that are not on this machine, by step."""
+        pins = [self.pins[step] for step in select_steps(self.steps, steps)]
+        missing = {pin.step: pin.missing(pin.needed) for pin in pins}
+        return {step: files for step, files in missing.items() if files}
 
     def cost(self, steps: str | Sequence[int] | None = None) -> str:
-        """What is still to come, in words: bytes, and minutes over a line of 100 Mbit/s."""
-        missing, wanted = self.missing(steps), len(chosen_steps(self.steps, steps))
-        here = f"{self.name}: {wanted - len(missing)} of {wanted} checkpoints on this machine"
+        """The remaining download in words: bytes, and minutes at 100 Mbit/s."""
+        missing, count = self.missing(steps), len(select_steps(self.steps, steps))
+        status = f"{self.name}: {count - len(missing)} of {count} checkpoints on this machine"
         if not missing:
-            return here
+            return status
         size = _bytes_of(missing)
         minutes = round(size * 8 / 100e6 / 60)
         return (
-            f"{here}; to come: {told_bytes(size)} "
+            f"{status}; to download: {format_bytes(size)} "
             f"({f'about {minutes:,} min' if minutes else 'less than a minute'} at 100 Mbit/s)"
         )
 
@@ -140,36 +140,36 @@ class SuiteRun(Run):
         confirm: Callable[[str], bool] | None = None,
         progress: bool | None = None,
     ) -> "SuiteRun":
-        """Bring checkpoints here, one after the other, in the order of their steps; what is here is not asked for.
+        """Download the checkpoints that are not on this machine, in the order of their steps.
 
-        `confirm`: asked with what it costs, before anything comes; None agrees. A download that was stopped goes on
-        where it was stopped, within a file too.
+        `confirm` is called with the cost before the download; without it the download starts at once. A stopped
+        download resumes, within a file too.
 
-        Raises UserError if nobody agrees, a file cannot be had or is not what its listing says, or the disk is full.
+        Raises UserError if it is not confirmed, a file is missing or differs from its listing, or the disk is full.
         """
         missing = self.missing(steps)
         if missing and confirm is not None and not confirm(self.cost(steps)):
             raise UserError("nothing was downloaded")
         if missing and self.keep_last is not None and len(missing) > self.keep_last:
             raise UserError(
-                f"keep={self.keep_last} keeps only the last {self.keep_last} checkpoints here, and {len(missing)} are "
-                "to come: measure them (each comes when it is wanted), or leave keep out"
+                f"keep={self.keep_last} keeps only the last {self.keep_last} checkpoints here, but {len(missing)} are "
+                "missing: measure them (each is downloaded when needed), or remove keep"
             )
-        with bar(_bytes_of(missing), self.name, progress, unit="B") as shown:
-            shown.unit_scale = True
+        with bar(_bytes_of(missing), self.name, progress, unit="B") as progress_bar:
+            progress_bar.unit_scale = True
             for step, files in missing.items():
-                shown.set_postfix_str(f"step {step:,}")
-                _bring(self.pins[step], files, shown.update)
+                progress_bar.set_postfix_str(f"step {step:,}")
+                _download(self.pins[step], files, progress_bar.update)
                 if self.keep_last is not None:
                     note_temporary(self.folder, step)
         if self.keep_last is None:
-            keep_for_good(self.folder, chosen_steps(self.steps, steps))
+            keep_for_good(self.folder, select_steps(self.steps, steps))
         return self
 
 
 @dataclass(frozen=True)
 class SuiteCheckpoint(Checkpoint):
-    """One checkpoint of a published suite; its files come when they are wanted, if somebody has agreed to that."""
+    """One checkpoint of a published suite; missing files are downloaded when needed, if `download` allows it."""
 
     pin: Pin = field(kw_only=True, repr=False)
     suite_dir: Path = field(kw_only=True)
@@ -178,26 +178,26 @@ class SuiteCheckpoint(Checkpoint):
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         self._weights()
-        # where old files go, one process at a time brings and reads its own
+        # while old files may be removed, only one process at a time downloads and reads
         with nullcontext() if self.keep_last is None else FileLock(self.suite_dir / ".keep.lock"):
-            if self._here(self.pin.wanted) and self.keep_last is not None:
+            if self._fetch(self.pin.needed) and self.keep_last is not None:
                 note_temporary(self.suite_dir, self.step)
             model = super().model(attention, device)
-            if self.keep_last is not None and self.download:  # what goes must be able to come again
+            if self.keep_last is not None and self.download:  # removed files can be downloaded again
                 remove_oldest(self.suite_dir, self.keep_last)
         return model
 
     @property
     def tokenizer(self):
-        """The checkpoint's own, or else the one that stands in the suite for all."""
+        """The checkpoint's own, or else one of the suite."""
         if self.pin.tokenizer:
-            self._here(self.pin.small)
+            self._fetch(self.pin.small)
             return load_tokenizer(self.folder)
         return load_tokenizer(_shared_tokenizer(self.suite_dir))
 
     @property
-    def is_here(self) -> bool:
-        return self.pin.is_here
+    def is_local(self) -> bool:
+        return self.pin.is_local
 
     @property
     def recipe(self) -> None:
@@ -211,43 +211,41 @@ class SuiteCheckpoint(Checkpoint):
         raise UserError(f"{self.run_name} publishes no optimizer state that can be read without running its code")
 
     def verify(self) -> int:
-        """Compare every file that is here with its listing; the number of files. Raises UserError where one differs."""
-        here = [file for file in self.pin.wanted if (self.folder / file.path).exists()]
-        for file in here:
-            if not file.is_at(self.folder / file.path):
+        """Compare the local files with their listing; return their number. Raises UserError if one differs."""
+        local = [file for file in self.pin.needed if (self.folder / file.path).exists()]
+        for file in local:
+            if not file.matches(self.folder / file.path):
                 raise UserError(
-                    f"{self.folder / file.path} is not what {self.run_name} lists for step {self.step}; "
-                    "delete it, and fetch it again"
+                    f"{self.folder / file.path} is not the file that {self.run_name} lists for step {self.step}; "
+                    "delete it and fetch it again"
                 )
-        return len(here)
+        return len(local)
 
     @cached_property
     def content_hash(self) -> str:
-        """Known without a download: of one file of weights its sha256, of several that of their hashes in order."""
+        """Needs no download: the sha256 of a single file of weights, or the sha256 of the hashes of several."""
         weights = self._weights()
         joined = "\n".join(file.identity for file in weights)
         return weights[0].identity if len(weights) == 1 else hashlib.sha256(joined.encode()).hexdigest()
 
     def _weights(self) -> tuple[RemoteFile, ...]:
         if not self.pin.weights:
-            other = other_weights([file.path for file in self.pin.files or ()], self.pin.revision)
-            said = f"{self.run_name} at step {self.step:,}"
-            raise UserError(
-                f"{said} {other}" if other else f"{said} has no weights; `lmdynamics audit` lists what it lacks"
-            )
+            problem = describe_other_format([file.path for file in self.pin.files or ()], self.pin.revision)
+            problem = problem or "has no weights; `lmdynamics audit` lists its faults"
+            raise UserError(f"{self.run_name} at step {self.step:,} {problem}")
         return self.pin.weights
 
-    def _here(self, files: Sequence[RemoteFile]) -> bool:
-        """Bring what of some files is not here, if somebody has agreed to weights; whether anything came."""
-        missing = self.pin.lacking(files)
+    def _fetch(self, files: Sequence[RemoteFile]) -> bool:
+        """Download missing files, weights only if allowed; return whether there were any."""
+        missing = self.pin.missing(files)
         if not self.download and any(file in self.pin.weights for file in missing):
-            size = told_bytes(sum(file.bytes for file in missing))
+            size = format_bytes(sum(file.bytes for file in missing))
             raise UserError(
                 f"{self.run_name} is not on this machine at step {self.step} ({size}); "
-                f'`lmdynamics fetch "hf://{self.run_name}?steps={self.step}"` brings it, without ?steps all of them; '
-                "with ?download=yes in its address it comes when it is wanted"
+                f'`lmdynamics fetch "hf://{self.run_name}?steps={self.step}"` downloads it, without ?steps all; '
+                "with ?download=yes in its address it is downloaded when needed"
             )
-        _bring(self.pin, missing)
+        _download(self.pin, missing)
         return bool(missing)
 
 
@@ -262,85 +260,85 @@ def open_suite(
     """Open a published suite; see the top of this module for addresses.
 
     `steps`: which checkpoints (`log:20`, a list, `0:10000:1000`); all by default. `revisions`: a regular expression for
-    branches and tags with a group `step`, where no rule in `data/suites.toml` fits. `keep_last`: how many of the
-    checkpoints that come under it stay on this machine; what was fetched without it stays anyway. `download`: agree to
-    whatever is needed; otherwise models that are not here are refused, and `fetch` shows what they cost.
+    branches and tags with a group `step`, if no rule in `data/suites.toml` matches. `keep_last`: how many of the
+    checkpoints that are downloaded under it stay on this machine; others stay anyway. `download`: allow all downloads;
+    otherwise opening a missing model is an error, and `fetch` shows the cost.
 
-    Raises UserError for an address that is none, a repository that is not there, closed or without checkpoints, or no
-    network; the line then says which checkpoints are here.
+    Raises UserError for an invalid address, a repository that is missing, closed or without checkpoints, or no network;
+    the message then lists the checkpoints on this machine.
     """
-    asked = read_address(address)
-    rule = rule_for(asked.repository, revisions)
-    folder = suite_folder(asked, rule)
-    keep_last = keep_last if keep_last is not None else asked.keep
+    parsed = read_address(address)
+    rule = rule_for(parsed.repository, revisions)
+    folder = suite_folder(parsed, rule)
+    keep_last = keep_last if keep_last is not None else parsed.keep
     if keep_last is not None and keep_last < 1:
         raise UserError(f"keep={keep_last} keeps nothing; at least 1 is needed")
-    # before there is a folder: a name that is mistyped leaves nothing behind
-    listed = None if (folder / FILE).exists() else list_checkpoints(asked, rule).trajectory(asked.part)
+    # before the folder is made: a mistyped name leaves no folder
+    listed = None if (folder / FILE).exists() else list_checkpoints(parsed, rule).trajectory(parsed.part)
     folder = paths.writable(folder)
     with FileLock(folder / ".lock"):
         suite = read_suite(folder)
-        renamed = suite is not None and revisions is not None and suite.revisions != revisions
-        if suite is None or asked.refresh or renamed or _mixed(suite, rule):
-            suite = replace(listed or list_checkpoints(asked, rule).trajectory(asked.part), revisions=revisions)
+        changed = suite is not None and revisions is not None and suite.revisions != revisions
+        if suite is None or parsed.refresh or changed or _is_mixed(suite, rule):
+            suite = replace(listed or list_checkpoints(parsed, rule).trajectory(parsed.part), revisions=revisions)
             suite.write(folder)
-        chosen = chosen_steps(list(suite.pins), steps if steps is not None else asked.steps)
-        if unseen := [suite.pins[step] for step in chosen if suite.pins[step].files is None]:
+        chosen = select_steps(list(suite.pins), steps if steps is not None else parsed.steps)
+        if unlisted := [suite.pins[step] for step in chosen if suite.pins[step].files is None]:
             try:
-                looked = {pin.step: pin for pin in look(unseen)}
+                listed_pins = {pin.step: pin for pin in list_files(unlisted)}
             except client.Unreachable as error:
-                raise client.Unreachable(f"{error}; {_here(suite.pins.values())}") from None
-            suite = replace(suite, pins=suite.pins | looked)
+                raise client.Unreachable(f"{error}; {_describe_local(suite.pins.values())}") from None
+            suite = replace(suite, pins=suite.pins | listed_pins)
             suite.write(folder)
     for note in suite.notes or ():
         say_once(f"{suite.name}: {note}")
-    run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or asked.download)
-    faults.say(run.name, run.known_faults, f"hf://{run.name}")
+    run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or parsed.download)
+    faults.report_faults(run.name, run.known_faults, f"hf://{run.name}")
     return run
 
 
-def _mixed(suite: Suite, rule: Rule) -> bool:
-    """Whether an earlier version, which read names in part only, has put several trajectories into one."""
-    places = [rule.place(pin.repository, pin.revision) for pin in suite.pins.values()]
-    return suite.notes is None and not rule.commit and len({place and place.part for place in places}) > 1
+def _is_mixed(suite: Suite, rule: Rule) -> bool:
+    """Whether an earlier version, which did not match whole names, has joined several trajectories."""
+    positions = [rule.parse(pin.repository, pin.revision) for pin in suite.pins.values()]
+    return suite.notes is None and not rule.commit and len({position and position.part for position in positions}) > 1
 
 
-def _bring(pin: Pin, files: Iterable[RemoteFile], arrived: Callable[[int], object] = lambda size: None) -> None:
-    """Download files; `arrived` is told of bytes as they come."""
+def _download(pin: Pin, files: Iterable[RemoteFile], report: Callable[[int], object] = lambda size: None) -> None:
+    """Download files; `report` is called with the bytes received."""
     for file in files:
         try:
-            client.download(pin.repository, pin.commit, file, arrived)
+            client.download(pin.repository, pin.commit, file, report)
         except client.Unreachable as error:
-            raise client.Unreachable(f"{error}; of step {pin.step:,} it is still to come, what is here stays") from None
+            raise client.Unreachable(f"{error}; it belongs to step {pin.step:,}; downloaded files stay") from None
 
 
 def _shared_tokenizer(folder: Path) -> Path:
-    """The folder of a tokenizer for checkpoints without one: of another checkpoint, or else of the main branch."""
+    """The folder of the tokenizer for checkpoints without one: another checkpoint's, or else the main branch's."""
     with FileLock(folder / ".lock"):
         suite = read_suite(folder)
-        found = next((pin for pin in reversed(suite.pins.values()) if pin.tokenizer), None)
-        if found is None and suite.main and suite.main.files is None:
-            suite = replace(suite, main=look([suite.main])[0])
+        source = next((pin for pin in reversed(suite.pins.values()) if pin.tokenizer), None)
+        if source is None and suite.main and suite.main.files is None:
+            suite = replace(suite, main=list_files([suite.main])[0])
             suite.write(folder)
-    if found:
-        note = f"some checkpoints have no tokenizer of their own; that of step {found.step:,} is used for them"
+    if source:
+        note = f"some checkpoints have no tokenizer of their own; that of step {source.step:,} is used for them"
     elif suite.main and suite.main.tokenizer:
-        found, branch = suite.main, suite.main.revision
-        note = f"no checkpoint has a tokenizer; that of the branch {branch} is used for all of them"
+        source = suite.main
+        note = f"no checkpoint has a tokenizer; that of the branch {source.revision} is used for all of them"
     else:
-        where = "nor has its main branch" if suite.main else "and there is no main branch to take it from"
-        raise UserError(f"{suite.name} has no tokenizer: no checkpoint that was looked at has one, {where}")
+        main = "nor has its main branch" if suite.main else "and there is no main branch to take it from"
+        raise UserError(f"{suite.name} has no tokenizer: no listed checkpoint has one, {main}")
     say_once(f"{suite.name}: {note}")
-    _bring(found, found.lacking(found.small))
-    return found.folder
+    _download(source, source.missing(source.small))
+    return source.folder
 
 
-def _here(pins: Iterable[Pin]) -> str:
-    """Which checkpoints are on this machine, in words."""
-    there = [pin.step for pin in pins if pin.is_here]
-    if not there:
+def _describe_local(pins: Iterable[Pin]) -> str:
+    """The checkpoints on this machine, in words."""
+    steps = [pin.step for pin in pins if pin.is_local]
+    if not steps:
         return "no checkpoint of it is on this machine"
-    return f"on this machine are the steps {', '.join(map(str, there))}: name them with ?steps="
+    return f"on this machine are the steps {', '.join(map(str, steps))}: name them with ?steps="
 
 
 def _bytes_of(missing: Mapping[int, Sequence[RemoteFile]]) -> int:
@@ -348,7 +346,7 @@ def _bytes_of(missing: Mapping[int, Sequence[RemoteFile]]) -> int:
 
 
 def run_names() -> list[str]:
-    """Runs on this machine that have a checkpoint, by name; without those of which a name alone does not say enough."""
+    """Names of runs on this machine that have a checkpoint and can be opened by name alone."""
     if not runs_dir().is_dir():
         return []
     return sorted(folder.name for folder in runs_dir().iterdir() if folder.is_dir() and _opens(folder))
@@ -361,22 +359,22 @@ def _opens(folder: Path) -> bool:
         return False
 
 
-def open_run(where: str | Path, **options: Any) -> Run:
-    """Open a run by name (under the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
+def open_run(address: str | Path, **options: Any) -> Run:
+    """Open a run by name (in the runs folder), by folder, or a published suite (`hf://OWNER/NAME?steps=log:20`).
 
     `FOLDER#NAME` is one of several trajectories in a folder. `options` are for suites: `steps`, `revisions`,
     `keep_last`, `download`; see `lmdynamics.hub.suites.open_suite`. For a folder, only `revisions`.
 
-    Raises UserError where there is none, or none with a checkpoint.
+    Raises UserError if there is no such run, or it has no checkpoint.
     """
-    if str(where).startswith(SUITE):
-        return open_suite(str(where), **options)
+    if str(address).startswith(SUITE):
+        return open_suite(str(address), **options)
     revisions = options.pop("revisions", None)
     if options:
-        raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {where} is none")
-    folder, part = find_folder(str(where))
+        raise UserError(f"{', '.join(options)}: only for published suites (hf://OWNER/NAME); {address} is not one")
+    folder, part = find_folder(str(address))
     if not (exists(folder) and folder.is_dir()):
         known = [*run_names(), *known_suites()]
-        hint = did_you_mean(str(where), known) if known else ""
-        raise UserError(f"there is no run {shortened(str(where))!r}{hint}; `lmdynamics train RECIPE` makes one")
-    return open_folder(folder, part, revisions, str(where))
+        hint = did_you_mean(str(address), known) if known else ""
+        raise UserError(f"there is no run {shortened(str(address))!r}{hint}; `lmdynamics train RECIPE` makes one")
+    return open_folder(folder, part, revisions, str(address))

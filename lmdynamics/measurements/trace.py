@@ -129,7 +129,7 @@ def trace_all(
         need_device(device)
 
     if cache and checkpoints:
-        faults.say_equal(checkpoints[0].run_name, {c.step: c.content_hash for c in checkpoints})
+        faults.report_equal_weights(checkpoints[0].run_name, {c.step: c.content_hash for c in checkpoints})
     title = " ".join(measurements)
     with bar(len(checkpoints), title, progress, unit="checkpoint", initial=len(checkpoints) - len(todo)) as meter:
         pending = [

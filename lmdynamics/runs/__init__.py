@@ -1,1 +1,1 @@
-"""Runs and checkpoints: what everything downstream sees, and how they lie on the disk."""
+"""Runs and checkpoints: how they are opened, trained and stored on disk."""

@@ -1,8 +1,8 @@
-"""Training in a process of its own, which a notebook starts, watches, pauses and goes on with.
+"""Training in a process of its own, which a notebook starts, watches, pauses and resumes.
 
-The process (`jobs.Process`) is told when to pause and to go on; when it is stopped, or its parent was killed, it saves
-where it is and ends. What it has done is read from the run's folder: `log.parquet`, written when it saves, and
-`live.csv`, the rows since then. So any number of readers, in other processes too, can look on.
+The process (`jobs.Process`) receives messages to pause and to resume; when it is stopped, or its parent is killed, it
+saves a checkpoint and ends. Its progress is read from the run's folder: `log.parquet`, written when it saves, and
+`live.csv`, the rows since then. So other processes can follow it, too.
 """
 
 import os
@@ -46,7 +46,7 @@ _registering = threading.Lock()
 
 @dataclass(frozen=True)
 class Job:
-    """What the process is to make: a recipe in a folder; `origin`, what a branch leaves: run, step, overrides."""
+    """A run to train: its recipe and folder; `origin` of a branch: the parent run, the step, and the overrides."""
 
     recipe: Recipe
     folder: Path
@@ -55,15 +55,15 @@ class Job:
 
     @property
     def threads(self) -> int:
-        """How many it computes with on a CPU: what `OMP_NUM_THREADS` says, or as many as the run that a branch leaves,
-        or one. A small model trains as fast with one, and several times faster where others compute, too."""
+        """CPU threads: `OMP_NUM_THREADS`, or as many as a branch's parent, or one. A small model trains as fast with
+        one, and several times faster if other processes compute as well."""
         parent = self.origin[0].facts if self.origin else {}
         return int(os.environ.get("OMP_NUM_THREADS") or parent.get("threads") or 1)
 
 
 @dataclass(frozen=True)
 class SavedRun(Run):
-    """A run whose checkpoints include the point where it was paused, so that a branch can leave there."""
+    """A run whose checkpoints include the step where it was paused, so that it can be branched there."""
 
     @cached_property
     def _folders(self) -> dict[int, Path]:
@@ -71,11 +71,11 @@ class SavedRun(Run):
 
 
 class Training:
-    """A run that is trained, or could be, in a process of its own; `training_of` and `branch_of` give one."""
+    """A run that is trained, or could be, in a process of its own; `training_of` and `branch_of` return one."""
 
     def __init__(self, job: Job):
         self.job = job
-        self.error = ""  # why it ended, where that was not asked for; one line
+        self.error = ""  # why it ended unexpectedly; one line
         self._process: jobs.Process | None = None
         self._phase = ""
         self._lock = threading.RLock()
@@ -92,15 +92,15 @@ class Training:
 
     @property
     def saved(self) -> int:
-        """The step that training would go on from if everything ended now."""
+        """The last saved step, from which training would resume."""
         return max(layout.saved_steps(self.folder), default=0)
 
     @property
     def state(self) -> str:
         """`ready` (never begun), `starting`, `training`, `pausing`, `paused`, `stopping`, `stopped`, `failed`, `done`;
-        `elsewhere` where another process is at it."""
+        `elsewhere` if another process trains it."""
         with self._lock:
-            self._hear()
+            self._receive()
             if self._process is not None:
                 return self._phase
         if layout.step_folder(self.folder / "checkpoints", self.steps).is_dir():
@@ -110,9 +110,9 @@ class Training:
         return "failed" if self.error else "stopped" if layout.is_begun(self.folder) else "ready"
 
     def start(self) -> None:
-        """Begin, or go on where it stopped; nothing happens if it is being trained, or complete.
+        """Begin or resume; nothing happens if it is being trained, or complete.
 
-        Raises UserError where the folder holds a run of another recipe.
+        Raises UserError if the folder holds a run of another recipe.
         """
         with self._lock:
             state = self.state
@@ -120,7 +120,7 @@ class Training:
                 return
             self.error, self._phase = "", "starting"
             if state == "paused":
-                self._process.send("go on")
+                self._process.send("resume")
             else:
                 self._launch()
         for watcher in self._watchers:
@@ -128,9 +128,9 @@ class Training:
                 method()
 
     def pause(self) -> None:
-        """Save at the next step and wait there: `start` goes on at once."""
+        """Save at the next step and wait; `start` resumes."""
         with self._lock:
-            self._hear()
+            self._receive()
             if self._process is not None and self._phase in ("starting", "training"):
                 self._phase = "pausing"
                 self._process.send("pause")
@@ -138,41 +138,41 @@ class Training:
     def stop(self) -> None:
         """Save at the next step and end the process."""
         with self._lock:
-            self._hear()
+            self._receive()
             if self._process is not None:
                 self._phase = "stopping"
                 self._process.close()
 
     def wait(self, timeout: float | None = None) -> str:
         """Wait until it is no longer trained, at most `timeout` seconds; returns `state`."""
-        until = None if timeout is None else time.monotonic() + timeout
-        while (state := self.state) in ACTIVE and (until is None or time.monotonic() < until):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (state := self.state) in ACTIVE and (deadline is None or time.monotonic() < deadline):
             time.sleep(0.05)
         with self._lock:
             if self._process is not None and self._phase != "paused" and state not in ACTIVE:
-                self._process.wait()  # it has said that it ends
+                self._process.wait()  # it has sent its last message
             return self.state
 
     def log(self) -> pl.DataFrame:
-        """The run's log with the steps made since the last save, which come at most half a second late."""
+        """The run's log, with the steps since the last save, at most half a second late."""
         return read_live(self.folder)
 
     def watch(self, method: Callable[[], None]) -> None:
-        """Call a method of some object whenever training starts; the object may go away."""
+        """Call a method whenever training starts; its object is held weakly."""
         self._watchers = [watcher for watcher in self._watchers if watcher()] + [WeakMethod(method)]
 
     def _launch(self) -> None:
-        if self._process is not None:  # it has said that it ends
+        if self._process is not None:  # it has sent its last message
             self._process.wait()
         self._process = jobs.Process(_work, self.job, threads=self.job.threads, output=DEVNULL)
 
-    def _hear(self) -> None:
-        """Take in what the process says, and whether it is still there."""
+    def _receive(self) -> None:
+        """Process the messages of the training process, or its end."""
         while self._process is not None and self._process.poll():
-            said = self._process.receive()
-            if said is None:
+            message = self._process.receive()
+            if message is None:
                 return self._ended()
-            kind, line = said
+            kind, line = message
             if kind == "training":
                 self._phase = "training" if self._phase == "starting" else self._phase
             elif kind == "paused":
@@ -182,10 +182,10 @@ class Training:
 
     def _ended(self) -> None:
         if status := self._process.status:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
+            cause = f"signal {-status}" if status < 0 else f"status {status}"
             self.error = (
-                f"the training process ended ({how}), perhaps killed for want of memory; "
-                f"step {self.saved:,} is saved, and resume goes on from there"
+                f"the training process ended ({cause}), perhaps because memory ran out; "
+                f"step {self.saved:,} is saved, and training resumes from there"
             )
         self._process = None
 
@@ -199,13 +199,13 @@ def training_of(
     name: str | None = None,
     device: str | None = None,
 ) -> Training:
-    """The training of a recipe, arguments as for `train`: not begun, or the one that this process has under way.
+    """The training of a recipe, arguments as for `train`: a new one, or the one that this process has already.
 
-    Raises UserError where recipe or overrides make no sense, or the folder holds a run of another recipe.
+    Raises UserError if recipe or overrides are invalid, or the folder holds a run of another recipe.
     """
     overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
-    made = load_recipe(recipe, profile, seed, overrides)
-    return _register(Job(made, runs_dir() / (name or name_on(device, run_name(made, overrides))), device))
+    loaded = load_recipe(recipe, profile, seed, overrides)
+    return _register(Job(loaded, runs_dir() / (name or name_on(device, run_name(loaded, overrides))), device))
 
 
 def branch_of(
@@ -216,9 +216,9 @@ def branch_of(
     name: str | None = None,
     device: str | None = None,
 ) -> Training:
-    """The training of a branch, arguments as for `branch`: not begun, or the one that this process has under way.
+    """The training of a branch, arguments as for `branch`: a new one, or the one that this process has already.
 
-    `run` may be a `SavedRun`, to leave it where it was paused. Raises UserError as `branch` does.
+    `run` may be a `SavedRun`, to branch it where it was paused. Raises UserError as `branch` does.
     """
     overrides = parse_overrides(overrides)
     changed, changes = branched_recipe(run, step, overrides)
@@ -230,32 +230,32 @@ def _register(job: Job) -> Training:
     if not is_complete(job.folder, job.recipe, job.device):  # refuses a folder of another recipe or device
         need_device(job.device or begun_on(job.folder) or default_device())
     with _registering:
-        found = _trainings.get(job.folder)
-        if found and found.job.recipe == job.recipe:
-            return found
-        if found and found.state in (*ACTIVE, "paused"):
-            raise UserError(f"{job.folder} is being trained with other settings; stop that, or give this another name")
-        made = _trainings[job.folder] = Training(job)
-        return made
+        training = _trainings.get(job.folder)
+        if training and training.job.recipe == job.recipe:
+            return training
+        if training and training.state in (*ACTIVE, "paused"):
+            raise UserError(f"{job.folder} is being trained with other settings; stop it, or give this another name")
+        training = _trainings[job.folder] = Training(job)
+        return training
 
 
 # in the process that trains ------------------------------------------------------------------------------------------
 
 
 def _work(parent: jobs.Parent, job: Job) -> None:
-    """Train; when paused, wait for what comes next; end when the parent lets go, or has ended."""
+    """Train; when paused, wait for the next message; end when the parent closes the connection or has ended."""
     while (outcome := _train(parent, job))[0] == "paused":
         parent.send(outcome)
-        while (word := parent.receive()) == "pause":  # which it has done by now
+        while (message := parent.receive()) == "pause":  # it is paused already
             continue
-        if word is None:
+        if message is None:
             outcome = ("stopped", "")
             break
     parent.send(outcome)
 
 
 def _train(parent: jobs.Parent, job: Job) -> tuple[str, str]:
-    """What became of it: `done`, `paused`, `stopped` or `failed`, and why."""
+    """The outcome: `done`, `paused`, `stopped` or `failed`, and why."""
     from lmdynamics.training.loop import Interrupted
 
     def live_log(path: Path) -> LiveLog:
@@ -274,7 +274,7 @@ def _train(parent: jobs.Parent, job: Job) -> tuple[str, str]:
         return "done", ""
     except Interrupted:
         return "paused", ""
-    except KeyboardInterrupt:  # while it started, perhaps amid an import: this process had better not go on
+    except KeyboardInterrupt:  # perhaps during an import, so this process should not be used any more
         return "stopped", ""
-    except Exception as error:  # whatever it is, the person who looks on must hear of it
+    except Exception as error:  # any error is reported to the person who watches
         return "failed", one_line(error)

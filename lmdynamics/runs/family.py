@@ -1,4 +1,4 @@
-"""Branches of a run: what one will cost, which runs were branched from which, and where their checkpoints lie."""
+"""Branches of a run: their cost, which runs were branched from which, and the folders of their checkpoints."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from lmdynamics.runs.trained import branched_recipe
 
 @dataclass(frozen=True)
 class Cost:
-    """What a branch will take, judged by its parent: steps, seconds (its pace), bytes on disk."""
+    """The cost of a branch, estimated from its parent: steps, seconds, bytes on disk."""
 
     steps: int
-    seconds: float | None  # None where the parent's log does not tell
+    seconds: float | None  # None if the parent's log has too few rows
     bytes: int
 
     def __str__(self) -> str:
@@ -42,19 +42,20 @@ def family(runs: Iterable[Run]) -> list[tuple[int, Run]]:
         parent = run.parent["run"] if run.parent and run.parent["run"] in runs else None
         children.setdefault(parent, []).append(run)
 
-    def below(name: str | None, generation: int) -> list[tuple[int, Run]]:
+    def descendants(name: str | None, generation: int) -> list[tuple[int, Run]]:
         order = sorted(children.get(name, []), key=lambda run: (run.parent["step"] if name else 0, run.name))
-        return [pair for run in order for pair in ((generation, run), *below(run.name, generation + 1))]
+        return [pair for run in order for pair in ((generation, run), *descendants(run.name, generation + 1))]
 
-    return below(None, 0)
+    return descendants(None, 0)
 
 
 def history(run: Run) -> dict[int, Run]:
-    """The checkpoints of a run and, before it was branched off, those of its parent: by step, the run to look in."""
-    parent, before = run.parent, {}
+    """The checkpoints of a run and, before its branch step, those of its parent: by step, the run that has it."""
+    parent, inherited = run.parent, {}
     if parent and (runs_dir() / parent["run"]).is_dir():
-        before = {step: of for step, of in history(Run(runs_dir() / parent["run"])).items() if step < parent["step"]}
-    return before | dict.fromkeys(checkpoint_folders(run.folder), run)
+        earlier = history(Run(runs_dir() / parent["run"])).items()
+        inherited = {step: owner for step, owner in earlier if step < parent["step"]}
+    return inherited | dict.fromkeys(checkpoint_folders(run.folder), run)
 
 
 def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -> pl.DataFrame:
@@ -71,7 +72,7 @@ def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -
             "parent": labels.get(run.parent["run"], run.parent["run"])
             if run.parent and run.parent["run"] in known
             else None,
-            "changes": ", ".join(_said(key, value) for key, value in run.parent["changes"].items())
+            "changes": ", ".join(_describe_change(key, value) for key, value in run.parent["changes"].items())
             if run.parent
             else "",
         }
@@ -81,8 +82,8 @@ def family_table(runs: Iterable[Run], labels: Mapping[str, str] | None = None) -
     return pl.DataFrame(rows, {**schema, "parent": pl.String, "changes": pl.String})
 
 
-def _said(key: str, value: Any) -> str:
-    """A change in few words: `λ = 0` where the penalty is switched off for good."""
+def _describe_change(key: str, value: Any) -> str:
+    """A change as a short text: `λ = 0` if the penalty is switched off for the rest of training."""
     if key == "regularizer.stages" and len(value) < 2:
         return f"λ = {value[0][1]:g}" if value else "λ = 0"
     return f"{key.rpartition('.')[2]} = {shortened(str(value))}"

@@ -1,4 +1,4 @@
-"""A run is a trajectory: its checkpoints by step, its log, its recipe. Nothing downstream knows where it came from."""
+"""A run is a trajectory: its checkpoints by step, its log and its recipe, wherever it was trained."""
 
 import re
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from pickle import UnpicklingError  # what opening a .bin raises that holds more than tensors
+from pickle import UnpicklingError  # raised by a .bin file that holds more than tensors
 from typing import Any
 
 import polars as pl
@@ -19,7 +19,7 @@ from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
 from lmdynamics.progress import say_once
 from lmdynamics.runs import faults
-from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
+from lmdynamics.runs.folders import check_extra, no_weights_error, read_folder, tokenizer_folder, wrapper_prefix
 from lmdynamics.runs.revision_rules import nearest
 from lmdynamics.training import layout
 from lmdynamics.training.batches import PAIRS_SEED, TREEBANK_SEED
@@ -41,9 +41,9 @@ class Checkpoint:
     objective: str  # mlm, clm or rts
 
     def model(self, attention: str = "sdpa", device: str = "cpu"):
-        """The model, in evaluation mode and float32, whatever its weights were saved in.
+        """The model, in evaluation mode and float32, whatever the type of its saved weights.
 
-        `attention="eager"` where attention weights are to be read.
+        `attention="eager"` returns attention weights, too.
         """
         need_device(device)
         return _load_model(self.folder, self.objective, attention).to(device).eval()
@@ -57,12 +57,12 @@ class Checkpoint:
 
     @property
     def recipe(self) -> Recipe | None:
-        """What the run was trained by; None if it was trained elsewhere."""
+        """The run's recipe; None if it was trained without lmdynamics."""
         return Run(self.folder.parent.parent).recipe
 
     @property
-    def is_here(self) -> bool:
-        """Whether it is on this machine; of a published suite it may not be."""
+    def is_local(self) -> bool:
+        """Whether its files are on this machine; those of a published suite may not be."""
         return True
 
     @property
@@ -72,11 +72,11 @@ class Checkpoint:
     def optimizer_state(self) -> dict[str, Any]:
         """Optimizer tensors by `PARAMETER.exp_avg` and so on, on the CPU.
 
-        Raises UserError where none was kept.
+        Raises UserError if it was not saved.
         """
         if not self.has_optimizer_state:
             raise UserError(
-                f"{self.run_name} keeps no optimizer state at step {self.step}; "
+                f"{self.run_name} has no optimizer state at step {self.step}; "
                 "train it with --set checkpoints.optimizer_state=all"
             )
         from safetensors.torch import load_file
@@ -85,12 +85,12 @@ class Checkpoint:
         return load_file(self.folder / layout.TRAINING_STATE)
 
     def verify(self) -> int:
-        """Compare every file with its sha256; the number of files. Raises UserError where one differs."""
+        """Compare every file with its sha256; return the number of files. Raises UserError if one differs."""
         return layout.check_hashes(self.folder)
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the weights, shard after shard: part of the cache key of everything measured here."""
+        """sha256 of the weights, shard after shard; part of the cache key of each measurement."""
         manifest = layout.check_sizes(self.folder)
         if manifest and layout.WEIGHTS in manifest["files"]:
             return manifest["files"][layout.WEIGHTS]["sha256"]
@@ -98,27 +98,27 @@ class Checkpoint:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, in order; safetensors where there is a .bin beside them."""
+    """The files that hold a checkpoint's weights, in order; safetensors rather than .bin."""
     for name in WEIGHTS:
         if (folder / name).exists():
             return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    raise without_weights(folder)
+    raise no_weights_error(folder)
 
 
 def _shards(index: Path) -> list[Path]:
     names = sorted(set(files.read_json(index, "a checkpoint").get("weight_map", {}).values()))
-    lost = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
-    if lost or not names:
-        raise UserError(f"{index} names {lost[0] if lost else 'no files'}, not there beside it; copy that folder anew")
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing or not names:
+        raise UserError(f"{index} names {(missing or ['no files'])[0]}, not in its folder; copy that folder again")
     return [index.parent / name for name in names]
 
 
 def _refuse_code(path: Path) -> None:
-    """A configuration that names code to be run; transformers would ask whether to."""
+    """Refuse a configuration with code of its own; transformers would ask whether to run it."""
     if path.exists() and files.read_json(path, "a checkpoint").get("auto_map"):
         raise UserError(
-            f"{path} wants code of its own to be run (auto_map), which lmdynamics never does; if transformers has this "
-            "architecture built in, take auto_map out of that file"
+            f"{path} requires code of its own (auto_map), which lmdynamics never runs; if transformers has this "
+            "architecture, remove auto_map from that file"
         )
 
 
@@ -134,10 +134,10 @@ def _load_model(folder: Path, objective: str, attention: str):
         )
     _refuse_code(folder / "config.json")
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # no report at every checkpoint of weights not used, as BERT's for next sentences
+    logging.set_verbosity_error()  # no report of unused weights at every checkpoint, such as BERT's for next sentences
     options = {
         "attn_implementation": attention,
-        "dtype": "float32",  # otherwise half precision where it was saved so, as Pythia is
+        "dtype": "float32",  # otherwise half precision if it was saved so, like Pythia
         "use_safetensors": files[0].suffix == ".safetensors",
         "weights_only": True,
         "local_files_only": True,
@@ -145,11 +145,11 @@ def _load_model(folder: Path, objective: str, attention: str):
     }
     try:
         with LOADING:
-            model, told = model_class(objective).from_pretrained(folder, **options)
-            if prefix := wrapper_prefix(told["unexpected_keys"]):
-                say_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's); read without it")
+            model, report = model_class(objective).from_pretrained(folder, **options)
+            if prefix := wrapper_prefix(report["unexpected_keys"]):
+                say_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's), which is removed")
                 renamed = {f"^{re.escape(prefix)}": ""}
-                model, told = model_class(objective).from_pretrained(folder, key_mapping=renamed, **options)
+                model, report = model_class(objective).from_pretrained(folder, key_mapping=renamed, **options)
     except UnpicklingError:
         raise UserError(
             f"{files[0]} holds more than weights, or is damaged; opening it could run code, so get this checkpoint as "
@@ -157,19 +157,19 @@ def _load_model(folder: Path, objective: str, attention: str):
         ) from None
     except (SafetensorError, RuntimeError, EOFError) as broken:
         raise UserError(
-            f"{files[0]} is damaged or another model's ({first_line(broken)}); copy that folder anew or train it again"
+            f"{files[0]} is damaged or of another model ({first_line(broken)}); copy that folder or train it again"
         ) from None
     except (ValueError, KeyError) as broken:
         raise UserError(
             f"{folder} holds no {objective} model that transformers can open: {first_line(broken)}"
         ) from None
-    check_extra(told["unexpected_keys"], files[0], model)
-    if missing := sorted(told["missing_keys"]):
-        others = sorted(told["unexpected_keys"])
-        instead = f" (its file has {others[0]} and {len(others) - 1} more that fit nowhere)" if others else ""
+    check_extra(report["unexpected_keys"], files[0], model)
+    if missing := sorted(report["missing_keys"]):
+        extra = sorted(report["unexpected_keys"])
+        note = f" (its file has {extra[0]} and {len(extra) - 1} more that the model lacks)" if extra else ""
         raise UserError(
             f"{folder} has no weights for {missing[0]} and {len(missing) - 1} more of a {type(model).__name__}, which "
-            f"would be random{instead}; save the model with its language-model head"
+            f"would be random{note}; save the model with its language-model head"
         )
     return model
 
@@ -187,18 +187,18 @@ def load_tokenizer(folder: Path):
             f"{folder} has no tokenizer that transformers can open ({first_line(broken)}); save it there"
         ) from None
     names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((folder / name).exists() for name in names):  # then it knows no word, and says so to no one
+    if not any((folder / name).exists() for name in names):  # then it has no vocabulary, without an error
         raise UserError(f"{folder} has no tokenizer ({', '.join(sorted(names))}); save it there")
     return tokenizer
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run in a folder: one of ours, or a plain folder of Hugging Face checkpoints."""
+    """A training run in a folder: one trained by lmdynamics, or a plain folder of Hugging Face checkpoints."""
 
     folder: Path
-    part: str = ""  # which of several trajectories in a plain folder
-    revisions: str | None = None  # how the names of its checkpoints tell the step
+    part: str = ""  # one of several trajectories in a plain folder
+    revisions: str | None = None  # regular expression for the names of its checkpoints
 
     @property
     def name(self) -> str:
@@ -206,34 +206,34 @@ class Run:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says: recipe, versions, device, parent; empty for a plain folder of checkpoints."""
+        """The content of `run.json`: recipe, versions, device, parent; empty for a plain folder of checkpoints."""
         path = self.folder / "run.json"
         return files.read_json(path, "a run") if path.exists() else {}
 
     @property
     def trained_on(self) -> str | None:
-        """The kind of device that trained it, such as `cpu` or `cuda`; None if that is not known."""
+        """The kind of device that trained it, such as `cpu` or `cuda`; None if unknown."""
         return trained_on(self.facts)
 
     def describe(self) -> dict[str, Any]:
-        """What is known of it, as plain values."""
+        """Facts about the run, as plain values."""
         return {"folder": str(self.folder), **self.facts, "steps": self.steps}
 
     @property
     def parent(self) -> dict[str, Any] | None:
-        """What this run is a branch of: `run`, `step`, `weights` (their sha256), `changes`; None if of nothing."""
+        """The parent of a branch: `run`, `step`, `weights` (their sha256), `changes`; None if this is not a branch."""
         return self.facts.get("parent")
 
     def branch(self, step: int, **options: Any) -> "Run":
-        """Continue training under a changed recipe: see `TrainedRun.branch`, which `open_run` gives."""
+        """Continue training under a changed recipe: see `TrainedRun.branch`; `open_run` returns such a run."""
         if self.recipe:
-            raise UserError(f"{self.name} is branched as lmd.open_run gives it: lmd.open_run({str(self.folder)!r})")
-        raise self.trained_elsewhere()
+            raise UserError(f"open {self.name} with lmd.open_run({str(self.folder)!r}) to branch it")
+        raise self.no_recipe_error()
 
-    def trained_elsewhere(self) -> UserError:
-        """Why a run without a recipe cannot be branched."""
+    def no_recipe_error(self) -> UserError:
+        """The error for a branch of a run without a recipe."""
         return UserError(
-            f"{self.name} was trained elsewhere, so how to go on with it is not known; it cannot be branched"
+            f"{self.name} was trained elsewhere and has no recipe to continue with, so it cannot be branched"
         )
 
     @cached_property
@@ -246,7 +246,7 @@ class Run:
 
     @cached_property
     def known_faults(self) -> list[faults.Fault]:
-        """What audits found wrong with it."""
+        """Faults that audits found in it."""
         return faults.folder_faults(self.folder, self.part, self._folders)
 
     @property
@@ -255,9 +255,9 @@ class Run:
 
     @cached_property
     def objective(self) -> str:
-        """`mlm`, `clm` or `rts`; for a plain folder, read off the model's architecture.
+        """`mlm`, `clm` or `rts`; for a plain folder, from the model's architecture.
 
-        Raises UserError where that names no head: its objective would be a guess, and its head random.
+        Raises UserError if that names no head: the objective is then unknown, and the head would be random.
         """
         if self.recipe:
             return self.recipe.objective
@@ -267,7 +267,7 @@ class Run:
             if head in architecture:
                 return objective
         raise UserError(
-            f"{path} names the architecture {architecture}, which has no language-model head that is known here; "
+            f"{path} names the architecture {architecture}, which has no known language-model head; "
             "save the model as ...ForMaskedLM or ...ForCausalLM"
         )
 
@@ -275,7 +275,7 @@ class Run:
     def log(self) -> pl.DataFrame:
         """step, loss (of that step's batch, nats per predicted token), lr, masking_rate, tokens (so far), seconds.
 
-        `penalty`: mean attention along syntactic arcs (γ), where the recipe has a syntactic regulariser that is on. Of
+        `penalty`: mean attention along syntactic arcs (γ), while a syntactic regulariser of the recipe is on. For
         a folder of Hugging Face's Trainer: step, loss and lr from its `trainer_state.json`.
         """
         path = self.folder / "log.parquet"
@@ -299,38 +299,36 @@ class Run:
         return iter(self.checkpoints)
 
     def held_out(self, text: Treebank | str | None = None) -> TokenRows:
-        """Rows this run was not trained on: its own, or, if it was trained elsewhere, the sentences of `text`.
+        """Rows this run was not trained on: its own held-out rows, or if it has none, the sentences of `text`.
 
-        `text`: a treebank, or what `open_treebank` knows: a name or a CoNLL-U file.
+        `text`: a treebank, or an argument of `open_treebank`: a name or a CoNLL-U file.
         """
         if (self.folder / "held_out").is_dir():
             return TokenRows.load(self.folder / "held_out")
         if text is None:
-            raise UserError(
-                f"{self.name} has no held-out rows of its own; name text it can be measured on, such as ewt"
-            )
+            raise UserError(f"{self.name} has no held-out rows of its own; name a text to measure it on, such as ewt")
         bank = text if isinstance(text, Treebank) else open_treebank(str(text))
         return annotated_rows(bank, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
-        """Gold trees: `grammar` (the language this run learnt, new sentences), or whatever `open_treebank` knows."""
+        """Gold trees: `grammar` (new sentences of the language this run learnt), or a name for `open_treebank`."""
         if name == "grammar":
             return self._grammar("treebank to ewt or a CoNLL-U file").treebank(sentences or 1_000, TREEBANK_SEED)
         bank = open_treebank(name)
         return bank.take(sentences, 0) if sentences and sentences < len(bank) else bank
 
     def pairs(self, name: str = "grammar", per_paradigm: int | None = None) -> MinimalPairs:
-        """Minimal pairs: `grammar`, or whatever `open_pairs` knows."""
+        """Minimal pairs: `grammar`, or a name for `open_pairs`."""
         if name == "grammar":
             return self._grammar("pairs to zorro, blimp or a path").pairs(per_paradigm or 300, PAIRS_SEED)
         pairs = open_pairs(name)
         return pairs.sample(per_paradigm, 0) if per_paradigm else pairs
 
-    def _grammar(self, others: str):
+    def _grammar(self, alternatives: str):
         from lmdynamics.corpora.grammar import Grammar
 
         if self.recipe is None or self.recipe.corpus["kind"] != "grammar":
-            raise UserError(f"{self.name} did not learn the built-in language; set {others}")
+            raise UserError(f"{self.name} did not learn the built-in language; set {alternatives}")
         return Grammar(self.recipe.corpus["size"])
 
 

@@ -1,4 +1,4 @@
-"""All runs of an experiment, made by one call: conditions × seeds, several at a time, each resumed where it stopped.
+"""All runs of an experiment, trained by one call: conditions × seeds, several at a time; stopped runs are resumed.
 
 A plan is a TOML file in `data/sweeps` (or yours): a recipe, and named conditions, each a set of overrides. A condition
 with `of` and `at` is a branch of another condition's run at that step.
@@ -21,17 +21,17 @@ from lmdynamics.runs.trained import branch, branch_name, changed_recipe, flat, n
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, load_recipe, parse_overrides
 
-POLL = 0.5  # seconds between two looks at how far the runs are
+POLL = 0.5  # seconds between two checks of the runs' progress
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way of training: overrides of the recipe; or a branch `at` a step of the condition `of`."""
+    """One condition: overrides of the recipe; with `parent`, a branch of that condition's run `at` a step."""
 
     name: str
     set: Mapping[str, Any] = field(default_factory=dict)
-    of: str | None = None
-    at: float | None = None  # a step, or a share of training below 1; the nearest checkpoint is taken
+    parent: str | None = None
+    at: float | None = None  # a step, or a share of training below 1; the nearest checkpoint is used
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def plan_names() -> list[str]:
 def read_plan(name: str) -> Plan:
     """A plan by name (`masking`, `syntax`) or from a TOML file.
 
-    Raises UserError if there is none, a condition has settings a plan does not know, or it is a branch of nothing.
+    Raises UserError if there is no such plan, a condition has an unknown setting, or a branch has no parent condition.
     """
     path = files.find_table("sweeps", name, "plan")
     table = files.read_toml(path, "a plan")
@@ -60,23 +60,23 @@ def read_plan(name: str) -> Plan:
         raise UserError(f"{path} has no {missing}; a plan names a recipe and its conditions") from None
     if not (isinstance(recipe, str) and isinstance(conditions, dict) and conditions):
         raise UserError(f"{path}: a plan names a recipe (in quotes) and its conditions, [conditions.NAME] each")
-    made = tuple(
-        _condition(f"{path}: condition {name!r}", name, given, conditions) for name, given in conditions.items()
+    read = tuple(
+        _condition(f"{path}: condition {name!r}", name, settings, conditions) for name, settings in conditions.items()
     )
-    return Plan(recipe, made, table.get("title", ""))
+    return Plan(recipe, read, table.get("title", ""))
 
 
-def _condition(where: str, name: str, given: Any, conditions: Mapping[str, Any]) -> Condition:
-    if not (isinstance(given, dict) and isinstance(given.get("set", {}), dict)):
-        raise UserError(f"{where} is {given!r}; write [conditions.NAME] and set.KEY = VALUE")
-    if unknown := sorted(set(given) - {"set", "of", "at"}):
-        raise UserError(f"{where} has no setting {unknown[0]!r}; it knows set, of and at")
-    of, at = given.get("of"), given.get("at")
-    if (of is None) != (at is None) or (of is not None and (of == name or of not in conditions)):
-        raise UserError(f"{where} is a branch; name another condition (of) and a step (at)")
+def _condition(label: str, name: str, settings: Any, conditions: Mapping[str, Any]) -> Condition:
+    if not (isinstance(settings, dict) and isinstance(settings.get("set", {}), dict)):
+        raise UserError(f"{label} is {settings!r}; write [conditions.NAME] and set.KEY = VALUE")
+    if unknown := sorted(set(settings) - {"set", "of", "at"}):
+        raise UserError(f"{label} has no setting {unknown[0]!r}; the settings are set, of and at")
+    parent, at = settings.get("of"), settings.get("at")
+    if (parent is None) != (at is None) or (parent is not None and (parent == name or parent not in conditions)):
+        raise UserError(f"{label} is a branch; name another condition (of) and a step (at)")
     if at is not None and (type(at) not in (int, float) or not at >= 0):
-        raise UserError(f"{where} has at = {at!r}; give a step, or a share of training between 0 and 1")
-    return Condition(name, flat(given.get("set", {})), of, at)
+        raise UserError(f"{label} has at = {at!r}; give a step, or a share of training between 0 and 1")
+    return Condition(name, flat(settings.get("set", {})), parent, at)
 
 
 def sweep(
@@ -90,14 +90,14 @@ def sweep(
     device: str | None = None,
     progress: bool | None = None,
 ) -> pl.DataFrame:
-    """Train every condition of a plan with every seed: several at a time, those already there opened, one bar.
+    """Train every condition of a plan with every seed, several at a time; complete runs are not trained again.
 
     Rows: `condition`, `seed`, `run` (a name for `open_run`), `error` (null where the run is complete). `workers`: runs
     at a time, by default one per core, with one thread each, or one per visible GPU. `device`: as for
-    `train`. A run that fails does not stop the others. Ctrl-C saves what is running; the same call goes on.
+    `train`. A run that fails does not stop the others. Ctrl-C saves running trainings; the same call resumes them.
 
-    Raises UserError if plan, conditions (`only`) or overrides make no sense, two conditions come to the same run, or
-    something is to be trained and the device is not there; nothing is trained then.
+    Raises UserError, before anything is trained, if plan, conditions (`only`) or overrides are invalid, two conditions
+    are the same run, or the device is missing.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")
@@ -106,21 +106,21 @@ def sweep(
     for name in only or []:
         if name not in known:
             raise UserError(f"the plan has no condition {name!r}{did_you_mean(name, known)}")
-    wanted = {*(only or known)}
-    wanted |= {c.of for c in plan.conditions if c.name in wanted and c.of}
+    selected = {*(only or known)}
+    selected |= {c.parent for c in plan.conditions if c.name in selected and c.parent}
     overrides = parse_overrides(overrides)
     runs = [
         _job(plan, condition, profile, seed, overrides, device)
         for seed in seeds
         for condition in plan.conditions
-        if condition.name in wanted
+        if condition.name in selected
     ]
-    made: dict[str, Job] = {}
+    jobs_by_run: dict[str, Job] = {}
     for job in runs:
-        if (same := made.setdefault(job.run, job)) is not job:
+        if (same := jobs_by_run.setdefault(job.run, job)) is not job:
             raise UserError(
                 f"{same.condition!r}, seed {same.seed}, and {job.condition!r}, seed {job.seed}, are the same run, "
-                f"{job.run}; change what is set, or name the conditions wanted (only)"
+                f"{job.run}; change their settings, or select conditions (only)"
             )
     errors = _execute(runs, workers, device, progress)
     rows = [(job.condition, job.seed, job.run, errors.get(job.run)) for job in runs if job.condition in (only or known)]
@@ -130,7 +130,7 @@ def sweep(
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be made; a branch waits for the run it leaves."""
+    """One run to train; a branch waits for its parent."""
 
     condition: str
     seed: int
@@ -146,79 +146,79 @@ class Job:
 def _job(
     plan: Plan, condition: Condition, profile: str, seed: int, overrides: Mapping[str, Any], device: str | None = None
 ) -> Job:
-    if condition.of is None:
-        own = {**condition.set, **overrides}
-        recipe = load_recipe(plan.recipe, profile, seed, own)
-        name = name_on(device, run_name(recipe, own))
-        return Job(condition.name, seed, name, recipe.training.steps, plan.recipe, profile, own)
-    origin = next(c for c in plan.conditions if c.name == condition.of)
-    if origin.of is not None:
-        raise UserError(f"condition {condition.name!r} is a branch of a branch; name a condition that is trained whole")
+    if condition.parent is None:
+        overrides = {**condition.set, **overrides}
+        recipe = load_recipe(plan.recipe, profile, seed, overrides)
+        name = name_on(device, run_name(recipe, overrides))
+        return Job(condition.name, seed, name, recipe.training.steps, plan.recipe, profile, overrides)
+    origin = next(c for c in plan.conditions if c.name == condition.parent)
+    if origin.parent is not None:
+        raise UserError(f"condition {condition.name!r} is a branch of a branch; name one that is not a branch")
     parent = _job(plan, origin, profile, seed, overrides, device)
     recipe = load_recipe(plan.recipe, profile, seed, parent.overrides)
     at = _step_near(recipe, condition.at)
     changed, changes = changed_recipe(recipe, at, condition.set)  # refuses before anything is trained
-    kind = device and device_kind(device)  # its parent's, so that both differ in what is changed only
+    kind = device and device_kind(device)  # its parent's, so that they differ only in the changes
     name, steps = name_on(kind, branch_name(parent.run, at, changes), usual=kind), changed.training.steps
     return Job(condition.name, seed, name, steps, plan.recipe, profile, condition.set, parent.run, at)
 
 
 def _step_near(recipe: Recipe, at: float) -> int:
-    """The checkpoint that keeps optimizer state nearest to a step, or to a share of training."""
-    total, keep = recipe.training.steps, recipe.checkpoints
-    wanted = at * total if at < 1 else at
-    if keep.optimizer_state == "none":
-        raise UserError(f"{recipe.name} keeps no optimizer state, so it has no branches; set optimizer_state=all")
-    steps = checkpoint_steps(total, keep.per_doubling if keep.optimizer_state == "all" else 1)
-    return min(steps[:-1], key=lambda step: abs(step - wanted))
+    """The checkpoint with optimizer state nearest to a step, or to a share of training."""
+    total, saved = recipe.training.steps, recipe.checkpoints
+    target = at * total if at < 1 else at
+    if saved.optimizer_state == "none":
+        raise UserError(f"{recipe.name} saves no optimizer state, so it cannot be branched; set optimizer_state=all")
+    steps = checkpoint_steps(total, saved.per_doubling if saved.optimizer_state == "all" else 1)
+    return min(steps[:-1], key=lambda step: abs(step - target))
 
 
 def _execute(runs: list[Job], workers: int | None, device: str | None, progress: bool | None) -> dict[str, str]:
-    """Train the runs, a branch after the run it leaves; returns what went wrong, by run."""
+    """Train the runs, a branch after its parent; return the errors by run."""
     errors: dict[str, str] = {}
     waiting = []
-    for job in runs:  # what is there already needs no process of its own
+    for job in runs:  # a complete run needs no process
         if _progress(job) < job.steps:
             waiting.append(job)
             continue
         try:
-            _make(job, device)
+            _train(job, device)
         except UserError as error:
             errors[job.run] = str(error)
     if not waiting:
         return errors
     kind = need_device(device or default_device())
     cores, gpus = jobs.cores_here(), jobs.visible_gpus() if kind == "cuda" else []
-    if device and gpus and device != kind:  # one by number; its workers see no other
+    if device and gpus and device != kind:  # one GPU by number, the only one that workers see
         gpus, device = [gpus[int(device.partition(":")[2])]], kind
     workers = workers or len(gpus) or (cores if kind == "cpu" else 1)
 
     running: dict[Future, Job] = {}
     with (
-        bar(sum(job.steps for job in runs), f"{len(runs)} runs", progress, unit="step") as shown,
+        bar(sum(job.steps for job in runs), f"{len(runs)} runs", progress, unit="step") as progress_bar,
         jobs.Pool(workers, threads=max(1, cores // workers), gpus=gpus) as pool,
     ):
         try:
             while waiting or running:
-                there = {job.run for job in runs} - {job.run for job in (*waiting, *running.values())}
-                for job in [job for job in waiting if job.parent is None or job.parent in there]:
+                done = {job.run for job in runs} - {job.run for job in (*waiting, *running.values())}
+                for job in [job for job in waiting if job.parent is None or job.parent in done]:
                     waiting.remove(job)
                     if job.parent in errors:
                         errors[job.run] = f"its parent {job.parent} failed: {errors[job.parent]}"
                     else:
-                        running[pool.submit(_make, job, device)] = job
+                        running[pool.submit(_train, job, device)] = job
                 for future in wait(running, POLL, FIRST_COMPLETED).done:
                     job = running.pop(future)
-                    if fault := future.exception():
-                        errors[job.run] = one_line(fault)
-                shown.update(sum(map(_progress, runs)) - shown.n)
-                shown.set_postfix_str(f"{len(waiting) + len(running)} to do", refresh=False)
-        except KeyboardInterrupt:  # a run that is stopped saves where it is
-            raise KeyboardInterrupt("stopped; what was trained is saved, and the same command goes on") from None
+                    if error := future.exception():
+                        errors[job.run] = one_line(error)
+                progress_bar.update(sum(map(_progress, runs)) - progress_bar.n)
+                progress_bar.set_postfix_str(f"{len(waiting) + len(running)} to do", refresh=False)
+        except KeyboardInterrupt:  # a stopped run saves a checkpoint
+            raise KeyboardInterrupt("stopped; the trained steps are saved, and the same command resumes") from None
     return errors
 
 
-def _make(job: Job, device: str | None) -> None:
+def _train(job: Job, device: str | None) -> None:
     options = {"name": job.run, "device": device, "progress": False}
     if job.parent is None:
         train(job.recipe, job.profile, job.seed, job.overrides, **options)
@@ -227,5 +227,5 @@ def _make(job: Job, device: str | None) -> None:
 
 
 def _progress(job: Job) -> int:
-    """How many of its steps a run is known to have made: saved ones."""
+    """How many steps of a run are saved."""
     return max(layout.saved_steps(runs_dir() / job.run), default=0)

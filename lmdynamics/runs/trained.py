@@ -1,9 +1,9 @@
-"""Runs that are trained here: made from a recipe, resumed where they were stopped, or branched from other runs.
+"""Runs that are trained by lmdynamics: from a recipe, resumed after a stop, or branched from other runs.
 
 A branch continues training from a checkpoint under a changed recipe. Weights and optimizer state come from the
 checkpoint; data order, masks and dropout are functions of seed and step. So a branch without changes repeats its parent
 bit for bit on the same device, and any difference is caused by the change. It is a run in a folder of its own, which
-begins at the step it left.
+begins at the branch step.
 """
 
 import hashlib
@@ -42,30 +42,30 @@ from lmdynamics.training.state import Log
 
 
 def run_name(recipe: Recipe | None, overrides: Mapping[str, Any] | Iterable[str] = ()) -> str:
-    """`grammar-mlm`, `grammar-mlm-smoke`, `grammar-mlm-seed1`, `grammar-mlm-lr=0.002`; or only the end."""
-    given = overrides.items() if isinstance(overrides, Mapping) else (str(item).split("=", 1) for item in overrides)
+    """`grammar-mlm`, `grammar-mlm-smoke`, `grammar-mlm-seed1`, `grammar-mlm-lr=0.002`; without a recipe, its end."""
+    settings = overrides.items() if isinstance(overrides, Mapping) else (str(item).split("=", 1) for item in overrides)
     parts = [] if recipe is None else [recipe.name]
     if recipe is not None:
         parts += [recipe.profile] if recipe.profile != "default" else []
         parts += [f"seed{recipe.seed}"] if recipe.seed else []
-    for key, value in given:
+    for key, value in settings:
         if callable(value):
-            raise UserError(f"a run with a function as {key} needs a name of its own: give name=")
+            raise UserError(f"a run with a function as {key} needs a name of its own: set name=")
         text = re.sub(r"[^\w.+-]+", "_", Path(str(value)).name).strip("_")
         parts += [f"{key.strip()}={text or 'none'}"] if recipe is None or key.strip() != "seed" else []
     return folder_name("-".join(parts)) if recipe else "".join(f"-{part}" for part in parts)
 
 
 def name_on(device: str | None, name: str, usual: str | None = "cpu") -> str:
-    """A run's default name; with the kind of its device if that is not `usual`, or the name is another device's."""
+    """A run's default name, plus the kind of `device` if it is not `usual`, or not that of an existing run."""
     kind = device and device_kind(device)
     folder = runs_dir() / name
-    taken = begun_on(folder) if layout.is_begun(folder) else usual
-    return name if kind in (None, taken) else folder_name(f"{name}-{kind}")
+    expected = begun_on(folder) if layout.is_begun(folder) else usual
+    return name if kind in (None, expected) else folder_name(f"{name}-{kind}")
 
 
 def folder_name(name: str) -> str:
-    """A name that a file system takes: where it would be too long, a hash stands for the rest."""
+    """A valid file name: if the name is too long, a hash replaces its end."""
     short = name.encode()[:180].decode(errors="ignore")
     return name if len(name.encode()) <= 200 else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -80,9 +80,9 @@ def build(
     prepare: Callable[[], None] | None = None,
     log: Callable[[Path], Log] = Log,
 ) -> None:
-    """Train `recipe` into `folder`, if it is not complete; other processes that want the same folder wait.
+    """Train `recipe` into `folder`, if it is not complete; other processes wait for the folder.
 
-    A branch names its `parent`, and `prepare` puts into the folder what it starts from. `log` as for `pretrain`.
+    For a branch, `parent` is recorded, and `prepare` copies its start into the folder. `log` as for `pretrain`.
     """
     if is_complete(folder, recipe, device):
         return
@@ -90,9 +90,9 @@ def build(
 
     device = device or begun_on(folder) or default_device()
     need_device(device)
-    if lying := layout.foreign_names(folder):
+    if existing := layout.foreign_names(folder):
         raise UserError(
-            f"{folder} has no run.json, but {' and '.join(lying)}, which a training would write over; "
+            f"{folder} has no run.json, but {' and '.join(existing)}, which training would overwrite; "
             "give this run another --name, or move them away"
         )
     with files.saving(str(folder)):
@@ -102,11 +102,11 @@ def build(
             if not is_complete(folder, recipe, device):
                 layout.remove_incomplete(folder)
                 begun = layout.is_begun(folder)
-                if not begun and (folder / "run.json").exists():  # of a training that was killed
+                if not begun and (folder / "run.json").exists():  # left by a training that was killed
                     layout.remove_unsaved(folder)
                 try:
                     if not (folder / "run.json").exists():
-                        facts = {"format": 1, "recipe": recipe.to_dict(), **_circumstances(device), "parent": parent}
+                        facts = {"format": 1, "recipe": recipe.to_dict(), **_environment(device), "parent": parent}
                         files.write_json(folder / "run.json", facts)
                     if prepare and not begun:
                         prepare()
@@ -121,35 +121,35 @@ def build(
 
 
 def begun_on(folder: Path) -> str | None:
-    """The kind of device on which a run in a folder was begun; None if there is none, or it is not known."""
+    """The kind of device on which the run in a folder was begun; None if there is no run, or the kind is unknown."""
     path = folder / "run.json"
     return trained_on(files.read_json(path, "a run")) if path.exists() and layout.is_begun(folder) else None
 
 
 def is_complete(folder: Path, recipe: Recipe, device: str | None = None) -> bool:
-    """Whether the last checkpoint is there.
+    """Whether the last checkpoint exists.
 
-    Raises UserError if the folder holds a run of another recipe, or one of another kind of device than `device`. A
-    folder where nothing was saved holds no run: a training that was killed at once leaves one.
+    Raises UserError if the folder holds a run of another recipe, or of another kind of device than `device`. A folder
+    without a saved step holds no run: a training that was killed early leaves one.
     """
     kind = device and device_kind(device)
     path = folder / "run.json"
     facts = files.read_json(path, "a run") if path.exists() else None
     if facts is None or not layout.is_begun(folder):
         return False
-    before = flat(recipe_from_dict(facts["recipe"]).to_dict())
-    now = flat(recipe.to_dict())
-    before.pop("checkpoints.save_seconds", None), now.pop("checkpoints.save_seconds", None)
-    if before != now:
-        key = next(k for k in sorted({*before, *now}) if before.get(k) != now.get(k))
+    old = flat(recipe_from_dict(facts["recipe"]).to_dict())
+    new = flat(recipe.to_dict())
+    old.pop("checkpoints.save_seconds", None), new.pop("checkpoints.save_seconds", None)
+    if old != new:
+        key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
         raise UserError(
-            f"{folder} was trained with {key}={shortened(repr(before.get(key)))}, "
-            f"now {shortened(repr(now.get(key)))} is asked for; "
+            f"{folder} was trained with {key}={shortened(repr(old.get(key)))}, "
+            f"now {shortened(repr(new.get(key)))} is requested; "
             "give this run another --name, or delete that folder"
         )
     if kind not in (None, begun := begun_on(folder)):
         raise UserError(
-            f"{folder} was trained on {begun or 'a device of unknown kind'}, now {kind} is asked for; "
+            f"{folder} was trained on {begun or 'a device of unknown kind'}, now {kind} is requested; "
             "give this run another --name, or delete that folder"
         )
     return layout.step_folder(folder / "checkpoints", recipe.training.steps).is_dir()
@@ -162,8 +162,8 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _circumstances(device: str) -> dict[str, Any]:
-    """What a reader needs to make this run again: versions, commit, device."""
+def _environment(device: str) -> dict[str, Any]:
+    """What is needed to reproduce this run: versions, commit, device."""
     import torch
 
     return {
@@ -175,20 +175,20 @@ def _circumstances(device: str) -> dict[str, Any]:
     }
 
 
-FIXED = ("corpus.", "model.", "objective")  # what a checkpoint's weights are made for
+FIXED = ("corpus.", "model.", "objective")  # settings that a branch cannot change
 
 
 def branch_folder(
     run: Run, step: int, changes: Mapping[str, Any], name: str | None = None, device: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Where a branch lies, and what it says of its parent; raises if another run is there."""
-    own = name_on(device or run.trained_on, branch_name(run.name, step, changes), usual=run.trained_on)
-    folder = runs_dir() / (name or own)
+    """The folder of a branch, and the facts of its parent; raises if the folder holds another run."""
+    default = name_on(device or run.trained_on, branch_name(run.name, step, changes), usual=run.trained_on)
+    folder = runs_dir() / (name or default)
     weights = run[step].content_hash
     parent = {"run": run.name, "step": step, "weights": weights, "device_kind": run.trained_on, "changes": changes}
-    found = Run(folder).parent if (folder / "run.json").exists() and layout.is_begun(folder) else parent
-    if found is None or (found["run"], found["step"], found["weights"]) != (run.name, step, parent["weights"]):
-        origin = f"is a branch of {found['run']} at step {found['step']}" if found else "is no branch"
+    existing = Run(folder).parent if (folder / "run.json").exists() and layout.is_begun(folder) else parent
+    if existing is None or (existing["run"], existing["step"], existing["weights"]) != (run.name, step, weights):
+        origin = f"is a branch of {existing['run']} at step {existing['step']}" if existing else "is not a branch"
         raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")
     return folder, parent
 
@@ -196,15 +196,15 @@ def branch_folder(
 def branched_recipe(
     run: Run, step: int, overrides: Mapping[str, Any] | Iterable[str] = ()
 ) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a branch, and what differs from its parent's; raises as `branch` does."""
+    """The recipe of a branch, and its changes to the parent's; raises as `branch` does."""
     if run.recipe is None:
-        raise run.trained_elsewhere()
+        raise run.no_recipe_error()
     checkpoint = run[step]
     if not checkpoint.has_optimizer_state:
-        kept = [s for s in run.steps if run[s].has_optimizer_state]
+        saved = [s for s in run.steps if run[s].has_optimizer_state]
         raise UserError(
-            f"{run.name} keeps no optimizer state at step {step}, so it cannot go on from there; "
-            + (f"the nearest steps with one are {nearest(kept, step)}" if kept else "train it with optimizer_state=all")
+            f"{run.name} has no optimizer state at step {step}, so it cannot be branched there; "
+            + (f"the nearest steps with it are {nearest(saved, step)}" if saved else "set optimizer_state=all")
         )
     return changed_recipe(run.recipe, step, overrides)
 
@@ -212,14 +212,12 @@ def branched_recipe(
 def changed_recipe(
     recipe: Recipe, step: int, overrides: Mapping[str, Any] | Iterable[str] = ()
 ) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe to go on with from `step` of another's run, and what differs; raises if a change is not possible."""
+    """The recipe of a branch at `step` of a run, and its changes; raises if a change is not possible."""
     changed = recipe_from_dict(recipe.to_dict(), overrides)
     before, after = flat(recipe.to_dict()), flat(changed.to_dict())
     changes = {key: after[key] for key in after if before.get(key) != after[key]}
     if fixed := next((key for key in changes if key.startswith(FIXED)), None):
-        raise UserError(
-            f"a branch cannot change {fixed}: the weights at step {step} are made for {before.get(fixed)!r}"
-        )
+        raise UserError(f"a branch cannot change {fixed}: the weights at step {step} are of {before.get(fixed)!r}")
     if changed.training.steps <= step:
         raise UserError(
             f"training ends at step {changed.training.steps}, so at step {step} nothing is left to do; "
@@ -229,13 +227,13 @@ def changed_recipe(
 
 
 def branch_name(parent: str, step: int, changes: Mapping[str, Any]) -> str:
-    """`grammar-mlm@512-lr=0.001`: the parent, the step, and what is changed."""
+    """`grammar-mlm@512-lr=0.001`: the parent, the step and the changes."""
     leaves = {key.rpartition(".")[2]: value for key, value in changes.items()}
     return folder_name(f"{parent}@{step}" + run_name(None, leaves))
 
 
-def plant(run: Run, step: int, folder: Path) -> None:
-    """Put what a branch starts from into its folder; the checkpoint comes last, since training goes on from it."""
+def prepare_branch(run: Run, step: int, folder: Path) -> None:
+    """Copy the start of a branch into its folder; the checkpoint last, since training resumes from it."""
     with files.saving(str(folder)):
         for shared in ("tokenizer", "held_out"):
             if (run.folder / shared).is_dir():
@@ -254,9 +252,9 @@ class TrainedRun(Run):
     def branch(
         self, step: int, *, name: str | None = None, device: str | None = None, progress=None, **changes
     ) -> "Run":
-        """Go on from `step` under a changed recipe: `run.branch(512, masking=0.3)`; see `lmdynamics.runs.trained`.
+        """Branch at `step` under a changed recipe: `run.branch(512, masking=0.3)`; see `lmdynamics.runs.trained`.
 
-        Dotted settings go in as `**{"regularizer.form": "uniform"}`. Without changes, the parent again, bit for bit.
+        Dotted settings: `**{"regularizer.form": "uniform"}`. Without changes it repeats the parent bit for bit.
         """
         return branch(self, step, changes, name=name, device=device, progress=progress)
 
@@ -271,17 +269,17 @@ def train(
     device: str | None = None,
     progress: bool | None = None,
 ) -> Run:
-    """The run that a recipe describes: trained now, gone on with, or opened if it is already complete.
+    """Train the run of a recipe, resume it, or open it if it is complete.
 
-    `name` is its folder under the runs folder; by default it tells profile, seed, overrides and kind of device apart.
-    `device`: what trains it, such as `cpu`, `cuda:1` or `mps`. By default any device will do: a run that is there is
-    opened or resumed whatever trained it, and a new one is trained on the accelerator, if there is one.
-    Raises UserError if the folder holds a run of another recipe or kind of device, or the device is not there.
+    `name` is its folder under the runs folder; the default names profile, seed, overrides and kind of device.
+    `device`: such as `cpu`, `cuda:1` or `mps`. By default an existing run is opened or resumed whatever device trained
+    it, and a new one is trained on the accelerator, if there is one.
+    Raises UserError if the folder holds a run of another recipe or kind of device, or the device does not exist.
     """
     overrides = dict(overrides) if isinstance(overrides, Mapping) else list(overrides)
-    made = load_recipe(recipe, profile, seed, overrides)
-    folder = runs_dir() / (name or name_on(device, run_name(made, overrides)))
-    build(made, folder, device=device, progress=progress)
+    loaded = load_recipe(recipe, profile, seed, overrides)
+    folder = runs_dir() / (name or name_on(device, run_name(loaded, overrides)))
+    build(loaded, folder, device=device, progress=progress)
     return open_folder(folder)
 
 
@@ -295,42 +293,42 @@ def branch(
     progress: bool | None = None,
     log: Callable[[Path], Log] = Log,
 ) -> Run:
-    """The run that leaves `run` at `step` and goes on under changed settings; trained now, gone on with, or opened.
+    """Train the branch of `run` at `step` under changed settings, resume it, or open it if it is complete.
 
     `overrides` as for `train`: `masking`, `stages`, `lr`, `seed`, `steps`, …; settings of the corpus, the model and the
-    objective cannot change. `name` is by default made from the parent's name, the step and the changes. `device` is
+    objective cannot change. The default `name` has the parent's name, the step and the changes. `device` is
     by default of the kind that trained the parent. `log` as for `pretrain`.
 
-    Raises UserError if `run` keeps no optimizer state at `step`, a change is not possible, nothing is left to train, or
+    Raises UserError if `run` has no optimizer state at `step`, a change is not possible, nothing is left to train, or
     the folder of that name holds another run.
     """
     changed, changes = branched_recipe(run, step, overrides)
     folder, parent = branch_folder(run, step, changes, name, device)
     device = device or run.trained_on
-    prepare = partial(plant, run, step, folder)
+    prepare = partial(prepare_branch, run, step, folder)
     build(changed, folder, device=device, progress=progress, parent=parent, prepare=prepare, log=log)
     return open_folder(folder)
 
 
 def open_folder(folder: Path, part: str = "", revisions: str | None = None, address: str = "") -> Run:
-    """The run in a folder, with what is known to be wrong with it said; see `open_run`. `address`: how it was named.
+    """The run in a folder, whose known faults are reported; see `open_run`. `address`: the name for that report.
 
-    Raises UserError where the folder has no checkpoint.
+    Raises UserError if the folder has no checkpoint.
     """
     folder = folder.resolve()
-    found = read_folder(folder, part, revisions)
-    if not found.steps:
+    content = read_folder(folder, part, revisions)
+    if not content.steps:
         raise UserError(
             f"{folder} has no checkpoints (step-000512/, checkpoint-500/ ...); "
-            + (found.notes[0] if found.notes else "is training still at step 0?")
+            + (content.notes[0] if content.notes else "is training still at step 0?")
         )
     kind = TrainedRun if (folder / "run.json").exists() else Run
     run = kind(folder, part, revisions)
     if run.recipe:
         precision = PRECISIONS[run.recipe.training.precision]
         note_computed(run.trained_on or "unknown", precision, run.facts.get("device") or "unknown")
-    refuse_other_formats(list(found.steps.values()))
-    for note in found.notes:
+    refuse_other_formats(list(content.steps.values()))
+    for note in content.notes:
         say_once(f"{run.name}: {note}")
-    faults.say(run.name, run.known_faults, address or str(folder))
+    faults.report_faults(run.name, run.known_faults, address or str(folder))
     return run

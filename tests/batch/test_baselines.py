@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from lmdynamics.batch import baselines, regression
-from lmdynamics.batch.baselines import accept, computed_elsewhere, file_name, item_key, read_baselines
+from lmdynamics.batch.baselines import accept, environment_differences, file_name, item_key, read_baselines
 from lmdynamics.batch.collect import gather
 from tests.batch.made import ENVIRONMENT, UAS, write_item
 from tests.conftest import refused, refuses
@@ -78,9 +78,9 @@ def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, here,
     out, folder = tmp_path / "out", tmp_path / "baselines"
     write_item(out, "01_a", {"x": 1})
     write_item(out, "02_b", {"x": 1}, environment=elsewhere)
-    assert computed_elsewhere(gather(out).filter(item="01_a")) == []
+    assert environment_differences(gather(out).filter(item="01_a")) == []
     result = call("compare", out, "--baseline", folder, "--accept", "--who", "Ada")
-    assert refused(result, said, "(1 of 2 items)", "add --yes to accept it as Ada")
+    assert refused(result, said, "(1 of 2 items)", "add --yes to accept it anyway as Ada")
     assert not folder.exists()
     assert call("compare", out, "--baseline", folder, "--accept", "--who", "Ada", "--yes")[0] == 0
     assert {each.accepted[""]["who"] for each in read_baselines(folder).values()} == {"Ada"}
@@ -117,7 +117,7 @@ def test_a_batch_that_did_not_finish_is_not_accepted(accepted, how):
     write_item(out, "01_a", {"x": 1})
     write_item(out, "02_sas", status=how, error="no")
     before = {path: path.read_bytes() for path in accepted.iterdir()}
-    refuses(f"^02_sas {how}; only a finished batch is accepted", accept, gather(out), accepted, "Ada")
+    refuses(f"^02_sas {how}; only a finished batch can be accepted", accept, gather(out), accepted, "Ada")
     assert {path: path.read_bytes() for path in accepted.iterdir()} == before
 
 
@@ -136,7 +136,7 @@ def test_two_items_of_one_place_are_not_accepted(tmp_path):
 
 def test_nobody_accepts_nothing(tmp_path):
     write_item(tmp_path / "a", "n", {"x": 1})
-    refuses("say who", accept, gather(tmp_path / "a"), tmp_path / "baselines", " ")
+    refuses("needs the name of the person", accept, gather(tmp_path / "a"), tmp_path / "baselines", " ")
     refuses("nothing to accept", accept, gather(tmp_path / "a").clear(), tmp_path / "baselines", "Ada")
 
 
@@ -187,4 +187,4 @@ def test_folders_without_baselines(tmp_path):
     refuses("no folder of baselines .*nowhere", read_baselines, tmp_path / "nowhere")
     assert read_baselines(tmp_path) == {}
     (tmp_path / "notes.json").write_text("{}")
-    refuses("is not called NOTEBOOK.PROFILE.DEVICE.json", read_baselines, tmp_path)
+    refuses("is not named NOTEBOOK.PROFILE.DEVICE.json", read_baselines, tmp_path)

@@ -133,7 +133,7 @@ def test_ctrl_c_leaves_what_has_finished(tmp_path, number):
         parent.send_signal(number)
         printed = parent.communicate(timeout=60)[0]
     assert parent.returncode == 130
-    assert printed.splitlines()[-1].startswith("interrupted; what has finished is in ")
+    assert printed.splitlines()[-1].startswith("interrupted; finished items are in ")
     assert outcome(tmp_path / "out", "quick")["status"] == "finished"
     assert outcome(tmp_path / "out", "slow")["status"] == "interrupted"
     kernel = int(next(line for line in log.read_text().splitlines() if line.isdigit()))

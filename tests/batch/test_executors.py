@@ -20,7 +20,7 @@ from lmdynamics.batch.executors import Local, open_executor
 from lmdynamics.batch.plan import Job, plan
 from lmdynamics.errors import UserError
 from lmdynamics.records import read_records
-from tests.batch import stub_child
+from tests.batch import stub_kernel_process
 from tests.batch.notebooks import write_notebook
 
 RECORDING = """\
@@ -48,7 +48,7 @@ def notebook(tmp_path) -> Path:
 @pytest.fixture
 def stub(monkeypatch):
     """Items are executed without papermill and without a kernel: what is tested is who runs when."""
-    monkeypatch.setattr("lmdynamics.batch.execute.child", stub_child)
+    monkeypatch.setattr("lmdynamics.batch.execute.kernel_process", stub_kernel_process)
 
 
 def doubled(out: Path) -> dict[str, int]:
@@ -93,8 +93,8 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
 
 
 @STUB
-@pytest.mark.parametrize("at_once", [1, 2, None])
-def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, at_once):
+@pytest.mark.parametrize("max_jobs", [1, 2, None])
+def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, max_jobs):
     running, most = [], []
 
     class Counted:
@@ -117,10 +117,10 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
             return Counted(job)
 
     elsewhere = Elsewhere()
-    elsewhere.at_once = at_once
+    elsewhere.max_jobs = max_jobs
     monkeypatch.setattr("lmdynamics.batch.command.open_executor", lambda *_: nullcontext(elsewhere))
     assert batch(plan([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"])) == 0
-    assert max(most) == (at_once or 3)
+    assert max(most) == (max_jobs or 3)
 
 
 @STUB
@@ -141,7 +141,7 @@ def test_each_item_has_a_gpu_of_its_own(monkeypatch):
 
     monkeypatch.setattr("lmdynamics.batch.executors.run_notebook", noted)
     with Local(gpu=True) as local:
-        assert local.at_once == 2
+        assert local.max_jobs == 2
         for future in [local.submit(Job(Path("n.ipynb"), Path("out"), {})) for _ in range(2)]:
             future.result()
     assert sorted(seen) == ["4", "7"]
@@ -332,7 +332,7 @@ def test_a_job_that_slurm_drops_before_it_begins_is_no_reason_to_wait(notebook, 
         slurm("scancel", job)
         printed = running.communicate(timeout=120)[0]
     assert running.returncode == 1, printed
-    assert f"its worker was lost (RuntimeError: SLURM has no job {job} any more" in read_outcome(out / "one").error
+    assert f"its worker was lost (RuntimeError: SLURM no longer has job {job}, " in read_outcome(out / "one").error
 
 
 @pytest.mark.slow
@@ -446,11 +446,11 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
         ("local", 0, {}, "--workers is 0"),
         ("local", None, {"slurm_partition": "gpu"}, "--slurm is for --executor slurm"),
         ("dask://127.0.0.1:9", None, {}, "no dask scheduler answers at 127.0.0.1:9"),
-        ("slurm-local", None, {"no_such_thing": "1"}, "not to be had as asked"),
+        ("slurm-local", None, {"no_such_thing": "1"}, "cannot be used with these settings"),
     ],
 )
 def test_what_cannot_execute_is_said_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
-    monkeypatch.setattr("lmdynamics.batch.executors.PATIENCE", 1)
+    monkeypatch.setattr("lmdynamics.batch.executors.SCHEDULER_TIMEOUT", 1)
     with pytest.raises(UserError, match=says) as refusal, open_executor(where, workers, flags, tmp_path):
         pass
     assert "\n" not in str(refusal.value)

@@ -91,7 +91,7 @@ def test_a_wrong_parameter_is_refused(notebook, text, message):
 
 
 def test_a_parameter_given_twice_is_refused(notebook):
-    refuses("given twice", values, notebook, "seed=1", "seed=2")
+    refuses("set twice", values, notebook, "seed=1", "seed=2")
 
 
 def test_an_untyped_parameter_takes_the_type_of_its_default(tmp_path):
@@ -129,7 +129,7 @@ def test_what_a_notebook_has_anyway_is_not_given(notebook):
 @pytest.mark.parametrize("line", ["a: str | None = None", 'a: str = "x=y"', "a, b = 1, 2\nc: x.Y = 3"])
 def test_a_parameter_that_papermill_would_miss_is_refused(tmp_path, line):
     lost = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
-    refuses("papermill cannot see the parameter '[ac]'", notebook_parameters, lost)
+    refuses("papermill cannot read parameter '[ac]'", notebook_parameters, lost)
 
 
 def test_a_parameters_cell_that_does_not_parse_is_refused(tmp_path):
@@ -224,8 +224,8 @@ def test_a_grid_is_every_combination_and_names_its_items(notebook):
         (["seed"], [], "not of the form `--grid name=value,value`"),
         (["sed=1,2"], [], "did you mean 'seed'"),
         (["seed=1,x"], [], "seed=x is not a whole number"),
-        (["seed=1,1"], [], "gives seed the same value twice"),
-        (["seed=1,2"], ["seed=3"], "given with -p and with --grid"),
+        (["seed=1,1"], [], "has the same value of seed twice"),
+        (["seed=1,2"], ["seed=3"], "set with -p and with --grid"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_refused(notebook, grid, given, says):
@@ -289,7 +289,11 @@ def own_notebook(path, kernel: dict, *, language: str | None = None, tagged: boo
     [
         (R, None, "own.ipynb is in r (kernel 'ir'); a batch runs Python"),
         ({"name": "ir", "display_name": "R"}, "R", "own.ipynb is in r (kernel 'ir')"),
-        ({"name": "ir", "display_name": "R"}, None, "own.ipynb asks for the kernel 'ir' and does not say its language"),
+        (
+            {"name": "ir", "display_name": "R"},
+            None,
+            "own.ipynb asks for the kernel 'ir' and does not name its language",
+        ),
         ({}, "julia", "own.ipynb is in julia"),
     ],
 )
@@ -302,8 +306,8 @@ def test_a_notebook_in_another_language_is_refused_before_anything_runs(call, tm
 @pytest.mark.parametrize(
     ("kernel", "tagged", "said"),
     [
-        ({"name": "mine", "language": "python", "display_name": "x"}, True, ["asks for the kernel 'mine', and runs"]),
-        ({}, True, ["names no kernel, and runs with the Python of lmdynamics"]),
+        ({"name": "mine", "language": "python", "display_name": "x"}, True, ["asks for the kernel 'mine', but runs"]),
+        ({}, True, ["names no kernel, so it runs with the Python of lmdynamics"]),
         ({"name": "python3", "display_name": "Python 3"}, False, ["no cell is tagged `parameters`"]),
         ({}, False, ["no cell is tagged `parameters`", "names no kernel"]),
         ({"name": "python3", "display_name": "Python 3"}, True, []),

@@ -198,7 +198,7 @@ def test_many_changes_stay_one_line_of_the_first_few(tmp_path):
 
 def test_two_records_of_one_name_are_refused(accepted):
     frame = gather(accepted.parent / "first")
-    refuses("two records of one name", compare, pl.concat([frame, frame]), {})
+    refuses("two records of the same name", compare, pl.concat([frame, frame]), {})
 
 
 def test_a_frame_of_something_else_is_refused():

@@ -52,9 +52,9 @@ def test_a_site_is_written_anew_and_nothing_else_is(outs, tmp_path):
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     (other / "index.html").write_text("<p>my own pages</p>")
-    refuses("holds something that is no site", write_site, outs, other)
+    refuses("holds files that are not a site", write_site, outs, other)
     assert (other / "notes.txt").read_text() == "mine"
-    refuses("must not lie in each other", write_site, outs, outs[0].parent)
+    refuses("must not contain each other", write_site, outs, outs[0].parent)
     refuses("--out", write_site, [tmp_path / "nowhere"], to)
 
 

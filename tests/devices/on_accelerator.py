@@ -195,7 +195,7 @@ def test_a_run_of_one_device_is_not_opened_for_another():
     with pytest.raises(UserError, match="device 'accel' is not on this machine"):
         train("grammar-mlm", overrides=SIX, device="accel", progress=False)
     with accelerator() as device:
-        with pytest.raises(UserError, match="was trained on cpu, now accel is asked for; give this run another --name"):
+        with pytest.raises(UserError, match="was trained on cpu, now accel is requested; give this run another --name"):
             train("grammar-mlm", overrides=SIX, name=here.name, device=device, progress=False)
         there = train("grammar-mlm", overrides=SIX, device=device, progress=False)
     assert (there.name, there.trained_on) == (f"{here.name}-accel", "accel")

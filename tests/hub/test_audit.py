@@ -16,7 +16,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.hub.audit import audit
 from lmdynamics.hub.checkpoints import Pin, as_markdown
 from lmdynamics.hub.client import RemoteFile
-from lmdynamics.hub.faults import leads_out, listing_faults
+from lmdynamics.hub.faults import is_outside, listing_faults
 from lmdynamics.runs.faults import Fault
 from tests.conftest import refused
 from tests.hub import suites
@@ -47,7 +47,7 @@ def test_a_clean_suite_of_154_is_passed_in_silence(hub, home, call):
     print(f"audit of 154 revisions: {took:.1f} s")  # a figure to quote; 5 s are aimed at
     status, out, _ = call("audit", PYTHIA)
     assert status == 0
-    assert "looked at the listings of 154 of 154 checkpoints, 210 MB of weights: no fault found" in out
+    assert "examined the listings of 154 of 154 checkpoints, 210 MB of weights: no fault found" in out
 
 
 def test_an_audit_needs_no_torch(hub, home):
@@ -121,7 +121,7 @@ def test_names_that_lead_out(hub, home):
     suites.history(hub, steps=(0, 1, 2))
     hub.edit(lambda entries: [*entries, evil], match="/tree/", times=2)  # of main, and of the step
     assert [kind for kind, _ in found(f"{PYTHIA}?steps=0")] == ["path"]
-    assert [leads_out(path) for path in ("a/b.txt", "a/../b", "/a", "a\\b", "c:x", "")] == [False, *[True] * 5]
+    assert [is_outside(path) for path in ("a/b.txt", "a/../b", "/a", "a\\b", "c:x", "")] == [False, *[True] * 5]
 
 
 def test_every_trajectory_is_looked_at(hub, home):
@@ -157,7 +157,7 @@ def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hu
     status, out, _ = call("audit", PYTHIA, "--weights")
     assert status == 0, out
     size = 154 * len(suites.safe(suites.trajectory(0)))
-    assert "and into 26 of 40 tensors of 154 (" in out
+    assert "and 26 of 40 tensors of 154 (" in out
     assert "no fault found" in out
     assert "the branch main" not in out  # which is the last step, as it should be
     assert 0 < downloaded(hub) < size / 8
@@ -220,12 +220,12 @@ PLANTED = {
     "another initialisation": (
         other_start,
         ("initialisation", 0),
-        "step 1 does not come from step 0, which is another initialisation or model (cosine",
+        "step 1 does not continue step 0, which is another initialisation or model (cosine",
     ),
     "a checkpoint of another model": (
         lambda step, state: suites.trajectory(step, 7) if step == 5000 else state,
         ("far", 5000),
-        "its weights are as unlike its neighbours' as another model's",
+        "its weights differ from its neighbours' like another model's",
     ),
     "a trajectory that becomes another": (
         lambda step, state: suites.trajectory(step, 7) if step >= 5000 else state,
@@ -284,7 +284,7 @@ def test_a_main_branch_that_is_not_the_last_step_is_said_to_be_another(hub, home
     assert status == 0
     assert "the branch main has the weights of step 2,000" in out
     repository.commit({"model.safetensors": declared(2_000_000, "ab" * 32)}, branch="main")
-    assert "the branch main has the weights of no step that is listed" in call("audit", "hf://me/mine")[1]
+    assert "the branch main has the weights of no listed step" in call("audit", "hf://me/mine")[1]
 
 
 def test_a_step_that_an_even_spacing_leaves_out(hub, home):
@@ -297,7 +297,7 @@ def test_a_server_that_sends_whole_files_only_is_named(hub, home):
     hub.change(lambda answer: replace(answer, headers={}), "^GET (?!.*/resolve/).*safetensors", times=None)
     found = faults(f"{PYTHIA}?steps=0,1", weights=True)
     assert {fault.kind for fault in found} == {"unreadable"}
-    assert "the server sends whole files only; fetch them, and audit what is here" in found[0].said
+    assert "the server sends whole files only; fetch them, and audit them here" in found[0].said
 
 
 def test_a_header_that_is_none_is_a_fault_and_no_crash(hub, home):
@@ -305,7 +305,7 @@ def test_a_header_that_is_none_is_a_fault_and_no_crash(hub, home):
     hub.alter(lambda content: b"\xff" * len(content), "^GET (?!.*/resolve/).*safetensors", times=1)
     (fault,) = faults(f"{PYTHIA}?steps=0:10000", weights=True)
     assert fault.kind == "unreadable"
-    assert "model.safetensors is no safetensors file" in fault.said
+    assert "model.safetensors is not a safetensors file" in fault.said
 
 
 def test_what_is_here_is_read_whole_and_nothing_downloaded(hub, home, call):
@@ -329,7 +329,7 @@ def test_bins_are_looked_into_where_they_are_here(hub, home, call):
     status, out, _ = call("audit", f"{address}?steps=0,20000,40000", "--weights")
     assert status == 0
     assert "tensors of 2 (0 B downloaded)" in out
-    assert "not looked into: 1 checkpoints; .bin files must be fetched first" in out
+    assert "weights not read: 1 checkpoints; .bin files must be fetched first" in out
 
 
 # What is said of it later
@@ -348,9 +348,9 @@ def test_what_is_wrong_is_said_once_when_a_suite_is_opened_and_nothing_is_asked_
     audit(address, progress=False, weights=True)
     asked = len(hub.requests)
     run = lmd.open_run(address)
-    assert "step 1 does not come from step 0" in capsys.readouterr().err
+    assert "step 1 does not continue step 0" in capsys.readouterr().err
     assert {"identical", "initialisation"} <= {fault.kind for fault in run.known_faults}
-    assert any("does not come from step 0" in fault for fault in run.describe()["faults"])
+    assert any("does not continue step 0" in fault for fault in run.describe()["faults"])
     assert len(hub.requests) == asked
     audit(address, progress=False)  # which looks at listings only, and keeps what was found in weights
     assert "initialisation" in {fault.kind for fault in lmd.open_run(address).known_faults}

@@ -18,7 +18,7 @@ from lmdynamics import downloads
 from lmdynamics.errors import UserError
 from lmdynamics.hub import client
 from lmdynamics.hub.audit import audit
-from lmdynamics.hub.checkpoints import CONFIG, TOKENIZER, known_suites, pinned, read_address
+from lmdynamics.hub.checkpoints import CONFIG, TOKENIZER, known_suites, pinned_commits, read_address
 from lmdynamics.hub.suites import SuiteCheckpoint
 from lmdynamics.measurements.losses import HeldOutLoss
 from tests.conftest import refused
@@ -72,11 +72,11 @@ def test_commits_are_pinned(hub, home):
     asked = len(hub.requests)
     assert lmd.open_run(PYTHIA).steps == list(before)
     assert len(hub.requests) == asked  # nor is anybody asked
-    kept = pinned(f"{PYTHIA}?steps=512")
+    kept = pinned_commits(f"{PYTHIA}?steps=512")
     assert dict(kept) == {step: pin.commit for step, pin in before.items()}
     moved = lmd.open_run(f"{PYTHIA}?refresh=yes").pins
-    assert pinned(PYTHIA) != kept  # so that a batch's items are run again
-    assert pinned("hf://EleutherAI/pythia-70m") == []
+    assert pinned_commits(PYTHIA) != kept  # so that a batch's items are run again
+    assert pinned_commits("hf://EleutherAI/pythia-70m") == []
     assert moved[512].commit == moved[1].commit != before[512].commit
 
 
@@ -114,7 +114,7 @@ def test_what_is_here_is_shown_and_verified(hub, home, call):
     assert refused(call("runs", "show", "EleutherAI/pythia-14m"), "did you mean 'hf://EleutherAI/pythia-14m'?")
     weights = (run[512].folder / "model.safetensors").resolve()
     weights.write_bytes(spoilt(weights.read_bytes()))
-    assert refused(call("runs", "verify", address), "is not what EleutherAI/pythia-14m lists for step 512")
+    assert refused(call("runs", "verify", address), "is not the file that EleutherAI/pythia-14m lists for step 512")
 
 
 def test_only_the_last_few_stay(hub, home):
@@ -170,7 +170,7 @@ def test_tags_and_ones_own_names(hub, home):
     suites.crfm(hub)
     assert lmd.open_run("hf://stanford-crfm/alias-gpt2-small-x21").steps == [10, 100, 1000, 20_000, 400_000]
     published(hub, "after-3-epochs", "after-7-epochs")
-    with pytest.raises(UserError, match="nothing there is named like a checkpoint"):
+    with pytest.raises(UserError, match="no revision is named like a checkpoint"):
         lmd.open_run("hf://me/mine")
     epochs = r"after-(?P<step>\d+)-epochs"
     assert lmd.open_run("hf://me/mine?steps=3", revisions=epochs).steps == [3]
@@ -197,8 +197,8 @@ def test_a_suite_goes_to_other_processes(hub, home):
         (f"{PYTHIA}?download=yes#stage2", "neither yes nor no; #PART comes before the options"),
         (f"{PYTHIA}#stage2", "no trajectory #stage2; it has one without a name"),
         ("hf://EleutherAI/pythia-15m", "no such repository, or it is private"),
-        ("hf://me/mine", r"named like a checkpoint \(after-5\); say how with --revisions"),
-        ("hf://google/multiberts-seed_9-step_*", "no repository on the hub fits google/multiberts-seed_9-step_"),
+        ("hf://me/mine", r"named like a checkpoint \(after-5\); set --revisions"),
+        ("hf://google/multiberts-seed_9-step_*", "no repository on the hub matches google/multiberts-seed_9-step_"),
     ],
 )
 def test_what_is_mistyped_says_what_there_is_and_leaves_nothing(hub, home, address, words):
@@ -275,7 +275,7 @@ def test_the_readme_example_of_a_suite_runs(hub, home, tmp_path, capsys):
     (block,) = [block for block in blocks if "hf://" in block]
     code = block.replace('"ewt"', repr(str(tmp_path / "own.conllu"))).replace("lmd.trace(", "made = lmd.trace(")
     exec(code, scope := {})
-    assert "0 of 6 checkpoints on this machine; to come: " in capsys.readouterr().out
+    assert "0 of 6 checkpoints on this machine; to download: " in capsys.readouterr().out
     assert scope["made"]["step"].to_list() == [0, 1, 2, 512, 1000, 143_000]
     assert {"loss", "tokens", "stderr"} < set(scope["made"].columns)
 
@@ -289,7 +289,7 @@ def test_nobody_agrees(hub, home, call):
     status, out, _ = call("fetch", f"{PYTHIA}?steps=0,512", "--yes")
     assert status == 0
     assert "steps 0, 512\n" in out
-    assert "0 of 2 checkpoints on this machine; to come: " in out
+    assert "0 of 2 checkpoints on this machine; to download: " in out
     assert "2 of 2 checkpoints on this machine\n" in out
 
 
@@ -323,7 +323,7 @@ def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys)
     hub.alter(spoilt, match=CONTENT, times=1)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
     assert "not what its listing says" in capsys.readouterr().err
-    assert client.RemoteFile.is_at(run.pins[512].weights[0], run[512].folder / "model.safetensors")
+    assert client.RemoteFile.matches(run.pins[512].weights[0], run[512].folder / "model.safetensors")
 
 
 def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses):
@@ -336,8 +336,8 @@ def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses):
         hub.cut(chance.randrange(size // 8, size // 2), match=CONTENT)
     run.fetch()
     for pin in run.pins.values():
-        for file in pin.wanted:
-            assert file.is_at(pin.folder / file.path)
+        for file in pin.needed:
+            assert file.matches(pin.folder / file.path)
     sent = hub.asked(CONTENT)
     assert len([request for request in sent if request.status == 206]) >= 15
     assert sum(request.sent for request in sent) == 6 * size
@@ -350,11 +350,13 @@ def test_a_later_call_goes_on_within_the_file(hub, home, pauses):
     (weights,) = pin.weights
     hub.cut(weights.bytes // 2, match=CONTENT)
     hub.fail(503, match=CONTENT, times=downloads.ATTEMPTS)
-    with pytest.raises(UserError, match="the hub answered 503; what has arrived is kept, run the same again to go on"):
+    with pytest.raises(
+        UserError, match="the hub answered 503; received data is kept, run the same command again to resume"
+    ):
         client.download(pin.repository, pin.commit, weights, lambda size: None)
     assert not (pin.folder / weights.path).exists()
     again = []
-    assert weights.is_at(client.download(pin.repository, pin.commit, weights, again.append))
+    assert weights.matches(client.download(pin.repository, pin.commit, weights, again.append))
     first, *_, last = hub.asked(CONTENT)
     assert (first.status, last.status, last.range) == (200, 206, f"bytes={weights.bytes // 2}-")
     assert sum(again) == weights.bytes  # a bar is whole at the end, with what was here before
@@ -384,12 +386,12 @@ def test_what_an_earlier_call_has_left_is_not_trusted(hub, home, capsys):
     part = pin.folder.parents[1] / "blobs" / f"{weights.sha256}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * 700)
-    assert weights.is_at(client.download(pin.repository, pin.commit, weights, lambda size: None))
+    assert weights.matches(client.download(pin.repository, pin.commit, weights, lambda size: None))
     assert "is not what its listing says; it was thrown away" in capsys.readouterr().err
     assert not part.exists()
     part.write_bytes(b"x" * (weights.bytes + 1))
     (pin.folder / weights.path).resolve().write_bytes(b"x" * weights.bytes)
-    assert weights.is_at(client.download(pin.repository, pin.commit, weights, lambda size: None))
+    assert weights.matches(client.download(pin.repository, pin.commit, weights, lambda size: None))
     assert capsys.readouterr().err == ""
 
 
@@ -495,7 +497,7 @@ def test_another_trajectory_beside_the_plain_one_is_left_out_and_named_once(hub,
     run = lmd.open_run("hf://me/mine")
     assert run.steps == [1000, 2000, 3000]
     assert run.pins[3000].revision == "step3000"
-    said = "me/mine: not used: #rlhf (step3000-rlhf); names that tell no step (old)"
+    said = "me/mine: not used: #rlhf (step3000-rlhf); names without a step (old)"
     assert capsys.readouterr().err.splitlines() == [f"lmdynamics: {said}"]
     lmd.open_run("hf://me/mine")
     assert capsys.readouterr().err == ""
@@ -516,7 +518,7 @@ def test_phases_that_count_anew_come_in_order_and_those_left_out_are_named(hub, 
     assert [pin.revision for pin in joined.pins.values()] == ["step1000", "step2000", "ext1000"]
     assert joined.steps == [1000, 2000, 3000]
     told = capsys.readouterr().err
-    assert "counted on: #ext, which counts anew, from step 2,000" in told
+    assert "renumbered: #ext, to continue from step 2,000" in told
     assert "not used: #decay (decay100)" in told
     assert lmd.open_run("hf://me/mine#step+ext+decay").steps == [1000, 2000, 3000, 3100]
     published(hub, "stage1-step500", "stage1-step1000", "stage2-step1500", name="me/on")  # goes on counting
@@ -591,7 +593,7 @@ def test_repositories_that_are_checkpoints_without_a_main_branch(hub, home):
     assert lmd.open_run(address).steps == [0, 20_000, 40_000, 2_000_000]
     second.branches["other"] = second.branches.pop("main")
     second.branches["another"] = first.branches["trunk"]
-    with pytest.raises(UserError, match="step_20k has no main branch but another, other, so which of them"):
+    with pytest.raises(UserError, match="step_20k has no main branch but another, other, so its"):
         lmd.open_run(f"{address}?refresh=yes")
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_stepped_is_refused(make, tmp_path):
     run = make(decay="linear")
     text = run.held_out()
     (run[8].folder / layout.TRAINING_STATE).unlink()
-    refuses("keeps no optimizer state at step 8", lambda: OneStep(text)(run[8]))
+    refuses("has no optimizer state at step 8", lambda: OneStep(text)(run[8]))
     refuses("learning rate of tiny is 0 at step 12", lambda: OneStep(text)(run[12]))
     refuses("need more than", lambda: OneStep(text, batches=1000)(run[4]))
     refuses("choose float32 or float64", lambda: Coefficients(text, precision="int8")(run[4]))

@@ -20,7 +20,7 @@ from lmdynamics.batch.command import Options, batch
 from lmdynamics.batch.execute import read_outcome
 from lmdynamics.batch.plan import plan
 from lmdynamics.records import read_records
-from tests.batch import stub_child
+from tests.batch import stub_kernel_process
 from tests.batch.notebooks import write_notebook
 from tests.batch.test_executors import dask_cluster, ends
 
@@ -55,8 +55,8 @@ def finished(out: Path) -> list[str]:
 STUBBED = """\
 from lmdynamics import cli
 from lmdynamics.batch import execute
-from tests.batch import stub_child
-execute.child = stub_child
+from tests.batch import stub_kernel_process
+execute.kernel_process = stub_kernel_process
 cli.main()
 """
 
@@ -205,7 +205,7 @@ def test_a_notebook_that_prints_a_hundred_megabytes(tmp_path):
 
 def test_clocks_that_are_wrong(notebook, undisturbed, capsys, monkeypatch):
     """What is done is known by its content: neither files from the future nor from the past are run again."""
-    monkeypatch.setattr("lmdynamics.batch.execute.child", stub_child)
+    monkeypatch.setattr("lmdynamics.batch.execute.kernel_process", stub_kernel_process)
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=[SEEDS]), Options(workers=2)) == 0
     for number, file in enumerate(sorted(out.rglob("*"))):

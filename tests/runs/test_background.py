@@ -47,7 +47,7 @@ def add(log: LiveLog, *steps: int, loss: float = 0.1) -> None:
 
 
 def test_live_rows_are_what_the_log_will_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "EVERY", 0)
+    monkeypatch.setattr(live, "WRITE_INTERVAL", 0)
     log = LiveLog(tmp_path / "log.parquet")
     assert read_live(tmp_path).is_empty()
     add(log, 0, 1, 2)
@@ -62,7 +62,7 @@ def test_live_rows_are_what_the_log_will_hold(tmp_path, monkeypatch):
 
 
 def test_losses_that_are_no_numbers_or_missing_are_read_as_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "EVERY", 0)
+    monkeypatch.setattr(live, "WRITE_INTERVAL", 0)
     log = LiveLog(tmp_path / "log.parquet")
     for step, loss in enumerate((float("nan"), float("inf"), None)):
         penalty = torch.tensor(0.25) if step else None
@@ -77,7 +77,7 @@ def test_losses_that_are_no_numbers_or_missing_are_read_as_they_are(tmp_path, mo
 
 
 def test_half_a_line_is_left_for_later(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "EVERY", 0)
+    monkeypatch.setattr(live, "WRITE_INTERVAL", 0)
     log = LiveLog(tmp_path / "log.parquet")
     add(log, 0, 1)
     whole = (tmp_path / LIVE).read_bytes()
@@ -89,12 +89,12 @@ def test_half_a_line_is_left_for_later(tmp_path, monkeypatch):
 def test_rows_are_written_now_and_then(tmp_path):
     log = LiveLog(tmp_path / "log.parquet")
     add(log, *range(1000))
-    assert len(read_live(tmp_path)) == 1  # a thousand steps in far less than EVERY
+    assert len(read_live(tmp_path)) == 1  # a thousand steps in far less than WRITE_INTERVAL
 
 
 def test_a_log_that_is_being_saved_is_read_whole(tmp_path, monkeypatch):
     """A reader never sees a gap, nor half a file, whatever the writer is at."""
-    monkeypatch.setattr(live, "EVERY", 0)
+    monkeypatch.setattr(live, "WRITE_INTERVAL", 0)
     done = threading.Event()
 
     def write() -> None:
@@ -173,7 +173,7 @@ def test_a_killed_process_is_told_in_one_line_and_gone_on_from():
     os.kill(training._process.pid, signal.SIGKILL)
     assert training.wait(60) == "failed"
     assert "the training process ended (signal 9)" in training.error
-    assert "is saved, and resume goes on from there" in training.error
+    assert "is saved, and training resumes from there" in training.error
     assert "\n" not in training.error
     training.start()
     assert training.error == ""
@@ -253,7 +253,7 @@ def test_bad_changes_are_refused_before_anything_is_trained(tiny_run, overrides,
 
 
 def test_a_branch_is_refused_where_another_run_lies(tiny_run):
-    refuses("tiny is no branch; give this branch another --name", branch_of, tiny_run, 8, ["lr=0.01"], name="tiny")
+    refuses("tiny is not a branch; give this branch another --name", branch_of, tiny_run, 8, ["lr=0.01"], name="tiny")
     assert not background._trainings
 
 

@@ -249,10 +249,10 @@ def test_what_it_will_cost(parent):
         (5, {}, "tiny has no checkpoint at step 5; the nearest are 2, 4, 8"),
         (12, {}, "ends at step 12, so at step 12 nothing is left to do; branch earlier, or set a larger steps"),
         (8, {"steps": 8}, "training ends at step 8, so at step 8 nothing is left"),
-        (4, {"model.hidden_size": 32}, "cannot change model.hidden_size: the weights at step 4 are made for 16"),
+        (4, {"model.hidden_size": 32}, "cannot change model.hidden_size: the weights at step 4 are of 16"),
         (4, {"layer_norm_eps": 1e-3}, "cannot change model.layer_norm_eps"),
         (4, {"corpus.size": "large"}, "cannot change corpus.size"),
-        (4, {"objective": "clm"}, "cannot change objective: .* made for 'mlm'"),
+        (4, {"objective": "clm"}, "cannot change objective: .* are of 'mlm'"),
         (4, {"lrr": 1}, "no setting 'lrr' to override"),
         (4, {"masking": 15}, "15 per cent is 0.15"),
     ],
@@ -266,14 +266,14 @@ def test_refused_before_anything_is_written(parent, step, changes, message):
 def test_without_optimizer_state_the_nearest_steps_with_one_are_named(parent):
     run = parent()
     (run[8].folder / layout.TRAINING_STATE).unlink()
-    refuses("no optimizer state at step 8, .* nearest steps with one are 2, 4, 12", run.branch, 8)
+    refuses("no optimizer state at step 8, .* nearest steps with it are 2, 4, 12", run.branch, 8)
     for file in run.folder.rglob(layout.TRAINING_STATE):
         file.unlink()
-    refuses("no optimizer state at step 4, .* train it with optimizer_state=all", run.branch, 4)
+    refuses("no optimizer state at step 4, .* set optimizer_state=all", run.branch, 4)
 
 
 def test_a_run_that_was_not_opened_says_how_it_is_branched(parent):
-    refuses(r"is branched as lmd\.open_run gives it: lmd\.open_run\(", lambda: Run(parent().folder).branch(4))
+    refuses(r"open .* with lmd\.open_run\(.* to branch it", lambda: Run(parent().folder).branch(4))
 
 
 def test_a_folder_trained_elsewhere_cannot_be_branched(parent, tmp_path):
@@ -283,10 +283,10 @@ def test_a_folder_trained_elsewhere_cannot_be_branched(parent, tmp_path):
 
 def test_a_name_that_is_taken(parent):
     run = parent()
-    refuses("tiny is no branch; give this branch another --name", run.branch, 4, name="tiny")
+    refuses("tiny is not a branch; give this branch another --name", run.branch, 4, name="tiny")
     run.branch(4, name="mine", progress=False)
     refuses("mine is a branch of tiny at step 4; give this branch another --name", run.branch, 8, name="mine")
-    refuses("mine was trained with training.lr=0.002, now 0.01 is asked for", run.branch, 4, name="mine", lr=0.01)
+    refuses("mine was trained with training.lr=0.002, now 0.01 is requested", run.branch, 4, name="mine", lr=0.01)
     shutil.copytree(run.folder, run.folder.with_name("other"))
     refuses("mine is a branch of tiny at step 4", lambda: open_run("other").branch(4, name="mine"))
 

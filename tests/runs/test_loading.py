@@ -129,9 +129,9 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, monkeypat
     told |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Own"}
     (checkpoint / name).write_text(json.dumps(told))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    refuses(f"{name} wants code of its own to be run .auto_map.", lambda: open_run(checkpoint.parent)[512].tokenizer)
+    refuses(f"{name} requires code of its own .auto_map.", lambda: open_run(checkpoint.parent)[512].tokenizer)
     if name == "config.json":
-        assert "wants code of its own" in refusal(checkpoint)
+        assert "requires code of its own" in refusal(checkpoint)
     assert not mark.exists()
 
 
@@ -139,12 +139,12 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     checkpoint = saved(tmp_path / "run")
     told = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(told | {"intermediate_size": 24}))
-    assert "is damaged or another model's" in refusal(checkpoint)
+    assert "is damaged or of another model" in refusal(checkpoint)
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
     checkpoint = saved(tmp_path / "run", "BertModel")
-    assert "names the architecture BertModel, which has no language-model head" in refusal(checkpoint)
+    assert "names the architecture BertModel, which has no known language-model head" in refusal(checkpoint)
     told = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(told | {"architectures": ["BertForMaskedLM"]}))
     assert "has no weights for cls.predictions.bias and 5 more of a BertForMaskedLM, which would be random" in refusal(
@@ -209,7 +209,7 @@ def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, capsys, kind, prefix):
     logits(checkpoint)
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "wrapped" in line] == [
-        f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's); read without it"
+        f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's), which is removed"
     ]
 
 
@@ -217,7 +217,7 @@ def test_a_prefix_of_some_weights_only_is_refused(tmp_path):
     checkpoint = saved(tmp_path / "run")
     first = "bert.embeddings.LayerNorm.bias"
     rename(checkpoint, lambda weights: {("module." if k == first else "x.") + k: v for k, v in weights.items()})
-    assert "would be random (its file has module.bert.embeddings.LayerNorm.bias and 41 more that fit nowhere)" in (
+    assert "would be random (its file has module.bert.embeddings.LayerNorm.bias and 41 more that the model lacks)" in (
         refusal(checkpoint)
     )
 
@@ -227,7 +227,7 @@ def test_more_layers_than_the_configuration_has_are_refused(tmp_path, kind):
     checkpoint = saved(tmp_path / "run", kind)
     told = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(told | {"num_hidden_layers": 1, "n_layer": 1}))
-    assert re.search(r"holds \d+ weights that its config.json gives no place to", refusal(checkpoint))
+    assert re.search(r"holds \d+ weights that its config.json does not describe", refusal(checkpoint))
 
 
 @pytest.mark.parametrize("renamed", [False, True], ids=["lora beside", "base_layer"])

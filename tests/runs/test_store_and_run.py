@@ -103,7 +103,7 @@ def test_a_plain_folder_of_checkpoints_trained_elsewhere(tmp_path):
     assert run.log.is_empty()
     assert run[500].content_hash != run[1000].content_hash
     assert run[500].tokenizer.mask_token == "[MASK]"
-    refuses("keeps no optimizer state at step 500", lambda: run[500].optimizer_state())
+    refuses("has no optimizer state at step 500", lambda: run[500].optimizer_state())
     refuses("has no held-out rows", run.held_out)
     refuses("did not learn the built-in language", run.treebank, "grammar")
 
@@ -247,7 +247,7 @@ def test_what_lay_in_the_folder_of_a_refused_training_stays(home):
 def test_what_a_training_would_write_over_is_refused_and_stays(home, name):
     (home / "runs" / "mine").mkdir(parents=True)
     (home / "runs" / "mine" / name).write_text("mine")
-    with pytest.raises(UserError, match=f"has no run.json, but {name}, which a training would write over"):
+    with pytest.raises(UserError, match=f"has no run.json, but {name}, which training would overwrite"):
         train("grammar-mlm", overrides=TINY, name="mine", progress=False)
     assert (home / "runs" / "mine" / name).read_text() == "mine"
 

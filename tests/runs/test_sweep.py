@@ -79,7 +79,7 @@ def test_steps_near_a_share(at, keep, step):
 
 
 def test_without_optimizer_state_there_are_no_branches():
-    with pytest.raises(UserError, match="keeps no optimizer state, so it has no branches; set optimizer_state=all"):
+    with pytest.raises(UserError, match="saves no optimizer state, so it cannot be branched; set optimizer_state=all"):
         module._step_near(load_recipe("grammar-mlm", overrides={"optimizer_state": "none"}), 0.5)
 
 
@@ -103,7 +103,7 @@ GOOD = 'recipe = "grammar-mlm"\n[conditions.a]\n'
         ('recipe = "grammar-mlm"\n[conditions]', "a plan names a recipe .in quotes. and its conditions"),
         ('recipe = "grammar-mlm"\nconditions.a = 5', r"condition 'a' is 5; write \[conditions.NAME\]"),
         (GOOD + "set = 5", r"condition 'a' is .*; write \[conditions.NAME\] and set.KEY = VALUE"),
-        (GOOD + "masking = 0.3", "condition 'a' has no setting 'masking'; it knows set, of and at"),
+        (GOOD + "masking = 0.3", "condition 'a' has no setting 'masking'; the settings are set, of and at"),
         (GOOD + 'of = "a"\nat = 5', "condition 'a' is a branch; name another condition"),
         (GOOD + 'of = "b"\nat = 5', "condition 'a' is a branch; name another condition"),
         (GOOD + "at = 5", "condition 'a' is a branch; name another condition"),
@@ -289,7 +289,7 @@ def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert (
-        err.strip().splitlines()[-1] == "lmdynamics: stopped; what was trained is saved, and the same command goes on"
+        err.strip().splitlines()[-1] == "lmdynamics: stopped; the trained steps are saved, and the same command resumes"
     )
     assert "Traceback" not in err
     stopped = saved(home)
@@ -313,7 +313,7 @@ def test_ctrl_c_while_workers_start_is_not_lost(tmp_path, home):
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     assert "Traceback" not in err
     assert all(step < 800 for step in saved(home).values())
 
@@ -351,7 +351,7 @@ def test_a_killed_process_takes_only_its_own_run_with_it(tmp_path, home):
 
 
 def test_a_condition_made_in_python():
-    plan = Plan("grammar-mlm", (Condition("a", {"masking": 0.3}), Condition("b", {"lr": 0.01}, of="a", at=512)))
+    plan = Plan("grammar-mlm", (Condition("a", {"masking": 0.3}), Condition("b", {"lr": 0.01}, parent="a", at=512)))
     assert [job.run for job in jobs(plan).values()] == [
         "grammar-mlm-masking=0.3",
         "grammar-mlm-masking=0.3@512-lr=0.01",

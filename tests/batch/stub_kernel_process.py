@@ -1,4 +1,4 @@
-"""Stands in for `lmdynamics.batch.kernel_process` in tests of scheduling: the same events, without a kernel."""
+"""A stub of `lmdynamics.batch.kernel_process` for tests of scheduling: the same events, without a kernel."""
 
 import json
 import os
@@ -15,14 +15,14 @@ def execute(parent: Parent, job: Job) -> int:
     names: dict = {}
     for index, cell in enumerate(cells):
         source = "".join(cell["source"])
-        at = {"cell": index + 1, "cells": len(cells), "source": source.partition("\n")[0]}
-        parent.send(at)
+        event = {"cell": index + 1, "cells": len(cells), "source": source.partition("\n")[0]}
+        parent.send(event)
         if cell["cell_type"] != "code":
             continue
         try:
             exec(compile(source, job.notebook.name, "exec"), names)
         except Exception as error:
-            parent.send({**at, "status": "failed", "error": f"{type(error).__name__}: {error}"})
+            parent.send({**event, "status": "failed", "error": f"{type(error).__name__}: {error}"})
             return 1
         if "parameters" in cell["metadata"].get("tags", []):
             names.update(job.parameters)
