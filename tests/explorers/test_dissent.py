@@ -31,10 +31,10 @@ def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
     for value in here["dissent"]:
         assert f"{value:.2f}".replace("-", "−") in place.under
     ends = (f"{value:.2f} [".replace("-", "−") for value in (here["dissent"].min(), here["dissent"].max()))
-    assert place.said.startswith("Step 64: dissent ")
-    assert all(end in place.said for end in ends)
+    assert place.text.startswith("Step 64: dissent ")
+    assert all(end in place.text for end in ends)
     explorer.restore({"curve": "17k", "group": "rare"})
-    said = explorer.moving().places[-1].said
+    said = explorer.moving().places[-1].text
     assert said.startswith("Step 1,024: dissent ")
     assert said.endswith("(17k, rare).")
     assert len(said) < 80
