@@ -84,7 +84,7 @@ def findings(sentences: Sequence[str]) -> Sequence[str]:
     return sentences[1:] if len(sentences) <= 4 else []
 
 
-def absent(missing: int) -> str:
+def missing_text(missing: int) -> str:
     return f"{count(missing, 'value')} missing" if missing else ""
 
 

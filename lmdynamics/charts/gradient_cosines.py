@@ -14,7 +14,7 @@ from lmdynamics.charts.encodings import STEP_TIP, measured_step, need_rows, numb
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, HEIGHT, VERMILION, figure
-from lmdynamics.charts.tiles import opposed, step_tiles
+from lmdynamics.charts.tiles import signed_colour, step_tiles
 
 COLUMNS = ["step", "part", "a", "b", "cosine"]
 MAX_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
@@ -47,7 +47,7 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     tips = ["part:N", STEP_TIP, alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
     tips += [alt.Tooltip("negative:Q", title="share negative", format=".1%"), "pairs:Q"]
     tile, size = step_tiles(cells, parts)
-    chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", limit), tooltip=tips)
+    chart = tile.mark_rect().encode(color=signed_colour("mean", "mean cosine", limit), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("mean")
     lowest, step = last.row(0, named=True), last["step"][0]
     return figure(
@@ -121,7 +121,7 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     tile = alt.Chart(matrix).encode(
         x.axis(values=ticks, labelAngle=0, domain=False, ticks=False),
         y.axis(values=ticks, domain=False, ticks=False),
-        opposed("cosine", "cosine", limit),
+        signed_colour("cosine", "cosine", limit),
         tooltip=["a:O", "b:O", alt.Tooltip("cosine:Q", format="+.3f")],
     )
     side = max(5, min(24, 400 // len(rows))) * len(rows)
@@ -178,7 +178,7 @@ def group_opposition(
         f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in cosines.to_dicts() if row["a"] != row["b"]
     )
     return figure(
-        alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", limit)), number).properties(
+        alt.layer(base.mark_rect().encode(signed_colour("cosine", "cosine", limit)), number).properties(
             width=TILE * len(groups), height=38 * len(groups)
         ),
         title.replace("-", "−"),

@@ -31,7 +31,7 @@ from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.moving import by_place
 from lmdynamics.charts.text import Value, quoted
 from lmdynamics.charts.theme import GREY, ORANGE, TEXT, VERMILION, figure
-from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
+from lmdynamics.charts.tiles import accuracy_colour, step_tiles, text_colour
 from lmdynamics.errors import UserError
 
 SCORES = ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"]
@@ -117,7 +117,7 @@ def moving_head_map(
     )
 
 
-def picked_head(field: str) -> dict[str, str | dict]:
+def head_click(field: str) -> dict[str, str | dict]:
     """Vega event handler for a click on the map: sets a signal to `field` (layer, head, direction) of that head."""
     has_head = "event.item && event.item.datum && isValid(event.item.datum.accuracy_at)"
     return {"events": {"source": "view", "type": "click", "filter": [has_head]}, "update": f"datum.{field}"}
@@ -142,7 +142,7 @@ def _map(base: alt.Chart, **mark) -> list[alt.Chart]:
     return [
         base.mark_rect(**mark).encode(accuracy_colour()),
         base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3),
-        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=".0%"), color=ink()),
+        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=".0%"), color=text_colour()),
     ]
 
 
@@ -170,7 +170,7 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=last_step)).mark_text(
         align="left", dx=size["width"] // data["step"].n_unique() // 2 + 6, color=TEXT, fontSize=11
     )
-    chart = alt.layer(tile, dot.encode(color=ink()), label.encode(alt.Text("name:N"))).properties(**size)
+    chart = alt.layer(tile, dot.encode(color=text_colour()), label.encode(alt.Text("name:N"))).properties(**size)
     last = data.filter(pl.col("step") == last_step).sort("count", descending=True)
     ends = "; ".join(
         f"{r['relation']} {r['name']} {r['accuracy']:.0%} (offset {r['offset']:.0%})"

@@ -16,11 +16,11 @@ from lmdynamics.analysis.statistics import mean_of_all_seeds
 from lmdynamics.charts.axes import on_step_axis, same_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import (
     ROW,
-    absent,
     capital,
     count,
     findings,
     is_share,
+    missing_text,
     names_of,
     number,
     span,
@@ -73,7 +73,7 @@ def conditions_panels(
     controls = controls or {}
     if extra := [name for name in controls if name not in measures]:
         raise UserError(f"conditions over training: a control for {extra[0]!r}; measures: {', '.join(measures)}")
-    panels, sentences, level_texts, has_late_start = [], [], [], False
+    panels, sentences, level_texts, late = [], [], [], False
     for index, measure in enumerate(measures):
         last = index == len(measures) - 1
         rows = data.filter(pl.col("measure") == measure)
@@ -98,7 +98,7 @@ def conditions_panels(
         layers += replace(single, width=2.8, points=10).layers(on_step_axis(mean), x, tips)
         starts = _late_starts(rows, mean)
         if len(starts):
-            has_late_start = True
+            late = True
             dots = alt.Chart(on_step_axis(starts)).mark_point(size=90, filled=True, opacity=1)
             layers.append(dots.encode(x, single.y, single.colour))
         panels.append(panel(layers, x, height=260 if len(measures) == 1 else 140))
@@ -108,7 +108,7 @@ def conditions_panels(
     return figure(
         alt.vconcat(*panels, spacing=12),
         capital(sentences[0]),
-        [*findings(sentences), [_seeds(data), "dot: where a branch leaves" if has_late_start else "", absent(missing)]],
+        [*findings(sentences), [_seeds(data), "dot: where a branch leaves" if late else "", missing_text(missing)]],
         f"Conditions over training. {'. '.join(map(capital, [*sentences, *level_texts]))}. {capital(_seeds(data))}.",
     )
 
@@ -160,7 +160,7 @@ def final_by_condition(
         panels.append(alt.layer(*layers).properties(width=width, height=ROW * len(colours)))
         sentences.append(f"{name}: {span(panel_means.rename({'mean': 'value'}), share, baseline)}")
     bar = "bar: 95 % interval" if means["low"].is_not_null().any() else "one seed each: no interval"
-    caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", absent(missing)]
+    caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", missing_text(missing)]
     sentence = "; ".join(_mean_text(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
     return figure(
         alt.concat(*panels, columns=columns, spacing=24),
@@ -221,7 +221,7 @@ def value_over_parameter(
     return figure(
         alt.vconcat(*panels, spacing=12),
         capital(sentences[0]),
-        [*findings(sentences), [caption, f"dashed: {baseline}" if baseline else "", absent(missing)]],
+        [*findings(sentences), [caption, f"dashed: {baseline}" if baseline else "", missing_text(missing)]],
         f"Values over {parameter}. {'. '.join(map(capital, sentences))}. {caption}.",
     )
 

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.conditions import ROW, absent, count, number, tidy
+from lmdynamics.charts.conditions import ROW, count, missing_text, number, tidy
 from lmdynamics.charts.encodings import SIGNED, head, names, need_rows, numbers, rule_at, single_row
 from lmdynamics.charts.lines import Line, colour_by
 from lmdynamics.charts.text import wrapped
@@ -134,7 +134,7 @@ def speedup_curves(
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
         title,
-        [["dot: a seed", "line: fitted curve", interval_key, absent(missing)]],
+        [["dot: a seed", "line: fitted curve", interval_key, missing_text(missing)]],
         f"{measure} over training, with fitted curves. {target[0].upper() + target[1:]}: {number(best, percent)}. "
         + "; ".join(f"{name}: {text}" for name, text in texts.items())
         + ".",
@@ -187,7 +187,7 @@ def gain_by_paradigm(
     return figure(
         alt.hconcat(*panels, spacing=14),
         f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}",
-        [["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]],
+        [["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", missing_text(missing)]],
         f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(sentences)}. "
         f"Largest for {order[0]}, smallest for {order[-1]}.",
     )

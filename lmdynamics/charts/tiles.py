@@ -32,12 +32,12 @@ def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "acc
     return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format="%", gradientLength=100, offset=offset)
 
 
-def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
+def text_colour(field: str = "accuracy", top: float = 1.0) -> alt.Color:
     """Colour of text on such a tile: dark on light tiles, light on dark ones, with a contrast of at least 4.5."""
     return alt.condition(f"datum.{field} > {0.435 * top}", alt.value("#000000"), alt.value("#ffffff"))
 
 
-def opposed(field: str, title: str, limit: float) -> alt.Color:
+def signed_colour(field: str, title: str, limit: float) -> alt.Color:
     """Colour for a signed quantity between `-limit` and `limit`: vermilion below zero, blue above."""
     scale = alt.Scale(domain=[-limit, 0, limit], range=list(OPPOSED), clamp=True, interpolate="rgb")
     # squares, no gradient: SVG gradients on one page share a name, and a second one gets the colours of the first

@@ -17,7 +17,7 @@ from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.lines import Line, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
-from lmdynamics.charts.tiles import accuracy_colour, ink
+from lmdynamics.charts.tiles import accuracy_colour, text_colour
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 
@@ -216,7 +216,7 @@ def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: 
     )
     top = max(0.1, float(data["probability"].max()))  # probabilities are often low: colours end at the highest
     tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability", top=top))
-    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=ink("probability", top))
+    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=text_colour("probability", top))
     outline = base.transform_filter("datum.right").mark_rect(filled=False, stroke=VERMILION, strokeWidth=2.5)
     chart = alt.layer(tile, text, outline).properties(width=92 * steps, height=26 * data["rank"].n_unique())
     first = data.filter(pl.col("rank") == 1).sort("step")

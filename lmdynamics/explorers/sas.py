@@ -16,7 +16,7 @@ from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
 from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.heads import loss_and_uas, moving_head_map, picked_head
+from lmdynamics.charts.heads import head_click, loss_and_uas, moving_head_map
 from lmdynamics.charts.moving import Moving, Place, in_column, in_row, picker, with_slider
 from lmdynamics.corpora.gold import Sentence, Treebank
 from lmdynamics.errors import UserError
@@ -218,7 +218,7 @@ class SasExplorer(Explorer):
             options = sorted(self.choices(entry, now)) if entry != "direction" else DIRECTIONS
             # forced: otherwise Vega skips a head that was also the best of the previous relation
             follows = {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]", "force": True}
-            signals.append(picker(entry, label, options, now[entry], follows, picked_head(entry)))
+            signals.append(picker(entry, label, options, now[entry], follows, head_click(entry)))
         return [*signals, {"name": "best_heads", "value": best}]
 
     def _places(self) -> list[Place]:

@@ -52,7 +52,7 @@ def test_the_page_says_what_is_computed_and_how_far_it_is():
         return last.result()
 
     async def notebook():
-        computing.begin(compute, lambda _: None, what="measuring <b>")
+        computing.begin(compute, lambda _: None, label="measuring <b>")
         assert computing.widget.layout.display == "none"
         while not computing.message.value.endswith("1 of 2 checkpoints"):
             await asyncio.sleep(0.01)

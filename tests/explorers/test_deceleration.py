@@ -42,8 +42,8 @@ def test_moving_the_break_looks_its_numbers_up_and_fits_nothing(explorer, monkey
         f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
         f"{row['rsle']:.3g}; with the best break, at step {best.step_at_break:,.0f}, {best.rsle:.3g}."
     )
-    assert f">{row['rsle']:.4f}<" in place.under
-    assert "decelerates: at step" in place.under
+    assert f">{row['rsle']:.4f}<" in place.details
+    assert "decelerates: at step" in place.details
     assert f"{row['step_at_break']:,.0f}: rate" in charts.to_svg(explorer.moving().still())
 
 
@@ -85,7 +85,7 @@ def test_a_curve_that_cannot_be_fitted_says_so_and_the_next_one_is_drawn(tmp_pat
 def test_a_name_is_told_as_text_and_never_as_html():
     (place,) = DecelerationExplorer(FEW.with_columns(curve=pl.lit("<img src=x>"))).moving().places
     assert place.text.startswith("<img src=x>: 5 points are left")  # which a page sets as text
-    assert place.under == ""
+    assert place.details == ""
 
 
 @pytest.mark.parametrize(

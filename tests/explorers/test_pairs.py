@@ -134,10 +134,10 @@ def test_words_that_differ_are_marked(good, bad, words):
 def test_sentences_and_names_are_text_never_html():
     trace = TRACE.filter(paradigm="far").with_columns(paradigm=pl.lit("<img src=x>"))
     under = PairExplorer({"<i>a": trace, "b": trace}, pairs_of(trace, end="<script>$x$"), pair=25).moving().places[0]
-    assert "<script>" not in under.under
-    assert "&lt;script&gt;$x$" in under.under
-    assert "mathjax_ignore tex2jax_ignore" in under.under
-    assert under.under.count("<b ") == 2
+    assert "<script>" not in under.details
+    assert "&lt;script&gt;$x$" in under.details
+    assert "mathjax_ignore tex2jax_ignore" in under.details
+    assert under.details.count("<b ") == 2
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_doublings_of_a_few_rows_have_no_interval():
 
 def test_tokens_are_text_never_html():
     bad = "<img src=x onerror=alert(1)>"
-    html = ZeroSumExplorer(frames.one_step(), lambda *_: [bad] * 13).moving().places[0].under
+    html = ZeroSumExplorer(frames.one_step(), lambda *_: [bad] * 13).moving().places[0].details
     assert "<img" not in html
     assert "&lt;img" in html
 
