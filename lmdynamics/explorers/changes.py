@@ -97,8 +97,8 @@ def describe_step(changes: RunChanges, step: int, split: str, direction: str) ->
     else:
         sample = f"{row['batches']} batches" if row["batches"] > 1 else "one batch"
     until = f" → {row['until']:,}" if changes.doublings else ""
-    context = f"{SPLITS.get(split, split)}, {DIRECTIONS.get(direction, direction)}"
-    return f"Step {step:,}{until}, {context}: {numbers} (over {sample}). {_verdict(row)}"
+    series = f"{SPLITS.get(split, split)}, {DIRECTIONS.get(direction, direction)}"
+    return f"Step {step:,}{until}, {series}: {numbers} (over {sample}). {_verdict(row)}"
 
 
 def _verdict(row: Mapping) -> str:

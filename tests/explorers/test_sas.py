@@ -285,7 +285,7 @@ def test_a_state_brings_back_the_same_views_and_data(run, other, treebank):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ({"step": 5}, "step is 5, which is not there"),
+        ({"step": 5}, "step is 5, which does not exist"),
         ({"run": "gone"}, "run is 'gone', which does not exist .any more.; known: tiny"),
         ({"relation": "iobj"}, "relation is 'iobj'"),
         ({"layer": 7}, "layer is 7"),

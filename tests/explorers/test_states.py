@@ -30,7 +30,7 @@ ELSEWHERE = {
     "zero_sum": {"run": "b", "split": "stepped", "direction": "random", "step": 8, "row": 1},
 }
 STALE = [
-    ("deceleration", {"curve": "smal"}, "curve is 'smal', which is not there"),
+    ("deceleration", {"curve": "smal"}, "curve is 'smal', which does not exist"),
     ("deceleration", {"skip_steps": 7}, "skip_steps is 7"),
     ("deceleration", {"break_step": -1.0}, "a step, 0 or more"),
     ("dissent", {"group": "<b>"}, "group is '<b>'"),
@@ -38,7 +38,7 @@ STALE = [
     ("pairs", {"paradigm": "far", "pair": 3}, "pair is 3, which does not exist .any more.; known: -1, 8"),
     ("pairs", {"pair": 3}, "known: -1$"),
     ("pairs", {"run": "b", "step": 3}, "step is 3, which does not exist .any more.; known: 0, 1"),
-    ("trajectories", {"measure": "loss", "run": "d"}, "run is 'd', which is not there"),
+    ("trajectories", {"measure": "loss", "run": "d"}, "run is 'd', which does not exist"),
     ("zero_sum", {"run": "c"}, "known: a, b"),
     ("zero_sum", {"run": "b", "batch": 1}, "batch is 1"),
     ("zero_sum", {"row": 99}, "row is 99"),
