@@ -1,7 +1,7 @@
-"""One function per figure: a tidy frame in, an Altair chart out. `show` puts it before the reader."""
+"""One function per figure: a tidy frame in, an Altair chart out. `show` displays it."""
 
 from lmdynamics.charts.arcs import sentence_arcs
-from lmdynamics.charts.deceleration import break_profile, broken_by_hand, deceleration, power_law_claim
+from lmdynamics.charts.deceleration import break_profile, deceleration, manual_break, power_law_claim
 from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
 from lmdynamics.charts.family import family_tree
 from lmdynamics.charts.gradient_cosines import cosine_distribution, gram, group_opposition, opposition_map
@@ -36,7 +36,6 @@ from lmdynamics.charts.zero_sum import interference_over_training, step_interfer
 __all__ = [
     "ColouredTokens",
     "break_profile",
-    "broken_by_hand",
     "coefficients_by_layer",
     "coefficients_over_training",
     "complexity_over_training",
@@ -59,6 +58,7 @@ __all__ = [
     "layer_head_map",
     "loss_and_uas",
     "loss_over_training",
+    "manual_break",
     "masking_rates",
     "norms_over_training",
     "opposition_map",

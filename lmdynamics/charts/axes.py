@@ -1,4 +1,4 @@
-"""The step axis, and what stands along it in every figure over training: onsets, and the checkpoint looked at."""
+"""The step axis of every figure over training, with its marks: onsets and the selected checkpoint."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,28 +12,28 @@ from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import ONSETS, TEXT, VERMILION
 
-BEFORE_ONE = 0.5  # where step 0 stands on a logarithmic axis
-AT = "at"  # the signal that holds the number of the place looked at
+STEP_ZERO = 0.5  # position of step 0 on a logarithmic axis
+SLIDER = "at"  # the Vega signal with the index of the slider's place
 
 
-def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between `low` and `high` that do not crowd on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
+def log_ticks(low: float, high: float, max_ticks: int = 7) -> list[float]:
+    """Round numbers between `low` and `high`, well separated on a logarithmic axis: 3, 4, 5, 6, 8, 10."""
     if high / low <= 2:  # evenly spaced, as on a linear axis
         size = 10.0 ** math.floor(math.log10(high - low))
-        spacing = next(each for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (each := m * size) <= most)
+        spacing = next(value for m in (0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / (value := m * size) <= max_ticks)
         ticks = [float(f"{i * spacing:.6g}") for i in range(int(low / spacing), int(high / spacing) + 2)]
         return [tick for tick in ticks if low <= tick <= high]
-    ticks, apart = [], 0.75 * math.log(high / low) / most
+    ticks, min_distance = [], 0.75 * math.log(high / low) / max_ticks
     for tick in (m * 10.0**e for e in range(-6, 13) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
-        if low <= tick <= high and (not ticks or math.log(tick / ticks[-1]) > apart):
+        if low <= tick <= high and (not ticks or math.log(tick / ticks[-1]) > min_distance):
             ticks.append(float(f"{tick:.6g}"))
     return ticks
 
 
 def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
-    """1, 3, 10, 30 … across the steps (`sparse`: powers of ten), and the place of step 0 if it is among them.
+    """Ticks 1, 3, 10, 30 … (`sparse`: powers of ten), and the position of step 0 if it is among the steps.
 
-    Steps that hold fewer than two of these have round numbers instead: 4,000, 5,000, 6,000 …
+    If fewer than two of these are within the steps, the ticks are round numbers: 4,000, 5,000, 6,000 …
     """
     steps = sorted(set(steps))
     last = max(steps, default=1)
@@ -43,13 +43,13 @@ def step_ticks(steps: Iterable[int], sparse: bool = False) -> list[float]:
     if len(ticks) < 2 and first > 0:
         between = log_ticks(first, last, 3 if sparse else 6) if last > first else []
         ticks = [tick for tick in between if tick.is_integer()] or [float(first)]
-    return [BEFORE_ONE, *ticks] if 0 in steps else ticks
+    return [STEP_ZERO, *ticks] if 0 in steps else ticks
 
 
 def step_axis(steps: Iterable[int], title: str | None = "training step (log scale)", sparse: bool = False) -> alt.X:
-    """The logarithmic step axis over a field `x`: the step, or `BEFORE_ONE` for step 0."""
+    """The logarithmic step axis over a field `x`: the step, or `STEP_ZERO` for step 0."""
     steps = sorted(set(steps)) or [0, 1]
-    low, high = max(steps[0], BEFORE_ONE), max(steps[-1], 1)
+    low, high = max(steps[0], STEP_ZERO), max(steps[-1], 1)
     return (
         alt.X("x:Q", title=title)
         .scale(type="log", domain=[low * 0.9, high * 1.08], nice=False)
@@ -61,16 +61,16 @@ def step_axis(steps: Iterable[int], title: str | None = "training step (log scal
     )
 
 
-def placed(axis: alt.X | alt.Y, column: str) -> alt.X | alt.Y:
+def same_axis(axis: alt.X | alt.Y, column: str) -> alt.X | alt.Y:
     """Another column on the same axis, with its scale and title."""
-    other = axis.copy()
-    other["shorthand"] = f"{column}:Q"
-    return other
+    copy = axis.copy()
+    copy["shorthand"] = f"{column}:Q"
+    return copy
 
 
 def on_step_axis(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame in order of steps, with `x`: where `step_axis` puts each step."""
-    return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(BEFORE_ONE)).sort("step")
+    """The frame sorted by step, with `x`: the position of each step on `step_axis`."""
+    return frame.with_columns(x=pl.col("step").cast(pl.Float64).clip(STEP_ZERO)).sort("step")
 
 
 def steps_of(*frames: pl.DataFrame) -> list[int]:
@@ -79,21 +79,21 @@ def steps_of(*frames: pl.DataFrame) -> list[int]:
 
 
 def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> list[alt.Chart]:
-    """Behind a curve: an onset's interval as a band, its step as a line, its name on top. Without one, nothing."""
+    """Layers behind curves: an onset's interval as a band, its step as a line, its name above. Undated: no layers."""
     layers = []
-    present = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
-    for index, onset in enumerate(present):
+    dated = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
+    for index, onset in enumerate(dated):
         colour = ONSETS.get(onset.name, VERMILION)
-        place = {"x": _place(onset.step), **onset_ends(onset)}
-        base = alt.Chart(alt.Data(values=[{**place, "label": f"{onset.name} {onset.step:,}"}]))
+        positions = {"x": _place(onset.step), **onset_ends(onset)}
+        base = alt.Chart(alt.Data(values=[{**positions, "label": f"{onset.name} {onset.step:,}"}]))
         band = base.mark_rect(color=colour, opacity=0.18)
         layers += [
-            band.encode(placed(axis, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")),
+            band.encode(same_axis(axis, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height")),
             base.mark_rule(color=colour, strokeWidth=1.5, tooltip=str(onset)).encode(axis),
         ]
-        if labels:  # above the frame; the earlier one ends at its line, the later ones begin there
-            first_of_many = index == 0 and len(present) > 1
-            leftward = first_of_many or (len(present) == 1 and _along(place["x"], axis) > 0.7)
+        if labels:  # above the frame; the first label ends at its line, later ones start at theirs
+            first_of_many = index == 0 and len(dated) > 1
+            leftward = first_of_many or (len(dated) == 1 and _along(positions["x"], axis) > 0.7)
             outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
             text = base.mark_text(color=TEXT, baseline="bottom", dy=-3, fontWeight="bold", **outward)
             layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1))))
@@ -101,43 +101,43 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
 
 
 def onset_ends(onset: Onset) -> dict[str, float]:
-    """Where an onset's band begins and ends."""
+    """Start and end of an onset's band."""
     bounds = {"from": onset.low, "to": onset.high}
     return {name: _place(onset.step if step is None else step) for name, step in bounds.items()}
 
 
 def _place(step: int) -> float:
-    return max(float(step), BEFORE_ONE)
+    return max(float(step), STEP_ZERO)
 
 
 def _along(place: float, axis: alt.X) -> float:
-    """How far along the axis a step stands, from 0 to 1."""
+    """Relative position on the axis, from 0 to 1."""
     low, high = (math.log(end) for end in axis.to_dict()["scale"]["domain"])
     return (math.log(place) - low) / (high - low)
 
 
 def undated(onsets: Sequence[Onset]) -> list[str]:
-    """What a caption says of onsets that have no date, and so no band."""
+    """Caption texts for onsets without a step, which have no band."""
     return [str(onset) for onset in onsets if onset.step is None]
 
 
-def spoken(onsets: Sequence[Onset]) -> str:
-    """Each onset as a sentence, for those who cannot see the figure."""
+def onset_sentences(onsets: Sequence[Onset]) -> str:
+    """Each onset as a sentence, for screen readers."""
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in map(str, onsets))
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What is looked at along the steps: a slider's places, and the parameter of a chart that holds the step."""
+    """The selected step: a slider's places, and the chart parameter that holds the step."""
 
     steps: Sequence[float]
     name: str = "cursor_step"
 
     @property
     def parameters(self) -> list[alt.Parameter]:
-        """The step by the number of its place."""
+        """The steps of all places, and the step at the slider's place."""
         places = alt.param(name="cursor_steps", value=list(self.steps))
-        return [places, alt.param(name=self.name, expr=f"cursor_steps[{AT}]")]
+        return [places, alt.param(name=self.name, expr=f"cursor_steps[{SLIDER}]")]
 
     @property
     def number(self) -> Value:
@@ -145,18 +145,18 @@ class Cursor:
         return Value(f"format({self.name}, ',d')")
 
     def place(self, step: float) -> int:
-        """The number of the place nearest to a step."""
+        """Index of the place nearest to a step."""
         return list(self.steps).index(nearest(self.steps, step))
 
 
 def nearest(steps: Iterable[float], step: float) -> float:
     """The step nearest to another, on a logarithmic axis."""
-    at = math.log(max(step, BEFORE_ONE))
-    return min(steps, key=lambda each: abs(math.log(max(each, BEFORE_ONE)) - at))
+    target = math.log(max(step, STEP_ZERO))
+    return min(steps, key=lambda candidate: abs(math.log(max(candidate, STEP_ZERO)) - target))
 
 
-def upright(place: Cursor | int, x: alt.X) -> alt.Chart:
-    """A line at a step, or at the cursor's."""
+def step_line(place: Cursor | int, x: alt.X) -> alt.Chart:
+    """A vertical line at a step, or at the cursor's step."""
     return _at(place).mark_rule(color=TEXT, strokeWidth=2).encode(x)
 
 
@@ -169,30 +169,30 @@ def step_number(place: Cursor | int, x: alt.X) -> alt.Chart:
 def _at(place: Cursor | int) -> alt.Chart:
     step = place.name if isinstance(place, Cursor) else str(place)
     data = alt.Chart(alt.Data(values=[{}]))
-    return data.transform_calculate(x=f"max({step}, {BEFORE_ONE})", step=step)
+    return data.transform_calculate(x=f"max({step}, {STEP_ZERO})", step=step)
 
 
 def strips(frame: pl.DataFrame, x: alt.X, cursor: Cursor, tips: Sequence[alt.Tooltip] = ()) -> alt.Chart:
-    """Over a whole panel, and not to be seen: hovering tells what is at the nearest step, the cursor goes there.
+    """Invisible strips over a whole panel: hovering shows the nearest step's tooltip, a click moves the cursor there.
 
-    `frame`: x (as `on_step_axis` puts it), step, and what `tips` tell; one row per step. Goes on top of a panel. Each
-    step has a strip from halfway to the one before to halfway to the one after, on the logarithmic axis.
+    `frame`: x (from `on_step_axis`), step, and the columns of `tips`; one row per step. Must be a panel's top layer.
+    Each step's strip ends halfway to its neighbours on the logarithmic axis.
     """
-    at, ends = frame["x"].unique().sort().to_list(), x.to_dict()["scale"]["domain"]
-    between = [ends[0], *(math.sqrt(one * other) for one, other in pairwise(at)), ends[1]]
-    reach = pl.DataFrame({"x": at, "from": between[:-1], "to": between[1:]}, schema_overrides={"x": pl.Float64})
+    positions, ends = frame["x"].unique().sort().to_list(), x.to_dict()["scale"]["domain"]
+    edges = [ends[0], *(math.sqrt(left * right) for left, right in pairwise(positions)), ends[1]]
+    reach = pl.DataFrame({"x": positions, "from": edges[:-1], "to": edges[1:]}, schema_overrides={"x": pl.Float64})
     places = pl.Series([cursor.place(step) for step in frame["step"]], dtype=pl.Int64)
     rows = frame.with_columns(i=places).join(reach, on="x", how="left", maintain_order="left")
     base = alt.Chart(rows).mark_rect(opacity=0, cursor="pointer")
-    told = [alt.Tooltip("step:Q", format=",d"), *tips]
-    return base.encode(placed(x, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height"), tooltip=told)
+    tooltips = [alt.Tooltip("step:Q", format=",d"), *tips]
+    return base.encode(same_axis(x, "from"), alt.X2("to:Q"), y=alt.value(0), y2=alt.value("height"), tooltip=tooltips)
 
 
 def by_step(rows: pl.DataFrame, name: str, value: str, style: str) -> tuple[pl.DataFrame, list[alt.Tooltip]]:
-    """For `strips`: of rows with x, step, a name and a value, one row per step, and what tells each value."""
+    """For `strips`: rows with x, step, a name and a value as one row per step, and a tooltip for each name."""
     names = rows[name].unique(maintain_order=True).to_list()
-    columns = {f"value_{i}": pl.col(value).filter(pl.col(name) == each).first() for i, each in enumerate(names)}
+    columns = {f"value_{i}": pl.col(value).filter(pl.col(name) == label).first() for i, label in enumerate(names)}
     wide = rows.group_by("step", maintain_order=True).agg(pl.col("x").first(), **columns)
     return wide, [
-        alt.Tooltip(f"{column}:Q", title=str(each), format=style) for column, each in zip(columns, names, strict=True)
+        alt.Tooltip(f"{column}:Q", title=str(label), format=style) for column, label in zip(columns, names, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What figures that compare conditions have in common: their rows, their colour, how they put numbers into words."""
+"""Shared by figures that compare conditions: checked rows, and numbers as text."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,12 +8,12 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.charts.text import wrapped
 from lmdynamics.errors import UserError
 
-MOST_ROWS = 5000  # that Altair puts into a panel
+MAX_ROWS = 5000  # the most that Altair puts into a panel
 ROW = 26  # height of a condition's row, pixels
-BESIDE = 132  # pixels: how long the title beside a low panel may be
+TITLE_LENGTH = 132  # pixels: the longest title beside a low panel
 
 
-def tidy(frame: pl.DataFrame, columns: list[str], what: str) -> tuple[pl.DataFrame, int]:
+def tidy(frame: pl.DataFrame, columns: list[str], context: str) -> tuple[pl.DataFrame, int]:
     """The frame's rows with `value` finite or null, and how many are null.
 
     Raises
@@ -21,19 +21,19 @@ def tidy(frame: pl.DataFrame, columns: list[str], what: str) -> tuple[pl.DataFra
     UserError
         If a column is missing, no row has a number, or there are more rows than a panel holds.
     """
-    need_columns(frame, columns, what)
+    need_columns(frame, columns, context)
     value = pl.col("value").cast(pl.Float64)
     rows = frame.with_columns(
         value=pl.when(value.is_finite()).then(value), condition=pl.col("condition").cast(pl.String)
     )
     missing = rows["value"].null_count()
     if missing == len(rows):
-        raise UserError(f"{what}: none of {len(rows)} rows has a number; trace or train the conditions first")
+        raise UserError(f"{context}: none of {len(rows)} rows has a number; trace or train the conditions first")
     longest = rows.group_by("measure").len()["len"].max() if "measure" in columns else len(rows)
-    if longest > MOST_ROWS:
+    if longest > MAX_ROWS:
         raise UserError(
-            f"{what}: {longest:,} rows, a panel holds {MOST_ROWS:,}; average a training log over bins "
-            "(curves.intervals.loss_by_bin), or leave out checkpoints"
+            f"{context}: {longest:,} rows, a panel holds {MAX_ROWS:,}; average a training log over bins "
+            "(analysis.intervals.loss_by_bin), or leave out checkpoints"
         )
     return rows, missing
 
@@ -44,22 +44,22 @@ def span(ends: pl.DataFrame, share: bool, baseline: str | None = None) -> str:
     if ends.is_empty():
         return "no step at which every seed has a value"
     ends = [(row["condition"], row["value"]) for row in ends.iter_rows(named=True)]
-    (low, least), (high, most) = ends[0], ends[-1]
+    (low, lowest), (high, highest) = ends[0], ends[-1]
     if len(ends) == 1:
-        return f"{number(least, share)} ({low})"
-    text = f"{number(least, share)} ({low}) to {number(most, share)} ({high})"
-    rest = dict(ends).get(baseline)
-    return text if rest is None or baseline in (low, high) else f"{text}; {baseline}: {number(rest, share)}"
+        return f"{number(lowest, share)} ({low})"
+    text = f"{number(lowest, share)} ({low}) to {number(highest, share)} ({high})"
+    base = dict(ends).get(baseline)
+    return text if base is None or baseline in (low, high) else f"{text}; {baseline}: {number(base, share)}"
 
 
 def span_of(values: pl.Series) -> str:
-    """Least and greatest of some values: `0.12–0.66`."""
+    """Minimum and maximum of some values: `0.12–0.66`."""
     low, high = f"{values.min():.2f}", f"{values.max():.2f}"
     return low if low == high else f"{low}–{high}"
 
 
 def number(value: float, share: bool) -> str:
-    """A value as a title says it."""
+    """A value as text for a title."""
     if share:
         return f"{value:.1%}"
     return f"{value:.2g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
@@ -74,17 +74,17 @@ def is_share(measure: str, percent: bool | Collection[str]) -> bool:
 
 
 def stacked(measure: str) -> list[str]:
-    """Name and unit on two lines: "UAS (share of arcs)" stands beside a low panel."""
+    """Name and unit on separate lines, for the title beside a low panel."""
     name, bracket, unit = measure.partition(" (")
-    return [*wrapped(name, BESIDE), *wrapped(bracket.strip() + unit, BESIDE)]
+    return [*wrapped(name, TITLE_LENGTH), *wrapped(bracket.strip() + unit, TITLE_LENGTH)]
 
 
-def findings(said: Sequence[str]) -> Sequence[str]:
-    """What the title leaves unsaid, for the caption; of many measures, the text for screen readers tells."""
-    return said[1:] if len(said) <= 4 else []
+def findings(sentences: Sequence[str]) -> Sequence[str]:
+    """The sentences after the first, which is the title, for the caption; none if there are many."""
+    return sentences[1:] if len(sentences) <= 4 else []
 
 
-def absent(missing: int) -> str:
+def missing_text(missing: int) -> str:
     return f"{count(missing, 'value')} missing" if missing else ""
 
 

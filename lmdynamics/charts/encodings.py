@@ -1,4 +1,4 @@
-"""What figures of any kind share: checked rows, tooltips, names along a side, heads of panels, lines across."""
+"""Shared by all figures: checked rows, tooltips, axes of names, panel titles, reference lines."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import placed
+from lmdynamics.charts.axes import same_axis
 from lmdynamics.charts.theme import TEXT
 from lmdynamics.errors import UserError
 
@@ -15,24 +15,24 @@ SIGNED = "datum.value == 0 ? '0' : format(datum.value, '+.3~r')"
 
 
 def need_rows(
-    frame: pl.DataFrame, columns: Sequence[str], what: str, otherwise: str, where: pl.Expr | None = None
+    frame: pl.DataFrame, columns: Sequence[str], context: str, no_rows: str, condition: pl.Expr | None = None
 ) -> pl.DataFrame:
-    """The rows of a frame that has all columns, or those `where` an expression is true; `otherwise`: refused if none.
+    """The rows of a frame that fulfil `condition` (default: all); `no_rows`: the error message if there are none.
 
     Raises
     ------
     UserError
         If a column is missing, or there are no rows.
     """
-    need_columns(frame, list(columns), what)
-    rows = frame if where is None else frame.filter(where)
+    need_columns(frame, list(columns), context)
+    rows = frame if condition is None else frame.filter(condition)
     if rows.is_empty():
-        raise UserError(f"{what}: {otherwise}")
+        raise UserError(f"{context}: {no_rows}")
     return rows
 
 
-def measured_step(step: int | None, steps: Sequence[int], what: str) -> int:
-    """A step that is among those measured; without one, the last.
+def measured_step(step: int | None, steps: Sequence[int], context: str) -> int:
+    """The step, checked to be among those measured; by default the last one.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def measured_step(step: int | None, steps: Sequence[int], what: str) -> int:
         If it was not measured.
     """
     if step is not None and step not in steps:
-        raise UserError(f"{what}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
+        raise UserError(f"{context}: step {step} was not measured; measured: {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
 
 
@@ -56,22 +56,22 @@ def names(field: str, order: Sequence[str], *, labels: bool = True, padding: int
 
 
 def head(text: str | list[str], **options) -> alt.TitleParams:
-    """The head of a panel, at its left end."""
+    """The title of a panel, left-aligned."""
     return alt.TitleParams(text, **{"fontSize": 12, "fontWeight": "normal", "anchor": "start"} | options)
 
 
 def interval(
     frame: pl.DataFrame, axis: alt.X | alt.Y, *channels, band: tuple[str, str] = ("low", "high"), **mark
 ) -> list[alt.Chart]:
-    """A line from the low to the high end of each interval along an axis, or nothing where no row has one."""
-    if not set(band) <= set(frame.columns) or (known := frame.drop_nulls(band)).is_empty():
+    """A line along an axis for each interval, from low to high; no layer if no row has an interval."""
+    if not set(band) <= set(frame.columns) or (bounded := frame.drop_nulls(band)).is_empty():
         return []
     low, high = band
-    other = alt.X2(f"{high}:Q") if isinstance(axis, alt.X) else alt.Y2(f"{high}:Q")
-    return [alt.Chart(known).mark_rule(**mark).encode(placed(axis, low), other, *channels)]
+    end = alt.X2(f"{high}:Q") if isinstance(axis, alt.X) else alt.Y2(f"{high}:Q")
+    return [alt.Chart(bounded).mark_rule(**mark).encode(same_axis(axis, low), end, *channels)]
 
 
-def across(axis: alt.X | alt.Y, value: float, **mark) -> alt.Chart:
+def rule_at(axis: alt.X | alt.Y, value: float, **mark) -> alt.Chart:
     """A line through a whole panel at one value of an axis."""
     field = axis["shorthand"].partition(":")[0]
     rule = alt.Chart(alt.Data(values=[{field: value}])).mark_rule(**{"color": TEXT} | mark)
@@ -83,6 +83,6 @@ def zero_line(channel: str = "x", **mark) -> alt.Chart:
     return alt.Chart(alt.Data(values=[{}])).mark_rule(**{"color": TEXT} | mark).encode(**{channel: alt.datum(0)})
 
 
-def one(**fields) -> alt.Chart:
+def single_row(**fields) -> alt.Chart:
     """A chart of one row, for a single mark."""
     return alt.Chart(alt.Data(values=[fields]))

@@ -1,4 +1,4 @@
-"""Whether gradients of different examples agree: cosines between the gradients of rows of text, and of token groups."""
+"""Agreement of gradients: cosines between the gradients of rows of text, and between those of token groups."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,15 +9,15 @@ import polars as pl
 
 from lmdynamics.analysis.gradients import cosine_spread
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
+from lmdynamics.charts.axes import on_step_axis, same_axis, step_axis, steps_of
 from lmdynamics.charts.encodings import STEP_TIP, measured_step, need_rows, numbers, zero_line
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, HEIGHT, VERMILION, figure
-from lmdynamics.charts.tiles import opposed, step_tiles
+from lmdynamics.charts.tiles import signed_colour, step_tiles
 
 COLUMNS = ["step", "part", "a", "b", "cosine"]
-MOST_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
+MAX_ROWS = 64  # of text in a Gram matrix: 4,096 tiles
 TILE = 84  # pixels: a group's column
 MEDIAN = Line(
     "median", ["cosine between", "gradients of two rows"], style="+.3f", axis={"tickCount": 6}, width=2.2, points=22
@@ -37,25 +37,25 @@ NEGATIVE = Line(
 def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     """The mean cosine between gradients of two rows of text, by part of the model (row) and checkpoint (column).
 
-    `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: they
-    agree, a step for one serves the other; orange: they are opposed. The share of negative ones stands in the tooltip.
+    `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: a step
+    for one row also reduces the other's loss; orange: it increases it. The tooltip has the share of negative cosines.
     """
     pairs = _pairs(frame, "opposition map")
     parts = pairs["part"].unique(maintain_order=True).to_list()
     cells = cosine_spread(pairs, ["step", "part"])
-    most = max(0.05, cells["mean"].abs().max())
+    limit = max(0.05, cells["mean"].abs().max())
     tips = ["part:N", STEP_TIP, alt.Tooltip("mean:Q", title="mean cosine", format="+.3f")]
     tips += [alt.Tooltip("negative:Q", title="share negative", format=".1%"), "pairs:Q"]
     tile, size = step_tiles(cells, parts)
-    chart = tile.mark_rect().encode(color=opposed("mean", "mean cosine", most), tooltip=tips)
+    chart = tile.mark_rect().encode(color=signed_colour("mean", "mean cosine", limit), tooltip=tips)
     last = cells.filter(pl.col("step") == cells["step"].max()).sort("mean")
-    least, step = last.row(0, named=True), last["step"][0]
+    lowest, step = last.row(0, named=True), last["step"][0]
     return figure(
         chart.properties(**size),
-        f"At step {step:,} the mean cosine is least in {least['part']}: {_told(least)}, no interval",
-        f"mean over {_counted(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
+        f"At step {step:,} the mean cosine is least in {lowest['part']}: {_row_text(lowest)}, no interval",
+        f"mean over {_range_text(cells['pairs'])} pairs of rows; blue: gradients agree; orange: they are opposed",
         f"Mean cosine between gradients of two rows, by part and step. At step {step:,}: "
-        + "; ".join(f"{row['part']} {_told(row)}" for row in last.to_dicts())
+        + "; ".join(f"{row['part']} {_row_text(row)}" for row in last.to_dicts())
         + ".",
     )
 
@@ -63,14 +63,14 @@ def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
 def cosine_distribution(
     frame: pl.DataFrame, shares: pl.DataFrame | None = None, *, part: str = "all"
 ) -> alt.VConcatChart:
-    """How the cosines between gradients of two rows are spread over training, and below, which share is negative.
+    """The distribution of cosines between gradients of two rows over training and, below, the negative share.
 
     `frame`: as for `opposition_map`; `part`: of the model ("all": all parameters). `shares`: step, part, negative_low,
-    negative_high, an `opposition_table` of the frame: the interval of the share, where it has one.
+    negative_high, an `opposition_table` of the frame, with the interval of the negative share.
     """
-    what = "cosines over training"
-    pairs = _of_part(_pairs(frame, what), part, what)
-    by_step = on_step_axis(_bounded(cosine_spread(pairs, ["step"]), shares, part, what))
+    context = "cosines over training"
+    pairs = _part_rows(_pairs(frame, context), part, context)
+    by_step = on_step_axis(_bounded(cosine_spread(pairs, ["step"]), shares, part, context))
     bounded = by_step.drop_nulls(["low", "high"])
     steps = steps_of(by_step)
     above, below = step_axis(steps, None), step_axis(steps)
@@ -79,7 +79,7 @@ def cosine_distribution(
     tips = [STEP_TIP, *numbers("+.3f", "q05", "q25", "median", "q75", "q95")]
     middle = replace(line, band=("q25", "q75"), shade=0.28).layers(by_step, above, tips)
     base = alt.Chart(by_step).encode(above)
-    wide = base.mark_area(opacity=0.16, color=BLUE).encode(placed(line.y, "q05"), alt.Y2("q95"))
+    wide = base.mark_area(opacity=0.16, color=BLUE).encode(same_axis(line.y, "q05"), alt.Y2("q95"))
     zero = zero_line("y", strokeDash=[4, 3])
     upper = panel([wide, middle[0], zero, *middle[1:]], above, height=HEIGHT - 40)
     top = max(0.1, 1.1 * max(*by_step["negative"], *bounded["high"]))
@@ -87,16 +87,16 @@ def cosine_distribution(
     tips = [STEP_TIP, *numbers(".1%", "negative", "low", "high"), "pairs:Q"]
     lower = panel(share.layers(by_step, below, tips), below, height=90)
     first, last = by_step.row(0, named=True), by_step.row(-1, named=True)
-    where = "" if part == "all" else f" in {part}"
-    moved = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"
-    title = f"Median cosine between gradients of two rows{where}: {moved}".replace("-", "−")
-    known = last["step"] in bounded["step"]
-    ends = f" (95 % interval {last['low']:.0%} to {last['high']:.0%})" if known else " (no interval)"
+    place = "" if part == "all" else f" in {part}"
+    move = f"{first['median']:+.2f} → {last['median']:+.2f}; {first['negative']:.0%} → {last['negative']:.0%} negative"
+    title = f"Median cosine between gradients of two rows{place}: {move}".replace("-", "−")
+    bounded_at_end = last["step"] in bounded["step"]
+    ends = f" (95 % interval {last['low']:.0%} to {last['high']:.0%})" if bounded_at_end else " (no interval)"
     return figure(
         alt.vconcat(upper, lower, spacing=12),
         title,
         [
-            f"line: median; bands: middle 50 and 90 % of {_counted(by_step['pairs'])} pairs",
+            f"line: median; bands: middle 50 and 90 % of {_range_text(by_step['pairs'])} pairs",
             "share below zero: 95 % interval, over rows of text" if len(bounded) else "share below zero: no interval",
         ],
         f"{title}{ends}, from step {first['step']:,} to {last['step']:,}.",
@@ -107,33 +107,33 @@ def gram(frame: pl.DataFrame, step: int | None = None, *, part: str = "all") -> 
     """Cosines between the gradients of all pairs of rows at one step (default: the last), as a matrix.
 
     `frame`: as for `opposition_map`. The first 64 rows are drawn. The scale ends at the greatest cosine off the
-    diagonal, so that the diagonal, always 1, does not drown the rest.
+    diagonal, because the diagonal is always 1.
     """
-    what = "Gram matrix"
-    here, step = _matrix(frame, step, part, what)
-    rows = here["a"].unique().append(here["b"].unique()).unique().sort()[:MOST_ROWS].to_list()
-    here = here.filter(pl.col("a").is_in(rows) & pl.col("b").is_in(rows)).select("a", "b", "cosine")
-    both = _mirrored(here)
-    apart = both.filter(pl.col("a") != pl.col("b"))["cosine"]
-    most = max(0.05, apart.abs().max() or 0.0)
+    context = "Gram matrix"
+    cosines, step = _matrix(frame, step, part, context)
+    rows = cosines["a"].unique().append(cosines["b"].unique()).unique().sort()[:MAX_ROWS].to_list()
+    cosines = cosines.filter(pl.col("a").is_in(rows) & pl.col("b").is_in(rows)).select("a", "b", "cosine")
+    matrix = _symmetric(cosines)
+    off_diagonal = matrix.filter(pl.col("a") != pl.col("b"))["cosine"]
+    limit = max(0.05, off_diagonal.abs().max() or 0.0)
     x, y = (alt.X("b:O", title="row of text"), alt.Y("a:O", title="row of text"))
-    some = rows[:: max(1, -(-len(rows) // 16))]
-    tile = alt.Chart(both).encode(
-        x.axis(values=some, labelAngle=0, domain=False, ticks=False),
-        y.axis(values=some, domain=False, ticks=False),
-        opposed("cosine", "cosine", most),
+    ticks = rows[:: max(1, -(-len(rows) // 16))]
+    tile = alt.Chart(matrix).encode(
+        x.axis(values=ticks, labelAngle=0, domain=False, ticks=False),
+        y.axis(values=ticks, domain=False, ticks=False),
+        signed_colour("cosine", "cosine", limit),
         tooltip=["a:O", "b:O", alt.Tooltip("cosine:Q", format="+.3f")],
     )
     side = max(5, min(24, 400 // len(rows))) * len(rows)
-    negative = (apart < 0).mean() if len(apart) else None
-    found = (
+    negative = (off_diagonal < 0).mean() if len(off_diagonal) else None
+    finding = (
         "one row"
         if negative is None
-        else f"{negative:.0%} of pairs of rows are opposed, mean cosine {apart.mean():+.2f}"
+        else f"{negative:.0%} of pairs of rows are opposed, mean cosine {off_diagonal.mean():+.2f}"
     )
-    where = "" if part == "all" else f" in {part}"
-    title = f"At step {step:,}{where} {found}".replace("-", "−")
-    left_out = f"; the first {MOST_ROWS} rows" if len(rows) == MOST_ROWS else ""
+    place = "" if part == "all" else f" in {part}"
+    title = f"At step {step:,}{place} {finding}".replace("-", "−")
+    left_out = f"; the first {MAX_ROWS} rows" if len(rows) == MAX_ROWS else ""
     return figure(
         tile.mark_rect().properties(width=side, height=side),
         title,
@@ -149,36 +149,36 @@ def group_opposition(
 
     `frame`: step, part, a, b (groups), cosine, a trace of `GroupOpposition`. `groups`: their order (or the frame's).
     """
-    what = "opposition of groups"
-    here, step = _matrix(frame, step, part, what)
-    here = here.with_columns(pl.col("a", "b").cast(pl.String))
-    present = dict.fromkeys([*here["a"], *here["b"]])
+    context = "opposition of groups"
+    cosines, step = _matrix(frame, step, part, context)
+    cosines = cosines.with_columns(pl.col("a", "b").cast(pl.String))
+    present = dict.fromkeys([*cosines["a"], *cosines["b"]])
     groups = [*(name for name in groups or () if name in present), *(n for n in present if n not in (groups or ()))]
-    both = _mirrored(here.select("a", "b", "cosine"))
-    apart = both.filter(pl.col("a") != pl.col("b")).sort("cosine")
-    most = max(0.05, apart["cosine"].abs().max() or 0.0)
+    matrix = _symmetric(cosines.select("a", "b", "cosine"))
+    off_diagonal = matrix.filter(pl.col("a") != pl.col("b")).sort("cosine")
+    limit = max(0.05, off_diagonal["cosine"].abs().max() or 0.0)
     short = json.dumps({name: wrapped(name, TILE, 11) for name in groups})
-    base = alt.Chart(both).encode(
+    base = alt.Chart(matrix).encode(
         alt.X("b:N", title=None, sort=groups).axis(
             labelAngle=0, domain=False, ticks=False, labelPadding=6, labelExpr=f"{short}[datum.label]"
         ),
         alt.Y("a:N", title=None, sort=groups).axis(domain=False, ticks=False),
         tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format="+.3f")],
     )
-    strong = f"abs(datum.cosine) > {0.6 * most}"
+    strong = f"abs(datum.cosine) > {0.6 * limit}"
     number = base.mark_text(fontSize=11).encode(
         alt.Text("cosine:Q", format="+.2f"), color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
     )
     title = f"Opposition between groups of tokens at step {step:,}"
-    if len(apart):
-        least = apart.row(0, named=True)
-        pair = f"“{least['a']}” and “{least['b']}”"
-        title = f"At step {step:,} the cosine is least between {pair}: {least['cosine']:+.2f}, no interval"
+    if len(off_diagonal):
+        lowest = off_diagonal.row(0, named=True)
+        pair = f"“{lowest['a']}” and “{lowest['b']}”"
+        title = f"At step {step:,} the cosine is least between {pair}: {lowest['cosine']:+.2f}, no interval"
     listed = "; ".join(
-        f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in here.to_dicts() if row["a"] != row["b"]
+        f"{row['a']} and {row['b']} {row['cosine']:+.2f}" for row in cosines.to_dicts() if row["a"] != row["b"]
     )
     return figure(
-        alt.layer(base.mark_rect().encode(opposed("cosine", "cosine", most)), number).properties(
+        alt.layer(base.mark_rect().encode(signed_colour("cosine", "cosine", limit)), number).properties(
             width=TILE * len(groups), height=38 * len(groups)
         ),
         title.replace("-", "−"),
@@ -187,43 +187,43 @@ def group_opposition(
     )
 
 
-def _pairs(frame: pl.DataFrame, what: str) -> pl.DataFrame:
-    otherwise = "there are no cosines between two rows; trace Opposition on two rows or more"
-    apart = (pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite()
-    return need_rows(frame, COLUMNS, what, otherwise, apart)
+def _pairs(frame: pl.DataFrame, context: str) -> pl.DataFrame:
+    no_rows = "there are no cosines between two rows; trace Opposition on two rows or more"
+    off_diagonal = (pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite()
+    return need_rows(frame, COLUMNS, context, no_rows, off_diagonal)
 
 
-def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, what: str) -> pl.DataFrame:
-    """With low and high, the interval of the share of negative cosines; null where none is given."""
+def _bounded(by_step: pl.DataFrame, shares: pl.DataFrame | None, part: str, context: str) -> pl.DataFrame:
+    """The rows with low and high, the interval of the share of negative cosines, or null."""
     if shares is None:
         return by_step.with_columns(pl.lit(None, pl.Float64).alias(end) for end in ("low", "high"))
-    need_columns(shares, ["step", "part", "negative_low", "negative_high"], f"shares of {what}")
+    need_columns(shares, ["step", "part", "negative_low", "negative_high"], f"shares of {context}")
     ends = shares.filter(pl.col("part") == part).select("step", low="negative_low", high="negative_high")
     return by_step.join(ends, on="step", how="left", maintain_order="left")
 
 
-def _of_part(frame: pl.DataFrame, part: str, what: str) -> pl.DataFrame:
-    known = ", ".join(frame["part"].unique(maintain_order=True)) if "part" in frame.columns else ""
-    otherwise = f"there is no part {part!r}; parts: {known or 'none'}"
-    return need_rows(frame, COLUMNS, what, otherwise, pl.col("part") == part)
+def _part_rows(frame: pl.DataFrame, part: str, context: str) -> pl.DataFrame:
+    parts = ", ".join(frame["part"].unique(maintain_order=True)) if "part" in frame.columns else ""
+    no_rows = f"there is no part {part!r}; parts: {parts or 'none'}"
+    return need_rows(frame, COLUMNS, context, no_rows, pl.col("part") == part)
 
 
-def _matrix(frame: pl.DataFrame, step: int | None, part: str, what: str) -> tuple[pl.DataFrame, int]:
+def _matrix(frame: pl.DataFrame, step: int | None, part: str, context: str) -> tuple[pl.DataFrame, int]:
     """The cosines of one part at one step, by default the last."""
-    here = _of_part(frame, part, what)
-    step = measured_step(step, steps_of(here), what)
-    return here.filter(pl.col("step") == step), step
+    rows = _part_rows(frame, part, context)
+    step = measured_step(step, steps_of(rows), context)
+    return rows.filter(pl.col("step") == step), step
 
 
-def _mirrored(half: pl.DataFrame) -> pl.DataFrame:
+def _symmetric(half: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([half, half.select(a="b", b="a", cosine="cosine")]).unique(["a", "b"], maintain_order=True)
 
 
-def _told(row: dict) -> str:
+def _row_text(row: dict) -> str:
     mean = round(row["mean"], 2) + 0.0  # no −0.00
     return f"mean cosine {mean:+.2f}, {row['negative']:.0%} negative".replace("-", "−")
 
 
-def _counted(pairs: Iterable[int]) -> str:
+def _range_text(pairs: Iterable[int]) -> str:
     low, high = min(pairs), max(pairs)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"

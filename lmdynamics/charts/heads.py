@@ -1,6 +1,6 @@
-"""Which head follows which dependency relation: a map at one checkpoint, a table over training, and where we are in it.
+"""Which attention head follows which dependency relation: a map at one checkpoint, a table over training.
 
-Figures that take a `cursor` follow it: they are the views of the SAS explorer.
+Figures with a `cursor` follow it; they are the views of the SAS explorer.
 """
 
 from collections.abc import Mapping
@@ -13,25 +13,25 @@ from lmdynamics.analysis.intervals import loss_by_bin, need_columns, with_wilson
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import DIRECTIONS, best_directions, head_history, uas_within_reach, within_reach
 from lmdynamics.charts.axes import (
-    AT,
-    BEFORE_ONE,
+    SLIDER,
+    STEP_ZERO,
     Cursor,
     by_step,
     on_step_axis,
-    placed,
-    spoken,
+    onset_sentences,
+    same_axis,
     step_axis,
+    step_line,
     steps_of,
     strips,
     undated,
-    upright,
 )
 from lmdynamics.charts.encodings import measured_step, need_rows, numbers
 from lmdynamics.charts.lines import Line, panel
-from lmdynamics.charts.moving import over_places
+from lmdynamics.charts.moving import by_place
 from lmdynamics.charts.text import Value, quoted
 from lmdynamics.charts.theme import GREY, ORANGE, TEXT, VERMILION, figure
-from lmdynamics.charts.tiles import accuracy_colour, ink, step_tiles
+from lmdynamics.charts.tiles import accuracy_colour, step_tiles, text_colour
 from lmdynamics.errors import UserError
 
 SCORES = ["step", "relation", "layer", "head", "direction", "split", "count", "accuracy"]
@@ -54,10 +54,10 @@ def layer_head_map(
     `scores`: a trace of `HeadScores`, of which `step` (default: the last) is drawn. The best head is outlined.
     `offset`: accuracy of the best fixed offset, the baseline.
     """
-    known = ", ".join(scores["relation"].unique().sort()) if "relation" in scores.columns else ""
-    otherwise = f"no scores for the relation {relation!r}; measured: {known or 'none'}"
+    relations = ", ".join(scores["relation"].unique().sort()) if "relation" in scores.columns else ""
+    no_rows = f"no scores for the relation {relation!r}; measured: {relations or 'none'}"
     chosen = (pl.col("relation") == relation) & (pl.col("split") == split) & (pl.col("count") > 0)
-    rows = need_rows(scores, SCORES, "head map", otherwise, chosen)
+    rows = need_rows(scores, SCORES, "head map", no_rows, chosen)
     step = measured_step(step, steps_of(rows), "head map")
     cells = best_directions(rows).filter(pl.col("step") == step)
     top = cells.filter("best").row(0, named=True)
@@ -81,9 +81,9 @@ def layer_head_map(
 def moving_head_map(
     scores: pl.DataFrame, cursor: Cursor, offsets: Mapping[str, float], split: str = "all"
 ) -> alt.LayerChart:
-    """The same of every relation at every place of a cursor; the signal `relation` chooses one.
+    """The same for every relation and every place of a cursor; the signal `relation` chooses one.
 
-    A dot marks the head that the signals `layer` and `head` hold. `offsets`: each relation's baseline.
+    A dot marks the head chosen by the signals `layer` and `head`. `offsets`: each relation's baseline.
     """
     need_columns(scores, SCORES, "head map")
     rows = scores.filter(pl.col("split") == split, pl.col("count") > 0)
@@ -91,36 +91,36 @@ def moving_head_map(
         best_directions(part).with_columns(relation=pl.lit(name))
         for (name,), part in rows.group_by("relation", maintain_order=True)
     )
-    cells = cells.with_columns(onward=pl.col("direction") == DIRECTIONS[0])  # a third of the words' size on a page
-    shown = ["accuracy", "low", "high", "onward", "best"]
-    marks = over_places(cells, ["relation", "layer", "head", "count"], shown, cursor.steps)
+    cells = cells.with_columns(onward=pl.col("direction") == DIRECTIONS[0])  # a third of the size of the text in a page
+    columns = ["accuracy", "low", "high", "onward", "best"]
+    marks = by_place(cells, ["relation", "layer", "head", "count"], columns, cursor.steps)
     base = alt.Chart(marks).transform_filter("datum.relation == relation")
-    base = base.transform_calculate(**{name: f"datum.{name}_at[{AT}]" for name in shown})
-    named = " : ".join(map(quoted, DIRECTIONS))
-    base = base.transform_filter("isValid(datum.accuracy)").transform_calculate(direction=f"datum.onward ? {named}")
-    tall = _size(cells)["height"] // cells["layer"].n_unique()
+    base = base.transform_calculate(**{name: f"datum.{name}_at[{SLIDER}]" for name in columns})
+    names = " : ".join(map(quoted, DIRECTIONS))
+    base = base.transform_filter("isValid(datum.accuracy)").transform_calculate(direction=f"datum.onward ? {names}")
+    row_height = _size(cells)["height"] // cells["layer"].n_unique()
     dot = base.transform_filter("datum.layer == layer && datum.head == head").encode(**_grid())
-    dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - tall // 2)
+    dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - row_height // 2)
     chart = alt.layer(*_map(base, cursor="pointer"), dot).properties(**_size(cells))
     reach = {name: within_reach(part) for (name,), part in rows.group_by("relation", maintain_order=True)}
-    facts = {"head_offsets": {name: f"{share:.0%}" for name, share in offsets.items()}, "head_reach": reach}
+    values = {"head_offsets": {name: f"{share:.0%}" for name, share in offsets.items()}, "head_reach": reach}
     offset = Value("head_offsets[relation] || 'unknown'", "unknown")
     limit = Value(
         "head_reach[relation] ? '(' + head_reach[relation] + ')' : ''", max(reach.values(), key=len, default="")
     )
     title = ["Which heads follow ", Value("relation", max(offsets, key=len, default="")), ", step ", cursor.number]
     return figure(
-        chart.add_params(*(alt.param(name=name, value=value) for name, value in facts.items())),
+        chart.add_params(*(alt.param(name=name, value=value) for name, value in values.items())),
         [*title, "; best fixed offset: ", offset, *([" ", limit] if any(reach.values()) else [])],
         ["each in the better of its two directions;", "outlined: the best; dot: the one shown below"],
         "Accuracy of each attention head on one relation at one checkpoint.",
     )
 
 
-def picked_head(field: str) -> dict[str, str | dict]:
-    """How a signal hears of a click on the map: `field` (layer, head or direction) of the head that was clicked."""
-    on_a_head = "event.item && event.item.datum && isValid(event.item.datum.accuracy_at)"
-    return {"events": {"source": "view", "type": "click", "filter": [on_a_head]}, "update": f"datum.{field}"}
+def head_click(field: str) -> dict[str, str | dict]:
+    """Vega event handler for a click on the map: sets a signal to `field` (layer, head, direction) of that head."""
+    has_head = "event.item && event.item.datum && isValid(event.item.datum.accuracy_at)"
+    return {"events": {"source": "view", "type": "click", "filter": [has_head]}, "update": f"datum.{field}"}
 
 
 def _grid() -> dict[str, alt.X | alt.Y]:
@@ -132,8 +132,8 @@ def _grid() -> dict[str, alt.X | alt.Y]:
 
 def _size(cells: pl.DataFrame) -> dict[str, int]:
     layers, heads = cells["layer"].n_unique(), cells["head"].n_unique()
-    wide, tall = (46, 40) if heads <= 8 and layers <= 6 else (28, 24)
-    return {"width": wide * heads, "height": tall * layers}
+    column_width, row_height = (46, 40) if heads <= 8 and layers <= 6 else (28, 24)
+    return {"width": column_width * heads, "height": row_height * layers}
 
 
 def _map(base: alt.Chart, **mark) -> list[alt.Chart]:
@@ -142,20 +142,20 @@ def _map(base: alt.Chart, **mark) -> list[alt.Chart]:
     return [
         base.mark_rect(**mark).encode(accuracy_colour()),
         base.transform_filter("datum.best").mark_rect(filled=False, stroke=VERMILION, strokeWidth=3),
-        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=".0%"), color=ink()),
+        base.mark_text(fontSize=11, **mark).encode(alt.Text("accuracy:Q", format=".0%"), color=text_colour()),
     ]
 
 
 def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     """Relation × checkpoint: accuracy of the best head, chosen on one half of the sentences, scored on the other.
 
-    `best`: step, relation, layer, head, direction, accuracy, count, offset. A dot marks checkpoints where even the
-    lower end of the 95 % interval lies above the offset baseline; the last column names the head. `reachable`, if it
-    is there and below 1 (causal models), stands in the tooltips.
+    `best`: step, relation, layer, head, direction, accuracy, count, offset. A dot marks checkpoints where the lower
+    end of the 95 % interval is above the offset baseline; the last column names the head. `reachable`, if present and
+    below 1 (causal models), is shown in the tooltips.
     """
     columns = ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"]
-    otherwise = "no relation was measured; lower min_count or give more sentences"
-    best = need_rows(best, columns, "heads by relation", otherwise)
+    no_rows = "no relation was measured; lower min_count or give more sentences"
+    best = need_rows(best, columns, "heads by relation", no_rows)
     causal = "reachable" in best.columns and bool((best["reachable"] < 1).any())
     name = pl.format("{}-{}", "layer", "head")
     data = with_wilson(best).with_columns(name=name, above=pl.col("low") > pl.col("offset"))
@@ -170,7 +170,7 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
     label = base.transform_filter(alt.FieldEqualPredicate(field="step", equal=last_step)).mark_text(
         align="left", dx=size["width"] // data["step"].n_unique() // 2 + 6, color=TEXT, fontSize=11
     )
-    chart = alt.layer(tile, dot.encode(color=ink()), label.encode(alt.Text("name:N"))).properties(**size)
+    chart = alt.layer(tile, dot.encode(color=text_colour()), label.encode(alt.Text("name:N"))).properties(**size)
     last = data.filter(pl.col("step") == last_step).sort("count", descending=True)
     ends = "; ".join(
         f"{r['relation']} {r['name']} {r['accuracy']:.0%} (offset {r['offset']:.0%})"
@@ -199,8 +199,8 @@ def loss_and_uas(
     """Loss above, UAS below, on one step axis; a vertical line at `step`, or at the cursor's.
 
     `loss`: step, loss (a training log, or a trace of `HeldOutLoss`); `curve`: frame of `uas_by_step`. `best`: the
-    relations' best heads, as `analysis.syntax.head_history` takes them, for a third panel: when the relation that the
-    signal `relation` holds appeared.
+    relations' best heads, as for `analysis.syntax.head_history`, for a third panel: accuracy over training for the
+    relation in the signal `relation`.
     """
     if best is not None and cursor is None:
         raise UserError("loss and UAS: best= needs a cursor, and a signal `relation` that chooses one of its relations")
@@ -209,40 +209,40 @@ def loss_and_uas(
     loss = loss_by_bin(loss, per_decade=15) if len(loss) > 60 else loss.select("step", "loss")
     steps = steps_of(loss, curve)
     last = steps[-1] if steps else 0
-    place = cursor if cursor is not None else last if step is None else step
+    position = cursor if cursor is not None else last if step is None else step
     onsets = [onset] if onset else []
-    bare = step_axis(steps, None)
-    bare["axis"]["labels"] = False
-    below = bare if best is not None else step_axis(steps)
+    no_labels = step_axis(steps, None)
+    no_labels["axis"]["labels"] = False
+    below = no_labels if best is not None else step_axis(steps)
     losses = on_step_axis(loss)
-    here = losses.select("x", "step", "loss"), numbers(".3f", "loss")
-    look = {"onsets": onsets, "named": False, "at": place, **SMALL}
-    panels = [panel(LOSS.layers(losses, bare, ()), bare, number=True, here=here, **look)]
+    hover = losses.select("x", "step", "loss"), numbers(".3f", "loss")
+    options = {"onsets": onsets, "onset_labels": False, "position": position, **SMALL}
+    panels = [panel(LOSS.layers(losses, no_labels, ()), no_labels, number=True, hover=hover, **options)]
     data = on_step_axis(curve).filter(pl.col("source").is_in(list(SOURCES)))
     lower = [layer for source, line in SOURCES.items() for layer in line.layers(data.filter(source=source), below, ())]
-    panels.append(panel(lower, below, here=by_step(data, "source", "uas", ".1%"), **look))
+    panels.append(panel(lower, below, hover=by_step(data, "source", "uas", ".1%"), **options))
     if best is not None:
-        panels.append(_one_relation(best, step_axis(steps), place))
-    said, reach = spoken(onsets), uas_within_reach(curve)
+        panels.append(_relation_panel(best, step_axis(steps), position))
+    sentences, reach = onset_sentences(onsets), uas_within_reach(curve)
     band = "" if onset is None or onset.step is None else "; band: onset of structure beyond shuffled trees"
-    shown = [*undated(onsets), reach]
+    notes = [*undated(onsets), reach]
     return figure(
         alt.vconcat(*panels, spacing=8),
         "Where in training",
-        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *shown],
-        " ".join(["Loss and UAS over training, with a line at one checkpoint.", said, reach]),
+        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *notes],
+        " ".join(["Loss and UAS over training, with a line at one checkpoint.", sentences, reach]),
     )
 
 
-def _one_relation(best: pl.DataFrame, x: alt.X, cursor: Cursor) -> alt.LayerChart:
-    """Accuracy of one relation's best head over its best fixed offset, and the step from which it stays above."""
+def _relation_panel(best: pl.DataFrame, x: alt.X, cursor: Cursor) -> alt.LayerChart:
+    """Accuracy of one relation's best head and of its best fixed offset, and the step from which the head is better."""
     data = on_step_axis(with_wilson(best)).with_columns(name=pl.format("{}-{}", "layer", "head"))
     chosen = "datum.relation == relation"
-    dated = head_history(best).drop_nulls("appears").select("relation", pl.col("not_yet", "appears").clip(BEFORE_ONE))
-    between = alt.Chart(dated).mark_rect(color=VERMILION, opacity=0.25)
+    first = head_history(best).drop_nulls("appears").select("relation", pl.col("not_yet", "appears").clip(STEP_ZERO))
+    between = alt.Chart(first).mark_rect(color=VERMILION, opacity=0.25)
     offset = replace(BEST, value="offset", colours=GREY, dashes=[6, 4], band=None)
     layers = [
-        between.encode(placed(x, "not_yet"), alt.X2("appears:Q"), y=alt.value(0), y2=alt.value("height")),
+        between.encode(same_axis(x, "not_yet"), alt.X2("appears:Q"), y=alt.value(0), y2=alt.value("height")),
         *BEST.layers(data, x, ()),
         *offset.layers(data, x, ()),
     ]
@@ -251,6 +251,6 @@ def _one_relation(best: pl.DataFrame, x: alt.X, cursor: Cursor) -> alt.LayerChar
         "direction:N",
         *numbers(".1%", "accuracy", "low", "high", "offset"),
     ]
-    over = strips(data, x, cursor, tips).transform_filter(chosen)
+    hover_strips = strips(data, x, cursor, tips).transform_filter(chosen)
     layers = [layer.transform_filter(chosen) for layer in layers]
-    return alt.layer(*layers, upright(cursor, x), over).properties(**SMALL)
+    return alt.layer(*layers, step_line(cursor, x), hover_strips).properties(**SMALL)

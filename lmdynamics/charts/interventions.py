@@ -1,7 +1,7 @@
-"""What interventions do: conditions over training and at the end, and against a setting.
+"""Effects of interventions: conditions over training, at the end, and against the settings of a parameter.
 
-Every seed is shown, thin or as a dot, and the mean over seeds thick. `conditions`: the conditions in the order of
-their colours; give every figure of a notebook the same, and a condition keeps its colour where others are absent.
+Every seed is shown, as a thin line or a dot, and the mean over seeds as a thick one. `conditions`: the conditions in
+the order of their colours; if all figures of a notebook get the same list, a condition has the same colour in each.
 `percent`: whether values are shares, or which measures are.
 """
 
@@ -13,14 +13,14 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.statistics import mean_of_all_seeds
-from lmdynamics.charts.axes import on_step_axis, placed, step_axis, steps_of
+from lmdynamics.charts.axes import on_step_axis, same_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import (
     ROW,
-    absent,
     capital,
     count,
     findings,
     is_share,
+    missing_text,
     names_of,
     number,
     span,
@@ -44,9 +44,9 @@ def conditions_over_training(
 ) -> alt.VConcatChart:
     """One measure against step, a line per seed and condition; `measure`: its name with its unit.
 
-    `frame`: condition, seed, step, value, perhaps low and high (of each seed, drawn as a thin upright line).
-    `controls`: levels to compare with, by name, dashed. A condition that starts after the first step, as a branch
-    does, starts with a dot. The mean stands where every seed has a value.
+    `frame`: condition, seed, step, value, perhaps low and high (of each seed, drawn as a thin vertical line).
+    `controls`: reference values by name, dashed. A condition that starts after the first step, such as a branch,
+    starts with a dot. The mean is drawn at steps where every seed has a value.
     """
     return conditions_panels(
         frame.with_columns(measure=pl.lit(measure)),
@@ -65,21 +65,21 @@ def conditions_panels(
 ) -> alt.VConcatChart:
     """As `conditions_over_training`, a panel per measure (column `measure`) over the same steps, with one legend.
 
-    `controls`: for a measure, levels by name.
+    `controls`: reference values by name, for each measure.
     """
     data, missing = tidy(frame, ["measure", "condition", "seed", "step", "value"], "conditions over training")
     colours = condition_colours(data["condition"], conditions)
     measures, steps = names_of(data, "measure"), steps_of(data)
     controls = controls or {}
-    if unknown := [name for name in controls if name not in measures]:
-        raise UserError(f"conditions over training: a control for {unknown[0]!r}; measures: {', '.join(measures)}")
-    panels, said, told, late = [], [], [], False
+    if extra := [name for name in controls if name not in measures]:
+        raise UserError(f"conditions over training: a control for {extra[0]!r}; measures: {', '.join(measures)}")
+    panels, sentences, level_texts, late = [], [], [], False
     for index, measure in enumerate(measures):
         last = index == len(measures) - 1
         rows = data.filter(pl.col("measure") == measure)
         mean = mean_of_all_seeds(rows)
         x = step_axis(steps, "training step (log scale)" if last else None)
-        share, known = is_share(measure, percent), controls.get(measure, {})
+        share, panel_levels = is_share(measure, percent), controls.get(measure, {})
         single = Line(
             "value",
             stacked(measure) if len(measures) > 1 else measure,
@@ -92,7 +92,7 @@ def conditions_panels(
         )
         value = alt.Tooltip("value", title=measure, format=_tip_format(share))
         tips = ["condition", "step", value]
-        layers, seeds = levels(known, single.y, right=True), on_step_axis(rows)
+        layers, seeds = levels(panel_levels, single.y, right=True), on_step_axis(rows)
         layers += interval(seeds.drop_nulls("value"), single.y, x, single.colour, alt.Detail("seed:N"), strokeWidth=0.8)
         layers += single.layers(seeds, x, ["seed", *tips], detail="seed:N")
         layers += replace(single, width=2.8, points=10).layers(on_step_axis(mean), x, tips)
@@ -103,13 +103,13 @@ def conditions_panels(
             layers.append(dots.encode(x, single.y, single.colour))
         panels.append(panel(layers, x, height=260 if len(measures) == 1 else 140))
         ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
-        said.append(f"{measure} at the end: {span(ends, share)}")
-        told += [f"{name}: {number(level, share)}" for name, level in known.items()]
+        sentences.append(f"{measure} at the end: {span(ends, share)}")
+        level_texts += [f"{name}: {number(level, share)}" for name, level in panel_levels.items()]
     return figure(
         alt.vconcat(*panels, spacing=12),
-        capital(said[0]),
-        [*findings(said), [_seeds(data), "dot: where a branch leaves" if late else "", absent(missing)]],
-        f"Conditions over training. {'. '.join(map(capital, [*said, *told]))}. {capital(_seeds(data))}.",
+        capital(sentences[0]),
+        [*findings(sentences), [_seeds(data), "dot: where a branch leaves" if late else "", missing_text(missing)]],
+        f"Conditions over training. {'. '.join(map(capital, [*sentences, *level_texts]))}. {capital(_seeds(data))}.",
     )
 
 
@@ -125,8 +125,8 @@ def final_by_condition(
 ) -> alt.ConcatChart:
     """One row per condition: a dot per seed, the mean as a tick, its interval as a bar, the baseline as a line.
 
-    `frame`: condition, seed, value; `means`: condition, mean, low, high (null with one seed), as `mean_over_seeds`
-    gives. With a column `measure` in both, a panel per measure, each with its own scale; otherwise `measure` names it.
+    `frame`: condition, seed, value; `means`: condition, mean, low, high (null with one seed), from `mean_over_seeds`.
+    With a column `measure` in both, a panel per measure, each with its own scale; otherwise `measure` is its name.
     """
     frame, means = (t if "measure" in t.columns else t.with_columns(measure=pl.lit(measure)) for t in (frame, means))
     data, missing = tidy(frame, ["measure", "condition", "seed", "value"], "conditions at the end")
@@ -138,35 +138,35 @@ def final_by_condition(
     means = means.with_columns(pl.col("mean", "low", "high").cast(pl.Float64).fill_nan(None))
     columns = min(columns, len(measures))
     width = 420 if columns == 1 else max(150, WIDTH // columns)
-    panels, said = [], []
+    panels, sentences = [], []
     for index, name in enumerate(measures):
-        middle = means.filter(pl.col("measure") == name, pl.col("condition").is_in(list(colours)))
+        panel_means = means.filter(pl.col("measure") == name, pl.col("condition").is_in(list(colours)))
         share = is_share(name, percent)
         y = names("condition", list(colours), labels=index % columns == 0, grid=True, labelLimit=0)
         x = alt.X("value:Q", title=wrapped(name, width)).scale(zero=False, padding=8)
         x = x.axis(format=_axis_format(share), tickCount=5, grid=False)
         colour, style = colour_by("condition", colours, legend=False), _tip_format(share)
         tips = ["condition", *numbers(style, "mean", "low", "high")]
-        bars = interval(middle, x, y, colour, strokeWidth=2, yOffset=-4, y2Offset=-4)
-        ticks = alt.Chart(middle).mark_tick(thickness=4, size=12, yOffset=-4, opacity=1)
-        reference = alt.Chart(middle.filter(pl.col("condition") == (baseline or "")))
+        bars = interval(panel_means, x, y, colour, strokeWidth=2, yOffset=-4, y2Offset=-4)
+        ticks = alt.Chart(panel_means).mark_tick(thickness=4, size=12, yOffset=-4, opacity=1)
+        baseline_row = alt.Chart(panel_means.filter(pl.col("condition") == (baseline or "")))
         dots = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
         layers = [
-            reference.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(x, "mean")),
+            baseline_row.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(same_axis(x, "mean")),
             *(bar.encode(tooltip=tips) for bar in bars),
-            ticks.encode(placed(x, "mean"), y, colour, tooltip=tips),
+            ticks.encode(same_axis(x, "mean"), y, colour, tooltip=tips),
             dots.encode(x, y, colour, tooltip=["condition", "seed", *numbers(style, "value")]),
         ]
         panels.append(alt.layer(*layers).properties(width=width, height=ROW * len(colours)))
-        said.append(f"{name}: {span(middle.rename({'mean': 'value'}), share, baseline)}")
+        sentences.append(f"{name}: {span(panel_means.rename({'mean': 'value'}), share, baseline)}")
     bar = "bar: 95 % interval" if means["low"].is_not_null().any() else "one seed each: no interval"
-    caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", absent(missing)]
-    each = "; ".join(_told(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
+    caption = ["dot: a seed", "tick: mean", bar, f"dashed: {baseline}" if baseline else "", missing_text(missing)]
+    sentence = "; ".join(_mean_text(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
     return figure(
         alt.concat(*panels, columns=columns, spacing=24),
-        capital(said[0]),
-        [*findings(said), caption],
-        f"Conditions at the end of training. {each}.",
+        capital(sentences[0]),
+        [*findings(sentences), caption],
+        f"Conditions at the end of training. {sentence}.",
     )
 
 
@@ -178,52 +178,51 @@ def value_over_parameter(
     baseline: str | None = None,
     conditions: Sequence[str] | None = None,
 ) -> alt.VConcatChart:
-    """Values against the settings of one parameter, in their order: a dot per seed, a line through the means.
+    """Values against the settings of one parameter, in order: a dot per seed, a line through the means.
 
-    `frame`: condition (a setting's label), seed, measure, value; a panel per measure. `parameter`: what the settings
-    are, with its unit. The order is that of `conditions`, or of appearance; `baseline`: the setting whose mean is drawn
-    across, dashed.
+    `frame`: condition (a setting's label), seed, measure, value; a panel per measure. `parameter`: its name and unit.
+    The order is that of `conditions`, or of appearance; `baseline`: the setting whose mean is a dashed line.
     """
     data, missing = tidy(frame, ["condition", "seed", "measure", "value"], f"values over {parameter}")
     order = names_of(data, "condition")
     if conditions is not None:
-        if unknown := [name for name in order if name not in conditions]:
-            raise UserError(f"values over {parameter}: {unknown[0]!r} is not among conditions=; add it at its place")
+        if extra := [name for name in order if name not in conditions]:
+            raise UserError(f"values over {parameter}: {extra[0]!r} is not among conditions=; add it at its place")
         order = [name for name in conditions if name in order]
     if baseline is not None and baseline not in order:
         raise UserError(f"values over {parameter}: no baseline {baseline!r}; settings: {', '.join(order)}")
-    place = pl.col("condition").replace_strict(order, range(len(order)), return_dtype=pl.Int64)
-    data = data.with_columns(place=place).sort("place", maintain_order=True)
+    position = pl.col("condition").replace_strict(order, range(len(order)), return_dtype=pl.Int64)
+    data = data.with_columns(place=position).sort("place", maintain_order=True)
     measures = names_of(data, "measure")
-    tall = max(map(len, order)) * 6.5 > WIDTH / len(order)
-    panels, said = [], []
+    slanted = max(map(len, order)) * 6.5 > WIDTH / len(order)
+    panels, sentences = [], []
     for index, measure in enumerate(measures):
         last = index == len(measures) - 1
         rows = data.filter(pl.col("measure") == measure)
         mean = rows.group_by("condition", "place", maintain_order=True).agg(pl.col("value").mean())
-        axis = alt.Axis(labels=last, ticks=last, labelAngle=-35 if tall else 0, grid=False)
+        axis = alt.Axis(labels=last, ticks=last, labelAngle=-35 if slanted else 0, grid=False)
         x = alt.X("condition:N", title=parameter if last else None, sort=order, axis=axis).scale(domain=order)
         y = alt.Y("value:Q", title=stacked(measure)).scale(zero=False)
         share = is_share(measure, percent)
         y = y.axis(format=_axis_format(share), tickCount=4)
         value = alt.Tooltip("value", title=measure, format=_tip_format(share))
-        across = alt.Chart(mean.filter(pl.col("condition") == (baseline or ""))).encode(y)
+        baseline_row = alt.Chart(mean.filter(pl.col("condition") == (baseline or ""))).encode(y)
         base = alt.Chart(mean).encode(x, y, order="place:Q", tooltip=["condition", value])
         layers = [
-            across.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5),
+            baseline_row.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5),
             base.mark_line(color=BLUE, strokeWidth=2.5),
             base.mark_tick(color=BLUE, thickness=3, size=16, opacity=1),
             alt.Chart(rows).mark_point(size=24, filled=True, opacity=1, color=BLUE, xOffset=14)
             .encode(x, y, tooltip=["condition", "seed", value]),
         ]  # fmt: skip
         panels.append(alt.layer(*layers).properties(width=WIDTH, height=240 if len(measures) == 1 else 120))
-        said.append(f"{measure}: {span(mean, share, baseline)}")
-    counted = f"{count(data['seed'].n_unique(), 'seed')}; dot: a seed; line and ticks: mean"
+        sentences.append(f"{measure}: {span(mean, share, baseline)}")
+    caption = f"{count(data['seed'].n_unique(), 'seed')}; dot: a seed; line and ticks: mean"
     return figure(
         alt.vconcat(*panels, spacing=12),
-        capital(said[0]),
-        [*findings(said), [counted, f"dashed: {baseline}" if baseline else "", absent(missing)]],
-        f"Values over {parameter}. {'. '.join(map(capital, said))}. {counted}.",
+        capital(sentences[0]),
+        [*findings(sentences), [caption, f"dashed: {baseline}" if baseline else "", missing_text(missing)]],
+        f"Values over {parameter}. {'. '.join(map(capital, sentences))}. {caption}.",
     )
 
 
@@ -236,12 +235,12 @@ def _tip_format(share: bool) -> str:
 
 
 def _late_starts(rows: pl.DataFrame, mean: pl.DataFrame) -> pl.DataFrame:
-    """The first row of each condition that starts later than others do."""
+    """The first row of each condition that starts later than others."""
     first = mean.group_by("condition", maintain_order=True).first()
     return first.filter(pl.col("step") > rows["step"].min()).drop_nulls("value")
 
 
-def _told(row: dict, share: bool) -> str:
+def _mean_text(row: dict, share: bool) -> str:
     if row["mean"] is None:
         return f"{row['measure']}, {row['condition']}: no value"
     interval = "" if row["low"] is None else f" (95 % {number(row['low'], share)} to {number(row['high'], share)})"
@@ -252,5 +251,5 @@ def _seeds(data: pl.DataFrame) -> str:
     counts = sorted(set(data.group_by("condition").agg(pl.col("seed").n_unique())["seed"].to_list()))
     if counts == [1]:
         return "one seed each"
-    each = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    return f"thin: each of {each} seeds; thick: their mean"
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"thin: each of {number} seeds; thick: their mean"

@@ -1,4 +1,4 @@
-// Shows a chart with its controls above it, and at each place of its slider the words that belong to it.
+// Shows a chart with its controls above it, and at each place of its slider the text that describes it.
 // Everything it needs is in `content`: { spec, places }. Resolves to Vega's view and a function that ends it.
 const rows = columns => {
   const names = Object.keys(columns);
@@ -8,32 +8,32 @@ const rows = columns => {
 async function show(element, { spec, places }) {
   const datasets = Object.fromEntries(Object.entries(spec.datasets).map(([key, data]) => [key, rows(data)]));
   const part = (tag, attributes = {}) => Object.assign(document.createElement(tag), attributes);
-  const whole = part("div", { className: "lmd-moving" });
+  const container = part("div", { className: "lmd-moving" });
   const chart = part("div", { className: "lmd-chart" });
-  const said = part("p", { role: "status" });
+  const text = part("p", { role: "status" });
   const under = part("div", { className: "lmd-under" });
   const { view, finalize } = await vegaEmbed(chart, { ...spec, datasets });
 
   const controls = chart.querySelector(".vega-bindings");
   const slider = controls.querySelector("input[type=range]");
   const name = part("output", { ariaHidden: "true" });
-  slider.nextElementSibling.replaceWith(name); // Vega's own shows the number of the place
-  // JupyterLab would take arrow keys for its own
+  slider.nextElementSibling.replaceWith(name); // Vega shows the index of the place
+  // JupyterLab would handle the arrow keys itself
   for (const control of controls.querySelectorAll("input, select")) control.dataset.lmSuppressShortcuts = "true";
   const move = () => {
     const place = places[view.signal("at")];
-    if (!place) return; // of views that others are about to replace
+    if (!place) return; // of views that will be replaced now
     name.value = place.name;
     slider.setAttribute("aria-valuetext", place.name);
-    if (said.textContent !== place.said) said.textContent = place.said;
-    under.innerHTML = place.under; // made and escaped in Python
+    if (text.textContent !== place.said) text.textContent = place.said;
+    under.innerHTML = place.under; // escaped in Python
   };
   view.addSignalListener("at", move);
   for (const [node, event] of [[slider, "input"], [chart, "pointerdown"]])
-    node.addEventListener(event, () => view.signal("play", false)); // who moves it by hand wants it to stay there
-  chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys go on from a click
-  whole.append(controls, said, chart, under);
-  element.replaceChildren(whole);
+    node.addEventListener(event, () => view.signal("play", false)); // a reader who moves it wants it to stay there
+  chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys work after a click
+  container.append(controls, text, chart, under);
+  element.replaceChildren(container);
   const height = Number(chart.querySelector("svg").getAttribute("height")); // it may not be on the page yet
   under.style.maxHeight = `${Math.max(120, 590 - height)}px`; // all of it on one screen
   move();

@@ -1,4 +1,4 @@
-"""Masking-rate schedules: how much sooner one reaches what its baseline comes to, and on which paradigms it gains."""
+"""Masking-rate schedules: their rates, the speed-up over a baseline, and the gain on each paradigm."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,25 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.charts.conditions import ROW, absent, count, number, tidy
-from lmdynamics.charts.encodings import SIGNED, across, head, names, need_rows, numbers, one
+from lmdynamics.charts.conditions import ROW, count, missing_text, number, tidy
+from lmdynamics.charts.encodings import SIGNED, head, names, need_rows, numbers, rule_at, single_row
 from lmdynamics.charts.lines import Line, colour_by
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import HEIGHT, TEXT, WIDTH, condition_colours, figure
 from lmdynamics.errors import UserError
 
 DASHES = ([1, 0], [16, 3], [9, 4], [3, 3], [12, 4, 3, 4], [6, 3], [9, 3, 2, 3, 2, 3], [2, 4])
-WIDEST, NARROWEST = 6.5, 2.0  # a later line lies thinner on an earlier one, so that both are seen where they coincide
+WIDEST, NARROWEST = 6.5, 2.0  # later lines are thinner, so that lines that coincide are all visible
 STEP = "training step"
-NOTE = {"color": TEXT, "align": "left", "fontSize": 11}  # how a text in the figure looks
+NOTE = {"color": TEXT, "align": "left", "fontSize": 11}  # style of texts in the figure
 
 
 def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = None) -> alt.LayerChart:
     """Masking rate against step, one line per schedule. `rates`: condition, step, rate (share of tokens)."""
-    otherwise = "the frame has no rows; give each schedule's rate at each step"
-    rates = need_rows(rates, ["condition", "step", "rate"], "masking rates", otherwise)
+    no_rows = "the frame has no rows; give each schedule's rate at each step"
+    rates = need_rows(rates, ["condition", "step", "rate"], "masking rates", no_rows)
     colours = condition_colours(rates["condition"], conditions)
-    data = pl.concat([_thinned(rates.filter(pl.col("condition") == name)) for name in colours])
+    data = pl.concat([_sample_rates(rates.filter(pl.col("condition") == name)) for name in colours])
     spread = (WIDEST - NARROWEST) / max(1, len(colours) - 1)
     widths = [WIDEST - spread * i for i in range(len(colours))] if len(colours) > 1 else [2.5]
     line = Line(
@@ -49,15 +49,15 @@ def masking_rates(rates: pl.DataFrame, *, conditions: Sequence[str] | None = Non
     mean = rates.group_by("condition", maintain_order=True).agg(pl.col("rate").cast(pl.Float64).mean())
     means = {row["condition"]: row["rate"] for row in mean.iter_rows(named=True)}
     low, high = rates["rate"].min(), rates["rate"].max()
-    between = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
-    same = f"{min(means.values()):.1%}" == f"{max(means.values()):.1%}"
-    spoken = f"{min(means.values()):.1%}" + ("" if same else f" to {max(means.values()):.1%}")
-    each = "; ".join(f"{name}: {means[name]:.1%}" for name in colours)
+    rate_range = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
+    equal = f"{min(means.values()):.1%}" == f"{max(means.values()):.1%}"
+    mean_range = f"{min(means.values()):.1%}" + ("" if equal else f" to {max(means.values()):.1%}")
+    schedule_means = "; ".join(f"{name}: {means[name]:.1%}" for name in colours)
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=200),
-        f"Schedules mask {between} of tokens, on average over training {spoken}",
-        f"average over training, {each}",
-        f"Masking rate over {rates['step'].max():,} training steps. On average: {each}.",
+        f"Schedules mask {rate_range} of tokens, on average over training {mean_range}",
+        f"average over training, {schedule_means}",
+        f"Masking rate over {rates['step'].max():,} training steps. On average: {schedule_means}.",
     )
 
 
@@ -72,13 +72,12 @@ def speedup_curves(
     percent: bool = False,
     conditions: Sequence[str] | None = None,
 ) -> alt.LayerChart:
-    """Scores with their fitted curves, the baseline's best across, and where each schedule reaches it.
+    """Scores with their fitted curves, the baseline's best as a line, and the step where each schedule reaches it.
 
     `points`: condition, seed, step, value; `fits`: condition, step, value; `speedups`, a row per condition other than
     the baseline: condition, value, low, high, step, target, as the fields of `analysis.speedup.Speedup`. `value` is
     null where the best is never reached, `low` where the interval is open below, `low` and `high` where there is none.
-    `measure`: its name with its unit.
-    `level`: the share of the way to the best that was asked for.
+    `measure`: its name with its unit. `level`: the share of the best that is the target.
     """
     data, missing = tidy(points, ["condition", "seed", "step", "value"], "speed-up: points")
     curves, _ = tidy(fits, ["condition", "step", "value"], "speed-up: fits")
@@ -86,8 +85,8 @@ def speedup_curves(
     need_columns(speedups, columns, "speed-up: rows")
     rows = speedups.select("condition", pl.col(columns[1:]).cast(pl.Float64).fill_nan(None))
     colours = condition_colours([*data["condition"], *curves["condition"]], conditions)
-    if unknown := next((name for name in [baseline, *rows["condition"]] if name not in colours), None):
-        raise UserError(f"speed-up: there are no scores of {unknown!r}; conditions: {', '.join(colours)}")
+    if without_scores := next((name for name in [baseline, *rows["condition"]] if name not in colours), None):
+        raise UserError(f"speed-up: there are no scores of {without_scores!r}; conditions: {', '.join(colours)}")
     if rows.is_empty() or rows["target"].max() - rows["target"].min() > 1e-6:
         raise UserError("speed-up: rows must share one target, the best of one baseline; draw each baseline by itself")
     best, target = rows["target"][0], f"best of {baseline}"
@@ -98,46 +97,46 @@ def speedup_curves(
     y = alt.Y("value:Q", title=measure).scale(zero=False).axis(format="%" if percent else ",.4~g")
     colour = colour_by("condition", colours, legend=True)
     tips = ["condition", "step", alt.Tooltip("value", title=measure, format=".1%" if percent else ",.4~g")]
-    label = one(value=best, label=f"{target}: {number(best, percent)}").mark_text(
+    label = single_row(value=best, label=f"{target}: {number(best, percent)}").mark_text(
         **NOTE, baseline="bottom", dx=4, dy=-3
     )
     layers = [
-        across(y, best, color=colours[baseline], strokeDash=[6, 4], strokeWidth=1.5),
+        rule_at(y, best, color=colours[baseline], strokeDash=[6, 4], strokeWidth=1.5),
         alt.Chart(data).mark_point(size=18, filled=True, opacity=1).encode(x, y, colour, tooltip=["seed", *tips]),
         alt.Chart(curves).mark_line(strokeWidth=2.2).encode(x, y, colour, tooltip=tips),
         label.encode(y, alt.Text("label:N"), x=alt.value(0)),
     ]
-    told = {row["condition"]: _told(row) for row in rows.iter_rows(named=True)}
-    # texts rise towards the right, and each line down ends at its text: none is crossed
+    texts = {row["condition"]: _speedup_text(row) for row in rows.iter_rows(named=True)}
+    # texts further right are higher, and each vertical line ends at its text, so that no text is crossed
     reached = rows.drop_nulls("value").sort("step")
-    missed = [name for name in rows["condition"] if name not in reached["condition"]]
+    not_reached = [name for name in rows["condition"] if name not in reached["condition"]]
     height = HEIGHT + 60
     for index, row in enumerate(reached.iter_rows(named=True)):
-        place = alt.value(height - 10 - 16 * (index + len(missed)))
-        label, hue = f"{row['condition']}: {told[row['condition']]}", colours[row["condition"]]
-        base = one(value=best, x=row["step"], label=label).encode(alt.X("x:Q", title=STEP))
+        y_end = alt.value(height - 10 - 16 * (index + len(not_reached)))
+        label, hue = f"{row['condition']}: {texts[row['condition']]}", colours[row["condition"]]
+        base = single_row(value=best, x=row["step"], label=label).encode(alt.X("x:Q", title=STEP))
         layers += [
-            base.mark_rule(color=hue, strokeWidth=1.2).encode(y, y2=place),
+            base.mark_rule(color=hue, strokeWidth=1.2).encode(y, y2=y_end),
             base.mark_point(color=hue, filled=True, size=90, opacity=1).encode(y),
-            base.mark_text(**NOTE, dx=5).encode(alt.Text("label:N"), y=place),
+            base.mark_text(**NOTE, dx=5).encode(alt.Text("label:N"), y=y_end),
         ]
-    for index, name in enumerate(missed):
-        text = one(label=f"{name}: {told[name]}").mark_text(**NOTE | {"align": "right"}, dx=-4)
+    for index, name in enumerate(not_reached):
+        text = single_row(label=f"{name}: {texts[name]}").mark_text(**NOTE | {"align": "right"}, dx=-4)
         layers.append(text.encode(alt.Text("label:N"), x=alt.value(WIDTH), y=alt.value(height - 10 - 16 * index)))
     fastest = reached.sort("value", descending=True)["condition"].to_list()
     title = f"No schedule reaches {'the ' if level == 1 else ''}{target}"
     if fastest:
         title = (
-            f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {told[fastest[0]]}, {fastest[0]}"
+            f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {texts[fastest[0]]}, {fastest[0]}"
         )
-        title += f"; {len(missed)} of {len(rows)} never get there" if missed else ""
-    known = "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""
+        title += f"; {len(not_reached)} of {len(rows)} never reach it" if not_reached else ""
+    interval_key = "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),
         title,
-        [["dot: a seed", "line: fitted curve", known, absent(missing)]],
+        [["dot: a seed", "line: fitted curve", interval_key, missing_text(missing)]],
         f"{measure} over training, with fitted curves. {target[0].upper() + target[1:]}: {number(best, percent)}. "
-        + "; ".join(f"{name}: {text}" for name, text in told.items())
+        + "; ".join(f"{name}: {text}" for name, text in texts.items())
         + ".",
     )
 
@@ -145,14 +144,14 @@ def speedup_curves(
 def gain_by_paradigm(
     frame: pl.DataFrame, baseline: str = "the baseline", *, conditions: Sequence[str] | None = None
 ) -> alt.HConcatChart:
-    """Accuracy less that of the baseline's run of the same seed: a row per paradigm, a column per condition.
+    """Accuracy minus that of the baseline with the same seed: a row per paradigm, a column per condition.
 
-    `frame`: paradigm, condition, seed, difference (a share; shown in percentage points). Paradigms stand in the order
-    of their mean gain over conditions; rows of the baseline itself are left out.
+    `frame`: paradigm, condition, seed, difference (a share; shown in percentage points). Paradigms are sorted by mean
+    gain over conditions; rows of the baseline itself are left out.
     """
     need_columns(frame, ["paradigm", "condition", "seed", "difference"], "gain by paradigm")
-    others = frame.filter(pl.col("condition") != baseline).with_columns(value="difference")
-    data, missing = tidy(others, ["paradigm", "condition", "seed", "value"], "gain by paradigm")
+    compared = frame.filter(pl.col("condition") != baseline).with_columns(value="difference")
+    data, missing = tidy(compared, ["paradigm", "condition", "seed", "value"], "gain by paradigm")
     colours = condition_colours(data["condition"], conditions)
     data = data.with_columns(
         pl.col("value") * 100, name=pl.col("paradigm").str.replace_all("_", " ").str.replace("-([^-]*)$", ": $1")
@@ -163,33 +162,33 @@ def gain_by_paradigm(
     low, high = (min(0, data["value"].min()), max(0, data["value"].max()))
     scale = alt.Scale(domain=[low, high] if low < high else [-1, 1], nice=True)
     dense = len(order) > 8
-    panels, said, gains = [], [], {}
+    panels, sentences, gains = [], [], {}
     for index, (name, colour) in enumerate(colours.items()):
-        here, middle = (t.filter(pl.col("condition") == name) for t in (data, mean))
+        rows, means = (t.filter(pl.col("condition") == name) for t in (data, mean))
         y = names("name", order, labels=index == 0, grid=True, labelLimit=0)
         width = max(104, min(240, WIDTH // len(colours)))
         axis = alt.Axis(labelExpr=SIGNED, tickCount=4 if width > 140 else 3, grid=False)
         x = alt.X("value:Q", title="percentage points", axis=axis, scale=scale)
         tips = [alt.Tooltip("name", title="paradigm"), alt.Tooltip("value", title="gain (points)", format="+.1f")]
-        dots = alt.Chart(here).mark_point(size=14 if dense else 26, filled=True, opacity=1, color=colour)
-        ticks = alt.Chart(middle).mark_tick(thickness=3, size=12 if dense else 18, color=colour, opacity=1)
+        dots = alt.Chart(rows).mark_point(size=14 if dense else 26, filled=True, opacity=1, color=colour)
+        ticks = alt.Chart(means).mark_tick(thickness=3, size=12 if dense else 18, color=colour, opacity=1)
         panel = alt.layer(
-            across(x, 0, strokeWidth=1.2), dots.encode(x, y, tooltip=[*tips, "seed"]), ticks.encode(x, y, tooltip=tips)
+            rule_at(x, 0, strokeWidth=1.2), dots.encode(x, y, tooltip=[*tips, "seed"]), ticks.encode(x, y, tooltip=tips)
         )
-        up = (middle["value"] > 0).sum()
-        gains[name] = middle["value"].mean()
-        told = f"{_points(gains[name])}, {up} of {len(middle)} up"
-        title = head(wrapped(name, width), subtitle=told, subtitleFontSize=11, anchor="middle", offset=6)
+        up = (means["value"] > 0).sum()
+        gains[name] = means["value"].mean()
+        summary = f"{_points(gains[name])}, {up} of {len(means)} up"
+        title = head(wrapped(name, width), subtitle=summary, subtitleFontSize=11, anchor="middle", offset=6)
         panels.append(panel.properties(width=width, height=(16 if dense else ROW) * len(order), title=title))
-        said.append(f"{name} {told}")
+        sentences.append(f"{name} {summary}")
     gains = {name: gain for name, gain in gains.items() if gain is not None}
-    (least, low), (most, high) = min(gains.items(), key=lambda g: g[1]), max(gains.items(), key=lambda g: g[1])
-    span = f"{_points(low)} ({least}) to {_points(high)} ({most})" if len(gains) > 1 else f"{_points(low)} ({least})"
+    (worst, low), (best, high) = min(gains.items(), key=lambda g: g[1]), max(gains.items(), key=lambda g: g[1])
+    span = f"{_points(low)} ({worst}) to {_points(high)} ({best})" if len(gains) > 1 else f"{_points(low)} ({worst})"
     return figure(
         alt.hconcat(*panels, spacing=14),
         f"Mean gain over {baseline}, {count(len(order), 'paradigm')}: {span}",
-        [["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", absent(missing)]],
-        f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(said)}. "
+        [["in percentage points of accuracy, same seed", "dot: a seed", "tick: mean", missing_text(missing)]],
+        f"Gain in accuracy over {baseline}, by paradigm. Mean in percentage points: {'; '.join(sentences)}. "
         f"Largest for {order[0]}, smallest for {order[-1]}.",
     )
 
@@ -198,7 +197,7 @@ def _points(value: float | None) -> str:
     return "no value" if value is None else f"{value:+.1f}".replace("-", "−")
 
 
-def _told(row: dict) -> str:
+def _speedup_text(row: dict) -> str:
     if row["value"] is None:
         return "never reached"
     if row["high"] is None:
@@ -214,10 +213,10 @@ def _linear_steps(last: int) -> alt.X:
     )
 
 
-def _thinned(rate: pl.DataFrame, most: int = 200) -> pl.DataFrame:
-    """About `most` rows of one schedule, its corners and jumps among them."""
+def _sample_rates(rate: pl.DataFrame, max_rows: int = 200) -> pl.DataFrame:
+    """About `max_rows` rows of one schedule, including its corners and jumps."""
     rate = rate.sort("step").with_columns(pl.col("rate").cast(pl.Float64))
     bend = pl.col("rate").diff().diff().abs() > 1e-3
-    kept = bend | bend.shift(-1) | bend.shift(-2) | (pl.int_range(pl.len()) % (1 + pl.len() // most) == 0)
+    selected = bend | bend.shift(-1) | bend.shift(-2) | (pl.int_range(pl.len()) % (1 + pl.len() // max_rows) == 0)
     ends = (pl.col("step") == pl.col("step").min()) | (pl.col("step") == pl.col("step").max())
-    return rate.filter(kept.fill_null(False) | ends)
+    return rate.filter(selected.fill_null(False) | ends)

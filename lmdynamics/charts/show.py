@@ -1,4 +1,4 @@
-"""One figure for every reader: live in JupyterLab, a still picture elsewhere, and files: pictures and tables."""
+"""Figures for every reader: live in JupyterLab, still pictures elsewhere, and files of pictures and tables."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from lmdynamics.charts.theme import STILL_TEXT, TEXT, specification
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import atomic_file
 
-KINDS = ("svg", "png", "csv")  # that a view is saved as
+KINDS = ("svg", "png", "csv")  # file types of a saved view
 VEGALITE = "application/vnd.vegalite.v5+json"  # the newest that JupyterLab 4.6 draws without a kernel
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 class Picture:
-    """A figure as PNG, in the size that it has on a page, with its description as alternative text."""
+    """A figure as PNG, in its size on a page, with its description as alternative text."""
 
     def __init__(self, chart: alt.TopLevelMixin):
         self.png = to_png(chart, scale=2)
@@ -34,10 +34,10 @@ class Picture:
 
 
 class Still(Picture):
-    """A rendered figure that any reader of notebooks shows, with its description as alternative text.
+    """A rendered figure that every notebook viewer shows, with its description as alternative text.
 
-    It is a picture twice: SVG for files and for those who zoom in, and PNG because JupyterLab shows no SVG from a
-    notebook that it does not trust yet, such as one that came out of a batch run.
+    It has two pictures: SVG for files and for zooming in, and PNG because JupyterLab shows no SVG from an untrusted
+    notebook, such as one from a batch run.
     """
 
     def __init__(self, chart: alt.TopLevelMixin):
@@ -51,7 +51,7 @@ class Still(Picture):
 
 
 class Live(Picture):
-    """A figure that JupyterLab draws without a kernel, so that a saved notebook still has it; and its picture."""
+    """A figure that JupyterLab draws without a kernel, so that a saved notebook still shows it; and its picture."""
 
     def __init__(self, chart: alt.TopLevelMixin):
         super().__init__(chart)
@@ -65,7 +65,7 @@ class Live(Picture):
 
 
 def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive: bool = True):
-    """The last expression of a notebook cell: a figure to look at; without `interactive`, also NAME.svg in a folder.
+    """A figure for display, as a notebook cell's last expression; without `interactive`, also NAME.svg in a folder.
 
     Live figures need neither network nor kernel: JupyterLab draws them. A still is an SVG picture, written to
     `output_dir` if that is given.
@@ -96,10 +96,10 @@ def save(
     folder: str | Path,
     kinds: Sequence[str] = KINDS,
 ) -> list[Path]:
-    """Write each view as NAME.svg and NAME.png, each table behind them as NAME.csv, and return where they are.
+    """Write each view as NAME.svg and NAME.png, each table as NAME.csv, and return the paths.
 
-    Nothing is overwritten: where a name is taken, all files of this call get the same number, NAME-2.svg. A file is
-    there whole or not at all.
+    Nothing is overwritten: if a name is taken, all files of this call get the same number, NAME-2.svg. Files are
+    written atomically.
 
     Raises
     ------
@@ -116,17 +116,17 @@ def save(
         "png": lambda name: to_png(views[name]),
         "csv": lambda name: tables[name].write_csv().encode(),
     }
-    wanted = [(name, kind) for kind in kinds for name in (tables if kind == "csv" else views)]
-    made = {(name, kind): make[kind](name) for name, kind in wanted}  # before the first is written: all or none
-    number, paths = 1, _named(folder, wanted, "")
+    files = [(name, kind) for kind in kinds for name in (tables if kind == "csv" else views)]
+    contents = {(name, kind): make[kind](name) for name, kind in files}  # before any is written: all or none
+    number, paths = 1, _paths(folder, files, "")
     while any(path.exists() for path in paths):
         number += 1
-        paths = _named(folder, wanted, f"-{number}")
-    for path, content in zip(paths, made.values(), strict=True):
+        paths = _paths(folder, files, f"-{number}")
+    for path, content in zip(paths, contents.values(), strict=True):
         try:
             with atomic_file(path) as temporary:
                 temporary.write_bytes(content)
-        except OSError as error:  # a full disk, or a file in the folder's place: another folder helps
+        except OSError as error:  # a full disk, or a file with the folder's name: another folder helps
             raise UserError(f"cannot write {path}: {error.strerror}; name another folder") from error
     return paths
 
@@ -136,7 +136,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     import vl_convert
 
     spec = _drawable(specification(chart))
-    svg = vl_convert.vegalite_to_svg(_written(spec, STILL_TEXT), vl_version=_vegalite_version())
+    svg = vl_convert.vegalite_to_svg(_json_text(spec, STILL_TEXT), vl_version=_vegalite_version())
     return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
 
@@ -144,23 +144,23 @@ def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
     """The chart as a PNG picture on white, for readers that show no SVG."""
     import vl_convert
 
-    # vl-convert falsifies half-transparent colours on a transparent ground: orange comes out olive
+    # vl-convert draws half-transparent colours wrong on a transparent background: orange becomes olive
     spec = {**_drawable(specification(chart)), "background": "white"}
-    return vl_convert.vegalite_to_png(_written(spec, "#444444"), vl_version=_vegalite_version(), scale=scale)
+    return vl_convert.vegalite_to_png(_json_text(spec, "#444444"), vl_version=_vegalite_version(), scale=scale)
 
 
-def _written(spec: dict, colour: str) -> str:
+def _json_text(spec: dict, colour: str) -> str:
     """The specification as JSON, its text in one colour: a picture has no page to take it from."""
     return json.dumps(spec).replace(json.dumps(TEXT), json.dumps(colour))
 
 
 def _drawable(part: Any) -> Any:
-    """A specification with what no SVG may hold escaped: at one such character vl-convert ends the whole process."""
+    """A specification with characters escaped that SVG forbids: at one of them, vl-convert ends the whole process."""
     if isinstance(part, dict):
         return {_drawable(name): _drawable(value) for name, value in part.items()}
     if isinstance(part, list):
         return [_drawable(value) for value in part]
-    return _NOT_IN_XML.sub(lambda found: repr(found[0])[1:-1], part) if isinstance(part, str) else part
+    return _NOT_IN_XML.sub(lambda match: repr(match[0])[1:-1], part) if isinstance(part, str) else part
 
 
 def _vegalite_version() -> str:
@@ -168,5 +168,5 @@ def _vegalite_version() -> str:
     return ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
 
 
-def _named(folder: Path, wanted: Sequence[tuple[str, str]], number: str) -> list[Path]:
-    return [folder / f"{name}{number}.{kind}" for name, kind in wanted]
+def _paths(folder: Path, files: Sequence[tuple[str, str]], number: str) -> list[Path]:
+    return [folder / f"{name}{number}.{kind}" for name, kind in files]

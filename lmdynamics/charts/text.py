@@ -1,7 +1,7 @@
-"""How wide text is, so that titles end where their charts do and no picture cuts a label.
+"""The width of text, so that titles are no wider than their charts and no picture cuts a label.
 
 A picture is measured in one font and shown in another. Widths are therefore those of DejaVu Sans, the widest of the
-fonts that browsers take for "sans-serif": what fits in it fits in Helvetica, Arial or Liberation Sans, too.
+fonts that browsers use for "sans-serif": text that fits in it fits in Helvetica, Arial or Liberation Sans, too.
 """
 
 import cmath
@@ -25,59 +25,59 @@ ADVANCES = {  # of DejaVu Sans, in font sizes, each class as wide as its widest 
     1.00: "mMW%@—…∅",
 }
 ADVANCE = {character: advance for advance, characters in ADVANCES.items() for character in characters}
-BOLD = 1.14  # times as wide: of whole words, not of each character
-LEAST = 320.0  # pixels: narrower columns of text are not readable, even over a smaller chart
-STAND_IN = 0xE000  # the first of the characters without a meaning of their own
+BOLD = 1.14  # width of bold words, relative to regular ones
+MIN_WIDTH = 320.0  # pixels: narrower text is hard to read, even over a smaller chart
+STAND_IN = 0xE000  # the first private-use character
 UNBREAKABLE = re.compile(r" (?=[%→=\d−\ue000-\uf8ff])|(?<=[→=]) ")  # "linear 30 → 15 %" and "λ = 1" stay on one line
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a title takes from the chart's parameters: a Vega expression of text, and the longest that it becomes."""
+    """A variable part of a title: a Vega expression that returns text, and the longest such text."""
 
     expression: str
     longest: str = "1,000,000"
 
 
 def text_width(text: str, size: float = 12, bold: bool = False) -> float:
-    """Pixels that a line takes at most; a character that is not known counts as a wide one."""
+    """Maximum width of a line in pixels; unknown characters count as wide."""
     return size * (BOLD if bold else 1) * sum(ADVANCE.get(character, 1.0) for character in text)
 
 
 def wrapped(
     text: str, width: float, size: float = 12, bold: bool = False, stand_ins: Mapping[int, str] | None = None
 ) -> list[str]:
-    """A text in as few lines of at most `width` pixels as it takes, about evenly long; a word that is longer is broken.
+    """A text in as few lines of at most `width` pixels as possible, of similar length; longer words are broken.
 
-    `stand_ins`: what some characters stand for, as in `str.translate`.
+    `stand_ins`: replacements of some characters, as in `str.translate`.
     """
 
-    def measured(line: str) -> float:
+    def line_width(line: str) -> float:
         return text_width(line.translate(stand_ins or {}), size, bold)
 
     glued = (word.replace("\0", " ") for word in UNBREAKABLE.sub("\0", text).split())
-    words = [word for pair in glued for word in ([pair] if measured(pair) <= width else pair.split())]
-    lines, longest = _filled(words, width, measured), min(width, max(map(measured, words), default=0))
-    narrower = (_filled(words, max(longest, share * width), measured) for share in (0.6, 0.7, 0.8, 0.9))
-    return next((even for even in narrower if len(even) == len(lines)), lines)
+    words = [word for pair in glued for word in ([pair] if line_width(pair) <= width else pair.split())]
+    lines, longest = _filled(words, width, line_width), min(width, max(map(line_width, words), default=0))
+    balanced = (_filled(words, max(longest, share * width), line_width) for share in (0.6, 0.7, 0.8, 0.9))
+    return next((candidate for candidate in balanced if len(candidate) == len(lines)), lines)
 
 
-def _filled(words: Sequence[str], width: float, measured: Callable[[str], float]) -> list[str]:
+def _filled(words: Sequence[str], width: float, line_width: Callable[[str], float]) -> list[str]:
     lines: list[str] = []
     for word in words:
-        if lines and measured(f"{lines[-1]} {word}") <= width:
+        if lines and line_width(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        while measured(word) > width and len(word) > 1:
-            most = max((n for n in range(1, len(word)) if measured(word[:n]) <= width), default=1)
-            lines.append(word[:most])
-            word = word[most:]
+        while line_width(word) > width and len(word) > 1:
+            fitting = max((n for n in range(1, len(word)) if line_width(word[:n]) <= width), default=1)
+            lines.append(word[:fitting])
+            word = word[fitting:]
         lines.append(word)
     return lines
 
 
 def title_lines(title: str | Sequence[str | Value], width: float, size: float) -> list[str] | alt.ExprRef:
-    """A bold title in lines; one that follows parameters has the lines that its longest text needs."""
+    """A bold title in lines; a title with variable parts is wrapped for the longest texts."""
     if isinstance(title, str):
         return wrapped(title, width, size, bold=True)
     values = {chr(STAND_IN + i): part for i, part in enumerate(title) if isinstance(part, Value)}
@@ -94,12 +94,12 @@ def title_lines(title: str | Sequence[str | Value], width: float, size: float) -
 
 
 def quoted(text: str) -> str:
-    """Text as a string of a Vega expression; JSON would hide from `show` what no SVG may hold."""
+    """Text as a string in a Vega expression; `show` would not see characters that JSON had escaped."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def width_of(chart: alt.TopLevelMixin) -> float:
-    """Pixels that a chart takes at least, in any font: its panels side by side, and the labels at their left."""
+    """Minimum width of a chart in pixels, in any font: its panels side by side, and the labels at their left."""
     return _across(chart) + _labels(chart)
 
 
@@ -107,19 +107,19 @@ def _across(chart: alt.TopLevelMixin) -> float:
     if isinstance(chart, alt.VConcatChart):
         return max(map(_across, chart.vconcat))
     if isinstance(chart, alt.FacetChart):
-        columns = _given(chart.columns, 1)
+        columns = _defined(chart.columns, 1)
         panels = [chart.spec] * columns
     elif isinstance(chart, alt.HConcatChart | alt.ConcatChart):
         panels = chart.hconcat if isinstance(chart, alt.HConcatChart) else chart.concat
-        columns = _given(getattr(chart, "columns", alt.Undefined), len(panels))
+        columns = _defined(getattr(chart, "columns", alt.Undefined), len(panels))
     else:
-        return float(_given(chart.width, 200))
+        return float(_defined(chart.width, 200))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    return max(sum(map(_across, row)) + _given(chart.spacing, 20) * (len(row) - 1) for row in rows)
+    return max(sum(map(_across, row)) + _defined(chart.spacing, 20) * (len(row) - 1) for row in rows)
 
 
 def _labels(chart: alt.TopLevelMixin) -> float:
-    """What the labels of the first panel's vertical axis take: names of rows, or a digit."""
+    """Width of the labels of the first panel's vertical axis: names of rows, or a digit."""
     for parts in ("vconcat", "hconcat", "concat", "layer"):
         if isinstance(panels := getattr(chart, parts, None), list):
             return max(map(_labels, panels if parts == "layer" else panels[:1]), default=0)
@@ -134,34 +134,34 @@ def _labels(chart: alt.TopLevelMixin) -> float:
     return 12 + min(longest, y.get("axis", {}).get("labelLimit") or longest)
 
 
-def _given(value, otherwise):
-    return otherwise if value is alt.Undefined else value
+def _defined(value, default):
+    return default if value is alt.Undefined else value
 
 
 def with_room(svg: str) -> str:
-    """An SVG picture with more room at its sides where a text would reach beyond them in a wider font."""
+    """The SVG picture with wider margins where a text would exceed them in a wider font."""
     head = re.search(r'width="([\d.]+)" height="([\d.]+)" viewBox="0 0 [\d.]+ [\d.]+"', svg)
     width, height = map(float, head.groups())
-    ends = [0j, complex(width, height), *_ends(ElementTree.fromstring(svg), 0j)]
-    left, right = math.floor(min(end.real for end in ends)), math.ceil(max(end.real for end in ends))
-    top, bottom = math.floor(min(end.imag for end in ends)), math.ceil(max(end.imag for end in ends))
+    corners = [0j, complex(width, height), *_ends(ElementTree.fromstring(svg), 0j)]
+    left, right = math.floor(min(corner.real for corner in corners)), math.ceil(max(corner.real for corner in corners))
+    top, bottom = math.floor(min(corner.imag for corner in corners)), math.ceil(max(corner.imag for corner in corners))
     width, height = right - left, bottom - top
     box = f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}"'
     return svg[: head.start()] + box + svg[head.end() :]
 
 
-def _ends(element: ElementTree.Element, at: complex) -> Iterator[complex]:
-    """Where the texts of an SVG element begin and end: across as real, down as imaginary parts."""
-    moved = re.match(r"translate\(([^,]+),([^)]+)\)(?: rotate\(([^),]+))?", element.get("transform", ""))
-    if moved:
-        at += complex(float(moved[1]), float(moved[2]))
+def _ends(element: ElementTree.Element, origin: complex) -> Iterator[complex]:
+    """Start and end of the texts of an SVG element: x as the real part, y as the imaginary part."""
+    transform = re.match(r"translate\(([^,]+),([^)]+)\)(?: rotate\(([^),]+))?", element.get("transform", ""))
+    if transform:
+        origin += complex(float(transform[1]), float(transform[2]))
     if element.tag.endswith("}text"):
         size = float(element.get("font-size").removesuffix("px"))
         lines = [line.text or "" for line in element] or [element.text or ""]
         width = max(text_width(line, size, element.get("font-weight") == "bold") for line in lines)
-        before = width * {"middle": 0.5, "end": 1}.get(element.get("text-anchor"), 0)
-        along = cmath.rect(1, math.radians(float(moved[3] or 0) if moved else 0))
-        yield at - before * along
-        yield at + (width - before) * along
+        offset = width * {"middle": 0.5, "end": 1}.get(element.get("text-anchor"), 0)
+        direction = cmath.rect(1, math.radians(float(transform[3] or 0) if transform else 0))
+        yield origin - offset * direction
+        yield origin + (width - offset) * direction
     for child in element:
-        yield from _ends(child, at)
+        yield from _ends(child, origin)

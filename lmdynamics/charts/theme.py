@@ -1,30 +1,30 @@
-"""How every figure looks: one palette, one theme, titles that say what is seen.
+"""The style of every figure: one palette, one theme, one layout of titles.
 
-Colours are Okabe & Ito's (2008), told apart with any of the common kinds of colour blindness. Backgrounds are
-transparent and text has the colour of the page's own, so that a figure reads on a light page and on a dark one. No
-label has a colour of its own: none of these, nor any grey, has a contrast of 4.5 on both.
+Colours are Okabe & Ito's (2008), distinguishable with any common kind of colour blindness. Backgrounds are transparent
+and text has the colour of the page's text, so that a figure is readable on a light page and on a dark one. No label
+has its own colour: none of these colours, nor any grey, has a contrast of 4.5 on both.
 """
 
 from collections.abc import Iterable, Sequence
 
 import altair as alt
 
-from lmdynamics.charts.text import LEAST, Value, title_lines, width_of, wrapped
+from lmdynamics.charts.text import MIN_WIDTH, Value, title_lines, width_of, wrapped
 from lmdynamics.errors import UserError
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 GREY = "#8c8c8c"
-BROWN, CHARCOAL = "#8b5a2b", "#5a5a5a"  # for Okabe & Ito's yellow and black, which a white or a black page swallows
+BROWN, CHARCOAL = "#8b5a2b", "#5a5a5a"  # Okabe & Ito's yellow and black are invisible on a white or a black page
 CONDITIONS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, BROWN, CHARCOAL)
-TEXT = "currentColor"  # whatever the page writes in
+TEXT = "currentColor"  # the colour of the page's text
 STILL_TEXT = "#7a7a7a"  # in a picture, which does not know its page: contrast 4.3 on white and on #111
 SEQUENTIAL = "viridis"
-RAMP = ("#e3a02c", "#dd7a3c", "#c9505f", "#a0478f", "#6f5fb4", "#3f7fc4")  # ordered, and seen on white and on black
+RAMP = ("#e3a02c", "#dd7a3c", "#c9505f", "#a0478f", "#6f5fb4", "#3f7fc4")  # ordered, visible on white and on black
 OPPOSED = (VERMILION, "#e9e9e6", BLUE)  # below zero, zero, above
 WIDTH, HEIGHT = 560, 260
 TITLE = 15  # pixels
 
-SOURCES = {  # a source of UAS: (how it is called in a legend, colour, dash, line width)
+SOURCES = {  # a source of UAS: (its label in a legend, colour, dash, line width)
     "attention": ("attention heads, scored on unseen sentences", BLUE, [1, 0], 2.5),
     "attention_same": ("the same, scored where chosen (biased up)", SKY, [1, 0], 1.0),
     "offset": ("best fixed offset (position alone)", GREY, [6, 4], 1.8),
@@ -39,7 +39,7 @@ def condition_colours(present: Iterable[str], order: Sequence[str] | None = None
     Raises
     ------
     UserError
-        If there are more conditions than colours that can be told apart, or one that `order` does not name.
+        If there are more conditions than distinguishable colours, or one that `order` does not name.
     """
     present = list(dict.fromkeys(present))
     names = present if order is None else list(dict.fromkeys(order))
@@ -48,26 +48,24 @@ def condition_colours(present: Iterable[str], order: Sequence[str] | None = None
             f"the frame has the condition {unknown[0]!r}, conditions= names only {', '.join(names)}; add it"
         )
     if len(names) > len(CONDITIONS):
-        raise UserError(
-            f"{len(names)} conditions, and only {len(CONDITIONS)} colours that everyone can tell apart; choose fewer"
-        )
+        raise UserError(f"{len(names)} conditions, and only {len(CONDITIONS)} distinguishable colours; choose fewer")
     return {name: colour for name, colour in zip(names, CONDITIONS, strict=False) if name in present}
 
 
 def ramp(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each of some names in order, as sizes or frequency groups are: from orange over purple to blue."""
+    """A colour for each of some ordered names, such as sizes or frequency groups: from orange over purple to blue."""
     names = list(dict.fromkeys(names))
     if len(names) == 1:
         return {names[0]: BLUE}
-    spread = [i * (len(RAMP) - 1) / (len(names) - 1) for i in range(len(names))]
+    positions = [i * (len(RAMP) - 1) / (len(names) - 1) for i in range(len(names))]
     return {
-        name: _between(RAMP[int(at)], RAMP[min(int(at) + 1, len(RAMP) - 1)], at % 1)
-        for name, at in zip(names, spread, strict=True)
+        name: _mix(RAMP[int(position)], RAMP[min(int(position) + 1, len(RAMP) - 1)], position % 1)
+        for name, position in zip(names, positions, strict=True)
     }
 
 
-def _between(one: str, other: str, share: float) -> str:
-    parts = [(int(one[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5)]
+def _mix(start: str, end: str, share: float) -> str:
+    parts = [(int(start[i : i + 2], 16), int(end[i : i + 2], 16)) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in parts)
 
 
@@ -77,17 +75,16 @@ def figure(
     caption: str | Sequence[str | Sequence[str]],
     description: str,
 ):
-    """Give a finished chart its title, its caption, its text for those who cannot see it, and the theme.
+    """The finished chart with title, caption, description (for screen readers) and theme.
 
-    Title and caption are wrapped to the chart's width. A caption of several texts begins a line with each; a text of
-    several parts is those that are not empty, separated by semicolons. A title of several parts is one text, some of it
-    values of the chart's parameters.
+    Title and caption are wrapped to the chart's width. Each text of a caption starts a new line; the non-empty parts
+    of a text are joined by semicolons. A title of several parts is one text, with values of the chart's parameters.
     """
-    width = max(LEAST, width_of(chart))
+    width = max(MIN_WIDTH, width_of(chart))
     texts = [caption] if isinstance(caption, str) else caption
     texts = [text if isinstance(text, str) else "; ".join(filter(None, text)) for text in texts]
     lines = [line for text in texts for line in wrapped(text, width)]
-    chart = chart.copy(deep=False)  # Altair's own methods would copy all that is in it, once for each part of the theme
+    chart = chart.copy(deep=False)  # Altair's methods would copy the whole chart for each part of the theme
     chart.title = alt.TitleParams(title_lines(title, width, TITLE), subtitle=lines, anchor="start")
     chart.description, chart.config = description, THEME
     return chart
@@ -115,6 +112,6 @@ THEME = alt.Config(
 
 
 def specification(chart: alt.TopLevelMixin, **options) -> dict:
-    """The chart as Vega-Lite, however many rows it has: a large model's map has one for each relation and head."""
+    """The chart as Vega-Lite, without Altair's limit on rows: a map has one for each relation and attention head."""
     with alt.data_transformers.disable_max_rows():
         return chart.to_dict(**options)

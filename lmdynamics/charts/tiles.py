@@ -1,4 +1,4 @@
-"""Heat maps: a grid of rows by checkpoints, and the colours of shares and of quantities with a sign."""
+"""Heat maps: a grid of rows by checkpoints, and the colours of shares and of signed quantities."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ ROUND = "format(datum.value, datum.value < 1000 ? 'd' : '.2~s')"  # 1024 -> 1k
 def step_tiles(
     cells: pl.DataFrame, rows: Sequence[str], row: str = "part", *, widest: int = 34, tall: int | None = None
 ) -> tuple[alt.Chart, dict[str, int]]:
-    """A grid of `rows` (of the column `row`) by steps, and its size in pixels; without marks and colours yet."""
+    """A grid of `rows` (of the column `row`) by steps, without marks and colours, and its size in pixels."""
     steps = cells["step"].unique().sort().to_list()
     width = max(10, min(widest, WIDTH // len(steps)))
     labelled = steps[:: max(1, -(-len(steps) // 14))]
@@ -32,15 +32,15 @@ def accuracy_colour(offset: int = 18, title: str = "accuracy", field: str = "acc
     return alt.Color(f"{field}:Q", title=title, scale=scale).legend(format="%", gradientLength=100, offset=offset)
 
 
-def ink(field: str = "accuracy", top: float = 1.0) -> alt.Color:
-    """Text on such a colour: dark on the light end, light on the dark end, with a contrast of 4.5 at least."""
+def text_colour(field: str = "accuracy", top: float = 1.0) -> alt.Color:
+    """Colour of text on such a tile: dark on light tiles, light on dark ones, with a contrast of at least 4.5."""
     return alt.condition(f"datum.{field} > {0.435 * top}", alt.value("#000000"), alt.value("#ffffff"))
 
 
-def opposed(field: str, title: str, most: float) -> alt.Color:
-    """Colour for a quantity with a sign: vermilion below zero, blue above, the same reach on both sides."""
-    scale = alt.Scale(domain=[-most, 0, most], range=list(OPPOSED), clamp=True, interpolate="rgb")
-    # squares: a page's SVG gradients share their names, so that a second one is drawn in the colours of the first
-    values = [round(most * share, 2) for share in (-1, -0.5, 0, 0.5, 1)]
+def signed_colour(field: str, title: str, limit: float) -> alt.Color:
+    """Colour for a signed quantity between `-limit` and `limit`: vermilion below zero, blue above."""
+    scale = alt.Scale(domain=[-limit, 0, limit], range=list(OPPOSED), clamp=True, interpolate="rgb")
+    # squares, no gradient: SVG gradients on one page share a name, and a second one gets the colours of the first
+    values = [round(limit * share, 2) for share in (-1, -0.5, 0, 0.5, 1)]
     legend = {"type": "symbol", "symbolType": "square", "symbolStrokeWidth": 0, "values": values, "format": "+.2f"}
     return alt.Color(f"{field}:Q", title=title, scale=scale).legend(**legend)

@@ -1,6 +1,6 @@
-"""What a model can do over training: loss, UAS, minimal pairs, complexity, and what it fills in for a hidden word.
+"""Measures over training: loss, UAS, minimal pairs, complexity, and predictions for a hidden word.
 
-Onsets stand behind the curves as bands.
+Onsets are drawn as bands behind the curves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ import polars as pl
 from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
-from lmdynamics.charts.axes import on_step_axis, onset_ends, placed, spoken, step_axis, steps_of, undated
+from lmdynamics.charts.axes import on_step_axis, onset_ends, onset_sentences, same_axis, step_axis, steps_of, undated
 from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.lines import Line, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
-from lmdynamics.charts.tiles import accuracy_colour, ink
+from lmdynamics.charts.tiles import accuracy_colour, text_colour
 from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 
 LOSS = Line("loss", "loss (nats per predicted token)", "curve", legend=True)
 UAS = Line("uas", "UAS (share of arcs found)", percent=True)
 ACCURACY = Line("accuracy", "pairs judged right", percent=True, axis={"tickCount": 4}, width=2.2, points=12, shade=0.25)
-COMPLEXITY = {  # a measurement: its curve, and what it is called in a text
+COMPLEXITY = {  # a measurement: its curve, and its name in texts
     "dimension": (Line("dimension", ["intrinsic", "dimension"], colours=GREEN), "TwoNN"),
     "norm": (Line("norm2", ["squared weight", "norm ‖θ‖²"], colours=BLUE), "squared weight norm"),
     "fisher": (
@@ -42,13 +42,13 @@ def loss_over_training(
 ) -> alt.LayerChart:
     """Loss against step. `log`: step, loss of each training step; `held_out`: trace of `HeldOutLoss` (± 2 s.e.).
 
-    `baselines`: losses (nats) to compare with, by name, as dashed lines.
+    `baselines`: reference losses (nats) by name, as dashed lines.
     """
     layers = []
     frames = [frame for frame in (log, held_out) if frame is not None and len(frame)]
     x = step_axis(steps_of(*frames))
-    named = {"training batches": GREY, "held out": BLUE} if len(log) else {"held out": BLUE}
-    line = replace(LOSS, colours=named)
+    colours = {"training batches": GREY, "held out": BLUE} if len(log) else {"held out": BLUE}
+    line = replace(LOSS, colours=colours)
     tips = ["step", *numbers(".3f", "loss")]
     if len(log):
         data = on_step_axis(loss_by_bin(log)).with_columns(curve=pl.lit("training batches"))
@@ -60,20 +60,20 @@ def loss_over_training(
         layers += replace(line, shade=0.3, width=2.5, points=16).layers(data, x, tips)
     layers += levels(baselines or {}, line.y)
     last = (held_out if held_out is not None and len(held_out) else log).drop_nulls("loss").sort("step")
-    said = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
-    said += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
+    sentence = f"Loss from {last['loss'][0]:.2f} to {last['loss'][-1]:.2f} nats over {last['step'][-1]:,} steps."
+    sentence += "".join(f" {name.capitalize()}: {value:.2f}." for name, value in (baselines or {}).items())
     caption = ["Held out: the same text and masks at every checkpoint (± 2 standard errors)"]
     caption += ["Batches: mean and middle 80 %"] if len(log) else []
     notes = [steps_without_loss(log), unused_rows(held_out)]
     chart = panel(layers, x, onsets=onsets)
-    return figure(chart, "Loss over training", ["; ".join(caption), *notes], f"{said} {spoken(onsets)}")
+    return figure(chart, "Loss over training", ["; ".join(caption), *notes], f"{sentence} {onset_sentences(onsets)}")
 
 
 def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ()) -> alt.LayerChart:
     """UAS against step, one line per source with its 95 % band (frame of `analysis.syntax.uas_by_step`)."""
     onsets = [onsets] if isinstance(onsets, Onset) else list(onsets)
     need_columns(curve, ["step", "source", "uas", "low", "high"], "UAS over training")
-    present = {source: look for source, look in SOURCES.items() if source in curve["source"].unique()}
+    present = {source: style for source, style in SOURCES.items() if source in curve["source"].unique()}
     names = [name for name, *_ in present.values()]
     data = on_step_axis(curve.filter(pl.col("source").is_in(list(present)))).with_columns(
         curve=pl.col("source").replace_strict(list(present), names, return_dtype=pl.String)
@@ -90,9 +90,9 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
             )
             bands += band
             points += [dots] if source == "attention" else []
-    colours, dashes, widths = ({name: look[i] for name, *look in present.values()} for i in range(3))
-    looks = {"series": "curve", "colours": colours, "dashes": dashes, "width": widths, "columns": 2, "legend": True}
-    lines = replace(line, band=None, **looks).layers(data, x, tips)
+    colours, dashes, widths = ({name: style[i] for name, *style in present.values()} for i in range(3))
+    styles = {"series": "curve", "colours": colours, "dashes": dashes, "width": widths, "columns": 2, "legend": True}
+    lines = replace(line, band=None, **styles).layers(data, x, tips)
     reach = uas_within_reach(curve)
     ends = "; ".join(
         f"{name}: {rows['uas'][0]:.0%} to {rows['uas'][-1]:.0%}"
@@ -107,7 +107,7 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
             reach,
             *undated(onsets),
         ],
-        f"UAS over training. {ends}. {reach.capitalize()}{'. ' if reach else ''}{spoken(onsets)}",
+        f"UAS over training. {ends}. {reach.capitalize()}{'. ' if reach else ''}{onset_sentences(onsets)}",
     )
 
 
@@ -116,7 +116,7 @@ def pair_accuracy_over_training(
 ) -> alt.VConcatChart | alt.LayerChart | alt.FacetChart:
     """Accuracy on minimal pairs against step, chance dashed; a panel per paradigm, in the order of the frame.
 
-    `curve`: frame of `accuracy_by_step`, perhaps with that of `average_accuracy` in front.
+    `curve`: frame of `accuracy_by_step`, perhaps after that of `average_accuracy`.
     """
     need_columns(curve, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "accuracy over training")
     paradigms = curve["paradigm"].unique(maintain_order=True).to_list()
@@ -132,13 +132,13 @@ def pair_accuracy_over_training(
     tips = ["step", "paradigm", *numbers(".1%", "accuracy", "low", "high"), "pairs"]
     band, *lines = line.layers(data, x, tips)
     base = alt.Chart(data).encode(x)
-    guess = base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(placed(line.y, "chance"))
+    guess = base.mark_line(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(same_axis(line.y, "chance"))
     layers = [band, guess, *lines]
     if onset is not None and onset.step is not None:
         once = alt.FieldEqualPredicate(field="step", equal=int(data["step"].min()))  # one band a panel, not one a row
-        ends = {name: str(place) for name, place in onset_ends(onset).items()}
+        limits = {name: str(position) for name, position in onset_ends(onset).items()}
         band = base.mark_rect(color=ONSETS.get(onset.name, VERMILION), opacity=0.2).transform_filter(once)
-        band = band.transform_calculate(**ends).encode(placed(x, "from"), alt.X2("to:Q"))
+        band = band.transform_calculate(**limits).encode(same_axis(x, "from"), alt.X2("to:Q"))
         layers = [band.encode(y=alt.value(0), y2=alt.value("height")), *layers]
     facet = alt.Facet("panel:N", title=None, sort=titles)
     facet = facet.header(labelFontSize=11, labelLimit=width + 30, labelExpr="split(datum.label, '\\n')")
@@ -147,19 +147,19 @@ def pair_accuracy_over_training(
     )
     chart = panel.facet(facet, columns=columns) if len(paradigms) > 1 else panel
     last = curve.filter(pl.col("step") == curve["step"].max())
-    ends = "; ".join(f"{row['paradigm']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
+    summary = "; ".join(f"{row['paradigm']} {row['accuracy']:.0%}" for row in last.iter_rows(named=True))
     counts = sorted(set(curve["pairs"].to_list()))
-    many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
+    pair_count = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,}–{counts[-1]:,}"
     return figure(
         chart,
         "Grammaticality judgements over training",
         [
-            f"Share of minimal pairs where the good sentence scores higher; {many} pairs a panel",
+            f"Share of minimal pairs where the good sentence scores higher; {pair_count} pairs a panel",
             f"dashed: chance ({chance:.0%}); bands: 95 %" + (f"; {onset}" if onset and onset.step is not None else ""),
             *undated([onset] if onset else []),
             *ties_and_flips(curve),
         ],
-        f"Accuracy on minimal pairs at the last checkpoint: {ends}. {spoken([onset] if onset else [])}",
+        f"Accuracy on minimal pairs at the last checkpoint: {summary}. {onset_sentences([onset] if onset else [])}",
     )
 
 
@@ -170,37 +170,37 @@ def complexity_over_training(
     onsets: Sequence[Onset] = (),
 ) -> alt.VConcatChart:
     """Intrinsic dimension, squared weight norm and Fisher trace, one small panel each over the same steps."""
-    given = [
-        (frame.drop_nulls(line.value), line, what)  # an untrained model may have no dimension to speak of
-        for frame, (line, what) in zip((dimension, norm, fisher), COMPLEXITY.values(), strict=True)
+    measured = [
+        (frame.drop_nulls(line.value), line, label)  # the dimension of an untrained model may be undefined
+        for frame, (line, label) in zip((dimension, norm, fisher), COMPLEXITY.values(), strict=True)
         if frame is not None
     ]
-    given = [entry for entry in given if len(entry[0])]
-    if not given:
+    measured = [entry for entry in measured if len(entry[0])]
+    if not measured:
         raise UserError("complexity over training: no frame with rows; trace at least one of the three measurements")
-    steps, panels, ends = steps_of(*(frame for frame, *_ in given)), [], []
-    for index, (frame, line, what) in enumerate(given):
-        x = step_axis(steps, "training step (log scale)" if index == len(given) - 1 else None)
+    steps, panels, ends = steps_of(*(frame for frame, *_ in measured)), [], []
+    for index, (frame, line, label) in enumerate(measured):
+        x = step_axis(steps, "training step (log scale)" if index == len(measured) - 1 else None)
         data, log = on_step_axis(frame), line.scale.get("type") == "log"
         if "stderr" in data.columns:
             data = _two_errors(data, line.value, data[line.value].min() / 10 if log else None)
         line = replace(line, axis={"tickCount": 2 if log else 4, "format": ",.4~g"}, points=12, shade=0.25)
         layers = line.layers(data, x, ["step", *numbers(".4~g", line.value)])
-        panels.append(panel(layers, x, onsets=onsets, named=index == 0, height=110))
+        panels.append(panel(layers, x, onsets=onsets, onset_labels=index == 0, height=110))
         ordered = frame.sort("step")[line.value]
-        ends.append(f"{what} {_short(ordered[0])} → {_short(ordered[-1])}")
+        ends.append(f"{label} {_short(ordered[0])} → {_short(ordered[-1])}")
     return figure(
         alt.vconcat(*panels, spacing=14),
         "Complexity over training",
         "; ".join(ends),
-        f"Complexity of the model over training: {'; '.join(ends)}. {spoken(onsets)}",
+        f"Complexity of the model over training: {'; '.join(ends)}. {onset_sentences(onsets)}",
     )
 
 
 def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: str) -> alt.LayerChart:
-    """A grid: one column per checkpoint, its best guesses from the top, colour for probability.
+    """A grid: one column per checkpoint, its best guesses in rows, colour for probability.
 
-    `predictions`: step, rank (1 = best), word, probability. The cell of the word that stood there is outlined.
+    `predictions`: step, rank (1 = best), word, probability. The cell of the hidden word is outlined.
     """
     need_columns(predictions, ["step", "rank", "word", "probability"], "predictions over training")
     words = [visible(word) for word in predictions["word"]]
@@ -214,25 +214,25 @@ def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: 
         alt.Y("rank:O", title="guess").axis(domain=False, ticks=False),
         tooltip=["step", "rank", "word", *numbers(".1%", "probability")],
     )
-    top = max(0.1, float(data["probability"].max()))  # few guesses are sure of themselves: colours go up to the surest
+    top = max(0.1, float(data["probability"].max()))  # probabilities are often low: colours end at the highest
     tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability", top=top))
-    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=ink("probability", top))
+    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=text_colour("probability", top))
     outline = base.transform_filter("datum.right").mark_rect(filled=False, stroke=VERMILION, strokeWidth=2.5)
     chart = alt.layer(tile, text, outline).properties(width=92 * steps, height=26 * data["rank"].n_unique())
     first = data.filter(pl.col("rank") == 1).sort("step")
-    said = "; ".join(f"step {r['step']}: {r['word']} ({r['probability']:.0%})" for r in first.iter_rows(named=True))
+    guesses = "; ".join(f"step {r['step']}: {r['word']} ({r['probability']:.0%})" for r in first.iter_rows(named=True))
     return figure(
         chart,
         "What the model fills in",
-        [sentence, f"outlined: “{hidden}”, the word that stood there"],
-        f"Best guesses for the hidden word in “{sentence}” (it was “{hidden}”). {said}.",
+        [sentence, f"outlined: “{hidden}”, the hidden word"],
+        f"Best guesses for the hidden word in “{sentence}” (it was “{hidden}”). {guesses}.",
     )
 
 
 def _two_errors(frame: pl.DataFrame, column: str, floor: float | None = None) -> pl.DataFrame:
     """With `low` and `high`, two standard errors to either side."""
-    value, reach = pl.col(column), 2 * pl.col("stderr")
-    return frame.with_columns(low=(value - reach).clip(floor), high=value + reach)
+    value, half_width = pl.col(column), 2 * pl.col("stderr")
+    return frame.with_columns(low=(value - half_width).clip(floor), high=value + half_width)
 
 
 def _short(value: float) -> str:

@@ -1,7 +1,7 @@
 """How much of the change in tokens' losses cancels: over doublings, and in one optimizer step.
 
 D = 1 − |Σ Δℓ| / Σ |Δℓ| is destructive interference, M = mean |Δℓ| its magnitude, and |ΔL| = M (1 − D). Mircea et al.
-2025 (arXiv 2506.05447); the numbers are those of `analysis.zero_sum`.
+2025 (arXiv 2506.05447); computed by `analysis.zero_sum`.
 """
 
 import math
@@ -39,82 +39,82 @@ NEARBY = 1.25  # breaks within this factor of each other share a label
 def interference_over_training(
     table: pl.DataFrame, breaks: pl.DataFrame | None = None, published: pl.DataFrame | None = None
 ) -> alt.ConcatChart | alt.VConcatChart:
-    """D, M and |ΔL| over each doubling of training, a line per curve with its 95 % band, and where its loss breaks.
+    """D, M and |ΔL| over each doubling of training, a line per curve with its 95 % band, and the break of its loss.
 
-    `table`: curve, step (t, of the doubling t → 2t), interference, magnitude, mean_change and their intervals, as
-    `analysis.zero_sum.interference_table` gives them; colours run from the first curve to the last, or, with a column
-    `size`, from the first size to the last. `breaks`: curve, step_at_break, as thin upright lines. `published`: model,
-    step, metric, value, drawn as a second column on the same scales.
+    `table`: curve, step (t, of the doubling t → 2t), interference, magnitude, mean_change and their intervals, from
+    `analysis.zero_sum.interference_table`; colours are ordered by curve or, with a column `size`, by size.
+    `breaks`: curve, step_at_break, as thin vertical lines. `published`: model, step, metric, value, drawn as a second
+    column on the same scales.
     """
     rows = _tidy(table, "curve", "interference over training")
-    theirs = None if published is None else _tidy_published(published)
-    lines = _measure_lines(*(part for part in (rows, theirs) if part is not None))
+    published_rows = None if published is None else _tidy_published(published)
+    lines = _measure_lines(*(part for part in (rows, published_rows) if part is not None))
     by = "size" if "size" in rows.columns else "curve"
-    wide, columns = (WIDTH, 6) if theirs is None else (360, 3)
+    wide, columns = (WIDTH, 6) if published_rows is None else (360, 3)
     lines = {name: replace(line, series=by, colours=ramp(rows[by]), columns=columns) for name, line in lines.items()}
-    marked = None if breaks is None else _breaks(breaks, rows)
-    ours = _panels(rows, lines, wide, breaks=marked)
-    if theirs is None:
-        chart = alt.vconcat(*ours, spacing=10)
+    break_rows = None if breaks is None else _breaks(breaks, rows)
+    left = _panels(rows, lines, wide, breaks=break_rows)
+    if published_rows is None:
+        chart = alt.vconcat(*left, spacing=10)
     else:
-        models = {"series": "curve", "colours": ramp(theirs["curve"]), "title": None}
-        right = _panels(theirs, {name: replace(line, **models) for name, line in lines.items()}, 250)
-        for column, text in zip((ours, right), HEADS, strict=True):
+        models = {"series": "curve", "colours": ramp(published_rows["curve"]), "title": None}
+        right = _panels(published_rows, {name: replace(line, **models) for name, line in lines.items()}, 250)
+        for column, text in zip((left, right), HEADS, strict=True):
             column[0] = column[0].properties(title=head(text, fontSize=13, fontWeight="bold", frame="group", offset=8))
-        chart = alt.concat(*(panel for pair in zip(ours, right, strict=True) for panel in pair), columns=2, spacing=16)
+        chart = alt.concat(*(panel for pair in zip(left, right, strict=True) for panel in pair), columns=2, spacing=16)
     chart = chart.resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
     caption = [
         "bands: 95 % over rows of text" if bounded else "",
-        "t_d: where that curve's loss decelerates" if marked is not None and len(marked) else "",
+        "t_d: where that curve's loss decelerates" if break_rows is not None and len(break_rows) else "",
         "hollow: the loss rose" if rows["rose"].any() else "",
-        "a point stands at the step from which its doubling starts",
+        "points: at the step where the doubling starts",
     ]
     return figure(
         chart,
-        _found(rows),
+        _title(rows),
         [caption],
-        "Destructive interference, magnitude and change of loss over doublings of training. " + _spoken(rows),
+        "Destructive interference, magnitude and change of loss over doublings of training. " + _sentences(rows),
     )
 
 
 def step_interference(table: pl.DataFrame) -> alt.VConcatChart:
-    """D, M and |ΔL| of one optimizer step at each checkpoint, beside a step as long in a random direction.
+    """D, M and |ΔL| of one optimizer step at each checkpoint, and of an equally long step in a random direction.
 
-    `table`: step, split, direction, interference, magnitude, mean_change and their intervals (null with one batch), as
-    `analysis.zero_sum.over_batches` gives them.
+    `table`: step, split, direction, interference, magnitude, mean_change and their intervals (null with one batch),
+    from `analysis.zero_sum.over_batches`.
     """
-    what = "interference of one step"
-    need_columns(table, ["split", "direction"], what)
+    context = "interference of one step"
+    need_columns(table, ["split", "direction"], context)
     pairs = [tuple(pair) for pair in table.select("split", "direction").unique(maintain_order=True).iter_rows()]
     if unknown := [pair for pair in pairs if pair not in SERIES]:
         raise UserError(
-            f"{what}: there is no {' / '.join(unknown[0])}; there are stepped and held out, update and random"
+            f"{context}: there is no {' / '.join(unknown[0])}; there are stepped and held out, update and random"
         )
     series = pl.struct("split", "direction").map_elements(
         lambda pair: SERIES[pair["split"], pair["direction"]][0], return_dtype=pl.String
     )
-    rows = _tidy(table.with_columns(series=series), "series", what)
-    present = [look for pair, look in SERIES.items() if pair in pairs]
-    colours, dashes = ({look[0]: look[i] for look in present} for i in (1, 2))
+    rows = _tidy(table.with_columns(series=series), "series", context)
+    present = [style for pair, style in SERIES.items() if pair in pairs]
+    colours, dashes = ({style[0]: style[i] for style in present} for i in (1, 2))
     dashes = dashes if len({tuple(dash) for dash in dashes.values()}) > 1 else None
-    looks = {"series": "series", "colours": colours, "dashes": dashes, "columns": 2, "shade": 0.1}
-    lines = {name: replace(line, **looks) for name, line in _measure_lines(rows).items()}
-    made = _panels(rows, lines, WIDTH, title="step that the update is taken at (log scale)")
-    chart = alt.vconcat(*made, spacing=10).resolve_scale(color="independent", strokeDash="independent")
+    options = {"series": "series", "colours": colours, "dashes": dashes, "columns": 2, "shade": 0.1}
+    lines = {name: replace(line, **options) for name, line in _measure_lines(rows).items()}
+    panels = _panels(rows, lines, WIDTH, title="step that the update is taken at (log scale)")
+    chart = alt.vconcat(*panels, spacing=10).resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
     caption = "bands: 95 % over batches" if bounded else "one batch: no interval"
     return figure(
         chart,
-        _found_step(rows),
+        _step_title(rows),
         [[caption, "hollow: the loss rose" if rows["rose"].any() else ""]],
-        "Destructive interference, magnitude and change of loss in one optimizer step. " + _spoken(rows, "series"),
+        "Destructive interference, magnitude and change of loss in one optimizer step. " + _sentences(rows, "series"),
     )
 
 
-def _tidy(table: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
+def _tidy(table: pl.DataFrame, key: str, context: str) -> pl.DataFrame:
     """One row per number: the key (with `size`, if given), step, x, measure, value, low, high; whether it `rose`."""
-    need_columns(table, [key, "step", *MEASURES], what)
+    need_columns(table, [key, "step", *MEASURES], context)
     parts, keys = [], [key, *(["size"] if "size" in table.columns else [])]
     for name in MEASURES:
         ends = [
@@ -125,14 +125,14 @@ def _tidy(table: pl.DataFrame, key: str, what: str) -> pl.DataFrame:
             *keys, "step", measure=pl.lit(name), value=pl.col(name).cast(pl.Float64), low=ends[0], high=ends[1]
         )
         part = part.with_columns(rose=(pl.col("value") > 0) if name == "mean_change" else pl.lit(False))
-        parts.append(_size_alone(part) if name == "mean_change" else part)
+        parts.append(_absolute_values(part) if name == "mean_change" else part)
     rows = on_step_axis(pl.concat(parts)).with_columns(
         pl.col(key).cast(pl.String), pl.col("low", "high").fill_nan(None)
     )
     rows = rows.filter(pl.col("value").is_finite(), (pl.col("value") > 0) | (pl.col("measure") != "mean_change"))
     if rows.is_empty():
         raise UserError(
-            f"{what}: none of {len(table)} rows has a number; trace losses at two checkpoints or more first"
+            f"{context}: none of {len(table)} rows has a number; trace losses at two checkpoints or more first"
         )
     order = table[key].cast(pl.String).unique(maintain_order=True).to_list()
     return rows.sort(pl.col(key).replace_strict(order, list(range(len(order)))), "step", maintain_order=True)
@@ -147,7 +147,7 @@ def _panels(
     title: str = DOUBLING,
 ) -> list[alt.LayerChart]:
     """The three measures of `_tidy` rows, each a panel, over the same steps; the last one has the legend."""
-    steps, made = steps_of(rows), []
+    steps, panels = steps_of(rows), []
     key = "series" if "series" in rows.columns else "curve"
     for index, (name, line) in enumerate(lines.items()):
         last = index == len(lines) - 1
@@ -156,14 +156,14 @@ def _panels(
         data = rows.filter(pl.col("measure") == name)
         tips = [f"{key}:N", STEP_TIP, *numbers(line.style, "value", "low", "high")]
         shown = data.with_columns(pl.col("low", "high").clip(*line.scale["domain"]))
-        layers = _upright(breaks, x, line.colour, labels=index == 0) if breaks is not None else []
+        layers = _break_lines(breaks, x, line.colour, labels=index == 0) if breaks is not None else []
         layers += line.layers(shown, x, (), detail=f"{key}:N")
         base = alt.Chart(data).encode(x, line.y, line.colour, detail=f"{key}:N")
         for rose in sorted(data["rose"].unique()):
             dots = base.mark_point(size=26, filled=not rose, opacity=1, strokeWidth=1.5).encode(tooltip=tips)
             layers.append(dots.transform_filter(f"datum.rose == {str(rose).lower()}"))
-        made.append(panel(layers, x, width=width, height=150 if index == 0 else 110))
-    return made
+        panels.append(panel(layers, x, width=width, height=150 if index == 0 else 110))
+    return panels
 
 
 def _measure_lines(*parts: pl.DataFrame) -> dict[str, Line]:
@@ -171,19 +171,19 @@ def _measure_lines(*parts: pl.DataFrame) -> dict[str, Line]:
     rows = pl.concat([part.select("measure", "value", "low", "high") for part in parts])
     scales = {"interference": {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}, "style": ".4f"}}
     for name in ("magnitude", "mean_change"):
-        here = rows.filter(pl.col("measure") == name)
-        most, least = max(here["value"].max() or 1.0, here["high"].max() or 0.0), here["value"].min() or 0.1
+        values = rows.filter(pl.col("measure") == name)
+        highest, lowest = max(values["value"].max() or 1.0, values["high"].max() or 0.0), values["value"].min() or 0.1
         if name == "magnitude":
-            scale, ticks = {"domain": [0, 1.05 * most], "nice": False}, {"tickCount": 4, "format": "~g"}
+            scale, ticks = {"domain": [0, 1.05 * highest], "nice": False}, {"tickCount": 4, "format": "~g"}
         else:
-            low, high = least / 1.4, 1.2 * most
+            low, high = lowest / 1.4, 1.2 * highest
             scale, ticks = log_scale(low, high), _small_ticks(low, high)
         scales[name] = {"scale": scale, "axis": ticks, "style": ".4~g"}
     return {name: Line("value", title, shade=0.18, **scales[name]) for name, title in MEASURES.items()}
 
 
 def _small_ticks(low: float, high: float) -> dict:
-    """Ticks of a logarithmic axis; over many powers of ten as 1e-6, for written out they would not fit."""
+    """Ticks of a logarithmic axis; over many powers of ten as 1e-6, because longer labels would not fit."""
     if high / low <= 1e4:
         return {"values": log_ticks(low, high, 4), "format": "~g"}
     tens = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
@@ -191,30 +191,30 @@ def _small_ticks(low: float, high: float) -> dict:
 
 
 def _tidy_published(published: pl.DataFrame) -> pl.DataFrame:
-    what = "interference over training: published"
+    context = "interference over training: published"
     of_doublings = pl.col("interval") == "doubling" if "interval" in published.columns else pl.lit(True)
-    kept = of_doublings & pl.col("metric").is_in(list(PUBLISHED)) & (pl.col("value") > 0)
-    otherwise = f"there are no rows of {', '.join(PUBLISHED)} over doublings"
-    rows = need_rows(published, ["model", "step", "metric", "value"], what, otherwise, kept)
-    none = pl.lit(None, pl.Float64)
+    valid = of_doublings & pl.col("metric").is_in(list(PUBLISHED)) & (pl.col("value") > 0)
+    no_rows = f"there are no rows of {', '.join(PUBLISHED)} over doublings"
+    rows = need_rows(published, ["model", "step", "metric", "value"], context, no_rows, valid)
+    null = pl.lit(None, pl.Float64)
     measure = pl.col("metric").replace_strict(PUBLISHED)
     return on_step_axis(
-        rows.select("step", curve="model", measure=measure, value="value", low=none, high=none, rose=pl.lit(False))
+        rows.select("step", curve="model", measure=measure, value="value", low=null, high=null, rose=pl.lit(False))
     )
 
 
-def _size_alone(part: pl.DataFrame) -> pl.DataFrame:
-    """|ΔL| for ΔL: an interval on both sides of zero reaches down to it."""
+def _absolute_values(part: pl.DataFrame) -> pl.DataFrame:
+    """|ΔL| from ΔL: an interval that contains zero starts at zero."""
     low, high = pl.col("low"), pl.col("high")
-    least = pl.when(low * high > 0).then(pl.min_horizontal(low.abs(), high.abs())).otherwise(0.0)
+    smaller = pl.when(low * high > 0).then(pl.min_horizontal(low.abs(), high.abs())).otherwise(0.0)
     return part.with_columns(
         pl.col("value").abs(),
-        low=pl.when(low.is_not_null() & high.is_not_null()).then(least),
+        low=pl.when(low.is_not_null() & high.is_not_null()).then(smaller),
         high=pl.when(low.is_not_null() & high.is_not_null()).then(pl.max_horizontal(low.abs(), high.abs())),
     )
 
 
-def _upright(breaks: pl.DataFrame, x: alt.X, colour: alt.Color, labels: bool) -> list[alt.Chart]:
+def _break_lines(breaks: pl.DataFrame, x: alt.X, colour: alt.Color, labels: bool) -> list[alt.Chart]:
     if breaks.is_empty():
         return []
     tips = ["curve:N", alt.Tooltip("x:Q", title="t_d", format=",.0f")]
@@ -226,52 +226,52 @@ def _upright(breaks: pl.DataFrame, x: alt.X, colour: alt.Color, labels: bool) ->
     return layers
 
 
-def _spoken(rows: pl.DataFrame, key: str = "curve") -> str:
-    said = []
+def _sentences(rows: pl.DataFrame, key: str = "curve") -> str:
+    sentences = []
     for (name,), part in rows.group_by(key, maintain_order=True):
         ends = [
-            f"{measure} {one['value'][0]:.2g} → {one['value'][-1]:.2g}"
+            f"{measure} {rows_of_measure['value'][0]:.2g} → {rows_of_measure['value'][-1]:.2g}"
             for measure, short in zip(MEASURES, ("D", "M", "|ΔL|"), strict=True)
-            for measure, one in [(short, part.filter(pl.col("measure") == measure))]
-            if len(one)
+            for measure, rows_of_measure in [(short, part.filter(pl.col("measure") == measure))]
+            if len(rows_of_measure)
         ]
-        said.append(f"{name}: {', '.join(ends)} over {count(part['step'].n_unique(), 'step')}.")
-    return " ".join(said)
+        sentences.append(f"{name}: {', '.join(ends)} over {count(part['step'].n_unique(), 'step')}.")
+    return " ".join(sentences)
 
 
 def _breaks(breaks: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The curves' breaks at steps that are shown, those that lie close together as a group, which has one label."""
+    """The curves' breaks within the steps shown; breaks close to each other are a group, which has one label."""
     need_columns(breaks, ["curve", "step_at_break"], "interference over training: breaks")
     curves = rows.select(set(rows.columns) & {"curve", "size"}).unique()
-    known = breaks.select(pl.col("curve").cast(pl.String), x=pl.col("step_at_break").cast(pl.Float64))
-    known = known.drop_nulls("x").join(curves, on="curve").sort("x")
-    known = known.filter(pl.col("x").is_between(rows["x"].min(), 1.08 * rows["x"].max()))
-    return known.with_columns(group=(pl.col("x") > NEARBY * pl.col("x").shift()).fill_null(False).cum_sum())
+    shown = breaks.select(pl.col("curve").cast(pl.String), x=pl.col("step_at_break").cast(pl.Float64))
+    shown = shown.drop_nulls("x").join(curves, on="curve").sort("x")
+    shown = shown.filter(pl.col("x").is_between(rows["x"].min(), 1.08 * rows["x"].max()))
+    return shown.with_columns(group=(pl.col("x") > NEARBY * pl.col("x").shift()).fill_null(False).cum_sum())
 
 
-def _found(rows: pl.DataFrame) -> str:
-    """The title: D over the last doubling, and where it was least."""
+def _title(rows: pl.DataFrame) -> str:
+    """The title: D over the last doubling, and its lowest value."""
     d = rows.filter(pl.col("measure") == "interference").sort("step")
     by = d.group_by("curve", maintain_order=True)
     ends = by.agg(last=pl.col("value").last(), least=pl.col("value").min(), low=pl.col("low").last(),
                   high=pl.col("high").sort_by("value").first())  # fmt: skip
-    last, least = ends["last"], ends["least"]
-    of = "" if len(last) == 1 else ", for both curves" if len(last) == 2 else f", for all {len(last)} curves"
-    apart = (ends["low"] > ends["high"]).fill_null(False)
-    if ((last > 1.1 * least) & apart).all():
-        rise = f"from {span_of(least)} at its lowest to {span_of(last)} over the last doubling"
-        return f"Destructive interference rises {rise}{of}"
-    return f"Destructive interference over the last doubling is {span_of(last)}; at its lowest it was {span_of(least)}"
+    last, lowest = ends["last"], ends["least"]
+    scope = "" if len(last) == 1 else ", for both curves" if len(last) == 2 else f", for all {len(last)} curves"
+    separated = (ends["low"] > ends["high"]).fill_null(False)
+    if ((last > 1.1 * lowest) & separated).all():
+        rise = f"from {span_of(lowest)} at its lowest to {span_of(last)} over the last doubling"
+        return f"Destructive interference rises {rise}{scope}"
+    return f"Destructive interference over the last doubling is {span_of(last)}; at its lowest it was {span_of(lowest)}"
 
 
-def _found_step(rows: pl.DataFrame) -> str:
+def _step_title(rows: pl.DataFrame) -> str:
     d = rows.filter(pl.col("measure") == "interference")
     ends = d.sort("step").group_by("series", maintain_order=True).agg(first=pl.col("value").first(), last="value")
-    first = {name: (one, many[-1]) for name, one, many in ends.iter_rows()}
-    told = [
+    first = {name: (first_value, last_values[-1]) for name, first_value, last_values in ends.iter_rows()}
+    changes = [
         f"{name} {a:.2f} → {b:.2f}"
-        for (_, way), (name, *_) in SERIES.items()
-        if way == "update" and name in first
+        for (_, direction), (name, *_) in SERIES.items()
+        if direction == "update" and name in first
         for a, b in [first[name]]
     ] or [f"{name} {a:.2f} → {b:.2f}" for name, (a, b) in first.items()]
-    return f"Destructive interference in one step: {'; '.join(told)}"
+    return f"Destructive interference in one step: {'; '.join(changes)}"

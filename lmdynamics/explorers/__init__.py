@@ -1,1 +1,1 @@
-"""Charts with controls around them. An explorer steers and draws; what it shows, measurements have computed."""
+"""Charts with controls. An explorer selects and draws; measurements compute what it shows."""

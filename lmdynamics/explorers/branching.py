@@ -1,4 +1,4 @@
-"""Branch from here: pick a run, a checkpoint and a change; see what it will cost; train it; compare."""
+"""Branch from a run: choose a run, a checkpoint and a change; see the estimated cost; train the branch; compare."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -23,12 +23,12 @@ CHANGES = ("nothing (repeats the parent)", "strength λ of the penalty", "maskin
 
 
 class BranchExplorer:
-    """A branch of one of `runs`, its cost shown first, then trained and laid beside its parent.
+    """A branch of one of `runs`: its estimated cost, its training, and its comparison with the parent.
 
-    Nothing is trained before the button is pressed; then a process of its own does it, and the kernel stays free.
-    `on_branch` is called with the finished branch, from another thread.
+    Training starts when the button is pressed, in a separate process, so that the kernel stays free. `on_branch` is
+    called with the finished branch, from another thread.
 
-    Raises UserError if no run keeps optimizer state, so that none can be branched.
+    Raises UserError if no run has saved optimizer state, so that none can be branched.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class BranchExplorer:
     ):
         self.runs = {run.name: run for run in runs if branch_points(run)}
         if not self.runs:
-            raise UserError("none of these runs keeps optimizer state; train one with --set optimizer_state=all")
+            raise UserError("none of these runs has saved optimizer state; train one with --set optimizer_state=all")
         self.device, self.compare, self.on_branch = device, compare, on_branch
         self.branch: Run | None = None
         self.live: TrainingExplorer | None = None
@@ -58,28 +58,28 @@ class BranchExplorer:
         self.change = widgets.Dropdown(
             options=CHANGES, value=CHANGES[1], description="change", style=style, layout=wide
         )
-        self.to = widgets.Text(value="0.0", description="to", style=style, layout=wide)
+        self.new_value = widgets.Text(value="0.0", description="to", style=style, layout=wide)
         self.cost, self.status = widgets.HTML(), widgets.HTML()
         self.button = widgets.Button(description="branch from here", button_style="primary")
         self.training = widgets.VBox()
         self.run.observe(lambda _: self._run_changed(), names="value")
         self.change.observe(lambda _: self._change_changed(), names="value")
-        for control in (self.step, self.to):
-            control.observe(lambda _: self._price(), names="value")
+        for control in (self.step, self.new_value):
+            control.observe(lambda _: self._show_cost(), names="value")
         self.button.on_click(lambda _: self.begin())
         self.widget = widgets.VBox(
-            [self.run, self.step, self.change, self.to, self.cost, self.button, self.status, self.training]
+            [self.run, self.step, self.change, self.new_value, self.cost, self.button, self.status, self.training]
         )
-        self._price()
+        self._show_cost()
 
     def show(self) -> None:
-        """Show the controls; the chart of a branch comes when it is trained."""
+        """Show the controls; the chart of a branch is added when it is trained."""
         show_live(self.widget, [])
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The chosen change as overrides of the parent's recipe; raises UserError where the text is no such value."""
-        text, kind = self.to.value.strip(), CHANGES.index(self.change.value)
+        """The chosen change as overrides of the parent's recipe; raises UserError if the text is not a valid value."""
+        text, kind = self.new_value.value.strip(), CHANGES.index(self.change.value)
         key, read = [("", str), ("stages", float), ("masking", str), ("lr", float), ("seed", int)][kind]
         try:
             return {key: read(text)} if key else {}
@@ -87,7 +87,7 @@ class BranchExplorer:
             raise UserError(f"{text!r} is no number; {self.change.value} needs one") from None
 
     def begin(self) -> None:
-        """Train the branch in a process of its own, and show it as it goes; `follow` it to its end."""
+        """Train the branch in a separate process, and show its progress; `follow` then compares it."""
         self.status.value = ""
         try:
             training = branch_of(self.runs[self.run.value], self.step.value, self.changes, device=self.device)
@@ -96,14 +96,14 @@ class BranchExplorer:
                     self.live.close()
                 self.live = TrainingExplorer(training, device=self.device)
                 self.training.children = [self.live.widget]
-                training.watch(self.follow)  # also when it is gone on with after a pause
+                training.watch(self.follow)  # also when it is resumed after a pause
             training.start()
             self.follow()
         except UserError as error:
             self.status.value = escape(str(error))
 
     def follow(self) -> None:
-        """Once the branch is trained, lay it beside its parent; in a thread, which a pause ends."""
+        """Compare the branch with its parent when it is trained; in a thread, which a pause ends."""
         training = self.live.training
         with self._lock:
             if training not in self._followed:
@@ -117,7 +117,7 @@ class BranchExplorer:
                 if training.state not in ACTIVE:
                     self._followed.remove(training)
                     break
-        if state != "done" or training is not self.live.training:  # meanwhile another branch may be shown
+        if state != "done" or training is not self.live.training:  # another branch may be shown by now
             return
         parent, self.branch = training.job.origin[0], open_run(training.folder)
         try:
@@ -133,20 +133,20 @@ class BranchExplorer:
 
     def _run_changed(self) -> None:
         points = branch_points(self.runs[self.run.value])
-        near = min(points, key=lambda step: abs(step - self.step.value))
+        nearest = min(points, key=lambda step: abs(step - self.step.value))
         self.step.options = [(f"{step:,}", step) for step in points]
-        self.step.value = near
-        self._price()
+        self.step.value = nearest
+        self._show_cost()
 
     def _change_changed(self) -> None:
-        recipe = self.runs[self.run.value].recipe
-        kind = CHANGES.index(self.change.value)
-        self.to.value = ["", "0.0", recipe.training.masking, f"{recipe.training.lr / 2:g}", str(recipe.seed + 1)][kind]
-        self.to.disabled = kind == 0
-        self._price()
+        recipe, kind = self.runs[self.run.value].recipe, CHANGES.index(self.change.value)
+        texts = ["", "0.0", recipe.training.masking, f"{recipe.training.lr / 2:g}", str(recipe.seed + 1)]
+        self.new_value.value = texts[kind]
+        self.new_value.disabled = kind == 0
+        self._show_cost()
 
-    def _price(self) -> None:
-        """What the branch will cost, or why there can be none; the button follows."""
+    def _show_cost(self) -> None:
+        """Show the estimated cost of the branch, or why it is impossible; enable or disable the button."""
         try:
             line = f"this will take {branch_cost(self.runs[self.run.value], self.step.value, self.changes)}"
             self.button.disabled = False
@@ -156,12 +156,12 @@ class BranchExplorer:
 
 
 def branch_points(run: Run) -> list[int]:
-    """Steps that a run can be branched at: those with optimizer state, but for the last."""
+    """Steps at which a run can be branched: those with optimizer state, except the last."""
     return [step for step in run.steps[:-1] if run[step].has_optimizer_state]
 
 
 def comparison_chart(parent: Run, branched: Run, device: str = "cpu"):
-    """Parent and branch over the steps they share, one panel per measure."""
+    """Parent and branch over their common steps, one panel per measure."""
     alt.JupyterChart.enable_offline()
     table = compare_runs(parent, branched, device=device)
     frame = table.select(pl.col("run").alias("condition"), pl.lit(0).alias("seed"), "step", "measure", "value")

@@ -1,4 +1,4 @@
-"""What takes a while, computed beside the page: controls stay free, a line says so, and a button gives it up."""
+"""Long computations in the background: controls stay usable, a line shows the progress, and a button cancels."""
 
 import asyncio
 import threading
@@ -11,55 +11,55 @@ import ipywidgets as widgets
 
 from lmdynamics.errors import one_line
 
-Compute = Callable[[Executor | None], Any]  # given where to compute; what it submits there can be cancelled
-AFTER = 0.15  # seconds that something may take before the page says that it is computing
+Compute = Callable[[Executor | None], Any]  # gets an executor; what it submits there can be cancelled
+MESSAGE_DELAY = 0.15  # seconds before the page shows that something is computed
 
 
 class Computing:
-    """One computation at a time. A later one takes the place of an earlier, whose result is dropped.
+    """One computation at a time. A later one replaces an earlier one, whose result is dropped.
 
-    In a notebook it runs in a thread, and what follows it (`then`, or `otherwise` if it failed or was given up) back in
-    the kernel's own. Without an event loop, as in a plain script, all is done before `begin` returns.
+    In a notebook it runs in a thread; `on_result`, or `on_error` if it failed or was cancelled, is then called in the
+    kernel's thread. Without an event loop, as in a plain script, everything is done before `begin` returns.
     """
 
     def __init__(self):
-        self.said = widgets.HTML()
+        self.message = widgets.HTML()
         self.cancel = widgets.Button(description="cancel", layout=widgets.Layout(width="80px"))
-        self.cancel.on_click(lambda _: self.give_up())
-        self.widget = widgets.HBox([self.said, self.cancel], layout=widgets.Layout(display="none"))
+        self.cancel.on_click(lambda _: self.abort())
+        self.widget = widgets.HBox([self.message, self.cancel], layout=widgets.Layout(display="none"))
         self.busy = False
         self._turn = 0
-        self._working = False  # a thread computes, perhaps something that was given up
-        self._waiting: Callable[[], None] | None = None  # starts what was asked for meanwhile
-        self._counted: _Counted | None = None
-        self._give_up: Callable[[], None] = lambda: None
+        self._working = False  # a thread computes, perhaps something that was cancelled
+        self._waiting: Callable[[], None] | None = None  # starts the latest request
+        self._executor: _CountingExecutor | None = None
+        self._on_abort: Callable[[], None] = lambda: None
 
     def begin(
         self,
         compute: Compute,
-        then: Callable[[Any], None],
-        otherwise: Callable[[str], None] = lambda said: None,
-        what: str = "computing",
+        on_result: Callable[[Any], None],
+        on_error: Callable[[str], None] = lambda message: None,
+        label: str = "computing",
     ) -> None:
-        """`compute`, and then `then` with its result, or `otherwise` with one line that says why there is none.
+        """Compute, then call `on_result` with the result, or `on_error` with a line that explains the failure.
 
-        It starts when the one before has ended; of several that wait only the last is started.
+        It starts when the previous one has ended; if several wait, only the last is started.
         """
-        self.give_up()
+        self.abort()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            _settle(lambda: compute(None), then, otherwise)
+            _deliver(lambda: compute(None), on_result, on_error)
             return
         self._turn += 1
-        turn, counted = self._turn, _Counted()
-        self.busy, self._counted = True, counted
+        turn, executor = self._turn, _CountingExecutor()
+        self.busy, self._executor = True, executor
 
         def done(result: Future) -> None:
             self._working, waiting, self._waiting = False, self._waiting, None
             if turn == self._turn:
-                self._rest()
-                _settle(result.result, then, otherwise)
+                self._finish()
+                _deliver(result.result, on_result, on_error)
             elif waiting:
                 waiting()
 
@@ -75,46 +75,46 @@ class Computing:
         def work() -> None:
             result: Future = Future()
             try:
-                result.set_result(compute(counted))
+                result.set_result(compute(executor))
             except BaseException as error:
                 result.set_exception(error)
             if not loop.is_closed():
                 loop.call_soon_threadsafe(done, result)
 
-        def tell() -> None:
+        def update_message() -> None:
             if turn == self._turn and self.busy:
-                self.said.value = f"{escape(what)} … {escape(counted.progress)}"
+                self.message.value = f"{escape(label)} … {escape(executor.progress)}"
                 self.widget.layout.display = None
-                loop.call_later(AFTER, tell)
+                loop.call_later(MESSAGE_DELAY, update_message)
 
-        self._give_up = lambda: otherwise("cancelled; what was computed so far is kept")
+        self._on_abort = lambda: on_error("cancelled; what was computed so far is kept")
         loop.call_soon(start)
-        loop.call_later(AFTER, tell)
+        loop.call_later(MESSAGE_DELAY, update_message)
 
-    def give_up(self) -> None:
-        """Cancel what is being computed, if anything is."""
+    def abort(self) -> None:
+        """Cancel the computation, if there is one."""
         if self.busy:
             self._turn += 1
-            self._counted.shutdown(wait=False, cancel_futures=True)
-            self._rest()
-            self._give_up()
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._finish()
+            self._on_abort()
 
-    def _rest(self) -> None:
+    def _finish(self) -> None:
         self.busy = False
-        self.said.value = ""
+        self.message.value = ""
         self.widget.layout.display = "none"
-        self._counted.shutdown(wait=False)
+        self._executor.shutdown(wait=False)
 
 
-class _Counted(ThreadPoolExecutor):
-    """One thread that knows how much it was given and how much is done."""
+class _CountingExecutor(ThreadPoolExecutor):
+    """One thread, with counts of submitted and completed tasks."""
 
     def __init__(self):
         super().__init__(1)
-        self.given = self.done = 0
+        self.submitted = self.done = 0
 
     def submit(self, *arguments, **keywords) -> Future:
-        self.given += 1
+        self.submitted += 1
         future = super().submit(*arguments, **keywords)
         future.add_done_callback(self._count)
         return future
@@ -124,15 +124,15 @@ class _Counted(ThreadPoolExecutor):
 
     @property
     def progress(self) -> str:
-        return f"{self.done} of {self.given} checkpoints" if self.given else ""
+        return f"{self.done} of {self.submitted} checkpoints" if self.submitted else ""
 
 
-def _settle(result: Callable[[], Any], then: Callable[[Any], None], otherwise: Callable[[str], None]) -> None:
+def _deliver(result: Callable[[], Any], on_result: Callable[[Any], None], on_error: Callable[[str], None]) -> None:
     try:
-        found = result()
+        value = result()
     except CancelledError:
-        return  # somebody has said so already
-    except Exception as error:  # what was asked for may raise anything; the page stays
-        otherwise(one_line(error))
+        return  # already reported
+    except Exception as error:  # the computation may raise anything; the page must stay usable
+        on_error(one_line(error))
     else:
-        then(found)
+        on_result(value)

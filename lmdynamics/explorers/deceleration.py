@@ -1,4 +1,4 @@
-"""Move a loss curve's break along its steps, and see what it costs to have it elsewhere than the fit puts it."""
+"""Move a loss curve's break along its steps, and see how the error grows away from the fitted break."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,39 +15,39 @@ from lmdynamics.analysis.fits import break_profile
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import SMOOTHINGS, prepare
 from lmdynamics.charts.axes import Cursor, nearest
-from lmdynamics.charts.deceleration import hand_parameters
-from lmdynamics.charts.moving import Moving, Place, above, moved, with_parameters
+from lmdynamics.charts.deceleration import manual_parameters
+from lmdynamics.charts.moving import Moving, Place, in_column, with_parameters, with_slider
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer, State
 from lmdynamics.html import html_table
 
-SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # first steps that may be left out
-ASIDE = 1 / 3  # of the best step: where the break starts, so that the difference is seen
+SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # choices: steps before these are left out
+START_SHARE = 1 / 3  # initial step of the break, relative to the best one, so that a difference is visible
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """One curve as prepared, its best fit, and the fits with the break put elsewhere."""
+class FittedCurve:
+    """One prepared curve, its best fit, and the fits with the break at other steps."""
 
     points: pl.DataFrame  # curve, step, loss
-    fit: Deceleration
+    best: Deceleration
     profile: pl.DataFrame
 
 
 class DecelerationExplorer(Explorer):
-    """Choose a curve and how it is prepared, then put its break where you like: fit, error and numbers follow.
+    """Choose a curve and its preparation, then move its break: fit, error and numbers follow.
 
-    `curves`: curve, step, loss. Each curve is fitted once for each way of preparing it, when first looked at; moving
-    only looks up. `hand` is the row of the profile that is shown, `best` the fit.
+    `curves`: curve, step, loss. Each curve is fitted once for each preparation, when it is first selected; moving the
+    break computes nothing. `chosen` is the row of the profile that is shown, `best` the fit.
 
     Raises
     ------
     UserError
-        If a column is missing, there is no curve, or `curve` or `smoothing` is not among those there are.
+        If a column is missing, there is no curve, or `curve` or `smoothing` is unknown.
     """
 
     name = "explorer_break"
-    place = "break_step"
+    slider = "break_step"
     pickers: ClassVar = {"curve": "curve", "smoothing": "smoothing", "skip_steps": "skip to step"}
 
     def __init__(
@@ -58,7 +58,7 @@ class DecelerationExplorer(Explorer):
             raise UserError("there are no curves to explore; the frame has no rows")
         self.frame = curves.with_columns(pl.col("curve").cast(pl.String))
         self.skips = sorted({*map(float, SKIPS), float(skip_steps)})
-        self._kept: dict[tuple, Fitted | UserError] = {}
+        self._fits: dict[tuple, FittedCurve | UserError] = {}
         self.start(curve=curve, smoothing=smoothing, skip_steps=float(skip_steps), break_step=None)
 
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
@@ -67,103 +67,103 @@ class DecelerationExplorer(Explorer):
         if entry == "smoothing":
             return {name: name for name in SMOOTHINGS}
         if entry == "skip_steps":
-            return {step: f"{step:,g}" for step in self.skips}
-        seen = self.fitted(now)
-        return {0.0: ""} if isinstance(seen, UserError) else {at: f"{at:,.0f}" for at in seen.profile["step_at_break"]}
+            return {t: f"{t:,g}" for t in self.skips}
+        fit = self.fitted(now)
+        return {0.0: ""} if isinstance(fit, UserError) else {t: f"{t:,.0f}" for t in fit.profile["step_at_break"]}
 
-    def default(self, entry: str, known: Mapping[Any, str]) -> Any:
-        if entry != self.place or list(known) == [0.0]:
-            return next(iter(known))
-        return nearest(known, ASIDE * self.fitted(self.now).fit.step_at_break)
+    def default(self, entry: str, options: Mapping[Any, str]) -> Any:
+        if entry != self.slider or list(options) == [0.0]:
+            return next(iter(options))
+        return nearest(options, START_SHARE * self.fitted(self.now).best.step_at_break)
 
-    def fitted(self, now: State) -> Fitted | UserError:
-        """A curve, fitted as it is prepared; or why it cannot be."""
+    def fitted(self, now: State) -> FittedCurve | UserError:
+        """A prepared and fitted curve, or the error if it cannot be fitted."""
         key = (now["curve"], now["smoothing"], now["skip_steps"])
-        if key not in self._kept:
+        if key not in self._fits:
             try:
-                self._kept[key] = self._fit(*key)
+                self._fits[key] = self._fit(*key)
             except UserError as error:
-                self._kept[key] = error
-        return self._kept[key]
+                self._fits[key] = error
+        return self._fits[key]
 
     @property
-    def found(self) -> Fitted | UserError:
-        """The curve that is looked at, fitted; or why it cannot be."""
+    def current(self) -> FittedCurve | UserError:
+        """The selected curve, fitted, or the error if it cannot be fitted."""
         return self.fitted(self.now)
 
     @property
-    def hand(self) -> dict[str, float] | None:
-        """The fit with the break where it was put, or none where the curve cannot be fitted."""
-        seen = self.found
-        if isinstance(seen, UserError):
+    def chosen(self) -> dict[str, float] | None:
+        """The fit with the break at the chosen step, or None if the curve cannot be fitted."""
+        fit = self.current
+        if isinstance(fit, UserError):
             return None
-        return seen.profile.row(list(self.choices(self.place, self.now)).index(self.now[self.place]), named=True)
+        return fit.profile.row(list(self.choices(self.slider, self.now)).index(self.now[self.slider]), named=True)
 
     @property
     def best(self) -> Deceleration | None:
-        """The best fit, or none where the curve cannot be fitted."""
-        return None if isinstance(self.found, UserError) else self.found.fit
+        """The best fit, or None if the curve cannot be fitted."""
+        return None if isinstance(self.current, UserError) else self.current.best
 
-    def look(self, wanted: Mapping[str, Any], given=()) -> None:
-        """As for any explorer; another curve's break is put aside of its best, and so is one at 0."""
-        step = float(wanted[self.place])
+    def select(self, entries: Mapping[str, Any], required=()) -> None:
+        """As for any explorer; for another curve, or at step 0, the break is moved to its initial step."""
+        step = float(entries[self.slider])
         if not 0 <= step < np.inf:
             raise UserError(f"the state's break_step is {step}; it should be a step, 0 or more")
-        wanted = {**wanted, "skip_steps": float(wanted["skip_steps"])}
-        given = [entry for entry in given if entry != self.place]
-        if (step == 0 or (wanted["curve"] != self.now["curve"] and self.place not in given)) and all(
-            wanted[entry] in self.choices(entry, wanted) for entry in self.pickers
+        entries = {**entries, "skip_steps": float(entries["skip_steps"])}
+        required = [entry for entry in required if entry != self.slider]
+        if (step == 0 or (entries["curve"] != self.now["curve"] and self.slider not in required)) and all(
+            entries[entry] in self.choices(entry, entries) for entry in self.pickers
         ):
-            seen = self.fitted(wanted)
-            wanted[self.place] = 0.0 if isinstance(seen, UserError) else ASIDE * seen.fit.step_at_break
-        super().look(wanted, given)
+            fit = self.fitted(entries)
+            entries[self.slider] = 0.0 if isinstance(fit, UserError) else START_SHARE * fit.best.step_at_break
+        super().select(entries, required)
 
     def moving(self) -> Moving:
-        seen = self.found
-        if isinstance(seen, UserError):
-            said = f"{self.now['curve']}: {seen}"
-            nothing = alt.Chart(alt.Data(values=[])).mark_point().properties(width=10, height=10, description=said)
-            return moved(nothing, Cursor([0.0]), 0.0, [Place("", said)])
-        cursor = Cursor(seen.profile["step_at_break"].to_list())
-        views = above(
-            charts.broken_by_hand(seen.points, seen.fit.to_dict(), cursor),
-            charts.break_profile(seen.profile, seen.fit.step_at_break, cursor),
+        fit = self.current
+        if isinstance(fit, UserError):
+            message = f"{self.now['curve']}: {fit}"
+            empty = alt.Chart(alt.Data(values=[])).mark_point().properties(width=10, height=10, description=message)
+            return with_slider(empty, Cursor([0.0]), 0.0, [Place("", message)])
+        cursor = Cursor(fit.profile["step_at_break"].to_list())
+        views = in_column(
+            charts.manual_break(fit.points, fit.best.to_dict(), cursor),
+            charts.break_profile(fit.profile, fit.best.step_at_break, cursor),
         )
-        chart = with_parameters(views, hand_parameters(seen.profile))
+        chart = with_parameters(views, manual_parameters(fit.profile))
         places = [
-            Place(f"{row['step_at_break']:,.0f}", *self._words(row)) for row in seen.profile.iter_rows(named=True)
+            Place(f"{row['step_at_break']:,.0f}", *self._describe(row)) for row in fit.profile.iter_rows(named=True)
         ]
-        return moved(chart, cursor, self.now[self.place], places, label="break at step")
+        return with_slider(chart, cursor, self.now[self.slider], places, label="break at step")
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
         """The picture; raises UserError if the curve cannot be fitted."""
-        self._whole()
+        self._current_fit()
         return super().stills()
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The data behind it; raises UserError if the curve cannot be fitted."""
-        seen = self._whole()
-        return {"break_by_hand": seen.points, "break_profile": seen.profile}
+        """The data of the picture; raises UserError if the curve cannot be fitted."""
+        fit = self._current_fit()
+        return {"break_by_hand": fit.points, "break_profile": fit.profile}
 
-    def _whole(self) -> Fitted:
-        if isinstance(self.found, UserError):
-            raise self.found
-        return self.found
+    def _current_fit(self) -> FittedCurve:
+        if isinstance(self.current, UserError):
+            raise self.current
+        return self.current
 
-    def _fit(self, curve: str, smoothing: str, skip: float) -> Fitted:
+    def _fit(self, curve: str, smoothing: str, skip: float) -> FittedCurve:
         rows = self.frame.filter(pl.col("curve") == curve)
         step, loss = (rows[column].cast(pl.Float64).to_numpy() for column in ("step", "loss"))
         options = {"smoothing": smoothing, "skip_steps": skip}
-        kept, smoothed = prepare(step, loss, **options)
-        points = pl.DataFrame({"curve": [curve] * len(kept), "step": kept, "loss": smoothed})
-        return Fitted(points, fit_deceleration(step, loss, **options), break_profile(step, loss, **options))
+        steps, losses = prepare(step, loss, **options)
+        points = pl.DataFrame({"curve": [curve] * len(steps), "step": steps, "loss": losses})
+        return FittedCurve(points, fit_deceleration(step, loss, **options), break_profile(step, loss, **options))
 
-    def _words(self, hand: Mapping[str, float]) -> tuple[str, str]:
-        """The break by hand beside the best one: in a sentence, and as a table with what the fit is judged to be."""
+    def _describe(self, row: Mapping[str, float]) -> tuple[str, str]:
+        """The chosen and the best break: as a sentence, and as a table with the verdict on the fit."""
         best = self.best
-        said = (
-            f"Break at step {hand['step_at_break']:,.0f}: loss {hand['loss_at_break']:.3f}, RMS error of log loss "
-            f"{hand['rsle']:.3g}; with the best break, at step {best.step_at_break:,.0f}, {best.rsle:.3g}."
+        sentence = (
+            f"Break at step {row['step_at_break']:,.0f}: loss {row['loss_at_break']:.3f}, RMS error of log loss "
+            f"{row['rsle']:.3g}; with the best break, at step {best.step_at_break:,.0f}, {best.rsle:.3g}."
         )
         columns = {
             "t_d": ("step_at_break", ",.0f"),
@@ -172,8 +172,8 @@ class DecelerationExplorer(Explorer):
             "RSLE": ("rsle", ".4f"),
         }
         rows = [
-            ["by hand", *(f"{hand[name]:{style}}" for name, style in columns.values())],
+            ["by hand", *(f"{row[name]:{style}}" for name, style in columns.values())],
             ["best", *(best.told(name, style) for name, style in columns.values())],
         ]
         rows = [[value.replace("-", "−") for value in row] for row in rows]
-        return said, f"{html_table(['break', *columns], rows)}{escape(best.headline)}: {escape(best.reason)}"
+        return sentence, f"{html_table(['break', *columns], rows)}{escape(best.headline)}: {escape(best.reason)}"

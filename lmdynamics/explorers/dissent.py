@@ -1,4 +1,4 @@
-"""Gradient dissent, to step through: the plane and the course over training move together."""
+"""Explore gradient dissent: the plane and the curves over training follow the same checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,9 +9,9 @@ from lmdynamics import charts
 from lmdynamics.analysis.intervals import bounded, need_columns
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.conditions import names_of
-from lmdynamics.charts.moving import Moving, Place, above, beside, moved
+from lmdynamics.charts.moving import Moving, Place, in_column, in_row, with_slider
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.explorer import ALL, Explorer, State, numbered, with_all
+from lmdynamics.explorers.explorer import ALL, Explorer, State, step_options, with_all
 from lmdynamics.html import html_table
 
 COLUMNS = {
@@ -22,16 +22,16 @@ COLUMNS = {
 
 
 class DissentExplorer(Explorer):
-    """Move through checkpoints, and see where attraction and repulsion point, for each group of tokens.
+    """Move through checkpoints, and see the directions of attraction and repulsion for each group of tokens.
 
-    `table`: step, group, dissent, cos_hidden_attractive, cos_hidden_repulsive and their intervals, perhaps `curve`, as
-    `analysis.gradients.dissent_by_group` gives them. `step`, `curve`, `group` choose where to start: by default the
-    last step, all curves, all groups. `published`: readings of dissent to compare with, by name.
+    `table`: step, group, dissent, cos_hidden_attractive, cos_hidden_repulsive and their intervals, perhaps `curve`,
+    from `analysis.gradients.dissent_by_group`. `step`, `curve`, `group` are the initial selection: by default the last
+    step, all curves, all groups. `published`: published values of dissent, by name.
 
     Raises
     ------
     UserError
-        If a column is missing, there are no rows, or a start value is not among those there are.
+        If a column is missing, there are no rows, or an initial value is unknown.
     """
 
     name = "explorer_dissent"
@@ -56,7 +56,7 @@ class DissentExplorer(Explorer):
 
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
         if entry == "step":
-            return numbered(self.rows_of(now)["step"].unique().sort())
+            return step_options(self.rows_of(now)["step"].unique().sort())
         return with_all(names_of(self.table, entry))
 
     def rows_of(self, now: State) -> pl.DataFrame:
@@ -65,7 +65,7 @@ class DissentExplorer(Explorer):
 
     @property
     def rows(self) -> pl.DataFrame:
-        """The curve and the groups that are looked at, at every step."""
+        """The selected curves and groups, at every step."""
         return self.rows_of(self.now)
 
     def moving(self) -> Moving:
@@ -73,29 +73,29 @@ class DissentExplorer(Explorer):
         options = {"cursor": Cursor(steps), "groups": self.groups}
         plane = charts.dissent_plane(self.rows, **options)
         course = charts.dissent_over_training(self.rows, published=self.published, **options)
-        few = self.rows["curve"].n_unique() <= 2
-        chart = beside(plane, course) if few else above(plane, course)
-        places = [Place(f"{step:,}", self.in_words(step), _told(self.rows.filter(step=step))) for step in steps]
-        return moved(chart, options["cursor"], self.now["step"], places)
+        one_row = self.rows["curve"].n_unique() <= 2
+        chart = in_row(plane, course) if one_row else in_column(plane, course)
+        places = [Place(f"{step:,}", self.describe_step(step), _table(self.rows.filter(step=step))) for step in steps]
+        return with_slider(chart, options["cursor"], self.now["step"], places)
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The data behind the views: of the plane at its step, of the course at all of them."""
+        """The data of the views: of the plane at the selected step, of the curves at all steps."""
         return {"dissent_plane": self.rows.filter(step=self.now["step"]), "dissent_over_training": self.rows}
 
-    def in_words(self, step: int) -> str:
-        """Dissent at a step: of what is looked at, or, of many curves and groups, the least and the most."""
+    def describe_step(self, step: int) -> str:
+        """Dissent at a step: of all selected curves and groups or, if there are many, the lowest and the highest."""
         rows = self.rows.filter(pl.col("step") == step).drop_nulls("dissent").sort("dissent").to_dicts()
         if not rows:
             return f"Step {step:,}: dissent is undefined."
-        ends = rows if len(rows) <= 4 else [rows[0], rows[-1]]
+        extremes = rows if len(rows) <= 4 else [rows[0], rows[-1]]
         parts = [
             f"{bounded(row, 'dissent', '.2f')} ({', '.join(filter(None, [row['curve'], row['group']]))})"
-            for row in ends
+            for row in extremes
         ]
         return f"Step {step:,}: dissent {' to '.join(parts) if len(rows) > 4 else '; '.join(parts)}."
 
 
-def _told(rows: pl.DataFrame) -> str:
+def _table(rows: pl.DataFrame) -> str:
     """The numbers at one step as a table."""
     curves = ["curve"] if rows["curve"].n_unique() > 1 else []
     lines = [

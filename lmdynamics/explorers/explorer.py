@@ -1,4 +1,4 @@
-"""What every explorer is: a state, views that one slider moves, lists beside them, and what can be kept of all that."""
+"""The base of all explorers: a state, views with one slider, lists to choose from, and saving."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -12,113 +12,113 @@ import polars as pl
 from IPython.display import display
 
 from lmdynamics import charts
-from lmdynamics.charts.axes import AT, nearest
+from lmdynamics.charts.axes import SLIDER, nearest
 from lmdynamics.charts.moving import Moving
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.live import LiveViews, show_live
-from lmdynamics.explorers.saving import SaveRow, State, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, State, check_among, complete_state
 from lmdynamics.html import STILL
 
 ALL = ""  # no run, measure or group has this name
 
 
 class Explorer(ABC):
-    """One picture that a slider moves, at most 960 px wide and 700 px high, with lists above it to choose from.
+    """One picture with a slider, at most 960 px wide and 700 px high, with lists above it to choose from.
 
-    `now` is what is looked at. The entry named `place` is moved by the slider, within the picture and without Python;
-    those named by `heard` are signals of the picture, too; those named by `pickers` are lists, which draw it anew.
+    `now` is the current selection. Its entry `slider` is moved by the slider, within the picture and without Python;
+    the entries in `signals` are also signals of the picture; those in `pickers` are lists, which redraw it.
     """
 
-    name: ClassVar[str] = "explorer"  # of its picture and of the file
-    place: ClassVar[str] = "step"
-    heard: ClassVar[tuple[str, ...]] = ()
-    pickers: ClassVar[Mapping[str, str]] = {}  # entries of the state, and what their lists are called
+    name: ClassVar[str] = "explorer"  # of its picture and of its file
+    slider: ClassVar[str] = "step"
+    signals: ClassVar[tuple[str, ...]] = ()
+    pickers: ClassVar[Mapping[str, str]] = {}  # entries of the state, and the labels of their lists
 
     now: State
 
     @abstractmethod
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
-        """What an entry can be, given those before it, and how each is called; the first is the default."""
+        """The values of an entry, given the entries before it, with a label for each; the first is the default."""
 
     def offered(self, entry: str, now: State) -> Mapping[Any, str]:
-        """Those of the choices that a list offers."""
+        """The choices that a list offers."""
         return self.choices(entry, now)
 
     @abstractmethod
     def moving(self) -> Moving:
-        """The views, where `now` is."""
+        """The views at the current selection."""
 
     @abstractmethod
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The tidy data behind the views as they stand, by name."""
+        """The tidy data of the current views, by name."""
 
-    def start(self, **wanted: Any) -> None:
-        """Look at what is wanted first; an entry that is None is left to `choices`."""
+    def start(self, **entries: Any) -> None:
+        """Set the initial selection; an entry that is None gets its default."""
         self.now = {}
-        for entry, value in wanted.items():
-            known = self.choices(entry, self.now)
+        for entry, value in entries.items():
+            options = self.choices(entry, self.now)
             if value is None:
-                value = self.default(entry, known)
-            elif value not in known:
-                raise UserError(missing(entry, value, known))
+                value = self.default(entry, options)
+            elif value not in options:
+                raise UserError(missing_message(entry, value, options))
             self.now[entry] = value
 
-    def default(self, entry: str, known: Mapping[Any, str]) -> Any:
-        """What an entry is where nobody chose: the last place, the first of anything else."""
-        return list(known)[-1] if entry == self.place else next(iter(known))
+    def default(self, entry: str, options: Mapping[Any, str]) -> Any:
+        """The default of an entry: the last place of the slider, the first option of anything else."""
+        return list(options)[-1] if entry == self.slider else next(iter(options))
 
     def state(self) -> State:
-        """What is looked at as literals, for `restore`."""
+        """The current selection as literals, for `restore`."""
         return dict(self.now)
 
     def restore(self, state: Mapping[str, Any]) -> Self:
-        """Look again at what `state()` has told, and return the explorer; what a state does not name stays.
+        """Select what `state()` returned earlier, and return the explorer; entries that are not given stay.
 
         Raises
         ------
         UserError
-            If the state has an entry that is not known, or that there is not (any more); nothing changes then.
+            If the state has an unknown entry, or a value that does not exist (any more); nothing changes then.
         """
-        self.look(restored(state, self.state()), given=state)
+        self.select(complete_state(state, self.state()), required=state)
         return self
 
-    def look(self, wanted: Mapping[str, Any], given: Collection[str] = ()) -> None:
-        """Look at something else: of what is not there, the nearest place, the first of anything else, unless `given`.
+    def select(self, entries: Mapping[str, Any], required: Collection[str] = ()) -> None:
+        """Select other values; an unknown one is replaced by the nearest place or by the default, unless `required`.
 
         Raises
         ------
         UserError
-            If an entry that was given is not there; nothing changes then.
+            If a required value is unknown; nothing changes then.
         """
         now: State = {}
-        for entry, value in wanted.items():
-            known = self.choices(entry, now)
-            if not known:
+        for entry, value in entries.items():
+            options = self.choices(entry, now)
+            if not options:
                 raise UserError(f"there is no {entry} for what is chosen; choose something else")
-            if value not in known:
-                if entry in given:
-                    check_among(entry, value, known)
-                value = nearest(known, value) if entry == self.place else self.default(entry, known)
+            if value not in options:
+                if entry in required:
+                    check_among(entry, value, options)
+                value = nearest(options, value) if entry == self.slider else self.default(entry, options)
             now[entry] = value
         before, self.now = self.now, now
         try:
             self.draw()
-        except BaseException:  # what cannot be drawn is not looked at
+        except BaseException:  # a selection that cannot be drawn is undone
             self.now = before
             raise
 
     def draw(self) -> None:
-        """The views and lists anew, where they are on a page."""
+        """Redraw the views and update the lists, if they are on a page."""
         if "views" in self.__dict__:
-            self.offer()
+            self.update_lists()
             self.views.draw(self.moving())
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The picture as it stands, by name: what a page without controls shows."""
+        """The current picture, by name, for a page without controls."""
         return {self.name: self.moving().still()}
 
     def show(self, output_dir: str = "", interactive: bool = True) -> None:
-        """Show the explorer, or its start values as a still figure (and a file, if `output_dir` is given)."""
+        """Show the explorer, or its current state as a still figure (and a file, if `output_dir` is given)."""
         if interactive:
             show_live(self.widget, self.stills().values())
             return
@@ -130,20 +130,20 @@ class Explorer(ABC):
 
     @cached_property
     def views(self) -> LiveViews:
-        views = LiveViews(self.moving(), [AT, *self.heard])
-        views.observe(lambda change: self._heard(change["new"]), names="values")
+        views = LiveViews(self.moving(), [SLIDER, *self.signals])
+        views.observe(lambda change: self._on_signals(change["new"]), names="values")
         return views
 
     @cached_property
     def lists(self) -> dict[str, widgets.Dropdown]:
-        """The lists beside the picture, by the entry that they set."""
-        made = {
+        """The lists above the picture, by the entry that they set."""
+        lists = {
             entry: widgets.Dropdown(description=label, style={"description_width": "auto"})
             for entry, label in self.pickers.items()
         }
-        for entry, control in made.items():
-            control.observe(lambda change, entry=entry: self._picked(entry, change["new"]), names="value")
-        return made
+        for entry, control in lists.items():
+            control.observe(lambda change, entry=entry: self._on_choice(entry, change["new"]), names="value")
+        return lists
 
     @cached_property
     def saving(self) -> SaveRow:
@@ -155,19 +155,19 @@ class Explorer(ABC):
 
     @cached_property
     def widget(self) -> widgets.Widget:
-        """Lists, picture and the row to save it. Made once; showing it twice shows the same state twice."""
-        self.offer()
+        """Lists, picture and the row to save it. Created once; showing it twice shows the same state twice."""
+        self.update_lists()
         wrap = widgets.Layout(flex_flow="wrap", grid_gap="0 18px")
         lists = widgets.HBox(list(self.lists.values()), layout=wrap)
         return widgets.VBox([lists, self.status, self.views, self.saving.widget])
 
-    def offer(self) -> None:
-        """Give the lists what there is to choose from."""
-        self._offering, before = True, {}
+    def update_lists(self) -> None:
+        """Set the options of the lists."""
+        self._updating, before = True, {}
         try:
             for entry, value in self.now.items():
                 if entry in self.lists:
-                    options = [(label, each) for each, label in self.offered(entry, before).items()]
+                    options = [(label, option) for option, label in self.offered(entry, before).items()]
                     control = self.lists[entry]
                     if options != list(control.options):
                         control.options = options
@@ -177,65 +177,65 @@ class Explorer(ABC):
                     control.layout.width = f"{min(90 + 8 * longest, 450)}px"
                 before[entry] = value
         finally:
-            self._offering = False
+            self._updating = False
 
-    def _picked(self, entry: str, value: Any) -> None:
-        if self._offering:
+    def _on_choice(self, entry: str, value: Any) -> None:
+        if self._updating:
             return
         try:
-            self.look({**self.now, entry: value})
-            self.say()
+            self.select({**self.now, entry: value})
+            self.show_message()
         except UserError as error:
-            self.offer()  # the list goes back to what is seen
-            self.say(str(error))
+            self.update_lists()  # the list returns to what is shown
+            self.show_message(str(error))
 
-    def say(self, line: str = "") -> None:
-        """The line under the lists: what cannot be shown, as text and never as HTML."""
+    def show_message(self, line: str = "") -> None:
+        """Show a line under the lists, such as an error, as text and never as HTML."""
         self.status.value = escape(line)
 
-    def _heard(self, values: Mapping[str, Any]) -> None:
-        """What a reader moved within the picture."""
-        places = list(self.choices(self.place, self.now))
-        heard = {**self.now, **{entry: values[entry] for entry in self.heard}}
-        known = all(heard[entry] in self.choices(entry, heard) for entry in self.heard)
-        if known and 0 <= values[AT] < len(places):
-            self.now = {**heard, self.place: places[values[AT]]}
-        else:  # the page sent this before it had the views that are there now
-            self.views.values = {AT: places.index(self.now[self.place]), **{e: self.now[e] for e in self.heard}}
+    def _on_signals(self, values: Mapping[str, Any]) -> None:
+        """Take over what a reader changed within the picture."""
+        places = list(self.choices(self.slider, self.now))
+        changed = {**self.now, **{entry: values[entry] for entry in self.signals}}
+        valid = all(changed[entry] in self.choices(entry, changed) for entry in self.signals)
+        if valid and 0 <= values[SLIDER] < len(places):
+            self.now = {**changed, self.slider: places[values[SLIDER]]}
+        else:  # the page sent this before it received the current views
+            self.views.values = {SLIDER: places.index(self.now[self.slider]), **{e: self.now[e] for e in self.signals}}
 
 
 def with_all(names: Collection[str]) -> dict[str, str]:
-    """A column's values as choices, all of them together the first."""
+    """A column's values as choices; the first choice is all of them."""
     return {ALL: "all", **{name: name for name in names if name != ALL}}
 
 
-def numbered(steps: Collection[int]) -> dict[int, str]:
+def step_options(steps: Collection[int]) -> dict[int, str]:
     """Steps as choices."""
     return {step: f"{step:,}" for step in steps}
 
 
-def missing(entry: str, value: Any, known: Collection) -> str:
-    """Why a start value is refused."""
+def missing_message(entry: str, value: Any, options: Collection) -> str:
+    """Error message for an unknown initial value."""
     if entry == "step":
-        return f"step {value} was not measured; measured: {', '.join(map(str, known))}"
-    return f"there is no {entry} {value!r}{did_you_mean(str(value), map(str, known))}"
+        return f"step {value} was not measured; measured: {', '.join(map(str, options))}"
+    return f"there is no {entry} {value!r}{did_you_mean(str(value), map(str, options))}"
 
 
-def together(*explorers: Explorer) -> None:
-    """Explorers whose checkpoints move together: each goes to its checkpoint nearest to where another was put."""
+def link_checkpoints(*explorers: Explorer) -> None:
+    """Link the checkpoints of explorers: when one moves, the others move to their nearest checkpoints."""
     following = False
 
     def follow(leader: Explorer) -> None:
         nonlocal following
-        if following:  # it was moved by another one
+        if following:  # it was moved by another explorer
             return
         following = True
         try:
             for explorer in explorers:
-                places = list(explorer.choices(explorer.place, explorer.now))
-                at = places.index(nearest(places, leader.now[leader.place]))
-                if explorer is not leader and explorer.views.values[AT] != at:
-                    explorer.views.values = {**explorer.views.values, AT: at}
+                places = list(explorer.choices(explorer.slider, explorer.now))
+                index = places.index(nearest(places, leader.now[leader.slider]))
+                if explorer is not leader and explorer.views.values[SLIDER] != index:
+                    explorer.views.values = {**explorer.views.values, SLIDER: index}
         finally:
             following = False
 

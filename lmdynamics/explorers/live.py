@@ -1,4 +1,4 @@
-"""Moving views as a widget, and pictures below for every page that has no kernel to draw it with."""
+"""Views with a slider as a widget, with pictures for pages that have no kernel."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from lmdynamics.charts.show import Picture
 
 LIVE, NOTE = "lmd-live", "lmd-note"  # classes of a widget that is shown, and of the line below its pictures
 _OUTPUT, _BEFORE_NOTE = ".jp-OutputArea-child", f":has(~ .jp-OutputArea-child .{NOTE})"
-_STYLE = (  # a page with the widget hides pictures and line; a page without it hides the message that it is missing
+_STYLE = (  # with the widget, a page hides pictures and line; without it, the message that it is missing
     f"{_OUTPUT}:has(.{LIVE}) ~ {_OUTPUT}:has(> .jp-RenderedImage){_BEFORE_NOTE}, "
     f"{_OUTPUT}:has(.{LIVE}) ~ {_OUTPUT}:has(.{NOTE}), "
     f"{_OUTPUT}{_BEFORE_NOTE} > .jp-OutputArea-output:not(:has(*)) {{ display: none; }}"
@@ -21,33 +21,33 @@ _STYLE = (  # a page with the widget hides pictures and line; a page without it 
 _RENDER = """
 export default {
   async render({ model, el }) {
-    let shown = null, turn = 0, telling = false, following = 0;
+    let shown = null, turn = 0, sending = false, following = 0;
     const names = () => Object.keys(model.get("values"));
     const follow = async () => {
-      if (!shown || telling) return;
+      if (!shown || sending) return;
       const { view } = shown, values = model.get("values");
       following++;
-      for (let pass = 0; pass < 2; pass++) { // a new relation brings its best head, before the one that is wanted
+      for (let pass = 0; pass < 2; pass++) { // a new relation selects its best head, before the chosen one is set
         for (const [name, value] of Object.entries(values)) view.signal(name, value);
         await view.runAsync();
       }
       following--;
     };
-    const tell = () => queueMicrotask(() => { // once all signals of this pulse have their values
+    const send = () => queueMicrotask(() => { // when all signals of this pulse have their values
       if (following) return;
-      telling = true;
+      sending = true;
       model.set("values", Object.fromEntries(names().map(name => [name, shown.view.signal(name)])));
-      telling = false;
+      sending = false;
       model.save_changes();
     });
     const draw = async () => {
       const mine = ++turn, place = document.createElement("div");
       const next = await show(place, model.get("content"));
-      if (mine !== turn) return next.finalize(); // meanwhile there is something newer
+      if (mine !== turn) return next.finalize(); // replaced by a newer one
       shown?.finalize();
       shown = next;
       await follow();
-      for (const name of names()) shown.view.addSignalListener(name, tell);
+      for (const name of names()) shown.view.addSignalListener(name, send);
       el.replaceChildren(place);
     };
     model.on("change:content", draw);
@@ -60,9 +60,9 @@ export default {
 
 
 def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) -> None:
-    """Show a widget, and below it pictures for every page that has no kernel to draw it with.
+    """Show a widget and, below it, pictures for pages that have no kernel.
 
-    A saved notebook holds the pictures but not the widget. JupyterLab hides them while the widget is there.
+    A saved notebook contains the pictures but not the widget. JupyterLab hides them while the widget is shown.
     """
     widget.add_class(LIVE)
     display(widget)
@@ -73,19 +73,19 @@ def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) ->
 
 
 class LiveViews(anywidget.AnyWidget):
-    """Moving views on a page with a kernel. `values` holds their signals by name, whoever changes them."""
+    """Views with a slider on a page with a kernel. `values` has their signals by name and follows every change."""
 
     _css = read("moving.css")
     content = traitlets.Dict().tag(sync=True)
     values = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, moving: Moving, heard: Iterable[str]):
+    def __init__(self, moving: Moving, signals: Iterable[str]):
         super().__init__(_esm=script(_RENDER))
-        self.heard = list(heard)
+        self.signals = list(signals)
         self.draw(moving)
 
     def draw(self, moving: Moving) -> None:
-        """Other views in the place of those before."""
+        """Replace the views."""
         with self.hold_sync():
-            self.values = {each["name"]: each["value"] for each in moving.signals if each["name"] in self.heard}
+            self.values = {s["name"]: s["value"] for s in moving.signals if s["name"] in self.signals}
             self.content = moving.content()

@@ -1,4 +1,4 @@
-"""Syntactic attention structure, to steer through: run, checkpoint, relation, head, sentence; all views together."""
+"""Explore syntactic attention structure: run, checkpoint, relation, head and sentence, in linked views."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -16,42 +16,42 @@ from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
 from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.heads import loss_and_uas, moving_head_map, picked_head
-from lmdynamics.charts.moving import Moving, Place, above, beside, moved, picker
+from lmdynamics.charts.heads import head_click, loss_and_uas, moving_head_map
+from lmdynamics.charts.moving import Moving, Place, in_column, in_row, picker, with_slider
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.computing import Computing
-from lmdynamics.explorers.explorer import Explorer, State, numbered
-from lmdynamics.explorers.saving import restored
+from lmdynamics.explorers.explorer import Explorer, State, step_options
+from lmdynamics.explorers.saving import complete_state
 from lmdynamics.measurements.inputs import offset_baseline
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run
 
-SENTENCES = 40  # offered from the treebank
+SENTENCES = 40  # of the treebank, in the list
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run's traces, as the views need them."""
+    """One run's traces, prepared for the views."""
 
     run: Run
     scores: pl.DataFrame
-    best: pl.DataFrame  # best head per step and relation, beside the best fixed offset
+    best: pl.DataFrame  # best head per step and relation, with the best fixed offset
     curve: pl.DataFrame  # UAS with intervals
     onset: Onset
     offsets: dict[str, float]
 
     @cached_property
     def relations(self) -> list[str]:
-        """Relations by frequency; those that UAS leaves out come last."""
+        """Relations by frequency; those that UAS leaves out are last."""
         counts = self.best.group_by("relation").agg(pl.col("count").max())
         counts = counts.with_columns(aside=pl.col("relation").is_in(["root", "punct"]))
         return counts.sort("aside", "count", "relation", descending=[False, True, False])["relation"].to_list()
 
     @cached_property
     def losses(self) -> dict[int, float]:
-        """Training loss around each checkpoint (nats per token), where there is a log."""
+        """Training loss around each checkpoint (nats per token), if there is a log."""
         binned = loss_by_bin(self.run.log) if len(self.run.log) else self.run.log
         if binned.is_empty():
             return {}
@@ -66,24 +66,24 @@ class Measured:
     @cached_property
     def history(self) -> dict[str, str]:
         """When each relation appeared, in a sentence."""
-        found = head_history(self.best)
-        return {name: told(found, name) for name in self.relations}
+        appearances = head_history(self.best)
+        return {name: told(appearances, name) for name in self.relations}
 
 
 class SasExplorer(Explorer):
-    """Scrub through checkpoints and ask which head follows which relation, in numbers and in a sentence.
+    """Move through checkpoints and see which head follows which relation, in numbers and in a sentence.
 
-    Everything shown comes from `UAS`, `HeadScores` and `WordAttention`, traced on `runs` (and kept in the cache).
-    `step`, `relation`, `sentence` (words) choose where to start: by default the last checkpoint, the most frequent
+    Everything shown comes from `UAS`, `HeadScores` and `WordAttention`, traced on `runs` (and cached). `step`,
+    `relation`, `sentence` (words) are the initial selection: by default the last checkpoint, the most frequent
     relation with its best head, and a sentence of the treebank that has it.
 
     Raises
     ------
     UserError
-        If there is no run, no relation frequent enough, or a start value that was not measured.
+        If there is no run, no relation frequent enough, or an initial value that was not measured.
     """
 
-    heard: ClassVar = ("relation", "layer", "head", "direction")
+    signals: ClassVar = ("relation", "layer", "head", "direction")
     pickers: ClassVar = {"run": "run", "sentence": "sentence"}
 
     def __init__(
@@ -109,50 +109,50 @@ class SasExplorer(Explorer):
         self.progress = progress
         names = [run.name for run in self.runs]
         self.names = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
-        self.own: tuple[str, ...] = tuple(sentence or ())
+        self.custom: tuple[str, ...] = tuple(sentence or ())
         first = self.measure(0)
         if relation is not None and relation not in first.relations:
             raise UserError(f"no scores for the relation {relation!r}; measured: {', '.join(first.relations)}")
         if step is not None:
-            self.runs[0][step]  # a step without a checkpoint is refused there
+            self.runs[0][step]  # raises if the step has no checkpoint
         self.start(
-            run=None, relation=relation, layer=None, head=None, direction=None, sentence=self.own or None, step=step
+            run=None, relation=relation, layer=None, head=None, direction=None, sentence=self.custom or None, step=step
         )
-        self.own = self.now["sentence"]  # another relation offers other sentences, and this one
+        self.custom = self.now["sentence"]  # stays in the list when another relation changes it
 
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
         if entry == "run":
             return {name: name for name in self.names}
-        seen = self.measure(self.names.index(now["run"]))
+        measured = self.measure(self.names.index(now["run"]))
         if entry == "step":
-            return numbered(seen.run.steps)
+            return step_options(measured.run.steps)
         if entry == "relation":
-            return {name: name for name in seen.relations}
+            return {name: name for name in measured.relations}
         if entry == "sentence":
             offered = [sentence.words for sentence in self.sentences(now["relation"])]
-            offered = [self.own, *offered] if self.own and self.own not in offered else offered
+            offered = [self.custom, *offered] if self.custom and self.custom not in offered else offered
             return {words: " ".join(words) for words in dict.fromkeys(offered)}
-        known = DIRECTIONS if entry == "direction" else seen.scores[entry].unique().sort().to_list()
-        best = seen.best_heads[now["relation"]][self.heard.index(entry) - 1]
-        return {each: str(each) for each in sorted(known, key=lambda each: each != best)}  # the best one is the default
+        options = DIRECTIONS if entry == "direction" else measured.scores[entry].unique().sort().to_list()
+        best = measured.best_heads[now["relation"]][self.signals.index(entry) - 1]
+        return {v: str(v) for v in sorted(options, key=lambda v: v != best)}  # the best one is the default
 
     @property
     def measured(self) -> Measured:
-        """The traces of the run that is looked at."""
+        """The traces of the selected run."""
         return self.measure(self.names.index(self.now["run"]))
 
-    def knows(self, index: int, words: tuple[str, ...]) -> bool:
-        """Whether a run is measured and a sentence read by it, so that looking at them computes nothing."""
+    def is_computed(self, index: int, words: tuple[str, ...]) -> bool:
+        """Whether a run is measured and has read a sentence, so that showing them computes nothing."""
         return index in self._measured and (index, words, None) in self._attention
 
     def measure(self, index: int, executor: Executor | None = None) -> Measured:
-        """The traces of one of the runs, measured on first use, perhaps elsewhere."""
+        """The traces of one of the runs, measured on first use, in `executor` if given."""
         if index not in self._measured:
             run = self.runs[index]
-            what = {"uas": UAS(self.treebank, self.min_count, self.seed)}
-            what["heads"] = HeadScores(self.treebank, self.min_count, self.seed)
+            measurements = {"uas": UAS(self.treebank, self.min_count, self.seed)}
+            measurements["heads"] = HeadScores(self.treebank, self.min_count, self.seed)
             progress = self.progress if executor is None else False
-            traces = trace_all(run, what, executor=executor, device=self.device, progress=progress)
+            traces = trace_all(run, measurements, executor=executor, device=self.device, progress=progress)
             baseline = offset_baseline(self.treebank, self.min_count, self.seed).filter(pl.col("split") == "all")
             self._measured[index] = Measured(
                 run,
@@ -178,102 +178,102 @@ class SasExplorer(Explorer):
         return self._attention[key]
 
     def attention(self) -> pl.DataFrame:
-        """Attention within the sentence at every checkpoint of the run, or, while it is being read, at this one."""
+        """Attention within the sentence at every checkpoint of the run or, while it is being read, at this one."""
         index, words = self.names.index(self.now["run"]), self.now["sentence"]
-        here = (index, words, self.now["step"])
-        known = self.knows(index, words) or here not in self._attention
-        return self.read(index, words) if known else self._attention[here]
+        key = (index, words, self.now["step"])
+        ready = self.is_computed(index, words) or key not in self._attention
+        return self.read(index, words) if ready else self._attention[key]
 
     def sentences(self, relation: str | None = None) -> list[Sentence]:
         """Sentences of the treebank that fit on a screen, those with `relation` first."""
         fitting = [sentence for sentence in self.treebank if 4 <= len(sentence) <= 16] or list(self.treebank)
-        fitting.sort(key=lambda sentence: relation not in sentence.relations)  # stable: otherwise in their order
+        fitting.sort(key=lambda sentence: relation not in sentence.relations)  # stable: keeps the order otherwise
         return fitting[:SENTENCES]
 
     def moving(self) -> Moving:
-        seen, now = self.measured, self.now
-        cursor, log = Cursor(seen.run.steps), seen.run.log
+        measured, now = self.measured, self.now
+        cursor, log = Cursor(measured.run.steps), measured.run.log
         if log.is_empty():
-            log = pl.DataFrame({"step": seen.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+            log = pl.DataFrame({"step": measured.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
         gold = next((sentence for sentence in self.treebank if sentence.words == now["sentence"]), None)
         attention = self.attention()
         heads = pl.concat(
             predicted_heads(attention, direction).with_columns(direction=pl.lit(direction)) for direction in DIRECTIONS
         )
-        chart = above(
-            beside(
-                loss_and_uas(log, seen.curve, seen.onset, cursor=cursor, best=seen.best),
-                moving_head_map(seen.scores, cursor, seen.offsets),
+        chart = in_column(
+            in_row(
+                loss_and_uas(log, measured.curve, measured.onset, cursor=cursor, best=measured.best),
+                moving_head_map(measured.scores, cursor, measured.offsets),
             ),
             moving_arcs(now["sentence"], heads, gold.heads if gold else None, gold.relations if gold else None, cursor),
         )
-        return moved(chart, cursor, now["step"], self._places(), *self._signals())
+        return with_slider(chart, cursor, now["step"], self._places(), *self._signals())
 
     def _signals(self) -> list[dict]:
-        seen, now, signals = self.measured, self.now, []
-        best = {name: list(head) for name, head in seen.best_heads.items()}
-        signals.append(picker("relation", "relation", seen.relations, now["relation"]))
+        measured, now, signals = self.measured, self.now, []
+        best = {name: list(head) for name, head in measured.best_heads.items()}
+        signals.append(picker("relation", "relation", measured.relations, now["relation"]))
         for i, entry in enumerate(("layer", "head", "direction")):
             label = "read as" if entry == "direction" else entry
             options = sorted(self.choices(entry, now)) if entry != "direction" else DIRECTIONS
-            # forced: Vega would skip a head that is the best of the last relation too, though another was picked since
+            # forced: otherwise Vega skips a head that was also the best of the previous relation
             follows = {"events": {"signal": "relation"}, "update": f"best_heads[relation][{i}]", "force": True}
-            signals.append(picker(entry, label, options, now[entry], follows, picked_head(entry)))
+            signals.append(picker(entry, label, options, now[entry], follows, head_click(entry)))
         return [*signals, {"name": "best_heads", "value": best}]
 
     def _places(self) -> list[Place]:
-        seen = self.measured
-        rows = {row["step"]: row for row in seen.curve.filter(source="attention").iter_rows(named=True)}
-        return [Place(f"{step:,}", _in_words(step, seen.losses.get(step), rows.get(step))) for step in seen.run.steps]
+        data = self.measured
+        rows = {row["step"]: row for row in data.curve.filter(source="attention").iter_rows(named=True)}
+        return [Place(f"{step:,}", _step_text(step, data.losses.get(step), rows.get(step))) for step in data.run.steps]
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        seen, now = self.measured, self.now
-        loss = seen.run.log.select("step", curve=pl.lit("loss"), value="loss") if len(seen.run.log) else None
-        uas = seen.curve.select("step", curve="uas, " + pl.col("source"), value="uas", low="low", high="high")
+        measured, now = self.measured, self.now
+        loss = measured.run.log.select("step", curve=pl.lit("loss"), value="loss") if len(measured.run.log) else None
+        uas = measured.curve.select("step", curve="uas, " + pl.col("source"), value="uas", low="low", high="high")
         heads = predicted_heads(self.attention(), now["direction"])
         arcs = heads.filter(layer=now["layer"], head=now["head"], step=now["step"])
-        best = with_wilson(seen.best.filter(pl.col("relation") == now["relation"]))
+        best = with_wilson(measured.best.filter(pl.col("relation") == now["relation"]))
         best = best.select("step", "low", "high", curve=pl.lit("best head, ") + "relation", value="accuracy")
         curves = [uas, best] if loss is None else [loss, uas, best]
         return {
             "explorer_curves": pl.concat(curves, how="diagonal_relaxed"),
-            "explorer_heads": seen.scores.filter(relation=now["relation"], step=now["step"], split="all"),
+            "explorer_heads": measured.scores.filter(relation=now["relation"], step=now["step"], split="all"),
             "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(now["sentence"])))),
         }
 
     def stills(self) -> dict[str, alt.TopLevelMixin]:
-        """The picture as it stands; its words for those who cannot see it tell what is seen of relation and head."""
-        seen, now = self.measured, self.now
+        """The current picture; its description for screen readers includes relation and head."""
+        measured, now = self.measured, self.now
         scores = dict.fromkeys(("relation", "step", "layer", "head", "direction"))
-        row = seen.scores.filter(split="all", **{name: now[name] for name in scores})
+        row = measured.scores.filter(split="all", **{name: now[name] for name in scores})
         chosen = f"{now['relation']} in layer {now['layer']}, head {now['head']}, read {now['direction']}"
         share = with_wilson(row).row(0, named=True) if len(row) else None
-        found = f": {with_interval(share['accuracy'], (share['low'], share['high']), '.0%')}" if share else ""
+        score = f": {with_interval(share['accuracy'], (share['low'], share['high']), '.0%')}" if share else ""
         chart = super().stills()[self.name]
-        said = next(place.said for place in self._places() if place.name == f"{now['step']:,}")
-        words = f"{chart.description} {said} {chosen}{found}. {seen.history[now['relation']]}"
-        return {self.name: chart.properties(description=words)}
+        sentence = next(place.text for place in self._places() if place.name == f"{now['step']:,}")
+        description = f"{chart.description} {sentence} {chosen}{score}. {measured.history[now['relation']]}"
+        return {self.name: chart.properties(description=description)}
 
     def state(self) -> State:
         return {**self.now, "sentence": list(self.now["sentence"])}
 
     def restore(self, state: Mapping[str, Any]) -> "SasExplorer":
-        wanted = restored(state, self.state())
-        words = tuple(wanted["sentence"])
+        entries = complete_state(state, self.state())
+        words = tuple(entries["sentence"])
         if not words or not all(isinstance(word, str) and word for word in words):
             raise UserError("the state's sentence should be a list of words, such as ['the', 'dog', 'sleeps']")
-        own, self.own = self.own, words
+        previous, self.custom = self.custom, words
         try:
-            if wanted["run"] in self.names:
-                self.read(self.names.index(wanted["run"]), words)  # what the model cannot read is refused there
-            self.computing.give_up()
-            self.look({**wanted, "sentence": words}, given=state)
+            if entries["run"] in self.names:
+                self.read(self.names.index(entries["run"]), words)  # raises if the model cannot read them
+            self.computing.abort()
+            self.select({**entries, "sentence": words}, required=state)
         except UserError:
-            self.own = own
+            self.custom = previous
             raise
         return self
 
-    # the page: another run, or a sentence of the reader's own, is computed beside it
+    # the page: another run, or the reader's own sentence, is computed in the background
 
     @cached_property
     def computing(self) -> Computing:
@@ -286,68 +286,68 @@ class SasExplorer(Explorer):
             description="or", continuous_update=False, style={"description_width": "auto"},
             layout=widgets.Layout(width="440px"),
         )  # fmt: skip
-        text.observe(lambda change: self._picked("sentence", tuple(change["new"].split())), names="value")
+        text.observe(lambda change: self._on_choice("sentence", tuple(change["new"].split())), names="value")
         return text
 
     @cached_property
     def widget(self) -> widgets.Widget:
-        self.offer()
+        self.update_lists()
         wrap = widgets.Layout(flex_flow="wrap", grid_gap="0 18px")
         run, sentence = self.lists.values()
         first = widgets.HBox([*([run] if len(self.runs) > 1 else []), sentence, self.text], layout=wrap)
         return widgets.VBox([first, self.status, self.computing.widget, self.views, self.saving.widget])
 
-    def _heard(self, values: Mapping[str, Any]) -> None:
+    def _on_signals(self, values: Mapping[str, Any]) -> None:
         before = self.now["step"]
-        super()._heard(values)
-        if self.now["step"] != before and not self.computing.busy:  # somebody has cancelled that
-            self._read_on()
+        super()._on_signals(values)
+        if self.now["step"] != before and not self.computing.busy:  # reading was cancelled
+            self._read_remaining()
 
-    def _picked(self, entry: str, value: Any) -> None:
-        """Another run or sentence: once it is measured, or this checkpoint has read it; or say why not."""
-        if self._offering or not value or value == self.now[entry]:
+    def _on_choice(self, entry: str, value: Any) -> None:
+        """Select another run or sentence when it is measured, or read at this checkpoint; or show the error."""
+        if self._updating or not value or value == self.now[entry]:
             return
-        wanted = {**self.now, entry: value}
-        index, words = self.names.index(wanted["run"]), wanted["sentence"]
-        what = f"measuring {value}" if entry == "run" else "reading the sentence"
+        entries = {**self.now, entry: value}
+        index, words = self.names.index(entries["run"]), entries["sentence"]
+        label = f"measuring {value}" if entry == "run" else "reading the sentence"
 
         def compute(executor: Executor | None) -> None:
             self.measure(index, executor)
             self.read(index, words, executor, self.now["step"] if entry == "sentence" else None)
 
-        def look() -> None:
-            moved_to = {name: self.now[name] for name in ("step", *self.heard)}  # meanwhile, within the picture
+        def select() -> None:
+            current = {name: self.now[name] for name in ("step", *self.signals)}  # perhaps changed within the picture
             if entry == "run":  # another run has other heads
-                moved_to = {**moved_to, **dict.fromkeys(("layer", "head", "direction"))}
-            self.own = words
-            self.look({**wanted, **moved_to})
-            if tuple(self.text.value.split()) != words:  # one of the list: the box holds an older one
+                current = {**current, **dict.fromkeys(("layer", "head", "direction"))}
+            self.custom = words
+            self.select({**entries, **current})
+            if tuple(self.text.value.split()) != words:  # it is from the list: the box has an older one
                 self.text.value = ""
-            self.say()
-            self._read_on()
+            self.show_message()
+            self._read_remaining()
 
-        def left_again(said: str) -> None:
-            self.offer()
-            self.say(said)
+        def on_failure(message: str) -> None:
+            self.update_lists()
+            self.show_message(message)
 
-        if self.knows(index, words):
-            self.computing.give_up()
-            look()
+        if self.is_computed(index, words):
+            self.computing.abort()
+            select()
         else:
-            self.computing.begin(compute, lambda _: look(), left_again, what)
+            self.computing.begin(compute, lambda _: select(), on_failure, label)
 
-    def _read_on(self) -> None:
-        """The sentence at all other checkpoints, so that the slider moves its arcs too."""
+    def _read_remaining(self) -> None:
+        """Read the sentence at all other checkpoints, so that its arcs follow the slider."""
         index, words = self.names.index(self.now["run"]), self.now["sentence"]
-        if not self.knows(index, words):
+        if not self.is_computed(index, words):
 
             def compute(executor: Executor | None) -> None:
                 self.read(index, words, executor)
 
-            self.computing.begin(compute, lambda _: self.draw(), self.say, "reading the sentence")
+            self.computing.begin(compute, lambda _: self.draw(), self.show_message, "reading the sentence")
 
-    def say(self, line: str = "") -> None:
-        """The line under the controls: what is wrong, or words the model has never seen; as text, never as HTML."""
+    def show_message(self, line: str = "") -> None:
+        """Show a line under the controls: an error, or words unknown to the model; as text, never as HTML."""
         tokenizer = self.measured.run[self.now["step"]].tokenizer
         unknown = [
             word
@@ -356,10 +356,10 @@ class SasExplorer(Explorer):
         ]
         if not line and unknown:
             line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
-        super().say(line)
+        super().show_message(line)
 
 
-def _in_words(step: int, loss: float | None, row: Mapping[str, float] | None) -> str:
+def _step_text(step: int, loss: float | None, row: Mapping[str, float] | None) -> str:
     parts = [] if loss is None else [f"loss {loss:.3f} nats"]
     if row is not None:
         parts.append(f"heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs")

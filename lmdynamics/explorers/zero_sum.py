@@ -1,4 +1,4 @@
-"""Whose loss one step moves, and which way: a checkpoint, a batch and a row of text, with every token coloured."""
+"""Explore the changes of tokens' losses in one step: a checkpoint, a batch and a row of text, every token coloured."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from IPython.display import display
 from lmdynamics.analysis.intervals import bounded
 from lmdynamics.analysis.zero_sum import large_change
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.moving import Moving, Place, above, beside, moved
+from lmdynamics.charts.moving import Moving, Place, in_column, in_row, with_slider
 from lmdynamics.charts.tokens import ColouredTokens, visible
 from lmdynamics.charts.trades import change_histogram, interference_cursor, token_course, traded_at
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, RunChanges, run_changes, start, told
-from lmdynamics.explorers.explorer import Explorer, State, numbered
+from lmdynamics.explorers.changes import DIRECTIONS, KEYS, SPLITS, RunChanges, describe_step, preview, run_changes
+from lmdynamics.explorers.explorer import Explorer, State, step_options
 from lmdynamics.html import STILL
 
 Texts = Mapping[tuple[str, int, int], Sequence[str]] | Callable[[str, int, int], Sequence[str]]
@@ -23,21 +23,21 @@ UNNAMED = "the run"
 
 
 class ZeroSumExplorer(Explorer):
-    """Pick a checkpoint, a batch and a row of text, and see whose loss fell and whose rose.
+    """Choose a checkpoint, a batch and a row of text, and see which tokens' losses fell and which rose.
 
     `changes`: a trace of `OneStep`, or a frame of `analysis.zero_sum.doublings`; of several runs, a mapping by name.
-    `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); with
-    several runs that read different tokens, a mapping of such by run. `groups`: row, position, group or token, group,
-    as `analysis.zero_sum.traded` takes them, for bars of who traded with whom; `by`: what they are. `step`, `split`,
-    `direction`, `batch` and `row` choose where to start: by default the last step, held-out text, the update, the first
-    batch and row.
+    `texts`: the tokens of a row, as strings, by split, batch and row (of doublings: split "held out", batch 0); for
+    several runs with different tokens, a mapping of such by run. `groups`: row, position, group or token, group, as for
+    `analysis.zero_sum.traded`, for bars of losses that fell and rose; `by`: what the groups are. `step`, `split`,
+    `direction`, `batch` and `row` are the initial selection: by default the last step, held-out text, the update, the
+    first batch and row.
 
-    All numbers are worked out when a run is first looked at; moving only looks up.
+    All numbers are computed when a run is first selected; moving the slider computes nothing.
 
     Raises
     ------
     UserError
-        If a column is missing, there are no changes, a start value is not among those there are, or a row has no text.
+        If a column is missing, there are no changes, an initial value is unknown, or a row has no text.
     """
 
     name = "explorer_zero_sum"
@@ -74,62 +74,62 @@ class ZeroSumExplorer(Explorer):
     def choices(self, entry: str, now: State) -> Mapping[Any, str]:
         if entry == "run":
             return {name: name for name in self.runs}
-        seen = self.runs[now["run"]]
+        run = self.runs[now["run"]]
         chosen = {key: now[key] for key in ("split", "direction", "batch") if key in now and key != entry}
         if entry in ("split", "direction", "batch"):
-            known = seen.options(entry, **chosen)
-            known.sort(key=lambda each: each != "held out")  # where there is some, it is what one asks of
-            return {each: {**SPLITS, **DIRECTIONS}.get(each, str(each)) for each in known}
+            options = run.options(entry, **chosen)
+            options.sort(key=lambda value: value != "held out")  # held-out text first
+            return {value: {**SPLITS, **DIRECTIONS}.get(value, str(value)) for value in options}
         if entry == "step":
-            return numbered(seen.options("step", **chosen))
-        rows = seen.changes.filter(**chosen)
+            return step_options(run.options("step", **chosen))
+        rows = run.changes.filter(**chosen)
         if entry == "row":
-            return {row: f"{row}: {start(self._text(now, row))}" for row in rows["row"].unique().sort()}
-        text, at = self._text(now, now["row"]), rows.filter(row=now["row"])["position"].unique().sort()
-        return {place: f"{place}: {visible(text[place])}" for place in at}
+            return {row: f"{row}: {preview(self._text(now, row))}" for row in rows["row"].unique().sort()}
+        text, positions = self._text(now, now["row"]), rows.filter(row=now["row"])["position"].unique().sort()
+        return {position: f"{position}: {visible(text[position])}" for position in positions}
 
     @property
-    def seen(self) -> RunChanges:
+    def current(self) -> RunChanges:
         return self.runs[self.now["run"]]
 
     @property
     def chosen(self) -> dict[str, str | int]:
-        """Split, direction and batch that are looked at."""
+        """The selected split, direction and batch."""
         return {key: self.now[key] for key in ("split", "direction", "batch")}
 
     def tokens_at(self, step: int) -> ColouredTokens | None:
-        """The row that is looked at, coloured, if it was measured there; the scale is that of all rows."""
-        here, row = self._here(step), self.now["row"]
-        of_row = here.filter(pl.col("row") == row)
-        if of_row.is_empty():
+        """The selected row, coloured, if it was measured at the step; the colour scale is that of all rows."""
+        tokens, row = self._changes_at(step), self.now["row"]
+        row_changes = tokens.filter(pl.col("row") == row)
+        if row_changes.is_empty():
             return None
-        title = f"step {step:,}" + ("" if not self.seen.doublings else f" → {here['until'][0]:,}") + f", row {row}"
+        title = f"step {step:,}" + ("" if not self.current.doublings else f" → {tokens['until'][0]:,}") + f", row {row}"
         marked = (row, self.now["position"])
         return ColouredTokens(
-            {row: self._text(self.now, row)}, of_row, most=large_change(here), title=title, marked=marked
+            {row: self._text(self.now, row)}, row_changes, limit=large_change(tokens), title=title, marked=marked
         )
 
     def moving(self) -> Moving:
-        seen, chosen, steps = self.seen, self.chosen, list(self.choices("step", self.now))
+        run, chosen, steps = self.current, self.chosen, list(self.choices("step", self.now))
         cursor = Cursor(steps)
-        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
-        alone = seen.each.filter(**chosen) if self.several_batches else None
+        mean = run.table.filter(split=chosen["split"], direction=chosen["direction"])
+        batch = run.by_batch.filter(**chosen) if self.several_batches else None
         caption = f"{SPLITS.get(chosen['split'], chosen['split'])}, {DIRECTIONS.get(chosen['direction'])}"
         token = visible(self._text(self.now, self.now["row"])[self.now["position"]]).strip()
-        left = [interference_cursor(mean, cursor, alone, caption), token_course(self._of_token(), token, cursor)]
-        right = [change_histogram(seen.bins.filter(**chosen), cursor)]
-        if seen.traded is not None:
-            right.append(traded_at(seen.traded.filter(**chosen), cursor, self.by))
-        chart = beside(above(*left), above(*right))
-        places = [Place(f"{step:,}", self.sentence(step), self._coloured(step)) for step in steps]
-        return moved(chart, cursor, self.now["step"], places)
+        left = [interference_cursor(mean, cursor, batch, caption), token_course(self._token_rows(), token, cursor)]
+        right = [change_histogram(run.bins.filter(**chosen), cursor)]
+        if run.traded is not None:
+            right.append(traded_at(run.traded.filter(**chosen), cursor, self.by))
+        chart = in_row(in_column(*left), in_column(*right))
+        places = [Place(f"{step:,}", self.describe_step(step), self._coloured_html(step)) for step in steps]
+        return with_slider(chart, cursor, self.now["step"], places)
 
     @property
     def several_batches(self) -> bool:
         return len(self.choices("batch", self.now)) > 1
 
     def show(self, output_dir: str = "", interactive: bool = True) -> None:
-        """Show the explorer, or its start values as a still figure and coloured text (and files, in `output_dir`)."""
+        """Show the explorer, or its current state as a still figure and coloured text (and files, in `output_dir`)."""
         super().show(output_dir, interactive)
         tokens = None if interactive else self.tokens_at(self.now["step"])
         if tokens is not None:
@@ -138,33 +138,33 @@ class ZeroSumExplorer(Explorer):
                 tokens.save(Path(output_dir) / "explorer_tokens.html")
 
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The data behind the charts: of the course at all steps, of the others at the one that is looked at."""
-        seen, chosen, step = self.seen, self.chosen, self.now["step"]
-        mean = seen.table.filter(split=chosen["split"], direction=chosen["direction"])
-        made = {"explorer_interference": mean, "explorer_changes": self._here(step)}
-        if seen.traded is not None:
-            made["explorer_traded"] = seen.traded.filter(step=step, **chosen)
-        return {**made, "explorer_token": self._of_token()}
+        """The data of the charts: of curves over training at all steps, of the others at the selected step."""
+        run, chosen, step = self.current, self.chosen, self.now["step"]
+        mean = run.table.filter(split=chosen["split"], direction=chosen["direction"])
+        tables = {"explorer_interference": mean, "explorer_changes": self._changes_at(step)}
+        if run.traded is not None:
+            tables["explorer_traded"] = run.traded.filter(step=step, **chosen)
+        return {**tables, "explorer_token": self._token_rows()}
 
-    def sentence(self, step: int) -> str:
-        """D, M and ΔL at a checkpoint in words, with what is known of their uncertainty."""
+    def describe_step(self, step: int) -> str:
+        """D, M and ΔL at a checkpoint in words, with their uncertainty."""
         chosen = self.chosen
-        said = told(self.seen, step, chosen["split"], chosen["direction"])
+        text = describe_step(self.current, step, chosen["split"], chosen["direction"])
         if self.several_batches:
-            own = self.seen.each.filter(step=step, **chosen).select("interference").row(0, named=True)
-            said += f" Batch {chosen['batch']} alone: D {bounded(own, 'interference', '.2f')}."
-        return said if list(self.runs) == [UNNAMED] else f"{self.now['run']}: {said}"
+            batch = self.current.by_batch.filter(step=step, **chosen).select("interference").row(0, named=True)
+            text += f" Batch {chosen['batch']} alone: D {bounded(batch, 'interference', '.2f')}."
+        return text if list(self.runs) == [UNNAMED] else f"{self.now['run']}: {text}"
 
-    def _of_token(self) -> pl.DataFrame:
-        """The token that is looked at, at every checkpoint."""
-        return self.seen.changes.filter(**self.chosen, row=self.now["row"], position=self.now["position"])
+    def _token_rows(self) -> pl.DataFrame:
+        """The selected token, at every checkpoint."""
+        return self.current.changes.filter(**self.chosen, row=self.now["row"], position=self.now["position"])
 
-    def _coloured(self, step: int) -> str:
+    def _coloured_html(self, step: int) -> str:
         tokens = self.tokens_at(step)
         return "This row was not measured here." if tokens is None else tokens._repr_html_()
 
-    def _here(self, step: int) -> pl.DataFrame:
-        return self.seen.tokens[*(self.chosen[key] for key in KEYS), step]
+    def _changes_at(self, step: int) -> pl.DataFrame:
+        return self.current.tokens[*(self.chosen[key] for key in KEYS), step]
 
     def _text(self, now: State, row: int) -> Sequence[str]:
         run, key = now["run"], (now["split"], now["batch"], row)
@@ -176,6 +176,6 @@ class ZeroSumExplorer(Explorer):
                 self._texts[run, *key] = list(texts(*key) if callable(texts) else texts[key])
             except (KeyError, IndexError) as error:
                 raise UserError(
-                    f"there is no text of split {key[0]!r}, batch {key[1]}, row {key[2]}; give it"
+                    f"there is no text of split {key[0]!r}, batch {key[1]}, row {key[2]}; add it to texts"
                 ) from error
         return self._texts[run, *key]

@@ -10,7 +10,7 @@ import pytest
 from lmdynamics.batch.page import static_page
 from lmdynamics.charts import show
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.moving import Place, moved
+from lmdynamics.charts.moving import Place, with_slider
 from lmdynamics.charts.theme import figure
 from lmdynamics.html import MOVING, STILL
 
@@ -22,7 +22,7 @@ def moving():
     data = alt.Data(values=[{"step": 1, "name": HOSTILE}, {"step": 2, "name": "b"}])
     chart = alt.Chart(data).mark_text().encode(text="name:N").transform_filter("datum.step == cursor_step")
     chart, cursor = figure(chart, "Names", "", "One name."), Cursor([1, 2])
-    return moved(chart, cursor, 2, [Place(str(k), HOSTILE) for k in (1, 2)], label=f"step {HOSTILE}")
+    return with_slider(chart, cursor, 2, [Place(str(k), HOSTILE) for k in (1, 2)], label=f"step {HOSTILE}")
 
 
 def output(shown, metadata=None):

@@ -132,8 +132,8 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     place = moving.places[-4]
     assert unmoved(page, at_end) == []
     assert page.locator(f"{LAST} >> output").inner_text() == place.name
-    assert page.locator(f"{LAST} >> [role=status]").inner_text() == place.said
-    assert bool(page.locator(".lmd-under").inner_text()) is bool(place.under)
+    assert page.locator(f"{LAST} >> [role=status]").inner_text() == place.text
+    assert bool(page.locator(".lmd-under").inner_text()) is bool(place.details)
     first = page.locator(f"{VIEW} >> path[opacity='0']").first  # the strip of the first place
     first.scroll_into_view_if_needed()
     box = first.bounding_box()

@@ -3,7 +3,7 @@
 from html import escape
 
 from lmdynamics import charts
-from lmdynamics.charts.moving import Place, moved
+from lmdynamics.charts.moving import Place, with_slider
 
 
 def drawn(chart):
@@ -23,7 +23,7 @@ def drawn(chart):
 def at_step(chart, cursor, step, **signals):
     """A figure that follows a cursor, as it stands at a step and at the values of further signals."""
     found = [{"name": name, "value": value} for name, value in signals.items()]
-    return moved(chart, cursor, step, [Place(str(each)) for each in cursor.steps], *found).still()
+    return with_slider(chart, cursor, step, [Place(str(each)) for each in cursor.steps], *found).still()
 
 
 def said(chart):

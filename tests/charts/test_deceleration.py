@@ -7,7 +7,7 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.fits import fits_table, fitted_line
 from lmdynamics.charts.axes import Cursor, log_ticks
-from lmdynamics.charts.deceleration import hand_parameters
+from lmdynamics.charts.deceleration import manual_parameters
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
 from tests.charts.specs import at_step, drawn, rows_of
@@ -28,7 +28,7 @@ CURSOR = Cursor(profile()["step_at_break"].to_list())
 
 
 def by_hand(chart, step=1000):
-    return at_step(chart.add_params(*hand_parameters(profile())), CURSOR, step)
+    return at_step(chart.add_params(*manual_parameters(profile())), CURSOR, step)
 
 
 def every_chart():
@@ -37,7 +37,7 @@ def every_chart():
         "many": charts.deceleration(points(), fits()),
         "one": charts.deceleration(points(), fits(), curves=["small"]),
         "profile": by_hand(charts.break_profile(profile(), best["step_at_break"], CURSOR)),
-        "by hand": by_hand(charts.broken_by_hand(points().filter(pl.col("curve") == "small"), best, CURSOR)),
+        "by hand": by_hand(charts.manual_break(points().filter(pl.col("curve") == "small"), best, CURSOR)),
         "claim": charts.power_law_claim(points(), claims(), curve="small", share=0.02),
     }
 
@@ -170,7 +170,7 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
 
 def test_a_name_with_quotes_and_tags_is_text():
     named = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
-    svg = charts.to_svg(by_hand(charts.broken_by_hand(named, fit_of("small"), CURSOR)))
+    svg = charts.to_svg(by_hand(charts.manual_break(named, fit_of("small"), CURSOR)))
     assert "it's &lt;b&gt;\\ small with a break put at step" in svg
 
 
@@ -182,7 +182,7 @@ def test_the_claim_names_the_claimed_and_the_true_loss():
         f"One power law through the first 2 % of training claims a final loss of {end:.2f} for small"
     )
     assert title.endswith("too low")
-    assert f"came to: {points().filter(pl.col('curve') == 'small')['loss'][-1]:.2f}" in str(spec)
+    assert f"measured: {points().filter(pl.col('curve') == 'small')['loss'][-1]:.2f}" in str(spec)
 
 
 @pytest.mark.parametrize(

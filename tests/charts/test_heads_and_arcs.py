@@ -8,7 +8,7 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import wilson
 from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told
-from lmdynamics.charts.arcs import BASE, RIGHT, UNKNOWN, WRONG, arc_levels, moving_arcs
+from lmdynamics.charts.arcs import BASE, CORRECT, INCORRECT, UNKNOWN, arc_levels, moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import layer_head_map, moving_head_map
 from lmdynamics.errors import UserError
@@ -181,7 +181,7 @@ def test_arcs_are_told_apart_by_the_gold_tree():
     predicted = predicted_heads(attention(steps=[512])).drop("step")
     chart = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj")
     svg = charts.to_svg(chart)
-    verdicts = [RIGHT if head >= 0 else WRONG for head in HEADS]
+    verdicts = [CORRECT if head >= 0 else INCORRECT for head in HEADS]
     assert [arc["verdict"] for arc in arcs_of(svg)] == verdicts
     assert "10 of 10 arcs" in chart.to_dict()["description"]
     bold = {element.text for element in elements(svg, "text") if element.get("font-weight") == "bold"}

@@ -151,7 +151,7 @@ def test_a_condition_keeps_its_colour_where_others_are_absent():
 
 def test_nine_conditions_are_too_many_and_an_unknown_one_is_named():
     names = [f"c{i}" for i in range(9)]
-    with pytest.raises(UserError, match="9 conditions, and only 8 colours .* choose fewer"):
+    with pytest.raises(UserError, match="9 conditions, and only 8 distinguishable colours; choose fewer"):
         charts.conditions_over_training(over_training(names, seeds=1), UAS)
     with pytest.raises(UserError, match=r"'SAS\+', conditions= names only base"):
         charts.gain_by_paradigm(gains(names=["SAS+"]), conditions=["base"])
@@ -372,7 +372,7 @@ def test_a_run_without_branches_is_a_family():
     ("changes", "message"),
     [
         ({"parent": [None, "gone", "base", "late"]}, "'early' branches off 'gone', which is not among them"),
-        ({"run": ["base", "base", "late", "late again"]}, "'base' is there twice"),
+        ({"run": ["base", "base", "late", "late again"]}, "'base' occurs twice"),
         ({"parent": [None, "base", "late again", "late"]}, "'late' is its own ancestor"),
     ],
 )

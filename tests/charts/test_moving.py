@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdynamics import charts
-from lmdynamics.charts.axes import AT, Cursor, nearest, on_step_axis, step_axis, step_number, strips
-from lmdynamics.charts.moving import Place, above, beside, compact, moved, over_places, picker, slider
+from lmdynamics.charts.axes import SLIDER, Cursor, nearest, on_step_axis, step_axis, step_number, strips
+from lmdynamics.charts.moving import Place, by_place, compact, in_column, in_row, picker, slider, with_slider
 from lmdynamics.charts.text import Value
 from lmdynamics.charts.theme import figure
 from lmdynamics.html import MOVING
@@ -32,7 +32,7 @@ def moving(start=4):
     told = [Value("word"), " at step ", cursor.number]
     chart = figure(alt.layer(*layers), told, "", "A loss curve with a line at one checkpoint.")
     places = [Place(f"{step}", f"Step {step}.") for step in STEPS]
-    return moved(chart, cursor, start, places, picker("word", "word", ["Loss", "Verlust"], "Loss"))
+    return with_slider(chart, cursor, start, places, picker("word", "word", ["Loss", "Verlust"], "Loss"))
 
 
 def at(whole, **values):
@@ -90,7 +90,7 @@ def test_an_output_is_json_of_columns_and_says_in_words_what_it_is():
 
 def test_playing_goes_on_to_the_last_place_and_begins_anew_from_there():
     here, play = slider("checkpoint", 4, 3)
-    assert (here["name"], here["value"]) == (AT, 3)
+    assert (here["name"], here["value"]) == (SLIDER, 3)
     assert {name: here["bind"][name] for name in ("input", "min", "max", "step")} == {
         "input": "range", "min": 0, "max": 3, "step": 1,
     }  # fmt: skip
@@ -107,7 +107,7 @@ def test_playing_goes_on_to_the_last_place_and_begins_anew_from_there():
 
 def test_figures_together_keep_their_dress_and_their_words():
     one, other = (figure(alt.Chart(LOSS).mark_point().encode(x="loss"), name, "", f"{name}.") for name in ("A", "B"))
-    spec = above(beside(one, other), one).to_dict()
+    spec = in_column(in_row(one, other), one).to_dict()
     assert spec["description"] == "A. B. A."
     assert spec["config"] == one.to_dict()["config"]
     assert "config" not in str(spec["vconcat"])
@@ -148,12 +148,12 @@ def test_nearest_is_so_on_a_logarithmic_axis(step, found):
 
 @settings(deadline=None)  # the first call of polars takes long on a busy machine
 @given(st.dictionaries(st.tuples(st.integers(0, 3), st.sampled_from("ab")), st.integers(0, 9), max_size=8))
-def test_over_places_equals_a_loop(values):
+def test_by_place_equals_a_loop(values):
     schema = {"step": pl.Int64, "name": pl.String, "value": pl.Int64}
     frame = pl.DataFrame([(step, name, value) for (step, name), value in values.items()], schema, orient="row")
     names = dict.fromkeys(name for _, name in values)
     expected = [(name, [values.get((step, name)) for step in range(4)]) for name in names]
-    assert over_places(frame, ["name"], ["value"], range(4)).rows() == expected
+    assert by_place(frame, ["name"], ["value"], range(4)).rows() == expected
 
 
 def test_rows_become_columns_and_come_back():

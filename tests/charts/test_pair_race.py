@@ -7,7 +7,7 @@ from lmdynamics import charts
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import accuracy_by_step, judged_right, pair_race
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.pair_race import pairs_at_step, spoken
+from lmdynamics.charts.pair_race import pairs_at_step, paradigm_label
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid
 from tests.charts.specs import at_step, drawn, found, rows_of, said
@@ -117,7 +117,7 @@ def test_the_cursor_moves_both_panels_and_strips_lie_over_each():
 def test_an_onset_stands_behind_both_panels_and_in_the_caption():
     spec = EVERY["paradigm"]().to_dict()
     assert len(found(spec, "rect")) == 2
-    assert "upright band: capabilities onset, step 125" in " ".join(spec["title"]["subtitle"])
+    assert "vertical band: capabilities onset, step 125" in " ".join(spec["title"]["subtitle"])
     none = Onset("capabilities", None, None, None, None, None, None, None, "never")
     without = charts.pair_race(pair_race(TRACE), onset=none).to_dict()
     assert found(without, "rect") == []
@@ -141,8 +141,8 @@ def test_paradigms_stand_by_their_last_accuracy_and_follow_the_cursor():
 
 
 def test_a_paradigm_is_spoken_by_kind_and_case():
-    assert spoken("filler-gap-wh_question_subject") == "filler-gap: wh question subject"
-    assert spoken("agreement_no_attractor") == "agreement no attractor"
+    assert paradigm_label("filler-gap-wh_question_subject") == "filler-gap: wh question subject"
+    assert paradigm_label("agreement_no_attractor") == "agreement no attractor"
 
 
 def test_many_paradigms_are_drawn_closer():

@@ -5,7 +5,7 @@ import pytest
 
 from lmdynamics.charts import to_svg
 from lmdynamics.charts.axes import Cursor
-from lmdynamics.charts.small_multiples import small_multiples, told_at
+from lmdynamics.charts.small_multiples import small_multiples, step_text
 from lmdynamics.errors import UserError
 from tests.charts.specs import found, rows_of
 
@@ -86,9 +86,9 @@ def test_many_runs_wrap():
 
 
 def test_what_is_said_at_a_step():
-    assert told_at(curves(runs=("a",), measures=("loss",)), 1) == "Step 1: loss 4.55."
-    assert told_at(curves(measures=("loss",)), 1) == "Step 1: loss 4.55 (a) to 8.18 (c)."
-    assert told_at(curves(), 3) == "Step 3: nothing was measured."
+    assert step_text(curves(runs=("a",), measures=("loss",)), 1) == "Step 1: loss 4.55."
+    assert step_text(curves(measures=("loss",)), 1) == "Step 1: loss 4.55 (a) to 8.18 (c)."
+    assert step_text(curves(), 3) == "Step 3: nothing was measured."
 
 
 def test_nothing_to_draw_is_refused():

@@ -17,15 +17,15 @@ from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import moving_head_map
 from lmdynamics.charts.small_multiples import small_multiples
-from lmdynamics.charts.text import LEAST, Value, text_width, title_lines, width_of, with_room, wrapped
+from lmdynamics.charts.text import MIN_WIDTH, Value, text_width, title_lines, width_of, with_room, wrapped
 from lmdynamics.charts.theme import WIDTH, figure
 from tests.analysis.frames import STEPS
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.charts import (
     test_deceleration,
     test_dissent,
+    test_gradient_cosines,
     test_interventions,
-    test_opposition,
     test_pair_race,
     test_scaling,
     test_small_multiples,
@@ -73,7 +73,7 @@ MEASURE = """font => {
 
 
 def every_figure():
-    for module in (test_dissent, test_interventions, test_opposition, test_pair_race, test_zero_sum):
+    for module in (test_dissent, test_interventions, test_gradient_cosines, test_pair_race, test_zero_sum):
         yield from ((f"{module.__name__.split('_', 1)[1]}: {name}", make()) for name, make in module.EVERY.items())
     for module in (test_deceleration, test_trajectories):
         yield from module.every_chart().items()
@@ -124,7 +124,7 @@ def page(pictures):
 def test_no_text_is_cut_and_no_title_is_wider_than_its_chart(font, page, pictures):
     measured = dict(zip(pictures, page.evaluate(MEASURE, font), strict=True))
     assert {name: seen["cut"] for name, seen in measured.items() if seen["cut"]} == {}
-    ends = {name: max(seen["chart"][1], seen["chart"][0] + LEAST) for name, seen in measured.items()}
+    ends = {name: max(seen["chart"][1], seen["chart"][0] + MIN_WIDTH) for name, seen in measured.items()}
     assert [name for name, seen in measured.items() if seen["title"] > ends[name] + 1] == []
 
 

@@ -86,7 +86,7 @@ def test_sign_is_told_by_colour_and_by_underline():
 
 
 def test_strength_grows_with_the_change_and_stops_at_the_most():
-    styles = [each["style"] for each in titled(tokens(most=0.2))][1:]
+    styles = [each["style"] for each in titled(tokens(limit=0.2))][1:]
     shades = [float(style.rsplit(",", 1)[1].rstrip(")")) for style in styles if "background" in style]
     assert shades[0] == shades[1] == shades[2] == max(shades)
     assert shades[2] > shades[3]
@@ -113,8 +113,8 @@ def test_a_reader_without_html_reads_the_same_numbers():
 
 
 def test_the_legend_spans_the_scale():
-    assert "−0.30" in Elements(tokens(most=0.3)._repr_html_()).text
-    assert "+0.30" in Elements(tokens(most=0.3)._repr_html_()).text
+    assert "−0.30" in Elements(tokens(limit=0.3)._repr_html_()).text
+    assert "+0.30" in Elements(tokens(limit=0.3)._repr_html_()).text
 
 
 def test_rows_come_in_the_order_of_the_frame_and_from_a_function_too():

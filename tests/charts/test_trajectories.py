@@ -9,7 +9,7 @@ from lmdynamics import charts
 from lmdynamics.analysis.intervals import loss_by_bin
 from lmdynamics.analysis.onsets import Onset, structure_onset
 from lmdynamics.analysis.syntax import accuracy_by_step, uas_by_step
-from lmdynamics.charts.axes import BEFORE_ONE, onset_bands, step_axis, step_ticks
+from lmdynamics.charts.axes import STEP_ZERO, onset_bands, step_axis, step_ticks
 from lmdynamics.charts.theme import BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
@@ -57,11 +57,11 @@ def rows_of(spec):
 def test_step_zero_stands_left_of_one_and_is_labelled_0():
     spec = charts.loss_over_training(log(10), held_out()).to_dict()
     zero = [row["x"] for row in rows_of(spec) if row["step"] == 0]
-    assert zero == [BEFORE_ONE]
+    assert zero == [STEP_ZERO]
     axis = step_axis([0, 1, 10]).to_dict()
     assert axis["axis"]["values"] == [0.5, 1, 3, 10]
     assert "'0'" in axis["axis"]["labelExpr"]
-    assert axis["scale"]["domain"][0] < BEFORE_ONE
+    assert axis["scale"]["domain"][0] < STEP_ZERO
 
 
 @pytest.mark.parametrize(

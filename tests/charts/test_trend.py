@@ -71,7 +71,7 @@ def test_only_what_is_there_is_drawn():
     renewed = pl.concat([accepted(0.6, 0.5), accepted(0.6).with_columns(baseline=pl.lit(0.7))])
     assert marks(record_trend(renewed)) == ["area", "line", "line", "point"]
     assert "no intervals" in caption(record_trend(accepted(0.6)))
-    assert "upright lines: 95 %" in caption(record_trend(frame(0.6, low=0.4, high=0.7)))
+    assert "vertical lines: 95 %" in caption(record_trend(frame(0.6, low=0.4, high=0.7)))
 
 
 def test_the_band_is_the_tolerance_and_its_edge_is_inside():

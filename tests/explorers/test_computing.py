@@ -52,17 +52,17 @@ def test_the_page_says_what_is_computed_and_how_far_it_is():
         return last.result()
 
     async def notebook():
-        computing.begin(compute, lambda _: None, what="measuring <b>")
+        computing.begin(compute, lambda _: None, label="measuring <b>")
         assert computing.widget.layout.display == "none"
-        while not computing.said.value.endswith("1 of 2 checkpoints"):
+        while not computing.message.value.endswith("1 of 2 checkpoints"):
             await asyncio.sleep(0.01)
-        seen.append((computing.said.value, computing.widget.layout.display))
+        seen.append((computing.message.value, computing.widget.layout.display))
         go_on.set()
         await settled(computing)
 
     asyncio.run(asyncio.wait_for(notebook(), 30))
     assert seen == [("measuring &lt;b&gt; … 1 of 2 checkpoints", None)]
-    assert (computing.said.value, computing.widget.layout.display) == ("", "none")
+    assert (computing.message.value, computing.widget.layout.display) == ("", "none")
 
 
 def test_cancelling_ends_what_has_not_begun_and_says_so():

@@ -27,14 +27,14 @@ def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
 def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
     place = explorer.moving().places[list(explorer.choices("step", explorer.now)).index(64)]
     here = frames.dissent().filter(step=64)
-    assert place.under.count("<tr>") == 1 + len(here)
+    assert place.details.count("<tr>") == 1 + len(here)
     for value in here["dissent"]:
-        assert f"{value:.2f}".replace("-", "−") in place.under
+        assert f"{value:.2f}".replace("-", "−") in place.details
     ends = (f"{value:.2f} [".replace("-", "−") for value in (here["dissent"].min(), here["dissent"].max()))
-    assert place.said.startswith("Step 64: dissent ")
-    assert all(end in place.said for end in ends)
+    assert place.text.startswith("Step 64: dissent ")
+    assert all(end in place.text for end in ends)
     explorer.restore({"curve": "17k", "group": "rare"})
-    said = explorer.moving().places[-1].said
+    said = explorer.moving().places[-1].text
     assert said.startswith("Step 1,024: dissent ")
     assert said.endswith("(17k, rare).")
     assert len(said) < 80
@@ -61,8 +61,8 @@ def test_one_curve_without_a_name_has_no_list():
 def test_names_are_text_never_html():
     named = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
     place = DissentExplorer(named.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
-    assert "<img" not in place.under
-    assert "&lt;img" in place.under
+    assert "<img" not in place.details
+    assert "&lt;img" in place.details
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
 from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import ALL
-from lmdynamics.explorers.pairs import EVERY, OFFERED, PairExplorer, marked
+from lmdynamics.explorers.pairs import LISTED, MEAN, PairExplorer, mark_differences
 from tests.analysis.frames import pairs_trace
 from tests.charts.specs import found, rows_of
 from tests.explorers.made import offered
@@ -42,14 +42,14 @@ def place(explorer, step):
 
 
 def test_it_starts_at_the_last_step_with_the_average_over_paradigms(explorer):
-    assert explorer.state() == {"run": "the run", "paradigm": ALL, "pair": EVERY, "step": 16}
+    assert explorer.state() == {"run": "the run", "paradigm": ALL, "pair": MEAN, "step": 16}
     assert explorer.rows.equals(pair_race(TRACE))
     row = judged_right(TRACE).filter(step=4, paradigm=WHOLE).row(0, named=True)
     lead = pair_race(TRACE).filter(step=4, score="difference").row(0, named=True)
-    said = place(explorer, 4).said
+    said = place(explorer, 4).text
     assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in said
     assert f"difference {lead['value']:+.2f} [{lead['low']:+.2f}".replace("-", "−") in said
-    assert ">for example<" in place(explorer, 4).under
+    assert ">for example<" in place(explorer, 4).details
 
 
 def test_a_paradigm_is_ringed_and_one_pair_is_told_with_both_sentences_and_no_interval(explorer):
@@ -59,7 +59,7 @@ def test_a_paradigm_is_ringed_and_one_pair_is_told_with_both_sentences_and_no_in
     assert found(race, "area") == []
     assert "27" in " ".join(race["title"]["subtitle"])
     assert found(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
-    said = place(explorer, 2).said
+    said = place(explorer, 2).text
     row = TRACE.filter(pair=27, step=2).row(0, named=True)
     told = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
     assert told.replace("-", "−") in said
@@ -80,13 +80,13 @@ def test_a_pair_is_offered_by_its_good_sentence_and_not_all_of_many():
     explorer = PairExplorer(trace, pairs_of(trace, end="and " * 30))
     explorer.widget  # noqa: B018
     labels, numbers = zip(*explorer.lists["pair"].options, strict=True)
-    assert numbers == (EVERY, *range(OFFERED))
+    assert numbers == (MEAN, *range(LISTED))
     assert labels[0] == "all 80 (mean)"
     assert labels[8].startswith("the dog 7 sleeps and")
     assert max(map(len, labels)) < 75
     explorer.restore({"pair": 77})
     assert explorer.lists["pair"].options[-1][1] == explorer.lists["pair"].value == 77
-    assert "the dog 77" in place(explorer, 4).under
+    assert "the dog 77" in place(explorer, 4).details
 
 
 def test_one_paradigm_has_no_list_and_no_second_view():
@@ -98,7 +98,7 @@ def test_one_paradigm_has_no_list_and_no_second_view():
     assert offered(explorer) == ["pair"]
     row = judged_right(trace).filter(step=4).row(0, named=True)
     told = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
-    assert told in place(explorer, 4).said
+    assert told in place(explorer, 4).text
 
 
 def test_runs_have_steps_and_onsets_of_their_own():
@@ -110,7 +110,7 @@ def test_runs_have_steps_and_onsets_of_their_own():
     explorer.restore({"run": "b"})
     assert explorer.now["step"] == 8
     assert explorer.rows.equals(pair_race(other))
-    assert place(explorer, 8).said.startswith("b, step 8: ")
+    assert place(explorer, 8).text.startswith("b, step 8: ")
     assert "onset" not in str(explorer.moving().chart.to_dict()["hconcat"][0]["title"])
     assert PairExplorer({"a": TRACE, "b": other}, PAIRS, run="b", onset={"b": ONSET}).onsets == {"b": ONSET}
 
@@ -126,7 +126,7 @@ def test_runs_have_steps_and_onsets_of_their_own():
     ],
 )
 def test_words_that_differ_are_marked(good, bad, words):
-    for html, expected in zip(marked(good, bad), words, strict=True):
+    for html, expected in zip(mark_differences(good, bad), words, strict=True):
         parts = html.split("</b>")
         assert [part.partition("underline'>")[2] for part in parts[:-1]] == expected
 
@@ -134,10 +134,10 @@ def test_words_that_differ_are_marked(good, bad, words):
 def test_sentences_and_names_are_text_never_html():
     trace = TRACE.filter(paradigm="far").with_columns(paradigm=pl.lit("<img src=x>"))
     under = PairExplorer({"<i>a": trace, "b": trace}, pairs_of(trace, end="<script>$x$"), pair=25).moving().places[0]
-    assert "<script>" not in under.under
-    assert "&lt;script&gt;$x$" in under.under
-    assert "mathjax_ignore tex2jax_ignore" in under.under
-    assert under.under.count("<b ") == 2
+    assert "<script>" not in under.details
+    assert "&lt;script&gt;$x$" in under.details
+    assert "mathjax_ignore tex2jax_ignore" in under.details
+    assert under.details.count("<b ") == 2
 
 
 @pytest.mark.parametrize(

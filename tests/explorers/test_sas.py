@@ -99,7 +99,7 @@ def test_words_at_a_place_are_those_of_the_traces(explorer, run):
     place = explorer.moving().places[run.steps.index(4)]
     row = explorer.measured.curve.filter(source="attention", step=4).row(0, named=True)
     loss = explorer.measured.losses[4]
-    assert place.said == (
+    assert place.text == (
         f"Step 4: loss {loss:.3f} nats; heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs."
     )
 
@@ -184,7 +184,7 @@ def test_while_a_run_is_measured_the_old_one_can_be_moved_through(run, other, tr
     async def moved_meanwhile():
         explorer.lists["run"].value = "other"
         await until(lambda: computing.widget.layout.display != "none")
-        assert computing.said.value.startswith("measuring other")
+        assert computing.message.value.startswith("measuring other")
         move(explorer, at=run.steps.index(4))
         assert (explorer.now["run"], explorer.now["step"]) == ("tiny", 4)
         if cancelled:
@@ -291,8 +291,8 @@ def test_a_state_brings_back_the_same_views_and_data(run, other, treebank):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ({"step": 5}, "step is 5, which is not there"),
-        ({"run": "gone"}, "run is 'gone', which is not there .any more.; there are: tiny"),
+        ({"step": 5}, "step is 5, which does not exist"),
+        ({"run": "gone"}, "run is 'gone', which does not exist .any more.; known: tiny"),
         ({"relation": "iobj"}, "relation is 'iobj'"),
         ({"layer": 7}, "layer is 7"),
         ({"direction": "up"}, "direction is 'up'"),
@@ -304,11 +304,11 @@ def test_a_state_brings_back_the_same_views_and_data(run, other, treebank):
 )
 def test_a_state_that_fits_no_more_changes_nothing(unchanged, state, says):
     explorer = unchanged
-    before = explorer.state(), digest(explorer.views.content), explorer.own
+    before = explorer.state(), digest(explorer.views.content), explorer.custom
     with pytest.raises(UserError, match=says) as refusal:
         explorer.restore({"layer": 1, **state})
     assert "\n" not in str(refusal.value)
-    assert (explorer.state(), digest(explorer.views.content), explorer.own) == before
+    assert (explorer.state(), digest(explorer.views.content), explorer.custom) == before
 
 
 def test_views_are_saved_with_the_data_they_show(explorer, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from lmdynamics.charts.show import KINDS, save
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.saving import SaveRow, as_cell, check_among, restored
+from lmdynamics.explorers.saving import SaveRow, as_cell, check_among, complete_state
 
 STATE = {"curve": "a", "step": 4, "at": 0.5, "words": ["it", "is"]}
 
@@ -38,7 +38,7 @@ def row(tmp_path, monkeypatch):
 def test_one_click_writes_picture_and_data_and_says_where(row, tmp_path):
     row.save.click()
     assert sorted(os.listdir(tmp_path / "out")) == ["points.csv", "points.png", "points.svg"]
-    assert row.said.value == f"saved 3 files, points.svg the first, to {tmp_path / 'out'}"
+    assert row.message.value == f"saved 3 files, points.svg the first, to {tmp_path / 'out'}"
     assert pl.read_csv(tmp_path / "out" / "points.csv").equals(StandIn().tables()["points"])
     assert not row.save.disabled
 
@@ -47,7 +47,7 @@ def test_the_folder_and_the_kind_are_the_readers(row, tmp_path):
     row.folder.value, row.kinds.value = "my <figures>", ("svg",)
     row.save.click()
     assert os.listdir(tmp_path / "my <figures>") == ["points.svg"]
-    assert row.said.value == f"saved a file to {tmp_path}/my &lt;figures&gt;"
+    assert row.message.value == f"saved a file to {tmp_path}/my &lt;figures&gt;"
 
 
 @pytest.mark.parametrize(("folder", "says"), [("file/deeper", "cannot write"), ("  ", "no folder to save to")])
@@ -55,8 +55,8 @@ def test_what_cannot_be_written_is_said_in_one_line(row, tmp_path, folder, says)
     (tmp_path / "file").write_text("in the way")
     row.folder.value = folder
     row.save.click()
-    assert says in row.said.value
-    assert "\n" not in row.said.value
+    assert says in row.message.value
+    assert "\n" not in row.message.value
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -76,7 +76,7 @@ def test_a_state_survives_its_text():
 
 
 def test_a_state_keeps_what_it_does_not_name():
-    assert restored({"step": 8, "at": 1}, STATE) == {**STATE, "step": 8, "at": 1}
+    assert complete_state({"step": 8, "at": 1}, STATE) == {**STATE, "step": 8, "at": 1}
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_a_state_keeps_what_it_does_not_name():
 )
 def test_a_state_of_something_else_is_refused_in_one_line(given, says):
     with pytest.raises(UserError, match=says) as refusal:
-        restored(given, STATE)
+        complete_state(given, STATE)
     assert "\n" not in str(refusal.value)
 
 
 def test_what_is_gone_is_named_with_what_there_is():
-    with pytest.raises(UserError, match="step is 5, which is not there .any more.; there are: 1, 2, 4"):
+    with pytest.raises(UserError, match="step is 5, which does not exist .any more.; known: 1, 2, 4"):
         check_among("step", 5, [1, 2, 4])
 
 

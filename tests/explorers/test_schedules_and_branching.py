@@ -27,7 +27,7 @@ def test_the_chooser_follows_its_sliders_and_says_the_command():
     assert chooser.value == "linear-0.3-0.15"
     chooser.last.value = 0.05
     assert chooser.value == "linear-0.3-0.05"
-    assert "--set masking=linear-0.3-0.05" in chooser.said.value
+    assert "--set masking=linear-0.3-0.05" in chooser.message.value
     chooser.shape.value = "constant"
     assert chooser.value == "constant-0.3"
     assert chooser.last.disabled
@@ -43,7 +43,7 @@ def test_the_command_trains_what_is_drawn(monkeypatch, call, given, steps):
     chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, **given)
     asked = []
     monkeypatch.setattr("lmdynamics.runs.trained.build", lambda recipe, folder, **_: asked.append(recipe) or sys.exit())
-    call(*html.unescape(chooser.said.value.removeprefix("<code>").removesuffix("</code>")).split()[1:])
+    call(*html.unescape(chooser.message.value.removeprefix("<code>").removesuffix("</code>")).split()[1:])
     assert (chooser.steps, asked[0].training.steps) == (steps, steps)
     assert asked[0].training.masking == "linear-0.3-0.15"
     made = {"recipe": asked[0].name, "profile": asked[0].profile, "seed": asked[0].seed}
@@ -54,7 +54,7 @@ def test_what_is_no_schedule_is_said_and_the_last_one_kept():
     chooser = ScheduleChooser("linear-0.3-0.15", OTHERS)
     chooser.last.value = 0.3
     assert chooser.value == "linear-0.3-0.15"
-    assert "starts and ends at 0.3" in chooser.said.value
+    assert "starts and ends at 0.3" in chooser.message.value
 
 
 def test_a_still_chooser_is_a_figure(tmp_path):
@@ -66,7 +66,7 @@ def test_branch_from_here(tiny_run):
     explorer = BranchExplorer([tiny_run], compare=False)
     assert [value for _, value in explorer.step.options] == branch_points(tiny_run) == [0, 1, 2, 4, 8]
     explorer.step.value = 8
-    explorer.change.value, explorer.to.value = CHANGES[3], "0.01"
+    explorer.change.value, explorer.new_value.value = CHANGES[3], "0.01"
     assert explorer.changes == {"lr": 0.01}
     assert "4 steps" in explorer.cost.value
 
@@ -77,7 +77,7 @@ def test_branch_from_here(tiny_run):
 )
 def test_what_cannot_be_branched_is_said_and_nothing_is_trained(tiny_run, change, text, said):
     explorer = BranchExplorer([tiny_run], compare=False)
-    explorer.change.value, explorer.to.value = CHANGES[change], text
+    explorer.change.value, explorer.new_value.value = CHANGES[change], text
     assert said in explorer.cost.value
     assert explorer.button.disabled
     explorer.begin()
@@ -87,12 +87,12 @@ def test_what_cannot_be_branched_is_said_and_nothing_is_trained(tiny_run, change
 
 def test_text_from_a_reader_is_escaped(tiny_run):
     explorer = BranchExplorer([tiny_run], compare=False)
-    explorer.change.value, explorer.to.value = CHANGES[3], "<img src=x>"
+    explorer.change.value, explorer.new_value.value = CHANGES[3], "<img src=x>"
     assert "<img" not in explorer.cost.value
     assert "&lt;img" in explorer.cost.value
 
 
 def test_runs_without_optimizer_state_cannot_be_branched():
     bare = train("grammar-mlm", overrides={**TINY, "optimizer_state": "none"}, name="bare", progress=False)
-    with pytest.raises(UserError, match="none of these runs keeps optimizer state"):
+    with pytest.raises(UserError, match="none of these runs has saved optimizer state"):
         BranchExplorer([bare])

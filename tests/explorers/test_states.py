@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 
 from lmdynamics import charts
 from lmdynamics.errors import UserError
-from lmdynamics.explorers.explorer import together
+from lmdynamics.explorers.explorer import link_checkpoints
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from tests.batch.notebooks import write_notebook
 from tests.charts import interference_frames as frames
@@ -30,16 +30,16 @@ ELSEWHERE = {
     "zero_sum": {"run": "b", "split": "stepped", "direction": "random", "step": 8, "row": 1},
 }
 STALE = [
-    ("deceleration", {"curve": "smal"}, "curve is 'smal', which is not there"),
+    ("deceleration", {"curve": "smal"}, "curve is 'smal', which does not exist"),
     ("deceleration", {"skip_steps": 7}, "skip_steps is 7"),
     ("deceleration", {"break_step": -1.0}, "a step, 0 or more"),
     ("dissent", {"group": "<b>"}, "group is '<b>'"),
     ("dissent", {"steps": 3}, "did you mean 'step'"),
-    ("pairs", {"paradigm": "far", "pair": 3}, "pair is 3, which is not there .any more.; there are: -1, 8"),
-    ("pairs", {"pair": 3}, "there are: -1$"),
-    ("pairs", {"run": "b", "step": 3}, "step is 3, which is not there .any more.; there are: 0, 1"),
-    ("trajectories", {"measure": "loss", "run": "d"}, "run is 'd', which is not there"),
-    ("zero_sum", {"run": "c"}, "there are: a, b"),
+    ("pairs", {"paradigm": "far", "pair": 3}, "pair is 3, which does not exist .any more.; known: -1, 8"),
+    ("pairs", {"pair": 3}, "known: -1$"),
+    ("pairs", {"run": "b", "step": 3}, "step is 3, which does not exist .any more.; known: 0, 1"),
+    ("trajectories", {"measure": "loss", "run": "d"}, "run is 'd', which does not exist"),
+    ("zero_sum", {"run": "c"}, "known: a, b"),
     ("zero_sum", {"run": "b", "batch": 1}, "batch is 1"),
     ("zero_sum", {"row": 99}, "row is 99"),
 ]
@@ -101,10 +101,10 @@ def test_a_state_that_fits_no_more_changes_nothing(name, state, says):
 def test_the_slider_moves_state_and_data_and_redraws_nothing(name):
     explorer = shown(name)
     content, state, tables = digest(explorer.views.content), explorer.state(), explorer.tables()
-    places = list(explorer.choices(explorer.place, explorer.now))
-    assert places.index(state[explorer.place]) == explorer.views.values["at"]
+    places = list(explorer.choices(explorer.slider, explorer.now))
+    assert places.index(state[explorer.slider]) == explorer.views.values["at"]
     move(explorer, 1)
-    assert explorer.state() == {**state, explorer.place: places[1]}
+    assert explorer.state() == {**state, explorer.slider: places[1]}
     assert digest(explorer.views.content) == content
     for view, table in explorer.tables().items():  # of one step, or of all of them
         assert table.equals(tables[view]) or set(table["step"]) == {places[1]}
@@ -119,7 +119,7 @@ def test_the_page_gets_plain_json_with_words_for_every_place(name):
     explorer = MAKE[name]()
     content = explorer.moving().content()
     assert digest(json.loads(json.dumps(content, allow_nan=False))) == digest(content)
-    known = explorer.choices(explorer.place, explorer.now)
+    known = explorer.choices(explorer.slider, explorer.now)
     assert [place["name"] for place in content["places"]] == list(known.values())
     assert all(place["said"] and place["said"] != place["name"] for place in content["places"])
 
@@ -138,7 +138,7 @@ def test_views_are_saved_with_their_data_and_nothing_is_overwritten(name, tmp_pa
     explorer.saving.folder.value = str(tmp_path)
     for times in (1, 2):
         explorer.saving.save.click()
-        assert explorer.saving.said.value.startswith("saved ")
+        assert explorer.saving.message.value.startswith("saved ")
         tables = explorer.tables()
         assert len(list(tmp_path.iterdir())) == times * (2 + len(tables))
     assert {f"{explorer.name}.svg", f"{explorer.name}.png"} <= {path.name for path in tmp_path.iterdir()}
@@ -211,7 +211,7 @@ def test_a_run_without_one_of_the_measures_and_another_without_any_of_its_steps(
 
 def test_explorers_go_together_each_to_its_own_nearest():
     one, other, apart = shown("pairs"), shown("dissent"), shown("trajectories")
-    together(one, other)
+    link_checkpoints(one, other)
     assert (one.now["step"], other.now["step"], apart.now["step"]) == (16, 16, 512)
     move(other, 3)
     assert (one.now["step"], other.now["step"]) == (4, 4)

@@ -28,7 +28,7 @@ HELD_OUT = {"held-out loss": Watched(lambda run: HeldOutLoss(run.held_out()), "l
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch):
     """Whatever a test does, no process and no thread of its outlives it."""
-    monkeypatch.setattr(module, "EVERY", 0.1)
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.1)
     with ended(60):
         yield
 
@@ -67,7 +67,7 @@ def test_losses_that_are_no_numbers_are_left_out():
 def test_the_chart_names_its_data_and_a_causal_model_has_no_masking_rate():
     spec = live_training(100, live_rows(log(0)), ["UAS"]).to_dict()
     assert [panel["data"]["name"] for panel in spec["vconcat"][1:]] == ["raw", "raw", "measured"]
-    assert {parameter["name"] for parameter in spec["params"]} >= {"said", "seen"}
+    assert {parameter["name"] for parameter in spec["params"]} >= {"status", "revision"}
     assert len(live_training(100, live_rows(log(0)), masking=False).to_dict()["vconcat"]) == 2
 
 
@@ -168,9 +168,9 @@ def test_what_cannot_be_measured_is_said_once_and_training_goes_on(tiny_run):
 def test_a_page_that_draws_the_chart_anew_is_told_what_there_is(tiny_run):
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides=TINY, name="tiny"))
     explorer.chart._py_to_js_updates = []
-    explorer.chart._params = {"said": " ", "seen": 0}  # what the page reports
+    explorer.chart._params = {"status": " ", "revision": 0}  # what the page reports
     assert len(sent(explorer)["raw"]) == 12
-    assert explorer.chart._params["said"] == explorer._line
+    assert explorer.chart._params["status"] == explorer._line
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_the_branch_button_trains_in_a_process_and_then_compares(tiny_run, compa
     made = []
     explorer = BranchExplorer([tiny_run], compare=compare, on_branch=made.append)
     explorer.step.value = 8
-    explorer.change.value, explorer.to.value = CHANGES[3], "0.01"
+    explorer.change.value, explorer.new_value.value = CHANGES[3], "0.01"
     explorer.button.click()
     assert explorer.live.training.state in ACTIVE  # and the button has returned
     wait_for(lambda: made, 120)
@@ -240,7 +240,7 @@ def test_a_branch_that_changes_nothing_is_laid_beside_its_parent(tiny_run):
 
 def test_what_the_branch_button_cannot_do_is_said(tiny_run):
     explorer = BranchExplorer([tiny_run], compare=False)
-    explorer.change.value, explorer.to.value = CHANGES[2], "<b>"
+    explorer.change.value, explorer.new_value.value = CHANGES[2], "<b>"
     explorer.begin()
     assert "&lt;b&gt;" in explorer.status.value
     assert explorer.live is None

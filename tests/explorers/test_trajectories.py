@@ -16,7 +16,7 @@ def coloured(step: int) -> ColouredTokens:
 
 @pytest.fixture
 def explorer():
-    return TrajectoryExplorer(curves(), percent=["accuracy"], beside=coloured)
+    return TrajectoryExplorer(curves(), percent=["accuracy"], details=coloured)
 
 
 def place(explorer, step):
@@ -25,7 +25,7 @@ def place(explorer, step):
 
 def test_it_starts_at_the_last_checkpoint_with_all_runs_and_measures(explorer):
     assert explorer.state() == {"run": "", "measure": "", "step": 512}
-    table = place(explorer, 512).under
+    table = place(explorer, 512).details
     assert [table.count(f">{run}<") for run in "abc"] == [1, 1, 1]
     assert "357.1% [337.1%, 387.1%]" in table
     assert "3.571 [3.371, 3.871]" in table
@@ -33,18 +33,18 @@ def test_it_starts_at_the_last_checkpoint_with_all_runs_and_measures(explorer):
 
 def test_each_place_has_its_words_its_numbers_and_what_stands_below(explorer):
     here = place(explorer, 8)
-    assert here.said.startswith("Step 8: loss ")
-    assert "4.167" in here.under
-    assert "at 8" in here.under
-    assert "&lt;b&gt;" in here.under
-    assert "<b>&lt;b&gt;" not in here.under
+    assert here.text.startswith("Step 8: loss ")
+    assert "4.167" in here.details
+    assert "at 8" in here.details
+    assert "&lt;b&gt;" in here.details
+    assert "<b>&lt;b&gt;" not in here.details
 
 
 def test_lists_choose_panels_and_columns(explorer):
     explorer.widget  # noqa: B018
     explorer.lists["run"].value = "b"
     explorer.lists["measure"].value = "loss"
-    table = TrajectoryExplorer(curves(), run="b", measure="loss").moving().places[-1].under
+    table = TrajectoryExplorer(curves(), run="b", measure="loss").moving().places[-1].details
     assert table.count("<tr>") == 2
     assert "accuracy" not in table
     assert explorer.views.content["places"][-1]["under"].startswith(table)
@@ -55,7 +55,7 @@ def test_a_run_without_the_checkpoint_stands_at_its_nearest():
     late = pl.concat([curves(runs=("a",)), curves(runs=("b",)).filter(pl.col("step") >= 8)])
     explorer = TrajectoryExplorer(late, step=1)
     assert explorer.steps == STEPS
-    assert ">8<" in place(explorer, 1).under
+    assert ">8<" in place(explorer, 1).details
 
 
 @pytest.mark.parametrize(

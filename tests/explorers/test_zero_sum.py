@@ -33,12 +33,12 @@ def place(explorer, step):
 
 
 def sentence(explorer):
-    return place(explorer, explorer.now["step"]).said
+    return place(explorer, explorer.now["step"]).text
 
 
 def test_it_starts_at_the_last_step_on_held_out_text_with_the_update(explorer):
     assert explorer.state() == {"run": "the run", **HELD_OUT, "row": 0, "position": 1, "step": frames.STEPS[-1]}
-    assert "cat" in place(explorer, 1024).under
+    assert "cat" in place(explorer, 1024).details
     assert list(explorer.tables()) == [
         "explorer_interference", "explorer_changes", "explorer_traded", "explorer_token"
     ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_token_is_followed_through_all_checkpoints(explorer):
 
 def test_the_sentence_has_the_numbers_of_over_batches(explorer):
     row = over_batches(frames.one_step()).filter(step=64, split="held out", direction="update").row(0, named=True)
-    said = place(explorer, 64).said
+    said = place(explorer, 64).text
     assert said.startswith("Step 64, held-out text")
     assert f"D {row['interference']:.2f} [" in said
     assert f"M {row['magnitude']:.3g} [" in said
@@ -95,10 +95,10 @@ def test_the_row_is_coloured_by_its_own_changes(explorer):
     tokens = explorer.tokens_at(16)
     assert [change["change"] for _, change in tokens.rows[1][1:]] == own["change"].to_list()
     assert tokens.rows[1][0] == ("h01", None)
-    assert place(explorer, 16).under == tokens._repr_html_()
+    assert place(explorer, 16).details == tokens._repr_html_()
     explorer.restore({"split": "stepped", "batch": 1, "row": 2})
-    assert "s12" in place(explorer, 16).under
-    assert "the batch stepped on" in place(explorer, 16).said
+    assert "s12" in place(explorer, 16).details
+    assert "the batch stepped on" in place(explorer, 16).text
 
 
 def test_texts_may_be_mappings_and_differ_between_runs():
@@ -106,10 +106,10 @@ def test_texts_may_be_mappings_and_differ_between_runs():
     mine, theirs = ({key: [f"{name}!", *frames.WORDS] for key in keys} for name in ("mine", "theirs"))
     explorer = ZeroSumExplorer({"a": frames.one_step(), "b": frames.one_step()}, {"a": mine, "b": theirs})
     explorer.widget  # noqa: B018
-    assert "mine!" in place(explorer, 1).under
+    assert "mine!" in place(explorer, 1).details
     explorer.lists["run"].value = "b"
     assert sentence(explorer).startswith("b: Step 1,024")
-    assert "theirs!" in place(explorer, 1).under
+    assert "theirs!" in place(explorer, 1).details
     assert "theirs!" in explorer.lists["row"].options[0][0]
 
 
@@ -130,7 +130,7 @@ def test_doublings_of_a_few_rows_have_no_interval():
 
 def test_tokens_are_text_never_html():
     bad = "<img src=x onerror=alert(1)>"
-    html = ZeroSumExplorer(frames.one_step(), lambda *_: [bad] * 13).moving().places[0].under
+    html = ZeroSumExplorer(frames.one_step(), lambda *_: [bad] * 13).moving().places[0].details
     assert "<img" not in html
     assert "&lt;img" in html
 
@@ -175,7 +175,7 @@ def test_a_text_that_is_missing_later_is_said_and_the_next_one_is_shown():
     explorer = ZeroSumExplorer(frames.one_step(), some)
     explorer.widget  # noqa: B018
     explorer.lists["split"].value = "stepped"
-    assert explorer.status.value == "there is no text of split &#x27;stepped&#x27;, batch 0, row 0; give it"
+    assert explorer.status.value == "there is no text of split &#x27;stepped&#x27;, batch 0, row 0; add it to texts"
     assert explorer.now["split"] == explorer.lists["split"].value == "held out"
     explorer.lists["row"].value = 1
     assert explorer.now["row"] == 1
