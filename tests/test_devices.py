@@ -17,7 +17,7 @@ from lmdynamics.batch import command
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.executors import Local
 from lmdynamics.batch.plan import plan
-from lmdynamics.devices import default_device, device_kind, devices_here, matmul_precision, need_device
+from lmdynamics.devices import available_devices, default_device, device_kind, matmul_precision, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.jobs import CORES, GPUS
@@ -31,7 +31,7 @@ from lmdynamics.training import loop
 from tests.batch.notebooks import PARAMETERS, write_notebook
 from tests.conftest import TINY, refused
 
-MISSING = "device 'cuda' is not on this machine: torch .* finds cpu; name one of these"
+MISSING = "device 'cuda' is not on this machine: torch .* finds cpu; choose one"
 DEVICE = PARAMETERS + 'device: str = "cpu"  # where to compute\n'
 
 
@@ -91,13 +91,13 @@ def test_results_depend_on_the_kind_of_device(device, kind):
 
 @pytest.mark.parametrize("device", ["gpu", "GPU", "CUDA", "", "cuda:x", "cuda:-1", "meta", "0", "cpu cuda"])
 def test_nonsense_is_refused_in_one_line(device):
-    with pytest.raises(UserError, match=f"^there is no device '{device}'; choose cpu, cuda, mps, xpu, or one by"):
+    with pytest.raises(UserError, match=f"^unknown device '{device}'; choose cpu, cuda, mps, xpu, or a number"):
         device_kind(device)
 
 
 def test_a_device_that_is_missing_is_named_beside_those_that_are_there(gpu):
     assert need_device("cuda:0") == "cuda"
-    assert devices_here() == ["cpu", "cuda:0"]
+    assert available_devices() == ["cpu", "cuda:0"]
     for device in ("cuda:7", "mps", "xpu"):
         with pytest.raises(UserError, match=f"device '{device}' is not on this machine: torch .* finds cpu, cuda:0;"):
             need_device(device)
@@ -153,7 +153,7 @@ def test_a_missing_device_is_told_before_anything_is_measured(tiny_run):
     trace(tiny_run, Counted(), steps=[4], progress=False)
     with pytest.raises(UserError, match=MISSING):
         trace(tiny_run, Counted(), device="cuda", progress=False)
-    with pytest.raises(UserError, match="there is no device 'gpu'"):
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
         trace(tiny_run, Counted(), steps=[4], device="gpu", progress=False)
     assert Counted.called == [(4, "cpu")]
     with pytest.raises(UserError, match=MISSING):
@@ -240,7 +240,7 @@ def test_a_missing_device_is_told_before_anything_is_trained(home, call):
             act()
     assert not (home / "runs").exists()
     assert refused(call("train", "grammar-mlm", "--device", "cuda:7"), "device 'cuda:7' is not on this machine")
-    assert refused(call("train", "grammar-mlm", "--device", "gpu"), "there is no device 'gpu'; choose cpu, cuda")
+    assert refused(call("train", "grammar-mlm", "--device", "gpu"), "unknown device 'gpu'; choose cpu, cuda")
     assert refused(call("sweep", "masking", "--device", "mps"), "device 'mps' is not on this machine")
     assert not (home / "runs").exists()
 
@@ -293,7 +293,7 @@ def test_records_name_what_has_computed_and_not_what_was_asked_for(tiny_run, tmp
     records.record("y", 2)
     assert environment_of(tmp_path)["device"] == "cpu+cuda"
     records.record("z", 3)
-    said = "device=cuda was asked for, but cpu computed some of what is recorded here: a run that was trained there"
+    said = "device=cuda was requested, but cpu computed some of the results: a run was trained there"
     shown = capsys.readouterr().out
     assert shown.count(said) == 1
     assert shown.endswith("y: 2\nz: 3\n")
@@ -310,7 +310,7 @@ def test_frames_that_were_kept_count_in_the_records(tiny_run, tmp_path, gpu):
 def test_a_page_is_not_begun_for_a_device_that_is_missing(tmp_path):
     with pytest.raises(UserError, match=MISSING):
         records.start_records(tmp_path / "new", "cuda")
-    with pytest.raises(UserError, match="there is no device 'gpu'"):
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
         records.start_records(tmp_path / "new", "gpu")
     assert not (tmp_path / "new").exists()
 

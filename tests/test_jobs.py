@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lmdynamics.errors import UserError
-from lmdynamics.jobs import Parent, Pool, Process, aside, map_in_processes, visible_gpus
+from lmdynamics.jobs import Parent, Pool, Process, background_pool, map_in_processes, visible_gpus
 
 # one process ----------------------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def test_a_job_that_fails_fails_here():
 
 
 def test_a_process_aside_is_of_low_priority_and_ctrl_c_does_not_reach_it():
-    with aside() as executor:
+    with background_pool() as executor:
         assert executor.submit(os.nice, 0).result() == 19
         assert executor.submit(os.getsid, 0).result() != os.getsid(0)
 
@@ -311,7 +311,7 @@ def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(how):
 
 def test_a_process_that_ends_itself_is_not_said_to_be_killed_and_the_next_call_has_another():
     with Pool(1) as pool:
-        with pytest.raises(UserError, match="ended with status 3; what it printed says why"):
+        with pytest.raises(UserError, match="ended with status 3; its output states the cause"):
             pool.submit(fail, "exit").result(60)
         assert pool.submit(same, 1).result(60) == 1
 

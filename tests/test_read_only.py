@@ -14,15 +14,13 @@ from lmdynamics.runs.background import training_of
 from tests.conftest import TINY, refused
 from tests.hub import suites
 
-LINE = (
-    "lmdynamics: what is computed cannot be kept in {}: read-only file system; LMDYNAMICS_HOME names another folder\n"
-)
+LINE = "lmdynamics: results cannot be saved in {}: read-only file system; set LMDYNAMICS_HOME to another folder\n"
 
 
 @pytest.fixture
 def read_only(home, monkeypatch):
     """Call it, and the home is mounted read-only, as it stands, until the test ends."""
-    monkeypatch.setattr(paths, "_told", set())
+    monkeypatch.setattr(paths, "_reported", set())
     mounted = []
 
     def now() -> None:
@@ -78,7 +76,7 @@ def test_what_is_complete_is_opened_and_what_is_not_is_refused_in_one_line(call,
     assert training_of("grammar-mlm", overrides=TINY, name="other").state == "ready"
     assert "tiny" in call("runs", "list")[1]
     result = call("train", "grammar-mlm", "--profile", "smoke", "--name", "more")
-    assert refused(result, "could not save", "read-only file system", "set LMDYNAMICS_HOME to a folder of yours")
+    assert refused(result, "could not save", "read-only file system", "set LMDYNAMICS_HOME to a folder you can")
 
 
 @pytest.mark.parametrize("variable", ["LMDYNAMICS_HOME", "LMDYNAMICS_DATA"])

@@ -95,8 +95,8 @@ def test_every_scalar_survives_the_file(value, tmp_path_factory):
         ({"value": float("nan")}, "record None"),
         ({"value": float("inf")}, "record None"),
         ({"value": [1, 2]}, "should be a number, found list"),
-        ({"value": torch.ones(3)}, "a single value is expected, found Tensor"),
-        ({"value": 1, "low": 3, "high": 2}, "upside down"),
+        ({"value": torch.ones(3)}, "a single value was expected, found Tensor"),
+        ({"value": 1, "low": 3, "high": 2}, "low above high"),
         ({"value": 1, "tolerance": -1}, "negative"),
         ({"value": 1, "tolerance": True}, "should be a number"),
         ({"value": 1, "low": "two"}, "should be a number"),
@@ -116,13 +116,13 @@ def test_a_record_needs_a_name(folder):
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "records.json").write_text('{"records": [{"nam')
-    with pytest.raises(UserError, match=r"records\.json does not hold records"):
+    with pytest.raises(UserError, match=r"records\.json is not a records file"):
         read_records(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         start_records(tmp_path / "file" / "below")
 
 

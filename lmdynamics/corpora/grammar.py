@@ -20,7 +20,7 @@ import polars as pl
 from lmdynamics.corpora.gold import MinimalPairs, Sentence, Treebank
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.errors import UserError
-from lmdynamics.jobs import cores_here, map_in_processes
+from lmdynamics.jobs import available_cores, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
@@ -107,7 +107,7 @@ class Grammar:
     def blocks_with_heads(self, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
         """The same rows, and beside each token the number of its head word in its sentence; -1 where it has none."""
         parts = _parts(n)
-        made = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
+        made = map_in_processes(partial(_rows, self, seed), parts, min(available_cores(), len(parts)))
         ids, gold, lengths = (np.concatenate(each) for each in zip(*made, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return TokenRows(ids, ends), TokenRows(gold, ends)

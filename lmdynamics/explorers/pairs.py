@@ -10,7 +10,7 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
+from lmdynamics.analysis.syntax import ALL_PARADIGMS, judged_right, pair_race
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.moving import Moving, Place, beside, moved
 from lmdynamics.charts.pair_race import pairs_at_step, spoken
@@ -123,7 +123,7 @@ class PairExplorer(Explorer):
                 f"{of}: “{text['good']}” {here['good']} nats, “{text['bad']}” {here['bad']} nats; difference "
                 f"{here['difference']} nats, {'right' if ahead else 'wrong'} (one pair, no interval)."
             )
-        row = self.accuracy[run].filter(step=step, paradigm=paradigm or WHOLE).row(0, named=True)
+        row = self.accuracy[run].filter(step=step, paradigm=paradigm or ALL_PARADIGMS).row(0, named=True)
         mean = "" if paradigm else f" (mean over {len(self.paradigms)} paradigms)"
         return (
             f"{of}: log-probability of the good sentence {here['good']}, of the bad one {here['bad']}, difference "
@@ -144,7 +144,7 @@ class PairExplorer(Explorer):
         return self._races[key]
 
     def _by_paradigm(self) -> pl.DataFrame:
-        return self.accuracy[self.now["run"]].filter(pl.col("paradigm") != WHOLE)
+        return self.accuracy[self.now["run"]].filter(pl.col("paradigm") != ALL_PARADIGMS)
 
     def _shown(self, step: int) -> str:
         """The pair that is looked at, or the first of several, one sentence above the other, as a table."""

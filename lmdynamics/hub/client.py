@@ -147,7 +147,7 @@ def download(repository: str, commit: str, file: RemoteFile, arrived: Callable[[
             arrived(file.bytes)  # the client shows how far it is by itself
             return path
         folder = repo_folder_name(repo_id=repository, repo_type="model")
-        blob, reached = cache() / folder / "blobs" / name, downloads.by_position(arrived)
+        blob, reached = cache() / folder / "blobs" / name, downloads.count_new_bytes(arrived)
         part = blob.with_name(f"{name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         with files.locked(cache() / ".locks" / folder / f"{name}.part.lock"):

@@ -41,7 +41,7 @@ from lmdynamics.hub.checkpoints import (
 from lmdynamics.hub.client import RemoteFile, told_bytes
 from lmdynamics.hub.faults import suite_faults
 from lmdynamics.paths import SUITE, exists, runs_dir
-from lmdynamics.progress import bar, say_once
+from lmdynamics.progress import bar, print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import find_folder, other_weights
 from lmdynamics.runs.revision_rules import Rule, chosen_steps, rule_for
@@ -293,7 +293,7 @@ def open_suite(
             suite = replace(suite, pins=suite.pins | looked)
             suite.write(folder)
     for note in suite.notes or ():
-        say_once(f"{suite.name}: {note}")
+        print_once(f"{suite.name}: {note}")
     run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or asked.download)
     faults.say(run.name, run.known_faults, f"hf://{run.name}")
     return run
@@ -330,7 +330,7 @@ def _shared_tokenizer(folder: Path) -> Path:
     else:
         where = "nor has its main branch" if suite.main else "and there is no main branch to take it from"
         raise UserError(f"{suite.name} has no tokenizer: no checkpoint that was looked at has one, {where}")
-    say_once(f"{suite.name}: {note}")
+    print_once(f"{suite.name}: {note}")
     _bring(found, found.lacking(found.small))
     return found.folder
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from lmdynamics import files, paths
 from lmdynamics.errors import UserError
-from lmdynamics.progress import say_once, was_said
+from lmdynamics.progress import print_once, was_printed
 from lmdynamics.runs.folders import signature
 
 SHOWN = 6  # steps of a long list that are shown
@@ -55,7 +55,7 @@ def keep(
     try:
         files.write_json(_kept(name), content)
     except UserError as unwritable:
-        say_once(f"the audit of {name} is not kept: {unwritable}")
+        print_once(f"the audit of {name} is not kept: {unwritable}")
 
 
 def kept(name: str, signatures: Mapping[int, tuple[str, ...]]) -> list[Fault]:
@@ -98,7 +98,7 @@ def say(name: str, faults: Iterable[Fault], address: str) -> None:
             kinds[fault.kind][fault.said] = None
     said = [next(iter(found)) + (f" (and {len(found) - 1} more)" if len(found) > 1 else "") for found in kinds.values()]
     if said:
-        say_once(f"{name}: {'; '.join(said)} (`lmdynamics audit {address}` lists all)")
+        print_once(f"{name}: {'; '.join(said)} (`lmdynamics audit {address}` lists all)")
 
 
 def say_equal(name: str, hashes: Mapping[int, str]) -> None:
@@ -108,5 +108,5 @@ def say_equal(name: str, hashes: Mapping[int, str]) -> None:
         steps[digest].append(step)
     for same in steps.values():
         said = f"{name}: steps {listed_steps(same)} have the same weights, to the byte"
-        if len(same) > 1 and not was_said(said):
-            say_once(said)
+        if len(same) > 1 and not was_printed(said):
+            print_once(said)

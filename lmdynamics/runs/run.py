@@ -16,7 +16,7 @@ from lmdynamics.corpora.gold import MinimalPairs, Treebank, open_pairs, open_tre
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
-from lmdynamics.progress import say_once
+from lmdynamics.progress import print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import check_extra, read_folder, tokenizer_folder, without_weights, wrapper_prefix
 from lmdynamics.runs.revision_rules import nearest
@@ -146,7 +146,7 @@ def _load_model(folder: Path, objective: str, attention: str):
         with LOADING:
             model, told = model_class(objective).from_pretrained(folder, **options)
             if prefix := wrapper_prefix(told["unexpected_keys"]):
-                say_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's); read without it")
+                print_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's); read without it")
                 renamed = {f"^{re.escape(prefix)}": ""}
                 model, told = model_class(objective).from_pretrained(folder, key_mapping=renamed, **options)
     except UnpicklingError:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from lmdynamics.analysis.broken_power_law import _solved_and_slope, fit, scanned_gain, slopes
+from lmdynamics.analysis.broken_power_law import _linear_and_gradient, fit, jacobian, scanned_gain
 
 from .frames import BREAK, C0, C1, WIDTH, B, broken, noisy, spaced
 
@@ -89,15 +89,15 @@ def test_a_break_may_be_held_where_it_is():
 
 def test_gradients_equal_differences():
     y, place, nudge = log_loss(0), np.array([[7.5, np.log(0.4)]]), 1e-6
-    slope = _solved_and_slope(X, y, place)[1][0]
+    slope = _linear_and_gradient(X, y, place)[1][0]
     for i, one in enumerate(np.eye(2)):
-        ahead, behind = (_solved_and_slope(X, y, place + sign * nudge * one)[0].rss[0] for sign in (1, -1))
+        ahead, behind = (_linear_and_gradient(X, y, place + sign * nudge * one)[0].rss[0] for sign in (1, -1))
         assert slope[i] == pytest.approx((ahead - behind) / (4 * nudge), rel=1e-4)
 
 
 def test_slopes_are_how_the_fit_moves():
     found = fit(X, log_loss(0), 1)
-    columns = slopes(X, found)
+    columns = jacobian(X, found)
     assert columns.shape == (len(X), 5)
     moved = type(found)(found.log_b, found.rates, found.breaks + 1e-6, found.widths, found.rss)
     assert (moved(X) - found(X))[0] / 1e-6 == pytest.approx(columns[:, 3], abs=1e-6)

@@ -20,7 +20,7 @@ def test_an_exact_curve_gives_back_what_it_was_made_of():
     assert made.loss_at_break == pytest.approx(made.b * made.step_at_break**-made.c0)
     assert made.rate_after_break == pytest.approx(made.c0 + made.c1)
     assert made.rsle < 1e-8
-    assert (made.intervals, made.headline) == ({}, "decelerates (no noise, as if drawn from a formula)")
+    assert (made.intervals, made.headline) == ({}, "decelerates (no noise, as if computed from a formula)")
     assert made.predict(STEPS.tolist()) == pytest.approx(broken(STEPS))
     assert made.predict(5_000.0) == pytest.approx(broken(5_000.0))
     assert made.final_loss(1e6) == pytest.approx(broken(1e6), rel=1e-3)  # far from the break, which it takes as sharp

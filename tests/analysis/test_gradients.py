@@ -262,7 +262,7 @@ def test_the_update_beside_a_random_step_equals_paired_t_tests(changes):
 
 
 def test_an_update_alone_has_no_control(changes):
-    with pytest.raises(UserError, match="no batch was stepped on in both directions"):
+    with pytest.raises(UserError, match="no batch has both directions"):
         against_random(changes.filter(pl.col("direction") == "update"))
     refuses("first_order not among them", over_batches, changes.drop("first_order"))
     broken = changes.with_columns(change=pl.when(pl.col("batch") == 2).then(float("inf")).otherwise("change"))

@@ -194,7 +194,7 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="'accuracy' has no number at step 10"):
         speedup(good, good.with_columns(accuracy=pl.when(pl.col("step") == 10).then(None).otherwise("accuracy")))
     refuses("the baseline's score does not rise", speedup, good.with_columns(accuracy=pl.lit(0.5)), good)
-    refuses("every seed must be there once", speedup, seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
+    refuses("every checkpoint needs each seed once", speedup, seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
     refuses("best is 'highest'", speedup, good, good, best="highest")
 
 

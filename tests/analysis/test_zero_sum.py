@@ -197,15 +197,15 @@ def test_without_a_break_or_doublings_on_both_sides_nothing_is_decided():
 
 def test_what_cannot_be_compared_is_refused():
     trace = losses(np.random.default_rng(0), [1, 3, 7])
-    refuses("none of the steps 1, 3, 7 is the double of another", doublings, trace)
-    refuses("no losses at step 2; there are some at 1, 3, 7", changes_between, trace, [(1, 2)])
+    refuses("none of the steps 1, 3, 7 is twice another", doublings, trace)
+    refuses("no losses at step 2; measured steps: 1, 3, 7", changes_between, trace, [(1, 2)])
     refuses("step not among them", doublings, trace.drop("step"))
     refuses("loss not among them", changes_between, trace.drop("loss"), [(1, 3)])
     other = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
     refuses("steps 1 and 3 were not measured on the same tokens", changes_between, other, [(1, 3)])
     diverged = trace.with_columns(loss=pl.when(pl.col("step") == 7).then(float("nan")).otherwise("loss"))
     refuses(r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)", changes_between, diverged, [(1, 3)])
-    with pytest.raises(UserError, match="not measured at any step in common"):
+    with pytest.raises(UserError, match="have no measured step in common"):
         between_runs(trace.filter(pl.col("step") == 1), trace.filter(pl.col("step") == 3))
     refuses("until not among them", interference_table, of_rows([[1.0]]).drop("until"))
     refuses("there are no rows", interference_table, of_rows([[1.0]]).clear())
@@ -312,7 +312,7 @@ def test_what_are_no_groups_is_refused(changes):
 
 
 def test_winners_and_losers_equal_a_loop_over_tokens(changes):
-    found = winners_and_losers(changes, n=3, at_least=5, by=["step"])
+    found = winners_and_losers(changes, n=3, min_count=5, by=["step"])
     expected = []
     for step in (8, 2):
         of = {}
@@ -333,8 +333,8 @@ def test_rare_tokens_do_not_win(changes):
     rare = one.head(3).with_columns(token=pl.lit(77, pl.Int32), change=pl.lit(-9.0))
     both = pl.concat([one, rare])
     assert 77 not in winners_and_losers(both)["token"]
-    assert winners_and_losers(both, at_least=3)["token"][0] == 77
-    refuses("no token occurs 999 times", winners_and_losers, one, at_least=999)
+    assert winners_and_losers(both, min_count=3)["token"][0] == 77
+    refuses("no token occurs 999 times", winners_and_losers, one, min_count=999)
 
 
 def test_nobody_loses_where_all_gain(changes):

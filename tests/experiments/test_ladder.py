@@ -18,8 +18,8 @@ from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import (
     LAST_STEP,
     as_published,
+    curves_from_fits,
     doubling_steps,
-    drawn_from,
     ladder_curves,
     published_curves,
     published_fits,
@@ -112,7 +112,7 @@ def test_no_run_and_a_run_without_a_log_are_refused(tiny_run):
     )
     refuses("none of the 0 runs is complete", ladder_curves, made.clear())
     (tiny_run.folder / "log.parquet").unlink()
-    refuses("has no log of its losses; train it with `lmdynamics sweep`", ladder_curves, made)
+    refuses("has no loss log; train it with `lmdynamics sweep`", ladder_curves, made)
 
 
 # which break --------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_the_published_table_is_as_published():
         (
             [3.0, 3.3, 3.1, 2.9],
             [0.01, 0.02, 0.04, 0.08],
-            r"undecided whether it moves with size; r_d .*N\^1.000 \[1.000, 1.000\]: rises with size, as published",
+            r"undecided whether it changes with size; r_d .*N\^1.000 \[1.000, 1.000\]: rises with size, as published",
         ),
         ([4.0, 3.5, 3.0, 2.5], [-0.01, 0.02, -0.02, 0.01], "; r_d is positive in 2 curves only, of 2 sizes"),
     ],
@@ -210,7 +210,7 @@ def test_what_size_does_to_loss_and_rate_is_said(loss, rate, said):
 )
 def test_where_few_decelerate_there_is_nothing_to_compare(verdicts, counted):
     some = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
-    assert as_published(some) == f"Only {counted}: there is no L_d and no r_d to follow over sizes."
+    assert as_published(some) == f"Only {counted}: L_d and r_d cannot be compared over sizes."
 
 
 PARAMETERS = {
@@ -244,28 +244,28 @@ def test_its_numbers_belong_together():
         assert row["step_at_break"] == pytest.approx(np.exp(row["log_d1"]), rel=2e-3)
 
 
-def test_a_curve_is_drawn_as_its_fit_foretells_it():
+def test_a_curve_is_computed_as_its_fit_predicts():
     steps = spaced(60)
     made = fit_deceleration(steps, noisy(steps, 0.01, 0), resamples=0)
-    drawn = drawn_from(fits_table({"a": made, "b": made}), np.array([50.0, 3_000.0, 1e6]))
+    drawn = curves_from_fits(fits_table({"a": made, "b": made}), np.array([50.0, 3_000.0, 1e6]))
     assert drawn["curve"].to_list() == ["a"] * 3 + ["b"] * 3
     assert drawn["loss"].to_list() == pytest.approx(made.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
     words = "drawing fits needs the columns curve, b, c0, c1, log_d1, f1; b not among them"
-    refuses(words, drawn_from, published_fits().drop("b"), steps)
+    refuses(words, curves_from_fits, published_fits().drop("b"), steps)
 
 
 def test_without_the_authors_curves_those_of_the_table_are_drawn_and_said(monkeypatch):
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
     curves, what, real = published_curves()
     assert not real
-    assert what.startswith("Drawn from the eight printed fits, not measured: fitting them checks the fitter and is no")
+    assert what.startswith("Computed from the eight published fits, not measured: fitting them only checks")
     assert curves["curve"].unique(maintain_order=True).to_list() == list(PARAMETERS)
     assert (curves["step"].min(), curves["step"].max()) == (110, LAST_STEP)
     again = fit_curves(curves, resamples=0)
     for row in published_fits().iter_rows(named=True):
         made = again[row["curve"]]
         assert isinstance(made, Deceleration)
-        assert made.headline == "decelerates (no noise, as if drawn from a formula)"
+        assert made.headline == "decelerates (no noise, as if computed from a formula)"
         assert made.rate_after_break == pytest.approx(row["c0"] + row["c1"], abs=1e-5)
         assert made.f1 == pytest.approx(row["f1"], rel=1e-3)
 

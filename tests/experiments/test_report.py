@@ -37,7 +37,7 @@ TWO = {"small": noisy(STEPS, 0.01, 0), "large": noisy(STEPS, 0.01, 1, d=6_000.0)
 
 def strict(text):
     def none(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=none)
 
@@ -55,7 +55,7 @@ def test_json_is_an_object_per_curve_with_every_field_of_its_fit(call, table):
     assert {name: first[name] for name in expected} == strict(json.dumps(expected))
     assert first["rate_before_break"] == first["c0"]
     assert set(first["intervals"]) == {"loss_at_break", "step_at_break", "rate_before_break", "rate_after_break"}
-    assert "Columns: step 'step' (guessed), loss 'loss' (guessed), group 'model' (guessed)" in err
+    assert "Columns: step 'step' (detected), loss 'loss' (detected), group 'model' (detected)" in err
 
 
 def test_a_curve_without_a_fit_has_the_same_fields(call, table):
@@ -126,12 +126,10 @@ def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
     steps = np.arange(1, 136.0)
     path.write_text("".join(f"{{'loss': {x:.4f}, 'epoch': 0.1}}\n" for x in noisy(25 * steps, 0.005, 0)))
     result = alone(call("fit", path))
-    assert refused(
-        (*result[:2], result[2].splitlines()[-1]), "100 of 135 rows lie at steps up to 100", "--skip-steps 0"
-    )
+    assert refused((*result[:2], result[2].splitlines()[-1]), "100 of 135 rows have steps up to 100", "--skip-steps 0")
     status, out, err = call("fit", path, "--skip-steps", "0", "--resamples", "0", "--json")
     assert (status, strict(out)[0]["points"]) == (0, 135)
-    assert "The lines name no step" in err
+    assert "The lines contain no step" in err
     assert strict(call("fit", path, "--skip-steps", "100", "--resamples", "0", "--json")[1])[0]["points"] == 35
 
 
@@ -166,7 +164,7 @@ def test_curves_of_several_files_are_called_by_both(call, table):
     assert made[f"{one}: b"]["step_at_break"] == made[f"{other}: other"]["step_at_break"]
     assert f"{one}: Columns:" in err
     assert f"{other}: Columns:" in err
-    assert refused(alone(call("fit", one, one)), "two files hold a curve called")
+    assert refused(alone(call("fit", one, one)), "two files have a curve called")
 
 
 def test_columns_are_taken_as_told(call, tmp_path):

@@ -267,7 +267,7 @@ def workers(process: subprocess.Popen) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "lmdynamics.jobs._answer" in (entry / "cmdline").read_text():
+            if parent == process.pid and "lmdynamics.jobs._serve" in (entry / "cmdline").read_text():
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
