@@ -84,7 +84,7 @@ def _data() -> Iterator[tuple[bool, str]]:
     writable = os.access(existing, os.W_OK)
     yield (
         writable,
-        f"made here: {home}" + ("" if writable else " (not writable; set LMDYNAMICS_HOME to a folder that is)"),
+        f"results: {home}" + ("" if writable else " (not writable; set LMDYNAMICS_HOME to a folder that is)"),
     )
     runs = paths.runs_dir()
     names = sorted(folder.name for folder in runs.glob("*") if (folder / "run.json").exists()) if runs.exists() else []

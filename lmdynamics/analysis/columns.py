@@ -66,19 +66,13 @@ def with_decimal_points(frame: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
     changed, notes = [], []
     for name, cells in texts.items():
         dotted = [cell for cell in cells if THOUSANDS["."].fullmatch(cell)]
-        plain_cells = [cell for cell in cells if cell not in commas[name] and cell not in dotted]
-        all_small = all(re.fullmatch(r"[-+]?\d{1,3}(\.\d+)?", cell) for cell in plain_cells)
+        bare = [cell for cell in cells if cell not in commas[name] and cell not in dotted]
+        small = all(re.fullmatch(r"[-+]?\d{1,3}(\.\d+)?", cell) for cell in bare)
         if name in decimal:
             column, example = pl.col(name).str.replace_all(".", "", literal=True).str.replace(",", "."), commas[name][0]
-        elif (
-            plain_cells
-            and all_small
-            and not decimal
-            and commas[name]
-            and all(map(THOUSANDS[","].fullmatch, commas[name]))
-        ):
+        elif commas[name] and all(map(THOUSANDS[","].fullmatch, commas[name])) and bare and small and not decimal:
             column, example = pl.col(name).str.replace_all(",", "", literal=True), commas[name][0]
-        elif dotted and all_small and not commas[name] and (decimal or (plain(name) in STEPS and plain_cells)):
+        elif dotted and small and not commas[name] and (decimal or (plain(name) in STEPS and bare)):
             column, example = pl.col(name).str.replace_all(".", "", literal=True), dotted[0]
         else:
             continue

@@ -103,12 +103,8 @@ class Deceleration:
     def __str__(self) -> str:
         if self.verdict not in (*LOCATED, "break not located"):
             return f"{self.headline}: {self.reason}"
-        quantities = (
-            ("L_d", "loss_at_break", ".3f"),
-            ("t_d", "step_at_break", ",.0f"),
-            ("r_d", "rate_after_break", ".4f"),
-        )
-        return f"{self.headline}: " + ", ".join(f"{symbol} {self.describe(*spec)}" for symbol, *spec in quantities)
+        loss, step = self.describe("loss_at_break", ".3f"), self.describe("step_at_break", ",.0f")
+        return f"{self.headline}: L_d {loss}, t_d {step}, r_d {self.describe('rate_after_break', '.4f')}"
 
 
 def headline(verdict: str, caveat: str | None) -> str:
@@ -139,7 +135,7 @@ def fit_deceleration(
     - `sudden drop` (`sudden rise`): one break with a level shift of at least 10 % fits better than one or two breaks. A
       smaller shift is a caveat without intervals. A shift below three times the noise is not detected; intervals then
       cover the break in about 70 % of cases;
-    - `no break`: a break improves the AIC by less than 10, or by less than in 2 % of the resamples of one power law;
+    - `no break`: a break improves the AIC by less than 10, or more than 2 % of resampled power laws gain as much;
     - `break not located`: the interval of its step spans more than half of the log steps (only with resamples);
     - `break at the edge`: less than a tenth of the log steps lies before or after it;
     - `accelerates`, if the rate rises at the break; otherwise `decelerates`.
@@ -192,9 +188,9 @@ def fit_deceleration(
         )
     intervals: dict[str, tuple[float, float]] = {}
     if verdict in LOCATED and resamples and noisy:
-        draws = blocks.resampled(one_break, two_breaks if second_gain > MIN_DELTA_AIC else one_break, resamples, seed)
+        draws = blocks.refits(one_break, two_breaks if second_gain > MIN_DELTA_AIC else one_break, resamples, seed)
         if shift_gain > max(0, second_gain):  # whether the level shifts is unknown: both fits are possible
-            level_draws = _Blocks.from_fit(x, levelled[0], level_fit).resampled(level_fit, level_fit, resamples, seed)
+            level_draws = _Blocks.from_fit(x, levelled[0], level_fit).refits(level_fit, level_fit, resamples, seed)
             level_values = _numbers(level_fit)
             shifted = {name: _interval(values, float(level_values[name][0])) for name, values in level_draws.items()}
         else:
@@ -263,7 +259,7 @@ def _confirmed_jumps(step, loss, smoothing, skip_steps, fitted: BrokenPowerLaw, 
     drops, _ = _level_shifts(x, y, level)
     places = np.searchsorted(t, [jump.after for jump in jumps]).clip(1, len(t) - 1) - 1
     # a slowly decaying spike would cause an opposite shift
-    stay = all(abs(drops[at]) < abs(np.log(jump.factor)) / 2 for at, jump in zip(places, jumps, strict=True))
+    stay = all(abs(drops[index]) < abs(np.log(jump.factor)) / 2 for index, jump in zip(places, jumps, strict=True))
     return tuple(jumps) if gain > MIN_DELTA_AIC and stay else ()
 
 
@@ -286,9 +282,7 @@ class _Blocks:
         x, y = (np.add.reduceat(values, edges) / counts for values in (x, y))
         return cls(x, y, residual_blocks(x, y - two_breaks(x)[0])[0], two_breaks, independent)
 
-    def resampled(
-        self, start: BrokenPowerLaw, best: BrokenPowerLaw, resamples: int, seed: int
-    ) -> dict[str, np.ndarray]:
+    def refits(self, start: BrokenPowerLaw, best: BrokenPowerLaw, resamples: int, seed: int) -> dict[str, np.ndarray]:
         """The numbers of one break in resampled curves: the best fit with resampled noise.
 
         If two breaks fit better, the misfit of one break is not noise, so it is not resampled.
@@ -332,10 +326,7 @@ def _decide(fitted, gain: float, blocks: _Blocks, first: float, last: float, see
     before, after, step = (float(fitted[name][0]) for name in names)
     break_step, rates = f"step {step:,.0f}", f"from {before:.3g} to {after:.3g}"
     if not gain > MIN_DELTA_AIC:
-        return (
-            "no break",
-            f"a break improves on one power law by {gain:.1f} in AIC; at least {MIN_DELTA_AIC:g} is required",
-        )
+        return "no break", f"a break improves on one power law by {gain:.1f} in AIC; {MIN_DELTA_AIC:g} is required"
     position = np.log(step / first) / np.log(last / first)
     is_at_edge = not EDGE_SHARE <= position <= 1 - EDGE_SHARE
     if (chance := blocks.chance(seed)) > MAX_CHANCE:

@@ -89,10 +89,8 @@ def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:
 def decelerating(fits: pl.DataFrame) -> pl.DataFrame:
     """`fits_table` with the numbers of a break, and their intervals, null if a curve does not decelerate."""
     numbers = [f"{value}{end}" for value in FITTED for end in ("", "_low", "_high")]
-    numbers = [name for name in numbers if name in fits.columns]
-    return fits.with_columns(
-        pl.when(pl.col("verdict") == "decelerates").then(pl.col(name)).alias(name) for name in numbers
-    )
+    shown = pl.col("verdict") == "decelerates"
+    return fits.with_columns(pl.when(shown).then(pl.col(name)).alias(name) for name in numbers if name in fits.columns)
 
 
 def describe_fits(fits: pl.DataFrame, *columns: str) -> pl.DataFrame:
@@ -340,8 +338,7 @@ def null_curves(curves: pl.DataFrame, skip_steps: float = 100, smoothing: str = 
             pl.DataFrame({"curve": [curve] * len(x), "step": np.exp(x).round(), "loss": np.exp(power_law + noise)})
         )
     if not parts:
-        need = f"{MIN_POINTS} points after step {skip_steps:g}"
-        raise UserError(f"no curve has {need}: log more often, or skip fewer steps")
+        raise UserError(f"no curve has {MIN_POINTS} points after step {skip_steps:g}: log more, or skip fewer steps")
     return pl.concat(parts)
 
 

@@ -196,9 +196,7 @@ def _parquet(file: _File) -> Table | None:
     try:
         return file.table(pl.read_parquet(file.path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{file.path} is not a Parquet file, or is damaged ({_first_line(error)}); copy it again"
-        ) from None
+        raise UserError(f"{file.path} is not Parquet, or is damaged ({_first_line(error)}); copy it again") from None
 
 
 def _one_json(file: _File) -> Table | None:
@@ -233,9 +231,7 @@ def _json_lines(file: _File) -> Table | None:
                 break
             raise UserError(f"{path}, line {number} is not JSON ({_first_line(error)}); correct the file") from None
         if not isinstance(record, dict):
-            raise UserError(
-                f'{path}, line {number} is not a record such as {{"step": 1, "loss": 2.5}}; correct the file'
-            )
+            raise UserError(f'{path}, line {number} is not a record like {{"step": 1, "loss": 2.5}}; correct the file')
         records.append(dict(_flatten(record)))
     return file.log(records, *notes)
 

@@ -15,7 +15,7 @@ from scipy.special import ndtr, stdtrit
 
 from lmdynamics.errors import UserError
 
-FEWEST_UNITS = 6  # rows of text or sentences, for a bootstrap interval
+MIN_UNITS = 6  # rows of text or sentences, for a bootstrap interval
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def bootstrap_levels(units: int) -> tuple[float, float] | None:
     The percentiles are wider by the ratio of Student's t to the normal (Hesterberg 2015): the coverage is then at least
     93 % from 6 units on, and 89 % with 4.
     """
-    if units < FEWEST_UNITS:
+    if units < MIN_UNITS:
         return None
     tail = float(100 * ndtr(-stdtrit(units - 1, 0.975) * np.sqrt(units / (units - 1))))
     return tail, 100 - tail

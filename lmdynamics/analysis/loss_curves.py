@@ -251,13 +251,11 @@ def wild_draws(
     corrected = residuals.copy()
     for start, end in zip(starts, ends, strict=True):
         block = q[start:end]
-        eigenvalues, eigenvectors = np.linalg.eigh(np.eye(q.shape[1]) - block.T @ block)
-        projected = eigenvectors.T @ (block.T @ residuals[start:end])
+        values, vectors = np.linalg.eigh(np.eye(q.shape[1]) - block.T @ block)
+        projected = vectors.T @ (block.T @ residuals[start:end])
         # (I - H)^-1/2 with H = block @ block.T, on the range of H
-        size = np.maximum(1 - eigenvalues, 1e-12)
-        corrected[start:end] += block @ (
-            eigenvectors @ (projected * (1 / np.sqrt(np.maximum(eigenvalues, 0.1)) - 1) / size)
-        )
+        size = np.maximum(1 - values, 1e-12)
+        corrected[start:end] += block @ (vectors @ (projected * (1 / np.sqrt(np.maximum(values, 0.1)) - 1) / size))
     # a block of two correlation times misses a quarter of the variance; one side of a break has half of the blocks
     scale = student.ppf(0.975, max(2, len(starts) / 2 - 1)) / student.ppf(0.975, 1e6) / np.sqrt(0.75)
     weights = np.random.default_rng(seed).standard_normal((resamples, len(starts)))

@@ -73,9 +73,7 @@ def curves_in(table: Table, group: str | Sequence[str] | None, step: str | None,
     used = usable.filter(last & current)
     if used.is_empty():
         counted = "; ".join(f"{reason}: {count:,}" for reason, count in rows["reason"].value_counts().iter_rows())
-        raise UserError(
-            f"{table.source}: no row can be used ({counted or 'the table is empty'}); give --step and --loss"
-        )
+        raise UserError(f"{table.source}: no row can be used ({counted or 'it has none'}); give --step and --loss")
     if len(usable) < MIN_USABLE * len(rows):
         raise UserError(f"{table.source}: {_refusal(rows, usable, columns)}")
     repeated = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
@@ -141,11 +139,11 @@ def _long(table: Table, columns: Columns) -> pl.DataFrame:
                 absent=absent,
             )
         )
-    whole = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
+    valid = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
     reason = (
         pl.when(pl.col("curve").is_null() | (pl.col("curve") == ""))
         .then(pl.lit("no curve name"))
-        .when(~whole.fill_null(False))
+        .when(~valid.fill_null(False))
         .then(pl.lit("no step"))
         .when(~pl.col("loss").is_finite().fill_null(False))
         .then(pl.lit("not a number"))
@@ -161,9 +159,9 @@ def _logged_for_other_loss(frame: pl.DataFrame, loss: str) -> pl.Series:
     elsewhere = pl.repeat(False, len(frame), eager=True)
     for name in frame.columns:
         if name != loss and looks_like_loss(name) and has_numbers(frame[name]):
-            other = ~is_empty(frame[name])
-            if (logged & other).sum() <= logged.sum() / 2:
-                elsewhere |= other
+            logged_too = ~is_empty(frame[name])
+            if (logged & logged_too).sum() <= logged.sum() / 2:
+                elsewhere |= logged_too
     return elsewhere
 
 

@@ -282,13 +282,12 @@ def _refits(runs, curves, unit: str | None, same: bool, resamples: int, seed: in
         sources = [drawn]
     else:
         units = [scores.shape[1] for _, scores in runs]
-        jackknife = [
+        loo = [  # leave one out
             (mean[:, None] * n - scores).T / (n - 1) if n > 1 else np.zeros((0, len(mean)))
             for mean, n, (_, scores) in zip(means, units, runs, strict=True)
         ]
-        counts = map(len, jackknife[::-1])
-        fixed = [np.broadcast_to(mean, (n, len(mean))) for mean, n in zip(means, counts, strict=True)]
-        sources = [jackknife] if same else [[jackknife[0], fixed[1]], [fixed[0], jackknife[1]]]
+        fixed = [np.broadcast_to(mean, (n, len(mean))) for mean, n in zip(means, map(len, loo[::-1]), strict=True)]
+        sources = [loo] if same else [[loo[0], fixed[1]], [fixed[0], loo[1]]]
     for scores in sources:
         fits = [
             [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(steps_of_run, curves_scores).tolist()]

@@ -61,13 +61,11 @@ def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
     need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
     low, high = wilson(pl.col("accuracy"), pl.col("pairs"))
     optional = {name: column for name, column in {"ties": "tie", "flips": "flips"}.items() if column in pairs.columns}
-    counts = {name: summed(column).cast(pl.Int64) for name, column in optional.items()}
+    sums = {name: summed(column).cast(pl.Int64) for name, column in optional.items()}
     return (
         pairs.group_by("step", "paradigm")
         .agg(
-            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"),
-            pl.len().cast(pl.Int64).alias("pairs"),
-            **counts,
+            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"), **sums
         )
         .with_columns(low=low, high=high)
         .select("step", "paradigm", "accuracy", "low", "high", "pairs", *optional)

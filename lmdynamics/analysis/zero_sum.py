@@ -251,8 +251,8 @@ def traded(
     Raises UserError if a column is missing, a change is not finite, or `groups` assigns two groups to a token, or
     a group to no token.
     """
-    need_numbers(changes, [*by, "row", "change"], "what was traded")
-    grouped = with_groups(changes, groups, "what was traded")
+    need_numbers(changes, [*by, "row", "change"], "trades by group")
+    grouped = with_groups(changes, groups, "trades by group")
     change = pl.col("change").cast(pl.Float64)
     sums = {"gained": (-change.clip(None, 0)).sum(), "lost": change.clip(0).sum(), "tokens": pl.len()}
     totals = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)

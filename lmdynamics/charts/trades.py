@@ -93,7 +93,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     them; of several steps, the last is shown. A token is called by `name` (a tokenizer's `decode`, say), by a column
     `form`, or by its number.
     """
-    otherwise = "the frame has no rows; ask for tokens with fewer occurrences (at_least)"
+    otherwise = "the frame has no rows; ask for tokens with fewer occurrences (min_count)"
     columns, measured = ["token", "change", "count", "kind"], pl.col("change").is_finite()
     rows = need_rows(table, columns, "winners and losers", otherwise, measured).sort("change")
     if "step" in rows.columns:

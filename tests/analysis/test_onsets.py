@@ -167,7 +167,7 @@ def test_same_seed_same_onset():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda f: f.drop("arcs"), "arcs"),
         (lambda f: f.filter(pl.col("source") != "shuffled"), "no source 'shuffled'"),
@@ -177,9 +177,9 @@ def test_same_seed_same_onset():
         (lambda f: f.clear(), "no rows"),
     ],
 )
-def test_a_spoilt_trace_is_refused_with_one_line(spoil, says):
+def test_a_spoilt_trace_is_refused_with_one_line(spoil, message):
     trace = uas_trace({"attention": RISE, "shuffled": 0.15}, sentences=20)
-    refuses(says, structure_onset, spoil(trace))
+    refuses(message, structure_onset, spoil(trace))
 
 
 def test_capabilities_break_after_chance():
@@ -221,8 +221,8 @@ def test_scores_that_are_not_numbers_are_refused():
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_first_run_equals_a_loop(k):
     above = np.random.default_rng(k).random((40, 12)) < 0.6
-    found, first = first_run(above, k)
-    for row, is_found, index in zip(above, found, first, strict=True):
+    runs, first = first_run(above, k)
+    for row, is_found, index in zip(above, runs, first, strict=True):
         starts = [i for i in range(12 - k + 1) if all(row[i : i + k])]
         assert is_found == bool(starts)
         assert not starts or index == starts[0]
@@ -241,7 +241,7 @@ def onset(name, step, low, high):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "says"),
+    ("first", "second", "message"),
     [
         (onset("structure", 100, 90, 110), onset("capabilities", 300, 250, 350), "Structure comes first"),
         (onset("structure", 400, 390, 410), onset("capabilities", 300, 250, 350), "Capabilities comes first"),
@@ -251,8 +251,8 @@ def onset(name, step, low, high):
         (onset("structure", 100, None, None), onset("capabilities", 300, 250, 350), "there are no intervals"),
     ],
 )
-def test_order_is_claimed_only_where_intervals_part(first, second, says):
-    assert says in in_order(first, second)
+def test_order_is_claimed_only_where_intervals_part(first, second, message):
+    assert message in in_order(first, second)
 
 
 def test_the_window_of_a_rise_is_its_steep_part():
@@ -264,9 +264,9 @@ def test_the_window_of_a_rise_is_its_steep_part():
 
 
 def test_the_story_names_interval_reason_and_bend():
-    told = onset("structure", 1000, 900, 1100).describe()
+    text = onset("structure", 1000, 900, 1100).describe()
     assert (
-        told == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
+        text == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
     )
     assert structure(0.2).describe().startswith("structure: no onset (never more than 0.1 above the shuffled control")
 

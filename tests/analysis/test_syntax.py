@@ -65,22 +65,22 @@ def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace)
         race = pair_race(trace, paradigm)
         good, bad, lead = (race.filter(score=score) for score in ("good", "bad", "difference"))
         assert lead["value"].to_list() == pytest.approx((good["value"] - bad["value"]).to_list(), abs=1e-9)
-        of = trace if paradigm is None else trace.filter(paradigm=paradigm)
-        alone = of.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
+        subset = trace if paradigm is None else trace.filter(paradigm=paradigm)
+        alone = subset.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
         assert race["low"].is_null().all() == race["high"].is_null().all() == alone
 
 
 @given(traces(fewest=1), st.booleans())
 def test_the_lead_equals_a_loop_from_the_end(trace, single):
     race = pair_race(trace, "kind 0", 0) if single else pair_race(trace)
-    found, count = None, 0
+    step, count = None, 0
     lead = race.filter(score="difference").sort("step", descending=True)
     for row in lead.iter_rows(named=True):
         if not (row["value"] if row["low"] is None else row["low"]) > 0:
             break
-        found, count = row["step"], count + 1
-    assert leads_from(race, k=1) == found
-    assert leads_from(race) == (found if count >= 3 or count == len(lead) else None)
+        step, count = row["step"], count + 1
+    assert leads_from(race, k=1) == step
+    assert leads_from(race) == (step if count >= 3 or count == len(lead) else None)
 
 
 def test_a_single_pair_is_its_own_numbers():
@@ -155,7 +155,7 @@ TRACE = pairs_trace({"near": 0.6, "far": 0.5}, pairs=3, steps=[0, 8])
 
 
 @pytest.mark.parametrize(
-    ("trace", "chosen", "says"),
+    ("trace", "chosen", "message"),
     [
         (TRACE.drop("bad"), {}, "needs the columns"),
         (TRACE, {"paradigm": "nearr"}, "no paradigm 'nearr'; did you mean 'near'"),
@@ -166,5 +166,5 @@ TRACE = pairs_trace({"near": 0.6, "far": 0.5}, pairs=3, steps=[0, 8])
         (TRACE.clear(), {}, "no rows"),
     ],
 )
-def test_what_cannot_be_raced_is_said(trace, chosen, says):
-    refuses(says, pair_race, trace, **chosen)
+def test_what_cannot_be_raced_is_said(trace, chosen, message):
+    refuses(message, pair_race, trace, **chosen)

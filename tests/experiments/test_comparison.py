@@ -63,16 +63,16 @@ def test_a_sweep_is_measured_run_by_run(tiny_run):
         ("faster", 0, other.name, None),
         ("broken", 0, "nowhere", "no such thing"),
     ]
-    made = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
+    runs = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
     measurements = {"loss": HeldOutLoss(tiny_run.held_out())}
-    traces = trace_conditions(made, measurements, steps=lambda run: run.steps[-2:], progress=False)
+    traces = trace_conditions(runs, measurements, steps=lambda run: run.steps[-2:], progress=False)
     table = summarise_conditions(measurements, traces)
     assert table.select("condition", "step").rows() == [("base", 8), ("base", 12), ("faster", 8), ("faster", 12)]
     assert at_the_end(table)["value"].to_list() == [
         measurements["loss"](run[12])["loss"][0] for run in (tiny_run, other)
     ]
     with pytest.raises(UserError, match="none of the 1 runs is complete; the first error: no such thing"):
-        trace_conditions(made.tail(1), measurements)
+        trace_conditions(runs.tail(1), measurements)
 
 
 MEASUREMENTS = {"held-out loss": HeldOutLoss, "pairs": PairAccuracy}
@@ -175,13 +175,13 @@ def curves(**conditions: list[tuple[int, float]]) -> pl.DataFrame:
 
 
 def test_twice_as_fast_is_a_speed_up_of_two():
-    found = speedups(curves(base=learning(1), quick=learning(2), low=learning(1, 0.5)), "pairs", "base")
-    assert found.by_condition["quick"].value == pytest.approx(2, rel=0.02)
-    assert found.by_condition["low"].value is None
-    assert found.reached["condition"].to_list() == ["quick", "low"]
-    assert found.fits["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
-    assert found.points["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
-    assert [frame.is_empty() for frame in found.frames] == [False] * 3
+    result = speedups(curves(base=learning(1), quick=learning(2), low=learning(1, 0.5)), "pairs", "base")
+    assert result.by_condition["quick"].value == pytest.approx(2, rel=0.02)
+    assert result.by_condition["low"].value is None
+    assert result.reached["condition"].to_list() == ["quick", "low"]
+    assert result.fits["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert result.points["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert [frame.is_empty() for frame in result.frames] == [False] * 3
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -196,9 +196,9 @@ def test_a_speed_up_from_one_seed_has_no_interval(seeds):
 
 
 def test_a_flat_baseline_has_no_speed_ups_and_says_why():
-    found = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
-    assert found.by_condition == {}
-    assert "no target to reach earlier" in found.refused
+    result = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
+    assert result.by_condition == {}
+    assert "no target to reach earlier" in result.refused
 
 
 def test_gains_are_against_the_baseline_of_the_same_seed():

@@ -284,7 +284,7 @@ def test_nobody_agrees(hub, home, call):
     suites.pythia(hub)
     with pytest.raises(UserError, match="nothing was downloaded"):
         lmd.open_run(PYTHIA).fetch(confirm=lambda cost: "kB" not in cost)
-    assert refused(call("fetch", PYTHIA), "nobody can be asked here", "--yes")
+    assert refused(call("fetch", PYTHIA), "no terminal to confirm the download", "--yes")
     assert hub.downloads == []
     status, out, _ = call("fetch", f"{PYTHIA}?steps=0,512", "--yes")
     assert status == 0
@@ -322,7 +322,7 @@ def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys)
     suites.pythia(hub)
     hub.alter(spoilt, match=CONTENT, times=1)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
-    assert "not what its listing says" in capsys.readouterr().err
+    assert "differs from its listing" in capsys.readouterr().err
     assert client.RemoteFile.is_at(run.pins[512].weights[0], run[512].folder / "model.safetensors")
 
 

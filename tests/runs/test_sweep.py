@@ -344,7 +344,7 @@ def test_a_killed_process_takes_only_its_own_run_with_it(tmp_path, home):
     assert "Traceback" not in err
     failed = [line for line in out.splitlines() if "FAILED" in line]
     assert failed
-    assert all("its process was killed, perhaps for want of memory" in line for line in failed)
+    assert all("its process was killed, perhaps because memory ran out" in line for line in failed)
     whole = [line for line in out.splitlines() if "FAILED" not in line]
     assert {line.split()[0] for line in whole} in ({"whole"}, {"more", "branch"})
     assert all(saved(home)[line.split()[3]] == 800 for line in whole)
