@@ -1,4 +1,4 @@
-"""Devices: which there are, which one computes, and which have computed what this process shows.
+"""Devices: which are available, which one computes, and which computed the results of this process.
 
 A device is named as torch names it, `cuda:1`; its kind is `cuda`. Results depend on the kind, not on the number.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from lmdynamics.errors import UserError
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of recipes, by the names that torch has for them
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of recipes, and torch's names for them
 
 Computed = tuple[str, str, str]  # kind of device, precision, name of the device
 
@@ -19,9 +19,9 @@ _computed: set[Computed] = set()
 
 
 def device_kind(device: str) -> str:
-    """The kind of a device: `cuda` for `cuda:1`. It need not be on this machine.
+    """The kind of a device: `cuda` for `cuda:1`. It may be absent from this machine.
 
-    Raises UserError where torch knows no such device.
+    Raises UserError if torch does not know the device.
     """
     if device in KINDS:
         return device
@@ -32,13 +32,11 @@ def device_kind(device: str) -> str:
         torch.get_device_module(kind)
         return kind
     except RuntimeError:
-        raise UserError(
-            f"there is no device {str(device)!r}; choose {', '.join(KINDS)}, or one by number: cuda:1"
-        ) from None
+        raise UserError(f"unknown device {str(device)!r}; choose {', '.join(KINDS)}, or a number: cuda:1") from None
 
 
 def need_device(device: str) -> str:
-    """The kind of a device that is on this machine. Raises UserError where it is not."""
+    """The kind of a device that is on this machine. Raises UserError if it is not."""
     kind = device_kind(device)
     if kind == "cpu":
         return kind
@@ -46,14 +44,14 @@ def need_device(device: str) -> str:
 
     number = torch.device(device).index or 0
     if number >= _count(kind):
-        here = ", ".join(devices_here())
+        available = ", ".join(available_devices())
         raise UserError(
-            f"device {str(device)!r} is not on this machine: torch {torch.__version__} finds {here}; name one of these"
+            f"device {str(device)!r} is not on this machine: torch {torch.__version__} finds {available}; choose one"
         )
     return kind
 
 
-def devices_here() -> list[str]:
+def available_devices() -> list[str]:
     """Every device that torch can use on this machine, the CPU first."""
     import torch
 
@@ -63,7 +61,7 @@ def devices_here() -> list[str]:
 
 
 def default_device() -> str:
-    """Where training computes if nobody names a device: on the accelerator, if there is one."""
+    """The device of training by default: the accelerator, if there is one."""
     import torch
 
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
@@ -73,26 +71,26 @@ def default_device() -> str:
 
 
 def device_name(device: str) -> str:
-    """What a device is called by its maker, where torch tells; otherwise its kind."""
+    """The product name of a device, if torch knows it; otherwise its kind."""
     import torch
 
     kind = device_kind(device)
-    tell = getattr(torch.get_device_module(kind), "get_device_name", None)
-    return tell(torch.device(device)) if tell and _count(kind) > (torch.device(device).index or 0) else kind
+    get_name = getattr(torch.get_device_module(kind), "get_device_name", None)
+    return get_name(torch.device(device)) if get_name and _count(kind) > (torch.device(device).index or 0) else kind
 
 
 def matmul_precision(kind: str) -> str:
-    """`float32`, or the precision that products of float32 matrices have on this kind of device, such as `tf32`."""
+    """`float32`, or the precision of float32 matrix products on this kind of device, such as `tf32`."""
     import torch
 
     backend = torch.backends.cuda if kind == "cuda" else torch.backends.mkldnn
-    found = backend.matmul.fp32_precision
-    return "float32" if found in ("none", "ieee") else found
+    precision = backend.matmul.fp32_precision
+    return "float32" if precision in ("none", "ieee") else precision
 
 
 @lru_cache
 def has_float64(device) -> bool:
-    """Whether a device computes in float64; Apple's does not."""
+    """Whether a device supports float64; Apple's does not."""
     import torch
 
     try:
@@ -102,28 +100,28 @@ def has_float64(device) -> bool:
 
 
 def in_float64(tensor):
-    """A tensor in float64; on the CPU where its device has no float64."""
+    """A tensor in float64; on the CPU if its device does not support float64."""
     return (tensor if has_float64(tensor.device) else tensor.cpu()).double()
 
 
 def trained_on(facts: Mapping[str, Any]) -> str | None:
-    """The kind of device that trained a run, from what its `run.json` says; None if that is not known.
+    """The kind of device that trained a run, from its `run.json`; None if unknown.
 
-    Earlier versions wrote the name of the GPU wherever there was one, and `cpu` wherever there was none of NVIDIA's.
+    Earlier versions wrote the name of an NVIDIA GPU, or `cpu` without one.
     """
     if "device_kind" in facts:
         return facts["device_kind"]
-    only_cpu = all(name.startswith(("cpu", "cuda")) for name in devices_here())
+    only_cpu = all(name.startswith(("cpu", "cuda")) for name in available_devices())
     return "cpu" if facts.get("device") == "cpu" and only_cpu else None
 
 
 def note_computed(kind: str, precision: str, name: str) -> None:
-    """Remember what computed something that this process shows."""
+    """Remember a device and precision that computed a result of this process."""
     _computed.add((kind, precision, name))
 
 
 def computed() -> list[Computed]:
-    """What computed all that this process has shown since `forget_computed`."""
+    """All that `note_computed` has recorded since `forget_computed`."""
     return sorted(_computed)
 
 

@@ -1,4 +1,4 @@
-"""`lmdynamics doctor`: what this machine has, and whether everything the notebooks need will work on it."""
+"""`lmdynamics doctor`: checks versions, devices, data folders and widgets on this machine."""
 
 import os
 import platform
@@ -8,11 +8,11 @@ from importlib import metadata
 from pathlib import Path
 
 from lmdynamics import paths
-from lmdynamics.devices import device_kind, device_name, devices_here, has_float64
+from lmdynamics.devices import available_devices, device_kind, device_name, has_float64
 from lmdynamics.errors import UserError
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "polars", "altair", "papermill", "jupyterlab")
-_WIDGETS = {  # what an explorer needs, and the JupyterLab extension that comes with it
+_WIDGETS = {  # packages of an explorer, and their JupyterLab extension
     "ipywidgets": "@jupyter-widgets/jupyterlab-manager",
     "anywidget": "anywidget",
     "vl-convert-python": None,
@@ -20,11 +20,11 @@ _WIDGETS = {  # what an explorer needs, and the JupyterLab extension that comes 
 
 
 def report() -> int:
-    """Print one line per finding, `!` before what needs doing. Returns 1 if anything does, else 0."""
+    """Print one line per check, with `!` before a problem. Returns 1 if there are problems, else 0."""
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
-    troubles = 0
+    problems = 0
     for title, findings in (
         ("versions", _versions()),
         ("devices", _devices()),
@@ -32,15 +32,15 @@ def report() -> int:
         ("widgets", _widgets()),
     ):
         console.print(f"[bold]{title}[/]")
-        for fine, line in findings:
-            troubles += not fine
-            console.print(f"  {' ' if fine else '!'} {line}", markup=False, style=None if fine else "yellow")
-    return int(troubles > 0)
+        for ok, line in findings:
+            problems += not ok
+            console.print(f"  {' ' if ok else '!'} {line}", markup=False, style=None if ok else "yellow")
+    return int(problems > 0)
 
 
 def _versions() -> Iterator[tuple[bool, str]]:
-    fine = sys.version_info >= (3, 11)
-    yield fine, f"Python {platform.python_version()}" + ("" if fine else "; 3.11 or newer is needed")
+    ok = sys.version_info >= (3, 11)
+    yield ok, f"Python {platform.python_version()}" + ("" if ok else "; 3.11 or newer is needed")
     yield True, f"{platform.system()} {platform.release()}, {platform.machine()}"
     for name in ("lmdynamics", *_LIBRARIES):
         version = _version(name)
@@ -54,23 +54,23 @@ def _devices() -> Iterator[tuple[bool, str]]:
         yield False, f"torch does not load: {error}"
         return
     yield True, f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {_bf16_on_cpu()}"
-    others = devices_here()[1:]
-    for device in others:
+    accelerators = available_devices()[1:]
+    for device in accelerators:
         if device_kind(device) == "cuda":
             properties = torch.cuda.get_device_properties(device)
             bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
             yield True, f"{device}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
         else:
             yield True, f"{device}: {device_name(device)}" + ("" if has_float64(device) else ", no float64")
-    if not others:
+    if not accelerators:
         yield True, "no GPU: the smoke and default profiles are made for this, the full profile is not"
 
 
 def _bf16_on_cpu() -> str:
     import torch
 
-    found = torch.cpu.get_capabilities()
-    fast = any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bf16 in hardware" if fast else "bf16 works, but is slow here"
 
 
@@ -84,22 +84,23 @@ def _data() -> Iterator[tuple[bool, str]]:
     writable = os.access(existing, os.W_OK)
     yield (
         writable,
-        f"made here: {home}" + ("" if writable else " (not writable; set LMDYNAMICS_HOME to a folder that is)"),
+        f"results: {home}" + ("" if writable else " (not writable; set LMDYNAMICS_HOME to a folder that is)"),
     )
     runs = paths.runs_dir()
     names = sorted(folder.name for folder in runs.glob("*") if (folder / "run.json").exists()) if runs.exists() else []
     yield True, f"runs: {', '.join(names) if names else 'none yet; `lmdynamics train grammar-mlm` makes one'}"
     yield True, f"cache: {_size(paths.cache_dir())} in {paths.cache_dir()}"
-    named = os.environ.get("LMDYNAMICS_DATA")
-    if named is None:
+    data_folder = os.environ.get("LMDYNAMICS_DATA")
+    if data_folder is None:
         yield True, "LMDYNAMICS_DATA is not set: real corpora come from `lmdynamics fetch NAME`"
-    elif Path(named).expanduser().is_dir():
-        yield True, f"LMDYNAMICS_DATA: {Path(named).expanduser().absolute()}"
+    elif Path(data_folder).expanduser().is_dir():
+        yield True, f"LMDYNAMICS_DATA: {Path(data_folder).expanduser().absolute()}"
     else:
-        yield False, f"LMDYNAMICS_DATA is {named}, and there is no such folder"
+        yield False, f"LMDYNAMICS_DATA is {data_folder}, and there is no such folder"
     fetched = home / "fetched"
-    got = sorted(path.name for path in fetched.iterdir() if not path.name.startswith(".")) if fetched.is_dir() else []
-    yield True, f"fetched: {', '.join(got) if got else 'nothing'}"
+    entries = fetched.iterdir() if fetched.is_dir() else ()
+    names = sorted(path.name for path in entries if not path.name.startswith("."))
+    yield True, f"fetched: {', '.join(names) or 'nothing'}"
 
 
 def _widgets() -> Iterator[tuple[bool, str]]:
@@ -119,7 +120,7 @@ def _widgets() -> Iterator[tuple[bool, str]]:
 
         altair.JupyterChart.enable_offline()
         yield True, "live charts work without a network"
-    except Exception as error:  # whatever the reason, it is the finding
+    except Exception as error:  # any error is reported
         yield False, f"live charts will not show: {type(error).__name__}: {error}"
 
 

@@ -1,4 +1,4 @@
-"""Downloads for corpora and suites: resumed where they stopped, checked when whole, tried again after a pause."""
+"""Downloads for corpora and suites: resumed, checked when complete, and retried after a pause."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from time import sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from lmdynamics.errors import UserError
-from lmdynamics.progress import say
+from lmdynamics.progress import print_message
 
 if TYPE_CHECKING:
     import httpx2
@@ -15,117 +15,119 @@ ATTEMPTS = 5
 FIRST_PAUSE = 1.0  # seconds before the second attempt, doubling after that
 LONGEST_PAUSE = 60.0
 TIMEOUT = 30.0  # seconds without a byte
-RETRIED = (408, 429, 500, 502, 503, 504)  # statuses of a server that may answer otherwise later
+RETRIED = (408, 429, 500, 502, 503, 504)  # temporary statuses of a server
 Thing = TypeVar("Thing")
 
 
 class Failed(Exception):
-    """A failure that may not occur again: the problem in words, and the error to raise when attempts are used up."""
+    """A temporary failure: the problem in words, and the error to raise after the last attempt."""
 
     def __init__(self, problem: str, last: UserError, response: "httpx2.Response | None" = None):
         super().__init__(problem)
         self.last = last
-        asked = response.headers.get("Retry-After", "") if response is not None else ""
-        self.pause = float(asked) if asked.isdigit() else None
+        retry_after = response.headers.get("Retry-After", "") if response is not None else ""
+        self.pause = float(retry_after) if retry_after.isdigit() else None
 
 
-def attempt(ask: Callable[[], Thing], what: str, explain: Callable[[Exception], Failed]) -> Thing:
-    """The result of `ask`, tried again where that may help; each failure is printed.
+def attempt(request: Callable[[], Thing], label: str, explain: Callable[[Exception], Failed]) -> Thing:
+    """The result of `request`, retried after temporary failures; each failure is printed.
 
-    `explain` raises an error that another attempt cannot help against, and returns any other as `Failed`.
+    `explain` raises a permanent error, and returns a temporary one as `Failed`.
     """
     for number in range(1, ATTEMPTS + 1):
         try:
-            return ask()
+            return request()
         except Exception as error:
             failed = explain(error)
         if number == ATTEMPTS:
             raise failed.last
         pause = min(FIRST_PAUSE * 2 ** (number - 1) if failed.pause is None else failed.pause, LONGEST_PAUSE)
-        say(f"{what}: {failed}; trying again in {pause:.0f} s ({number} of {ATTEMPTS - 1})")
+        print_message(f"{label}: {failed}; trying again in {pause:.0f} s ({number} of {ATTEMPTS - 1})")
         sleep(pause)
     raise AssertionError("the last attempt returns or raises")
 
 
-def checked(bring: Callable[[], Path], is_right: Callable[[Path], bool], what: str, refusal: Callable[[Path], str]):
-    """A file that was brought, if its content is right; otherwise it is deleted and brought once more.
+def checked(download: Callable[[], Path], is_right: Callable[[Path], bool], label: str, explain: Callable[[Path], str]):
+    """A downloaded file, if its content is right; otherwise it is deleted and downloaded once more.
 
-    Raises UserError with the `refusal` of the second file if that is wrong, too.
+    Raises UserError with `explain` of the second file if it is wrong too.
     """
     for number in range(2):
-        path = bring()
+        path = download()
         if is_right(path):
             return path
-        wrong = refusal(path) if number else ""
-        path.resolve().unlink(missing_ok=True)  # what a link points to, which others may share
+        fault = explain(path) if number else ""
+        path.resolve().unlink(missing_ok=True)  # the target of a link, which other files may share
         path.unlink(missing_ok=True)
-        if not wrong:
-            say(f"{what} is not what its listing says; it was thrown away")
-    raise UserError(wrong)
+        if not fault:
+            print_message(f"{label} differs from its listing; it was deleted")
+    raise UserError(fault)
 
 
-def by_position(arrived: Callable[[int], object]) -> Callable[[int], None]:
-    """Tell `arrived` the bytes of a file that are new each time that a position in it is reported."""
+def count_new_bytes(on_bytes: Callable[[int], object]) -> Callable[[int], None]:
+    """A function of the position in a file, which calls `on_bytes` with the number of new bytes."""
     reported = 0
 
-    def reached(position: int) -> None:
+    def report_position(position: int) -> None:
         nonlocal reported
-        arrived(position - reported)
+        on_bytes(position - reported)
         reported = position
 
-    return reached
+    return report_position
 
 
 def receive(
     client: "httpx2.Client",
     url: str,
     part: Path,
-    most: int,
-    reached: Callable[[int], object],
+    max_bytes: int,
+    on_position: Callable[[int], object],
     *,
     size: int | None = None,
     **headers: str,
 ) -> Path:
-    """Append the rest of a file to `part`, or write it anew if the server sends no ranges.
+    """Append the missing bytes of a file to `part`, or write it anew if the server sends no ranges.
 
-    A connection that breaks, or ends before `size` bytes where that is known, is resumed as long as each one brings
-    something. `reached`: called with each position.
+    A connection that breaks, or ends before `size` bytes if that is known, is resumed as long as each one adds bytes.
+    `on_position`: called with each position.
 
-    Raises UserError if more than `most` bytes come, and the client's errors.
+    Raises UserError after more than `max_bytes` bytes, and the client's errors.
     """
     import httpx2
 
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        offset = part.stat().st_size if part.exists() else 0
         try:
-            whole = _receive(client, url, part, have if have <= most else 0, most, reached, headers)
-            if whole or size is None or part.stat().st_size >= size:
+            start = offset if offset <= max_bytes else 0
+            complete = _receive(client, url, part, start, max_bytes, on_position, headers)
+            if complete or size is None or part.stat().st_size >= size:
                 return part
-            raise httpx2.RemoteProtocolError("the answer ended before the file did")
+            raise httpx2.RemoteProtocolError("the response ended before the file was complete")
         except httpx2.TransportError:
-            if not part.exists() or part.stat().st_size <= have:
+            if not part.exists() or part.stat().st_size <= offset:
                 raise
             sleep(FIRST_PAUSE)
 
 
-def _receive(client, url: str, part: Path, have: int, most: int, reached, headers: dict[str, str]) -> bool:
-    """Whether the server says that nothing is left to send."""
+def _receive(client, url: str, part: Path, offset: int, max_bytes: int, on_position, headers: dict[str, str]) -> bool:
+    """Whether the server reports that nothing is left to send."""
     from huggingface_hub.utils import hf_raise_for_status
 
-    # Compressed transfer would make the bytes of a partial file and the server's ranges two different things.
-    headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    # With compressed transfer the bytes of a partial file would not match the server's ranges.
+    headers = {**headers, "Accept-Encoding": "identity", **({"Range": f"bytes={offset}-"} if offset else {})}
     with client.stream("GET", url, headers=headers, follow_redirects=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416 and have:  # nothing beyond what is here: it is whole, or not this file's
-            reached(have)
+        if response.status_code == 416 and offset:  # no bytes beyond these: the file is complete, or another one
+            on_position(offset)
             return True
         hf_raise_for_status(response)
-        goes_on = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        size = have if goes_on else 0
-        reached(size)
-        with part.open("ab" if goes_on else "wb") as file:
+        content_range = response.headers.get("Content-Range", "")
+        resumes = response.status_code == 206 and content_range.startswith(f"bytes {offset}-")
+        size = offset if resumes else 0
+        on_position(size)
+        with part.open("ab" if resumes else "wb") as file:
             for chunk in response.iter_bytes():
-                if (size := size + len(chunk)) > most:
-                    raise UserError(f"{url} is larger than {most:,} bytes; it is another file")
+                if (size := size + len(chunk)) > max_bytes:
+                    raise UserError(f"{url} is larger than {max_bytes:,} bytes; this is another file")
                 file.write(chunk)
-                reached(size)
+                on_position(size)
     return False

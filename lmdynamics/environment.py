@@ -1,4 +1,4 @@
-"""What computed a result: versions, device, precision, memory; and arithmetic that repeats bit for bit."""
+"""The environment of a result (versions, device, precision, memory), and deterministic arithmetic."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-DETERMINISTIC = "LMDYNAMICS_DETERMINISTIC"  # set to 1, it makes GPUs repeat themselves; a CPU does so in any case
+DETERMINISTIC = "LMDYNAMICS_DETERMINISTIC"  # 1: GPUs compute deterministically; a CPU always does
 _STARTED = time.monotonic()
 
 
@@ -20,13 +20,13 @@ def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]
     """Versions, kinds and names of the devices that computed, their precision, peak memory (MiB) of this process, and
     its age (s).
 
-    `computed`: kind, precision and name of each device, as `devices.computed` gives them; several are joined by "+".
-    Without any, it was the CPU. What torch knows is asked only where torch has been imported.
+    `computed`: kind, precision and name of each device, as `devices.computed` returns them; several are joined by "+".
+    If empty, the CPU computed. GPU memory is included only if torch has been imported.
     """
     processor = platform.processor() or platform.machine()
     computed = list(computed) or [("cpu", "float32", "cpu")]
     kinds, precisions, names = (sorted(set(column)) for column in zip(*computed, strict=True))
-    told = {
+    facts = {
         **versions(),
         "commit": commit(),
         "device": "+".join(kinds),
@@ -40,20 +40,20 @@ def environment(computed: Iterable[tuple[str, str, str]] = ()) -> dict[str, Any]
     torch = sys.modules.get("torch")
     if torch is not None and "cuda" in kinds and torch.cuda.is_available():
         peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
-        told["peak_gpu_mb"] = round(max(peaks) / 2**20)
-    return told
+        facts["peak_gpu_mb"] = round(max(peaks) / 2**20)
+    return facts
 
 
-def peak_mb(whose: int) -> int:
-    """Memory (MiB) of this process, or of the largest that it has started and that has ended; see `resource`."""
+def peak_mb(who: int) -> int:
+    """Peak memory (MiB) of this process, or of its largest finished child; `who`: as in `resource.getrusage`."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, otherwise KiB
-    return round(resource.getrusage(whose).ru_maxrss / unit)
+    return round(resource.getrusage(who).ru_maxrss / unit)
 
 
 def repeatable() -> None:
-    """Let torch use only algorithms that repeat themselves, if `LMDYNAMICS_DETERMINISTIC` asks for it.
+    """Let torch use only deterministic algorithms, if `LMDYNAMICS_DETERMINISTIC` is set.
 
-    An operation that has none raises a RuntimeError, which names it.
+    An operation without one raises a RuntimeError that names it.
     """
     if os.environ.get(DETERMINISTIC):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
@@ -70,15 +70,15 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit of the checkout that this package lies in, with "+" if files differ from it; None without one."""
+    """The commit of the checkout of this package, with "+" if files differ from it; None outside a checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
     try:
-        named, changed = (
-            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
-            for words in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        revision, changes = (
+            subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+            for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return named.strip() + ("+" if changed.strip() else "")
+    return revision.strip() + ("+" if changes.strip() else "")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: atomic writes, locks, JSON and hashes."""
+"""Atomic writes (a file is complete or absent), locks, JSON and hashes."""
 
 import errno
 import hashlib
@@ -27,32 +27,32 @@ class NotSaved(UserError):
 
 
 @contextmanager
-def saving(what: str, home: str = "LMDYNAMICS_HOME") -> Iterator[None]:
-    """Turn a full or read-only disk into one line that says what to do; `home` names the folder it was saved in."""
+def saving(description: str, home: str = "LMDYNAMICS_HOME") -> Iterator[None]:
+    """Turn a full or read-only disk into a one-line error with a remedy; `home`: variable that sets the folder."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK:
             raise
-        remedy = "free some space" if error.errno not in READ_ONLY else f"set {home} to a folder of yours"
+        remedy = "free some space" if error.errno not in READ_ONLY else f"set {home} to a folder you can write to"
         raise NotSaved(
-            f"could not save {what}: {os.strerror(error.errno).lower()}. "
-            f"What was saved before is whole; {remedy} and run the same command to go on from there."
+            f"could not save {description}: {os.strerror(error.errno).lower()}. "
+            f"Earlier files are complete; {remedy} and run the same command again to resume."
         ) from None
-    except Exception as error:  # safetensors wraps the operating system's error in its own
+    except Exception as error:  # safetensors wraps the operating system's error
         if "No space left" not in str(error):
             raise
         raise NotSaved(
-            f"could not save {what}: no space left on the disk. "
-            "What was saved before is whole; free some space and run the same command to go on from there."
+            f"could not save {description}: no space left on the disk. "
+            "Earlier files are complete; free some space and run the same command again to resume."
         ) from None
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `target`; it takes the name when it is complete and on the disk.
+    """Fill a temporary folder beside `target`; it is renamed when it is complete and on the disk.
 
-    Of several that are filled at once, in threads or processes, each is whole and the last one stays.
+    If several are filled at once, in threads or processes, each is complete and the last one stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -64,7 +64,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.chmod(0o755)
         while not _renamed(temporary, target):
-            with suppress(FileNotFoundError):  # another took it away
+            with suppress(FileNotFoundError):  # another process removed it
                 target.rename(old)
             shutil.rmtree(old, ignore_errors=True)
         _flush(target.parent)
@@ -73,16 +73,16 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def clear(parent: Path, name: str = "") -> None:
-    """Remove what killed processes left half written in a folder, of one `name` or all. Only with its lock held."""
-    for left in parent.glob(f".{name}.*" if name else ".*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif left.suffix == ".tmp":
-            left.unlink(missing_ok=True)
+    """Remove incomplete files of killed processes from a folder, of one `name` or all. Requires the folder's lock."""
+    for leftover in parent.glob(f".{name}.*" if name else ".*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        elif leftover.suffix == ".tmp":
+            leftover.unlink(missing_ok=True)
 
 
 def _renamed(folder: Path, target: Path) -> bool:
-    """Give a folder its name; False where another folder has it."""
+    """Rename a folder; False if another folder has the name."""
     try:
         folder.rename(target)
     except OSError as error:
@@ -96,7 +96,7 @@ def _renamed(folder: Path, target: Path) -> bool:
 def atomic_file(target: Path) -> Iterator[Path]:
     """Write to a temporary file beside `target`; it replaces `target` when it is complete and on the disk.
 
-    Its name is its own, so that threads and processes may write the same file at once.
+    Its name is unique, so threads and processes may write the same file at once.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
@@ -118,33 +118,33 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def locked(lock: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a lock file; where another process holds it, print `waiting` (if it is not empty) to stderr and wait."""
+    """Hold a lock file. If another process holds it, print `waiting` (if not empty) to stderr and wait."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
+    file_lock = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         if waiting:
             print(f"lmdynamics: {waiting}", file=sys.stderr)
-        held.acquire()
+        file_lock.acquire()
     try:
         yield
     finally:
-        held.release()
+        file_lock.release()
 
 
 def is_locked(lock: Path) -> bool:
-    """Whether some process holds a lock file; none is made."""
+    """Whether a process holds a lock file; the file is not created."""
     if not lock.exists():
         return False
-    held = FileLock(lock)
+    file_lock = FileLock(lock)
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:  # it cannot be written here, so nobody holds it from here
+    except OSError:  # it cannot be written from this machine, so no process here holds it
         return False
-    held.release()
+    file_lock.release()
     return False
 
 
@@ -157,37 +157,37 @@ def write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, description: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing, so {path.parent} is not {what}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
-        raise UserError(f"{path} is damaged ({broken}); restore it from a copy, or delete {path.parent}") from None
+        raise UserError(f"{path} is missing, so {path.parent} is not {description}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy, or delete {path.parent}") from None
 
 
-def read_toml(path: Path, what: str) -> dict[str, Any]:
+def read_toml(path: Path, description: str) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
-        raise UserError(f"{path} is not {what}: {broken}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not {description}: {error}") from None
 
 
 def shipped_tables(kind: str) -> list[str]:
-    """Names of the TOML files in a folder that is shipped: `recipes`, `sweeps`."""
+    """Names of the TOML files in a shipped folder: `recipes`, `sweeps`."""
     return sorted(path.stem for path in shipped(kind).glob("*.toml"))
 
 
-def find_table(kind: str, name: str, what: str) -> Path:
-    """A TOML file by its path, or by its name in a folder that is shipped; raises UserError if there is none."""
+def find_table(kind: str, name: str, noun: str) -> Path:
+    """A TOML file by its path, or by its name in a shipped folder. Raises UserError if there is none."""
     path = Path(name) if name.endswith(".toml") else shipped(kind) / f"{name}.toml"
     if not path.is_file():
-        raise UserError(f"there is no {what} {name!r}{did_you_mean(name, shipped_tables(kind))}")
+        raise UserError(f"there is no {noun} {name!r}{did_you_mean(name, shipped_tables(kind))}")
     return path
 
 
 def sha256(*paths: Path) -> str:
-    """Of one file; or of several, read one after the other."""
+    """The hash of one file, or of several files read one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

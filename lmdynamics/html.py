@@ -1,26 +1,26 @@
-"""Text on a page: what comes from data is shown as text, never read as HTML or as a formula."""
+"""Text on a page: data are shown as text, never interpreted as HTML or as a formula."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import chain, repeat
 
-LITERAL = "mathjax_ignore tex2jax_ignore"  # a class, without which a notebook typesets what stands between two "$"
-MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views, and one slider that moves them
-STILL = {"lmdynamics": {"still": True}}  # metadata of a picture of what moving views beside it show as well
-LETTER = 0.55  # em: a letter's width; "ch" would be another one in a table's bold heads
+LITERAL = "mathjax_ignore tex2jax_ignore"  # this class stops a notebook from typesetting the text between two "$"
+MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views with one slider
+STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
+LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
 
 
-def html_table(heads: Sequence[object], rows: Iterable[Sequence[object]], widths: Sequence[int] = ()) -> str:
-    """A small table. `widths`: of its columns, in characters, so that several tables stand under each other."""
-    least = [f";min-width:{width * LETTER:.1f}em" for width in widths]
+def html_table(header: Sequence[object], rows: Iterable[Sequence[object]], widths: Sequence[int] = ()) -> str:
+    """A small table. `widths`: of its columns, in characters, so that the columns of several tables align."""
+    min_widths = [f";min-width:{width * LETTER:.1f}em" for width in widths]
 
     def cells(tag: str, texts: Sequence[object]) -> str:
-        inside = (
-            f"<{tag} style='{CELL}{wide}'>{escape(str(text))}</{tag}>"
-            for text, wide in zip(texts, chain(least, repeat("")), strict=False)
+        elements = (
+            f"<{tag} style='{CELL}{style}'>{escape(str(text))}</{tag}>"
+            for text, style in zip(texts, chain(min_widths, repeat("")), strict=False)
         )
-        return f"<tr>{''.join(inside)}</tr>"
+        return f"<tr>{''.join(elements)}</tr>"
 
-    lines = [cells("th", heads)] if heads else []
+    lines = [cells("th", header)] if header else []
     return f"<table class='{LITERAL}'>{''.join([*lines, *(cells('td', row) for row in rows)])}</table>"

@@ -1,9 +1,8 @@
 """Functions in separate processes: one that receives messages and can be stopped (`Process`), or a pool (`Pool`).
 
-The parent tells a process something through one pipe, and the process reports through another. When the parent closes
-the first pipe, ends or is killed, the process sees the pipe's end, interrupts what it does and ends; when the process
-ends or is killed, the parent sees the end of the second. Nothing else is needed for either to notice the end of the
-other. Ctrl-C reaches the parent only.
+The parent sends messages through one pipe, and the process sends reports through another. When the parent closes the
+first pipe, ends or is killed, the process reads the end of that pipe, interrupts its work and ends. When the process
+ends or is killed, the parent reads the end of the second pipe. Ctrl-C reaches the parent only.
 """
 
 import atexit
@@ -29,46 +28,46 @@ from lmdynamics.errors import UserError
 
 CORES = "LMDYNAMICS_CORES"
 GPUS = "CUDA_VISIBLE_DEVICES"
-GRACE = 10  # seconds that a process gets to end by itself
-PATIENCE = 600  # seconds that one gets to save what it does when nobody is left to tell it to end
+GRACE = 10  # seconds for a process to end by itself
+SAVE_TIMEOUT = 600  # seconds for a process to save its work after its parent has ended
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read as torch and numpy are imported
 _BEGIN = """\
 import sys
 from multiprocessing.connection import Connection
-told = Connection(int(sys.argv[2]), writable=False)
+messages = Connection(int(sys.argv[2]), writable=False)
 try:
-    sys.path[:] = told.recv()
-except EOFError:  # the parent is gone before it said anything
+    sys.path[:] = messages.recv()
+except EOFError:  # the parent ended before it sent anything
     sys.exit(1)
 from lmdynamics.jobs import begin
-begin(told, Connection(int(sys.argv[3]), readable=False))
+begin(messages, Connection(int(sys.argv[3]), readable=False))
 """
 
 _running: WeakSet["Process"] = WeakSet()
 
 
-def _forget_all() -> None:
-    """In a plain fork of this process, as a DataLoader makes: its copies of the pipes would hide this one's end."""
+def _close_in_fork() -> None:
+    """Runs in a plain fork, such as a DataLoader's worker: its copies of the pipes would hide this process's end."""
     for process in list(_running):
-        process._told.close()
+        process._messages.close()
         process._reports.close()
     _running.clear()
 
 
-os.register_at_fork(after_in_child=_forget_all)
+os.register_at_fork(after_in_child=_close_in_fork)
 
 
-def cores_here() -> int:
-    """How many cores this process may use: all, unless its parent has divided them among several."""
+def available_cores() -> int:
+    """Number of cores that this process may use: all, unless its parent divided them among several processes."""
     return int(os.environ.get(CORES) or os.cpu_count() or 1)
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them: by number, or by an identity."""
-    named = os.environ.get(GPUS)
-    if named is not None:
-        return [name for name in named.split(",") if name not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:  # quicker to know than by importing torch
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them: by number or by UUID."""
+    listed_gpus = os.environ.get(GPUS)
+    if listed_gpus is not None:
+        return [name for name in listed_gpus.split(",") if name not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:  # faster than importing torch
         return []
     import torch
 
@@ -81,9 +80,9 @@ def visible_gpus() -> list[str]:
 class Process:
     """A process that runs `work(parent, *arguments)`, a function of a module; `parent` is a `Parent`.
 
-    It has a session of its own: Ctrl-C, or a signal to the group of a kernel that is shut down, does not reach it.
-    `threads`: how many it computes with on a CPU. `gpu`: the only one it sees. `environment`: variables besides.
-    `output`: where it prints to, a file or `subprocess.DEVNULL`; by default where this process does.
+    It has its own session: Ctrl-C, or a signal to the process group of a kernel, does not reach it. `threads`: number
+    of CPU threads. `gpu`: the only GPU that it can use. `environment`: additional variables. `output`: a file or
+    `subprocess.DEVNULL` to print to; by default the output of this process.
     """
 
     def __init__(
@@ -95,44 +94,44 @@ class Process:
         environment: Mapping[str, str] | None = None,
         output: int | IO | None = None,
     ):
-        own = dict.fromkeys(_THREADS, str(threads)) if threads else {}
-        own |= ({GPUS: gpu} if gpu else {}) | dict(environment or {})
-        while (low := os.open(os.devnull, os.O_RDWR)) < 3:  # where a daemon has closed 0, 1 or 2, no pipe may be one
+        variables = dict.fromkeys(_THREADS, str(threads)) if threads else {}
+        variables |= ({GPUS: gpu} if gpu else {}) | dict(environment or {})
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # no pipe may be 0, 1 or 2, which a daemon has closed
             pass
-        os.close(low)
-        theirs, self._told = Pipe(duplex=False)
+        os.close(descriptor)
+        child_end, self._messages = Pipe(duplex=False)
         self._reports, reports = Pipe(duplex=False)
-        pipes = [theirs.fileno(), reports.fileno()]
-        name = f"{work.__module__}.{work.__qualname__}"  # for whoever lists processes
+        pipes = [child_end.fileno(), reports.fileno()]
+        name = f"{work.__module__}.{work.__qualname__}"  # shown in a list of processes
         try:
-            with theirs, reports:
+            with child_end, reports:
                 self._popen = subprocess.Popen(
                     [sys.executable, "-P", "-c", _BEGIN, name, *map(str, pipes)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=None if output is None else subprocess.STDOUT,
                     pass_fds=pipes,
-                    env={**os.environ, **own},
+                    env={**os.environ, **variables},
                     start_new_session=True,
                 )
             self.pid = self._popen.pid
             _running.add(self)
             self.send(sys.path)
             self.send((work, arguments))
-        except BaseException:  # Ctrl-C, say: nobody will know of it
+        except BaseException:  # for example Ctrl-C: no caller would end the process
             self.close()
             raise
 
     @property
     def status(self) -> int | None:
-        """What it has ended with: 0 if all went well, -9 if signal 9 ended it; None before its end."""
+        """Exit status: 0 for success, -9 if signal 9 ended it, None while it runs."""
         return self._popen.poll()
 
     def send(self, message: Any) -> None:
-        """Tell it something; it is not told if it has ended, and `receive` says so."""
-        packed = pickle.dumps(message)  # what cannot be sent is the caller's error, not the end of the process
+        """Send a message. If the process has ended, the message is lost and `receive` returns None."""
+        packed = pickle.dumps(message)  # an object that cannot be pickled is the caller's error
         with suppress(OSError):
-            self._told.send_bytes(packed)
+            self._messages.send_bytes(packed)
 
     def poll(self, seconds: float = 0) -> bool:
         """Whether it has reported something or has ended, within some seconds."""
@@ -142,23 +141,23 @@ class Process:
             return True
 
     def receive(self) -> Any:
-        """Its next report, waited for; None when it has ended."""
+        """Wait for the next report; None when the process has ended."""
         try:
             while not self._reports.poll(1):
-                if self.status is not None and not self._reports.poll():  # though what it has started may hold its pipe
+                if self.status is not None and not self._reports.poll():  # its own child processes may hold its pipe
                     raise EOFError
             report = self._reports.recv_bytes()
-        except (EOFError, OSError):  # between two reports, or within one
+        except (EOFError, OSError):  # between two reports or within one
             self.wait()
             return None
         return ForkingPickler.loads(report)
 
     def close(self) -> None:
-        """Let it end: what it does is interrupted, as when this process ends. What it still reports can be received."""
-        self._told.close()
+        """Ask it to end: its work is interrupted. Its last reports can still be received."""
+        self._messages.close()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for its end; whether it has ended within some seconds."""
+        """Wait for its end. Returns whether it ended within `seconds`."""
         try:
             self._popen.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -167,106 +166,106 @@ class Process:
         return True
 
     def stop(self, grace: float = GRACE) -> None:
-        """End it: let it end, then SIGTERM, then SIGKILL, with `grace` seconds after each."""
+        """End it: ask it to end, then SIGTERM, then SIGKILL, with `grace` seconds after each."""
         self.close()
-        self._reports.close()  # nobody reads any more, and one that waits for a reader would not end
-        for signalled in (self._popen.terminate, self._popen.kill):
+        self._reports.close()  # a process that waits for a reader would not end
+        for send_signal in (self._popen.terminate, self._popen.kill):
             if self.wait(grace):
                 return
-            signalled()
+            send_signal()
         self.wait()
 
 
 @atexit.register
 def _end_all() -> None:
-    """At the end of this process: those that still run save what they do and end."""
+    """At the end of this process, running processes save their work and end."""
     for process in list(_running):
         process.close()
     for process in list(_running):
-        while process.receive() is not None:  # one that waits for a reader would not end
+        while process.receive() is not None:  # a process that waits for a reader would not end
             pass
 
 
 class Parent:
-    """In a process: what its parent tells it, and what it reports. SIGTERM counts as the parent's end."""
+    """The parent, as its process sees it: receives messages and sends reports. SIGTERM counts as the parent's end."""
 
-    def __init__(self, told: connection.Connection, reports: connection.Connection):
-        self._told, self._reports = told, reports
+    def __init__(self, messages: connection.Connection, reports: connection.Connection):
+        self._messages, self._reports = messages, reports
         self._unread: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._inside = self._raised = False
-        signal.signal(signal.SIGINT, self._interrupt)  # not ignored, which would be inherited by what is started here
-        signal.signal(signal.SIGTERM, lambda *_: self._hear(None))
+        self._is_interruptible = self._raised = False
+        signal.signal(signal.SIGINT, self._interrupt)  # not SIG_IGN: child processes would inherit it
+        signal.signal(signal.SIGTERM, lambda *_: self._enqueue(None))
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, report: Any) -> None:
-        """Report something; where nobody listens any more, nothing happens."""
+        """Send a report. If the parent has ended, nothing happens."""
         packed = pickle.dumps(report)
         with suppress(OSError):
             self._reports.send_bytes(packed)
 
     def receive(self) -> Any:
-        """What the parent says next, waited for; None when nothing will come, as it has let go or has ended."""
+        """Wait for the parent's next message; None when it has closed the pipe or has ended."""
         message = self._unread.get()
         if message is None:
-            self._unread.put(None)  # for the next to ask
+            self._unread.put(None)  # for the next call
             return None
-        return ForkingPickler.loads(message)  # here and not in the thread that listens: it may import much, or fail
+        return ForkingPickler.loads(message)  # not in the listening thread: it may import modules, or fail
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside, KeyboardInterrupt is raised when the parent says something, has said it already, or has ended."""
-        self._inside, self._raised = True, False
+        """Raise KeyboardInterrupt inside if the parent has sent a message, sends one, or has ended."""
+        self._is_interruptible, self._raised = True, False
         try:
             self._interrupt()
             yield
         finally:
-            self._inside = False
+            self._is_interruptible = False
 
     def _interrupt(self, *_) -> None:
-        if self._inside and not self._raised and not self._unread.empty():
-            self._raised = True  # once: what cleans up is left alone
+        if self._is_interruptible and not self._raised and not self._unread.empty():
+            self._raised = True  # once: the clean-up is not interrupted
             raise KeyboardInterrupt
 
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._hear(self._told.recv_bytes())
-        self._hear(None)
-        time.sleep(PATIENCE)
-        os._exit(1)  # it is held up by something that no interrupt reaches
+                self._enqueue(self._messages.recv_bytes())
+        self._enqueue(None)
+        time.sleep(SAVE_TIMEOUT)
+        os._exit(1)  # blocked by a call that no interrupt reaches
 
-    def _hear(self, message: bytes | None) -> None:
+    def _enqueue(self, message: bytes | None) -> None:
         self._unread.put(message)
-        if self._inside:
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # even while it waits for something else
+        if self._is_interruptible:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # also while it waits for something else
 
 
-def begin(told: connection.Connection, reports: connection.Connection) -> None:
-    """In a new process: do what the parent says first."""
-    for pipe in (told, reports):
-        os.set_inheritable(pipe.fileno(), False)  # what is started here must not hold the parent's end open
+def begin(messages: connection.Connection, reports: connection.Connection) -> None:
+    """In a new process: run the function that the parent sends first."""
+    for pipe in (messages, reports):
+        os.set_inheritable(pipe.fileno(), False)  # child processes must not hold the parent's end open
     try:
-        work, arguments = told.recv()
-    except EOFError:  # the parent is gone
+        work, arguments = messages.recv()
+    except EOFError:  # the parent has ended
         sys.exit(1)
-    sys.exit(work(Parent(told, reports), *arguments))
+    sys.exit(work(Parent(messages, reports), *arguments))
 
 
 # several --------------------------------------------------------------------------------------------------------------
 
 
 class Pool(ThreadPoolExecutor):
-    """Processes that call functions of modules for this one; each takes many calls, as importing torch takes seconds.
+    """Processes that call module-level functions; each takes many calls, since importing torch takes seconds.
 
-    `threads`: how many each computes with on a CPU. `gpus`: each sees one of these. `nice`: 19 is the lowest priority.
-    A process that is killed fails its call alone. When the pool is shut down, what is not done is interrupted.
+    `threads`: CPU threads of each process. `gpus`: each process uses one of these. `nice`: 19 is the lowest priority.
+    If a process is killed, only its call fails. Shutting the pool down interrupts unfinished calls.
     """
 
     def __init__(self, workers: int, *, threads: int = 1, gpus: Sequence[str] = (), nice: int = 0):
         super().__init__(workers)  # a thread waits for each process
         self._options = [{"threads": threads, "gpu": gpus[i % len(gpus)] if gpus else ""} for i in range(workers)]
         self._nice = nice
-        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # the one that was used last has imported torch
+        self._free: queue.LifoQueue[int] = queue.LifoQueue()  # last in, first out: the last one used has imported torch
         for worker in reversed(range(workers)):
             self._free.put(worker)
         self._processes: dict[int, Process] = {}
@@ -294,8 +293,8 @@ class Pool(ThreadPoolExecutor):
                 if self._ended:
                     raise CancelledError
                 process = self._processes.get(worker)
-                if process is None or process.status is not None:  # not begun, or killed
-                    process = Process(_answer, self._nice, **self._options[worker])
+                if process is None or process.status is not None:  # not started, or killed
+                    process = Process(_serve, self._nice, **self._options[worker])
                     self._processes[worker] = process
             process.send((work, arguments))
             answer = process.receive()
@@ -304,17 +303,17 @@ class Pool(ThreadPoolExecutor):
         if answer is None and self._ended:
             raise CancelledError
         if answer is None and process.status >= 0:
-            raise UserError(f"its process ended with status {process.status}; what it printed says why")
+            raise UserError(f"its process ended with status {process.status}; its output states the cause")
         if answer is None:
-            raise UserError("its process was killed, perhaps for want of memory; fewer workers need less")
+            raise UserError("its process was killed, perhaps because memory ran out; use fewer workers")
         result, error = answer
         if error is not None:
             raise error
         return result
 
 
-def _answer(parent: Parent, nice: int) -> None:
-    """In a process of a pool: do what the parent sends, and report the result and None, or None and the error."""
+def _serve(parent: Parent, nice: int) -> None:
+    """In a process of a pool: run each call that the parent sends, and report (result, None) or (None, error)."""
     os.nice(nice)
     while True:
         try:
@@ -325,14 +324,14 @@ def _answer(parent: Parent, nice: int) -> None:
             with parent.interruptible():
                 result = work(*arguments)
             parent.send((result, None))
-        except KeyboardInterrupt:  # nobody wants the result any more
+        except KeyboardInterrupt:  # the result is no longer needed
             return
         except Exception as error:
             parent.send((None, _sendable(error)))
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error with its traceback as a note; one that no pipe can carry as what it says."""
+    """The error with its traceback as a note; a RuntimeError with its message if it cannot be pickled."""
     try:
         ForkingPickler.loads(pickle.dumps(error))
     except Exception:
@@ -344,7 +343,7 @@ def _sendable(error: Exception) -> Exception:
 
 
 def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`work(job)` of each job, in order: by some processes with a thread each, or here where one worker is enough."""
+    """`work(job)` of each job, in order: in single-threaded processes, or in this process for one worker."""
     if workers == 1:
         yield from map(work, jobs)
         return
@@ -352,9 +351,9 @@ def map_in_processes(work: Callable[[Any], Any], jobs: Iterable[Any], workers: i
         yield from pool.map(work, jobs)
 
 
-def aside() -> Pool:
+def background_pool() -> Pool:
     """A pool of one process of low priority, for measuring while a run is trained on the same machine.
 
-    A thread of low priority would not do: while it waits for its turn it may hold the interpreter's lock.
+    A thread of low priority would not be enough: while it waits to run, it may hold the interpreter's lock.
     """
     return Pool(1, nice=19)

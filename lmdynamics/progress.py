@@ -1,21 +1,21 @@
-"""One progress bar for terminals, notebooks and batch runs; and lines for a person, on standard error."""
+"""One progress bar for terminals, notebooks and batch runs; and messages on standard error."""
 
 import sys
 from collections.abc import Mapping
 from html import escape
 
-_SAID: set[str] = set()
+_PRINTED: set[str] = set()
 
 
-def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initial: int = 0):
-    """A tqdm bar: HTML in a notebook, plain text in a terminal, nothing where nobody looks.
+def bar(total: int, label: str, show: bool | None = None, unit: str = "it", initial: int = 0):
+    """A tqdm bar: HTML in a notebook, plain text in a terminal, hidden otherwise.
 
-    `show=None` decides by itself: yes in a terminal or a notebook, no when output goes to a file.
+    `show=None`: shown in a terminal or a notebook, hidden when output goes to a file.
     """
     in_notebook = _in_notebook() and not sys.stderr.isatty()
     if show is None:
         show = in_notebook or sys.stderr.isatty()
-    options = {"total": total, "desc": what, "unit": unit, "initial": initial}
+    options = {"total": total, "desc": label, "unit": unit, "initial": initial}
     if in_notebook and show:
         return _notebook_bar(**options)
     from tqdm import tqdm
@@ -24,10 +24,10 @@ def bar(total: int, what: str, show: bool | None = None, unit: str = "it", initi
 
 
 def _notebook_bar(**options):
-    """A bar of HTML that is emptied when it is finished; one that was interrupted stays.
+    """An HTML bar that is cleared when it is finished; an interrupted bar stays.
 
-    Not of widgets: to take one away while a page is still drawing it is an error there, and a saved notebook would
-    reopen with a widget that is missing.
+    Not a widget: removing a widget while the page still draws it is an error, and a saved notebook would reopen with
+    a missing widget.
     """
     from IPython.display import display
     from tqdm.std import tqdm
@@ -50,32 +50,32 @@ def _notebook_bar(**options):
 
 
 def _html(state: Mapping) -> str:
-    """A bar as HTML: what is done, how far, and what is left, in tqdm's words."""
+    """A bar as HTML, with tqdm's text."""
     from tqdm.std import tqdm
 
-    words = escape(tqdm.format_meter(**{**state, "bar_format": "{l_bar}\0{r_bar}"}))
-    done = f"<progress value='{state['n']}' max='{state['total'] or 1}'></progress>"
-    return f"<pre style='margin: 0'>{words.replace(chr(0), done)}</pre>"
+    text = escape(tqdm.format_meter(**{**state, "bar_format": "{l_bar}\0{r_bar}"}))
+    element = f"<progress value='{state['n']}' max='{state['total'] or 1}'></progress>"
+    return f"<pre style='margin: 0'>{text.replace(chr(0), element)}</pre>"
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a kernel; to have imported one's modules is not enough."""
+    """Whether this process is a kernel; imported kernel modules are not enough."""
     shell = sys.modules.get("IPython.core.getipython")
     return getattr(shell and shell.get_ipython(), "kernel", None) is not None
 
 
-def say(line: str) -> None:
-    """Print a line to standard error: standard output is for what programs read."""
+def print_message(line: str) -> None:
+    """Print a line to standard error; standard output is for other programs."""
     print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
 
 
-def say_once(line: str) -> None:
-    """Say it unless this process has said it already."""
-    if line not in _SAID:
-        _SAID.add(line)
-        say(line)
+def print_once(line: str) -> None:
+    """Print a message unless this process has printed it already."""
+    if line not in _PRINTED:
+        _PRINTED.add(line)
+        print_message(line)
 
 
-def was_said(part: str) -> bool:
-    """Whether a line that begins so has been said in this process."""
-    return any(line.startswith(part) for line in _SAID)
+def was_printed(beginning: str) -> bool:
+    """Whether this process has printed a message with this beginning by `print_once`."""
+    return any(line.startswith(beginning) for line in _PRINTED)

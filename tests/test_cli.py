@@ -20,7 +20,7 @@ def test_train_list_show_verify(call):
     assert "6 checkpoints up to step 12" in out
     assert "mine" in call("runs", "list")[1]
     assert json.loads(call("runs", "show", "mine")[1])["recipe"]["training"]["steps"] == 12
-    assert "18 files in 6 checkpoints are whole" in call("runs", "verify", "mine")[1]
+    assert "18 files in 6 checkpoints are intact" in call("runs", "verify", "mine")[1]
 
 
 def test_mistakes_are_one_line(call, tiny_run, home):
@@ -63,7 +63,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 
 def test_parameters_as_papermill_writes_them():
-    assert cli._joined(["batch", "-p", "run", "x", "-p", "a=b", "--out", "d"]) == [
+    assert cli._join_parameters(["batch", "-p", "run", "x", "-p", "a=b", "--out", "d"]) == [
         "batch", "-p", "run=x", "-p", "a=b", "--out", "d",
     ]  # fmt: skip
 

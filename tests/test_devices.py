@@ -17,7 +17,7 @@ from lmdynamics.batch import command
 from lmdynamics.batch.collect import gather
 from lmdynamics.batch.executors import Local
 from lmdynamics.batch.plan import plan
-from lmdynamics.devices import default_device, device_kind, devices_here, matmul_precision, need_device
+from lmdynamics.devices import available_devices, default_device, device_kind, matmul_precision, need_device
 from lmdynamics.errors import UserError
 from lmdynamics.hub.suites import open_run
 from lmdynamics.jobs import CORES, GPUS
@@ -31,7 +31,7 @@ from lmdynamics.training import loop
 from tests.batch.notebooks import PARAMETERS, write_notebook
 from tests.conftest import TINY, refused
 
-MISSING = "device 'cuda' is not on this machine: torch .* finds cpu; name one of these"
+MISSING = "device 'cuda' is not on this machine: torch .* finds cpu; choose one"
 DEVICE = PARAMETERS + 'device: str = "cpu"  # where to compute\n'
 
 
@@ -54,9 +54,9 @@ def _forget():
 @contextmanager
 def with_gpu() -> Iterator[None]:
     """Inside the block this machine says that it has one GPU of NVIDIA's; nothing can compute on it."""
-    says = {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA H100", "max_memory_allocated": 0}
+    answers = {"is_available": True, "device_count": 1, "get_device_name": "NVIDIA H100", "max_memory_allocated": 0}
     with pytest.MonkeyPatch.context() as patched:
-        for name, answer in says.items():
+        for name, answer in answers.items():
             patched.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         patched.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
         yield
@@ -91,13 +91,13 @@ def test_results_depend_on_the_kind_of_device(device, kind):
 
 @pytest.mark.parametrize("device", ["gpu", "GPU", "CUDA", "", "cuda:x", "cuda:-1", "meta", "0", "cpu cuda"])
 def test_nonsense_is_refused_in_one_line(device):
-    with pytest.raises(UserError, match=f"^there is no device '{device}'; choose cpu, cuda, mps, xpu, or one by"):
+    with pytest.raises(UserError, match=f"^unknown device '{device}'; choose cpu, cuda, mps, xpu, or a number"):
         device_kind(device)
 
 
 def test_a_device_that_is_missing_is_named_beside_those_that_are_there(gpu):
     assert need_device("cuda:0") == "cuda"
-    assert devices_here() == ["cpu", "cuda:0"]
+    assert available_devices() == ["cpu", "cuda:0"]
     for device in ("cuda:7", "mps", "xpu"):
         with pytest.raises(UserError, match=f"device '{device}' is not on this machine: torch .* finds cpu, cuda:0;"):
             need_device(device)
@@ -133,8 +133,8 @@ def test_a_trace_is_not_another_devices(tiny_run, gpu):
     assert trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)["where"].to_list() == ["cuda"]
     assert Counted.called == [(4, "cpu"), (4, "cuda")]
     for device in ("cpu", "cuda:0"):  # now both are kept
-        kept = trace(tiny_run, Counted(), steps=[4], device=device, progress=False)
-        assert kept["where"].to_list() == [device_kind(device)]
+        traced = trace(tiny_run, Counted(), steps=[4], device=device, progress=False)
+        assert traced["where"].to_list() == [device_kind(device)]
     assert len(Counted.called) == 2
 
 
@@ -153,7 +153,7 @@ def test_a_missing_device_is_told_before_anything_is_measured(tiny_run):
     trace(tiny_run, Counted(), steps=[4], progress=False)
     with pytest.raises(UserError, match=MISSING):
         trace(tiny_run, Counted(), device="cuda", progress=False)
-    with pytest.raises(UserError, match="there is no device 'gpu'"):
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
         trace(tiny_run, Counted(), steps=[4], device="gpu", progress=False)
     assert Counted.called == [(4, "cpu")]
     with pytest.raises(UserError, match=MISSING):
@@ -162,17 +162,17 @@ def test_a_missing_device_is_told_before_anything_is_measured(tiny_run):
 
 def test_what_was_computed_on_a_gpu_can_be_read_without_one(tiny_run):
     with with_gpu():
-        there = trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)
-    assert trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False).equals(there)
+        traced = trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)
+    assert trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False).equals(traced)
     assert len(Counted.called) == 1
 
 
 def test_traces_of_earlier_versions_are_the_cpus_where_there_was_nothing_else(tiny_run, home, request):
     trace(tiny_run, Counted(), steps=[4], progress=False)
     (path,) = (home / "cache" / "traces").rglob("*.parquet")
-    kept = pl.read_parquet_metadata(path)
+    stored = pl.read_parquet_metadata(path)
     frame = pl.read_parquet(path, memory_map=False)
-    frame.write_parquet(path, metadata={name: kept[name] for name in ("polars", "checksum")})
+    frame.write_parquet(path, metadata={name: stored[name] for name in ("polars", "checksum")})
     trace(tiny_run, Counted(), steps=[4], progress=False)
     assert len(Counted.called) == 1
     request.getfixturevalue("gpu")  # it may have been this one's
@@ -198,23 +198,23 @@ def test_what_a_step_of_training_depends_on_is_in_the_key(tiny_run):
 
 
 def test_a_run_is_not_another_devices(trained_at_once, gpu):
-    here = train("grammar-mlm", "smoke", overrides=TINY, device="cpu", progress=False)
-    there = train("grammar-mlm", "smoke", overrides=TINY, device="cuda", progress=False)
-    assert (here.trained_on, there.trained_on, there.facts["device"]) == ("cpu", "cuda", "NVIDIA H100")
-    assert there.name == f"{here.name}-cuda"
-    for device, run in (("cpu", here), ("cuda", there), ("cuda:0", there), (None, here)):
+    on_cpu = train("grammar-mlm", "smoke", overrides=TINY, device="cpu", progress=False)
+    on_gpu = train("grammar-mlm", "smoke", overrides=TINY, device="cuda", progress=False)
+    assert (on_cpu.trained_on, on_gpu.trained_on, on_gpu.facts["device"]) == ("cpu", "cuda", "NVIDIA H100")
+    assert on_gpu.name == f"{on_cpu.name}-cuda"
+    for device, run in (("cpu", on_cpu), ("cuda", on_gpu), ("cuda:0", on_gpu), (None, on_cpu)):
         assert train("grammar-mlm", "smoke", overrides=TINY, device=device, progress=False).folder == run.folder
 
 
-@pytest.mark.parametrize("asked", ["cpu", "cuda"])
-def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, asked):
-    there = {"cpu": "cuda", "cuda": "cpu"}[asked]
-    train("grammar-mlm", overrides=TINY, name="mine", device=there, progress=False)
-    message = f"mine was trained on {there}, now {asked} is requested; give this run another --name"
+@pytest.mark.parametrize("requested", ["cpu", "cuda"])
+def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, requested):
+    other = {"cpu": "cuda", "cuda": "cpu"}[requested]
+    train("grammar-mlm", overrides=TINY, name="mine", device=other, progress=False)
+    message = f"mine was trained on {other}, now {requested} is requested; give this run another --name"
     with pytest.raises(UserError, match=message):
-        train("grammar-mlm", overrides=TINY, name="mine", device=asked, progress=False)
+        train("grammar-mlm", overrides=TINY, name="mine", device=requested, progress=False)
     with pytest.raises(UserError, match=message):
-        training_of("grammar-mlm", overrides=TINY, name="mine", device=asked)
+        training_of("grammar-mlm", overrides=TINY, name="mine", device=requested)
 
 
 def test_a_default_name_that_is_another_devices_is_left_to_it(trained_at_once, gpu):
@@ -240,7 +240,7 @@ def test_a_missing_device_is_told_before_anything_is_trained(home, call):
             act()
     assert not (home / "runs").exists()
     assert refused(call("train", "grammar-mlm", "--device", "cuda:7"), "device 'cuda:7' is not on this machine")
-    assert refused(call("train", "grammar-mlm", "--device", "gpu"), "there is no device 'gpu'; choose cpu, cuda")
+    assert refused(call("train", "grammar-mlm", "--device", "gpu"), "unknown device 'gpu'; choose cpu, cuda")
     assert refused(call("sweep", "masking", "--device", "mps"), "device 'mps' is not on this machine")
     assert not (home / "runs").exists()
 
@@ -269,8 +269,8 @@ def test_runs_of_earlier_versions_are_the_cpus_where_they_were(tiny_run, gpu):
 @pytest.mark.parametrize(("device", "end"), [(None, ""), ("cpu", ""), ("cuda", "-cuda"), ("cuda:1", "-cuda")])
 def test_the_runs_of_a_sweep_are_named_by_device_and_branches_by_their_parent(device, end):
     plan = Plan("grammar-mlm", (Condition("whole", {"lr": 1e-3}), Condition("branch", {"lr": 1e-4}, "whole", 64)))
-    whole, branched = (_job(plan, condition, "default", 0, {}, device) for condition in plan.conditions)
-    assert whole.run == f"grammar-mlm-lr=0.001{end}"
+    trained, branched = (_job(plan, condition, "default", 0, {}, device) for condition in plan.conditions)
+    assert trained.run == f"grammar-mlm-lr=0.001{end}"
     assert branched.run == f"grammar-mlm-lr=0.001{end}@64-lr=0.0001"
 
 
@@ -286,16 +286,16 @@ def test_records_name_what_has_computed_and_not_what_was_asked_for(tiny_run, tmp
     assert environment_of(tmp_path)["device"] == "cpu"  # nothing has computed on a GPU yet
     trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)
     records.record("x", 1)
-    told = environment_of(tmp_path)
-    assert (told["device"], told["device_name"], told["deterministic"]) == ("cuda", "NVIDIA H100", False)
+    facts = environment_of(tmp_path)
+    assert (facts["device"], facts["device_name"], facts["deterministic"]) == ("cuda", "NVIDIA H100", False)
     assert capsys.readouterr().out == "x: 1\n"
     open_run("tiny")  # a CPU's
     records.record("y", 2)
     assert environment_of(tmp_path)["device"] == "cpu+cuda"
     records.record("z", 3)
-    said = "device=cuda was asked for, but cpu computed some of what is recorded here: a run that was trained there"
+    warning = "device=cuda was requested, but cpu computed some of the results: a run was trained there"
     shown = capsys.readouterr().out
-    assert shown.count(said) == 1
+    assert shown.count(warning) == 1
     assert shown.endswith("y: 2\nz: 3\n")
 
 
@@ -310,7 +310,7 @@ def test_frames_that_were_kept_count_in_the_records(tiny_run, tmp_path, gpu):
 def test_a_page_is_not_begun_for_a_device_that_is_missing(tmp_path):
     with pytest.raises(UserError, match=MISSING):
         records.start_records(tmp_path / "new", "cuda")
-    with pytest.raises(UserError, match="there is no device 'gpu'"):
+    with pytest.raises(UserError, match="unknown device 'gpu'"):
         records.start_records(tmp_path / "new", "gpu")
     assert not (tmp_path / "new").exists()
 
@@ -326,29 +326,29 @@ def notebook(tmp_path):
 def test_items_of_different_devices_have_folders_of_their_own(notebook, tmp_path):
     grid = plan([notebook], out=tmp_path / "out", grid=["device=cpu,cuda"])
     assert [job.name for job in grid] == ["n--device=cpu", "n--device=cuda"]
-    (here,), (there,) = (plan([notebook], [f"device={d}"], out=tmp_path / "out") for d in ("cpu", "cuda"))
-    assert (here.name, there.name) == ("n", "n--device=cuda")
-    assert len({job.key for job in (*grid, here, there)}) == 2
+    (on_cpu,), (on_gpu,) = (plan([notebook], [f"device={d}"], out=tmp_path / "out") for d in ("cpu", "cuda"))
+    assert (on_cpu.name, on_gpu.name) == ("n", "n--device=cuda")
+    assert len({job.key for job in (*grid, on_cpu, on_gpu)}) == 2
 
 
 def test_a_batch_is_not_begun_for_a_device_that_is_missing(notebook, tmp_path, call):
     out = tmp_path / "out"
-    for device, says in {"cuda": "not on this", "cuda:7": "not on this", "gpu": "no device 'gpu'"}.items():
-        assert refused(call("batch", notebook, "-p", "device", device, "--out", out), says)
-        assert refused(call("batch", notebook, "--grid", f"device=cpu,{device}", "--out", out), says)
+    for device, message in {"cuda": "not on this", "cuda:7": "not on this", "gpu": "unknown device 'gpu'"}.items():
+        assert refused(call("batch", notebook, "-p", "device", device, "--out", out), message)
+        assert refused(call("batch", notebook, "--grid", f"device=cpu,{device}", "--out", out), message)
     assert not out.exists()
 
 
 def test_a_gpu_by_number_is_seen_by_its_item(monkeypatch, notebook, tmp_path):
     monkeypatch.setenv(GPUS, "0,1")
-    seen = []
-    monkeypatch.setattr("lmdynamics.batch.executors.run_on_worker", lambda job, options, slot: seen.append(slot))
+    devices = []
+    monkeypatch.setattr("lmdynamics.batch.executors.run_on_worker", lambda job, options, slot: devices.append(slot))
     with Local(1, gpu=True) as local:
         for device in ("cuda", "cuda:1"):
             (job,) = plan([notebook], [f"device={device}"], out=tmp_path / "out")
             local.submit(job).result()
-    assert [slot.get(GPUS) for slot in seen] == ["0", None]
-    assert all(CORES in slot for slot in seen)
+    assert [slot.get(GPUS) for slot in devices] == ["0", None]
+    assert all(CORES in slot for slot in devices)
 
 
 def test_a_fresh_home_keeps_what_no_version_has_made(home, tmp_path):
@@ -358,8 +358,8 @@ def test_a_fresh_home_keeps_what_no_version_has_made(home, tmp_path):
     (home / "fetched" / "ewt").mkdir(parents=True)
     (home / "runs" / "old").mkdir(parents=True)
     fresh = Path(command._fresh_home(tmp_path / "out")["LMDYNAMICS_HOME"])
-    found = {str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file() or path.is_symlink()}
-    assert found == {"my_suites.toml", "suites/me--model/suite.json", "fetched"}
+    result = {str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file() or path.is_symlink()}
+    assert result == {"my_suites.toml", "suites/me--model/suite.json", "fetched"}
     assert (fresh / "fetched" / "ewt").is_dir()
     (home / "my_suites.toml").write_text('[other]\nrepository = "you/.*"\n')
     command._fresh_home(tmp_path / "out")  # a second batch in that folder has what there is now

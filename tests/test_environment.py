@@ -11,20 +11,20 @@ from lmdynamics.environment import DETERMINISTIC, commit, environment, repeatabl
 
 
 def test_an_environment_can_be_written_down():
-    told = environment()
-    assert json.loads(json.dumps(told)) == told
-    assert told["torch"] == torch.__version__
-    assert (told["device"], told["dtype"], told["deterministic"]) == ("cpu", "float32", True)
-    assert told["peak_mb"] > 50
+    facts = environment()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["torch"] == torch.__version__
+    assert (facts["device"], facts["dtype"], facts["deterministic"]) == ("cpu", "float32", True)
+    assert facts["peak_mb"] > 50
     several = environment([("cuda", "bfloat16", "NVIDIA H100"), ("cpu", "float32", "cpu"), ("cuda", "float32", "x")])
     assert (several["device"], several["dtype"], several["deterministic"]) == ("cpu+cuda", "bfloat16+float32", False)
-    assert several["device_name"] == f"NVIDIA H100, {told['device_name']}, x"
+    assert several["device_name"] == f"NVIDIA H100, {facts['device_name']}, x"
 
 
 def test_the_commit_is_that_of_this_checkout():
-    said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert commit() is None or re.fullmatch(r"[0-9a-f]{12}\+?", commit())
-    assert commit() is None or said.startswith(commit().rstrip("+"))
+    assert commit() is None or head.startswith(commit().rstrip("+"))
 
 
 def test_versions_do_not_import_torch():

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lmdynamics.errors import UserError
-from lmdynamics.jobs import Parent, Pool, Process, aside, map_in_processes, visible_gpus
+from lmdynamics.jobs import Parent, Pool, Process, background_pool, map_in_processes, visible_gpus
 
 # one process ----------------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ def test_a_killed_process_is_noticed():
     assert process.status == -signal.SIGKILL
 
 
-def tell(parent: Parent, *names: str) -> None:
+def report_settings(parent: Parent, *names: str) -> None:
     print("printed")
     print("wrong", file=sys.stderr)
     parent.send([os.environ.get(name) for name in names])
@@ -66,8 +66,8 @@ def test_threads_gpu_variables_and_output_are_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "A_NAME")
     with (tmp_path / "log.txt").open("w") as log:
-        own = Process(tell, *names, threads=3, gpu="2", environment={"A_NAME": "a value"}, output=log)
-        inherited = Process(tell, *names[::2], output=log)
+        own = Process(report_settings, *names, threads=3, gpu="2", environment={"A_NAME": "a value"}, output=log)
+        inherited = Process(report_settings, *names[::2], output=log)
     assert own.receive() == ["3", "3", "2", "a value"]
     assert inherited.receive() == ["7", "0,1,2"]
     for process in (own, inherited):
@@ -229,7 +229,7 @@ def test_a_job_that_fails_fails_here():
 
 
 def test_a_process_aside_is_of_low_priority_and_ctrl_c_does_not_reach_it():
-    with aside() as executor:
+    with background_pool() as executor:
         assert executor.submit(os.nice, 0).result() == 19
         assert executor.submit(os.getsid, 0).result() != os.getsid(0)
 
@@ -241,7 +241,9 @@ def die() -> None:
 def test_a_killed_process_fails_its_call_alone():
     with Pool(1) as pool:
         before, killed, after = pool.submit(os.getpid), pool.submit(die), pool.submit(os.getpid)
-        with pytest.raises(UserError, match="its process was killed, perhaps for want of memory; fewer workers need"):
+        with pytest.raises(
+            UserError, match="its process was killed, perhaps because memory ran out; use fewer workers"
+        ):
             killed.result()
         assert before.result() != after.result()
 
@@ -289,11 +291,11 @@ def same(value):
     return value
 
 
-def fail(how):
-    if how == "exit":
+def fail(kind):
+    if kind == "exit":
         sys.exit(3)
     error = Bad("this", "that")
-    error.lock = threading.Lock() if how == "lock" else None
+    error.lock = threading.Lock() if kind == "lock" else None
     raise error
 
 
@@ -302,16 +304,16 @@ def test_tensors_cross():
         assert torch.equal(pool.submit(same, torch.arange(3)).result(60), torch.arange(3))
 
 
-@pytest.mark.parametrize("how", ["lock", "two arguments"])
-def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(how):
+@pytest.mark.parametrize("kind", ["lock", "two arguments"])
+def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(kind):
     with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as caught:
-        pool.submit(fail, how).result(60)
+        pool.submit(fail, kind).result(60)
     assert any("in fail" in note for note in caught.value.__notes__)
 
 
 def test_a_process_that_ends_itself_is_not_said_to_be_killed_and_the_next_call_has_another():
     with Pool(1) as pool:
-        with pytest.raises(UserError, match="ended with status 3; what it printed says why"):
+        with pytest.raises(UserError, match="ended with status 3; its output states the cause"):
             pool.submit(fail, "exit").result(60)
         assert pool.submit(same, 1).result(60) == 1
 
@@ -342,11 +344,11 @@ def test_orphans_end_whatever_copies_of_their_pipes_there_are(tmp_path):
         "open(sys.argv[1], 'w').write(f'{process.pid} {fork}')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    told = tmp_path / "pids"
+    pid_file = tmp_path / "pids"
     subprocess.run(
-        ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", code, str(told)], check=False, timeout=60
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-c", code, str(pid_file)], check=False, timeout=60
     )
-    child, fork = map(int, told.read_text().split())
+    child, fork = map(int, pid_file.read_text().split())
     try:
         until = time.monotonic() + 20
         while psutil.pid_exists(child) and time.monotonic() < until:

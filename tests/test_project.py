@@ -196,10 +196,10 @@ def test_make_says_when_python_is_too_old(tmp_path):
     old.chmod(0o755)
     for python, message in ((old, "is Python 3.9.2"), (tmp_path / "none", "was not found")):
         command = ["make", "--no-print-directory", "setup", f"PYTHON={python}"]
-        made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert made.returncode == 2
-        assert made.stdout.startswith("lmdynamics needs Python 3.11 or newer; ")
-        assert message in made.stdout
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 2
+        assert result.stdout.startswith("lmdynamics needs Python 3.11 or newer; ")
+        assert message in result.stdout
     assert not (tmp_path / ".venv").exists()
 
 

@@ -14,15 +14,13 @@ from lmdynamics.runs.background import training_of
 from tests.conftest import TINY, refused
 from tests.hub import suites
 
-LINE = (
-    "lmdynamics: what is computed cannot be kept in {}: read-only file system; LMDYNAMICS_HOME names another folder\n"
-)
+LINE = "lmdynamics: results cannot be saved in {}: read-only file system; set LMDYNAMICS_HOME to another folder\n"
 
 
 @pytest.fixture
 def read_only(home, monkeypatch):
     """Call it, and the home is mounted read-only, as it stands, until the test ends."""
-    monkeypatch.setattr(paths, "_told", set())
+    monkeypatch.setattr(paths, "_reported", set())
     mounted = []
 
     def now() -> None:
@@ -68,7 +66,7 @@ def test_a_suite_opens_pinned_before_or_not(hub, home, read_only, capsys, pinned
     read_only()
     run = lmd.open_run("hf://EleutherAI/pythia-14m")
     assert run.steps == list(suites.SHORT)
-    assert "cannot be kept in" in capsys.readouterr().err
+    assert "cannot be saved in" in capsys.readouterr().err
     assert (home / "suites").exists() == pinned
 
 
@@ -78,19 +76,21 @@ def test_what_is_complete_is_opened_and_what_is_not_is_refused_in_one_line(call,
     assert training_of("grammar-mlm", overrides=TINY, name="other").state == "ready"
     assert "tiny" in call("runs", "list")[1]
     result = call("train", "grammar-mlm", "--profile", "smoke", "--name", "more")
-    assert refused(result, "could not save", "read-only file system", "set LMDYNAMICS_HOME to a folder of yours")
+    assert refused(result, "could not save", "read-only file system", "set LMDYNAMICS_HOME to a folder you can")
 
 
 @pytest.mark.parametrize("variable", ["LMDYNAMICS_HOME", "LMDYNAMICS_DATA"])
-@pytest.mark.parametrize(("named", "said"), [("file", "is a file, not a folder"), ("x" * 10_000, "File name too long")])
-def test_a_home_that_is_no_folder_is_one_line(call, tmp_path, monkeypatch, variable, named, said):
+@pytest.mark.parametrize(
+    ("name", "message"), [("file", "is a file, not a folder"), ("x" * 10_000, "File name too long")]
+)
+def test_a_home_that_is_no_folder_is_one_line(call, tmp_path, monkeypatch, variable, name, message):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setenv(variable, str(tmp_path / named))
+    monkeypatch.setenv(variable, str(tmp_path / name))
     commands = ["train grammar-mlm --profile smoke", "runs list", "sweep masking", "doctor", "fetch books"]
     for command in commands if variable == "LMDYNAMICS_HOME" else ["doctor"]:
         status, out, err = call(*command.split())
         assert status in (1, 2), command
-        assert said in out + err, command
+        assert message in out + err, command
         assert len(err.splitlines()) <= 1, command
         assert len(err) < 400, command
     with pytest.raises(UserError, match=variable):

@@ -47,11 +47,11 @@ def small(monkeypatch, home, tmp_path_factory):
     read = recipes.load_recipe
 
     def load(name, profile="default", seed=0, overrides=()):
-        given = recipes.parse_overrides(overrides)
+        overrides_read = recipes.parse_overrides(overrides)
         base = {key: value for key, value in TINY.items() if "corpus." not in key or name == "grammar-mlm"}
-        made = read(name, profile, seed, {**base, **given})
-        steps = LAST if name == "grammar-mlm" and not given else 12
-        return replace(made, training=replace(made.training, steps=steps))
+        run = read(name, profile, seed, {**base, **overrides_read})
+        steps = LAST if name == "grammar-mlm" and not overrides_read else 12
+        return replace(run, training=replace(run.training, steps=steps))
 
     monkeypatch.setattr(trained, "load_recipe", load)
     if not _trained:  # once for all blocks
@@ -59,8 +59,8 @@ def small(monkeypatch, home, tmp_path_factory):
             elsewhere.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("trained")))
             _trained["grammar-mlm"] = lmd.train("grammar-mlm", progress=False).folder
     shutil.copytree(_trained["grammar-mlm"], home / "runs" / "grammar-mlm")
-    whole = Run.treebank
-    monkeypatch.setattr(Run, "treebank", lambda self, name="grammar", sentences=300: whole(self, name, sentences))
+    original = Run.treebank
+    monkeypatch.setattr(Run, "treebank", lambda self, name="grammar", sentences=300: original(self, name, sentences))
 
 
 @pytest.fixture
@@ -85,18 +85,18 @@ def place(tmp_path, monkeypatch, hub, home) -> Path:
 
     monkeypatch.setattr(fetch, "download", download)
     monkeypatch.setattr(sweep, "_execute", lambda jobs, *_: {})
-    monkeypatch.setattr(command, "_run", lambda jobs, where, options: [])
+    monkeypatch.setattr(command, "_run", lambda jobs, address, options: [])
     monkeypatch.setattr(command, "open_executor", open_executor)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr(typer, "confirm", lambda asked: True)
+    monkeypatch.setattr(typer, "confirm", lambda requested: True)
     return tmp_path
 
 
 @contextmanager
-def open_executor(where, workers, flags, folder, gpu=False):
+def open_executor(address, workers, flags, folder, gpu=False):
     """None of its own, but what a cluster would be asked for has to make sense."""
-    assert re.fullmatch(r"local|slurm|dask://[\w.]+:\d+", where)
-    assert not flags or where == "slurm"
+    assert re.fullmatch(r"local|slurm|dask://[\w.]+:\d+", address)
+    assert not flags or address == "slurm"
     yield nullcontext()
 
 
@@ -114,9 +114,9 @@ def commands(block: str) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(len(SHELL)), ids=lambda block: SHELL[block].split("\n")[0][:40])
 def test_every_block_of_commands_runs_by_itself(call, small, place, block):
-    given = commands(SHELL[block])
-    assert given
-    for words in given:
+    blocks = commands(SHELL[block])
+    assert blocks
+    for words in blocks:
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=Path(__file__).parents[1], capture_output=True)
             assert done.returncode == 0, done.stderr

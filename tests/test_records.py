@@ -33,22 +33,22 @@ def test_the_file_is_there_from_the_start_and_after_each_record(folder):
     assert (folder / "records.json").exists()
     record("a", 1)
     record("b", 2)
-    assert [made.name for made in read_records(folder)] == ["a", "b"]
+    assert [entry.name for entry in read_records(folder)] == ["a", "b"]
     assert [path.name for path in folder.iterdir()] == ["records.json"]
 
 
 def test_a_second_record_of_a_name_replaces_the_first(folder):
     record("a", 1)
     record("a", 2)
-    assert [made.value for made in read_records(folder)] == [2]
+    assert [entry.value for entry in read_records(folder)] == [2]
 
 
 def test_a_new_start_forgets_the_last_notebook(folder, tmp_path):
     record("a", 1)
     start_records(tmp_path / "other")
     record("b", 2)
-    assert [made.name for made in read_records(folder)] == ["a"]
-    assert [made.name for made in read_records(tmp_path / "other")] == ["b"]
+    assert [entry.name for entry in read_records(folder)] == ["a"]
+    assert [entry.name for entry in read_records(tmp_path / "other")] == ["b"]
 
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
@@ -72,10 +72,10 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 )
 def test_scalars_of_other_libraries_become_plain(folder, value, plain):
     record("x", value, tolerance=np.float64(0.1))
-    (made,) = read_records(folder)
-    assert made.value == plain
-    assert type(made.value) is type(plain)
-    assert made.tolerance == 0.1
+    (entry,) = read_records(folder)
+    assert entry.value == plain
+    assert type(entry.value) is type(plain)
+    assert entry.tolerance == 0.1
 
 
 @given(value=st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text())
@@ -83,9 +83,9 @@ def test_every_scalar_survives_the_file(value, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     start_records(folder)
     record("x", value)
-    (made,) = read_records(folder)
-    assert made.value == value
-    assert type(made.value) is type(value)
+    (entry,) = read_records(folder)
+    assert entry.value == value
+    assert type(entry.value) is type(value)
     start_records("")
 
 
@@ -95,8 +95,8 @@ def test_every_scalar_survives_the_file(value, tmp_path_factory):
         ({"value": float("nan")}, "record None"),
         ({"value": float("inf")}, "record None"),
         ({"value": [1, 2]}, "should be a number, found list"),
-        ({"value": torch.ones(3)}, "a single value is expected, found Tensor"),
-        ({"value": 1, "low": 3, "high": 2}, "upside down"),
+        ({"value": torch.ones(3)}, "a single value was expected, found Tensor"),
+        ({"value": 1, "low": 3, "high": 2}, "low above high"),
         ({"value": 1, "tolerance": -1}, "negative"),
         ({"value": 1, "tolerance": True}, "should be a number"),
         ({"value": 1, "low": "two"}, "should be a number"),
@@ -106,7 +106,7 @@ def test_what_is_not_a_figure_is_refused_and_the_rest_is_kept(folder, arguments,
     record("kept", 1)
     with pytest.raises(UserError, match=message):
         record("x", **arguments)
-    assert [made.name for made in read_records(folder)] == ["kept"]
+    assert [entry.name for entry in read_records(folder)] == ["kept"]
 
 
 def test_a_record_needs_a_name(folder):
@@ -116,13 +116,13 @@ def test_a_record_needs_a_name(folder):
 
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "records.json").write_text('{"records": [{"nam')
-    with pytest.raises(UserError, match=r"records\.json does not hold records"):
+    with pytest.raises(UserError, match=r"records\.json is not a records file"):
         read_records(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         start_records(tmp_path / "file" / "below")
 
 

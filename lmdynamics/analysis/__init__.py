@@ -1,1 +1,1 @@
-"""What a trajectory of numbers says: when something appeared, and how sure we are."""
+"""Analysis of trajectories: onsets, fits and tests, with intervals."""

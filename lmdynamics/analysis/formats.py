@@ -1,7 +1,7 @@
-"""Files that hold loss curves, as tables: a row is what was logged at once, its cells still as they were written.
+"""Files of loss curves, read as tables: a row is one logged record, and its cells are not converted.
 
-TensorBoard's event files are read record by record: its accumulator keeps a sample unless told otherwise, drops what
-came before a restart, and does not say where a damaged file made it stop.
+TensorBoard's event files are read record by record: TensorBoard's accumulator keeps a sample by default, drops records
+from before a restart, and does not report where a damaged file made it stop.
 """
 
 import ast
@@ -26,9 +26,9 @@ KNOWN = (
     f"a table (CSV, TSV, Parquet), JSON lines, a text log, Hugging Face's {TRAINER_STATE}, Lightning's metrics.csv, "
     "TensorBoard's events.out.tfevents.*, or a run"
 )
-LINES = (".jsonl", ".ndjson")
-NUMERIC = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)  # a cell that may be a number in some country
-COUNTED = "The lines name no step, so those with a training loss are counted: a step here is one such line."
+JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
+NUMERIC = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)  # a cell that may be a number in some locale
+COUNTED_STEPS = "The lines contain no step, so a step is the number of lines with a training loss so far."
 NUMBER = r"[-+]?\d[\d_]*(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf"
 STEP = re.compile(
     r"^[\s\d\[\]().:,/TZ-]*?\b(?P<name>s|step|steps|iter|iteration|global_step)"
@@ -36,16 +36,16 @@ STEP = re.compile(
     re.IGNORECASE,
 )
 PAIR = re.compile(rf"(?P<name>[A-Za-z][\w/]*(?: [A-Za-z][\w/]*)*)\s*[:=\s]\s*(?P<value>{NUMBER})(?![\w.])", re.I)
-SHORT = {"trl": "train_loss", "tel": "val_loss"}  # as llm.c writes them
+LLM_C_NAMES = {"trl": "train_loss", "tel": "val_loss"}  # as llm.c writes them
 RECORD = re.compile(r"\{['\"].*?\}")
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows in the order of the file. `name` is for a curve that has no other, `source` for messages.
+    """Rows in the order of the file. `name`: of a curve without another name. `source`: for messages.
 
-    `group`: the column that the format itself tells curves apart by. `sparse`: a cell is empty where nothing was
-    logged at that step, so an empty cell is no lost value.
+    `group`: the column that distinguishes curves in this format. `sparse`: an empty cell means that nothing was logged
+    at that step, so it is not a lost value.
     """
 
     frame: pl.DataFrame
@@ -56,42 +56,42 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def open_table(path: Path, wanted: Callable[[str], bool]) -> Table:
-    """A file or folder that holds curves as a table; of event files, only the tags that are `wanted` have values.
+def open_table(path: Path, is_selected: Callable[[str], bool]) -> Table:
+    """A file or folder that holds curves as a table; of event files, only tags that `is_selected` accepts have values.
 
     Raises UserError if it is in no known format, or is damaged.
     """
-    return _open_folder(path, wanted) if path.is_dir() else _open_file(path, wanted)
+    return _open_folder(path, is_selected) if path.is_dir() else _open_file(path, is_selected)
 
 
 def frame_table(frame: pl.DataFrame, name: str = "loss", source: str = "the frame") -> Table:
-    """A frame as a table. One from Weights & Biases, a history, has rows of its own for each metric."""
+    """A frame as a table. A history from Weights & Biases has separate rows for each metric."""
     return Table(frame, name, source, sparse="_step" in frame.columns)
 
 
-def _open_folder(folder: Path, wanted: Callable[[str], bool]) -> Table:
+def _open_folder(folder: Path, is_selected: Callable[[str], bool]) -> Table:
     if state := trainer_state_file(folder):
         notes = () if state.parent == folder else (f"Read from {state.relative_to(folder)}.",)
         return replace(_trainer_state(_File(state)), notes=notes)
     if files := event_files(folder):
-        return _events(folder, files, wanted)
+        return _events(folder, files, is_selected)
     versions = sorted(folder.glob("**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
     if not versions:
-        raise UserError(f"{folder} holds nothing that curves are read from; give {KNOWN}")
-    found = replace(_open_file(versions[-1], wanted), name=folder.absolute().name)
-    where = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
-    return replace(found, notes=(*found.notes, where)) if len(versions) > 1 else found
+        raise UserError(f"{folder} contains no loss curves; give {KNOWN}")
+    table = replace(_open_file(versions[-1], is_selected), name=folder.absolute().name)
+    note = f"Read from {versions[-1].relative_to(folder)}, of {len(versions)}."
+    return replace(table, notes=(*table.notes, note)) if len(versions) > 1 else table
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file, and its text: read once, and only if a format asks."""
+    """A file and its text, which is read once, when it is first needed."""
 
     path: Path
 
     @property
     def suffix(self) -> str:
-        """What its name ends with, in lower case, without `.gz`."""
+        """The suffix of its name in lower case, without `.gz`."""
         return Path(self.path.name.removesuffix(".gz")).suffix.lower()
 
     @cached_property
@@ -105,26 +105,26 @@ class _File:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give {KNOWN}") from None
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} cannot be read ({error}); copy it anew") from None
+            raise UserError(f"{path} cannot be read ({error}); copy it again") from None
         if "\0" in text:
-            raise UserError(f"{path} is no text (byte {text.index(chr(0))} is zero); give {KNOWN}")
+            raise UserError(f"{path} is not text (byte {text.index(chr(0))} is zero); give {KNOWN}")
         return text
 
     def table(self, frame: pl.DataFrame) -> Table:
         return frame_table(frame, Path(self.path.name.removesuffix(".gz")).stem, str(self.path))
 
     def log(self, records: Iterable[dict[str, Any]], *notes: str) -> Table:
-        """Records of what was logged: a field that a record lacks was not logged then."""
+        """Logged records: a field that is missing in a record was not logged."""
         return replace(self.table(_frame(records)), sparse=True, notes=notes)
 
 
-def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
+def _open_file(path: Path, is_selected: Callable[[str], bool]) -> Table:
     if "tfevents" in path.name:
-        return _events(path.parent, [path], wanted)
+        return _events(path.parent, [path], is_selected)
     if not path.stat().st_size:
         raise UserError(f"{path} is empty; write the losses to it, or give another file")
     file = _File(path)
-    # each looks whether the file is of its format, by what it holds
+    # each returns None if the content of the file is not in its format
     for read in (_parquet, _one_json, _json_lines, _separated, _step_lines, _printed_records, _header_alone):
         if (table := read(file)) is not None:
             return table
@@ -132,7 +132,7 @@ def _open_file(path: Path, wanted: Callable[[str], bool]) -> Table:
 
 
 def _separator(text: str) -> str | None:
-    """What separates the cells of a table: its first two lines have as many, and the second holds a number."""
+    """The separator of a table: its first two lines have equally many cells, and the second contains a number."""
     lines = [line for line in text[:100_000].split("\n", 50) if line.strip()][:2]
     for separator in (*"\t,;", " "):
         try:
@@ -155,7 +155,7 @@ def _separated(file: _File) -> Table | None:
 
 
 def _header_alone(file: _File) -> Table | None:
-    """A table by its name, with too few lines to tell the separator from more than the header."""
+    """A table by its file name, with too few lines to detect the separator from more than the header."""
     if file.suffix not in (".csv", ".tsv"):
         return None
     header = file.text.split("\n", 1)[0]
@@ -172,12 +172,12 @@ def _cells(file: _File, separator: str) -> pl.DataFrame:
     except pl.exceptions.NoDataError:
         raise UserError(f"{file.path} is empty; write the losses to it, or give another file") from None
     except pl.exceptions.PolarsError:
-        raise UserError(f"{file.path}{_fault(text, separator)}; correct the file") from None
+        raise UserError(f"{file.path}{_first_fault(text, separator)}; correct the file") from None
     return frame.filter(~pl.all_horizontal(pl.all().is_null()))
 
 
-def _fault(text: str, separator: str) -> str:
-    """Where a table that does not parse goes wrong: its first line with more cells than the header."""
+def _first_fault(text: str, separator: str) -> str:
+    """The fault of a table that cannot be parsed: its first line with more cells than the header."""
     try:
         lines = csv.reader(io.StringIO(text), delimiter=separator)
         width = len(next(lines))
@@ -186,7 +186,7 @@ def _fault(text: str, separator: str) -> str:
                 return f", line {lines.line_num} has {len(cells)} cells, its header {width}"
     except (csv.Error, StopIteration):
         pass
-    return " is no table of cells, or has a quotation mark that is never closed"
+    return " is not a table, or has an unclosed quotation mark"
 
 
 def _parquet(file: _File) -> Table | None:
@@ -196,16 +196,16 @@ def _parquet(file: _File) -> Table | None:
     try:
         return file.table(pl.read_parquet(file.path))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{file.path} is no Parquet file, or damaged ({_first_line(error)}); copy it anew") from None
+        raise UserError(f"{file.path} is not Parquet, or is damaged ({_first_line(error)}); copy it again") from None
 
 
 def _one_json(file: _File) -> Table | None:
     """One list or one object, as the Trainer of Hugging Face writes its history."""
     if file.suffix == ".json":
         return _trainer_state(file)
-    whole = _as_json(file.text)
-    history = isinstance(whole, list) or (isinstance(whole, dict) and "log_history" in whole)
-    return _trainer_state(file) if history else None
+    content = _as_json(file.text)
+    is_history = isinstance(content, list) or (isinstance(content, dict) and "log_history" in content)
+    return _trainer_state(file) if is_history else None
 
 
 def _trainer_state(file: _File) -> Table:
@@ -217,45 +217,45 @@ def _trainer_state(file: _File) -> Table:
 
 def _json_lines(file: _File) -> Table | None:
     path, text = file.path, file.text
-    if file.suffix not in LINES and not isinstance(_as_json(text.lstrip().split("\n", 1)[0]), dict):
+    if file.suffix not in JSON_LINES_SUFFIXES and not isinstance(_as_json(text.lstrip().split("\n", 1)[0]), dict):
         return None
     records: list[dict[str, Any]] = []
     notes = []
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    for at, (number, line) in enumerate(lines, start=1):
+    for position, (number, line) in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            if records and at == len(lines) and not text.endswith("\n"):
+            if records and position == len(lines) and not text.endswith("\n"):
                 notes.append(f"The last line, {number:,}, is cut short and was left out.")
                 break
-            raise UserError(f"{path}, line {number} is no JSON ({_first_line(error)}); correct the file") from None
+            raise UserError(f"{path}, line {number} is not JSON ({_first_line(error)}); correct the file") from None
         if not isinstance(record, dict):
-            raise UserError(f'{path}, line {number} is no record such as {{"step": 1, "loss": 2.5}}; correct the file')
-        records.append(dict(_flat(record)))
+            raise UserError(f'{path}, line {number} is not a record like {{"step": 1, "loss": 2.5}}; correct the file')
+        records.append(dict(_flatten(record)))
     return file.log(records, *notes)
 
 
 def _printed_records(file: _File) -> Table | None:
     """Lines that hold a dictionary with a loss, as Hugging Face's Trainer prints them.
 
-    They name no step: those with the training loss are counted, and a step is such a line.
+    They contain no step: a step is the number of lines with a training loss so far.
     """
     records, count = [], 0
     for line in file.text.split("\n"):
-        for found in RECORD.findall(line):
+        for text in RECORD.findall(line):
             try:
-                record = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", found))
+                record = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", text))
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 continue
             if isinstance(record, dict) and any("loss" in str(key) for key in record):
                 count += "loss" in record
                 records += [] if "train_runtime" in record else [{"step": count, **record}]
-    return file.log(records, COUNTED) if records else None
+    return file.log(records, COUNTED_STEPS) if records else None
 
 
 def _step_lines(file: _File) -> Table | None:
-    """Lines that begin with a step and name their numbers: `step:250/3000 val_loss:4.5`, `s:250 trl:4.5 lr:0.1`."""
+    """Lines that begin with a step, followed by named numbers: `step:250/3000 val_loss:4.5`, `s:250 trl:4.5 lr:0.1`."""
     records = []
     for line in file.text.split("\n"):
         if not (start := STEP.match(line)):
@@ -263,7 +263,7 @@ def _step_lines(file: _File) -> Table | None:
         record: dict[str, Any] = {"step": int(start["step"])}
         for pair in PAIR.finditer(line, start.end()):
             name = re.sub(r"\s+", "_", pair["name"].strip())
-            record.setdefault(SHORT.get(name, name), float(pair["value"].replace("_", "")))
+            record.setdefault(LLM_C_NAMES.get(name, name), float(pair["value"].replace("_", "")))
         if any("loss" in name.lower() for name in record):
             records.append(record)
     return file.log(records) if records else None
@@ -279,17 +279,17 @@ def _as_json(text: str) -> Any:
         return None
 
 
-def _flat(record: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Fields by their path: {"train": {"loss": 2}} is train/loss."""
     for key, value in record.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}/")
+            yield from _flatten(value, f"{prefix}{key}/")
         elif not isinstance(value, list):
-            yield above + key, value
+            yield prefix + key, value
 
 
 def _frame(records: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """Records with fields of their own as one frame; a field that is not always a number is text."""
+    """Records with different fields as one frame; a field that is not always a number is text."""
     records = list(records)
     names = dict.fromkeys(name for record in records for name in record)
     return pl.DataFrame([_column(name, [record.get(name) for record in records]) for name in names])
@@ -312,50 +312,50 @@ FRAMING = 16  # bytes around each record: its length, and the checksums of both
 
 
 def event_files(folder: Path) -> list[Path]:
-    """Event files in a folder and below it, in order of name, which is the order of their writing."""
+    """Event files in a folder and below it, in order of name, which is the order of writing."""
     return sorted(path for path in folder.rglob("*tfevents*") if path.is_file() and path.suffix != ".profile-empty")
 
 
-def _events(folder: Path, files: list[Path], wanted: Callable[[str], bool]) -> Table:
+def _events(folder: Path, files: list[Path], is_selected: Callable[[str], bool]) -> Table:
     """Scalars of event files: `run` (the folder below `folder` that holds the file), `step`, a column for each tag.
 
-    Tags that are not `wanted` have a column without values. A file that is damaged has a note.
+    Tags that are not selected have a column without values. A damaged file adds a note.
 
-    Raises UserError if TensorBoard is not installed, or no file holds a single whole record or scalar.
+    Raises UserError if TensorBoard is not installed, or no file contains a complete record or a scalar.
     """
     values: dict[tuple[str, str], list[tuple[float, int, float]]] = {}
     tags: dict[str, None] = {}
-    notes, whole = [], 0
+    notes, bytes_read = [], 0
     scalar_tags: dict[str, set[str]] = {}
     for path in files:
-        below = path.parent.relative_to(folder).as_posix()
-        run = folder.absolute().name if below == "." else below
-        read = 0
+        relative = path.parent.relative_to(folder).as_posix()
+        run = folder.absolute().name if relative == "." else relative
+        file_bytes = 0
         for size, event in _records(path):
-            read += size
+            file_bytes += size
             for value in event.summary.value:
                 if (number := _scalar(value, scalar_tags.setdefault(run, set()))) is None:
                     continue
                 tags.setdefault(value.tag)
-                if wanted(value.tag):
+                if is_selected(value.tag):
                     values.setdefault((run, value.tag), []).append((event.wall_time, event.step, number))
-        whole += read
-        if read < (total := path.stat().st_size):
+        bytes_read += file_bytes
+        if file_bytes < (total := path.stat().st_size):
             notes.append(
                 f"Warning: {path.name} is cut short, damaged or still being written: "
-                f"of its {total:,} bytes the first {read:,} were read."
+                f"of its {total:,} bytes the first {file_bytes:,} were read."
             )
     if not tags:
-        what = "no scalars" if whole else "no whole record, so it is damaged or no event file"
-        raise UserError(f"{path if path.parent == folder else folder} holds {what}; give a folder of event files")
+        problem = "no scalars" if bytes_read else "no complete record, so it is damaged or not an event file"
+        raise UserError(f"{path if path.parent == folder else folder} holds {problem}; give a folder of event files")
     if not values:
         raise UserError(f"{folder}: none of its tags is a loss ({listed(list(tags))}); give --loss TAG")
-    # a tag that is called like one of the first two columns is no loss
+    # a tag with the name of one of the first two columns is not a loss
     schema = dict.fromkeys(tags, pl.Float64) | {"run": pl.String, "step": pl.Int64}
     parts = [
         pl.DataFrame({"run": run, "step": [step for _, step, _ in points], tag: [number for _, _, number in points]})
-        for (run, tag), unordered in values.items()
-        for points in [sorted(unordered, key=lambda point: point[0])]  # by wall time: a resumed run comes after
+        for (run, tag), events in values.items()
+        for points in [sorted(events, key=lambda point: point[0])]  # by wall time: a resumed run comes after
     ]
     frame = pl.concat([pl.DataFrame(schema=schema), *parts], how="diagonal")
     group = "run" if frame["run"].n_unique() > 1 else None
@@ -364,7 +364,7 @@ def _events(folder: Path, files: list[Path], wanted: Callable[[str], bool]) -> T
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """The whole records of a file from its beginning on, each with its size in bytes."""
+    """The complete records of a file from its beginning, each with its size in bytes."""
     try:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
@@ -375,7 +375,7 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _scalar(value: Any, scalar_tags: set[str]) -> float | None:
-    """A summary's number; None for histograms, images, text. Only a tag's first summary says what it is."""
+    """A summary's number; None for histograms, images, text. Only a tag's first summary states its type."""
     from tensorboard.util.tensor_util import make_ndarray
 
     if value.metadata.plugin_data.plugin_name == "scalars":

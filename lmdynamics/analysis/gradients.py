@@ -1,9 +1,9 @@
-"""Gradients over training: how far those of tokens and of rows cancel, and what one optimizer step changes.
+"""Gradients over training: how far gradients of tokens and rows cancel, and what one optimizer step changes.
 
-Of one step several batches are taken: how far the changes cancel, how well first order foretells them, and against a
-step of the same size in a random direction. Each batch's step is another step, so D, M and the mean change are taken
-within a batch and averaged over batches, with Student's t over them; |ΔL| = M (1 - D) holds within each batch, and for
-the means only nearly. Small models saturate first where tokens are rare.
+One optimizer step is measured on several batches: how far the changes cancel, how well first order predicts them, and
+how they compare with a random step of the same size. Each batch makes a different step, so D, M and the mean change are
+computed within a batch and averaged over batches, with Student's t. |ΔL| = M (1 - D) is exact within a batch, and
+approximate for the means. Small models saturate first on rare tokens.
 """
 
 from collections.abc import Sequence
@@ -39,17 +39,17 @@ def dissent_by_group(
     resamples: int = 500,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Means of what `Dissent` measures over the tokens of each group.
+    """Means of the `Dissent` measures over the tokens of each group.
 
-    `frame`: a trace of `Dissent`; `groups`: token, group (as of `frequency_groups`), or row, position, group; None: all
-    tokens in one group, "all". Tokens in none are in the group "other". Rows, sorted by group inside each of `by`:
+    `frame`: a trace of `Dissent`; `groups`: token, group (as in `frequency_groups`), or row, position, group; None: all
+    tokens in one group, "all". Tokens in no group are in the group "other". Rows, sorted by group within each of `by`:
     *by, group, dissent, cos_hidden_attractive, cos_hidden_repulsive, dissent_control, each with _low and _high (95 %,
     bootstrap over rows of text), norm_attractive, norm_repulsive, norm_hidden, probability, tokens. Tokens without a
-    cosine (a vector of zeros) do not count in its mean, which is null where there are no others. With `step` in `by`,
-    also change, change_low, change_high: of dissent since half that step, in the same resamples, null where that was
+    cosine (a zero vector) are excluded from its mean, which is null if there are no others. With `step` in `by`,
+    also change, change_low, change_high: of dissent since half that step, in the same resamples; null if that step was
     not measured.
 
-    Raises UserError if a column is missing, there is no row, or `groups` gives a token two groups, or none any.
+    Raises UserError if a column is missing, there is no row, or `groups` assigns two groups to a token, or none.
     """
     need_columns(frame, [*by, "row", *COSINES, *MEANS], "dissent by group")
     if frame.is_empty():
@@ -59,18 +59,18 @@ def dissent_by_group(
     numbers = {name: pl.when(x.is_finite()).then(x) for name, x in numbers.items()}
     sums = {name: x.sum() for name, x in numbers.items()} | {f"{name}_n": x.count() for name, x in numbers.items()}
     sums |= {"tokens": pl.len(), "rows": pl.lit(1)}
-    made = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)
+    totals = row_sums(grouped, by, sums, within=["group"], resamples=resamples, seed=seed)
     columns = {}
     for name in numbers:
-        columns[name] = ratio(made.total(name), made.total(f"{name}_n"))
+        columns[name] = ratio(totals.total(name), totals.total(f"{name}_n"))
         if name in COSINES:
-            drawn = ratio(made.drawn(name), made.drawn(f"{name}_n"))
-            columns |= with_bounds(name, columns[name], interval(drawn, made.total("rows")))
+            drawn = ratio(totals.drawn(name), totals.drawn(f"{name}_n"))
+            columns |= with_bounds(name, columns[name], interval(drawn, totals.total("rows")))
             if name == "dissent" and "step" in by:
-                since = _since_half(made.keys, columns[name], drawn, made.total("rows"))
+                changes = _since_half(totals.keys, columns[name], drawn, totals.total("rows"))
     if "step" in by:
-        columns |= since
-    return made.keys.hstack([*as_columns(columns), pl.Series("tokens", made.total("tokens").astype(np.int64))])
+        columns |= changes
+    return totals.keys.hstack([*as_columns(columns), pl.Series("tokens", totals.total("tokens").astype(np.int64))])
 
 
 def _since_half(
@@ -79,22 +79,22 @@ def _since_half(
     drawn: Float[np.ndarray, "resamples groups"],
     rows: Float[np.ndarray, " groups"],
 ) -> dict[str, Float[np.ndarray, " groups"]]:
-    """How far each group has moved since half its step, with its interval; NaN where that was not measured."""
-    now = keys.with_row_index("now")
-    half = now.with_columns(pl.col("step") * 2).rename({"now": "half"})
-    at, before = now.join(half, on=keys.columns, nulls_equal=True).select("now", "half").to_numpy().T
-    found = {name: np.full(len(keys), np.nan) for name in ("change", "change_low", "change_high")}
-    found["change"][at] = value[at] - value[before]
-    ends = interval(drawn[:, at] - drawn[:, before], np.minimum(rows[at], rows[before]))
-    found["change_low"][at], found["change_high"][at] = ends
-    return found
+    """The change of each group since half its step, with its interval; NaN if that step was not measured."""
+    current = keys.with_row_index("now")
+    half = current.with_columns(pl.col("step") * 2).rename({"now": "half"})
+    rows_at, before = current.join(half, on=keys.columns, nulls_equal=True).select("now", "half").to_numpy().T
+    changes = {name: np.full(len(keys), np.nan) for name in ("change", "change_low", "change_high")}
+    changes["change"][rows_at] = value[rows_at] - value[before]
+    bounds = interval(drawn[:, rows_at] - drawn[:, before], np.minimum(rows[rows_at], rows[before]))
+    changes["change_low"][rows_at], changes["change_high"][rows_at] = bounds
+    return changes
 
 
 def towards_total(table: pl.DataFrame) -> pl.DataFrame:
-    """Where dissent stands at the end of each curve, and which way it goes; with a sentence for each curve and group.
+    """Dissent at the end of each curve, and its direction; with a sentence for each curve and group.
 
     `table`: of `dissent_by_group`, by curve and step. The last step is compared with half of it: dissent `deepens`
-    (towards -1) or `eases` where the 95 % interval of its change (paired, over the same rows of text) says so, and is
+    (towards -1) or `eases` if the 95 % interval of its change (paired, over the same rows of text) excludes 0, and is
     `undecided` otherwise. Rows: curve, group, step, dissent, dissent_low, dissent_high, dissent_control, change,
     change_low, change_high (null if half the step was not measured), verdict, sentence.
     """
@@ -109,20 +109,20 @@ def towards_total(table: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("undecided"))
     )
     last = table.filter(pl.col("step") == pl.col("step").max().over("curve")).select(*names, verdict=verdict)
-    return last.with_columns(pl.Series("sentence", [_told(row) for row in last.to_dicts()], dtype=pl.String))
+    return last.with_columns(pl.Series("sentence", [_describe(row) for row in last.to_dicts()], dtype=pl.String))
 
 
-def _told(row: dict) -> str:
+def _describe(row: dict) -> str:
     bounds = row["dissent_low"], row["dissent_high"]
     if row["dissent"] is None:
-        return f"{row['curve']}, {row['group']}: no dissent at step {row['step']:,}, its vectors have no direction"
-    moved = "does not clearly move" if row["verdict"] == "undecided" else row["verdict"]
+        return f"{row['curve']}, {row['group']}: no dissent at step {row['step']:,}, its vectors are zero"
+    direction = "does not clearly move" if row["verdict"] == "undecided" else row["verdict"]
     change = with_interval(row["change"], (row["change_low"], row["change_high"]), "+.2f")
-    compared = "" if row["change"] is None else f", {moved} since step {row['step'] // 2:,} ({change})"
+    comparison = "" if row["change"] is None else f", {direction} since step {row['step'] // 2:,} ({change})"
     control = "none" if row["dissent_control"] is None else f"{row['dissent_control']:.2f}"
     return (
         f"{row['curve']}, {row['group']}: dissent {with_interval(row['dissent'], bounds, '.2f')} at step "
-        f"{row['step']:,}{compared}; control {control}"
+        f"{row['step']:,}{comparison}; control {control}"
     )
 
 
@@ -132,8 +132,8 @@ def opposition_table(
     """Mean cosine, and share of negative ones, over the pairs of different rows in each group.
 
     `frame`: a trace of `Opposition` (step, part, a, b, cosine). Rows: *by, cosine, negative, each with _low and _high,
-    pairs. The intervals are 95 %, from rows of text drawn with replacement: a pair counts as often as both of its rows
-    were drawn together, since pairs that share a row are not independent.
+    pairs. The 95 % intervals resample rows of text: a pair's weight is the product of the counts of its rows, since
+    pairs that share a row are not independent.
 
     Raises UserError if a column is missing, or there are no two different rows.
     """
@@ -141,12 +141,12 @@ def opposition_table(
     pairs = frame.filter((pl.col("a") != pl.col("b")) & pl.col("cosine").is_finite())
     if pairs.is_empty():
         raise UserError("opposition of rows: there are no two different rows; trace Opposition on two or more")
-    known = pl.concat([pairs["a"], pairs["b"]]).unique().sort()
-    place = {row: i for i, row in enumerate(known)}
-    counts = resample_counts(len(known), resamples, seed).astype(np.float64)
+    text_rows = pl.concat([pairs["a"], pairs["b"]]).unique().sort()
+    position = {row: i for i, row in enumerate(text_rows)}
+    counts = resample_counts(len(text_rows), resamples, seed).astype(np.float64)
     keys, columns = [], {f"{name}{end}": [] for name in ("cosine", "negative") for end in ("", "_low", "_high")}
     for key, part in pairs.group_by(by, maintain_order=True):
-        a, b = (np.array([place[row] for row in part[side]]) for side in ("a", "b"))
+        a, b = (np.array([position[row] for row in part[side]]) for side in ("a", "b"))
         cosine = part["cosine"].to_numpy()
         weights = counts[:, a] * counts[:, b]
         for name, values in (("cosine", cosine), ("negative", (cosine < 0).astype(float))):
@@ -162,7 +162,7 @@ def opposition_table(
 
 
 def cosine_spread(pairs: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """How the cosines of pairs of rows are spread in each group: *by, mean, median, negative (a share), pairs, and
+    """The distribution of the cosines of pairs of rows in each group: *by, mean, median, negative (a share), pairs, and
     the quantiles q05, q25, q75, q95."""
     cosine = pl.col("cosine").cast(pl.Float64)
     quantiles = {f"q{round(100 * q):02d}": cosine.quantile(q) for q in (0.05, 0.25, 0.75, 0.95)}
@@ -179,10 +179,10 @@ def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "dir
     """A row for each batch: *by, batch, interference, magnitude, mean_change (nats per token), those of the changes
     predicted by first order (first_order_interference), slope and correlation of measured on predicted change, tokens.
 
-    `changes`: of `OneStep` (batch, row, change, first_order, ...). Null where it is undefined: interference where
-    nothing changes, slope and correlation where all predicted changes are alike.
+    `changes`: of `OneStep` (batch, row, change, first_order, ...). Undefined values are null: interference if
+    nothing changes, slope and correlation if all predicted changes are equal.
 
-    Raises UserError if a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is not finite.
     """
     need_numbers(changes, [*by, "batch", "change", "first_order"], "one step")
     x, y = pl.col("first_order").cast(pl.Float64), pl.col("change").cast(pl.Float64)
@@ -209,17 +209,17 @@ def each_batch(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "dir
 
 
 def over_batches(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "direction")) -> pl.DataFrame:
-    """D, M and the mean change of one step, as means over batches: a row for each of `by`, in the order they come.
+    """D, M and the mean change of one step, as means over batches: a row for each of `by`, in order of appearance.
 
     *by, interference, magnitude, mean_change, first_order_interference, each with _low and _high (95 %, Student's t
-    over batches; null with one batch; D kept within 0 and 1, M above 0), slope and correlation (of the measured change
-    on the one that first order foretells), tokens (in all), batches. Held-out rows are the same for every batch: their
-    interval is over steps that might have been taken, not over text.
+    over batches; null with one batch; D within 0 and 1, M above 0), slope and correlation (of the measured change on
+    the first-order prediction), tokens (total), batches. Held-out rows are the same for every batch, so their interval
+    is over possible steps, not over text.
 
-    Raises UserError if a column is missing, or a change is no finite number.
+    Raises UserError if a column is missing, or a change is not finite.
     """
-    each = each_batch(changes, by)
-    table = each.group_by(by, maintain_order=True).agg(
+    batches = each_batch(changes, by)
+    table = batches.group_by(by, maintain_order=True).agg(
         *(pl.col(name).mean() for name in QUANTITIES),
         *(pl.col(name).std().alias(f"{name}_sd") for name in BOUNDED),
         *(pl.col(name).count().alias(f"{name}_n") for name in BOUNDED),
@@ -239,21 +239,20 @@ def over_batches(changes: pl.DataFrame, by: Sequence[str] = ("step", "split", "d
 
 
 def against_random(changes: pl.DataFrame, by: Sequence[str] = ("step", "split")) -> pl.DataFrame:
-    """The optimizer's update beside a random step of the same size, batch by batch.
+    """The optimizer's update compared with a random step of the same size, batch by batch.
 
     Rows: *by, quantity (interference, magnitude, mean_change), update, random (means over batches), difference (update
-    less random) with low, high (95 %, Student's t over batches, paired; null with one), batches (that have both).
+    minus random) with low, high (95 %, Student's t over batches, paired; null with one), batches (that have both).
 
-    Raises UserError if a column is missing, a change is no finite number, or no batch was stepped on in both
-    directions.
+    Raises UserError if a column is missing, a change is not finite, or no batch has both directions.
     """
-    each = each_batch(changes, [*by, "direction"])
-    both = [each.filter(pl.col("direction") == direction) for direction in ("update", "random")]
-    paired = both[0].join(both[1], on=[*by, "batch"], suffix="_random", nulls_equal=True, maintain_order="left")
+    batches = each_batch(changes, [*by, "direction"])
+    sides = [batches.filter(pl.col("direction") == direction) for direction in ("update", "random")]
+    paired = sides[0].join(sides[1], on=[*by, "batch"], suffix="_random", nulls_equal=True, maintain_order="left")
     if paired.is_empty():
-        raise UserError("no batch was stepped on in both directions; measure OneStep with its random control")
+        raise UserError("no batch has both directions; measure OneStep with its random control")
     parts = []
-    for place, name in enumerate(("interference", "magnitude", "mean_change")):
+    for rank, name in enumerate(("interference", "magnitude", "mean_change")):
         difference = pl.col(name) - pl.col(f"{name}_random")
         table = (
             paired.drop_nulls([name, f"{name}_random"])
@@ -267,10 +266,10 @@ def against_random(changes: pl.DataFrame, by: Sequence[str] = ("step", "split"))
             )
         )
         reach = _reach(table["sd"].to_numpy(), table["batches"].to_numpy())
-        middle = table["difference"].to_numpy()
-        bounds = as_columns({"low": middle - reach, "high": middle + reach})
+        mean = table["difference"].to_numpy()
+        bounds = as_columns({"low": mean - reach, "high": mean + reach})
         head = [*by, pl.lit(name).alias("quantity"), "update", "random", "difference"]
-        parts.append(table.select(*head).hstack([*bounds, table["batches"]]).with_columns(_place=place))
+        parts.append(table.select(*head).hstack([*bounds, table["batches"]]).with_columns(_place=rank))
     order = paired.select(by).unique(maintain_order=True).with_row_index("_order")
     joined = pl.concat(parts).join(order, on=list(by), nulls_equal=True, maintain_order="left")
     return joined.sort("_order", "_place").drop("_order", "_place")

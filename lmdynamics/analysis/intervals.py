@@ -1,7 +1,7 @@
-"""Intervals: Wilson's of proportions, and bootstraps over sentences, pairs and rows of text.
+"""Intervals: Wilson's for proportions, and bootstraps over sentences, pairs and rows of text.
 
-Tokens of one row are read in one context and rise or fall together, so rows are what is resampled: the same rows in
-every group and at every step. Whatever is a ratio of such sums is then a ratio of matrix products.
+Tokens of one row share a context and are correlated, so rows are resampled: the same rows in every group and at every
+step. A ratio of sums over tokens is then a ratio of matrix products.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from scipy.special import ndtr, stdtrit
 
 from lmdynamics.errors import UserError
 
-FEWEST_UNITS = 6  # rows of text, sentences: what a bootstrap interval needs at least
+MIN_UNITS = 6  # rows of text or sentences, for a bootstrap interval
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Grid:
     values: dict[str, Float[np.ndarray, "steps units"]]
 
 
-def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
-    """A tidy trace as arrays of shape (steps, units), refusing holes.
+def grid(frame: pl.DataFrame, unit: str, values: list[str], subject: str) -> Grid:
+    """A tidy trace as arrays of shape (steps, units), without missing values.
 
     Raises UserError if a column is missing, a value is missing or NaN, or the units differ between checkpoints.
     """
-    need_columns(frame, ["step", unit, *values], what)
+    need_columns(frame, ["step", unit, *values], subject)
     if frame.is_empty():
         return Grid((), (), {name: np.zeros((0, 0)) for name in values})
     for name in values:
@@ -41,15 +41,15 @@ def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
         if bad.any():
             steps = frame.filter(bad)["step"].unique().sort().to_list()
             raise UserError(
-                f"{what}: {name!r} has no number at step {steps[0]} ({len(steps)} checkpoint(s) in all); "
-                "a diverged run can be read up to there: keep only the steps before it"
+                f"{subject}: {name!r} has no number at step {steps[0]} ({len(steps)} checkpoint(s) in all); "
+                "if the run diverged, keep only the steps before it"
             )
     frame = frame.sort("step", unit)
     steps, units = frame["step"].unique().sort(), frame[unit].unique().sort()
     if len(frame) != len(steps) * len(units):
         raise UserError(
-            f"{what}: {len(frame)} rows for {len(steps)} checkpoints × {len(units)} {unit}s, expected "
-            f"{len(steps) * len(units)}: every {unit} must be there once at every checkpoint; trace all steps alike"
+            f"{subject}: {len(frame)} rows for {len(steps)} checkpoints × {len(units)} {unit}s, expected "
+            f"{len(steps) * len(units)}: every checkpoint needs each {unit} once; trace all steps with one measurement"
         )
     shape = (len(steps), len(units))
     arrays = {name: frame[name].cast(pl.Float64).to_numpy().reshape(shape) for name in values}
@@ -57,9 +57,9 @@ def grid(frame: pl.DataFrame, unit: str, values: list[str], what: str) -> Grid:
 
 
 def with_interval(value: float | None, bounds: tuple[float | None, float | None] | None, style: str) -> str:
-    """A number, and its interval in brackets where it has one; without a number, "undefined".
+    """A number, and its interval in brackets if it has one; without a number, "undefined".
 
-    An interval without a width, or none at the digits shown, is left out.
+    An interval whose ends are equal at the digits shown is left out.
     """
     if value is None:
         return "undefined"
@@ -69,53 +69,53 @@ def with_interval(value: float | None, bounds: tuple[float | None, float | None]
 
 
 def bounded(row: Mapping, name: str, style: str) -> str:
-    """The number `name` of a row with its interval (`name_low`, `name_high`) for a reader: −0.62 [−0.63, −0.61]."""
+    """The number `name` of a row with its interval (`name_low`, `name_high`) as text: −0.62 [−0.63, −0.61]."""
     return with_interval(row[name], (row.get(f"{name}_low"), row.get(f"{name}_high")), style).replace("-", "−")
 
 
-def need_columns(frame: pl.DataFrame, columns: list[str], what: str) -> None:
-    """Raise a UserError that names what is missing from `frame`."""
+def need_columns(frame: pl.DataFrame, columns: list[str], subject: str) -> None:
+    """Raise a UserError that names the columns missing from `frame`."""
     if missing := [name for name in columns if name not in frame.columns]:
-        raise UserError(f"{what} needs the columns {', '.join(columns)}; {', '.join(missing)} not among them")
+        raise UserError(f"{subject} needs the columns {', '.join(columns)}; {', '.join(missing)} not among them")
 
 
 def resample_counts(units: int, resamples: int, seed: int) -> Float[np.ndarray, "resamples units"]:
-    """How often each unit is drawn in each bootstrap resample (rows sum to `units`)."""
+    """The count of each unit in each bootstrap resample (rows sum to `units`)."""
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(units, size=(resamples, units)) + np.arange(resamples)[:, None] * units
-    return np.bincount(drawn.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float32)
+    draws = rng.integers(units, size=(resamples, units)) + np.arange(resamples)[:, None] * units
+    return np.bincount(draws.ravel(), minlength=resamples * units).reshape(resamples, units).astype(np.float32)
 
 
 def bootstrap_levels(units: int) -> tuple[float, float] | None:
-    """Which percentiles of bootstrap resamples of `units` make a 95 % interval; None below 6 units.
+    """The percentiles of bootstrap resamples of `units` for a 95 % interval; None below 6 units.
 
-    A bootstrap of few units is too narrow: its middle 95 % hold the truth 83 to 88 % of the time with 4 to 8 units.
-    The percentiles are as much further out as Student's t reaches beyond the normal (Hesterberg 2015), which brings it
-    to 93 % or more from 6 units on, and to 89 % with 4.
+    A bootstrap of few units is too narrow: its middle 95 % covers the truth in 83 to 88 % of cases with 4 to 8 units.
+    The percentiles are wider by the ratio of Student's t to the normal (Hesterberg 2015): the coverage is then at least
+    93 % from 6 units on, and 89 % with 4.
     """
-    if units < FEWEST_UNITS:
+    if units < MIN_UNITS:
         return None
     tail = float(100 * ndtr(-stdtrit(units - 1, 0.975) * np.sqrt(units / (units - 1))))
     return tail, 100 - tail
 
 
 def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:
-    """Wilson's (1927) 95 % interval of a proportion seen `count` times, as two expressions."""
+    """Wilson's (1927) 95 % interval of a proportion of `count` cases, as two expressions."""
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()
-    return (middle - reach).clip(0, 1), (middle + reach).clip(0, 1)  # beyond them by rounding alone
+    return (middle - reach).clip(0, 1), (middle + reach).clip(0, 1)  # rounding can exceed them
 
 
 def with_wilson(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame with accuracy and count, and the accuracy's 95 % interval beside them: low, high."""
+    """A frame with accuracy and count, plus the accuracy's 95 % interval: low, high."""
     low, high = wilson(pl.col("accuracy"), pl.col("count"))
     return frame.with_columns(low=low, high=high)
 
 
 def steps_without_loss(log: pl.DataFrame) -> str:
-    """How many steps of a training log have no loss, for a reader; "" if all of them have one.
+    """A sentence on how many steps of a training log have no loss; "" if all have one.
 
-    A batch in which no token was selected has no target, and so no loss (null).
+    A batch without a selected token has no target, so its loss is null.
     """
     if not (count := log["loss"].null_count()):
         return ""
@@ -126,16 +126,16 @@ def steps_without_loss(log: pl.DataFrame) -> str:
 
 
 def unused_rows(held_out: pl.DataFrame | None) -> str:
-    """How many output rows of a model belong to no token, for a reader, from a trace of `HeldOutLoss`; "" if none."""
-    if held_out is None or "unused_rows" not in held_out.columns or not (most := held_out["unused_rows"].max()):
+    """A sentence on how many output rows of a model have no token, from a trace of `HeldOutLoss`; "" if none."""
+    if held_out is None or "unused_rows" not in held_out.columns or not (count := held_out["unused_rows"].max()):
         return ""
-    return f"{most:,} of the model's output rows belong to no token of its tokenizer; they share in every probability"
+    return f"{count:,} of the model's output rows belong to no token of its tokenizer, but get probability too"
 
 
 def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:
     """A training log in bins of equal width in log(step): step (mean), loss (mean), low, high (10 and 90 %).
 
-    Thousands of noisy steps become about `per_decade` rows per factor of ten, so that a figure stays small.
+    Thousands of noisy steps become about `per_decade` rows per factor of ten, which keeps figures small.
     """
     need_columns(log, ["step", "loss"], "a training log")
     place = (pl.col("step").cast(pl.Float64).clip(0.5).log10() * per_decade).floor().cast(pl.Int64)
@@ -153,12 +153,12 @@ def loss_by_bin(log: pl.DataFrame, per_decade: int = 40) -> pl.DataFrame:
     )
 
 
-MISSING = "other"  # the group of a token that no group names
+UNGROUPED = "other"  # the group of tokens without a group
 
 
 @dataclass(frozen=True)
 class RowSums:
-    """`sums[name][k, i]` is a sum over the tokens that row i of the text has in group k, zero where it has none."""
+    """`sums[name][k, i]` is a sum over the tokens of row i of the text in group k, zero if there are none."""
 
     keys: pl.DataFrame  # one row per group
     sums: dict[str, Float[np.ndarray, "groups rows"]]
@@ -188,9 +188,9 @@ def row_sums(
     resamples: int = 500,
     seed: int = 0,
 ) -> RowSums:
-    """`frame` (with `row`) summed up for each combination of `by` and `within`, and each row of text.
+    """Sums of `frame` (with `row`) for each combination of `by` and `within`, and each row of text.
 
-    Groups come in the order in which `by` (at least one column) first has them, and sorted by `within` inside each.
+    Groups are in order of first appearance of `by` (at least one column), and sorted by `within` inside each.
     """
     keys = [*by, *within]
     order = frame.select(by).unique(maintain_order=True).with_row_index("_order")
@@ -199,15 +199,15 @@ def row_sums(
     rows = frame.select(pl.col("row").unique().sort()).with_row_index("_row")
     summed = (
         frame.group_by([*keys, "row"])
-        .agg(sum.alias(f"_{name}") for name, sum in sums.items())  # `by` may have a column of that name
+        .agg(sum.alias(f"_{name}") for name, sum in sums.items())  # `by` may have a column with that name
         .join(groups.with_row_index("_group"), on=keys, nulls_equal=True)
         .join(rows, on="row")
     )
-    at = summed["_group"].to_numpy(), summed["_row"].to_numpy()
+    index = summed["_group"].to_numpy(), summed["_row"].to_numpy()
     arrays = {}
     for name in sums:
         arrays[name] = np.zeros((len(groups), len(rows)))
-        arrays[name][at] = summed[f"_{name}"].cast(pl.Float64).to_numpy()
+        arrays[name][index] = summed[f"_{name}"].cast(pl.Float64).to_numpy()
     return RowSums(groups, arrays, resamples, seed)
 
 
@@ -218,19 +218,19 @@ def interval(
     low, high = np.full((2, len(rows)), np.nan)
     drawn = np.where(np.isfinite(drawn), drawn, np.nan)
     for n in np.unique(rows):
-        at = (rows == n) & np.isfinite(drawn).any(0)
-        if (levels := bootstrap_levels(int(n))) and at.any():
-            low[at], high[at] = np.nanpercentile(drawn[:, at], levels, 0)
+        valid = (rows == n) & np.isfinite(drawn).any(0)
+        if (levels := bootstrap_levels(int(n))) and valid.any():
+            low[valid], high[valid] = np.nanpercentile(drawn[:, valid], levels, 0)
     return low, high
 
 
 def with_bounds(name: str, value: np.ndarray, bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-    """A column of numbers, and those of its interval: name, name_low, name_high."""
+    """A column of numbers and the columns of its interval: name, name_low, name_high."""
     return {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
 
 
 def ratio(above: Float[np.ndarray, "*shape"], below: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """above / below, NaN where that is divided by zero."""
+    """above / below, NaN for a division by zero."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below != 0)
 
 
@@ -239,50 +239,50 @@ def as_columns(numbers: dict[str, Float[np.ndarray, " groups"]]) -> list[pl.Seri
     return [pl.Series(name, values, dtype=pl.Float64).fill_nan(None) for name, values in numbers.items()]
 
 
-def need_numbers(frame: pl.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Raise a UserError if a column is missing, or has a value that is no finite number, or there is no row at all."""
-    need_columns(frame, list(columns), what)
+def need_numbers(frame: pl.DataFrame, columns: Sequence[str], subject: str) -> None:
+    """Raise a UserError if a column is missing or has a value that is not finite, or there are no rows."""
+    need_columns(frame, list(columns), subject)
     if frame.is_empty():
-        raise UserError(f"{what}: there are no rows; trace the run first, or keep more of it")
+        raise UserError(f"{subject}: there are no rows; trace the run first, or keep more of it")
     for name in columns:
         if not frame[name].dtype.is_numeric():
             continue
         bad = frame[name].is_null() | ~frame[name].cast(pl.Float64).is_finite()
         if bad.any():
             first = frame.filter(bad).row(0, named=True)
-            where = ", ".join(f"{key} {first[key]}" for key in ("curve", "step", "batch", "row") if key in first)
+            place = ", ".join(f"{key} {first[key]}" for key in ("curve", "step", "batch", "row") if key in first)
             raise UserError(
-                f"{what}: {name!r} has no number at {where or 'its first row'} ({bad.sum():,} row(s) in all); a "
-                "diverged run can be read up to there: keep only the steps before it"
+                f"{subject}: {name!r} has no number at {place or 'its first row'} ({bad.sum():,} row(s) in all); "
+                "if the run diverged, keep only the steps before it"
             )
 
 
-def with_groups(frame: pl.DataFrame, groups: pl.DataFrame | None, what: str) -> pl.DataFrame:
-    """`frame` with the `group` of each token, by `row` and `position` or by `token`, whichever `groups` has.
+def with_groups(frame: pl.DataFrame, groups: pl.DataFrame | None, subject: str) -> pl.DataFrame:
+    """`frame` with the `group` of each token, by the keys in `groups`: `row` and `position`, or `token`.
 
-    Tokens without one are in the group "other", the last of an Enum. Without `groups`, all are in the group "all".
+    Tokens without a group are in "other", the last of an Enum. Without `groups`, all are in the group "all".
 
-    Raises UserError if `groups` names neither, or a token twice, or none of the tokens there are.
+    Raises UserError if `groups` has neither key, a token twice, or no token of the frame.
     """
     if groups is None:
         return frame.with_columns(group=pl.lit("all"))
-    need_columns(groups, ["group"], f"groups of {what}")
-    on = ["row", "position"] if {"row", "position"} <= set(groups.columns) else ["token"]
-    need_columns(groups, on, f"groups of {what}")
-    need_columns(frame, on, what)
-    if (twice := groups.select(on).is_duplicated()).any():
-        first = ", ".join(f"{name} {groups.filter(twice)[name][0]}" for name in on)
-        raise UserError(f"groups of {what}: {first} has several groups; give each token one")
+    need_columns(groups, ["group"], f"groups of {subject}")
+    keys = ["row", "position"] if {"row", "position"} <= set(groups.columns) else ["token"]
+    need_columns(groups, keys, f"groups of {subject}")
+    need_columns(frame, keys, subject)
+    if (duplicated := groups.select(keys).is_duplicated()).any():
+        first = ", ".join(f"{name} {groups.filter(duplicated)[name][0]}" for name in keys)
+        raise UserError(f"groups of {subject}: {first} has several groups; give each token one")
     kind = groups["group"].dtype
-    label = pl.col("group").cast(pl.String).fill_null(MISSING)
-    chosen = groups.select(*(pl.col(name).cast(frame[name].dtype) for name in on), label)
-    joined = frame.drop("group", strict=False).join(chosen, on=on, how="left", maintain_order="left")
+    label = pl.col("group").cast(pl.String).fill_null(UNGROUPED)
+    labels = groups.select(*(pl.col(name).cast(frame[name].dtype) for name in keys), label)
+    joined = frame.drop("group", strict=False).join(labels, on=keys, how="left", maintain_order="left")
     if joined["group"].null_count() == len(joined):
-        raise UserError(f"groups of {what}: no token of the text has a group; are they of another text?")
-    joined = joined.with_columns(pl.col("group").fill_null(MISSING))
+        raise UserError(f"groups of {subject}: no token of the text has a group; the groups may belong to another text")
+    joined = joined.with_columns(pl.col("group").fill_null(UNGROUPED))
     if isinstance(kind, pl.Enum):
         names = kind.categories.to_list()
         joined = joined.with_columns(
-            pl.col("group").cast(pl.Enum([*names, *([MISSING] if MISSING not in names else [])]))
+            pl.col("group").cast(pl.Enum([*names, *([UNGROUPED] if UNGROUPED not in names else [])]))
         )
     return joined

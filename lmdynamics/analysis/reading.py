@@ -1,7 +1,7 @@
-"""Loss curves from whatever holds them: a table, a training log, a run of ours.
+"""Loss curves from a table, a training log or a run.
 
-What is not said is guessed from names and values, and the guess is told. A row that cannot be used is counted and
-told too: nothing is filled in, and nothing leaves without a word.
+Columns that are not given are detected from names and values, and reported. Rows that cannot be used are counted and
+reported too: nothing is filled in, and nothing is dropped silently.
 """
 
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ from lmdynamics.analysis.columns import (
 from lmdynamics.analysis.formats import Table
 from lmdynamics.errors import UserError, shortened
 
-# why a row is not used, and how the sentence about such rows goes on
+# why a row is not used, and the end of the sentence about such rows
 REASONS = {
     "no curve name": "{have} an empty cell where the curve's name should be and {were} left out",
     "no step": "{have} no whole number as step and {were} left out",
     "not a number": "{have} no number as loss and {were} left out",
     "not positive": "{have} a loss of 0 or less and {were} left out",
-    "before a restart": "{were} replaced by a later run, which went on from an earlier step",
-    "same step again": "{have} a step that the curve has again further down and {were} left out: the later row stands",
+    "before a restart": "{were} replaced by a later run, which resumed from an earlier step",
+    "same step again": "{have} a step that the curve repeats later and {were} left out: the later row is used",
 }
 WALL_TIMES = ("wall_time", "_timestamp", "timestamp")  # columns by which rows are put in order
-LEAST = 0.5  # of a file's rows: where fewer can be used, what was left out would decide what is found
-LATE = 1_000  # step: a curve that starts later than this, and not by its spacing, has lost its beginning
+MIN_USABLE = 0.5  # share of a file's rows; with fewer usable rows the result would depend on the rows left out
+LATE_START = 1_000  # step: the beginning is missing in a curve that starts later, unless its spacing is wide
 SAMPLES = (500, 1_000, 1_500, 10_000)  # rows that Weights & Biases keeps of a longer history
 
 
@@ -43,8 +43,8 @@ class Curves:
     """Loss curves read from a file, one row per curve and step.
 
     `frame`: curve, step, loss, by curve in order of first appearance, then by step; losses are finite and positive,
-    steps whole, each once per curve. `notes`: sentences for the reader: which columns were taken, what was left out
-    and why, warnings. `bad_rows`: curve, reason (one of `REASONS`), rows (their count).
+    steps whole, each once per curve. `notes`: sentences on the columns used, the rows left out, and
+    warnings. `bad_rows`: curve, reason (one of `REASONS`), rows (their count).
     """
 
     frame: pl.DataFrame
@@ -57,7 +57,7 @@ class Curves:
 
 
 def curves_in(table: Table, group: str | Sequence[str] | None, step: str | None, loss: str | None) -> Curves:
-    """The curves of a table; arguments, and what is raised, as for `read_curves`."""
+    """The curves of a table; arguments and errors as for `read_curves`."""
     frame, notes = with_decimal_points(table.frame)
     for name in frame.columns:
         if plain(name) in WALL_TIMES and numbers(frame[name]).null_count() == 0:
@@ -66,72 +66,72 @@ def curves_in(table: Table, group: str | Sequence[str] | None, step: str | None,
     table = replace(table, frame=frame, notes=(*table.notes, *notes))
     columns = choose_columns(table, group, step, loss)
     rows = _long(table, columns)
-    # of a step that a resumed run logged again, the later row is what the run went on from
+    # of a step that a resumed run logged again, the later row is used
     last = pl.col("row") == pl.col("row").max().over("curve", "step")
     usable = rows.filter(pl.col("reason").is_null())
-    stands = _not_replaced(usable)
-    kept = usable.filter(last & stands)
-    if kept.is_empty():
+    current = _not_replaced(usable)
+    used = usable.filter(last & current)
+    if used.is_empty():
         counted = "; ".join(f"{reason}: {count:,}" for reason, count in rows["reason"].value_counts().iter_rows())
-        raise UserError(f"{table.source}: no row can be used ({counted or 'there are none'}); give --step and --loss")
-    if len(usable) < LEAST * len(rows):
-        raise UserError(f"{table.source}: {_lost(rows, usable, columns)}")
-    again = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
-    replaced = usable.filter(last & ~stands).with_columns(reason=pl.lit("before a restart"))
-    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), replaced, again])
+        raise UserError(f"{table.source}: no row can be used ({counted or 'it has none'}); give --step and --loss")
+    if len(usable) < MIN_USABLE * len(rows):
+        raise UserError(f"{table.source}: {_refusal(rows, usable, columns)}")
+    repeated = usable.filter(~last).with_columns(reason=pl.lit("same step again"))
+    replaced = usable.filter(last & ~current).with_columns(reason=pl.lit("before a restart"))
+    bad = pl.concat([rows.filter(pl.col("reason").is_not_null()), replaced, repeated])
     order = pl.Enum(rows["curve"].drop_nulls().unique(maintain_order=True))
-    frame = kept.select(pl.col("curve").cast(order), pl.col("step").cast(pl.Int64), "loss").sort("curve", "step")
+    frame = used.select(pl.col("curve").cast(order), pl.col("step").cast(pl.Int64), "loss").sort("curve", "step")
     counts = bad.group_by(pl.col("curve").fill_null(""), "reason", maintain_order=True)
     return Curves(
         frame.with_columns(pl.col("curve").cast(pl.String)),
-        (*table.notes, *columns.notes, *_sentences(rows, bad, usable, kept), *_sampled(table, columns, kept)),
+        (*table.notes, *columns.notes, *_sentences(rows, bad, usable, used), *_sampled(table, columns, used)),
         counts.agg(rows=pl.len().cast(pl.Int64)),
     )
 
 
 def _not_replaced(usable: pl.DataFrame) -> pl.Series:
-    """Whether no later run of the same curve, begun where steps go back, starts at or before each row's step."""
+    """Whether each row is current: no later run of its curve (begun where steps decrease) starts at or before it."""
     rows = usable.with_row_index("at").with_columns(
         back=(pl.col("step").diff().over("curve") < 0).fill_null(False),
         earliest=pl.col("step").cum_min().over("curve"),
     )
     part = rows.with_columns(part=pl.col("back").cum_sum().over("curve"))
-    few = pl.col("back").sum().over("curve") <= (RESTARTS * pl.len().over("curve")).clip(1)
-    reach = pl.col("step").max().over("curve", "part") >= pl.col("earliest").shift(1).over("curve")
-    # from the end: the lowest step at which any later part begins
-    begins = pl.when(pl.col("back") & few & reach).then(pl.col("step")).otherwise(float("inf"))
+    is_restart = pl.col("back").sum().over("curve") <= (RESTARTS * pl.len().over("curve")).clip(1)
+    overlaps = pl.col("step").max().over("curve", "part") >= pl.col("earliest").shift(1).over("curve")
+    # computed from the end: the lowest step at which a later part begins
+    begins = pl.when(pl.col("back") & is_restart & overlaps).then(pl.col("step")).otherwise(float("inf"))
     later = begins.reverse().cum_min().shift(1, fill_value=float("inf")).reverse().over("curve")
-    return part.with_columns(stands=pl.col("step") < later).sort("at")["stands"]
+    return part.with_columns(current=pl.col("step") < later).sort("at")["current"]
 
 
-def _lost(rows: pl.DataFrame, usable: pl.DataFrame, columns: Columns) -> str:
-    """Why a file is refused of which most rows would be left out: the commonest reason, with the first such cell."""
+def _refusal(rows: pl.DataFrame, usable: pl.DataFrame, columns: Columns) -> str:
+    """The error for a file with too few usable rows: the most frequent reason, with the first such cell."""
     reason = rows["reason"].drop_nulls().mode().sort()[0]
     bad = rows.filter(pl.col("reason") == reason)
-    what = REASONS[reason].format(have="have", were="would be")
+    problem = REASONS[reason].format(have="have", were="would be")
     option = {"no step": "step", "no curve name": "group"}.get(reason, "loss")
     return (
-        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {what}, the first "
+        f"only {len(usable):,} of {len(rows):,} rows could be used: {len(bad):,} {problem}, the first "
         f"{bad['loss_cell' if option == 'loss' else 'step_cell'][0]!r}; correct the file, or give --{option} COLUMN"
     )
 
 
 def _long(table: Table, columns: Columns) -> pl.DataFrame:
-    """One row per value: row (in the file), curve, step, loss, why it is unusable. Of a wide table no empty cells."""
+    """One row per value: row (in the file), curve, step, loss, reason if unusable. Wide tables: no empty cells."""
     frame = table.frame
     labels = pl.concat_str([pl.col(name).cast(pl.String) for name in columns.group], separator=" / ")
     parts = []
-    for place, (name, curve) in enumerate(columns.losses.items()):
-        named = pl.lit(curve or table.name)
+    for order, (name, curve) in enumerate(columns.losses.items()):
+        curve_name = pl.lit(curve or table.name)
         if columns.group:
-            named = pl.concat_str(labels, pl.lit(curve), separator=" / ") if curve else labels
+            curve_name = pl.concat_str(labels, pl.lit(curve), separator=" / ") if curve else labels
         empty = is_empty(frame[name])
-        absent = empty if table.sparse or curve else empty & _logged_elsewhere(frame, name)
+        absent = empty if table.sparse or curve else empty & _logged_for_other_loss(frame, name)
         parts.append(
             frame.select(
                 pl.int_range(pl.len()).alias("row"),
-                pl.lit(place).alias("place"),
-                named.alias("curve"),
+                pl.lit(order).alias("place"),
+                curve_name.alias("curve"),
                 numbers(frame[columns.step]).alias("step"),
                 numbers(frame[name]).alias("loss"),
                 frame[columns.step].cast(pl.String, strict=False).alias("step_cell"),
@@ -139,11 +139,11 @@ def _long(table: Table, columns: Columns) -> pl.DataFrame:
                 absent=absent,
             )
         )
-    whole = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
+    valid = pl.col("step").is_finite() & (pl.col("step") == pl.col("step").floor()) & (pl.col("step").abs() < 2**63)
     reason = (
         pl.when(pl.col("curve").is_null() | (pl.col("curve") == ""))
         .then(pl.lit("no curve name"))
-        .when(~whole.fill_null(False))
+        .when(~valid.fill_null(False))
         .then(pl.lit("no step"))
         .when(~pl.col("loss").is_finite().fill_null(False))
         .then(pl.lit("not a number"))
@@ -153,41 +153,41 @@ def _long(table: Table, columns: Columns) -> pl.DataFrame:
     return pl.concat(parts).sort("row", "place").filter(~pl.col("absent")).with_columns(reason=reason)
 
 
-def _logged_elsewhere(frame: pl.DataFrame, loss: str) -> pl.Series:
-    """Rows of another loss, such as that of validation, which is mostly logged where this one is not."""
-    given = ~is_empty(frame[loss])
-    found = pl.repeat(False, len(frame), eager=True)
+def _logged_for_other_loss(frame: pl.DataFrame, loss: str) -> pl.Series:
+    """Rows of another loss, such as validation loss, which is mostly logged where this one is not."""
+    logged = ~is_empty(frame[loss])
+    elsewhere = pl.repeat(False, len(frame), eager=True)
     for name in frame.columns:
         if name != loss and looks_like_loss(name) and has_numbers(frame[name]):
-            other = ~is_empty(frame[name])
-            if (given & other).sum() <= given.sum() / 2:
-                found |= other
-    return found
+            logged_too = ~is_empty(frame[name])
+            if (logged & logged_too).sum() <= logged.sum() / 2:
+                elsewhere |= logged_too
+    return elsewhere
 
 
-def _sentences(rows: pl.DataFrame, bad: pl.DataFrame, usable: pl.DataFrame, kept: pl.DataFrame) -> list[str]:
-    """What was left out, by reason; steps that were out of order; curves of which nothing is left."""
-    said = []
+def _sentences(rows: pl.DataFrame, bad: pl.DataFrame, usable: pl.DataFrame, used: pl.DataFrame) -> list[str]:
+    """Sentences on rows left out, by reason; on steps out of order; on curves without usable rows."""
+    sentences = []
     for reason, text in REASONS.items():
         if count := len(bad.filter(pl.col("reason") == reason)):
             number = {"have": "has", "were": "was"} if count == 1 else {"have": "have", "were": "were"}
-            said.append(f"{count:,} of {len(rows):,} rows {text.format(**number)}.")
+            sentences.append(f"{count:,} of {len(rows):,} rows {text.format(**number)}.")
     if back := usable.select((pl.col("step").diff().over("curve") < 0).sum()).item():
-        places = f"{back:,} place{'s' * (back > 1)}"
-        said.append(f"Steps go back at {places} (a restart, or rows out of order); they were put in order.")
-    starts = kept.group_by("curve").agg(pl.col("step").min(), apart=pl.col("step").sort().diff().median())
-    late = starts.filter(pl.col("step") >= LATE, pl.col("step") > 10 * pl.col("apart")).sort("step")
+        count_text = f"{back:,} place{'s' * (back > 1)}"
+        sentences.append(f"Steps go back at {count_text} (a restart, or rows out of order); they were sorted.")
+    starts = used.group_by("curve").agg(pl.col("step").min(), apart=pl.col("step").sort().diff().median())
+    late = starts.filter(pl.col("step") >= LATE_START, pl.col("step") > 10 * pl.col("apart")).sort("step")
     if len(late):
-        which = (
+        subject = (
             "The curve starts" if len(starts) == 1 else f"{len(late):,} of {len(starts):,} curves start late, the first"
         )
-        said.append(f"{which} at step {late['step'][0]:,.0f}: what came before is not in this file.")
-    if gone := sorted(set(rows["curve"].drop_nulls()) - set(kept["curve"])):
-        said.append(f"Without a single usable row, and so left out: {shortened(', '.join(gone), 200)}.")
-    return said
+        sentences.append(f"{subject} at step {late['step'][0]:,.0f}: earlier steps are not in this file.")
+    if empty_curves := sorted(set(rows["curve"].drop_nulls()) - set(used["curve"])):
+        sentences.append(f"Left out, without a usable row: {shortened(', '.join(empty_curves), 200)}.")
+    return sentences
 
 
-def _sampled(table: Table, columns: Columns, kept: pl.DataFrame) -> list[str]:
+def _sampled(table: Table, columns: Columns, used: pl.DataFrame) -> list[str]:
     """A warning where an export from Weights & Biases looks like a sample of what was logged."""
     frame = table.frame
     signs = []
@@ -195,12 +195,12 @@ def _sampled(table: Table, columns: Columns, kept: pl.DataFrame) -> list[str]:
         (name, name + end) for name in columns.losses for end in ("__MIN", "__MAX") if name + end in frame.columns
     ]
     if any((numbers(frame[name]) != numbers(frame[bound])).any() for name, bound in bounds):
-        signs.append("its __MIN and __MAX differ from the value, so that a point stands for several steps")
-    sizes = kept.group_by("curve").agg(pl.len(), (pl.col("step").max() - pl.col("step").min()).alias("range"))
+        signs.append("its __MIN and __MAX differ from the value, so a point represents several steps")
+    sizes = used.group_by("curve").agg(pl.len(), (pl.col("step").max() - pl.col("step").min()).alias("range"))
     thinned = sizes.filter(pl.col("len").is_in(SAMPLES), pl.col("range") >= 2 * pl.col("len"))
     if (bounds or "_step" in frame.columns) and len(thinned):
         rows, steps = thinned.row(0)[1:]
         signs.append(f"a curve has exactly {rows:,} points over {steps:,.0f} steps")
     if not signs:
         return []
-    return [f"Warning: this export looks sampled ({'; '.join(signs)}); `run.scan_history()` gives every step."]
+    return [f"Warning: this export looks sampled ({'; '.join(signs)}); `run.scan_history()` returns every step."]

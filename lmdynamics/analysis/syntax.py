@@ -1,8 +1,8 @@
-"""What attention heads and minimal pairs show of syntax, by checkpoint.
+"""Syntax in attention heads and minimal pairs, by checkpoint.
 
-UAS is resampled over sentences, the same resample at every checkpoint, because arcs of one sentence stand or fall
-together. Accuracy on minimal pairs is a count, so that Wilson's interval is enough. As a race, each pair is compared
-with itself: sentences of different pairs differ in length far more than those of one.
+UAS is resampled over sentences, the same resample at every checkpoint, because arcs of one sentence are
+correlated. Accuracy on minimal pairs is a proportion, so Wilson's interval is enough. In the race, the sentences of
+each pair are compared with each other, since sentences of different pairs differ more in length.
 """
 
 import numpy as np
@@ -13,20 +13,20 @@ from scipy import stats
 from lmdynamics.analysis.intervals import bootstrap_levels, grid, need_columns, resample_counts, wilson, with_wilson
 from lmdynamics.errors import UserError, did_you_mean
 
-ALL = "all paradigms"  # the name of their average
+ALL_PARADIGMS = "all paradigms"  # the name of their average
 
 
 def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.DataFrame:
     """UAS per step and source: step, source, uas, low, high (95 %, bootstrap over sentences), arcs.
 
     Below 6 sentences there is no interval: low and high are null.
-    And `reachable`, if the trace has it: the share of the arcs that the chosen heads could find; 1, but in causal
-    models.
+    And `reachable`, if the trace has it: the share of the arcs that the chosen heads could find; below 1 only in
+    causal models.
     """
     need_columns(uas, ["step", "source", "sentence", "arcs", "correct"], "UAS over steps")
-    more, parts = [name for name in ["reachable"] if name in uas.columns], []
+    optional, parts = [name for name in ["reachable"] if name in uas.columns], []
     for (source,), rows in sorted(uas.group_by("source")):
-        table = grid(rows, "sentence", ["arcs", "correct", *more], f"UAS ({source})")
+        table = grid(rows, "sentence", ["arcs", "correct", *optional], f"UAS ({source})")
         arcs, correct = table.values["arcs"], table.values["correct"]
         counts = resample_counts(len(table.units), resamples, seed)
         with np.errstate(invalid="ignore"):  # a resample of nothing but arcless sentences
@@ -42,7 +42,7 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
                     "low": low,
                     "high": high,
                     "arcs": arcs.sum(1).astype(int),
-                    **{name: table.values[name].sum(1) / arcs.sum(1) for name in more},
+                    **{name: table.values[name].sum(1) / arcs.sum(1) for name in optional},
                 },
                 schema_overrides={"step": pl.Int64, "low": pl.Float64, "high": pl.Float64},
             )
@@ -55,65 +55,65 @@ def uas_by_step(uas: pl.DataFrame, resamples: int = 500, seed: int = 0) -> pl.Da
 def accuracy_by_step(pairs: pl.DataFrame) -> pl.DataFrame:
     """Share of minimal pairs judged right: step, paradigm, accuracy, low, high (95 %, Wilson 1927), pairs.
 
-    And, if the trace has them, how many pairs are ties (which count as wrong), and how many flip where words are scored
-    from left to right: ties, flips (null where that was not measured).
+    And, if the trace has them, the number of ties (which count as wrong), and of pairs judged differently if words are
+    scored from left to right: ties, flips (null if not measured).
     """
     need_columns(pairs, ["step", "paradigm", "correct"], "accuracy over steps")
     low, high = wilson(pl.col("accuracy"), pl.col("pairs"))
-    more = {name: column for name, column in {"ties": "tie", "flips": "flips"}.items() if column in pairs.columns}
-    known = {name: summed(column).cast(pl.Int64) for name, column in more.items()}
+    optional = {name: column for name, column in {"ties": "tie", "flips": "flips"}.items() if column in pairs.columns}
+    sums = {name: summed(column).cast(pl.Int64) for name, column in optional.items()}
     return (
         pairs.group_by("step", "paradigm")
         .agg(
-            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"), **known
+            pl.col("correct").cast(pl.Float64).mean().alias("accuracy"), pl.len().cast(pl.Int64).alias("pairs"), **sums
         )
         .with_columns(low=low, high=high)
-        .select("step", "paradigm", "accuracy", "low", "high", "pairs", *more)
+        .select("step", "paradigm", "accuracy", "low", "high", "pairs", *optional)
         .sort("paradigm", "step")
     )
 
 
-def average_accuracy(accuracy: pl.DataFrame, name: str = ALL) -> pl.DataFrame:
+def average_accuracy(accuracy: pl.DataFrame, name: str = ALL_PARADIGMS) -> pl.DataFrame:
     """The mean over paradigms at each step, in the shape of `accuracy_by_step`; `pairs` is their sum.
 
-    Paradigms count alike, as in BLiMP. The reaches of their intervals are squared and added (Newcombe 1998), so that
-    the mean's has a width even where every pair is judged right.
+    Paradigms have equal weights, as in BLiMP. The half-widths of their intervals are squared and added (Newcombe 1998),
+    so the mean has an interval even if every pair is judged right.
     """
     need_columns(accuracy, ["step", "paradigm", "accuracy", "low", "high", "pairs"], "average accuracy")
     p, low, high = pl.col("accuracy"), pl.col("low"), pl.col("high")
-    more = [name for name in ("ties", "flips") if name in accuracy.columns]
+    optional = [name for name in ("ties", "flips") if name in accuracy.columns]
     return (
         accuracy.group_by("step")
         .agg(
             p.mean(),
             low=p.mean() - ((p - low) ** 2).sum().sqrt() / pl.len(),
             high=p.mean() + ((high - p) ** 2).sum().sqrt() / pl.len(),
-            **{column: summed(column) for column in ("pairs", *more)},
+            **{column: summed(column) for column in ("pairs", *optional)},
         )
-        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs", *more)
+        .select("step", pl.lit(name).alias("paradigm"), "accuracy", "low", "high", "pairs", *optional)
         .sort("step")
     )
 
 
 def summed(column: str) -> pl.Expr:
-    """The sum of a column; null where all of it is."""
+    """The sum of a column; null if all values are null."""
     return pl.when(pl.col(column).count() > 0).then(pl.col(column).sum())
 
 
 def ties_and_flips(accuracy: pl.DataFrame) -> list[str]:
-    """What a reader should know of the pairs at the last checkpoint, from `accuracy_by_step`: ties, and flips."""
+    """Sentences on the pairs at the last checkpoint, from `accuracy_by_step`: ties and flips."""
     last = accuracy.filter(pl.col("step") == pl.col("step").max())
     if len(last) > 1:
-        last = last.filter(pl.col("paradigm") != ALL)
+        last = last.filter(pl.col("paradigm") != ALL_PARADIGMS)
     pairs = last["pairs"].sum()
-    said = []
+    sentences = []
     if "ties" in last.columns:
-        said.append(f"ties count as wrong: {last['ties'].sum():,} of {pairs:,} pairs at the last checkpoint")
+        sentences.append(f"ties count as wrong: {last['ties'].sum():,} of {pairs:,} pairs at the last checkpoint")
     if "flips" in last.columns and last["flips"].count():
         flips = last["flips"].sum()
         share = f"{flips:,} of {pairs:,} pairs ({flips / pairs:.1%})"
-        said.append(f"with split words scored from left to right, {share} are judged otherwise")
-    return said
+        sentences.append(f"with split words scored from left to right, {share} are judged differently")
+    return sentences
 
 
 DIRECTIONS = ("dependent→head", "head→dependent")
@@ -124,10 +124,10 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
 
     `best`: step, relation, layer, head, direction, accuracy, count, offset (accuracy of the best fixed offset).
     Result: relation, count, head ("layer-head" at the last step), direction, accuracy, low, high (95 %, Wilson),
-    offset, since (first checkpoint from which this head has been the best without interruption), appears (step from
-    which even the lower end of the interval has stayed above the offset baseline, at `k` checkpoints or more), not_yet
-    (the checkpoint before: the crossing lies between the two), first_head ("layer-head" there), undated (the step from
-    which it has stayed above where that dates nothing: the first checkpoint, or one of the last `k` - 1).
+    offset, since (first checkpoint from which this head is always the best), appears (step from which the lower end of
+    the interval is always above the offset baseline, at `k` checkpoints or more), not_yet (the checkpoint before: the
+    crossing is between the two), first_head ("layer-head" at `appears`), undated (the step from which it is always
+    above if this gives no date: the first checkpoint, or one of the last `k` - 1).
     """
     need_columns(
         best, ["step", "relation", "layer", "head", "direction", "accuracy", "count", "offset"], "head history"
@@ -138,12 +138,12 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
         last = frame.row(-1, named=True)
         same = (frame["layer"] == last["layer"]) & (frame["head"] == last["head"])
         same &= frame["direction"] == last["direction"]
-        changes = [step for step, kept in zip(frame["step"], same, strict=True) if not kept]
+        changes = [step for step, is_same in zip(frame["step"], same, strict=True) if not is_same]
         since = next(step for step in frame["step"] if not changes or step > changes[-1])
-        below = [i for i, above in enumerate(frame["low"] > frame["offset"]) if not above]
+        below = [i for i, is_above in enumerate(frame["low"] > frame["offset"]) if not is_above]
         first = below[-1] + 1 if below else 0
-        above = frame.row(first, named=True) if first < len(frame) else None
-        appeared = above if 0 < first <= len(frame) - k else None
+        start = frame.row(first, named=True) if first < len(frame) else None
+        appeared = start if 0 < first <= len(frame) - k else None
         rows.append(
             {
                 "relation": relation,
@@ -158,7 +158,7 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
                 "appears": appeared and appeared["step"],
                 "not_yet": frame["step"][first - 1] if first else None,
                 "first_head": appeared and f"{appeared['layer']}-{appeared['head']}",
-                "undated": above["step"] if above and not appeared else None,
+                "undated": start["step"] if start and not appeared else None,
             }
         )
     if not rows:
@@ -171,7 +171,7 @@ def head_history(best: pl.DataFrame, k: int = 3) -> pl.DataFrame:
 
 
 def best_directions(scores: pl.DataFrame) -> pl.DataFrame:
-    """Of one relation's scores each head's better direction at each step, with the 95 % interval of its accuracy.
+    """Each head's better direction at each step for one relation, with the 95 % interval of its accuracy.
 
     Rows: step, layer, head, direction, accuracy, low, high, count, and whether it is the step's `best`.
     """
@@ -180,28 +180,28 @@ def best_directions(scores: pl.DataFrame) -> pl.DataFrame:
     return heads.select("step", "layer", "head", "direction", "accuracy", "low", "high", "count", "best")
 
 
-def told(history: pl.DataFrame, relation: str) -> str:
-    """When a relation appeared and in which head, in one sentence with its control, from `head_history`."""
+def describe_relation(history: pl.DataFrame, relation: str) -> str:
+    """A sentence on when a relation appeared and in which head, with its control, from `head_history`."""
     row = history.row(by_predicate=pl.col("relation") == relation, named=True)
-    now = (
+    scores = (
         f"at the end head {row['head']} ({row['direction']}) finds {row['accuracy']:.1%} [{row['low']:.1%}, "
         f"{row['high']:.1%}] of its {row['count']:,} arcs, the best fixed offset {row['offset']:.1%}"
     )
     if (undated := row["undated"]) is not None:
         if row["not_yet"] is not None:
-            return (
-                f"{relation} is above the offset from step {undated:,} on only, too late to say that it stays: {now}."
-            )
-        late = f"it appeared at or before step {undated:,}, or is there in an untrained model"
-        return f"{relation} is above the offset at every checkpoint: {late if undated else 'nothing appears'}; {now}."
+            return f"{relation} is above the offset only from step {undated:,}, too late to date it: {scores}."
+        cause = f"it appeared at or before step {undated:,}, or is there in an untrained model"
+        return (
+            f"{relation} is above the offset at every checkpoint: {cause if undated else 'nothing appears'}; {scores}."
+        )
     if row["appears"] is None:
-        return f"{relation} has not appeared: {now}."
-    before = f" (not yet at {row['not_yet']:,})"
-    return f"{relation} appears at step {row['appears']:,}{before}, first in head {row['first_head']}; {now}."
+        return f"{relation} has not appeared: {scores}."
+    not_yet = f" (not yet at {row['not_yet']:,})"
+    return f"{relation} appears at step {row['appears']:,}{not_yet}, first in head {row['first_head']}; {scores}."
 
 
 def within_reach(scores: pl.DataFrame) -> str:
-    """How much of one relation heads that look left only could find at all, for a reader; "" where that is all of it.
+    """A sentence on the share of one relation that heads of a causal model can find; "" if it is all.
 
     `scores`: rows of `HeadScores` for one relation and split.
     """
@@ -209,82 +209,81 @@ def within_reach(scores: pl.DataFrame) -> str:
         return ""
     share = dict(scores.group_by("direction").agg(pl.col("reachable").first()).iter_rows())
     each = ", ".join(f"{share[direction]:.0%} read {direction}" for direction in DIRECTIONS if direction in share)
-    return f"a causal model looks left only: within reach are {each}"
+    return f"a causal model attends to the left only: it can find {each}"
 
 
 def uas_within_reach(curve: pl.DataFrame) -> str:
-    """How many of all arcs the chosen heads could find at all, for a reader; "" where that is all of them.
+    """A sentence on the share of arcs that the chosen heads can find; "" if it is all.
 
-    `curve`: frame of `analysis.syntax.uas_by_step`. Of shuffled trees less is within reach where a relation's arcs
-    mostly lead one way: that control is then lower for want of sight, too.
+    `curve`: frame of `analysis.syntax.uas_by_step`. The share is lower for shuffled trees if a relation's arcs mostly
+    have one direction, which also lowers that control.
     """
     if "reachable" not in curve.columns or not (curve["reachable"] < 1).any():
         return ""
-    said = []
-    for source, of in (("attention", "of the arcs"), ("shuffled", "on shuffled trees")):
+    parts = []
+    for source, population in (("attention", "of the arcs"), ("shuffled", "on shuffled trees")):
         shares = curve.filter(pl.col("source") == source)["reachable"]
         ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()) if share is not None)
-        said += [f"{' to '.join(ends)} {of}"] if ends else []
-    return f"a causal model looks left only: its heads could find {', '.join(said)}"
+        parts += [f"{' to '.join(ends)} {population}"] if ends else []
+    return f"a causal model attends to the left only: its heads can find {', '.join(parts)}"
 
 
 def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> pl.DataFrame:
-    """Each word's predicted head under each attention head: step (if there), layer, head, word, predicted, weight.
+    """Each word's predicted head for each attention head: step (if present), layer, head, word, predicted, weight.
 
     `attention` is a trace of `WordAttention` (query, key, weight). Read as dependent→head, a word's head is the
     word it attends to most; as head→dependent, the word that attends to it most. Ties go to the earlier word. A word
-    that no weight leads anywhere has no row: in a causal model, the first one read as dependent→head.
+    without weights has no row: in a causal model, the first word read as dependent→head.
     """
     need_columns(attention, ["layer", "head", "query", "key", "weight"], "predicted heads")
     if direction not in DIRECTIONS:
         raise UserError(f"predicted heads: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
-    word, other = ("query", "key") if direction == DIRECTIONS[0] else ("key", "query")
+    word, attended = ("query", "key") if direction == DIRECTIONS[0] else ("key", "query")
     by = [*(["step"] if "step" in attention.columns else []), "layer", "head", word]
     return (
         attention.filter(pl.col("query") != pl.col("key"), pl.col("weight") > 0)
-        .sort(*by, "weight", other, descending=[*[False] * len(by), True, False])
+        .sort(*by, "weight", attended, descending=[*[False] * len(by), True, False])
         .group_by(by, maintain_order=True)
         .first()
-        .rename({word: "word", other: "predicted"})
+        .rename({word: "word", attended: "predicted"})
         .select(*by[:-1], "word", "predicted", "weight")
     )
 
 
-WHOLE = ALL
-WHAT = "the race of minimal pairs"
+RACE = "the race of minimal pairs"
 
 
 def pair_race(pairs: pl.DataFrame, paradigm: str | None = None, pair: int | None = None) -> pl.DataFrame:
     """Both log-probabilities and their difference at each step, from a trace of `PairAccuracy`.
 
     One row per step and score: step, paradigm, pair (null for a mean), score, value, low, high (nats), pairs (count).
-    `score` is "good", "bad", or "difference": good less bad of the same pair. Of one paradigm the mean over its pairs;
-    of all, the mean over paradigms, which count alike. Intervals are Student's, 95 %, over pairs (of several paradigms
-    with Satterthwaite's degrees of freedom); null where a paradigm has but one pair.
+    `score` is "good", "bad", or "difference": good minus bad of the same pair. Values are means over the pairs
+    of one paradigm, or means over paradigms with equal weights. Intervals are Student's, 95 %, over pairs (for several
+    paradigms with Satterthwaite's degrees of freedom); null if a paradigm has only one pair.
 
     Raises UserError if a column or a value is missing, pairs differ between checkpoints, or there is no such paradigm
     or pair.
     """
-    need_columns(pairs, ["step", "paradigm", "pair", "good", "bad"], WHAT)
+    need_columns(pairs, ["step", "paradigm", "pair", "good", "bad"], RACE)
     rows = pairs.with_columns(pl.col("paradigm").cast(pl.String))
     if rows.is_empty():
-        raise UserError(f"{WHAT}: the trace has no rows; trace PairAccuracy on some pairs first")
+        raise UserError(f"{RACE}: the trace has no rows; trace PairAccuracy on some pairs first")
     if paradigm is not None:
-        known = rows["paradigm"].unique().to_list()
+        paradigms = rows["paradigm"].unique().to_list()
         rows = rows.filter(pl.col("paradigm") == paradigm)
         if rows.is_empty():
-            raise UserError(f"{WHAT}: there is no paradigm {paradigm!r}{did_you_mean(paradigm, known)}")
+            raise UserError(f"{RACE}: there is no paradigm {paradigm!r}{did_you_mean(paradigm, paradigms)}")
     if pair is not None:
         rows = rows.filter(pl.col("pair") == pair)
         if rows.is_empty():
-            raise UserError(f"{WHAT}: there is no pair {pair}" + (f" in {paradigm}" if paradigm else ""))
-    table = grid(rows, "pair", ["good", "bad"], WHAT)
+            raise UserError(f"{RACE}: there is no pair {pair}" + (f" in {paradigm}" if paradigm else ""))
+    table = grid(rows, "pair", ["good", "bad"], RACE)
     names = rows.unique("pair").sort("pair")["paradigm"].to_numpy()
-    different = sorted(set(names))
+    distinct = sorted(set(names))
     good, bad = table.values["good"], table.values["bad"]
     parts = []
     for score, values in (("good", good), ("bad", bad), ("difference", good - bad)):
-        mean, reach = _mean_over_paradigms([values[:, names == name] for name in different])
+        mean, reach = _mean_over_paradigms([values[:, names == name] for name in distinct])
         reach = [None] * len(mean) if reach is None else reach
         parts.append(pl.DataFrame({"step": table.steps, "score": score, "value": mean, "reach": reach}))
     reach = pl.col("reach").cast(pl.Float64)
@@ -292,7 +291,7 @@ def pair_race(pairs: pl.DataFrame, paradigm: str | None = None, pair: int | None
         pl.concat(parts, how="vertical_relaxed")
         .with_columns(
             pl.col("step").cast(pl.Int64),
-            paradigm=pl.lit(different[0] if len(different) == 1 else WHOLE),
+            paradigm=pl.lit(distinct[0] if len(distinct) == 1 else ALL_PARADIGMS),
             pair=pl.lit(pair, pl.Int64),
             low=pl.col("value") - reach,
             high=pl.col("value") + reach,
@@ -304,10 +303,10 @@ def pair_race(pairs: pl.DataFrame, paradigm: str | None = None, pair: int | None
 
 
 def leads_from(race: pl.DataFrame, k: int = 3) -> int | None:
-    """The first step from which the difference, or its lower bound where it has one, stays above 0 to the last step.
+    """The first step from which the difference, or its lower bound if it has one, is always above 0.
 
-    `race`: frame of `pair_race`. None if it leads at fewer than the last `k` checkpoints, unless
-    there are no others.
+    `race`: frame of `pair_race`. None if this holds at fewer than the last `k` checkpoints,
+    unless there are no others.
     """
     rows = race.filter(pl.col("score") == "difference").sort("step")
     behind = ~(pl.coalesce("low", "value") > 0)
@@ -316,23 +315,23 @@ def leads_from(race: pl.DataFrame, k: int = 3) -> int | None:
 
 
 def judged_right(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Share of pairs judged right: `accuracy_by_step`, and of several paradigms `average_accuracy` in front."""
+    """Share of pairs judged right: `accuracy_by_step`, after `average_accuracy` for several paradigms."""
     accuracy = accuracy_by_step(pairs.with_columns(pl.col("paradigm").cast(pl.String)))
     if accuracy["paradigm"].n_unique() < 2:
         return accuracy
-    return pl.concat([average_accuracy(accuracy, WHOLE), accuracy])
+    return pl.concat([average_accuracy(accuracy, ALL_PARADIGMS), accuracy])
 
 
 def _mean_over_paradigms(
     parts: list[Float[np.ndarray, "steps _"]],
 ) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"] | None]:
-    """Mean over paradigms of the mean over pairs, and how far its 95 % interval reaches; None if nothing is known."""
+    """Mean over paradigms of the mean over pairs, and half the width of its 95 % interval; None if unknown."""
     mean = np.mean([part.mean(1) for part in parts], axis=0)
     counts = np.array([part.shape[1] for part in parts])[:, None]
     if counts.min() < 2:
         return mean, None
     errors = np.array([part.var(1, ddof=1) for part in parts]) / counts
     total = errors.sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # no spread at all: no reach, whatever the degrees of freedom
+    with np.errstate(invalid="ignore", divide="ignore"):  # without spread the width is 0 for any degrees of freedom
         freedom = np.where(total > 0, 1 / ((errors / total) ** 2 / (counts - 1)).sum(0), 1.0)
     return mean, stats.t.ppf(0.975, freedom) * np.sqrt(total) / len(parts)

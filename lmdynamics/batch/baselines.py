@@ -17,7 +17,7 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.batch.parameters import DISPLAY_PARAMETERS
-from lmdynamics.devices import device_kind, device_name, devices_here
+from lmdynamics.devices import available_devices, device_kind, device_name
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, first_line, printable
 from lmdynamics.records import Record
@@ -128,7 +128,7 @@ def _local_devices(kind: str) -> list[str]:
     """Names of this machine's devices of a kind, as records have them."""
     if kind == "cpu":
         return [platform.processor() or platform.machine()]
-    return [device_name(device) for device in devices_here() if device_kind(device) == kind]
+    return [device_name(device) for device in available_devices() if device_kind(device) == kind]
 
 
 def _refuse(frame: pl.DataFrame) -> None:

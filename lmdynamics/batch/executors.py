@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from lmdynamics.batch.execute import Outcome, run_notebook
 from lmdynamics.batch.plan import Job
 from lmdynamics.errors import UserError
-from lmdynamics.jobs import CORES, GPUS, cores_here, visible_gpus
+from lmdynamics.jobs import CORES, GPUS, available_cores, visible_gpus
 
 SCHEDULER_TIMEOUT = 10  # seconds
 QUEUE_INTERVAL = 10  # seconds between two queries of SLURM's queue
@@ -73,7 +73,7 @@ class Local(ThreadPoolExecutor):
     """Threads that each wait for one notebook's process, which has a GPU of its own, or a share of the cores."""
 
     def __init__(self, workers: int | None = None, gpu: bool = False):
-        gpus, cores = visible_gpus() if gpu else [], cores_here()
+        gpus, cores = visible_gpus() if gpu else [], available_cores()
         self.max_jobs = workers or len(gpus) or (1 if gpu else cores)
         super().__init__(self.max_jobs)
         self._slots: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()

@@ -93,7 +93,7 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
     several steps, the last is shown. A token's label is from `name` (such as a tokenizer's `decode`), from a column
     `form`, or its number.
     """
-    no_rows = "the frame has no rows; ask for tokens with fewer occurrences (at_least)"
+    no_rows = "the frame has no rows; ask for tokens with fewer occurrences (min_count)"
     columns, measured = ["token", "change", "count", "kind"], pl.col("change").is_finite()
     rows = need_rows(table, columns, "winners and losers", no_rows, measured).sort("change")
     if "step" in rows.columns:

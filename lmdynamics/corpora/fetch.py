@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from lmdynamics import files, paths
-from lmdynamics.downloads import ATTEMPTS, RETRIED, Failed, attempt, by_position, checked, receive
+from lmdynamics.downloads import ATTEMPTS, RETRIED, Failed, attempt, checked, count_new_bytes, receive
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.progress import bar
 
@@ -99,7 +99,9 @@ def download(source: Source, folder: Path, *, base: str | None = None, progress:
                     meter.update(target.stat().st_size)
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _download_file(client, f"{base}/{quote(path)}", target, sha256, source.bytes, by_position(meter.update))
+                _download_file(
+                    client, f"{base}/{quote(path)}", target, sha256, source.bytes, count_new_bytes(meter.update)
+                )
         partial_folder.rename(folder)
     return folder
 

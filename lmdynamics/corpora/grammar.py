@@ -21,7 +21,7 @@ from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.jobs import cores_here, map_in_processes
+from lmdynamics.jobs import available_cores, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
@@ -108,7 +108,7 @@ class Grammar:
     def blocks_with_heads(self, n: int, seed: int) -> tuple[TokenRows, TokenRows]:
         """The same rows, and for each token the index of its head word in its sentence; -1 where it has none."""
         parts = _parts(n)
-        drawn = map_in_processes(partial(_rows, self, seed), parts, min(cores_here(), len(parts)))
+        drawn = map_in_processes(partial(_rows, self, seed), parts, min(available_cores(), len(parts)))
         ids, gold, lengths = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         return TokenRows(ids, ends), TokenRows(gold, ends)

@@ -1,4 +1,4 @@
-"""Runs compared: numbers for each run, conditions of a sweep against a baseline, and the claims of papers judged.
+"""Comparison of runs, of the conditions of a sweep with a baseline, and of the results with a paper's claims.
 
 Frames named `final` have one row per `condition`, `seed` and `measure`, with its `value` at the last step.
 """
@@ -35,7 +35,7 @@ def compare_runs(
 
     `measurements` by name, of the kinds `HeldOutLoss`, `UAS` and `PairAccuracy`; by default the held-out loss on the
     first run's rows, and for the built-in language UAS and agreement. All runs are measured on the same data, at
-    `steps` or, by default, at all checkpoints they share: for a branch and its parent, from where they part.
+    `steps` or, by default, at all common checkpoints: for a branch and its parent, those after the branch point.
 
     Rows: `run`, `step`, `measure`, `value`, `low`, `high`, `difference` (null for the first run itself).
 
@@ -51,7 +51,7 @@ def compare_runs(
     for name, measurement in measurements.items():
         if not isinstance(measurement, tuple(SUMMARIES)):
             kinds = ", ".join(kind.__name__ for kind in SUMMARIES)
-            raise UserError(f"compare_runs has no one number for {name!r}, a {type(measurement).__name__}; use {kinds}")
+            raise UserError(f"compare_runs cannot summarise {name!r}, a {type(measurement).__name__}; use {kinds}")
     parts = []
     for run in runs:
         traces = trace_all(run, measurements, steps=steps or shared, device=device, progress=progress)
@@ -71,12 +71,12 @@ def default_measurements(
     run: Run, sentences: int = 500, pairs: int = 100, min_count: int = 50
 ) -> dict[str, Measurement]:
     """Held-out loss; for a run on the built-in language also UAS and number agreement."""
-    found: dict[str, Measurement] = {"held-out loss": HeldOutLoss(run.held_out())}
+    measurements: dict[str, Measurement] = {"held-out loss": HeldOutLoss(run.held_out())}
     if run.recipe is not None and run.recipe.corpus["kind"] == "grammar":
-        found["UAS"] = UAS(run.treebank("grammar", sentences), min_count)
+        measurements["UAS"] = UAS(run.treebank("grammar", sentences), min_count)
         if run.objective != "rts":
-            found["agreement"] = PairAccuracy(run.pairs("grammar", pairs))
-    return found
+            measurements["agreement"] = PairAccuracy(run.pairs("grammar", pairs))
+    return measurements
 
 
 def summarise(measurement: Measurement, frame: pl.DataFrame) -> pl.DataFrame:
@@ -101,32 +101,32 @@ SUMMARIES = {HeldOutLoss: _loss, UAS: _uas, PairAccuracy: _accuracy}
 
 
 def trace_conditions(
-    made: pl.DataFrame,
+    sweep_table: pl.DataFrame,
     measurements: Mapping[str, Measurement],
     *,
     steps: Callable[[Run], list[int]] | None = None,
     device: str = "cpu",
     progress: bool | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Trace every run of a sweep: per measurement one frame, its rows headed by `condition` and `seed`.
+    """Trace every run of a sweep: per measurement one frame that starts with `condition` and `seed`.
 
-    `made` comes from `lmd.sweep`; runs that failed are left out. `steps` chooses a run's checkpoints (default: all).
+    `sweep_table`: from `lmd.sweep`; failed runs are left out. `steps` selects a run's checkpoints (default: all).
 
     Raises UserError if no run is complete.
     """
-    whole = made.filter(pl.col("error").is_null())
-    if whole.is_empty():
-        first = f"; the first fault: {made['error'][0]}" if len(made) else ""
-        raise UserError(f"none of the {len(made)} runs is complete{first}")
+    complete = sweep_table.filter(pl.col("error").is_null())
+    if complete.is_empty():
+        first = f"; the first error: {sweep_table['error'][0]}" if len(sweep_table) else ""
+        raise UserError(f"none of the {len(sweep_table)} runs is complete{first}")
     parts: dict[str, list[pl.DataFrame]] = {name: [] for name in measurements}
-    with bar(len(whole), "measuring", progress, unit="run") as shown:
-        for condition, seed, name in whole.select("condition", "seed", "run").iter_rows():
+    with bar(len(complete), "measuring", progress, unit="run") as progress_bar:
+        for condition, seed, name in complete.select("condition", "seed", "run").iter_rows():
             run = open_run(name)
-            chosen = steps(run) if steps else None
-            for key, frame in trace_all(run, measurements, steps=chosen, device=device, progress=False).items():
+            run_steps = steps(run) if steps else None
+            for key, frame in trace_all(run, measurements, steps=run_steps, device=device, progress=False).items():
                 head = [pl.lit(condition).alias("condition"), pl.lit(seed, pl.Int64).alias("seed")]
                 parts[key].append(frame.select(*head, pl.all()))
-            shown.update()
+            progress_bar.update()
     return {key: pl.concat(frames) for key, frames in parts.items()}
 
 
@@ -157,9 +157,9 @@ VERDICTS = {"better": "reproduced", "worse": "not reproduced"}
 def against_baseline(final: pl.DataFrame, baseline: str, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
     """Every measure and condition: mean over seeds with its interval, and the test against the baseline.
 
-    `measurements`, by the measure's name in `final`, declare whether higher is better; without that, nothing is called
-    better. Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg (corrected
-    for all tests of the table), g, verdict; see `compare_to_baseline`. The baseline's own rows have no test.
+    `measurements`, by the measure's name in `final`, declare whether higher is better; otherwise no condition is
+    called better. Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg
+    (adjusted for all tests of the table), g, verdict; see `compare_to_baseline`. The baseline's own rows have no test.
     """
     need_columns(final, ["condition", "seed", "measure", "value"], "comparison with a baseline")
     means = mean_over_seeds(final, ["measure", "condition"], "value")
@@ -184,20 +184,20 @@ def _direction(measurements: Mapping[str, Measurement], measure: str) -> bool | 
 
 @dataclass(frozen=True)
 class Claim:
-    """Something a paper says: in `measure`, condition `better` does better than condition `worse`."""
+    """A claim of a paper: in `measure`, condition `better` is better than condition `worse`."""
 
-    says: str
+    statement: str
     measure: str
     better: str
     worse: str
 
 
 def judge(claims: Iterable[Claim], final: pl.DataFrame, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
-    """Each claim against the runs: claim, measure, difference with its 95 % interval low, high, p, p_hochberg, verdict.
+    """Tests of claims: claim, measure, difference with its 95 % interval low, high, p, p_hochberg, verdict.
 
-    `p` is that of a one-sided t-test over seeds (Welch), `p_hochberg` the same corrected for the number of claims.
-    `reproduced`: better at 5 % after the correction; `not reproduced`: worse, corrected likewise; otherwise `undecided
-    at this size`, and with one seed always that. `measurements`: as for `against_baseline`.
+    `p` is that of a one-sided t-test over seeds (Welch), `p_hochberg` is p corrected for the number of claims.
+    `reproduced`: better at 5 % after the correction; `not reproduced`: worse at 5 %; otherwise, and always with one
+    seed, `undecided at this size`. `measurements`: as for `against_baseline`.
     """
     columns = ["claim", "measure", "difference", "low", "high", "p", "p_hochberg", "verdict"]
     tests = [
@@ -206,24 +206,24 @@ def judge(claims: Iterable[Claim], final: pl.DataFrame, measurements: Mapping[st
             claim.worse,
             value="value",
             higher_is_better=_direction(measurements, claim.measure),
-        ).with_columns(claim=pl.lit(claim.says), measure=pl.lit(claim.measure))
+        ).with_columns(claim=pl.lit(claim.statement), measure=pl.lit(claim.measure))
         for claim in claims
     ]
     undecided = pl.lit("undecided at this size")
     verdict = pl.col("verdict").replace_strict(VERDICTS, default=undecided, return_dtype=pl.String)
-    without = pl.col("verdict") == NO_DIRECTION
-    return decide(pl.concat(tests)).with_columns(pl.when(without).then("verdict").otherwise(verdict)).select(columns)
+    undirected = pl.col("verdict") == NO_DIRECTION
+    return decide(pl.concat(tests)).with_columns(pl.when(undirected).then("verdict").otherwise(verdict)).select(columns)
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """Every condition's speed-up over the baseline, with the points and fitted curves to draw; empty if `refused`."""
+    """Every condition's speed-up over the baseline, with points and fitted curves for a figure; empty if `refused`."""
 
-    found: dict[str, Speedup]
+    by_condition: dict[str, Speedup]
     points: pl.DataFrame  # condition, seed, step, value
     fits: pl.DataFrame  # condition, step, value
-    reached: pl.DataFrame  # condition, value (the speed-up), low, high, step, target; null where never reached
-    refused: str = ""  # why there are none
+    reached: pl.DataFrame  # condition, value (the speed-up), low, high, step, target; null if never reached
+    refused: str = ""  # the reason
 
     @property
     def frames(self) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -233,42 +233,42 @@ class Speedups:
 def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, level: float = 1.0) -> Speedups:
     """Speed-ups over `baseline` in one measure of `curves`: condition, seed, step, measure, value (higher is better).
 
-    Intervals are over seeds: with one seed there is none. A baseline that never rises has nothing to be reached sooner:
-    then there are no speed-ups, and `refused` says why. `level`: see `speedup`.
+    Intervals are over seeds; with one seed there are none. If the baseline never rises, there are no speed-ups, and
+    `refused` holds the reason. `level`: see `speedup`.
     """
     points = curves.filter(pl.col("measure") == measure).select("condition", "seed", "step", "value")
     groups = points.group_by("condition", maintain_order=True)
-    of = {name: frame.drop("condition").sort("step", "seed") for (name,), frame in groups}
-    if baseline not in of:
-        raise UserError(f"speed-up: no condition {baseline!r} in {measure}; there are {', '.join(of)}")
+    groups = {name: frame.drop("condition").sort("step", "seed") for (name,), frame in groups}
+    if baseline not in groups:
+        raise UserError(f"speed-up: no condition {baseline!r} in {measure}; there are {', '.join(groups)}")
     unit = "seed" if points["seed"].n_unique() > 1 else None
     try:
-        found = {
-            name: speedup(of[baseline], frame, "value", unit, level=level, seed=seed)
-            for name, frame in of.items()
+        by_condition = {
+            name: speedup(groups[baseline], frame, "value", unit, level=level, seed=seed)
+            for name, frame in groups.items()
             if name != baseline
         }
     except UserError as error:
-        found, refused = {}, str(error)
+        by_condition, refused = {}, str(error)
     else:
         refused = ""
-    if unit is None:  # the residuals of one run say nothing about the next one
-        found = {
+    if unit is None:  # the residuals of one run do not show the variation between runs
+        by_condition = {
             name: replace(fit, low=None, high=None, reason=f"{fit.reason}; one seed, so there is no interval")
-            for name, fit in found.items()
+            for name, fit in by_condition.items()
         }
-    learning = {baseline: next(iter(found.values())).baseline} if found else {}
-    learning |= {name: fit.scheduled for name, fit in found.items()}
-    at = points["step"].unique().sort().to_list()
+    learning_curves = {baseline: next(iter(by_condition.values())).baseline} if by_condition else {}
+    learning_curves |= {name: fit.scheduled for name, fit in by_condition.items()}
+    steps = points["step"].unique().sort().to_list()
     fits = [
         row
-        for name, curve in learning.items()
-        for row in zip([name] * len(at), at, curve(np.array(at, float)), strict=True)
+        for name, curve in learning_curves.items()
+        for row in zip([name] * len(steps), steps, curve(np.array(steps, float)), strict=True)
     ]
-    reached = [(name, fit.value, fit.low, fit.high, fit.step, fit.target) for name, fit in found.items()]
+    reached = [(name, fit.value, fit.low, fit.high, fit.step, fit.target) for name, fit in by_condition.items()]
     numbers = dict.fromkeys(("value", "low", "high", "step", "target"), pl.Float64)
     return Speedups(
-        found,
+        by_condition,
         points,
         pl.DataFrame(fits, {"condition": pl.String, "step": pl.Int64, "value": pl.Float64}, orient="row"),
         pl.DataFrame(reached, {"condition": pl.String, **numbers}, orient="row"),
@@ -277,9 +277,9 @@ def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, l
 
 
 def gains_by_paradigm(judged: pl.DataFrame, baseline: str) -> pl.DataFrame:
-    """Accuracy on each paradigm less the baseline's with the same seed: paradigm, condition, seed, difference.
+    """Accuracy on each paradigm minus the baseline's with the same seed: paradigm, condition, seed, difference.
 
-    `judged`: a trace of `PairAccuracy` at one step per run, headed by condition and seed.
+    `judged`: a trace of `PairAccuracy` at one step per run, with condition and seed.
     """
     need_columns(judged, ["condition", "seed", "paradigm", "correct"], "gains by paradigm")
     accuracy = judged.group_by("condition", "seed", "paradigm", maintain_order=True).agg(
@@ -288,14 +288,14 @@ def gains_by_paradigm(judged: pl.DataFrame, baseline: str) -> pl.DataFrame:
     base = accuracy.filter(pl.col("condition") == baseline).select("seed", "paradigm", reference="accuracy")
     if base.is_empty():
         raise UserError(f"gains by paradigm: no condition {baseline!r} among {', '.join(judged['condition'].unique())}")
-    others = accuracy.filter(pl.col("condition") != baseline).join(base, on=["seed", "paradigm"], maintain_order="left")
-    return others.select("paradigm", "condition", "seed", difference=pl.col("accuracy") - pl.col("reference"))
+    gains = accuracy.filter(pl.col("condition") != baseline).join(base, on=["seed", "paradigm"], maintain_order="left")
+    return gains.select("paradigm", "condition", "seed", difference=pl.col("accuracy") - pl.col("reference"))
 
 
 def probe_scores(tuned: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, float]]:
-    """A trace of `FineTuning` (headed by condition and seed) as rows of `final`, and each task's majority share.
+    """A trace of `FineTuning` (with condition and seed) as rows of `final`, and each task's majority share.
 
-    Trials of one run are averaged: they say nothing of how another seed would do.
+    Trials of one run are averaged: they do not show the variation between seeds.
     """
     test = tuned.filter(pl.col("split") == "test")
     majority = test.filter(pl.col("source") == "majority").group_by("task", maintain_order=True)

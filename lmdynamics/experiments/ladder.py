@@ -1,6 +1,6 @@
-"""Loss curves of a ladder of sizes, which of their breaks a fit has found, and what Mircea et al. 2025 published.
+"""Loss curves of a ladder of model sizes, the break that each fit found, and the results of Mircea et al. 2025.
 
-From the paper (arXiv 2506.05447): fits of eight models and, where they can be had, the curves.
+From the paper (arXiv 2506.05447): fits of eight models and, if available, the curves.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -25,14 +25,14 @@ from lmdynamics.paths import SUITE, real_data_dirs, shipped
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import sweep
 
-LAST_STEP = 262_144  # of the published runs, up to some hundreds; those of 1B and 7B parameters went on
+LAST_STEP = 262_144  # of the published runs, approximately; those of 1B and 7B parameters are longer
 
 
 def published_fits() -> pl.DataFrame:
     """The published table (Mircea et al. 2025) in the columns of `fits_table`, with size, parameters and final_loss.
 
-    It gives no intervals: these columns are null. The models of 1B and 7B parameters were trained by others for longer,
-    so that their final losses stand at other steps.
+    Its intervals are unknown: these columns are null. The models of 1B and 7B parameters were trained by others for
+    longer, so their final losses are at other steps.
     """
     table = pl.read_csv(shipped("published") / "zsl_bnsl_fits.csv")
     size = pl.col("model").str.extract(r"([\d.]+)[MB]$").cast(pl.Float64)
@@ -59,16 +59,16 @@ def published_interference() -> pl.DataFrame:
     """Interference and magnitude as published (Mircea et al. 2025), read off the vector figures.
 
     Rows: metric (interference, magnitude, abs_mean_change, gradient_interference, C_g, ...), interval (doubling,
-    one_step, gradient), split (train or eval), model, parameters (Int64), step (of a doubling, where it begins), value
-    (losses in nats). The last digits are the drawing's.
+    one_step, gradient), split (train or eval), model, parameters (Int64), step (the start of a doubling), value
+    (losses in nats). The last digits are limited by the drawing.
     """
     table = pl.read_csv(shipped("published") / "zsl_curves.csv")
     millions = pl.col("model").str.strip_suffix("M").cast(pl.Int64)
     return table.select("metric", "interval", "split", "model", (millions * 10**6).alias("parameters"), "step", "value")
 
 
-def drawn_from(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.DataFrame:
-    """The curves that some fits describe, at some steps: curve, step, loss. They have no noise: they were not seen."""
+def curves_from_fits(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.DataFrame:
+    """The curves of some fits at some steps: curve, step, loss. They are computed, so they have no noise."""
     need_columns(fits, ["curve", "b", "c0", "c1", "log_d1", "f1"], "drawing fits")
     x = np.log(steps)
     parts = []
@@ -79,32 +79,31 @@ def drawn_from(fits: pl.DataFrame, steps: Float[np.ndarray, " steps"]) -> pl.Dat
 
 
 def published_curves() -> tuple[pl.DataFrame, str, bool]:
-    """The published loss curves (curve, step, loss), a sentence on what they are, and whether they were measured.
+    """The published loss curves (curve, step, loss), a sentence on their source, and whether they were measured.
 
-    The real ones where `trajectories/zsl/smoothed_loss.csv` of the authors' repository lies below one of the folders
-    searched for data; otherwise what the printed fits describe, which has neither noise nor misfit.
+    The measured ones if `trajectories/zsl/smoothed_loss.csv` of the authors' repository is below one of the data
+    folders; otherwise curves of the published fits, which have neither noise nor misfit.
     """
     for folder in real_data_dirs():
         if (file := folder / "trajectories" / "zsl" / "smoothed_loss.csv").is_file():
-            read = read_curves(file)
-            return read.frame, f"The authors' smoothed losses of {', '.join(read.names)}.", True
+            curves = read_curves(file)
+            return curves.frame, f"The authors' smoothed losses of {', '.join(curves.names)}.", True
     steps = np.unique(np.geomspace(110, LAST_STEP, 200).round())
-    told = (
-        "Drawn from the eight printed fits, not measured: fitting them checks the fitter and is no finding. For the "
-        "authors' own curves, put their smoothed_loss.csv into trajectories/zsl below the folder that LMDYNAMICS_DATA "
-        "names."
+    description = (
+        "Computed from the eight published fits, not measured: fitting them only checks the fitting code. For the "
+        "authors' own curves, copy their smoothed_loss.csv to trajectories/zsl in the folder LMDYNAMICS_DATA."
     )
-    return drawn_from(published_fits(), steps), told, False
+    return curves_from_fits(published_fits(), steps), description, False
 
 
-NEAR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
+PHASE_END_FACTOR = 1.5  # a break within this factor of the step where the unigram phase ends is that phase's end
 
 
 def unigram_entropy(rows: TokenRows, special: Collection[int] | None = None) -> float:
-    """What a model that knows only how frequent each token is would lose on these rows: nats per predicted token.
+    """The loss of a model that knows only token frequencies on these rows: nats per predicted token.
 
-    A causal model predicts every token but the first of a row, which is predicted from nothing. With `special`, the
-    ids of special tokens, a masked model is meant: it predicts every token that is none of these.
+    A causal model predicts every token except the first of a row. With `special`, the ids of special tokens, the
+    model is a masked one: it predicts every other token.
     """
     ids = np.asarray(rows.ids)
     predicted = np.ones(len(ids), bool) if special is None else ~np.isin(ids, list(special))
@@ -118,9 +117,9 @@ def unigram_entropy(rows: TokenRows, special: Collection[int] | None = None) -> 
 def ladder_runs(
     plan: str, profile: str = "default", seeds: Sequence[int] = (0,), changes=(), **options
 ) -> pl.DataFrame:
-    """The runs of a ladder, as `sweep` gives them: condition, seed, run, error.
+    """The runs of a ladder, as in `sweep`: condition, seed, run, error.
 
-    `plan`: a sweep's, whose runs are trained where they are not there yet; or addresses of published suites
+    `plan`: of a sweep, whose missing runs are trained; or addresses of published suites
     (`hf://OWNER/NAME?steps=log:20`), separated by spaces, to which profile, seeds and changes do not apply.
     `options`: of `sweep`.
     """
@@ -131,42 +130,43 @@ def ladder_runs(
     return pl.DataFrame(rows, schema, orient="row")
 
 
-def rows_of(run: Run, trees: Treebank) -> tuple[TokenRows, pl.DataFrame]:
-    """The text of some trees as rows for a run's models, and what each token is; see `annotated_rows`.
+def tree_rows(run: Run, trees: Treebank) -> tuple[TokenRows, pl.DataFrame]:
+    """The text of some trees as rows for a run's models, and the labels of tokens; see `annotated_rows`.
 
-    Rows are as long as those it was trained on; a run that was trained elsewhere gets a sentence a row.
+    Rows are as long as the run's training rows; for a run without a recipe, each sentence is a row.
     """
     return annotated_rows(trees, run[run.steps[0]].tokenizer, run.recipe.corpus["block_size"] if run.recipe else 0)
 
 
 def ladder_curves(
-    made: pl.DataFrame, treebank: str = "grammar", *, device: str = "cpu", progress: bool | None = False
+    sweep_table: pl.DataFrame, treebank: str = "grammar", *, device: str = "cpu", progress: bool | None = False
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Losses of the runs of a ladder over training, and what each run is.
+    """Losses of the runs of a ladder over training, and a table of the runs.
 
     Returns curves (curve, step, loss) and runs (curve, size, seed, run, parameters, unigram_entropy, final_loss on
-    held-out rows with its stderr); a curve is called by size and seed. Losses are those of training: no sentence is
-    seen twice in these recipes, so they are held-out losses with other noise. A published suite logs none; its curve is
-    the loss on sentences of `treebank` at its checkpoints, from the first step on.
+    held-out rows with its stderr); the name of a curve has size and seed. Losses are training losses: these recipes
+    repeat no sentence, so they equal held-out losses up to noise. A published suite has no log: its curve is loss on
+    sentences of `treebank` at its checkpoints after step 0.
 
     Raises UserError if no run is complete, or a run logs no loss and there is no text to measure it on.
     """
-    whole = made.filter(pl.col("error").is_null())
-    if whole.is_empty():
-        raise UserError(f"none of the {len(made)} runs is complete" + (f": {made['error'][0]}" if len(made) else ""))
+    complete = sweep_table.filter(pl.col("error").is_null())
+    if complete.is_empty():
+        first = f": {sweep_table['error'][0]}" if len(sweep_table) else ""
+        raise UserError(f"none of the {len(sweep_table)} runs is complete{first}")
     curves, rows = [], []
-    for size, seed, name in whole.select("condition", "seed", "run").iter_rows():
+    for size, seed, name in complete.select("condition", "seed", "run").iter_rows():
         run, published = open_run(name), name.startswith(SUITE)
         if not published and not len(run.log):
-            raise UserError(f"{run.folder} has no log of its losses; train it with `lmdynamics sweep`")
-        curve, last = size if published else f"{size} seed {seed}", run[run.steps[-1]]
+            raise UserError(f"{run.folder} has no loss log; train it with `lmdynamics sweep`")
+        curve, last_checkpoint = size if published else f"{size} seed {seed}", run[run.steps[-1]]
         held_out = run.held_out(run.treebank(treebank) if published else None)
         measure = partial(trace, run, HeldOutLoss(held_out), device=device)
         log = measure(progress=progress).filter(pl.col("step") > 0) if published else run.log
         curves.append(log.select(pl.lit(curve).alias("curve"), pl.col("step").cast(pl.Int64), "loss"))
-        end = measure(steps=[last.step], progress=False).row(0, named=True)
-        parameters = sum(p.numel() for p in last.model().parameters())
-        special = None if last.objective == "clm" else last.tokenizer.all_special_ids
+        end = measure(steps=[last_checkpoint.step], progress=False).row(0, named=True)
+        parameters = sum(p.numel() for p in last_checkpoint.model().parameters())
+        special = None if last_checkpoint.objective == "clm" else last_checkpoint.tokenizer.all_special_ids
         entropy = unigram_entropy(held_out, special)
         rows.append((curve, size, seed, name, parameters, entropy, end["loss"], end["stderr"]))
     numbers = dict.fromkeys(("unigram_entropy", "final_loss", "stderr"), pl.Float64)
@@ -180,27 +180,27 @@ def unigram_phase_ends(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame
     need_columns(runs, ["curve", "unigram_entropy"], "the unigram phase")
     rows = []
     for curve, entropy in runs.select("curve", "unigram_entropy").iter_rows():
-        of = curves.filter(pl.col("curve") == curve).sort("step")
-        step, loss = prepare(of["step"], of["loss"], "log-average", skip_steps=0)
+        curve_rows = curves.filter(pl.col("curve") == curve).sort("step")
+        step, loss = prepare(curve_rows["step"], curve_rows["loss"], "log-average", skip_steps=0)
         below = np.flatnonzero(loss < entropy)
         rows.append((curve, float(step[below[0]]) if len(below) else None))
     return pl.DataFrame(rows, {"curve": pl.String, "ends": pl.Float64}, orient="row")
 
 
 def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
-    """Which break each fit found: `fits_table` with `ends` of the unigram phase and `which`.
+    """The break that each fit found: `fits_table` with `ends` of the unigram phase and `which`.
 
     `which`: `end of the unigram phase` within a factor of 1.5 of it, `after it`, `before it` (also where it never
-    ends), or `none` without a break that was located. A short run's one break is that phase's end: the model has
-    learned how frequent each token is, and goes on to what is harder.
+    ends), or `none` without a located break. A short run's only break is the end of that phase: the model has learned
+    the token frequencies, and then learns harder patterns.
     """
     ratio = pl.col("step_at_break") / pl.col("ends")
     which = (
         pl.when(~pl.col("verdict").is_in(LOCATED))
         .then(pl.lit("none"))
-        .when(ratio > NEAR)
+        .when(ratio > PHASE_END_FACTOR)
         .then(pl.lit("after it"))
-        .when((ratio < 1 / NEAR) | pl.col("ends").is_null())
+        .when((ratio < 1 / PHASE_END_FACTOR) | pl.col("ends").is_null())
         .then(pl.lit("before it"))
         .otherwise(pl.lit("end of the unigram phase"))
     )
@@ -208,30 +208,30 @@ def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
 
 
 def as_published(fits: pl.DataFrame) -> str:
-    """Whether L_d falls and r_d rises with size, as published: a sentence, from `fits_table` with `parameters`.
+    """A sentence on whether L_d falls and r_d rises with size, as published, from `fits_table` with `parameters`.
 
-    Only curves that decelerate have an L_d and an r_d; where most do not, there is nothing to compare.
+    Only curves that decelerate have L_d and r_d; if most do not, there is no comparison.
     """
     slowing = fits.filter(pl.col("verdict") == "decelerates")
     if 2 * len(slowing) < len(fits) or slowing["parameters"].n_unique() < 3:
         return (
-            f"Only {len(slowing)} of {len(fits)} curves decelerate, at {slowing['parameters'].n_unique()} sizes: there "
-            "is no L_d and no r_d to follow over sizes."
+            f"Only {len(slowing)} of {len(fits)} curves decelerate, at {slowing['parameters'].n_unique()} sizes: L_d "
+            "and r_d cannot be compared over sizes."
         )
-    said = []
+    sentences = []
     laws = power_laws(slowing, ["loss_at_break", "rate_after_break"])
     for symbol, falls, row in zip(("L_d", "r_d"), (True, False), laws.to_dicts(), strict=True):
         if row["low"] is None:
-            said.append(f"{symbol} is positive in {row['curves']} curves only, of {row['sizes']} sizes")
+            sentences.append(f"{symbol} is positive in {row['curves']} curves only, of {row['sizes']} sizes")
             continue
-        found = f"{symbol} ∝ N^{row['exponent']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        law_text = f"{symbol} ∝ N^{row['exponent']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
         if row["low"] <= 0 <= row["high"]:
-            said.append(f"{found}: undecided whether it moves with size")
+            sentences.append(f"{law_text}: undecided whether it changes with size")
         else:
-            way = "falls" if row["exponent"] < 0 else "rises"
-            verdict = "as published" if (way == "falls") == falls else "not as published"
-            said.append(f"{found}: {way} with size, {verdict}")
-    return "; ".join(said) + f" ({len(slowing)} of {len(fits)} curves decelerate)."
+            direction = "falls" if row["exponent"] < 0 else "rises"
+            verdict = "as published" if (direction == "falls") == falls else "not as published"
+            sentences.append(f"{law_text}: {direction} with size, {verdict}")
+    return "; ".join(sentences) + f" ({len(slowing)} of {len(fits)} curves decelerate)."
 
 
 def trace_ladder(
@@ -242,24 +242,24 @@ def trace_ladder(
     device: str = "cpu",
     progress: bool | None = None,
 ) -> pl.DataFrame:
-    """One measurement of every run of a ladder: the rows of `trace`, with `curve` and `size` in front.
+    """One measurement of every run of a ladder: the rows of `trace`, with `curve` and `size` first.
 
-    `runs`: curve, size, run, as `ladder_curves` gives them. `steps`: by default 1, 2, 4, …, those a run has.
+    `runs`: curve, size, run, as in `ladder_curves`. `steps`: by default the checkpoints at 1, 2, 4, …
     """
     need_columns(runs, ["curve", "size", "run"], "tracing a ladder")
     frames = []
     for curve, size, name in runs.select("curve", "size", "run").iter_rows():
         run = open_run(name)
-        at = doubling_steps(run) if steps is None else steps
-        found = trace(run, measurement, steps=at, device=device, progress=progress)
-        frames.append(found.select(pl.lit(curve).alias("curve"), pl.lit(size).alias("size"), pl.all()))
+        run_steps = doubling_steps(run) if steps is None else steps
+        frame = trace(run, measurement, steps=run_steps, device=device, progress=progress)
+        frames.append(frame.select(pl.lit(curve).alias("curve"), pl.lit(size).alias("size"), pl.all()))
     return pl.concat(frames)
 
 
 def doubling_steps(run: Run) -> list[int]:
     """The run's checkpoints at 1, 2, 4, … steps.
 
-    Where those end early, as in Pythia at 512, all that are half or double another one; where none is, all.
+    If those end early, as in Pythia at 512: all that are half or twice another one; if there are none, all.
     """
     steps = {*run.steps} - {0}
     powers = sorted(step for step in steps if step & (step - 1) == 0)

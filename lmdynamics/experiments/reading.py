@@ -1,4 +1,4 @@
-"""Loss curves from whatever holds them (files, folders, frames and runs), and the fits that `lmdynamics fit` prints."""
+"""Loss curves from files, folders, frames and runs, and the fits that `lmdynamics fit` prints."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from rich import table as tables
 from rich.console import Console
 from rich.text import Text
 
-from lmdynamics.analysis.columns import wanted_tags
+from lmdynamics.analysis.columns import loss_tag_filter
 from lmdynamics.analysis.deceleration import LOCATED, VERDICTS, Deceleration
 from lmdynamics.analysis.fits import fit_curves
 from lmdynamics.analysis.formats import KNOWN, Table, frame_table, open_table
@@ -24,7 +24,7 @@ from lmdynamics.runs.run import Run
 
 
 def read_curves(
-    where: str | Path | pl.DataFrame | Run,
+    source: str | Path | pl.DataFrame | Run,
     *,
     group: str | Sequence[str] | None = None,
     step: str | None = None,
@@ -33,45 +33,45 @@ def read_curves(
     """Read loss curves from a file, a folder, a frame or a run.
 
     Tables (CSV, TSV, separated by blanks, Parquet), JSON lines, text logs (`step:250/3000 train_loss:4.5`, `s:250
-    trl:4.5`, `{'loss': 4.5}`), all told apart by what they hold and not by their names, also gzipped; Hugging Face's
+    trl:4.5`, `{'loss': 4.5}`), detected by content, not by name, also gzipped; Hugging Face's
     `trainer_state.json` or Lightning's `metrics.csv` (or a folder with one, or with checkpoints), TensorBoard event
     files (or a folder of them: each sub-folder is a curve), exports from Weights & Biases, and runs by name, by folder
     or as they are.
 
-    Where steps go back, a run was resumed: from there on its rows replace all that the earlier run has at that step and
-    beyond, also where it has not come as far. Rows are in order of wall time where there is a column of it.
+    If steps decrease, a run was resumed: its rows replace all rows of the earlier run from that step on, even if it is
+    shorter. Rows are sorted by wall time if there is such a column.
 
-    `loss` is a column, or a pattern such as `eval/*/loss` whose columns are a curve each, called what `*` stands for.
+    `loss` is a column, or a pattern such as `eval/*/loss`: each matching column is a curve, named by the match of `*`.
     `group` is a column, or several (a list, or separated by commas), whose values together name the curve.
 
     Raises UserError if there is nothing to read, it is damaged or in no known format, a column is unknown or cannot be
-    guessed, a curve would have the same step many times, or fewer than half of the rows can be used.
+    detected, a curve would repeat many steps, or fewer than half of the rows can be used.
     """
-    return curves_in(_table(where, wanted_tags(loss)), group, step, loss)
+    return curves_in(_table(source, loss_tag_filter(loss)), group, step, loss)
 
 
-def _table(where: str | Path | pl.DataFrame | Run, wanted: Callable[[str], bool]) -> Table:
-    """A path is looked for first; a name that is no path is a run's."""
-    if isinstance(where, pl.DataFrame):
-        return frame_table(where)
-    if isinstance(where, Run):
-        if not (where.folder / "log.parquet").exists() and not where.facts:
-            return open_table(where.folder, wanted)  # checkpoints that another trainer wrote
-        return Table(where.log, where.name, f"the log of {where.name}")
-    path = Path(where).expanduser()
+def _table(source: str | Path | pl.DataFrame | Run, is_selected: Callable[[str], bool]) -> Table:
+    """A path is tried first; otherwise the name is that of a run."""
+    if isinstance(source, pl.DataFrame):
+        return frame_table(source)
+    if isinstance(source, Run):
+        if not (source.folder / "log.parquet").exists() and not source.facts:
+            return open_table(source.folder, is_selected)  # checkpoints that another trainer wrote
+        return Table(source.log, source.name, f"the log of {source.name}")
+    path = Path(source).expanduser()
     if path.is_dir() and any((path / name).exists() for name in ("run.json", "log.parquet")):
-        return _table(open_run(path), wanted)
+        return _table(open_run(path), is_selected)
     if path.is_dir() or path.is_file():
-        return open_table(path, wanted)
-    if path.name == str(where) and (runs_dir() / path).is_dir():
-        return _table(open_run(where), wanted)
-    known = run_names() if path.name == str(where) and not path.suffix else []
-    hint = shortened(did_you_mean(str(where), known), 200) if known else f"; give {KNOWN}"
-    raise UserError(f"{where} is no file, folder or run{hint}")
+        return open_table(path, is_selected)
+    if path.name == str(source) and (runs_dir() / path).is_dir():
+        return _table(open_run(source), is_selected)
+    known = run_names() if path.name == str(source) and not path.suffix else []
+    hint = shortened(did_you_mean(str(source), known), 200) if known else f"; give {KNOWN}"
+    raise UserError(f"{source} is not a file, folder or run{hint}")
 
 
-SKIPPED = 100  # steps that are left out unless others are asked for
-SHOWN = 60  # rows of a table for a person
+SKIP_STEPS = 100  # steps left out by default
+MAX_ROWS = 60  # of a printed table
 NUMBERS = {"loss_at_break": ".3f", "step_at_break": ",.0f", "rate_after_break": ".4f", "rate_before_break": ".3f"}
 
 
@@ -88,51 +88,51 @@ def fit_files(
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
-    `skip_steps`: 100 where nothing else is asked for.
+    `skip_steps`: 100 by default.
 
-    Raises UserError if a file cannot be read, there is one curve and it cannot be fitted, or most rows lie in steps
-    that would be left out though nobody said so.
+    Raises UserError if a file cannot be read, the only curve cannot be fitted, or most rows are in the steps that are
+    left out by default.
     """
     if resamples < 0:
         raise UserError(f"--resamples is {resamples}; give 0 for no intervals, or some hundreds")
     parts = []
     for file in files:
-        read = read_curves(file, group=group, step=step, loss=loss)
-        for note in read.notes:
+        curves = read_curves(file, group=group, step=step, loss=loss)
+        for note in curves.notes:
             print(printable(f"{file}: {note}"), file=sys.stderr)
-        named = pl.col("curve") if len(files) == 1 or read.names == [file] else pl.lit(f"{file}: ") + pl.col("curve")
-        parts.append(read.frame.with_columns(named.alias("curve")))
+        label = pl.col("curve") if len(files) == 1 or curves.names == [file] else pl.lit(f"{file}: ") + pl.col("curve")
+        parts.append(curves.frame.with_columns(label.alias("curve")))
     frame = pl.concat(parts)
-    if (twice := frame.select("curve", "step").is_duplicated()).any():
-        raise UserError(f"two files hold a curve called {frame.filter(twice)['curve'][0]!r}; fit them one at a time")
-    early = frame.filter(pl.col("step") <= SKIPPED)
+    if (repeated := frame.select("curve", "step").is_duplicated()).any():
+        raise UserError(f"two files have a curve called {frame.filter(repeated)['curve'][0]!r}; fit them one at a time")
+    early = frame.filter(pl.col("step") <= SKIP_STEPS)
     if skip_steps is None and len(early) > len(frame) / 2:
         raise UserError(
-            f"{len(early):,} of {len(frame):,} rows lie at steps up to {SKIPPED}, which are left out by default; give "
-            f"--skip-steps 0 to fit them as well, or --skip-steps {SKIPPED} to fit the rest"
+            f"{len(early):,} of {len(frame):,} rows have steps up to {SKIP_STEPS}, which are left out by default; "
+            f"give --skip-steps 0 to include them, or --skip-steps {SKIP_STEPS} to leave them out"
         )
-    skip_steps = SKIPPED if skip_steps is None else skip_steps
+    skip_steps = SKIP_STEPS if skip_steps is None else skip_steps
     fits = fit_curves(frame, smoothing=smoothing, skip_steps=skip_steps, resamples=resamples, workers=workers)
-    failed = [made for made in fits.values() if isinstance(made, UserError)]
+    failed = [result for result in fits.values() if isinstance(result, UserError)]
     if len(fits) == 1 and failed:
         raise failed[0]
     if as_json:
-        print(json.dumps([to_json(name, made) for name, made in fits.items()], indent=1, allow_nan=False))
+        print(json.dumps([to_json(name, result) for name, result in fits.items()], indent=1, allow_nan=False))
     else:
         _show(fits)
     return 1 if len(failed) == len(fits) else 0
 
 
-def to_json(name: str, made: Deceleration | UserError) -> dict:
-    """One curve as an object: `group`, and the fields of `Deceleration`; where it was not fitted, why, and nulls."""
-    if isinstance(made, UserError):
+def to_json(name: str, result: Deceleration | UserError) -> dict:
+    """One curve as a JSON object: `group` and the fields of `Deceleration`; nulls and a reason if not fitted."""
+    if isinstance(result, UserError):
         fields = dict.fromkeys((*Deceleration.__dataclass_fields__, "rate_before_break"))
-        return {"group": name, **fields, "verdict": "not fitted", "reason": str(made), "intervals": {}}
-    return {"group": name, **_finite(made.to_dict())}
+        return {"group": name, **fields, "verdict": "not fitted", "reason": str(result), "intervals": {}}
+    return {"group": name, **_finite(result.to_dict())}
 
 
 def _finite(value):
-    """JSON knows no infinity."""
+    """Infinite numbers as None, since JSON has no infinity."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
@@ -144,32 +144,32 @@ def _show(fits: dict[str, Deceleration | UserError]) -> None:
     table = tables.Table(title="Loss deceleration, with 95 % intervals (block bootstrap)", title_justify="left")
     for column in ("curve", "verdict", "L_d: loss", "t_d: step", "r_d: rate after", "rate before", "RSLE", "ΔAIC"):
         justify = "left" if column in ("curve", "verdict") else "right"
-        widest = 60 if column == "curve" else None  # a long name folds, and leaves room for the numbers
-        table.add_column(column, justify=justify, no_wrap=column == "verdict", overflow="fold", max_width=widest)
-    for name, made in list(fits.items())[:SHOWN]:
-        if isinstance(made, UserError):
+        max_width = 60 if column == "curve" else None  # a long name is wrapped
+        table.add_column(column, justify=justify, no_wrap=column == "verdict", overflow="fold", max_width=max_width)
+    for name, result in list(fits.items())[:MAX_ROWS]:
+        if isinstance(result, UserError):
             table.add_row(Text(printable(name)), Text("not fitted"), *["–"] * 6)
         else:
-            located = made.verdict in LOCATED  # otherwise the numbers describe a break that is not there
+            located = result.verdict in LOCATED  # otherwise the numbers have no meaning
             table.add_row(
                 Text(printable(name)),
-                made.verdict + (f"\n({made.caveat})" if made.caveat else ""),
-                *(Text(made.told(number, style) if located else "–") for number, style in NUMBERS.items()),
-                f"{made.rsle:.4f}",
-                f"{made.delta_aic_power_law:.0f}",
+                result.verdict + (f"\n({result.caveat})" if result.caveat else ""),
+                *(Text(result.describe(number, style) if located else "–") for number, style in NUMBERS.items()),
+                f"{result.rsle:.4f}",
+                f"{result.delta_aic_power_law:.0f}",
             )
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
-    if len(fits) > SHOWN:
-        console.print(f"… and {len(fits) - SHOWN:,} more; --json prints them all")
-    for name, made in list(fits.items())[:SHOWN] if len(fits) <= 12 else ():
-        console.print(Text(f"{printable(name)}: {made if isinstance(made, UserError) else made.reason}"))
-    counts = Counter("not fitted" if isinstance(made, UserError) else made.verdict for made in fits.values())
-    told = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in (*VERDICTS, "not fitted") if counts[verdict])
-    doubts = Counter(made.caveat for made in fits.values() if isinstance(made, Deceleration) and made.caveat)
-    told += "".join(f"; {number:,} with a caveat: {doubt}" for doubt, number in doubts.items())
-    console.print(f"{len(fits):,} curves: {told}. ΔAIC: how much worse one power law is.", highlight=False)
+    if len(fits) > MAX_ROWS:
+        console.print(f"… and {len(fits) - MAX_ROWS:,} more; --json prints them all")
+    for name, result in list(fits.items())[:MAX_ROWS] if len(fits) <= 12 else ():
+        console.print(Text(f"{printable(name)}: {result if isinstance(result, UserError) else result.reason}"))
+    counts = Counter("not fitted" if isinstance(result, UserError) else result.verdict for result in fits.values())
+    summary = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in (*VERDICTS, "not fitted") if counts[verdict])
+    caveats = Counter(result.caveat for result in fits.values() if isinstance(result, Deceleration) and result.caveat)
+    summary += "".join(f"; {number:,} with a caveat: {caveat}" for caveat, number in caveats.items())
+    console.print(f"{len(fits):,} curves: {summary}. ΔAIC: how much worse one power law is.", highlight=False)
     if counts["not fitted"] and len(fits) > 12:
-        reasons = Counter(str(made) for made in fits.values() if isinstance(made, UserError))
+        reasons = Counter(str(result) for result in fits.values() if isinstance(result, UserError))
         reason, count = reasons.most_common(1)[0]
         console.print(Text(f"Not fitted, {count:,} of them: {reason}"))

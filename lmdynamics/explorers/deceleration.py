@@ -173,7 +173,7 @@ class DecelerationExplorer(Explorer):
         }
         rows = [
             ["by hand", *(f"{row[name]:{style}}" for name, style in columns.values())],
-            ["best", *(best.told(name, style) for name, style in columns.values())],
+            ["best", *(best.describe(name, style) for name, style in columns.values())],
         ]
         rows = [[value.replace("-", "−") for value in row] for row in rows]
         return sentence, f"{html_table(['break', *columns], rows)}{escape(best.headline)}: {escape(best.reason)}"

@@ -10,7 +10,7 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
+from lmdynamics.analysis.syntax import ALL_PARADIGMS, judged_right, pair_race
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.moving import Moving, Place, in_row, with_slider
 from lmdynamics.charts.pair_race import pairs_at_step, paradigm_label
@@ -123,7 +123,7 @@ class PairExplorer(Explorer):
                 f"{label}: “{text['good']}” {nats['good']} nats, “{text['bad']}” {nats['bad']} nats; difference "
                 f"{nats['difference']} nats, {'right' if ahead else 'wrong'} (one pair, no interval)."
             )
-        row = self.accuracy[run].filter(step=step, paradigm=paradigm or WHOLE).row(0, named=True)
+        row = self.accuracy[run].filter(step=step, paradigm=paradigm or ALL_PARADIGMS).row(0, named=True)
         mean = "" if paradigm else f" (mean over {len(self.paradigms)} paradigms)"
         return (
             f"{label}: log-probability of the good sentence {nats['good']}, of the bad one {nats['bad']}, difference "
@@ -144,7 +144,7 @@ class PairExplorer(Explorer):
         return self._races[key]
 
     def _by_paradigm(self) -> pl.DataFrame:
-        return self.accuracy[self.now["run"]].filter(pl.col("paradigm") != WHOLE)
+        return self.accuracy[self.now["run"]].filter(pl.col("paradigm") != ALL_PARADIGMS)
 
     def _sentence_table(self, step: int) -> str:
         """The selected pair, or the first of several, as a table with one sentence above the other."""

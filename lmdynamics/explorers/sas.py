@@ -13,7 +13,7 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import loss_by_bin, with_interval, with_wilson
 from lmdynamics.analysis.onsets import Onset, structure_onset
-from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told, uas_by_step
+from lmdynamics.analysis.syntax import DIRECTIONS, describe_relation, head_history, predicted_heads, uas_by_step
 from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import head_click, loss_and_uas, moving_head_map
@@ -67,7 +67,7 @@ class Measured:
     def history(self) -> dict[str, str]:
         """When each relation appeared, in a sentence."""
         appearances = head_history(self.best)
-        return {name: told(appearances, name) for name in self.relations}
+        return {name: describe_relation(appearances, name) for name in self.relations}
 
 
 class SasExplorer(Explorer):

@@ -16,7 +16,7 @@ from lmdynamics.analysis.intervals import steps_without_loss
 from lmdynamics.charts.live_training import live_rows, live_training
 from lmdynamics.errors import UserError, one_line
 from lmdynamics.explorers.live import show_live
-from lmdynamics.jobs import aside
+from lmdynamics.jobs import background_pool
 from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.runs.background import ACTIVE, SavedRun, Training, branch_of, training_of
 from lmdynamics.runs.family import history
@@ -199,7 +199,7 @@ class TrainingExplorer:
             self._wake.clear()
 
     def _measure(self) -> None:
-        with aside() as executor:
+        with background_pool() as executor:
             while not self._closed.is_set():
                 with self._lock:
                     training, todo = self.training, self._unmeasured()

@@ -147,7 +147,7 @@ def download(repository: str, commit: str, file: RemoteFile, report: Callable[[i
             report(file.bytes)  # the client shows its own progress
             return path
         folder = repo_folder_name(repo_id=repository, repo_type="model")
-        blob, position = cache() / folder / "blobs" / name, downloads.by_position(report)
+        blob, position = cache() / folder / "blobs" / name, downloads.count_new_bytes(report)
         part = blob.with_name(f"{name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         with files.locked(cache() / ".locks" / folder / f"{name}.part.lock"):

@@ -41,7 +41,7 @@ from lmdynamics.hub.checkpoints import (
 from lmdynamics.hub.client import RemoteFile, format_bytes
 from lmdynamics.hub.faults import suite_faults
 from lmdynamics.paths import SUITE, exists, runs_dir
-from lmdynamics.progress import bar, say_once
+from lmdynamics.progress import bar, print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import describe_other_format, find_folder
 from lmdynamics.runs.revision_rules import Rule, rule_for, select_steps
@@ -291,7 +291,7 @@ def open_suite(
             suite = replace(suite, pins=suite.pins | listed_pins)
             suite.write(folder)
     for note in suite.notes or ():
-        say_once(f"{suite.name}: {note}")
+        print_once(f"{suite.name}: {note}")
     run = SuiteRun(folder, chosen=tuple(chosen), keep_last=keep_last, download=download or parsed.download)
     faults.report_faults(run.name, run.known_faults, f"hf://{run.name}")
     return run
@@ -328,7 +328,7 @@ def _shared_tokenizer(folder: Path) -> Path:
     else:
         main = "nor has its main branch" if suite.main else "and there is no main branch to take it from"
         raise UserError(f"{suite.name} has no tokenizer: no listed checkpoint has one, {main}")
-    say_once(f"{suite.name}: {note}")
+    print_once(f"{suite.name}: {note}")
     _download(source, source.missing(source.small))
     return source.folder
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lmdynamics.corpora.tokens import tokenize_words
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
-from lmdynamics.progress import say_once
+from lmdynamics.progress import print_once
 from lmdynamics.training.batches import pad
 from lmdynamics.training.objective import Movable
 
@@ -50,7 +50,7 @@ def unused_rows(model: nn.Module, checkpoint) -> int:
         return 0
     rows = weight.shape[0]
     if rows > tokens:
-        say_once(
+        print_once(
             f"{checkpoint.run_name}: the model has {rows:,} output rows, its tokenizer {tokens:,} tokens; the "
             f"{rows - tokens:,} unused rows take part in every probability, and so in loss, pair scores and dissent"
         )

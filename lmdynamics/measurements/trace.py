@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.devices import device_kind, device_name, devices_here, matmul_precision, need_device, note_computed
-from lmdynamics.paths import cache_dir, not_kept
+from lmdynamics.devices import available_devices, device_kind, device_name, matmul_precision, need_device, note_computed
+from lmdynamics.paths import cache_dir, report_unwritable
 from lmdynamics.progress import bar
 from lmdynamics.runs import faults
 from lmdynamics.training import layout
@@ -183,7 +183,7 @@ def _read(path: Path, kind: str, precision: str) -> pl.DataFrame | None:
     if metadata.get("polars") == pl.__version__ and metadata.get("checksum") != _checksum(frame):
         return None
     # earlier versions did not store the device: if there is only a CPU, it was the CPU
-    if metadata.get("device", "cpu" if devices_here() == ["cpu"] else None) != kind:
+    if metadata.get("device", "cpu" if available_devices() == ["cpu"] else None) != kind:
         return None
     note_computed(kind, precision, metadata.get("device_name", kind))
     return frame
@@ -196,7 +196,7 @@ def _write(path: Path, frame: pl.DataFrame, kind: str, name: str) -> None:
         with files.saving(f"a trace in {path.parent}"), files.atomic_file(path) as temporary:
             frame.write_parquet(temporary, metadata=metadata)
     except files.NotSaved as error:
-        not_kept(cache_dir() / "traces", str(error).partition(": ")[2].partition(".")[0])
+        report_unwritable(cache_dir() / "traces", str(error).partition(": ")[2].partition(".")[0])
 
 
 def _checksum(frame: pl.DataFrame) -> str:

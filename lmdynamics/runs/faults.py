@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from lmdynamics import files, paths
 from lmdynamics.errors import UserError
-from lmdynamics.progress import say_once, was_said
+from lmdynamics.progress import print_once, was_printed
 from lmdynamics.runs.folders import signature
 
 MAX_LISTED = 6  # steps of a long list
@@ -55,7 +55,7 @@ def save_audit(
     try:
         files.write_json(_audit_file(name), content)
     except UserError as unwritable:
-        say_once(f"the audit of {name} is not saved: {unwritable}")
+        print_once(f"the audit of {name} is not saved: {unwritable}")
 
 
 def saved_faults(name: str, signatures: Mapping[int, tuple[str, ...]]) -> list[Fault]:
@@ -98,7 +98,7 @@ def report_faults(name: str, faults: Iterable[Fault], address: str) -> None:
             kinds[fault.kind][fault.said] = None
     lines = [next(iter(each)) + (f" (and {len(each) - 1} more)" if len(each) > 1 else "") for each in kinds.values()]
     if lines:
-        say_once(f"{name}: {'; '.join(lines)} (`lmdynamics audit {address}` lists all)")
+        print_once(f"{name}: {'; '.join(lines)} (`lmdynamics audit {address}` lists all)")
 
 
 def report_equal_weights(name: str, hashes: Mapping[int, str]) -> None:
@@ -108,5 +108,5 @@ def report_equal_weights(name: str, hashes: Mapping[int, str]) -> None:
         steps[digest].append(step)
     for same in steps.values():
         message = f"{name}: steps {listed_steps(same)} have the same weights, to the byte"
-        if len(same) > 1 and not was_said(message):
-            say_once(message)
+        if len(same) > 1 and not was_printed(message):
+            print_once(message)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lmdynamics.errors import UserError
 from lmdynamics.paths import exists, runs_dir
-from lmdynamics.progress import say_once
+from lmdynamics.progress import print_once
 from lmdynamics.runs.revision_rules import choose_trajectory, describe_unused, folder_rule, group_checkpoints
 
 VOCABULARY = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")  # one is enough
@@ -153,7 +153,7 @@ def tokenizer_folder(checkpoint: Path, name: str) -> Path:
     run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     for folder in (run / "tokenizer", run, *siblings):
         if folder.is_dir() and _has_tokenizer(folder):
-            say_once(f"{name}: checkpoints without a tokenizer of their own use that of {folder}")
+            print_once(f"{name}: checkpoints without a tokenizer of their own use that of {folder}")
             return folder
     return checkpoint
 

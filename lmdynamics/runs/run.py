@@ -17,7 +17,7 @@ from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.corpora.treebanks import Treebank, open_treebank
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
-from lmdynamics.progress import say_once
+from lmdynamics.progress import print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import check_extra, no_weights_error, read_folder, tokenizer_folder, wrapper_prefix
 from lmdynamics.runs.revision_rules import nearest
@@ -147,7 +147,7 @@ def _load_model(folder: Path, objective: str, attention: str):
         with LOADING:
             model, report = model_class(objective).from_pretrained(folder, **options)
             if prefix := wrapper_prefix(report["unexpected_keys"]):
-                say_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's), which is removed")
+                print_once(f"{folder.parent}: its weights' names begin with {prefix} (a wrapper's), which is removed")
                 renamed = {f"^{re.escape(prefix)}": ""}
                 model, report = model_class(objective).from_pretrained(folder, key_mapping=renamed, **options)
     except UnpicklingError:

@@ -188,7 +188,7 @@ def _execute(runs: list[Job], workers: int | None, device: str | None, progress:
     if not waiting:
         return errors
     kind = need_device(device or default_device())
-    cores, gpus = jobs.cores_here(), jobs.visible_gpus() if kind == "cuda" else []
+    cores, gpus = jobs.available_cores(), jobs.visible_gpus() if kind == "cuda" else []
     if device and gpus and device != kind:  # one GPU by number, the only one that workers see
         gpus, device = [gpus[int(device.partition(":")[2])]], kind
     workers = workers or len(gpus) or (cores if kind == "cpu" else 1)

@@ -31,7 +31,7 @@ from lmdynamics.devices import (
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
-from lmdynamics.progress import say_once
+from lmdynamics.progress import print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import read_folder, refuse_other_formats
 from lmdynamics.runs.revision_rules import nearest
@@ -329,6 +329,6 @@ def open_folder(folder: Path, part: str = "", revisions: str | None = None, addr
         note_computed(run.trained_on or "unknown", precision, run.facts.get("device") or "unknown")
     refuse_other_formats(list(content.steps.values()))
     for note in content.notes:
-        say_once(f"{run.name}: {note}")
+        print_once(f"{run.name}: {note}")
     faults.report_faults(run.name, run.known_faults, address or str(folder))
     return run

@@ -14,27 +14,27 @@ STEPS = spaced()
 
 
 def test_an_exact_curve_gives_back_what_it_was_made_of():
-    made = fit_deceleration(STEPS, broken(STEPS))
+    result = fit_deceleration(STEPS, broken(STEPS))
     for name, value in TRUTH.items():
-        assert getattr(made, name) == pytest.approx(value, rel=1e-5)
-    assert made.loss_at_break == pytest.approx(made.b * made.step_at_break**-made.c0)
-    assert made.rate_after_break == pytest.approx(made.c0 + made.c1)
-    assert made.rsle < 1e-8
-    assert (made.intervals, made.headline) == ({}, "decelerates (no noise, as if drawn from a formula)")
-    assert made.predict(STEPS.tolist()) == pytest.approx(broken(STEPS))
-    assert made.predict(5_000.0) == pytest.approx(broken(5_000.0))
-    assert made.final_loss(1e6) == pytest.approx(broken(1e6), rel=1e-3)  # far from the break, which it takes as sharp
+        assert getattr(result, name) == pytest.approx(value, rel=1e-5)
+    assert result.loss_at_break == pytest.approx(result.b * result.step_at_break**-result.c0)
+    assert result.rate_after_break == pytest.approx(result.c0 + result.c1)
+    assert result.rsle < 1e-8
+    assert (result.intervals, result.headline) == ({}, "decelerates (no noise, as if computed from a formula)")
+    assert result.predict(STEPS.tolist()) == pytest.approx(broken(STEPS))
+    assert result.predict(5_000.0) == pytest.approx(broken(5_000.0))
+    assert result.final_loss(1e6) == pytest.approx(broken(1e6), rel=1e-3)  # far from the break, which it takes as sharp
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """30 draws here; the whole count stands in the benchmark."""
     hits = dict.fromkeys(TRUTH, 0)
     for seed in range(30):
-        made = fit_deceleration(STEPS, noisy(STEPS, 0.01, seed))
-        assert made.verdict == "decelerates"
+        result = fit_deceleration(STEPS, noisy(STEPS, 0.01, seed))
+        assert result.verdict == "decelerates"
         for name, value in TRUTH.items():
-            low, high = made.intervals[name]
-            assert low < getattr(made, name) < high
+            low, high = result.intervals[name]
+            assert low < getattr(result, name) < high
             hits[name] += low <= value <= high
     assert min(hits.values()) >= 25
 
@@ -62,15 +62,15 @@ def test_exact_power_laws_have_no_break_either():
 
 
 def test_a_rate_that_rises_is_called_so():
-    made = fit_deceleration(STEPS, noisy(STEPS, 0.005, 0, c1=0.2))
-    assert made.verdict == "accelerates"
-    assert "rises" in made.reason
+    result = fit_deceleration(STEPS, noisy(STEPS, 0.005, 0, c1=0.2))
+    assert result.verdict == "accelerates"
+    assert "rises" in result.reason
 
 
 def test_a_break_at_the_edge_is_called_so():
-    made = fit_deceleration(STEPS, noisy(STEPS, 0.002, 0, d=50_000.0, c1=-0.5, f=0.05))
-    assert made.verdict == "break at the edge"
-    assert "last tenth" in made.reason
+    result = fit_deceleration(STEPS, noisy(STEPS, 0.002, 0, d=50_000.0, c1=-0.5, f=0.05))
+    assert result.verdict == "break at the edge"
+    assert "last tenth" in result.reason
 
 
 def test_two_breaks_do_not_fit_better_where_there_is_one():
@@ -92,12 +92,12 @@ def test_more_noise_makes_wider_intervals():
 def test_units_of_loss_and_step_change_nothing_else(scale, stretch, seed):
     """Bits for nats move the loss at the break; tokens for steps move its place; the verdict and rates stay."""
     loss = noisy(STEPS, 0.01, seed)
-    here = fit_deceleration(STEPS, loss, resamples=0, skip_steps=0)
-    there = fit_deceleration(STEPS * stretch, loss * scale, resamples=0, skip_steps=0)
-    assert there.verdict == here.verdict
-    assert there.loss_at_break == pytest.approx(here.loss_at_break * scale, rel=1e-4)
-    assert there.step_at_break == pytest.approx(here.step_at_break * stretch, rel=1e-3)
-    assert there.rate_after_break == pytest.approx(here.rate_after_break, abs=1e-4)
+    original = fit_deceleration(STEPS, loss, resamples=0, skip_steps=0)
+    scaled = fit_deceleration(STEPS * stretch, loss * scale, resamples=0, skip_steps=0)
+    assert scaled.verdict == original.verdict
+    assert scaled.loss_at_break == pytest.approx(original.loss_at_break * scale, rel=1e-4)
+    assert scaled.step_at_break == pytest.approx(original.step_at_break * stretch, rel=1e-3)
+    assert scaled.rate_after_break == pytest.approx(original.rate_after_break, abs=1e-4)
 
 
 def test_what_is_drawn_is_the_seeds_doing():
@@ -124,38 +124,39 @@ def test_too_few_points():
 @pytest.mark.parametrize(("later", "verdict"), [(0.1, "decelerates"), (0.4, "accelerates")])
 def test_the_verdict_carries_that_two_breaks_fit_better(later, verdict):
     curve = broken(STEPS) * (1 + (STEPS / 20_000) ** (1 / 0.1)) ** (-later * 0.1)
-    made = fit_deceleration(STEPS, curve * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(STEPS))))
-    assert made.verdict == verdict
-    assert made.headline == f"{verdict} (two breaks fit better)"
-    assert str(made).startswith(f"{verdict} (two breaks fit better): L_d")
-    assert "two breaks fit better" in made.reason
-    assert made.delta_aic_two_breaks > 10
+    result = fit_deceleration(STEPS, curve * np.exp(0.002 * np.random.default_rng(0).standard_normal(len(STEPS))))
+    assert result.verdict == verdict
+    assert result.headline == f"{verdict} (two breaks fit better)"
+    assert str(result).startswith(f"{verdict} (two breaks fit better): L_d")
+    assert "two breaks fit better" in result.reason
+    assert result.delta_aic_two_breaks > 10
     if verdict == "accelerates":
-        assert made.steps_of_two_breaks == pytest.approx((BREAK, 20_000), rel=0.1)
+        assert result.steps_of_two_breaks == pytest.approx((BREAK, 20_000), rel=0.1)
 
 
 def test_a_break_that_may_lie_nearly_anywhere_is_not_located():
     steps, random = spaced(40), np.random.default_rng(3)
     loss = 20 * steps**-0.2 * (1 + (steps / 3_000) ** (1 / 3.0)) ** (0.17 * 3.0)
-    made = fit_deceleration(steps, loss * np.exp(0.004 * random.standard_normal(len(steps))))
-    low, high = made.intervals["step_at_break"]
+    result = fit_deceleration(steps, loss * np.exp(0.004 * random.standard_normal(len(steps))))
+    low, high = result.intervals["step_at_break"]
     assert np.log(high / low) > 0.5 * np.log(steps[-1] / steps[0])
-    assert made.verdict == made.headline == "break not located"
-    assert made.reason.startswith(f"the break may lie anywhere from step {low:,.0f} to {high:,.0f}, over ")
+    assert result.verdict == result.headline == "break not located"
+    assert result.reason.startswith(f"the break may lie anywhere from step {low:,.0f} to {high:,.0f}, over ")
 
 
 def test_no_break_has_no_interval():
-    made = fit_deceleration(STEPS, noisy(STEPS, 0.02, 0, c1=0.0))
-    assert (made.verdict, made.intervals) == ("no break", {})
-    assert "L_d" not in str(made)
+    result = fit_deceleration(STEPS, noisy(STEPS, 0.02, 0, c1=0.0))
+    assert (result.verdict, result.intervals) == ("no break", {})
+    assert "L_d" not in str(result)
 
 
 def test_words_for_a_person():
-    made = fit_deceleration(STEPS, noisy(STEPS, 0.01, 0))
-    assert str(made).startswith("decelerates: L_d 4.0")
-    assert "[" in str(made)
-    assert made.verdict in VERDICTS
-    assert set(made.to_dict()) >= {"verdict", "rate_before_break", "intervals", "rsle", "b", "c0", "c1", "log_d1", "f1"}
+    result = fit_deceleration(STEPS, noisy(STEPS, 0.01, 0))
+    assert str(result).startswith("decelerates: L_d 4.0")
+    assert "[" in str(result)
+    assert result.verdict in VERDICTS
+    names = {"verdict", "rate_before_break", "intervals", "rsle", "b", "c0", "c1", "log_d1", "f1"}
+    assert set(result.to_dict()) >= names
     assert "[" not in str(fit_deceleration(STEPS, noisy(STEPS, 0.01, 0), resamples=0))
 
 
@@ -173,12 +174,12 @@ def test_the_published_table_from_the_published_curves(model, real_data):
     printed = pl.read_csv(shipped("published") / "zsl_bnsl_fits.csv").row(
         by_predicate=pl.col("model") == model, named=True
     )
-    made = fit_deceleration(curve["step"], curve["loss"], resamples=0)
-    assert made.verdict == "decelerates"
+    result = fit_deceleration(curve["step"], curve["loss"], resamples=0)
+    assert result.verdict == "decelerates"
     digits = {"c0": 4, "c1": 4, "log_d1": 3, "f1": 3, "rsle": 4, "b": 3}
     for name, places in digits.items():
-        assert getattr(made, name) == pytest.approx(printed[name], abs=0.51 * 10**-places + 5e-4 * (name == "b")), name
-    assert made.loss_at_break == pytest.approx(printed["L_d"], abs=0.0051)
-    assert int(made.step_at_break) == printed["t_d"]
-    assert made.rate_after_break == pytest.approx(printed["r_d"], abs=0.51e-4)
-    assert made.final_loss(curve["step"][-1]) == pytest.approx(printed["L_T_predicted"], abs=0.00051)
+        assert getattr(result, name) == pytest.approx(printed[name], abs=0.51 / 10**places + 5e-4 * (name == "b")), name
+    assert result.loss_at_break == pytest.approx(printed["L_d"], abs=0.0051)
+    assert int(result.step_at_break) == printed["t_d"]
+    assert result.rate_after_break == pytest.approx(printed["r_d"], abs=0.51e-4)
+    assert result.final_loss(curve["step"][-1]) == pytest.approx(printed["L_T_predicted"], abs=0.00051)

@@ -6,14 +6,14 @@ import pytest
 
 from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import (
+    FIT_PARAMETERS,
     FITTED,
-    OTHERS,
     break_profile,
     claims,
     fit_curves,
     fits_table,
+    null_curves,
     sensitivity,
-    straightened,
 )
 from lmdynamics.analysis.loss_curves import SMOOTHINGS
 from lmdynamics.errors import UserError
@@ -25,8 +25,8 @@ STEPS = spaced()
 
 def frame(**curves) -> pl.DataFrame:
     """Each curve by its name: losses at the first of STEPS, or (steps, losses)."""
-    of = {name: c if isinstance(c, tuple) else (STEPS[: len(c)], c) for name, c in curves.items()}
-    return pl.concat(pl.DataFrame({"curve": [k] * len(s), "step": s, "loss": loss}) for k, (s, loss) in of.items())
+    columns = {name: c if isinstance(c, tuple) else (STEPS[: len(c)], c) for name, c in curves.items()}
+    return pl.concat(pl.DataFrame({"curve": [k] * len(s), "step": s, "loss": loss}) for k, (s, loss) in columns.items())
 
 
 THREE = frame(
@@ -56,7 +56,7 @@ def test_a_curve_that_is_none_holds_why(spoilt):
         loss[7] = {"nan": np.nan, "zero": 0.0}[spoilt]
     fits = fit_curves(frame(good=broken(STEPS), bad=(step, loss)), resamples=0)
     assert isinstance(fits["good"], Deceleration)
-    assert ("steps do not rise" if spoilt == "goes back" else "not a positive number") in str(fits["bad"])
+    assert ("steps do not increase strictly" if spoilt == "goes back" else "not a positive number") in str(fits["bad"])
 
 
 @pytest.mark.slow
@@ -88,10 +88,10 @@ def test_a_row_holds_the_fields_of_its_fit():
     fits = fit_curves(THREE, resamples=20)
     table = fits_table(fits)
     assert table["curve"].to_list() == ["late", "short", "early"]
-    row, made = table.row(0, named=True), fits["late"]
-    for name in (*FITTED, *OTHERS, "points", "first_step", "last_step", "verdict", "caveat", "reason"):
-        assert row[name] == getattr(made, name), name
-    assert all((row[f"{name}_low"], row[f"{name}_high"]) == made.intervals[name] for name in FITTED)
+    row, result = table.row(0, named=True), fits["late"]
+    for name in (*FITTED, *FIT_PARAMETERS, "points", "first_step", "last_step", "verdict", "caveat", "reason"):
+        assert row[name] == getattr(result, name), name
+    assert all((row[f"{name}_low"], row[f"{name}_high"]) == result.intervals[name] for name in FITTED)
 
 
 def test_a_curve_without_a_fit_has_a_row_of_nulls_and_why():
@@ -178,49 +178,49 @@ MANY = frame(**{f"c{seed}": noisy(STEPS, 0.02, seed) for seed in range(20)})
 
 def apart(curves: pl.DataFrame, name: str) -> np.ndarray:
     """Log losses less a straight line in log step."""
-    of = curves.filter(pl.col("curve") == name)
-    x, y = np.log(of["step"].to_numpy()), np.log(of["loss"].to_numpy())
+    subset = curves.filter(pl.col("curve") == name)
+    x, y = np.log(subset["step"].to_numpy()), np.log(subset["loss"].to_numpy())
     return y - np.polyval(np.polyfit(x, y, 1), x)
 
 
 def test_what_breaks_does_not_once_it_is_straightened():
-    assert {made.verdict for made in fit_curves(MANY, resamples=0).values()} == {"decelerates"}
-    straight = straightened(MANY)
+    assert {result.verdict for result in fit_curves(MANY, resamples=0).values()} == {"decelerates"}
+    straight = null_curves(MANY)
     assert straight.select("curve", "step").equals(MANY.select("curve", "step"))
-    verdicts = [made.verdict for made in fit_curves(straight, resamples=0).values()]
+    verdicts = [result.verdict for result in fit_curves(straight, resamples=0).values()]
     assert verdicts.count("no break") >= 17
 
 
 def test_the_noise_is_as_large_as_the_curves_own_and_lies_about_its_power_law():
-    straight = straightened(MANY)
+    straight = null_curves(MANY)
     sizes = [apart(straight, f"c{seed}").std() for seed in range(20)]
     assert np.median(sizes) == pytest.approx(0.02, rel=0.15)
     assert max(sizes) < 0.03
     for name in ("c0", "c7"):
         x = np.log(STEPS)
-        own, made = (
+        own, result = (
             np.polyfit(x, np.log(curves.filter(pl.col("curve") == name)["loss"].to_numpy()), 1)
             for curves in (MANY, straight)
         )
-        assert made[0] == pytest.approx(own[0], abs=0.01)
+        assert result[0] == pytest.approx(own[0], abs=0.01)
 
 
 def test_a_curve_without_noise_becomes_its_power_law():
-    exact = straightened(frame(a=broken(STEPS)))
+    exact = null_curves(frame(a=broken(STEPS)))
     line = np.polyval(np.polyfit(np.log(STEPS), np.log(broken(STEPS)), 1), np.log(STEPS))
     assert np.log(exact["loss"].to_numpy()) == pytest.approx(line, abs=1e-6)
 
 
 def test_the_seed_decides_and_no_two_curves_share_their_noise():
-    one, same, other = (straightened(MANY, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (null_curves(MANY, seed=seed) for seed in (0, 0, 1))
     assert one.equals(same)
     assert not one.equals(other)
-    twice = straightened(frame(a=noisy(STEPS, 0.02, 0), b=noisy(STEPS, 0.02, 0)))
+    twice = null_curves(frame(a=noisy(STEPS, 0.02, 0), b=noisy(STEPS, 0.02, 0)))
     assert not np.allclose(apart(twice, "a"), apart(twice, "b"))
 
 
 def test_steps_that_a_fit_skips_have_no_noise():
-    straight = straightened(MANY.filter(pl.col("curve") == "c0"), skip_steps=1_000)
+    straight = null_curves(MANY.filter(pl.col("curve") == "c0"), skip_steps=1_000)
     before = straight.filter(pl.col("step") <= 1_000)
     assert apart(before, "c0") == pytest.approx(0, abs=1e-9)
     assert apart(straight, "c0").std() > 0.01
@@ -230,39 +230,39 @@ def test_a_raw_curve_stays_raw():
     """Fitted to medians, noisy as it was logged, and at every step it was logged at."""
     steps = np.arange(1.0, 5_001)
     raw = pl.DataFrame({"curve": "a", "step": steps, "loss": noisy(steps, 0.05, 0)})
-    straight = straightened(raw, smoothing="log-median")
+    straight = null_curves(raw, smoothing="log-median")
     assert straight["step"].equals(raw["step"])
     later = straight.filter(pl.col("step") > 100)
     assert np.diff(np.log(later["loss"].to_numpy())).std() == pytest.approx(0.05 * np.sqrt(2), rel=0.1)
-    (made,) = fit_curves(straight, smoothing="log-median", resamples=0).values()
-    assert made.verdict == "no break"
+    (result,) = fit_curves(straight, smoothing="log-median", resamples=0).values()
+    assert result.verdict == "no break"
 
 
 def test_curves_too_short_are_left_out_and_refused_alone():
     short = frame(short=broken(STEPS)[:6])
     both = pl.concat([short, frame(a=noisy(STEPS, 0.02, 0))])
-    assert straightened(both)["curve"].unique().to_list() == ["a"]
+    assert null_curves(both)["curve"].unique().to_list() == ["a"]
     assert claims(both, 0.1, 100)["curve"].unique().to_list() == ["a"]
-    refuses("no curve has 12 points after step 100: log more often, or skip fewer steps", straightened, short)
+    refuses("no curve has 12 points after step 100: log more, or skip fewer steps", null_curves, short)
     refuses("no curve has 2 points in its first 0% after step 100; give a larger share", claims, both, 0.0, 100)
 
 
 def test_a_power_law_claims_from_the_first_part_what_one_break_sees_whole():
     exact = frame(a=broken(STEPS))
-    said = claims(exact, 0.01, 100)
-    assert said.select("curve", "method").unique(maintain_order=True).rows() == [
+    lines = claims(exact, 0.01, 100)
+    assert lines.select("curve", "method").unique(maintain_order=True).rows() == [
         ("a", "one power law"),
         ("a", "one break"),
     ]
-    law, bent = (said.filter(pl.col("method") == way) for way in ("one power law", "one break"))
+    law, bent = (lines.filter(pl.col("method") == way) for way in ("one power law", "one break"))
     assert bent["loss"].to_numpy() == pytest.approx(broken(STEPS), rel=1e-5)
-    seen = STEPS[-1] >= 100 * STEPS
+    early = STEPS[-1] >= 100 * STEPS
     x = np.log(STEPS)
-    line = np.polyval(np.polyfit(x[seen], np.log(broken(STEPS))[seen], 1), x)
+    line = np.polyval(np.polyfit(x[early], np.log(broken(STEPS))[early], 1), x)
     assert np.log(law["loss"].to_numpy()) == pytest.approx(line, abs=1e-9)
     assert law["loss"][-1] < 0.7 * broken(STEPS[-1])  # it knows nothing of the break
 
 
 def test_steps_skipped_are_in_no_claim():
-    said = claims(frame(a=broken(STEPS)), 0.1, 400)
-    assert said["step"].min() == pytest.approx(STEPS[STEPS > 400][0])
+    lines = claims(frame(a=broken(STEPS)), 0.1, 400)
+    assert lines["step"].min() == pytest.approx(STEPS[STEPS > 400][0])

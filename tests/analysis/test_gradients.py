@@ -37,8 +37,8 @@ def frame() -> pl.DataFrame:
         columns |= {"token": rng.integers(0, 6, n)}
         columns |= {name: rng.uniform(-1, 1, n) for name in COSINES} | {name: rng.uniform(0, 2, n) for name in MEANS}
         parts.append(pl.DataFrame(columns, schema_overrides=dict.fromkeys(("row", "position", "token"), pl.Int32)))
-    whole = pl.concat(parts).with_columns(pl.col(*COSINES, *MEANS).cast(pl.Float32))
-    return whole.with_columns(dissent=pl.when(pl.col("position") != 3).then("dissent"))
+    table = pl.concat(parts).with_columns(pl.col(*COSINES, *MEANS).cast(pl.Float32))
+    return table.with_columns(dissent=pl.when(pl.col("position") != 3).then("dissent"))
 
 
 def test_equals_a_loop_over_resamples(frame):
@@ -46,11 +46,11 @@ def test_equals_a_loop_over_resamples(frame):
     assert table.select("step", "group").rows() == [(s, g) for s in (64, 8) for g in ("frequent", "rare")]
     counts = resample_counts(12, 25, 2).astype(float)
     for row in table.iter_rows(named=True):
-        of = frame.filter((pl.col("step") == row["step"]) & (pl.col("token") % 2 == (row["group"] == "frequent")))
-        assert row["tokens"] == len(of)
+        subset = frame.filter((pl.col("step") == row["step"]) & (pl.col("token") % 2 == (row["group"] == "frequent")))
+        assert row["tokens"] == len(subset)
         for name in (*COSINES, *MEANS):
-            there = of.drop_nulls(name)
-            values, rows = there[name].cast(pl.Float64).to_numpy(), there["row"].to_numpy()
+            defined = subset.drop_nulls(name)
+            values, rows = defined[name].cast(pl.Float64).to_numpy(), defined["row"].to_numpy()
             assert row[name] == pytest.approx(values.mean())
             if name in COSINES:
                 drawn = [(times[rows] * values).sum() / times[rows].sum() for times in counts]
@@ -92,9 +92,9 @@ def test_the_change_since_half_the_step_equals_a_loop_over_resamples(frame):
     for row in table.filter(step=64).iter_rows(named=True):
         sums = []
         for step in (32, 64):
-            of = doubled.filter((pl.col("token") % 2 == (row["group"] == "frequent")) & (pl.col("step") == step))
-            there = of.drop_nulls("dissent")
-            values, rows = there["dissent"].cast(pl.Float64).to_numpy(), there["row"].to_numpy()
+            subset = doubled.filter((pl.col("token") % 2 == (row["group"] == "frequent")) & (pl.col("step") == step))
+            defined = subset.drop_nulls("dissent")
+            values, rows = defined["dissent"].cast(pl.Float64).to_numpy(), defined["row"].to_numpy()
             sums.append([(times[rows] * values).sum() / times[rows].sum() for times in [np.ones(12), *counts]])
         change = np.subtract(*sums[::-1])
         assert row["change"] == pytest.approx(change[0])
@@ -113,7 +113,7 @@ def ends(change: tuple) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("change", "verdict", "says"),
+    ("change", "verdict", "message"),
     [
         ((-0.05, -0.07, -0.03), "deepens", "deepens since step 512 (-0.05 [-0.07, -0.03])"),
         ((0.05, 0.03, 0.07), "eases", "eases since step 512 (+0.05 [+0.03, +0.07])"),
@@ -121,10 +121,10 @@ def ends(change: tuple) -> dict:
         ((-0.4, None, None), "undecided", "does not clearly move since step 512 (-0.40)"),  # one row: nothing is known
     ],
 )
-def test_which_way_dissent_goes_is_said_where_its_change_is_clear(change, verdict, says):
+def test_which_way_dissent_goes_is_said_where_its_change_is_clear(change, verdict, message):
     row = ends(change)
     assert (row["step"], row["verdict"]) == (1024, verdict)
-    assert f", {says}; control -0.10" in row["sentence"]
+    assert f", {message}; control -0.10" in row["sentence"]
 
 
 def test_a_change_on_the_same_text_is_clear_where_two_intervals_overlap():
@@ -143,10 +143,10 @@ def test_a_change_on_the_same_text_is_clear_where_two_intervals_overlap():
 
 
 def test_without_half_the_step_there_is_nothing_to_compare(frame):
-    found = towards_total(dissent_by_group(frame.with_columns(curve=pl.lit("a")), GROUPS, by=["curve", "step"]))
-    assert found["change"].null_count() == len(found) == 2
-    assert found["verdict"].to_list() == ["undecided"] * 2
-    assert "since" not in found["sentence"][0]
+    table = towards_total(dissent_by_group(frame.with_columns(curve=pl.lit("a")), GROUPS, by=["curve", "step"]))
+    assert table["change"].null_count() == len(table) == 2
+    assert table["verdict"].to_list() == ["undecided"] * 2
+    assert "since" not in table["sentence"][0]
 
 
 def trace(vectors: np.ndarray, step: int = 1, part: str = "all") -> pl.DataFrame:
@@ -219,8 +219,8 @@ def test_equals_a_loop_over_batches(changes):
         (step, "held out", direction) for step in (4, 8) for direction in ("update", "random")
     ]
     for row in table.iter_rows(named=True):
-        of = changes.filter((pl.col("step") == row["step"]) & (pl.col("direction") == row["direction"]))
-        each = [of_batch(frame) for _, frame in of.group_by("batch")]
+        subset = changes.filter((pl.col("step") == row["step"]) & (pl.col("direction") == row["direction"]))
+        each = [of_batch(frame) for _, frame in subset.group_by("batch")]
         for name in each[0]:
             values = [batch[name] for batch in each]
             assert row[name] == pytest.approx(np.mean(values), rel=1e-6)
@@ -230,7 +230,7 @@ def test_equals_a_loop_over_batches(changes):
             if name != "mean_change":
                 low, high = max(low, 0), min(high, 1 if "interference" in name else np.inf)
             assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((low, high), rel=1e-6)
-        assert (row["tokens"], row["batches"]) == (len(of), 3)
+        assert (row["tokens"], row["batches"]) == (len(subset), 3)
 
 
 def test_one_batch_has_no_interval_and_no_change_no_interference(changes):
@@ -253,8 +253,8 @@ def test_the_update_beside_a_random_step_equals_paired_t_tests(changes):
     ]
     each = each_batch(changes)
     for row in table.iter_rows(named=True):
-        of = each.filter(pl.col("step") == row["step"]).sort("batch")
-        a, b = (of.filter(pl.col("direction") == d)[row["quantity"]].to_numpy() for d in ("update", "random"))
+        subset = each.filter(pl.col("step") == row["step"]).sort("batch")
+        a, b = (subset.filter(pl.col("direction") == d)[row["quantity"]].to_numpy() for d in ("update", "random"))
         bounds = stats.ttest_rel(a, b).confidence_interval()
         assert (row["update"], row["random"], row["batches"]) == (pytest.approx(a.mean()), pytest.approx(b.mean()), 3)
         assert row["difference"] == pytest.approx(a.mean() - b.mean())
@@ -262,7 +262,7 @@ def test_the_update_beside_a_random_step_equals_paired_t_tests(changes):
 
 
 def test_an_update_alone_has_no_control(changes):
-    with pytest.raises(UserError, match="no batch was stepped on in both directions"):
+    with pytest.raises(UserError, match="no batch has both directions"):
         against_random(changes.filter(pl.col("direction") == "update"))
     refuses("first_order not among them", over_batches, changes.drop("first_order"))
     broken = changes.with_columns(change=pl.when(pl.col("batch") == 2).then(float("inf")).otherwise("change"))

@@ -125,6 +125,6 @@ def test_an_interval_of_no_width_is_not_shown_as_one(bounds, text):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLAIMS if name != TOO_SMALL])
 def test_intervals_cover_what_they_claim(name):
-    covered, given = coverage(CLAIMS[name], draws=80)
+    covered, intervals = coverage(CLAIMS[name], draws=80)
     # 95 % less three standard errors, or hardly any interval
-    assert given == 0 or covered >= 0.875 or (1 - covered) * given <= MISSES * 80
+    assert intervals == 0 or covered >= 0.875 or (1 - covered) * intervals <= MISSES * 80

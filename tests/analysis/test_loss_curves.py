@@ -6,7 +6,14 @@ import pytest
 from scipy.signal import lfilter
 
 from lmdynamics.analysis.deceleration import fit_deceleration
-from lmdynamics.analysis.loss_curves import blocks_of, correlation_time, find_jumps, prepare, wild_draws, without_jumps
+from lmdynamics.analysis.loss_curves import (
+    correlation_time,
+    find_jumps,
+    prepare,
+    residual_blocks,
+    wild_draws,
+    without_jumps,
+)
 from tests.conftest import refuses
 
 from .frames import BREAK, broken, noisy, spaced
@@ -60,9 +67,9 @@ def test_nothing_may_be_left(steps, smoothing):
 @pytest.mark.parametrize(
     ("step", "loss", "message"),
     [
-        ([1, 1], [2.0, 2], "do not rise"),
-        ([2, 1], [2.0, 2], "do not rise"),
-        ([1, float("nan")], [2.0, 2], "do not rise"),
+        ([1, 1], [2.0, 2], "do not increase strictly"),
+        ([2, 1], [2.0, 2], "do not increase strictly"),
+        ([1, float("nan")], [2.0, 2], "do not increase strictly"),
         ([1, 2], [2.0, 0], "not a positive number"),
         ([1, 2], [2.0, float("inf")], "not a positive number"),
         ([1, 2, 3], [2.0, 2], "3 steps and 2 losses"),
@@ -153,14 +160,14 @@ def test_short_and_empty_curves_have_no_jump(points):
 @pytest.mark.parametrize("factor", [8, 1.443])
 def test_a_curve_with_a_jump_does_not_decelerate_and_says_why(factor, smoothing):
     """As where a loss was multiplied by accumulation steps, or the unit changes from bits to nats."""
-    made = fit_deceleration(STEPS, scaled(noisy(STEPS, 0.02, 1), 200, factor), smoothing=smoothing)
-    assert made.verdict == "jump in scale"
-    assert f"falls by a factor of {factor:.1f}" in made.reason
-    assert "between steps 2,000 and 2,010" in made.reason
-    assert made.intervals == {}
-    assert made.jumps[0].factor == pytest.approx(1 / factor, rel=0.03)
-    assert made.to_dict()["jumps"][0]["after"] == 2_010
-    assert str(made).startswith("jump in scale: the loss falls")
+    result = fit_deceleration(STEPS, scaled(noisy(STEPS, 0.02, 1), 200, factor), smoothing=smoothing)
+    assert result.verdict == "jump in scale"
+    assert f"falls by a factor of {factor:.1f}" in result.reason
+    assert "between steps 2,000 and 2,010" in result.reason
+    assert result.intervals == {}
+    assert result.jumps[0].factor == pytest.approx(1 / factor, rel=0.03)
+    assert result.to_dict()["jumps"][0]["after"] == 2_010
+    assert str(result).startswith("jump in scale: the loss falls")
 
 
 def test_a_jump_in_steps_that_are_skipped_is_no_matter():
@@ -173,10 +180,10 @@ def test_a_sharp_drop_that_is_no_single_jump_is_the_verdict_and_not_a_footnote()
     loss = broken(steps, d=20_000.0) * np.where(steps < 3_000, 1.15, np.where(steps < 3_200, 1.07, 1.0)) * np.exp(
         0.002 * np.random.default_rng(0).standard_normal(len(steps))
     )  # fmt: skip
-    made = fit_deceleration(steps, loss)
-    assert made.verdict == "sudden drop"
-    assert "a sudden drop by a factor of 1." in made.reason
-    assert made.intervals == {}
+    result = fit_deceleration(steps, loss)
+    assert result.verdict == "sudden drop"
+    assert "a sudden drop by a factor of 1." in result.reason
+    assert result.intervals == {}
 
 
 def test_real_curves_have_no_jump(real_data):
@@ -193,16 +200,16 @@ def test_real_curves_have_no_jump(real_data):
     for frame in curves:
         for (name,), rows in frame.filter(pl.col("step") > 0).group_by("curve"):
             looked += 1
-            if found := find_jumps(rows["step"].to_numpy().astype(float), rows["loss"].to_numpy()):
-                flagged.append((name, found))
+            if detected := find_jumps(rows["step"].to_numpy().astype(float), rows["loss"].to_numpy()):
+                flagged.append((name, detected))
     assert looked == 1_592
     assert flagged == []
 
 
 def test_the_break_is_found_where_it_is_once_the_jump_is_taken_out():
     loss = scaled(noisy(STEPS, 0.01, 0), 100, 8)
-    made = fit_deceleration(STEPS, without_jumps(STEPS, loss, find_jumps(STEPS, loss)))
-    low, high = made.intervals["step_at_break"]
+    result = fit_deceleration(STEPS, without_jumps(STEPS, loss, find_jumps(STEPS, loss)))
+    low, high = result.intervals["step_at_break"]
     assert low < BREAK < high
 
 
@@ -232,8 +239,8 @@ def persistent(rho: float, seed: int, n: int = 400):
 
 @pytest.mark.parametrize(("rho", "expected"), [(0.0, 1.0), (0.5, 3.0), (0.8, 9.0)])
 def test_correlation_time_of_a_known_process(rho, expected):
-    found = np.median([correlation_time(persistent(rho, seed, 4_000)) for seed in range(20)])
-    assert found == pytest.approx(expected, rel=0.25)
+    detected = np.median([correlation_time(persistent(rho, seed, 4_000)) for seed in range(20)])
+    assert detected == pytest.approx(expected, rel=0.25)
 
 
 def test_nothing_is_correlated_with_nothing():
@@ -241,7 +248,7 @@ def test_nothing_is_correlated_with_nothing():
 
 
 def test_blocks_are_counted_in_points_where_noise_is_independent():
-    starts, independent = blocks_of(X, persistent(0, 0))
+    starts, independent = residual_blocks(X, persistent(0, 0))
     assert np.diff(starts).tolist() == [7] * (len(starts) - 1)  # the cube root of 400
     assert independent == pytest.approx(400, rel=0.6)
 
@@ -249,7 +256,7 @@ def test_blocks_are_counted_in_points_where_noise_is_independent():
 def test_blocks_are_counted_in_log_steps_where_it_is_not():
     crowded = np.log(np.arange(101, 3_001.0))  # most points at the end
     slow = np.sin(3 * crowded)
-    starts, independent = blocks_of(crowded, slow)
+    starts, independent = residual_blocks(crowded, slow)
     widths = np.diff(crowded[starts])
     assert widths == pytest.approx(np.full(len(widths), widths.mean()), rel=0.1)
     assert independent < 20
@@ -259,7 +266,7 @@ def test_draws_keep_the_size_of_noise_where_it_is():
     """Residuals large at first and small later stay so: nothing is shuffled along the curve."""
     residuals = np.where(np.arange(400) < 200, 1.0, 0.01) * persistent(0, 1)
     columns = np.stack([np.ones(400), X], axis=1)
-    drawn = wild_draws(X, residuals, blocks_of(X, residuals)[0], columns, 300, seed=0)
+    drawn = wild_draws(X, residuals, residual_blocks(X, residuals)[0], columns, 300, seed=0)
     assert drawn.shape == (300, 400)
     assert drawn[:, :200].std() > 30 * drawn[:, 200:].std()
     assert abs(drawn.mean()) < 0.05

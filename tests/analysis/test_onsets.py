@@ -124,7 +124,7 @@ def test_a_run_without_step_0_that_is_above_from_the_start_has_no_dated_onset(se
     assert (onset.step, onset.low, onset.high, onset.at_or_before) == (None, None, None, None)
     assert str(onset).startswith("structure: no onset (already 0.")
     assert "at step 500, the first checkpoint; without step 0 an untrained model may be as far above" in onset.reason
-    assert "if there was an onset, it came at or before that step" in onset.reason
+    assert "an onset would be at or before that step" in onset.reason
     judged = capabilities_onset(pairs_trace({"near": 0.7}, steps=LATE, seed=seed))
     assert judged.step is None
     assert "above chance at step 500, the first checkpoint" in judged.reason
@@ -139,7 +139,7 @@ def test_a_run_that_begins_in_the_middle_of_a_rise_says_at_or_before():
     assert str(onset).startswith(f"structure onset at or before step {onset.at_or_before:,}, not dated (already")
     dated = structure_onset(uas_trace({"attention": RISE, "shuffled": 0.15}))
     assert dated.step <= onset.at_or_before
-    assert f"at or before step {onset.at_or_before:,}, which is no date" in in_order(onset, dated)
+    assert f"at or before step {onset.at_or_before:,}, not dated" in in_order(onset, dated)
 
 
 def test_a_run_that_begins_late_but_before_the_rise_is_dated():
@@ -167,19 +167,19 @@ def test_same_seed_same_onset():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda f: f.drop("arcs"), "arcs"),
         (lambda f: f.filter(pl.col("source") != "shuffled"), "no source 'shuffled'"),
-        (lambda f: f.filter((pl.col("step") != 64) | (pl.col("sentence") > 3)), "every sentence"),
-        (lambda f: f.filter((pl.col("step") != 64) | (pl.col("source") != "shuffled")), "other steps"),
+        (lambda f: f.filter((pl.col("step") != 64) | (pl.col("sentence") > 3)), "needs each sentence"),
+        (lambda f: f.filter((pl.col("step") != 64) | (pl.col("source") != "shuffled")), "different steps"),
         (lambda f: f.with_columns(pl.when(pl.col("step") < 100).then(pl.col("correct"))), "no number at step 100"),
         (lambda f: f.clear(), "no rows"),
     ],
 )
-def test_a_spoilt_trace_is_refused_with_one_line(spoil, says):
+def test_a_spoilt_trace_is_refused_with_one_line(spoil, message):
     trace = uas_trace({"attention": RISE, "shuffled": 0.15}, sentences=20)
-    refuses(says, structure_onset, spoil(trace))
+    refuses(message, structure_onset, spoil(trace))
 
 
 def test_capabilities_break_after_chance():
@@ -221,8 +221,8 @@ def test_scores_that_are_not_numbers_are_refused():
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_first_run_equals_a_loop(k):
     above = np.random.default_rng(k).random((40, 12)) < 0.6
-    found, first = first_run(above, k)
-    for row, is_found, index in zip(above, found, first, strict=True):
+    runs, first = first_run(above, k)
+    for row, is_found, index in zip(above, runs, first, strict=True):
         starts = [i for i in range(12 - k + 1) if all(row[i : i + k])]
         assert is_found == bool(starts)
         assert not starts or index == starts[0]
@@ -241,18 +241,18 @@ def onset(name, step, low, high):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "says"),
+    ("first", "second", "message"),
     [
         (onset("structure", 100, 90, 110), onset("capabilities", 300, 250, 350), "Structure comes first"),
         (onset("structure", 400, 390, 410), onset("capabilities", 300, 250, 350), "Capabilities comes first"),
         (onset("structure", 260, 240, 270), onset("capabilities", 300, 250, 350), "overlap, so neither"),
         (onset("structure", 260, 240, 250), onset("capabilities", 300, 250, 350), "overlap, so neither"),
         (onset("structure", None, None, None), onset("capabilities", 300, 250, 350), "no structure onset"),
-        (onset("structure", 100, None, None), onset("capabilities", 300, 250, 350), "without intervals"),
+        (onset("structure", 100, None, None), onset("capabilities", 300, 250, 350), "there are no intervals"),
     ],
 )
-def test_order_is_claimed_only_where_intervals_part(first, second, says):
-    assert says in in_order(first, second)
+def test_order_is_claimed_only_where_intervals_part(first, second, message):
+    assert message in in_order(first, second)
 
 
 def test_the_window_of_a_rise_is_its_steep_part():
@@ -264,9 +264,9 @@ def test_the_window_of_a_rise_is_its_steep_part():
 
 
 def test_the_story_names_interval_reason_and_bend():
-    told = onset("structure", 1000, 900, 1100).describe()
+    text = onset("structure", 1000, 900, 1100).describe()
     assert (
-        told == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
+        text == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"
     )
     assert structure(0.2).describe().startswith("structure: no onset (never more than 0.1 above the shuffled control")
 
@@ -284,5 +284,5 @@ def test_the_order_is_told_by_both_controls_of_structure():
     )
     never = structure(0.2)
     assert order_of_onsets(never, never, capabilities, pl.DataFrame(sources))[0] == (
-        "Beyond shuffled trees: There is no order to speak of: no structure onset."
+        "Beyond shuffled trees: The order is undefined: no structure onset."
     )

@@ -50,8 +50,8 @@ def test_noisy_powers_as_by_polyfit_and_linregress():
     slope, level = np.polyfit(x, y, 1)
     assert (law["exponent"], law["a"]) == pytest.approx((slope, np.exp(level)))
     assert law["p"] == pytest.approx(linregress(x, y).pvalue)
-    rest = y - slope * x - level
-    reach = 4.302652729911275 * np.sqrt(rest @ rest / 2 / ((x - x.mean()) ** 2).sum())  # Student's t, two degrees left
+    errors = y - slope * x - level
+    reach = 4.302652729911275 * np.sqrt(errors @ errors / 2 / ((x - x.mean()) ** 2).sum())  # Student's t, 2 d.o.f.
     assert (law["low"], law["high"]) == pytest.approx((slope - reach, slope + reach))
 
 
@@ -82,7 +82,7 @@ def test_seeds_are_averaged_and_are_no_further_sizes():
     means = 20 * SIZES**-0.1 * np.exp(0.05 * random.standard_normal(4))
     spread = np.exp([-0.01, 0.0, 0.01])
     seeds = pl.concat([fits(loss_at_break=means * by) for by in spread])
-    (law,), (alone,) = (power_laws(of, ["loss_at_break"]).to_dicts() for of in (seeds, fits(loss_at_break=means)))
+    (law,), (alone,) = (power_laws(table, ["loss_at_break"]).to_dicts() for table in (seeds, fits(loss_at_break=means)))
     assert (law.pop("curves"), alone.pop("curves")) == (12, 4)
     assert law.pop("quantity") == alone.pop("quantity")
     assert law == pytest.approx(alone)
@@ -136,8 +136,8 @@ def test_the_parts_add_up_to_the_measured_gain(rows):
         assert (pair["smaller"][0], pair["larger"][0]) == (f"s{i}", f"s{i + 1}")
         assert pair["gain"].sum() == pytest.approx(np.log(final[i] / final[i + 1]), abs=1e-12)
         # what the fits foretell is explained, and nothing else
-        said = [np.log(loss[k]) + rate[k] * np.log(step[k] / 60_000) for k in (i, i + 1)]
-        assert pair["gain"][:3].sum() == pytest.approx(said[0] - said[1], abs=1e-9)
+        predicted = [np.log(loss[k]) + rate[k] * np.log(step[k] / 60_000) for k in (i, i + 1)]
+        assert pair["gain"][:3].sum() == pytest.approx(predicted[0] - predicted[1], abs=1e-9)
 
 
 @pytest.mark.parametrize(

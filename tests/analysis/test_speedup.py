@@ -31,9 +31,9 @@ def seeds(curve, n=4, noise=0.01, faster=1.0, first=0):
 @given(st.floats(0.2, 0.9), st.floats(0.1, 0.5), st.floats(50, 2500), st.floats(0.4, 3))
 def test_known_parameters_are_recovered(c1, c2, place, c4):
     truth = LearningCurve(c1, c2, 1 / place, c4)
-    found = fit_curve(STEPS, truth(STEPS))
-    assert found(STEPS) == pytest.approx(truth(STEPS), abs=1e-5 * c2)
-    assert found.step_at(c1 - 0.3 * c2) == pytest.approx(truth.step_at(c1 - 0.3 * c2), rel=0.01)
+    result = fit_curve(STEPS, truth(STEPS))
+    assert result(STEPS) == pytest.approx(truth(STEPS), abs=1e-5 * c2)
+    assert result.step_at(c1 - 0.3 * c2) == pytest.approx(truth.step_at(c1 - 0.3 * c2), rel=0.01)
 
 
 @given(st.floats(0.51, 0.94))
@@ -50,79 +50,79 @@ def test_scores_outside_the_curve():
 def test_the_paper_s_figure_by_arithmetic():
     steps = np.arange(0, 70_001, 1_000).astype(float)
     baseline = LearningCurve(84.0, 30.0, 1 / 15_000, 0.7)
-    found = speedup(frame(baseline, steps=steps), frame(baseline, faster=70 / 37, steps=steps), resamples=0)
-    assert found.step == pytest.approx(37_000, rel=1e-3)
-    assert f"{found.value:.2f}" == "1.89"
-    assert (found.low, found.high, found.reached) == (None, None, True)
-    assert str(found) == "speed-up 1.89"
-    assert "at step 37,0" in found.reason
+    result = speedup(frame(baseline, steps=steps), frame(baseline, faster=70 / 37, steps=steps), resamples=0)
+    assert result.step == pytest.approx(37_000, rel=1e-3)
+    assert f"{result.value:.2f}" == "1.89"
+    assert (result.low, result.high, result.reached) == (None, None, True)
+    assert str(result) == "speed-up 1.89"
+    assert "at step 37,0" in result.reason
 
 
 @pytest.mark.parametrize("best", ["fitted", "observed"])
 def test_a_run_is_no_faster_than_itself(best):
-    found = speedup(frame(GOOD), frame(GOOD), best=best, resamples=0)
-    assert found.value == pytest.approx(1, rel=1e-3)
-    assert "beyond" not in found.reason
+    result = speedup(frame(GOOD), frame(GOOD), best=best, resamples=0)
+    assert result.value == pytest.approx(1, rel=1e-3)
+    assert "beyond" not in result.reason
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.6])
 def test_intervals_hold_the_truth_nine_times_in_ten(factor):
     slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
-    found = [
+    result = [
         speedup(frame(slow, 0.005, seed=2 * i), frame(slow, 0.005, factor, seed=2 * i + 1), resamples=100)
         for i in range(20)
     ]
-    assert np.mean([one.value for one in found]) == pytest.approx(factor, abs=0.05)
-    assert sum((one.low or 0) < factor < one.high for one in found) >= 18
+    assert np.mean([one.value for one in result]) == pytest.approx(factor, abs=0.05)
+    assert sum((one.low or 0) < factor < one.high for one in result) >= 18
 
 
 def test_a_faster_run_has_a_bounded_interval_around_the_truth():
     slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
-    found = speedup(frame(slow, 0.005), frame(slow, 0.005, faster=1.6, seed=1))
-    assert found.low < 1.6 < found.high
-    assert found.high - found.low < 0.8
-    assert found.share >= 0.975
-    assert str(found) == f"speed-up {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    assert found == speedup(frame(slow, 0.005), frame(slow, 0.005, faster=1.6, seed=1))
+    result = speedup(frame(slow, 0.005), frame(slow, 0.005, faster=1.6, seed=1))
+    assert result.low < 1.6 < result.high
+    assert result.high - result.low < 0.8
+    assert result.share >= 0.975
+    assert str(result) == f"speed-up {result.value:.2f} [{result.low:.2f}, {result.high:.2f}]"
+    assert result == speedup(frame(slow, 0.005), frame(slow, 0.005, faster=1.6, seed=1))
 
 
 def test_a_worse_run_never_reaches_the_baseline():
-    found = speedup(frame(GOOD, 0.005), frame(BEST_OF_LOWER, 0.005, seed=1))
-    assert (found.reached, found.value, found.low, found.high, found.step) == (False, None, None, None, None)
-    assert found.reason.startswith("never reached: the scheduled fit tends to 0.")
-    assert str(found).startswith("no speed-up to report: never reached")
-    assert found.share == 0
+    result = speedup(frame(GOOD, 0.005), frame(BEST_OF_LOWER, 0.005, seed=1))
+    assert (result.reached, result.value, result.low, result.high, result.step) == (False, None, None, None, None)
+    assert result.reason.startswith("never reached: the scheduled fit tends to 0.")
+    assert str(result).startswith("no speed-up to report: never reached")
+    assert result.share == 0
 
 
 def test_when_some_resamples_never_get_there_the_interval_is_open():
     plateau = LearningCurve(0.95, 0.45, 1 / 600, 1.5)
-    found = speedup(frame(plateau, 0.01), frame(plateau, 0.01, faster=1.5, seed=3))
-    assert found.reached
-    assert 0 < found.share < 0.975
-    assert found.low is None
-    assert found.high > found.value
-    assert "never reach it, so the interval is open below" in found.reason
-    assert "[open, " in str(found)
+    result = speedup(frame(plateau, 0.01), frame(plateau, 0.01, faster=1.5, seed=3))
+    assert result.reached
+    assert 0 < result.share < 0.975
+    assert result.low is None
+    assert result.high > result.value
+    assert "never reach it, so the interval is open below" in result.reason
+    assert "[open, " in str(result)
 
 
 def test_a_slower_run_that_would_get_there_is_read_beyond_its_last_step():
     slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
-    found = speedup(frame(slow), frame(slow, faster=0.7), resamples=0)
-    assert found.value == pytest.approx(0.7, rel=0.01)
-    assert "(beyond its last checkpoint, 4,000)" in found.reason
+    result = speedup(frame(slow), frame(slow, faster=0.7), resamples=0)
+    assert result.value == pytest.approx(0.7, rel=0.01)
+    assert "(beyond its last checkpoint, 4,000)" in result.reason
     assert not speedup(frame(slow), frame(slow, faster=0.4), resamples=0).reached
 
 
 def test_a_run_above_the_best_from_its_start_is_timed_by_its_first_step():
-    found = speedup(frame(BEST_OF_LOWER), frame(LearningCurve(0.95, 0.1, 1 / 1500, 1.2)), resamples=0)
-    assert found.step == 10
-    assert found.value == 400
+    result = speedup(frame(BEST_OF_LOWER), frame(LearningCurve(0.95, 0.1, 1 / 1500, 1.2)), resamples=0)
+    assert result.step == 10
+    assert result.value == 400
 
 
 def test_seeds_are_the_units_where_they_are_given():
     slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
-    found = speedup(seeds(slow), seeds(slow, faster=1.6, first=10), unit="seed")
-    assert found.low < 1.6 < found.high
+    result = speedup(seeds(slow), seeds(slow, faster=1.6, first=10), unit="seed")
+    assert result.low < 1.6 < result.high
     alike = speedup(seeds(slow, noise=0), seeds(slow, noise=0, faster=1.6), unit="seed")
     assert alike.high - alike.low < 0.01
 
@@ -132,10 +132,10 @@ def test_the_interval_over_seeds_is_students_on_the_log_speed_up(n):
     slow = LearningCurve(0.95, 0.45, 1 / 3000, 1.0)
     faster = 1.6 * np.exp(0.02 * np.random.default_rng(n).normal(size=n))
     scheduled = [frame(slow, faster=by).with_columns(seed=pl.lit(seed, pl.Int64)) for seed, by in enumerate(faster)]
-    found = speedup(seeds(slow, n, noise=0), pl.concat(scheduled), unit="seed")
+    result = speedup(seeds(slow, n, noise=0), pl.concat(scheduled), unit="seed")
     middle = np.log(faster).mean()
     reach = student.ppf(0.975, n - 1) * np.log(faster).std(ddof=1) / np.sqrt(n)
-    assert np.log([found.low, found.value, found.high]) == pytest.approx(
+    assert np.log([result.low, result.value, result.high]) == pytest.approx(
         [middle - reach, middle, middle + reach], abs=0.05 * reach
     )
 
@@ -146,29 +146,29 @@ def test_frames_of_different_seeds_add_their_variances():
         pl.concat(frame(slow, faster=by * np.exp(e)).with_columns(seed=pl.lit(first + k)) for k, e in enumerate(off))
         for by, first, off in ((1.0, 0, (-0.02, 0.0, 0.02)), (1.6, 10, (-0.03, 0.0, 0.03)))
     )
-    found = speedup(base, scheduled, unit="seed", level=0.9)
+    result = speedup(base, scheduled, unit="seed", level=0.9)
     variances = np.array([0.02**2, 0.03**2]) / 3
     reach = student.ppf(0.975, variances.sum() ** 2 / (variances**2 / 2).sum()) * np.sqrt(variances.sum())
-    assert np.log(found.high / found.value) == pytest.approx(reach, rel=0.05)
-    assert np.log(found.value / found.low) == pytest.approx(reach, rel=0.05)
+    assert np.log(result.high / result.value) == pytest.approx(reach, rel=0.05)
+    assert np.log(result.value / result.low) == pytest.approx(reach, rel=0.05)
 
 
 def test_a_speed_up_that_rests_on_one_seed_has_no_interval():
     tops = [(seed, LearningCurve(top, top - 0.5, 1 / 900, 1.2)) for seed, top in enumerate([0.95, 0.95, 1.2])]
     scheduled = pl.concat(frame(curve).with_columns(seed=pl.lit(seed, pl.Int64)) for seed, curve in tops)
     base = LearningCurve(1.0, 0.5, 1 / 1500, 1.2)
-    found = speedup(seeds(base, 3, noise=0), scheduled, unit="seed")
-    assert found.value is not None
-    assert (found.low, found.high) == (None, None)
-    assert found.share == pytest.approx(2 / 3)
-    assert "33% of the curves with one seed left out never reach it, so no interval is given" in found.reason
+    result = speedup(seeds(base, 3, noise=0), scheduled, unit="seed")
+    assert result.value is not None
+    assert (result.low, result.high) == (None, None)
+    assert result.share == pytest.approx(2 / 3)
+    assert "33% of the curves with one seed left out never reach it, so no interval is given" in result.reason
 
 
 def test_one_unit_has_no_interval():
     one = seeds(GOOD, n=1)
-    found = speedup(one, seeds(GOOD, n=1, faster=1.3), unit="seed", level=0.9)
-    assert found.value is not None
-    assert (found.low, found.high) == (None, None)
+    result = speedup(one, seeds(GOOD, n=1, faster=1.3), unit="seed", level=0.9)
+    assert result.value is not None
+    assert (result.low, result.high) == (None, None)
 
 
 def test_rows_of_one_step_are_averaged_without_units():
@@ -194,7 +194,7 @@ def test_bad_input_is_refused():
     with pytest.raises(UserError, match="'accuracy' has no number at step 10"):
         speedup(good, good.with_columns(accuracy=pl.when(pl.col("step") == 10).then(None).otherwise("accuracy")))
     refuses("the baseline's score does not rise", speedup, good.with_columns(accuracy=pl.lit(0.5)), good)
-    refuses("every seed must be there once", speedup, seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
+    refuses("every checkpoint needs each seed once", speedup, seeds(GOOD), seeds(GOOD).slice(1), unit="seed")
     refuses("best is 'highest'", speedup, good, good, best="highest")
 
 

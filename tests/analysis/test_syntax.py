@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lmdynamics.analysis.syntax import WHOLE, accuracy_by_step, judged_right, leads_from, pair_race
+from lmdynamics.analysis.syntax import ALL_PARADIGMS, accuracy_by_step, judged_right, leads_from, pair_race
 from tests.analysis.frames import pairs_trace
 from tests.conftest import refuses
 
@@ -65,22 +65,22 @@ def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace)
         race = pair_race(trace, paradigm)
         good, bad, lead = (race.filter(score=score) for score in ("good", "bad", "difference"))
         assert lead["value"].to_list() == pytest.approx((good["value"] - bad["value"]).to_list(), abs=1e-9)
-        of = trace if paradigm is None else trace.filter(paradigm=paradigm)
-        alone = of.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
+        subset = trace if paradigm is None else trace.filter(paradigm=paradigm)
+        alone = subset.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
         assert race["low"].is_null().all() == race["high"].is_null().all() == alone
 
 
 @given(traces(fewest=1), st.booleans())
 def test_the_lead_equals_a_loop_from_the_end(trace, single):
     race = pair_race(trace, "kind 0", 0) if single else pair_race(trace)
-    found, count = None, 0
+    step, count = None, 0
     lead = race.filter(score="difference").sort("step", descending=True)
     for row in lead.iter_rows(named=True):
         if not (row["value"] if row["low"] is None else row["low"]) > 0:
             break
-        found, count = row["step"], count + 1
-    assert leads_from(race, k=1) == found
-    assert leads_from(race) == (found if count >= 3 or count == len(lead) else None)
+        step, count = row["step"], count + 1
+    assert leads_from(race, k=1) == step
+    assert leads_from(race) == (step if count >= 3 or count == len(lead) else None)
 
 
 def test_a_single_pair_is_its_own_numbers():
@@ -97,7 +97,7 @@ def test_paradigms_count_alike_however_many_pairs_they_have():
     few = pl.DataFrame({"pair": [0, 1], "paradigm": "few", "good": [-1.0, -3.0], "bad": -4.0})
     many = pl.DataFrame({"pair": range(2, 42), "paradigm": "many", "good": -6.0, "bad": -4.0})
     race = pair_race(pl.concat([few, many]).with_columns(step=1))
-    assert race["paradigm"].unique().to_list() == [WHOLE]
+    assert race["paradigm"].unique().to_list() == [ALL_PARADIGMS]
     assert race.filter(score="difference")["value"].item() == pytest.approx((2 + -2) / 2)
     assert pair_race(few.with_columns(step=1))["paradigm"].unique().to_list() == ["few"]
 
@@ -146,8 +146,8 @@ def test_judged_right_is_accuracy_with_their_mean_in_front():
     """Of the mean's interval see `test_intervals.py`."""
     trace = pairs_trace({"near": 0.9, "far": 0.4}, pairs=50, steps=[1, 9])
     table, alone = judged_right(trace), accuracy_by_step(trace)
-    assert table.filter(pl.col("paradigm") != WHOLE).equals(alone)
-    assert table["paradigm"].to_list()[:2] == [WHOLE] * 2
+    assert table.filter(pl.col("paradigm") != ALL_PARADIGMS).equals(alone)
+    assert table["paradigm"].to_list()[:2] == [ALL_PARADIGMS] * 2
     assert judged_right(pairs_trace({"near": 0.5}, steps=[1]))["paradigm"].to_list() == ["near"]
 
 
@@ -155,16 +155,16 @@ TRACE = pairs_trace({"near": 0.6, "far": 0.5}, pairs=3, steps=[0, 8])
 
 
 @pytest.mark.parametrize(
-    ("trace", "chosen", "says"),
+    ("trace", "chosen", "message"),
     [
         (TRACE.drop("bad"), {}, "needs the columns"),
         (TRACE, {"paradigm": "nearr"}, "no paradigm 'nearr'; did you mean 'near'"),
         (TRACE, {"paradigm": "near", "pair": 5}, "no pair 5 in near"),
         (TRACE, {"pair": 77}, "no pair 77$"),
         (TRACE.with_columns(good=pl.lit(float("nan"))), {}, "no number at step 0"),
-        (TRACE.head(-1), {}, "every pair must be there once"),
+        (TRACE.head(-1), {}, "every checkpoint needs each pair once"),
         (TRACE.clear(), {}, "no rows"),
     ],
 )
-def test_what_cannot_be_raced_is_said(trace, chosen, says):
-    refuses(says, pair_race, trace, **chosen)
+def test_what_cannot_be_raced_is_said(trace, chosen, message):
+    refuses(message, pair_race, trace, **chosen)

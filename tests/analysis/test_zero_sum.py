@@ -36,28 +36,28 @@ def naive(changes) -> tuple[float, float, float]:
 
 def test_doublings_equal_a_loop_over_tokens():
     trace = losses(np.random.default_rng(0), [0, 1, 2, 3, 4, 6, 8, 100]).sample(fraction=1, shuffle=True, seed=1)
-    found = doublings(trace)
-    of = {(s, r, p): (token, loss) for s, r, p, token, loss in trace.iter_rows()}
+    result = doublings(trace)
+    loss_of = {(s, r, p): (token, loss) for s, r, p, token, loss in trace.iter_rows()}
     expected = [
-        (t, 2 * t, r, p, of[t, r, p][0], of[t, r, p][1], of[2 * t, r, p][1] - of[t, r, p][1])
+        (t, 2 * t, r, p, loss_of[t, r, p][0], loss_of[t, r, p][1], loss_of[2 * t, r, p][1] - loss_of[t, r, p][1])
         for t in (1, 2, 3, 4)
         for r in range(6)
         for p in range(1, 6)
     ]
-    assert found.drop("change").rows() == [each[:6] for each in expected]
-    np.testing.assert_allclose(found["change"], [each[6] for each in expected], atol=1e-12)
+    assert result.drop("change").rows() == [each[:6] for each in expected]
+    np.testing.assert_allclose(result["change"], [each[6] for each in expected], atol=1e-12)
     numbers = {"loss": pl.Float64, "change": pl.Float64}
-    assert dict(found.schema) == {"step": pl.Int64, "until": pl.Int64} | TOKENS | numbers
+    assert dict(result.schema) == {"step": pl.Int64, "until": pl.Int64} | TOKENS | numbers
 
 
 def test_between_runs_is_the_other_s_loss_less_this_one_s():
     rng = np.random.default_rng(0)
     one, other = losses(rng, [1, 2, 4]), losses(rng, [2, 4, 8])
-    found = between_runs(one, other)
-    assert found.select("step", "until").unique().sort("step").rows() == [(2, 2), (4, 4)]
+    result = between_runs(one, other)
+    assert result.select("step", "until").unique().sort("step").rows() == [(2, 2), (4, 4)]
     at = pl.col("step") == 4
     expected = other.filter(at)["loss"].cast(pl.Float64) - one.filter(at)["loss"].cast(pl.Float64)
-    assert found.filter(at)["change"].equals(expected, check_names=False)
+    assert result.filter(at)["change"].equals(expected, check_names=False)
 
 
 def test_the_table_equals_a_loop_over_resamples():
@@ -67,9 +67,9 @@ def test_the_table_equals_a_loop_over_resamples():
     assert table.select("step", "until").rows() == [(4, 8), (2, 4)]  # in the order they come
     counts = resample_counts(12, 40, 3)
     for row in table.iter_rows(named=True):
-        of = changes.filter(pl.col("step") == row["step"])
-        by_row = {r: frame["change"].to_list() for (r,), frame in of.group_by("row")}
-        assert tuple(row[name] for name in THREE) == pytest.approx(naive(of["change"]))
+        subset = changes.filter(pl.col("step") == row["step"])
+        by_row = {r: frame["change"].to_list() for (r,), frame in subset.group_by("row")}
+        assert tuple(row[name] for name in THREE) == pytest.approx(naive(subset["change"]))
         drawn = []
         for times in counts:
             values = [x for r, n in enumerate(times) for x in by_row[r] * int(n)]
@@ -79,7 +79,7 @@ def test_the_table_equals_a_loop_over_resamples():
         low[0], high[0] = min(low[0], 1), min(high[0], 1)
         assert [row[f"{name}_low"] for name in THREE] == pytest.approx(low)
         assert [row[f"{name}_high"] for name in THREE] == pytest.approx(high)
-        assert (row["tokens"], row["rows"]) == (len(of), 12)
+        assert (row["tokens"], row["rows"]) == (len(subset), 12)
 
 
 finite = st.floats(-5, 5).map(lambda x: round(x, 3))
@@ -96,8 +96,8 @@ def of_rows(values, step=1) -> pl.DataFrame:
 def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
     row = interference_table(of_rows(values), resamples=20).row(0, named=True)
     if not any(map(any, values)):
-        found = [row[name] for name in ("interference", "interference_low", "magnitude", "mean_change")]
-        assert found == [None, None, 0, 0]
+        result = [row[name] for name in ("interference", "interference_low", "magnitude", "mean_change")]
+        assert result == [None, None, 0, 0]
         return
     assert 0 <= row["interference"] <= 1
     assert abs(row["mean_change"]) == pytest.approx(row["magnitude"] * (1 - row["interference"]), rel=1e-6, abs=1e-12)
@@ -197,15 +197,15 @@ def test_without_a_break_or_doublings_on_both_sides_nothing_is_decided():
 
 def test_what_cannot_be_compared_is_refused():
     trace = losses(np.random.default_rng(0), [1, 3, 7])
-    refuses("none of the steps 1, 3, 7 is the double of another", doublings, trace)
-    refuses("no losses at step 2; there are some at 1, 3, 7", changes_between, trace, [(1, 2)])
+    refuses("none of the steps 1, 3, 7 is twice another", doublings, trace)
+    refuses("no losses at step 2; measured steps: 1, 3, 7", changes_between, trace, [(1, 2)])
     refuses("step not among them", doublings, trace.drop("step"))
     refuses("loss not among them", changes_between, trace.drop("loss"), [(1, 3)])
     other = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
     refuses("steps 1 and 3 were not measured on the same tokens", changes_between, other, [(1, 3)])
     diverged = trace.with_columns(loss=pl.when(pl.col("step") == 7).then(float("nan")).otherwise("loss"))
     refuses(r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)", changes_between, diverged, [(1, 3)])
-    with pytest.raises(UserError, match="not measured at any step in common"):
+    with pytest.raises(UserError, match="have no measured step in common"):
         between_runs(trace.filter(pl.col("step") == 1), trace.filter(pl.col("step") == 3))
     refuses("until not among them", interference_table, of_rows([[1.0]]).drop("until"))
     refuses("there are no rows", interference_table, of_rows([[1.0]]).clear())
@@ -240,10 +240,10 @@ def test_equals_a_loop_over_resamples(changes):
     name_of = dict(GROUPS.iter_rows())
     counts = resample_counts(15, 30, 5).astype(float)
     for row in table.iter_rows(named=True):
-        of = changes.filter(pl.col("step") == row["step"])
+        subset = changes.filter(pl.col("step") == row["step"])
         tokens = [
             (r, x, name_of.get(token, "other") == row["group"])
-            for r, token, x in of.select("row", "token", "change").rows()
+            for r, token, x in subset.select("row", "token", "change").rows()
         ]
         expected = {name: [] for name in ("gained", "lost", "net", "interference")}
         for times in (np.ones(15), *counts):
@@ -263,20 +263,20 @@ def test_equals_a_loop_over_resamples(changes):
 
 
 def test_groups_add_up_to_the_whole(changes):
-    whole = interference_table(changes)
+    total = interference_table(changes)
     summed = (
         traded(changes, GROUPS)
         .group_by("step", maintain_order=True)
         .agg(pl.col("net", "gained", "lost", "tokens").sum())
     )
-    np.testing.assert_allclose(summed["net"], whole["mean_change"])
-    np.testing.assert_allclose(summed["gained"] + summed["lost"], whole["magnitude"])
-    assert summed["tokens"].to_list() == whole["tokens"].to_list()
+    np.testing.assert_allclose(summed["net"], total["mean_change"])
+    np.testing.assert_allclose(summed["gained"] + summed["lost"], total["magnitude"])
+    assert summed["tokens"].to_list() == total["tokens"].to_list()
     alone = traded(changes, None)
     assert alone["group"].to_list() == ["all", "all"]
     for name in ("", "_low", "_high"):
-        np.testing.assert_allclose(alone[f"net{name}"], whole[f"mean_change{name}"])
-        np.testing.assert_allclose(alone[f"interference{name}"], whole[f"interference{name}"])
+        np.testing.assert_allclose(alone[f"net{name}"], total[f"mean_change{name}"])
+        np.testing.assert_allclose(alone[f"interference{name}"], total[f"interference{name}"])
 
 
 def test_groups_by_place_and_by_token_agree(changes):
@@ -312,20 +312,23 @@ def test_what_are_no_groups_is_refused(changes):
 
 
 def test_winners_and_losers_equal_a_loop_over_tokens(changes):
-    found = winners_and_losers(changes, n=3, at_least=5, by=["step"])
+    result = winners_and_losers(changes, n=3, min_count=5, by=["step"])
     expected = []
     for step in (8, 2):
-        of = {}
+        changes_of = {}
         for token, x in changes.filter(pl.col("step") == step).select("token", "change").iter_rows():
-            of.setdefault(token, []).append(x)
-        means = sorted((np.mean(values), token) for token, values in of.items() if len(values) >= 5)
+            changes_of.setdefault(token, []).append(x)
+        means = sorted((np.mean(values), token) for token, values in changes_of.items() if len(values) >= 5)
         chosen = [("winner", m, t) for m, t in means[:3] if m < 0] + [
             ("loser", m, t) for m, t in means[:-4:-1] if m > 0
         ]
-        expected += [(step, k, t, m, np.std(of[t], ddof=1) / len(of[t]) ** 0.5, len(of[t])) for k, m, t in chosen]
-    assert found.columns == ["step", "kind", "token", "change", "stderr", "count"]
-    assert found.select("step", "kind", "token", "count").rows() == [(s, k, t, n) for s, k, t, _, _, n in expected]
-    np.testing.assert_allclose(found.select("change", "stderr"), [each[3:5] for each in expected])
+        stderr = {
+            t: np.std(values, ddof=1) / len(values) ** 0.5 for t, values in changes_of.items() if len(values) >= 5
+        }
+        expected += [(step, k, t, m, stderr[t], len(changes_of[t])) for k, m, t in chosen]
+    assert result.columns == ["step", "kind", "token", "change", "stderr", "count"]
+    assert result.select("step", "kind", "token", "count").rows() == [(s, k, t, n) for s, k, t, _, _, n in expected]
+    np.testing.assert_allclose(result.select("change", "stderr"), [each[3:5] for each in expected])
 
 
 def test_rare_tokens_do_not_win(changes):
@@ -333,14 +336,14 @@ def test_rare_tokens_do_not_win(changes):
     rare = one.head(3).with_columns(token=pl.lit(77, pl.Int32), change=pl.lit(-9.0))
     both = pl.concat([one, rare])
     assert 77 not in winners_and_losers(both)["token"]
-    assert winners_and_losers(both, at_least=3)["token"][0] == 77
-    refuses("no token occurs 999 times", winners_and_losers, one, at_least=999)
+    assert winners_and_losers(both, min_count=3)["token"][0] == 77
+    refuses("no token occurs 999 times", winners_and_losers, one, min_count=999)
 
 
 def test_nobody_loses_where_all_gain(changes):
-    found = winners_and_losers(changes.with_columns(change=-pl.col("change").abs()))
-    assert found["kind"].unique().to_list() == ["winner"]
-    assert found["change"].is_sorted()
+    result = winners_and_losers(changes.with_columns(change=-pl.col("change").abs()))
+    assert result["kind"].unique().to_list() == ["winner"]
+    assert result["change"].is_sorted()
 
 
 def test_tokens_are_named_as_the_tokenizer_writes_them():

@@ -33,9 +33,9 @@ widgets.VBox([slider, label, chart])
 """
 
 BREAK = """\
-from lmdynamics.experiments.ladder import drawn_from, published_fits
+from lmdynamics.experiments.ladder import curves_from_fits, published_fits
 from lmdynamics.explorers.deceleration import DecelerationExplorer
-DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)])).show()
+DecelerationExplorer(curves_from_fits(published_fits(), [float(step) for step in range(110, 60_000, 300)])).show()
 """
 
 

@@ -18,9 +18,9 @@ pytestmark = [
 ]
 
 EXPLORER = """\
-from lmdynamics.experiments.ladder import drawn_from, published_fits
+from lmdynamics.experiments.ladder import curves_from_fits, published_fits
 from lmdynamics.explorers.deceleration import DecelerationExplorer
-explorer = DecelerationExplorer(drawn_from(published_fits(), [float(step) for step in range(110, 60_000, 300)]))
+explorer = DecelerationExplorer(curves_from_fits(published_fits(), [float(step) for step in range(110, 60_000, 300)]))
 """
 VIEW = ".vega-embed svg"
 

@@ -7,7 +7,7 @@ import pytest
 
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import wilson
-from lmdynamics.analysis.syntax import DIRECTIONS, head_history, predicted_heads, told
+from lmdynamics.analysis.syntax import DIRECTIONS, describe_relation, head_history, predicted_heads
 from lmdynamics.charts.arcs import BASE, CORRECT, INCORRECT, UNKNOWN, arc_levels, moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import layer_head_map, moving_head_map
@@ -60,7 +60,7 @@ def test_what_a_causal_head_cannot_see_is_said():
         head_map, table = (
             chart.to_dict() for chart in (layer_head_map(scores, "nsubj"), charts.heads_by_relation(best))
         )
-        words = "within reach are 25% read dependent→head, 75% read head→dependent"
+        words = "it can find 25% read dependent→head, 75% read head→dependent"
         assert (words in " ".join(head_map["title"]["subtitle"])) == (words in head_map["description"]) == causal
         assert ("looks left only" in str(table["title"])) == ("'field': 'reachable'" in str(table["layer"])) == causal
     assert layer_head_map(scores, "nsubj").to_dict() == layer_head_map(head_scores(), "nsubj").to_dict()
@@ -127,19 +127,19 @@ def test_head_history_says_since_when():
     assert nsubj["appears"] == clear[0]
     assert nsubj["not_yet"] == max(step for step in STEPS if step < clear[0])
     assert nsubj["first_head"] == ("1-0" if clear[0] < 300 else "1-2")
-    said = told(history, "nsubj")
+    said = describe_relation(history, "nsubj")
     assert said.startswith(f"nsubj appears at step {clear[0]:,} (not yet at {nsubj['not_yet']:,}), first in head 1-")
     assert "the best fixed offset 40.0%" in said
     dip = pl.when(pl.col("step") == clear[-2]).then(0.1).otherwise("accuracy")  # what is lost again has not appeared
     at_the_last = head_history(best.with_columns(accuracy=dip))
     assert at_the_last["appears"].to_list() == [None] * 2
     assert at_the_last["undated"].to_list() == [clear[-1]] * 2
-    assert told(at_the_last, "nsubj").startswith(
-        f"nsubj is above the offset from step {clear[-1]:,} on only, too late to say that it stays: at the end head 1-2"
+    assert describe_relation(at_the_last, "nsubj").startswith(
+        f"nsubj is above the offset only from step {clear[-1]:,}, too late to date it: at the end head 1-2"
     )
     never = head_history(best.with_columns(offset=pl.lit(0.99)))
     assert never["appears"].to_list() == [None, None]
-    assert told(never, "nsubj").startswith("nsubj has not appeared: at the end head 1-2 ")
+    assert describe_relation(never, "nsubj").startswith("nsubj has not appeared: at the end head 1-2 ")
 
 
 @pytest.mark.parametrize(("first", "says"), [(0, "nothing appears"), (305, "it appeared at or before step 305, or")])
@@ -149,7 +149,7 @@ def test_what_is_there_at_the_first_checkpoint_does_not_appear(first, says):
     history = head_history(best)
     assert history.select("appears", "not_yet", "first_head").null_count().row(0) == (2, 2, 2)
     assert history["undated"].to_list() == [first, first]
-    assert told(history, "nsubj").startswith(f"nsubj is above the offset at every checkpoint: {says}")
+    assert describe_relation(history, "nsubj").startswith(f"nsubj is above the offset at every checkpoint: {says}")
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

@@ -176,7 +176,7 @@ def test_a_wrong_hash_is_refused_and_nothing_appears(server, source, folder):
 
 def test_more_bytes_than_the_source_has_are_not_taken(server, source, folder):
     server.content["a.txt"] = b"x" * 10_000_000
-    assert "it is another file" in refusal(download, source, folder)
+    assert "this is another file" in refusal(download, source, folder)
     assert not folder.exists()
 
 

@@ -290,9 +290,9 @@ def test_a_planted_mix_up_in_training_is_caught(monkeypatch):
 
 
 def test_it_is_there_inside_the_block_only():
-    assert devices.devices_here() == ["cpu"]
+    assert devices.available_devices() == ["cpu"]
     with accelerator() as device:
-        assert devices.devices_here() == ["cpu", "accel:0"]
+        assert devices.available_devices() == ["cpu", "accel:0"]
         assert devices.default_device() == device
         with pytest.raises(UserError, match="device 'accel:3' is not on this machine: .* finds cpu, accel:0"):
             devices.need_device("accel:3")

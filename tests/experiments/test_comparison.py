@@ -52,7 +52,7 @@ def test_loss_interval_is_two_standard_errors(tiny_run):
 
 def test_what_cannot_be_compared(tiny_run):
     refuses(r"1 run\(s\) cannot be compared", lmd.compare_runs, tiny_run)
-    with pytest.raises(UserError, match="has no one number for 'norm', a WeightNorm"):
+    with pytest.raises(UserError, match="cannot summarise 'norm', a WeightNorm"):
         lmd.compare_runs(tiny_run, tiny_run.branch(4), measurements={"norm": WeightNorm()}, progress=False)
 
 
@@ -63,16 +63,16 @@ def test_a_sweep_is_measured_run_by_run(tiny_run):
         ("faster", 0, other.name, None),
         ("broken", 0, "nowhere", "no such thing"),
     ]
-    made = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
+    runs = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
     measurements = {"loss": HeldOutLoss(tiny_run.held_out())}
-    traces = trace_conditions(made, measurements, steps=lambda run: run.steps[-2:], progress=False)
+    traces = trace_conditions(runs, measurements, steps=lambda run: run.steps[-2:], progress=False)
     table = summarise_conditions(measurements, traces)
     assert table.select("condition", "step").rows() == [("base", 8), ("base", 12), ("faster", 8), ("faster", 12)]
     assert at_the_end(table)["value"].to_list() == [
         measurements["loss"](run[12])["loss"][0] for run in (tiny_run, other)
     ]
-    with pytest.raises(UserError, match="none of the 1 runs is complete; the first fault: no such thing"):
-        trace_conditions(made.tail(1), measurements)
+    with pytest.raises(UserError, match="none of the 1 runs is complete; the first error: no such thing"):
+        trace_conditions(runs.tail(1), measurements)
 
 
 MEASUREMENTS = {"held-out loss": HeldOutLoss, "pairs": PairAccuracy}
@@ -175,13 +175,13 @@ def curves(**conditions: list[tuple[int, float]]) -> pl.DataFrame:
 
 
 def test_twice_as_fast_is_a_speed_up_of_two():
-    found = speedups(curves(base=learning(1), quick=learning(2), low=learning(1, 0.5)), "pairs", "base")
-    assert found.found["quick"].value == pytest.approx(2, rel=0.02)
-    assert found.found["low"].value is None
-    assert found.reached["condition"].to_list() == ["quick", "low"]
-    assert found.fits["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
-    assert found.points["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
-    assert [frame.is_empty() for frame in found.frames] == [False] * 3
+    result = speedups(curves(base=learning(1), quick=learning(2), low=learning(1, 0.5)), "pairs", "base")
+    assert result.by_condition["quick"].value == pytest.approx(2, rel=0.02)
+    assert result.by_condition["low"].value is None
+    assert result.reached["condition"].to_list() == ["quick", "low"]
+    assert result.fits["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert result.points["condition"].unique(maintain_order=True).to_list() == ["base", "quick", "low"]
+    assert [frame.is_empty() for frame in result.frames] == [False] * 3
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -189,16 +189,16 @@ def test_a_speed_up_from_one_seed_has_no_interval(seeds):
     rng = np.random.default_rng(0)
     parts = [curves(base=learning(1 + 0.05 * rng.normal()), quick=learning(2)) for _ in range(seeds)]
     frame = pl.concat(part.with_columns(seed=pl.lit(seed)) for seed, part in enumerate(parts))
-    fit = speedups(frame, "pairs", "base").found["quick"]
+    fit = speedups(frame, "pairs", "base").by_condition["quick"]
     assert fit.value == pytest.approx(2, rel=0.2)
     assert (fit.low is None, fit.high is None) == (seeds == 1,) * 2
     assert ("one seed, so there is no interval" in fit.reason) == (seeds == 1)
 
 
 def test_a_flat_baseline_has_no_speed_ups_and_says_why():
-    found = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
-    assert found.found == {}
-    assert "nothing to reach sooner" in found.refused
+    result = speedups(curves(base=[(step, 0.5) for step in range(0, 4001, 250)], quick=learning(2)), "pairs", "base")
+    assert result.by_condition == {}
+    assert "no target to reach earlier" in result.refused
 
 
 def test_gains_are_against_the_baseline_of_the_same_seed():

@@ -18,8 +18,8 @@ from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import (
     LAST_STEP,
     as_published,
+    curves_from_fits,
     doubling_steps,
-    drawn_from,
     ladder_curves,
     published_curves,
     published_fits,
@@ -61,9 +61,9 @@ def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
     small, wide = (dict(zip(WIDTHS, sizes, strict=True)) for sizes in ((16, 32), (32, 48)))
     short = {**small, "model.max_position_embeddings": 8}
     plan = Plan("grammar-ladder", (Condition("small", small), Condition("wide", wide), Condition("failed", short)))
-    made = sweep(plan, "smoke", (0,), {**FEW, "model.num_key_value_heads": 2}, workers=1, progress=False)
-    assert made["error"].is_null().to_list() == [True, True, False]
-    curves, runs = ladder_curves(made)
+    sweep_table = sweep(plan, "smoke", (0,), {**FEW, "model.num_key_value_heads": 2}, workers=1, progress=False)
+    assert sweep_table["error"].is_null().to_list() == [True, True, False]
+    curves, runs = ladder_curves(sweep_table)
 
     assert curves.schema == {"curve": pl.String, "step": pl.Int64, "loss": pl.Float64}
     assert runs.select("curve", "size", "seed").rows() == [
@@ -78,9 +78,9 @@ def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
     assert doubling_steps(open_run(runs["run"][0])) == [1, 2, 4]
     for row in runs.iter_rows(named=True):
         run = open_run(row["run"])
-        of = curves.filter(pl.col("curve") == row["curve"])
-        assert of["loss"].to_list() == run.log["loss"].to_list()
-        assert of["step"].to_list() == run.log["step"].to_list()
+        subset = curves.filter(pl.col("curve") == row["curve"])
+        assert subset["loss"].to_list() == run.log["loss"].to_list()
+        assert subset["step"].to_list() == run.log["step"].to_list()
         last = run[6]
         assert row["parameters"] == sum(p.numel() for p in last.model().parameters())
         assert row["unigram_entropy"] == unigram_entropy(run.held_out())
@@ -89,7 +89,7 @@ def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
     assert runs["parameters"][0] < runs["parameters"][1]
     assert runs["unigram_entropy"].n_unique() == 1  # the same held-out rows
     assert unigram_phase_ends(curves, runs)["curve"].to_list() == runs["curve"].to_list()
-    refuses("none of the 1 runs is complete: .*the model takes at most 8", ladder_curves, made.tail(1))
+    refuses("none of the 1 runs is complete: .*the model takes at most 8", ladder_curves, sweep_table.tail(1))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_doublings_are_looked_for_beyond_powers_of_two(steps, doubled):
 
 
 def test_no_run_and_a_run_without_a_log_are_refused(tiny_run):
-    made = pl.DataFrame(
+    sweep_table = pl.DataFrame(
         [("a", 0, "tiny", None)],
         {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String},
         orient="row",
     )
-    refuses("none of the 0 runs is complete", ladder_curves, made.clear())
+    refuses("none of the 0 runs is complete", ladder_curves, sweep_table.clear())
     (tiny_run.folder / "log.parquet").unlink()
-    refuses("has no log of its losses; train it with `lmdynamics sweep`", ladder_curves, made)
+    refuses("has no loss log; train it with `lmdynamics sweep`", ladder_curves, sweep_table)
 
 
 # which break --------------------------------------------------------------------------------------------------------
@@ -133,10 +133,10 @@ def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
     shuffled = curves.sample(fraction=1, shuffle=True, seed=0)
     ends = unigram_phase_ends(shuffled, runs)
     assert ends.schema == {"curve": pl.String, "ends": pl.Float64}
-    found = dict(ends.iter_rows())
+    phases = dict(ends.iter_rows())
     # the mean over the last sixth of all steps is below 4 once more than half of them lie after step 500
-    assert found.pop("falls") == pytest.approx(545, abs=10)
-    assert found == {"never": None, "at once": 1.0, "lucky": None, "absent": None}
+    assert phases.pop("falls") == pytest.approx(545, abs=10)
+    assert phases == {"never": None, "at once": 1.0, "lucky": None, "absent": None}
     with pytest.raises(UserError, match="the unigram phase needs the columns curve, unigram_entropy"):
         unigram_phase_ends(curves, runs.drop("unigram_entropy"))
 
@@ -158,10 +158,10 @@ def test_a_break_is_told_by_its_distance_from_the_end_of_that_phase(verdict, at,
     other = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
     fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, other])
     phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5.0, ends]}, {"curve": pl.String, "ends": pl.Float64})
-    told = which_break(fits, phases)
-    assert told["curve"].to_list() == ["a", "other"]
-    assert told.columns == [*fits.columns, "ends", "which"]
-    assert told["which"].to_list() == [which, "none"]
+    table = which_break(fits, phases)
+    assert table["curve"].to_list() == ["a", "other"]
+    assert table.columns == [*fits.columns, "ends", "which"]
+    assert table["which"].to_list() == [which, "none"]
 
 
 # sizes --------------------------------------------------------------------------------------------------------------
@@ -173,15 +173,15 @@ def fits(loss, rate, verdict="decelerates") -> pl.DataFrame:
 
 
 def test_the_published_table_is_as_published():
-    said = as_published(published_fits())
-    assert said.count("as published") == 2
-    assert "not as" not in said
-    assert "L_d ∝ N^-0.06" in said
-    assert said.endswith("(8 of 8 curves decelerate).")
+    sentence = as_published(published_fits())
+    assert sentence.count("as published") == 2
+    assert "not as" not in sentence
+    assert "L_d ∝ N^-0.06" in sentence
+    assert sentence.endswith("(8 of 8 curves decelerate).")
 
 
 @pytest.mark.parametrize(
-    ("loss", "rate", "said"),
+    ("loss", "rate", "sentence"),
     [
         (
             [3.0, 3.3, 3.6, 4.0],
@@ -191,13 +191,13 @@ def test_the_published_table_is_as_published():
         (
             [3.0, 3.3, 3.1, 2.9],
             [0.01, 0.02, 0.04, 0.08],
-            r"undecided whether it moves with size; r_d .*N\^1.000 \[1.000, 1.000\]: rises with size, as published",
+            r"undecided whether it changes with size; r_d .*N\^1.000 \[1.000, 1.000\]: rises with size, as published",
         ),
         ([4.0, 3.5, 3.0, 2.5], [-0.01, 0.02, -0.02, 0.01], "; r_d is positive in 2 curves only, of 2 sizes"),
     ],
 )
-def test_what_size_does_to_loss_and_rate_is_said(loss, rate, said):
-    assert re.search(said, as_published(fits(loss, rate)))
+def test_what_size_does_to_loss_and_rate_is_said(loss, rate, sentence):
+    assert re.search(sentence, as_published(fits(loss, rate)))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_what_size_does_to_loss_and_rate_is_said(loss, rate, said):
 )
 def test_where_few_decelerate_there_is_nothing_to_compare(verdicts, counted):
     some = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
-    assert as_published(some) == f"Only {counted}: there is no L_d and no r_d to follow over sizes."
+    assert as_published(some) == f"Only {counted}: L_d and r_d cannot be compared over sizes."
 
 
 PARAMETERS = {
@@ -244,30 +244,30 @@ def test_its_numbers_belong_together():
         assert row["step_at_break"] == pytest.approx(np.exp(row["log_d1"]), rel=2e-3)
 
 
-def test_a_curve_is_drawn_as_its_fit_foretells_it():
+def test_a_curve_is_computed_as_its_fit_predicts():
     steps = spaced(60)
-    made = fit_deceleration(steps, noisy(steps, 0.01, 0), resamples=0)
-    drawn = drawn_from(fits_table({"a": made, "b": made}), np.array([50.0, 3_000.0, 1e6]))
+    fit = fit_deceleration(steps, noisy(steps, 0.01, 0), resamples=0)
+    drawn = curves_from_fits(fits_table({"a": fit, "b": fit}), np.array([50.0, 3_000.0, 1e6]))
     assert drawn["curve"].to_list() == ["a"] * 3 + ["b"] * 3
-    assert drawn["loss"].to_list() == pytest.approx(made.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
+    assert drawn["loss"].to_list() == pytest.approx(fit.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
     words = "drawing fits needs the columns curve, b, c0, c1, log_d1, f1; b not among them"
-    refuses(words, drawn_from, published_fits().drop("b"), steps)
+    refuses(words, curves_from_fits, published_fits().drop("b"), steps)
 
 
 def test_without_the_authors_curves_those_of_the_table_are_drawn_and_said(monkeypatch):
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
-    curves, what, real = published_curves()
+    curves, description, real = published_curves()
     assert not real
-    assert what.startswith("Drawn from the eight printed fits, not measured: fitting them checks the fitter and is no")
+    assert description.startswith("Computed from the eight published fits, not measured: fitting them only checks")
     assert curves["curve"].unique(maintain_order=True).to_list() == list(PARAMETERS)
     assert (curves["step"].min(), curves["step"].max()) == (110, LAST_STEP)
     again = fit_curves(curves, resamples=0)
     for row in published_fits().iter_rows(named=True):
-        made = again[row["curve"]]
-        assert isinstance(made, Deceleration)
-        assert made.headline == "decelerates (no noise, as if drawn from a formula)"
-        assert made.rate_after_break == pytest.approx(row["c0"] + row["c1"], abs=1e-5)
-        assert made.f1 == pytest.approx(row["f1"], rel=1e-3)
+        result = again[row["curve"]]
+        assert isinstance(result, Deceleration)
+        assert result.headline == "decelerates (no noise, as if computed from a formula)"
+        assert result.rate_after_break == pytest.approx(row["c0"] + row["c1"], abs=1e-5)
+        assert result.f1 == pytest.approx(row["f1"], rel=1e-3)
 
 
 def test_the_authors_curves_are_taken_from_whichever_folder_has_them(monkeypatch, tmp_path, home):
@@ -276,22 +276,22 @@ def test_the_authors_curves_are_taken_from_whichever_folder_has_them(monkeypatch
     mine = pl.concat([one, one.with_columns(model=pl.lit("8M"))])
     monkeypatch.setenv("LMDYNAMICS_DATA", str(tmp_path))
     for folder in (home / "fetched", tmp_path):
-        where = folder / "trajectories" / "zsl"
-        where.mkdir(parents=True)
-        mine.write_csv(where / "smoothed_loss.csv")
-        curves, what, real = published_curves()
+        data_folder = folder / "trajectories" / "zsl"
+        data_folder.mkdir(parents=True)
+        mine.write_csv(data_folder / "smoothed_loss.csv")
+        curves, description, real = published_curves()
         assert real
-        assert what == "The authors' smoothed losses of 9M, 8M."
+        assert description == "The authors' smoothed losses of 9M, 8M."
         assert curves["loss"].to_list() == pytest.approx(mine["loss"].to_list())
-        (where / "smoothed_loss.csv").unlink()
+        (data_folder / "smoothed_loss.csv").unlink()
 
 
 def test_the_authors_own_curves(real_data):
-    curves, what, real = published_curves()
+    curves, description, real = published_curves()
     assert real
     names = curves["curve"].unique(maintain_order=True).to_list()
     assert names == ["14M", "37M", "144M", "285M", "OLMo-1B"]
-    assert what == f"The authors' smoothed losses of {', '.join(names)}."
+    assert description == f"The authors' smoothed losses of {', '.join(names)}."
     ends = dict(curves.group_by("curve").agg(pl.col("loss").last()).iter_rows())
     measured = dict(published_fits().select("size", "final_loss").iter_rows())
     assert all(ends[name] == pytest.approx(measured[name], abs=6e-4) for name in names[:4])

@@ -28,13 +28,13 @@ def write(tmp_path):
     return write
 
 
-def refusal(where, **told):
-    message = refuses(".", read_curves, where, **told)
+def refusal(source, **options):
+    message = refuses(".", read_curves, source, **options)
     assert len(message) < 700
     return message
 
 
-def said(curves):
+def notes_of(curves):
     return " ".join(curves.notes)
 
 
@@ -55,7 +55,7 @@ def test_a_csv_is_one_curve_called_after_its_file(write):
     assert curves.frame.schema == {"curve": pl.String, "step": pl.Int64, "loss": pl.Float64}
     assert curves.bad_rows.schema == {"curve": pl.String, "reason": pl.String, "rows": pl.Int64}
     assert curves.bad_rows.is_empty()
-    assert curves.notes == ("Columns: step 'step' (guessed), loss 'loss' (guessed); choose with --step, --loss.",)
+    assert curves.notes == ("Columns: step 'step' (detected), loss 'loss' (detected); choose with --step, --loss.",)
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -83,7 +83,7 @@ def test_json_lines_are_read_with_fields_inside_fields_and_nan(write):
     curves = read_curves(write("\n".join(map(json.dumps, lines)) + "\n", "some.jsonl"))
     assert curves.frame.rows() == [PLAIN[0], PLAIN[2]]
     assert counts(curves) == {"not a number": 1}
-    assert "Other columns that look like losses, not taken: val/loss." in curves.notes
+    assert "Other columns that look like losses, not used: val/loss." in curves.notes
     assert read_curves(write("\n".join(map(json.dumps, lines)), "some.ndjson"), loss="val/loss").frame["step"][0] == 5
 
 
@@ -92,7 +92,7 @@ def test_the_last_line_of_a_log_may_be_cut_short_but_no_other(write):
     curves = read_curves(write(text, "some.jsonl"))
     assert curves.frame.rows() == PLAIN[:1]
     assert "The last line, 2, is cut short and was left out." in curves.notes
-    assert "line 2 is no JSON" in refusal(write(text + '\n{"step": 20, "loss": 2.5}\n', "some.jsonl"))
+    assert "line 2 is not JSON" in refusal(write(text + '\n{"step": 20, "loss": 2.5}\n', "some.jsonl"))
 
 
 HISTORY = [
@@ -107,11 +107,11 @@ HISTORY = [
 def test_a_trainer_state_is_read_from_the_file_or_a_folder_that_holds_it(write, tmp_path, place):
     path = write(json.dumps({"log_history": HISTORY}), f"opt/{place}trainer_state.json")
     write(json.dumps({"log_history": HISTORY[:1]}), "opt/checkpoint-3/trainer_state.json")
-    for where in (path, path.parent, tmp_path / "opt"):
-        curves = read_curves(where)
+    for source in (path, path.parent, tmp_path / "opt"):
+        curves = read_curves(source)
         assert curves.frame.rows() == [("opt", 10, 4.0), ("opt", 20, 3.0)]
         assert curves.bad_rows.is_empty()
-        assert "train_loss" not in said(curves)
+        assert "train_loss" not in notes_of(curves)
     assert read_curves(path, loss="eval_loss").frame.rows() == [("opt", 10, 3.9)]
     if place:
         assert "Read from checkpoint-20/trainer_state.json." in read_curves(tmp_path / "opt").notes
@@ -120,8 +120,8 @@ def test_a_trainer_state_is_read_from_the_file_or_a_folder_that_holds_it(write, 
 def test_a_run_is_read_by_name_by_folder_and_as_it_is(tiny_run, tmp_path):
     expected = [("tiny", *row) for row in tiny_run.log.select("step", "loss").iter_rows()]
     assert expected
-    for where in ("tiny", tiny_run.folder, str(tiny_run.folder), tiny_run):
-        assert read_curves(where).frame.rows() == expected
+    for source in ("tiny", tiny_run.folder, str(tiny_run.folder), tiny_run):
+        assert read_curves(source).frame.rows() == expected
     assert read_curves("tiny", step="tokens").frame["step"].to_list() == tiny_run.log["tokens"].to_list()
     assert "did you mean 'tiny'" in refusal("tinny")
 
@@ -129,14 +129,14 @@ def test_a_run_is_read_by_name_by_folder_and_as_it_is(tiny_run, tmp_path):
 # TensorBoard
 
 
-def events(folder, values, tag="train/loss", **how):
+def events(folder, values, tag="train/loss", **options):
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
         writer.add_histogram("weights", np.arange(3.0), 0, bins="auto")
         writer.add_text("note", "no loss", 0)
         for step, loss in values:
-            writer.add_scalar(tag, loss, step, **how)
+            writer.add_scalar(tag, loss, step, **options)
     return max(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns)
 
 
@@ -144,8 +144,8 @@ def events(folder, values, tag="train/loss", **how):
 def test_event_files_are_read_whole(tmp_path, new_style):
     values = [(step, 2.0 + 1 / 2 ** (step % 8)) for step in range(12_000 if not new_style else 100)]
     file = events(tmp_path / "one", values, new_style=new_style)
-    for where in (file, tmp_path / "one"):
-        curves = read_curves(where)
+    for source in (file, tmp_path / "one"):
+        curves = read_curves(source)
         assert rows_of(curves.frame) == values  # more than the 10,000 that are kept by default
         assert curves.names == ["one"]
 
@@ -185,14 +185,14 @@ def test_of_a_damaged_event_file_what_is_whole_is_read_and_told(tmp_path, damage
     file.write_bytes(content[:half] + (b"" if damage == "cut short" else b"\xff" * 8 + content[half + 8 :]))
     curves = read_curves(tmp_path / "run")
     assert 20 < len(curves.frame) < 80
-    assert "is cut short, damaged or still being written" in said(curves)
+    assert "is cut short, damaged or still being written" in notes_of(curves)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x18\0\0", b"rubbish" * 100], ids=["empty", "a few bytes", "rubbish"])
 def test_an_event_file_without_a_whole_record_is_refused(write, content):
     path = write(content, "run/events.out.tfevents.1.host")
-    assert "holds no whole record, so it is damaged or no event file" in refusal(path)
-    assert "holds no whole record" in refusal(path.parent)
+    assert "holds no complete record, so it is damaged or not an event file" in refusal(path)
+    assert "holds no complete record" in refusal(path.parent)
 
 
 def test_without_tensorboard_it_is_said_how_to_get_it(write, monkeypatch):
@@ -214,14 +214,14 @@ def test_each_column_of_an_export_is_a_curve_called_after_its_run(write):
     curves = read_curves(write(export()))
     assert curves.frame.rows() == [("small - v2", 10, 3.0), ("small - v2", 20, 2.5), ("large", 20, 2.0)]
     assert curves.bad_rows.is_empty()
-    assert "loss '* - train/loss' (guessed)" in said(curves)
-    assert "sampled" not in said(curves)
-    for told in ("train/loss", "* - train/loss"):
-        assert read_curves(write(export()), loss=told).frame.equals(curves.frame)
+    assert "loss '* - train/loss' (detected)" in notes_of(curves)
+    assert "sampled" not in notes_of(curves)
+    for options in ("train/loss", "* - train/loss"):
+        assert read_curves(write(export()), loss=options).frame.equals(curves.frame)
 
 
 def test_an_export_whose_points_are_ranges_is_warned_of(write):
-    assert "__MIN and __MAX differ from the value" in said(read_curves(write(export(minimum="2.9"))))
+    assert "__MIN and __MAX differ from the value" in notes_of(read_curves(write(export(minimum="2.9"))))
 
 
 @pytest.mark.parametrize(("rows", "every", "warned"), [(500, 20, True), (501, 20, False), (500, 1, False)])
@@ -231,7 +231,7 @@ def test_a_history_of_a_round_number_of_rows_is_warned_of(tmp_path, rows, every,
     table = pl.DataFrame({"_step": steps, "train/loss": 3.0, "eval/loss": [2.0] + [None] * (rows - 1)})
     table.write_csv(tmp_path / "h.csv") if suffix == "csv" else table.write_parquet(tmp_path / "h.parquet")
     curves = read_curves(tmp_path / f"h.{suffix}")
-    assert ("looks sampled (a curve has exactly 500 points over 9,980 steps)" in said(curves)) == warned
+    assert ("looks sampled (a curve has exactly 500 points over 9,980 steps)" in notes_of(curves)) == warned
     assert read_curves(tmp_path / f"h.{suffix}", loss="eval/loss").bad_rows.is_empty()
 
 
@@ -260,8 +260,8 @@ def test_usual_names_are_known(step, loss):
 def test_the_best_known_loss_is_taken_and_the_others_are_named(columns):
     curves, first = read_curves(pl.DataFrame({"step": [1, 2], **columns})), next(iter(columns))
     assert curves.frame["loss"].to_list() == [2.0, 2.0]
-    assert "named like a loss" not in said(curves)
-    assert (f"Other columns that look like losses, not taken: {first}." in curves.notes) == ("loss" in first)
+    assert "named like a loss" not in notes_of(curves)
+    assert (f"Other columns that look like losses, not used: {first}." in curves.notes) == ("loss" in first)
 
 
 def test_the_same_metric_of_several_runs_is_a_curve_each():
@@ -269,7 +269,7 @@ def test_the_same_metric_of_several_runs_is_a_curve_each():
     curves = read_curves(frame)
     assert curves.frame.rows() == [("adam", 1, 3.0), ("sgd", 1, 4.0), ("sgd", 2, 3.5)]
     assert curves.bad_rows.is_empty()
-    assert "loss 'run_*_loss' (guessed)" in said(curves)
+    assert "loss 'run_*_loss' (detected)" in notes_of(curves)
 
 
 def test_a_wide_table_is_a_curve_per_column_and_says_so(write):
@@ -278,17 +278,17 @@ def test_a_wide_table_is_a_curve_per_column_and_says_so(write):
     assert curves.frame.filter(curve="14M").rows() == [("14M", 0, 5.0), ("14M", 10, 4.0)]
     assert rows_of(curves.frame.filter(curve="37M")) == [(0, 4.5), (10, 3.5), (20, 3.0), (30, 2.9)]
     assert counts(curves) == {"not a number": 1}  # an empty cell was not logged, NaN was
-    assert "No column is named like a loss; each of these is taken for a curve of losses: 14M, 37M." in curves.notes
+    assert "No column is named like a loss; each of these is read as a curve of losses: 14M, 37M." in curves.notes
 
 
-OTHERS = (
+OTHER_COLUMNS = (
     *("lr", "learning_rate", "train/learning_rate", "tokens", "grad_norm", "epoch", "time", "seconds", "total_steps"),
     *("accuracy", "eval/accuracy", "train_runtime", "samples_per_second", "perplexity", "", "Unnamed: 0", "seed"),
     *("weight_decay", "batch_size", "gpu/memory", "loss_scale", "a__MIN", "uas"),
 )
 
 
-@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("other", OTHER_COLUMNS)
 def test_what_is_known_to_be_no_loss_is_no_curve_of_a_wide_table(other):
     frame = pl.DataFrame({other: [0.0, 0.5], "step": [1, 2], "lr=0.1": [5.0, 4.0], "run b": ["4.0", "3.0"]})
     assert read_curves(frame.drop(other)).names == ["lr=0.1", "run b"]
@@ -337,9 +337,9 @@ LONG = pl.DataFrame(
 def test_curves_stand_in_order_of_first_appearance_and_are_told_apart_by_what_makes_steps_unique():
     curves = read_curves(LONG)
     assert curves.names == ["b / 0", "a / 0", "b / 1", "a / 1"]
-    assert "group 'model, seed' (guessed)" in said(curves)
-    for told in ("model,seed", " model, seed", ["model", "seed"], ("model", "seed")):
-        assert read_curves(LONG, group=told).frame.equals(curves.frame)
+    assert "group 'model, seed' (detected)" in notes_of(curves)
+    for options in ("model,seed", " model, seed", ["model", "seed"], ("model", "seed")):
+        assert read_curves(LONG, group=options).frame.equals(curves.frame)
     assert read_curves(LONG.filter(pl.col("seed") == 0)).names == ["b", "a"]
     assert read_curves(LONG.filter(pl.col("seed") == 0), group=["seed", "model"]).names == ["0 / b", "0 / a"]
 
@@ -350,7 +350,7 @@ def test_curves_that_cannot_be_told_apart_are_refused_and_candidates_named():
     assert "83% of the rows have a step that their curve already has, the same step up to 6 times" in message
     assert "give --group COLUMN (candidates: width)" in message
     assert "give --group model,COLUMN (candidates: seed)" in refusal(LONG, group="model")
-    assert "no column tells them apart" in refusal(frame.select("step", "loss"))
+    assert "no column distinguishes them" in refusal(frame.select("step", "loss"))
 
 
 # Rows that cannot be used
@@ -369,8 +369,8 @@ def test_every_bad_row_is_counted_by_its_reason_and_said(write):
         "4 of 22 rows have no whole number as step and were left out.",
         "5 of 22 rows have no number as loss and were left out.",
         "2 of 22 rows have a loss of 0 or less and were left out.",
-        "2 of 22 rows have a step that the curve has again further down and were left out: the later row stands.",
-        "Steps go back at 1 place (a restart, or rows out of order); they were put in order.",
+        "2 of 22 rows have a step that the curve repeats later and were left out: the later row is used.",
+        "Steps go back at 1 place (a restart, or rows out of order); they were sorted.",
     )
     assert set(counts(curves)) <= set(REASONS)
 
@@ -381,7 +381,7 @@ def test_one_row_is_said_in_the_singular_and_a_curve_without_rows_is_named():
     assert curves.names == ["a"]
     assert curves.bad_rows.rows() == [("b", "not positive", 1), ("", "no curve name", 1)]
     assert "1 of 5 rows has a loss of 0 or less and was left out." in curves.notes
-    assert "Without a single usable row, and so left out: b." in curves.notes
+    assert "Left out, without a usable row: b." in curves.notes
 
 
 def test_rows_of_another_loss_are_not_lost_values_of_this_one():
@@ -409,12 +409,12 @@ def test_shuffled_repeated_and_spoilt_rows_are_repaired_to_the_same_frame(log, d
     good = pl.DataFrame(log, ["model", "step", "loss"], orient="row")
     names = good["model"].unique(maintain_order=True).to_list()
     first = [next(row for row in log if row[0] == name) for name in names]
-    rest = data.draw(st.permutations([row for row in log if row not in first]))
+    later = data.draw(st.permutations([row for row in log if row not in first]))
     again = data.draw(st.lists(st.sampled_from(log), max_size=len(log) // 8, unique=True))
     earlier = [(name, step, loss + 1) for name, step, loss in again]
     spoilt = [(names[0], 5, value) for value in data.draw(st.lists(st.sampled_from([0.0, -1.0, float("nan")])))]
     # a curve's first row first, so that curves appear in the same order; what is logged again stands after
-    rows = [*((*row[:2], row[2] + 1) for row in first), *earlier, *spoilt, *first, *rest]
+    rows = [*((*row[:2], row[2] + 1) for row in first), *earlier, *spoilt, *first, *later]
     frame = pl.DataFrame(rows, ["model", "step", "loss"], orient="row")
     usable = frame.filter(pl.col("loss").is_finite() & (pl.col("loss") > 0))
     back = (
@@ -439,7 +439,7 @@ def resumed(*parts):
 
 
 @pytest.mark.parametrize(
-    ("parts", "kept", "replaced"),
+    ("parts", "used", "replaced"),
     [
         ([(0, 1_000, 10, 5.0), (505, 1_500, 10, 4.0)], [(0, 500, 10, 5.0), (505, 1_500, 10, 4.0)], (50, 0)),
         ([(0, 1_000, 10, 5.0), (500, 700, 10, 4.0)], [(0, 490, 10, 5.0), (500, 700, 10, 4.0)], (30, 21)),
@@ -452,12 +452,12 @@ def resumed(*parts):
     ],
     ids=["between its own steps, too", "where it has not come as far", "two restarts", "only in the wrong order"],
 )
-def test_a_resumed_run_replaces_what_an_earlier_one_has_from_there_on(parts, kept, replaced):
+def test_a_resumed_run_replaces_what_an_earlier_one_has_from_there_on(parts, used, replaced):
     curves = read_curves(resumed(*parts))
-    assert rows_of(curves.frame) == resumed(*kept).rows()
+    assert rows_of(curves.frame) == resumed(*used).rows()
     before, again = (counts(curves).get(reason, 0) for reason in ("before a restart", "same step again"))
     assert replaced in (None, (before, again))
-    note = f"{before} of {len(resumed(*parts))} rows were replaced by a later run, which went on from an earlier step."
+    note = f"{before} of {len(resumed(*parts))} rows were replaced by a later run, which resumed from an earlier step."
     assert (note in curves.notes) == (before > 0)
 
 
@@ -500,7 +500,7 @@ def test_decimal_commas_and_thousands_separated_by_points_are_numbers(write, tho
     lines = [f"{step:,}".replace(",", thousands) + f";{9 - step / 1e4:.4f}".replace(".", ",") for step in steps]
     curves = read_curves(write("\ufeffSchritt;Verlust\n" + "\n".join(lines) + "\n"))
     assert rows_of(curves.frame) == [(step, pytest.approx(9 - step / 1e4)) for step in steps]
-    assert "Column 'Verlust': '8,9800' is read as 8.9800." in said(curves)
+    assert "Column 'Verlust': '8,9800' is read as 8.9800." in notes_of(curves)
     assert ("Column 'Schritt': '1.000' is read as 1000." in curves.notes) == bool(thousands)
 
 
@@ -543,7 +543,7 @@ def test_a_text_log_is_read_and_the_source_before_it_is_not(write, name, line, l
     lines = [line.format(s=step, x=x) for step, x in expected]
     curves = read_curves(write("\n".join([SOURCE, *lines]) + "\n", name))
     assert rows_of(curves.frame) == expected
-    assert f"loss '{loss}' (guessed)" in said(curves)
+    assert f"loss '{loss}' (detected)" in notes_of(curves)
     assert curves.bad_rows.is_empty()
 
 
@@ -553,7 +553,7 @@ def test_what_the_trainer_prints_is_read_and_its_lines_are_counted(write):
     lines.append("{'train_runtime': 9.0, 'train_loss': 3.6, 'epoch': 1.0}")
     curves = read_curves(write("\n".join(lines), "console.log"))
     assert rows_of(curves.frame) == [(i + 1, pytest.approx(4 - i / 10)) for i in range(8)]
-    assert "The lines name no step" in said(curves)
+    assert "The lines contain no step" in notes_of(curves)
     assert rows_of(read_curves(write("\n".join(lines), "console.log"), loss="eval_loss").frame) == [(4, 3.5)]
 
 
@@ -585,13 +585,13 @@ LIGHTNING = "epoch,step,train_loss_step,train_loss_epoch,val_loss\n\n" + "".join
 
 def test_lightnings_metrics_give_the_training_loss_and_say_where_they_start(write, tmp_path):
     path = write(LIGHTNING, "logs/version_0/metrics.csv")
-    for where in (path, path.parent):
-        curves = read_curves(where)
+    for source in (path, path.parent):
+        curves = read_curves(source)
         assert len(curves.frame) == 100
         assert rows_of(curves.frame)[0] == (35_000, pytest.approx(3.35))
         assert curves.bad_rows.is_empty()
-        assert "loss 'train_loss_step' (guessed)" in said(curves)
-        assert "The curve starts at step 35,000: what came before is not in this file." in curves.notes
+        assert "loss 'train_loss_step' (detected)" in notes_of(curves)
+        assert "The curve starts at step 35,000: earlier steps are not in this file." in curves.notes
     assert len(read_curves(path, loss="val_loss").frame) == 10
     write(LIGHTNING.replace("3.8", "3.9"), "logs/version_10/metrics.csv")
     write(LIGHTNING, "logs/version_9/metrics.csv")
@@ -615,11 +615,11 @@ MALFORMED = {
     "blank lines": ("some.csv", "\n\n", "some.csv is empty"),
     "header only": ("some.csv", "step,loss\n", "has no rows"),
     "binary": ("some.csv", bytes(range(256)) * 20, "is not UTF-8 text (byte 128)"),
-    "zeros": ("some.csv", bytes(200), "is no text (byte 0 is zero)"),
+    "zeros": ("some.csv", bytes(200), "is not text (byte 0 is zero)"),
     "not UTF-8": ("some.csv", b"step,loss\n1,2.0\n2,\xff\n", "is not UTF-8 text (byte 18)"),
     "UTF-16": ("some.csv", "step,loss\n1,2.0\n".encode("utf-16"), "is not UTF-8 text"),
     "ragged": ("some.csv", "step,loss\n1,2.0\n2,2.0,7\n", "line 3 has 3 cells, its header 2"),
-    "open quotation": ("some.csv", 'step,loss\n1,"2.0\n2,2.0\n', "quotation mark that is never closed"),
+    "open quotation": ("some.csv", 'step,loss\n1,"2.0\n2,2.0\n', "unclosed quotation mark"),
     "all losses NaN": ("some.csv", "step,loss\n1,nan\n2,nan\n", "no row can be used (not a number: 2)"),
     "a small rest": (
         "some.csv",
@@ -636,18 +636,18 @@ MALFORMED = {
         "step,loss\nfirst,2.0\n",
         "'step' holds no numbers (its first value is 'first'); give --step",
     ),
-    "broken": ("trainer_state.json", '{"log_history": [', "is no JSON, or cut short"),
+    "broken": ("trainer_state.json", '{"log_history": [', "is not JSON, or is cut short"),
     "no log_history": ("trainer_state.json", '{"epoch": 1}', "has no log_history"),
     "empty log_history": ("trainer_state.json", '{"log_history": []}', "has no rows"),
     "log_history without loss": ("t.json", '{"log_history": [{"step": 1, "lr": 1}]}', "no column looks like a loss"),
     "log_history of numbers": ("trainer_state.json", '{"log_history": [1, 2]}', "has no log_history"),
-    "deep": ("trainer_state.json", "[" * 100_000, "is no JSON"),
-    "broken lines": ("log.jsonl", "step 1 loss 2\n", "line 1 is no JSON"),
-    "lines of numbers": ("log.jsonl", "1\n2\n", "line 1 is no record"),
+    "deep": ("trainer_state.json", "[" * 100_000, "is not JSON"),
+    "broken lines": ("log.jsonl", "step 1 loss 2\n", "line 1 is not JSON"),
+    "lines of numbers": ("log.jsonl", "1\n2\n", "line 1 is not a record"),
     "blank lines of JSON": ("log.jsonl", "\n\n", "has no rows"),
     "cut gzip": ("log.jsonl.gz", gzip.compress(b'{"step": 1}\n' * 99)[:-12], "cannot be read"),
     "no gzip": ("log.csv.gz", "step,loss\n1,2\n", "cannot be read"),
-    "cut parquet": ("log.parquet", b"PAR1" + bytes(100), "is no Parquet file, or damaged"),
+    "cut parquet": ("log.parquet", b"PAR1" + bytes(100), "is not Parquet, or is damaged"),
     "prose": (
         "log.docx",
         "At step 3 all was well.\n",
@@ -666,10 +666,10 @@ def test_a_malformed_file_is_refused_in_one_line(write, name, content, expected)
 
 
 def test_what_is_not_there_and_a_folder_of_other_things_are_refused(tmp_path, write):
-    assert "nowhere.csv is no file, folder or run; give a table" in refusal(tmp_path / "nowhere.csv")
-    assert "is no file, folder or run" in refusal("nowhere")
+    assert "nowhere.csv is not a file, folder or run; give a table" in refusal(tmp_path / "nowhere.csv")
+    assert "is not a file, folder or run" in refusal("nowhere")
     write("hello", "other/readme.txt")
-    assert "holds nothing that curves are read from; give a table" in refusal(tmp_path / "other")
+    assert "contains no loss curves; give a table" in refusal(tmp_path / "other")
 
 
 def test_unknown_columns_are_answered_with_near_ones(write):
@@ -681,10 +681,10 @@ def test_unknown_columns_are_answered_with_near_ones(write):
     assert "column 'model' holds no numbers (its first value is 'a'); give --loss" in refusal(path, loss="model")
 
 
-@pytest.mark.parametrize("told", [{"step": "loss", "loss": "loss"}, {"group": "loss", "loss": "loss"}])
-def test_one_column_is_not_taken_for_two_things(told):
+@pytest.mark.parametrize("options", [{"step": "loss", "loss": "loss"}, {"group": "loss", "loss": "loss"}])
+def test_one_column_is_not_taken_for_two_things(options):
     frame = pl.DataFrame({"step": [1, 2], "loss": 2.0})
-    assert "column 'loss' cannot be two of step, loss and group" in refusal(frame, **told)
+    assert "column 'loss' cannot be two of step, loss and group" in refusal(frame, **options)
     assert read_curves(frame, loss="loss", group=[]).names == ["loss"]
 
 

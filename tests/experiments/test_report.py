@@ -37,7 +37,7 @@ TWO = {"small": noisy(STEPS, 0.01, 0), "large": noisy(STEPS, 0.01, 1, d=6_000.0)
 
 def strict(text):
     def none(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(text, parse_constant=none)
 
@@ -55,7 +55,7 @@ def test_json_is_an_object_per_curve_with_every_field_of_its_fit(call, table):
     assert {name: first[name] for name in expected} == strict(json.dumps(expected))
     assert first["rate_before_break"] == first["c0"]
     assert set(first["intervals"]) == {"loss_at_break", "step_at_break", "rate_before_break", "rate_after_break"}
-    assert "Columns: step 'step' (guessed), loss 'loss' (guessed), group 'model' (guessed)" in err
+    assert "Columns: step 'step' (detected), loss 'loss' (detected), group 'model' (detected)" in err
 
 
 def test_a_curve_without_a_fit_has_the_same_fields(call, table):
@@ -69,9 +69,9 @@ def test_a_curve_without_a_fit_has_the_same_fields(call, table):
 
 
 def test_numbers_that_json_does_not_know_are_null():
-    made = fit_deceleration(STEPS, TWO["small"], resamples=0)
+    fits = fit_deceleration(STEPS, TWO["small"], resamples=0)
     spoilt = Deceleration(
-        **{**{name: getattr(made, name) for name in Deceleration.__dataclass_fields__}, "b": math.inf},
+        **{**{name: getattr(fits, name) for name in Deceleration.__dataclass_fields__}, "b": math.inf},
     )
     assert to_json("a", spoilt)["b"] is None
     strict(json.dumps(to_json("a", spoilt), allow_nan=False))
@@ -83,12 +83,12 @@ def test_numbers_that_json_does_not_know_are_null():
 def test_the_table_names_each_curve_with_its_numbers_and_why(call, table):
     status, out, err = call("fit", table({**TWO, "short": broken(STEPS)[:9]}), "--resamples", "20")
     assert status == 0
-    made = fit_deceleration(STEPS, TWO["small"], resamples=20)
+    fits = fit_deceleration(STEPS, TWO["small"], resamples=20)
     (row,) = [line for line in out.splitlines() if line.startswith("│ small")]
-    low, high = made.intervals["loss_at_break"]
-    assert f"{made.loss_at_break:.3f} [{low:.3f}, {high:.3f}]" in row
-    assert f"{made.rsle:.4f}" in row
-    assert f"small: {made.reason}" in out
+    low, high = fits.intervals["loss_at_break"]
+    assert f"{fits.loss_at_break:.3f} [{low:.3f}, {high:.3f}]" in row
+    assert f"{fits.rsle:.4f}" in row
+    assert f"small: {fits.reason}" in out
     assert "short: 9 points are left" in out
     assert "3 curves: 2 decelerates, 1 not fitted." in out
     assert "Columns:" in err
@@ -116,9 +116,9 @@ def test_a_jump_in_scale_is_the_verdict_and_no_number_stands_beside_it(call, tmp
     assert row.count("–") == 4
     assert "scaled: the loss falls by a factor of 8" in out
     assert "between steps 2,000 and 2,010 and stays there" in out
-    (made,) = strict(call("fit", tmp_path / "scaled.csv", "--json")[1])
-    assert (made["verdict"], made["intervals"]) == ("jump in scale", {})
-    assert (made["jumps"][0]["before"], made["jumps"][0]["after"]) == (2_000, 2_010)
+    (fits,) = strict(call("fit", tmp_path / "scaled.csv", "--json")[1])
+    assert (fits["verdict"], fits["intervals"]) == ("jump in scale", {})
+    assert (fits["jumps"][0]["before"], fits["jumps"][0]["after"]) == (2_000, 2_010)
 
 
 def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
@@ -126,12 +126,10 @@ def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
     steps = np.arange(1, 136.0)
     path.write_text("".join(f"{{'loss': {x:.4f}, 'epoch': 0.1}}\n" for x in noisy(25 * steps, 0.005, 0)))
     result = alone(call("fit", path))
-    assert refused(
-        (*result[:2], result[2].splitlines()[-1]), "100 of 135 rows lie at steps up to 100", "--skip-steps 0"
-    )
+    assert refused((*result[:2], result[2].splitlines()[-1]), "100 of 135 rows have steps up to 100", "--skip-steps 0")
     status, out, err = call("fit", path, "--skip-steps", "0", "--resamples", "0", "--json")
     assert (status, strict(out)[0]["points"]) == (0, 135)
-    assert "The lines name no step" in err
+    assert "The lines contain no step" in err
     assert strict(call("fit", path, "--skip-steps", "100", "--resamples", "0", "--json")[1])[0]["points"] == 35
 
 
@@ -144,13 +142,13 @@ def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
         assert f"│ {shown} " in out
         assert f"\n{shown}: at step" in out
     assert not any(c != "\n" and not c.isprintable() for c in out)
-    assert [made["group"] for made in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
+    assert [fits["group"] for fits in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
 
 
 def test_a_long_name_leaves_room_for_the_numbers(call, table):
     _, out, _ = call("fit", table({"long " * 50: TWO["small"], **TWO}), "--resamples", "20")
-    made = fit_deceleration(STEPS, TWO["large"], resamples=20)
-    assert f"{made.loss_at_break:.3f} [" in out
+    fits = fit_deceleration(STEPS, TWO["large"], resamples=20)
+    assert f"{fits.loss_at_break:.3f} [" in out
     assert "RSLE" in out
 
 
@@ -161,34 +159,34 @@ def test_curves_of_several_files_are_called_by_both(call, table):
     one, other = table({"a": TWO["small"], "b": TWO["large"]}, "one.csv"), table({"a": TWO["large"]}, "other.csv")
     status, out, err = call("fit", one, other, "--json", "--resamples", "0")
     assert status == 0
-    made = {each["group"]: each for each in strict(out)}
-    assert list(made) == [f"{one}: a", f"{one}: b", f"{other}: other"]
-    assert made[f"{one}: b"]["step_at_break"] == made[f"{other}: other"]["step_at_break"]
+    fits = {each["group"]: each for each in strict(out)}
+    assert list(fits) == [f"{one}: a", f"{one}: b", f"{other}: other"]
+    assert fits[f"{one}: b"]["step_at_break"] == fits[f"{other}: other"]["step_at_break"]
     assert f"{one}: Columns:" in err
     assert f"{other}: Columns:" in err
-    assert refused(alone(call("fit", one, one)), "two files hold a curve called")
+    assert refused(alone(call("fit", one, one)), "two files have a curve called")
 
 
 def test_columns_are_taken_as_told(call, tmp_path):
     path = tmp_path / "wide.csv"
     columns = {"when": STEPS.astype(int), "step": range(len(STEPS)), "x/a": TWO["small"], "x/b": TWO["large"]}
     pl.DataFrame({**columns, "loss": 9.0, "half": np.arange(len(STEPS)) % 2}).write_csv(path)
-    how = ("fit", path, "--json", "--resamples", "0", "--step", "when")
-    made = strict(call(*how, "--loss", "x/*")[1])
-    assert [each["group"] for each in made] == ["a", "b"]
+    command = ("fit", path, "--json", "--resamples", "0", "--step", "when")
+    fits = strict(call(*command, "--loss", "x/*")[1])
+    assert [each["group"] for each in fits] == ["a", "b"]
     alone = fit_deceleration(STEPS, TWO["small"], resamples=0)
-    assert made[0]["step_at_break"] == pytest.approx(alone.step_at_break)
-    halves = strict(call(*how, "--loss", "x/a", "--group", "half")[1])
+    assert fits[0]["step_at_break"] == pytest.approx(alone.step_at_break)
+    halves = strict(call(*command, "--loss", "x/a", "--group", "half")[1])
     assert [(each["group"], each["points"]) for each in halves] == [("0", 30), ("1", 30)]
 
 
 def test_smoothing_and_skipped_steps_are_those_asked_for(call, table):
-    (made,) = strict(
+    (fits,) = strict(
         call("fit", table({"a": TWO["small"]}), "--json", "--resamples", "0", "--skip-steps", "900",
              "--smoothing", "log-median")[1]
     )  # fmt: skip
     alone = fit_deceleration(STEPS, TWO["small"], smoothing="log-median", skip_steps=900, resamples=0)
-    assert (made["first_step"], made["points"], made["rsle"]) == (alone.first_step, alone.points, alone.rsle)
+    assert (fits["first_step"], fits["points"], fits["rsle"]) == (alone.first_step, alone.points, alone.rsle)
 
 
 def test_a_run_is_fitted_by_name(call, tiny_run):
@@ -196,7 +194,7 @@ def test_a_run_is_fitted_by_name(call, tiny_run):
     log.write_parquet(tiny_run.folder / "log.parquet")
     status, out, err = call("fit", "tiny", "--json", "--resamples", "0")
     assert status == 0
-    assert [(made["group"], made["points"]) for made in strict(out)] == [("tiny", len(STEPS))]
+    assert [(fits["group"], fits["points"]) for fits in strict(out)] == [("tiny", len(STEPS))]
     assert "tiny: Columns: step 'step'" in err
 
 
@@ -224,7 +222,7 @@ def test_one_curve_with_too_few_points_is_a_mistake_and_several_are_a_result(cal
     assert refused(alone(call("fit", table({"a": short["a"]}))), "9 points are left of 9 after step 100")
     status, out, _ = call("fit", table(short), "--json")
     assert status == 1
-    assert [made["verdict"] for made in strict(out)] == ["not fitted"] * 2
+    assert [fits["verdict"] for fits in strict(out)] == ["not fitted"] * 2
     status, out, _ = call("fit", table(short))
     assert status == 1
     assert "2 curves: 2 not fitted." in out

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from lmdynamics.analysis.onsets import Onset
-from lmdynamics.analysis.syntax import WHOLE, judged_right, pair_race
+from lmdynamics.analysis.syntax import ALL_PARADIGMS, judged_right, pair_race
 from lmdynamics.corpora.minimal_pairs import SCHEMA, MinimalPairs
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import ALL
@@ -44,7 +44,7 @@ def place(explorer, step):
 def test_it_starts_at_the_last_step_with_the_average_over_paradigms(explorer):
     assert explorer.state() == {"run": "the run", "paradigm": ALL, "pair": MEAN, "step": 16}
     assert explorer.rows.equals(pair_race(TRACE))
-    row = judged_right(TRACE).filter(step=4, paradigm=WHOLE).row(0, named=True)
+    row = judged_right(TRACE).filter(step=4, paradigm=ALL_PARADIGMS).row(0, named=True)
     lead = pair_race(TRACE).filter(step=4, score="difference").row(0, named=True)
     said = place(explorer, 4).text
     assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in said

@@ -161,12 +161,12 @@ def test_a_run_that_cannot_be_measured_is_left_again(run, other, treebank, monke
     explorer = made(run, other, treebank=treebank)
 
     def damaged(*_, **__):
-        raise UserError("step 8 is <damaged>; copy it anew")
+        raise UserError("step 8 is <damaged>; copy it again")
 
     monkeypatch.setattr("lmdynamics.explorers.sas.trace_all", damaged)
     explorer.lists["run"].value = "other"
     assert explorer.now["run"] == explorer.lists["run"].value == "tiny"
-    assert explorer.status.value == "step 8 is &lt;damaged&gt;; copy it anew"
+    assert explorer.status.value == "step 8 is &lt;damaged&gt;; copy it again"
 
 
 @pytest.mark.parametrize("cancelled", [True, False])

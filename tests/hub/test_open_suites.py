@@ -106,9 +106,9 @@ def test_what_is_here_is_shown_and_verified(hub, home, call):
     assert shown["checkpoints"][1]["commit"] == run.pins[512].commit
     assert call("runs", "verify", address)[:2] == (
         0,
-        "EleutherAI/pythia-14m: 5 files are whole; 1 of 2 checkpoints are on this machine\n",
+        "EleutherAI/pythia-14m: 5 files are intact; 1 of 2 checkpoints are on this machine\n",
     )
-    assert "5 files in 1 checkpoints are whole" in call("runs", "verify", f"{PYTHIA}?steps=512")[1]
+    assert "5 files in 1 checkpoints are intact" in call("runs", "verify", f"{PYTHIA}?steps=512")[1]
     row = next(line for line in call("runs", "list")[1].splitlines() if PYTHIA in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == [PYTHIA, "6", "143,000", "1"]
     assert refused(call("runs", "show", "EleutherAI/pythia-14m"), "did you mean 'hf://EleutherAI/pythia-14m'?")
@@ -284,7 +284,7 @@ def test_nobody_agrees(hub, home, call):
     suites.pythia(hub)
     with pytest.raises(UserError, match="nothing was downloaded"):
         lmd.open_run(PYTHIA).fetch(confirm=lambda cost: "kB" not in cost)
-    assert refused(call("fetch", PYTHIA), "nobody can be asked here", "--yes")
+    assert refused(call("fetch", PYTHIA), "no terminal to confirm the download", "--yes")
     assert hub.downloads == []
     status, out, _ = call("fetch", f"{PYTHIA}?steps=0,512", "--yes")
     assert status == 0
@@ -322,7 +322,7 @@ def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys)
     suites.pythia(hub)
     hub.alter(spoilt, match=CONTENT, times=1)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
-    assert "not what its listing says" in capsys.readouterr().err
+    assert "differs from its listing" in capsys.readouterr().err
     assert client.RemoteFile.matches(run.pins[512].weights[0], run[512].folder / "model.safetensors")
 
 
@@ -366,7 +366,7 @@ def test_a_later_call_goes_on_within_the_file(hub, home, pauses):
     ("number", "words"),
     [
         (errno.ENOSPC, "no space left on device.* free some space"),
-        (errno.EROFS, "set HF_HOME to a folder of yours"),
+        (errno.EROFS, "set HF_HOME to a folder you can write to"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_one_line(hub, home, monkeypatch, number, words):
@@ -387,7 +387,7 @@ def test_what_an_earlier_call_has_left_is_not_trusted(hub, home, capsys):
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * 700)
     assert weights.matches(client.download(pin.repository, pin.commit, weights, lambda size: None))
-    assert "is not what its listing says; it was thrown away" in capsys.readouterr().err
+    assert "differs from its listing; it was deleted" in capsys.readouterr().err
     assert not part.exists()
     part.write_bytes(b"x" * (weights.bytes + 1))
     (pin.folder / weights.path).resolve().write_bytes(b"x" * weights.bytes)

@@ -244,7 +244,7 @@ def test_ties_and_flips_are_counted_and_reported():
     panels = pl.concat([average_accuracy(accuracy), accuracy])
     lines = [
         "ties count as wrong: 1 of 4 pairs at the last checkpoint",
-        "with split words scored from left to right, 1 of 4 pairs (25.0%) are judged otherwise",
+        "with split words scored from left to right, 1 of 4 pairs (25.0%) are judged differently",
     ]
     assert ties_and_flips(panels) == ties_and_flips(accuracy) == lines
     assert judged_right(judged).filter(step=8)["ties"].to_list() == [1, 0, 1]

@@ -267,7 +267,7 @@ def workers(process: subprocess.Popen) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and "lmdynamics.jobs._answer" in (entry / "cmdline").read_text():
+            if parent == process.pid and "lmdynamics.jobs._serve" in (entry / "cmdline").read_text():
                 found.append(int(entry.name))
         except (OSError, ValueError):
             continue
@@ -344,7 +344,7 @@ def test_a_killed_process_takes_only_its_own_run_with_it(tmp_path, home):
     assert "Traceback" not in err
     failed = [line for line in out.splitlines() if "FAILED" in line]
     assert failed
-    assert all("its process was killed, perhaps for want of memory" in line for line in failed)
+    assert all("its process was killed, perhaps because memory ran out" in line for line in failed)
     whole = [line for line in out.splitlines() if "FAILED" not in line]
     assert {line.split()[0] for line in whole} in ({"whole"}, {"more", "branch"})
     assert all(saved(home)[line.split()[3]] == 800 for line in whole)
