@@ -103,7 +103,7 @@ def test_a_device_that_is_missing_is_named_beside_those_that_are_there(gpu):
             need_device(device)
 
 
-def test_the_default_is_the_accelerator_unless_accelerate_is_told_otherwise(gpu, monkeypatch):
+def test_the_default_is_the_accelerator_unless_accelerate_is_set_otherwise(gpu, monkeypatch):
     assert default_device() == "cuda"
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:0")
     assert default_device() == "cuda:0"
@@ -149,7 +149,7 @@ def test_a_trace_is_not_another_precisions(tiny_run, gpu):
     assert len(Counted.called) == 2
 
 
-def test_a_missing_device_is_told_before_anything_is_measured(tiny_run):
+def test_a_missing_device_is_reported_before_anything_is_measured(tiny_run):
     trace(tiny_run, Counted(), steps=[4], progress=False)
     with pytest.raises(UserError, match=MISSING):
         trace(tiny_run, Counted(), device="cuda", progress=False)
@@ -224,13 +224,13 @@ def test_a_default_name_that_is_another_devices_is_left_to_it(trained_at_once, g
     assert name_on("cpu", run.name) == f"{run.name}-cpu"
 
 
-def test_a_run_goes_on_where_it_was_begun(trained_at_once, gpu):
+def test_a_run_resumes_on_the_device_where_it_began(trained_at_once, gpu):
     run = train("grammar-mlm", overrides=TINY, name="mine", device="cpu", progress=False)
     shutil.rmtree(run[12].folder)
     assert train("grammar-mlm", overrides=TINY, name="mine", progress=False).trained_on == "cpu"
 
 
-def test_a_missing_device_is_told_before_anything_is_trained(home, call):
+def test_a_missing_device_is_reported_before_anything_is_trained(home, call):
     for act in (
         lambda: train("grammar-mlm", overrides=TINY, device="cuda", progress=False),
         lambda: training_of("grammar-mlm", overrides=TINY, device="cuda"),

@@ -34,7 +34,7 @@ def client(requested, limit: int = 100, ranges: bool = True) -> httpx2.Client:
     return httpx2.Client(transport=httpx2.MockTransport(answer))
 
 
-def test_an_answer_that_ends_early_is_gone_on_from(tmp_path, requested):
+def test_an_answer_that_ends_early_is_resumed(tmp_path, requested):
     positions = []
     part = downloads.receive(client(requested, limit=40), URL, tmp_path / "part", 100, positions.append, size=100)
     assert part.read_bytes() == CONTENT

@@ -30,7 +30,7 @@ def echo(parent: Parent, *arguments) -> int:
     return count
 
 
-def test_a_process_is_told_reports_and_ends_when_it_is_closed():
+def test_a_process_receives_reports_and_ends_when_it_is_closed():
     process = Process(echo, 1, "two")
     assert process.receive() == (1, "two")
     assert os.getsid(process.pid) != os.getsid(0)  # Ctrl-C does not reach it
@@ -311,14 +311,14 @@ def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(kind):
     assert any("in fail" in note for note in caught.value.__notes__)
 
 
-def test_a_process_that_ends_itself_is_not_said_to_be_killed_and_the_next_call_has_another():
+def test_a_process_that_ends_itself_is_not_reported_as_killed_and_the_next_call_has_another():
     with Pool(1) as pool:
         with pytest.raises(UserError, match="ended with status 3; its output states the cause"):
             pool.submit(fail, "exit").result(60)
         assert pool.submit(same, 1).result(60) == 1
 
 
-def test_what_cannot_be_sent_is_the_callers_error_and_the_pool_goes_on():
+def test_what_cannot_be_sent_is_the_callers_error_and_the_pool_continues():
     with Pool(1) as pool:
         with pytest.raises((AttributeError, TypeError)):
             pool.submit(same, threading.Lock()).result(60)

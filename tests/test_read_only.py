@@ -35,7 +35,7 @@ def read_only(home, monkeypatch):
         subprocess.run(["umount", str(home)], check=True)
 
 
-def test_a_trace_is_returned_and_that_it_is_not_kept_is_said_once(tiny_run, home, read_only, capsys):
+def test_a_trace_is_returned_and_that_it_is_not_kept_is_reported_once(tiny_run, home, read_only, capsys):
     measurement = HeldOutLoss(tiny_run.held_out())
     lmd.trace(tiny_run, measurement, steps=[4], progress=False)
     read_only()

@@ -127,7 +127,7 @@ def test_sensitivity_is_a_fit_for_each_preparation():
     assert ((table["step_at_break"] / BREAK).log().abs() < np.log(1.2)).all()
 
 
-def test_a_preparation_that_leaves_too_little_is_told_beside_the_others():
+def test_a_preparation_that_leaves_too_little_is_reported_beside_the_others():
     table = sensitivity(STEPS, broken(STEPS), smoothings=("none",), skips=(100, 50_000), resamples=0)
     assert table["verdict"].to_list() == ["decelerates", "not fitted"]
 

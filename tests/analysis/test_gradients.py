@@ -121,7 +121,7 @@ def ends(change: tuple) -> dict:
         ((-0.4, None, None), "undecided", "does not clearly move since step 512 (-0.40)"),  # one row: nothing is known
     ],
 )
-def test_which_way_dissent_goes_is_said_where_its_change_is_clear(change, verdict, message):
+def test_which_way_dissent_goes_is_reported_where_its_change_is_clear(change, verdict, message):
     row = ends(change)
     assert (row["step"], row["verdict"]) == (1024, verdict)
     assert f", {message}; control -0.10" in row["sentence"]

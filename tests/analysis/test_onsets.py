@@ -156,7 +156,7 @@ def test_no_interval_is_narrower_than_the_gap_between_two_checkpoints(rise):
     assert onset.acceleration_low < onset.acceleration_step < onset.acceleration_high
 
 
-def test_without_resamples_there_is_no_interval_and_that_is_said():
+def test_without_resamples_there_is_no_interval_and_that_is_reported():
     onset = structure(RISE, resamples=0)
     assert onset.low is None
     assert str(onset) == f"structure onset at step {onset.step:,}, no interval"
@@ -271,7 +271,7 @@ def test_the_story_names_interval_reason_and_bend():
     assert structure(0.2).describe().startswith("structure: no onset (never more than 0.1 above the shuffled control")
 
 
-def test_the_order_is_told_by_both_controls_of_structure():
+def test_the_order_is_stated_for_both_controls_of_structure():
     structure_first = onset("structure", 256, 181, 256)
     beyond = onset("structure beyond position", 1625, 1149, 1825)
     capabilities = onset("capabilities", 1825, 1448, 2048)

@@ -166,5 +166,5 @@ TRACE = pairs_trace({"near": 0.6, "far": 0.5}, pairs=3, steps=[0, 8])
         (TRACE.clear(), {}, "no rows"),
     ],
 )
-def test_what_cannot_be_raced_is_said(trace, chosen, message):
+def test_what_cannot_be_raced_is_reported(trace, chosen, message):
     refuses(message, pair_race, trace, **chosen)

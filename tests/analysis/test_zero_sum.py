@@ -145,7 +145,7 @@ def rising(rng, before, after, at=64):
     )
 
 
-def test_a_rise_is_told_from_none_and_from_a_fall():
+def test_a_rise_is_distinguished_from_none_and_from_a_fall():
     rng = np.random.default_rng(2)
     up, flat, down = rising(rng, -0.8, -0.1), rising(rng, -0.3, -0.3), rising(rng, -0.1, -0.8)
     curves = {"up": up, "flat": flat, "down": down}

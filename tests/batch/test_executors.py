@@ -449,7 +449,7 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
         ("slurm-local", None, {"no_such_thing": "1"}, "cannot be used with these settings"),
     ],
 )
-def test_what_cannot_execute_is_said_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
+def test_what_cannot_execute_is_reported_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
     monkeypatch.setattr("lmdynamics.batch.executors.SCHEDULER_TIMEOUT", 1)
     with pytest.raises(UserError, match=says) as refusal, open_executor(where, workers, flags, tmp_path):
         pass

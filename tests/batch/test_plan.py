@@ -313,7 +313,7 @@ def test_a_notebook_in_another_language_is_refused_before_anything_runs(call, tm
         ({"name": "python3", "display_name": "Python 3"}, True, []),
     ],
 )
-def test_how_a_notebook_of_ones_own_will_run_is_said_first(call, tmp_path, kernel, tagged, said):
+def test_how_a_notebook_of_ones_own_will_run_is_printed_first(call, tmp_path, kernel, tagged, said):
     path = own_notebook(tmp_path / "own.ipynb", kernel, tagged=tagged)
     status, out, err = call("batch", path, "--out", tmp_path / "out", "--dry-run")
     assert status == 0

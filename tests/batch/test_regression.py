@@ -117,7 +117,7 @@ def test_sameness_is_symmetric_and_grows_with_tolerance(one, other, tolerance):
         assert not same
 
 
-def test_another_kind_of_value_is_a_change_and_said(accepted):
+def test_another_kind_of_value_is_a_change_and_reported(accepted):
     found = compared(accepted, {"uas": "high", "onset": None, "grokked": 1, "word": True, "nothing": 0})
     assert set(by_record(found).values()) == {"changed"}
     assert found["why"].to_list() == [
@@ -138,7 +138,7 @@ def test_nan_never_passes(accepted):
     assert by_record(both)["uas"] == "changed"
 
 
-def test_small_changes_are_told_in_digits_that_show_them(accepted):
+def test_small_changes_are_reported_in_digits_that_show_them(accepted):
     accept(gather(accepted.parent / "first").with_columns(tolerance=pl.lit(1e-7)), accepted, "Ada")
     (why,) = compared(accepted, ACCEPTED | {"uas": UAS | {"value": 0.610003}}).filter(verdict="changed")["why"]
     assert why == "0.61 → 0.610003, tolerance 1e-07"
@@ -234,7 +234,7 @@ def tables(html):
     return found
 
 
-def test_markdown_tells_the_summary_then_what_differs_then_all(verdicts):
+def test_markdown_has_the_summary_then_the_differences_then_all(verdicts):
     text = markdown(verdicts, "Tonight")
     assert text.startswith("### Tonight\n\n6 records in 3 items: 1 same, 2 changed (one: changes 0.61 → 0.22, ")
     different, every = tables(markdown2html_mistune(text))

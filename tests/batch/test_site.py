@@ -92,7 +92,7 @@ def test_a_trend_with_baselines_has_theirs_and_their_tolerance(tmp_path):
     assert frame.rows() == [*first, *first, ("n--seed=1", "uas", None, None)]
 
 
-def test_batches_of_one_name_are_told_apart(tmp_path):
+def test_batches_of_one_name_are_distinguished(tmp_path):
     (one,), (other,) = batches(tmp_path / "a", 0.1), batches(tmp_path / "b", 0.2)
     assert trend([one, other])["batch"].unique(maintain_order=True).to_list() == [str(one), str(other)]
 

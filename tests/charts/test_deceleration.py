@@ -199,6 +199,6 @@ def test_the_claim_names_the_claimed_and_the_true_loss():
         (lambda: charts.power_law_claim(points(), claims().head(5), curve="small"), "has no 'one break'"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, said):
+def test_what_cannot_be_drawn_is_reported(draw, said):
     with pytest.raises(UserError, match=said):
         draw()

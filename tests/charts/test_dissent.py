@@ -129,6 +129,6 @@ def test_norms_have_a_row_each_and_a_column_per_curve():
         (lambda: charts.norms_over_training(ONE.drop("norm_hidden")), "needs the columns"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, message):
+def test_what_cannot_be_drawn_is_reported(draw, message):
     with pytest.raises(UserError, match=message):
         draw()

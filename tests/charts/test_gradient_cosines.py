@@ -79,7 +79,7 @@ def test_the_share_below_zero_has_the_interval_of_the_table():
     assert f"negative (95 % interval {low:.0%} to {high:.0%})" in chart["description"]
 
 
-def test_where_there_is_no_interval_that_is_said():
+def test_where_there_is_no_interval_that_is_reported():
     frame = frames.opposition()
     none = opposition_table(frame).with_columns(negative_low=pl.lit(None, pl.Float64))
     for chart in (charts.cosine_distribution(frame), charts.cosine_distribution(frame, none)):
@@ -106,7 +106,7 @@ def test_a_groups_name_may_hold_anything():
     assert "'\"&lt;/text&gt; \\" in svg.replace("&quot;", '"').replace("&#39;", "'")
 
 
-def test_many_rows_are_cut_and_said():
+def test_many_rows_are_cut_and_reported():
     spec = charts.gram(frames.opposition(rows=80, steps=(1,)), 1).to_dict()
     assert len(rows_of(spec, found(spec, "rect")[0])) == 64 * 64
     assert "the first 64 rows" in str(spec["title"]["subtitle"])
@@ -139,6 +139,6 @@ def test_groups_name_the_pair_that_is_most_opposed():
         (lambda: charts.group_opposition(frames.group_opposition().clear()), "no part 'all'"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, message):
+def test_what_cannot_be_drawn_is_reported(draw, message):
     with pytest.raises(UserError, match=message):
         draw()

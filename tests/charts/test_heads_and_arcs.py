@@ -52,7 +52,7 @@ def test_a_map_has_one_cell_per_head_and_outlines_the_best():
     assert {cell["step"] for cell in cells} == {STEPS[-1]}
 
 
-def test_what_a_causal_head_cannot_see_is_said():
+def test_what_a_causal_head_cannot_see_is_reported():
     sides = pl.when(pl.col("direction") == DIRECTIONS[0]).then(0.25).otherwise(0.75)
     for reachable, causal in ((sides, True), (pl.lit(1.0), False)):
         scores = head_scores().with_columns(reachable=reachable)
@@ -177,7 +177,7 @@ def test_a_word_that_sees_none_has_no_arc():
         charts.sentence_arcs(WORDS, found.filter(step=STEPS[-1]), HEADS, RELATIONS, direction=direction).to_dict()
 
 
-def test_arcs_are_told_apart_by_the_gold_tree():
+def test_arcs_are_distinguished_by_the_gold_tree():
     predicted = predicted_heads(attention(steps=[512])).drop("step")
     chart = charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj")
     svg = charts.to_svg(chart)

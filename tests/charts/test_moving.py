@@ -88,7 +88,7 @@ def test_an_output_is_json_of_columns_and_says_in_words_what_it_is():
     assert "slider over 4 places" in bundle["text/plain"]
 
 
-def test_playing_goes_on_to_the_last_place_and_begins_anew_from_there():
+def test_playing_continues_to_the_last_place_and_begins_again_from_there():
     here, play = slider("checkpoint", 4, 3)
     assert (here["name"], here["value"]) == (SLIDER, 3)
     assert {name: here["bind"][name] for name in ("input", "min", "max", "step")} == {

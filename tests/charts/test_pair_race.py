@@ -140,7 +140,7 @@ def test_paradigms_stand_by_their_last_accuracy_and_follow_the_cursor():
     assert "ring" not in str(pairs_at_step(accuracy, CURSOR).to_dict()["title"])
 
 
-def test_a_paradigm_is_spoken_by_kind_and_case():
+def test_a_paradigm_is_described_by_kind_and_case():
     assert paradigm_label("filler-gap-wh_question_subject") == "filler-gap: wh question subject"
     assert paradigm_label("agreement_no_attractor") == "agreement no attractor"
 
@@ -159,6 +159,6 @@ def test_many_paradigms_are_drawn_closer():
         (lambda: pairs_at_step(accuracy_by_step(TRACE).clear(), CURSOR), "no rows"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, says):
+def test_what_cannot_be_drawn_is_reported(draw, says):
     with pytest.raises(UserError, match=says):
         draw()

@@ -54,7 +54,7 @@ def test_every_figure_draws_and_says_what_it_shows(chart):
     drawn(chart())
 
 
-def test_two_sizes_are_told_without_an_interval():
+def test_two_sizes_are_reported_without_an_interval():
     two = sizes().filter(pl.col("parameters") <= sizes()["parameters"].unique().sort()[1])
     chart = charts.size_trends(two, laws(pl.concat([two, two])))
     assert "lower loss" not in said(chart)
@@ -99,7 +99,7 @@ def test_an_interval_below_zero_ends_at_the_panel():
     assert all(domain[0] <= row["low"] <= row["high"] <= domain[1] for row in rows)
 
 
-def test_gains_are_told_from_the_smallest_to_the_largest():
+def test_gains_are_reported_from_the_smallest_to_the_largest():
     parts = split_gains(sizes())
     total = np.log(sizes()["final_loss"][0] / sizes()["final_loss"][2])
     assert said(charts.gain_parts(parts)).startswith(f"From 1M to 100M log loss falls by {total:.2f}: ")
@@ -140,6 +140,6 @@ def test_early_predictions_that_are_never_close_for_good_say_so():
         (lambda: charts.early_prediction(early({0.1: 0.1}).tail(1)), "no rows of the method 'one break'"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, message):
+def test_what_cannot_be_drawn_is_reported(draw, message):
     with pytest.raises(UserError, match=message):
         draw()

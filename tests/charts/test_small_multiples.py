@@ -85,7 +85,7 @@ def test_many_runs_wrap():
     assert spec["vconcat"][0]["columns"] == 6
 
 
-def test_what_is_said_at_a_step():
+def test_what_is_reported_at_a_step():
     assert step_text(curves(runs=("a",), measures=("loss",)), 1) == "Step 1: loss 4.55."
     assert step_text(curves(measures=("loss",)), 1) == "Step 1: loss 4.55 (a) to 8.18 (c)."
     assert step_text(curves(), 3) == "Step 3: nothing was measured."

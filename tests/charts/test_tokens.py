@@ -77,7 +77,7 @@ def test_styles_hold_nothing_of_the_text():
     assert [each["style"] for each in titled(tokens())] == plain
 
 
-def test_sign_is_told_by_colour_and_by_underline():
+def test_sign_is_shown_by_colour_and_by_underline():
     first, *styles = [each["style"] for each in titled(tokens())]
     assert "opacity" in first  # predicted from nothing
     assert all("solid rgb(0,114,178)" in style for style in styles[:4])
@@ -164,6 +164,6 @@ def test_what_a_token_is_shown_as(token, shown):
         (changes(12), "row 0 has 10 tokens, and a change at position 12"),
     ],
 )
-def test_what_cannot_be_shown_is_said(frame, message):
+def test_what_cannot_be_shown_is_reported(frame, message):
     with pytest.raises(UserError, match=message):
         tokens(frame=frame)

@@ -110,7 +110,7 @@ def test_no_onset_draws_no_band():
     assert "no onset" in charts.loss_over_training(log(), None, [NONE]).to_dict()["description"]
 
 
-def test_both_structure_onsets_are_drawn_and_one_without_a_date_is_told():
+def test_both_structure_onsets_are_drawn_and_one_without_a_date_is_reported():
     beyond = Onset("structure beyond position", 900, 800, 1000, None, None, None, None, "because", 1.0)
     spec = charts.uas_over_training(
         uas_by_step(uas_trace(dict.fromkeys(SOURCES, 0.3), sentences=30)), [STRUCTURE, beyond]

@@ -194,7 +194,7 @@ def test_a_layer_map_has_a_tile_for_each_part_and_step():
     assert said(charts.coefficients_by_layer(frames.coefficients())).startswith("C_g by layer: at the last step from")
 
 
-def test_tokens_are_text_and_told_apart():
+def test_tokens_are_text_and_distinguished():
     names = {0: " the", 1: "</text><script>alert(1)</script>", 2: "\u202e\x00", 3: "x" * 300, 4: "the", 5: "the"}
     chart = charts.winners_and_losers(frames.extremes(), lambda token: names.get(token, f"t{token}"))
     spec, svg = chart.to_dict(), charts.to_svg(chart)
@@ -239,6 +239,6 @@ def test_tokens_are_text_and_told_apart():
         (lambda: charts.winners_and_losers(frames.extremes().clear()), "at_least"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(draw, message):
+def test_what_cannot_be_drawn_is_reported(draw, message):
     with pytest.raises(UserError, match=message):
         draw()

@@ -154,7 +154,7 @@ def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
         ("not fitted", None, 1_000.0, "none"),
     ],
 )
-def test_a_break_is_told_by_its_distance_from_the_end_of_that_phase(verdict, at, ends, which):
+def test_a_break_is_reported_by_its_distance_from_the_end_of_that_phase(verdict, at, ends, which):
     other = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
     fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, other])
     phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5.0, ends]}, {"curve": pl.String, "ends": pl.Float64})
@@ -196,7 +196,7 @@ def test_the_published_table_is_as_published():
         ([4.0, 3.5, 3.0, 2.5], [-0.01, 0.02, -0.02, 0.01], "; r_d is positive in 2 curves only, of 2 sizes"),
     ],
 )
-def test_what_size_does_to_loss_and_rate_is_said(loss, rate, sentence):
+def test_what_size_does_to_loss_and_rate_is_reported(loss, rate, sentence):
     assert re.search(sentence, as_published(fits(loss, rate)))
 
 
@@ -254,7 +254,7 @@ def test_a_curve_is_computed_as_its_fit_predicts():
     refuses(words, curves_from_fits, published_fits().drop("b"), steps)
 
 
-def test_without_the_authors_curves_those_of_the_table_are_drawn_and_said(monkeypatch):
+def test_without_the_authors_curves_those_of_the_table_are_drawn_and_reported(monkeypatch):
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
     curves, description, real = published_curves()
     assert not real

@@ -178,7 +178,7 @@ def test_validation_sets_that_log_the_same_step_in_rows_of_their_own_are_curves(
 
 
 @pytest.mark.parametrize("damage", ["cut short", "overwritten"])
-def test_of_a_damaged_event_file_what_is_whole_is_read_and_told(tmp_path, damage):
+def test_of_a_damaged_event_file_what_is_whole_is_read_and_reported(tmp_path, damage):
     file = events(tmp_path / "run", [(step, 4.0) for step in range(100)])
     content = file.read_bytes()
     half = len(content) // 2
@@ -195,7 +195,7 @@ def test_an_event_file_without_a_whole_record_is_refused(write, content):
     assert "holds no complete record" in refusal(path.parent)
 
 
-def test_without_tensorboard_it_is_said_how_to_get_it(write, monkeypatch):
+def test_without_tensorboard_it_is_reported_how_to_get_it(write, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_file_loader", None)
     path = write(b"any", "events.out.tfevents.1.host")
     assert 'pip install "lmdynamics[tensorboard]"' in refusal(path)
@@ -324,7 +324,7 @@ def test_a_table_with_columns_of_another_kind_is_not_taken_for_a_wide_one(odd):
     ],
     ids=["wide, of several seeds", "a column of any name", "group and pattern"],
 )
-def test_a_curve_is_called_by_all_that_tells_it_apart(columns, options, names):
+def test_a_curve_is_named_by_all_that_distinguishes_it(columns, options, names):
     frame = pl.DataFrame({"step": [1, 2, 1, 2]} | columns)
     assert ", ".join(read_curves(frame, **options).names) == names
 
@@ -334,7 +334,7 @@ LONG = pl.DataFrame(
 )
 
 
-def test_curves_stand_in_order_of_first_appearance_and_are_told_apart_by_what_makes_steps_unique():
+def test_curves_stand_in_order_of_first_appearance_and_are_distinguished_by_what_makes_steps_unique():
     curves = read_curves(LONG)
     assert curves.names == ["b / 0", "a / 0", "b / 1", "a / 1"]
     assert "group 'model, seed' (detected)" in notes_of(curves)
@@ -344,7 +344,7 @@ def test_curves_stand_in_order_of_first_appearance_and_are_told_apart_by_what_ma
     assert read_curves(LONG.filter(pl.col("seed") == 0), group=["seed", "model"]).names == ["0 / b", "0 / a"]
 
 
-def test_curves_that_cannot_be_told_apart_are_refused_and_candidates_named():
+def test_curves_that_cannot_be_distinguished_are_refused_and_candidates_named():
     frame = pl.DataFrame({"step": [1, 2] * 6, "loss": 3.0, "width": [1, 1, 2, 2] * 3, "note": ["x"] * 12})
     message = refusal(frame)
     assert "83% of the rows have a step that their curve already has, the same step up to 6 times" in message
@@ -356,7 +356,7 @@ def test_curves_that_cannot_be_told_apart_are_refused_and_candidates_named():
 # Rows that cannot be used
 
 
-def test_every_bad_row_is_counted_by_its_reason_and_said(write):
+def test_every_bad_row_is_counted_by_its_reason_and_reported(write):
     rows = [
         *["1,4.0", "2,", "3,oops", "4,nan", "5,inf", "6,0", "7,-1", ",3.0", "x,3.0", "1.5,3.0", "inf,3.0"],
         *["8,3.0", "9,2.9", "8,2.8", "9.0,2.7", "10,2.6", "12,2.5", "11", "14,2.4", "15,2.3", "16,2.2", "17,2.1"],
@@ -375,7 +375,7 @@ def test_every_bad_row_is_counted_by_its_reason_and_said(write):
     assert set(counts(curves)) <= set(REASONS)
 
 
-def test_one_row_is_said_in_the_singular_and_a_curve_without_rows_is_named():
+def test_one_row_is_reported_in_the_singular_and_a_curve_without_rows_is_named():
     frame = pl.DataFrame({"model": ["a"] * 3 + ["b", None], "step": [1, 2, 3, 1, 1], "loss": [4.0, 3.0, 2.0, -1, 1]})
     curves = read_curves(frame, group="model")
     assert curves.names == ["a"]
@@ -462,7 +462,7 @@ def test_a_resumed_run_replaces_what_an_earlier_one_has_from_there_on(parts, use
 
 
 @pytest.mark.parametrize("column", ["Wall time", "_timestamp"])
-def test_which_run_is_later_is_told_by_wall_time(column):
+def test_wall_time_decides_which_run_is_later(column):
     first, later = resumed((0, 1_000, 10, 5.0)), resumed((505, 700, 10, 4.0))
     frame = pl.concat([later.with_columns(pl.lit(9e9).alias(column)), first.with_columns(pl.lit(1e9).alias(column))])
     curves = read_curves(frame)
@@ -696,7 +696,7 @@ def test_dates_are_no_steps():
 # Real trajectories
 
 
-def test_smoothed_curves_of_five_models_are_told_apart_unasked(real_data):
+def test_smoothed_curves_of_five_models_are_distinguished_unasked(real_data):
     curves = read_curves(real_data / "trajectories" / "zsl" / "smoothed_loss.csv")
     assert curves.names == ["14M", "37M", "144M", "285M", "OLMo-1B"]
     assert len(curves.frame) == 2850

@@ -167,7 +167,7 @@ def test_curves_of_several_files_are_called_by_both(call, table):
     assert refused(alone(call("fit", one, one)), "two files have a curve called")
 
 
-def test_columns_are_taken_as_told(call, tmp_path):
+def test_columns_are_those_given(call, tmp_path):
     path = tmp_path / "wide.csv"
     columns = {"when": STEPS.astype(int), "step": range(len(STEPS)), "x/a": TWO["small"], "x/b": TWO["large"]}
     pl.DataFrame({**columns, "loss": 9.0, "half": np.arange(len(STEPS)) % 2}).write_csv(path)

@@ -152,7 +152,7 @@ def test_what_waits_can_be_cancelled():
 
 
 @pytest.mark.parametrize("loop", [True, False])
-def test_what_goes_wrong_is_said_in_one_line(loop):
+def test_what_goes_wrong_is_reported_in_one_line(loop):
     computing, said = Computing(), []
 
     def broken(_):

@@ -82,7 +82,7 @@ def test_a_curve_that_cannot_be_fitted_says_so_and_the_next_one_is_drawn(tmp_pat
     assert explorer.views.content["places"] == [place]
 
 
-def test_a_name_is_told_as_text_and_never_as_html():
+def test_a_name_is_shown_as_text_and_never_as_html():
     (place,) = DecelerationExplorer(FEW.with_columns(curve=pl.lit("<img src=x>"))).moving().places
     assert place.text.startswith("<img src=x>: 5 points are left")  # which a page sets as text
     assert place.details == ""
@@ -97,6 +97,6 @@ def test_a_name_is_told_as_text_and_never_as_html():
         (points(), {"smoothing": "mean"}, "there is no smoothing 'mean'"),
     ],
 )
-def test_what_cannot_be_explored_is_said(frame, options, said):
+def test_what_cannot_be_explored_is_reported(frame, options, said):
     with pytest.raises(UserError, match=said):
         DecelerationExplorer(frame, **options)

@@ -75,6 +75,6 @@ def test_names_are_text_never_html():
         (frames.dissent(), {"group": "comon"}, "did you mean 'common'"),
     ],
 )
-def test_what_cannot_be_explored_is_said(table, options, said):
+def test_what_cannot_be_explored_is_reported(table, options, said):
     with pytest.raises(UserError, match=said):
         DissentExplorer(table, **options)

@@ -52,7 +52,7 @@ def test_it_starts_at_the_last_step_with_the_average_over_paradigms(explorer):
     assert ">for example<" in place(explorer, 4).details
 
 
-def test_a_paradigm_is_ringed_and_one_pair_is_told_with_both_sentences_and_no_interval(explorer):
+def test_a_paradigm_is_ringed_and_one_pair_is_reported_with_both_sentences_and_no_interval(explorer):
     explorer.restore({"paradigm": "far", "pair": 27, "step": 2})
     assert explorer.rows.equals(pair_race(TRACE, "far", 27))
     race, dots = explorer.moving().chart.to_dict()["hconcat"]
@@ -156,6 +156,6 @@ def test_sentences_and_names_are_text_never_html():
         (TRACE, {"paradigm": "far", "pair": 3}, "no pair 3 in far"),
     ],
 )
-def test_what_cannot_be_explored_is_said(trace, options, says):
+def test_what_cannot_be_explored_is_reported(trace, options, says):
     with pytest.raises(UserError, match=says):
         PairExplorer(trace, PAIRS, **options)

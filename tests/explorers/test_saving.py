@@ -51,7 +51,7 @@ def test_the_folder_and_the_kind_are_the_readers(row, tmp_path):
 
 
 @pytest.mark.parametrize(("folder", "says"), [("file/deeper", "cannot write"), ("  ", "no folder to save to")])
-def test_what_cannot_be_written_is_said_in_one_line(row, tmp_path, folder, says):
+def test_what_cannot_be_written_is_reported_in_one_line(row, tmp_path, folder, says):
     (tmp_path / "file").write_text("in the way")
     row.folder.value = folder
     row.save.click()

@@ -50,7 +50,7 @@ def test_the_command_trains_what_is_drawn(monkeypatch, call, given, steps):
     assert made == {name: given.get(name, usual) for name, usual in USUAL.items()}
 
 
-def test_what_is_no_schedule_is_said_and_the_last_one_kept():
+def test_what_is_no_schedule_is_reported_and_the_last_one_kept():
     chooser = ScheduleChooser("linear-0.3-0.15", OTHERS)
     chooser.last.value = 0.3
     assert chooser.value == "linear-0.3-0.15"
@@ -75,7 +75,7 @@ def test_branch_from_here(tiny_run):
     ("change", "text", "said"),
     [(3, "fast", "is no number"), (2, "linear-0.3", "write linear-FIRST-LAST"), (1, "nan", "every λ must be a number")],
 )
-def test_what_cannot_be_branched_is_said_and_nothing_is_trained(tiny_run, change, text, said):
+def test_what_cannot_be_branched_is_reported_and_nothing_is_trained(tiny_run, change, text, said):
     explorer = BranchExplorer([tiny_run], compare=False)
     explorer.change.value, explorer.new_value.value = CHANGES[change], text
     assert said in explorer.cost.value

@@ -157,7 +157,7 @@ def test_a_branch_shows_what_its_parent_measured_before_it_left(tiny_run):
     wait_for(lambda: not explorer._threads)
 
 
-def test_what_cannot_be_measured_is_said_once_and_training_goes_on(tiny_run):
+def test_what_cannot_be_measured_is_reported_once_and_training_continues(tiny_run):
     refusing = {"BLiMP": Watched(lambda run: run.pairs("nowhere.jsonl"), "correct")}
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides=TINY, name="tiny"), refusing)
     wait_for(lambda: "BLiMP: " in explorer.message.value)
@@ -165,7 +165,7 @@ def test_what_cannot_be_measured_is_said_once_and_training_goes_on(tiny_run):
     assert "complete at step 12 of 12" in explorer.status.value
 
 
-def test_a_page_that_draws_the_chart_anew_is_told_what_there_is(tiny_run):
+def test_a_page_that_draws_the_chart_again_gets_its_rows(tiny_run):
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides=TINY, name="tiny"))
     explorer.chart._py_to_js_updates = []
     explorer.chart._params = {"status": " ", "revision": 0}  # what the page reports
@@ -202,7 +202,7 @@ def test_branch_from_here():
         ("lr", "lr"),
     ],
 )
-def test_bad_changes_are_said_as_text_and_training_goes_on(tiny_run, changes, said):
+def test_bad_changes_are_reported_as_text_and_training_continues(tiny_run, changes, said):
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides={**TINY}, name="tiny"))
     explorer.changes.value = changes
     explorer.branch.click()
@@ -238,7 +238,7 @@ def test_a_branch_that_changes_nothing_is_laid_beside_its_parent(tiny_run):
     wait_for(lambda: explorer.status.value == "<code>tiny@2</code>", 120)
 
 
-def test_what_the_branch_button_cannot_do_is_said(tiny_run):
+def test_what_the_branch_button_cannot_do_is_reported(tiny_run):
     explorer = BranchExplorer([tiny_run], compare=False)
     explorer.change.value, explorer.new_value.value = CHANGES[2], "<b>"
     explorer.begin()

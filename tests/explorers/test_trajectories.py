@@ -67,6 +67,6 @@ def test_a_run_without_the_checkpoint_stands_at_its_nearest():
         (curves().clear(), {}, "no rows"),
     ],
 )
-def test_what_cannot_be_explored_is_said(frame, options, says):
+def test_what_cannot_be_explored_is_reported(frame, options, says):
     with pytest.raises(UserError, match=says):
         TrajectoryExplorer(frame, **options)

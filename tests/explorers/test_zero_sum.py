@@ -154,7 +154,7 @@ def test_the_still_explorer_has_a_page_of_coloured_text(explorer, tmp_path):
         (frames.one_step(), {"row": 7}, "there is no row 7; known: 0, 1, 2"),
     ],
 )
-def test_what_cannot_be_explored_is_said(changes, options, said):
+def test_what_cannot_be_explored_is_reported(changes, options, said):
     with pytest.raises(UserError, match=said):
         ZeroSumExplorer(changes, frames.texts, **options)
 
@@ -170,7 +170,7 @@ def test_a_row_without_text_is_refused_at_the_start():
         ZeroSumExplorer(frames.one_step(), {})
 
 
-def test_a_text_that_is_missing_later_is_said_and_the_next_one_is_shown():
+def test_a_text_that_is_missing_later_is_reported_and_the_next_one_is_shown():
     some = {("held out", 0, row): frames.texts("held out", 0, row) for row in range(3)}
     explorer = ZeroSumExplorer(frames.one_step(), some)
     explorer.widget  # noqa: B018

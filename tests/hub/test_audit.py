@@ -255,7 +255,7 @@ def test_steps_far_apart_are_not_judged(hub, home):
     assert found(f"{PYTHIA}?steps=0,143000", weights=True) == []
 
 
-def test_half_of_a_history_equal_to_the_final_model_is_said_to_be_that(hub, home):
+def test_half_of_a_history_equal_to_the_final_model_is_reported_as_that(hub, home):
     suites.history(hub, same={(step, 0): 143_000 for step in range(1000, 72_000, 1000)})
     (fault,) = faults()
     assert (fault.kind, fault.step) == ("identical", 2000)
@@ -277,7 +277,7 @@ def test_trajectories_in_one_repository_are_a_fault_and_audited_apart(hub, home,
     assert found("hf://me/mix#small") == []
 
 
-def test_a_main_branch_that_is_not_the_last_step_is_said_to_be_another(hub, home, call):
+def test_a_main_branch_that_is_not_the_last_step_is_reported_as_another(hub, home, call):
     repository = suites.history(hub, "me/mine", steps=(1000, 2000, 3000))
     repository.move("main", repository.branches["step2000"])
     status, out, _ = call("audit", "hf://me/mine")
@@ -335,7 +335,7 @@ def test_bins_are_looked_into_where_they_are_here(hub, home, call):
 # What is said of it later
 
 
-def test_what_is_wrong_is_said_once_when_a_suite_is_opened_and_nothing_is_asked_for_it(hub, home, capsys, call):
+def test_what_is_wrong_is_reported_once_when_a_suite_is_opened_and_nothing_is_asked_for_it(hub, home, capsys, call):
     suites.history(hub, "me/mine", steps=FEW, change=other_start, same={(2000, 0): 1000})
     address = "hf://me/mine"
     lmd.open_run(address)

@@ -294,7 +294,7 @@ def test_nobody_agrees(hub, home, call):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_rush_is_waited_for_and_said(hub, home, pauses, capsys, status):
+def test_a_rush_is_waited_for_and_reported(hub, home, pauses, capsys, status):
     suites.pythia(hub)
     hub.fail(status, match="/refs", times=2, retry_after=3)
     hub.fail(status, match="/cdn|/resolve/.*safetensors", times=2)
@@ -305,7 +305,7 @@ def test_a_rush_is_waited_for_and_said(hub, home, pauses, capsys, status):
     assert 3 in pauses
 
 
-def test_without_a_network_it_is_said_what_is_here(hub, home, pauses, monkeypatch):
+def test_without_a_network_it_is_reported_what_is_here(hub, home, pauses, monkeypatch):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?steps=0,512").fetch()
     hub.stop()
@@ -326,7 +326,7 @@ def test_other_content_than_was_listed_is_thrown_away(hub, home, pauses, capsys)
     assert client.RemoteFile.matches(run.pins[512].weights[0], run[512].folder / "model.safetensors")
 
 
-def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses):
+def test_a_download_cut_at_random_resumes_and_ends_whole(hub, home, pauses):
     """Twenty cuts; what had come is not asked for again."""
     suites.pythia(hub)
     run = lmd.open_run(PYTHIA)
@@ -343,7 +343,7 @@ def test_a_download_cut_at_random_goes_on_and_ends_whole(hub, home, pauses):
     assert sum(request.sent for request in sent) == 6 * size
 
 
-def test_a_later_call_goes_on_within_the_file(hub, home, pauses):
+def test_a_later_call_resumes_within_the_file(hub, home, pauses):
     """The client keeps nothing of a file it has given up; a checkpoint may have many gigabytes."""
     suites.pythia(hub)
     pin = lmd.open_run(f"{PYTHIA}?steps=512").pins[512]
@@ -405,7 +405,7 @@ def test_a_listing_with_a_hash_that_is_a_path_writes_nothing_there(hub, home):
     assert not list(home.parent.rglob("*stolen*"))
 
 
-def test_a_download_that_is_killed_goes_on(hub, home, monkeypatch):
+def test_a_download_that_is_killed_resumes(hub, home, monkeypatch):
     suites.pythia(hub)
     run, stopped = lmd.open_run(PYTHIA), []
 
@@ -557,7 +557,7 @@ def without_tokenizers(repository, *but: str) -> None:
             repository.commit(files, branch=branch)
 
 
-def test_a_tokenizer_on_the_main_branch_only_is_used_and_said(hub, home, capsys):
+def test_a_tokenizer_on_the_main_branch_only_is_used_and_reported(hub, home, capsys):
     repository = suites.pythia(hub, steps=[0, 512])
     without_tokenizers(repository, "main")
     run = lmd.open_run(PYTHIA)
@@ -569,7 +569,7 @@ def test_a_tokenizer_on_the_main_branch_only_is_used_and_said(hub, home, capsys)
     assert len(hub.requests) == asked  # pinned as the checkpoints are: main may move, or be out of reach
 
 
-def test_a_tokenizer_of_another_checkpoint_is_used_and_said(hub, home, capsys):
+def test_a_tokenizer_of_another_checkpoint_is_used_and_reported(hub, home, capsys):
     repository = suites.pythia(hub, steps=[0, 1, 512])
     without_tokenizers(repository, "step512", "main")
     assert lmd.open_run(PYTHIA)[0].tokenizer("the cat")["input_ids"]

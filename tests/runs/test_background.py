@@ -150,7 +150,7 @@ def test_pause_and_resume_give_the_weights_of_an_uninterrupted_run():
     assert training.state == "done"
 
 
-def test_it_takes_one_thread_unless_it_is_told_otherwise(monkeypatch):
+def test_it_takes_one_thread_unless_it_is_set_otherwise(monkeypatch):
     """Two trainings with two threads each on two cores would slow each other tenfold."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     training = training_of("grammar-mlm", overrides=TINY, name="live")
@@ -166,7 +166,7 @@ def test_it_takes_one_thread_unless_it_is_told_otherwise(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_told_in_one_line_and_gone_on_from():
+def test_a_killed_process_is_reported_in_one_line_and_resumed():
     training = training_of("grammar-mlm", overrides=LONG, name="live")
     training.start()
     wait_for(lambda: underway(training) and training.saved >= 16)

@@ -101,7 +101,7 @@ def test_stages_switch_the_penalty_on_and_off(parent):
     assert off.log["penalty"].is_null().to_list() == [True] * 4 + [False] * 4 + [True] * 4
 
 
-def test_longer_training_goes_on_beyond_the_parents_end(parent):
+def test_longer_training_continues_beyond_the_parents_end(parent):
     made = parent().branch(8, steps=20, progress=False)
     assert made.steps == [8, 16, 20]
     assert len(made.log) == 20

@@ -55,7 +55,7 @@ def test_real_names(repository, revision, name, position):
 
 
 @pytest.mark.parametrize("name", ["main", "checkpoint-best", "v2", "epoch-3", "mystep1000", "step", "10k-words"])
-def test_names_that_tell_no_step(name):
+def test_names_without_a_step(name):
     assert rule_for("somebody/model").parse("somebody/model", name) is None
     assert folder_rule().parse("", name) is None
 
@@ -218,7 +218,7 @@ def test_a_trainer_checkpoint_of_deepspeed(tmp_path):
     refuses(r"DeepSpeed shards \(global_step500/mp_rank.* OUT -t global_step500", open_run, tmp_path)
 
 
-def test_a_tokenizer_beside_the_checkpoints_is_used_and_said(tiny_run, tmp_path, capsys):
+def test_a_tokenizer_beside_the_checkpoints_is_used_and_reported(tiny_run, tmp_path, capsys):
     folder = checkpoints(tmp_path / "mine", "checkpoint-1", "checkpoint-2")
     refuses("has no tokenizer", lambda: open_run(folder)[1].tokenizer)
     shutil.copytree(tiny_run.folder / "tokenizer", folder, dirs_exist_ok=True)

@@ -201,7 +201,7 @@ def rename(checkpoint: Path, change) -> None:
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_wrappers_prefix_is_left_out_and_said(tmp_path, capsys, kind, prefix):
+def test_a_wrappers_prefix_is_left_out_and_reported(tmp_path, capsys, kind, prefix):
     wanted = logits(saved(tmp_path / "whole", kind))
     checkpoint = saved(tmp_path / "wrapped", kind)
     rename(checkpoint, lambda weights: {prefix + name: value for name, value in weights.items()})

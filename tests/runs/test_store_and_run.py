@@ -132,7 +132,7 @@ def test_models_are_opened_by_several_threads_at_once(tiny_run):
         assert all(torch.equal(value, alone[name]) for name, value in model.state_dict().items())
 
 
-def test_names_tell_runs_apart():
+def test_names_distinguish_runs():
     assert run_name(load_recipe("grammar-mlm")) == "grammar-mlm"
     assert run_name(load_recipe("grammar-mlm", "smoke", 2), ["lr=0.1"]) == "grammar-mlm-smoke-seed2-lr=0.1"
     many = [f"model.setting{i}=0.{i}" for i in range(99)]

@@ -281,7 +281,7 @@ def wait_until(holds, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_everything_and_the_same_command_goes_on(tmp_path, home):
+def test_ctrl_c_saves_everything_and_the_same_command_resumes(tmp_path, home):
     three = PLAN.partition("[conditions.branch]")[0] + "[conditions.third]\nset.lr = 0.01\n"
     process = begun(home, plan_file(tmp_path, three), *LONG)
     wait_until(lambda: len([step for step in saved(home).values() if step > 64]) == 2, process)
