@@ -236,7 +236,7 @@ def test_tokens_are_text_and_distinguished():
         (lambda: charts.coefficients_over_training(frames.coefficients().clear()), "no coefficient"),
         (lambda: charts.coefficients_by_layer(frames.coefficients(), level="module"), "levels: all, layer"),
         (lambda: charts.coefficients_by_layer(frames.coefficients(), "C_x"), "C_x not among them"),
-        (lambda: charts.winners_and_losers(frames.extremes().clear()), "at_least"),
+        (lambda: charts.winners_and_losers(frames.extremes().clear()), "min_count"),
     ],
 )
 def test_what_cannot_be_drawn_is_reported(draw, message):
