@@ -5,10 +5,10 @@ Lines of code are those that are left without blank lines, comments and docstrin
     python benchmarks/size.py [COMMIT ...]      # the working tree, and any commits beside it
 """
 
+import argparse
 import ast
 import io
 import subprocess
-import sys
 import tokenize
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,10 +53,16 @@ def row(modules: Mapping[str, str]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("commits", nargs="*", help="commits to compare with the working tree")
+    commits = parser.parse_args().commits
     for part in PARTS:
         print(f"{part:10} {'now':9} {row(working_tree(part))}")
-        for commit in sys.argv[1:]:
-            print(f"{part:10} {commit[:9]:9} {row(committed(part, commit))}")
+        for commit in commits:
+            try:
+                print(f"{part:10} {commit[:9]:9} {row(committed(part, commit))}")
+            except subprocess.CalledProcessError as error:
+                parser.error(f"{commit} is not a commit of this repository: {error.stderr.strip()}")
 
 
 if __name__ == "__main__":
