@@ -165,9 +165,9 @@ def group_opposition(
         alt.Y("a:N", title=None, sort=groups).axis(domain=False, ticks=False),
         tooltip=["a:N", "b:N", alt.Tooltip("cosine:Q", format="+.3f")],
     )
-    strong = f"abs(datum.cosine) > {0.6 * limit}"
+    dark = f"datum.cosine > {0.92 * limit}"  # the darkest blue; on all other tiles black has a contrast above 4.5
     number = base.mark_text(fontSize=11).encode(
-        alt.Text("cosine:Q", format="+.2f"), color=alt.condition(strong, alt.value("#ffffff"), alt.value("#111111"))
+        alt.Text("cosine:Q", format="+.2f"), color=alt.condition(dark, alt.value("#ffffff"), alt.value("#000000"))
     )
     title = f"Opposition between groups of tokens at step {step:,}"
     if len(off_diagonal):

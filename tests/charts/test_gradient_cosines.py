@@ -1,5 +1,7 @@
 """Cosines between gradients as figures: what counts as a pair, what the titles claim, what is refused."""
 
+import re
+
 import polars as pl
 import pytest
 
@@ -104,6 +106,26 @@ def test_a_groups_name_may_hold_anything():
     svg = charts.to_svg(charts.group_opposition(named))
     assert "undefined" not in svg
     assert "'\"&lt;/text&gt; \\" in svg.replace("&quot;", '"').replace("&#39;", "'")
+
+
+def luminance(red, green, blue):
+    """Relative luminance of a colour from 0 to 255 (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red / 255, green / 255, blue / 255)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_numbers_can_be_read_on_every_tile():
+    names = [f"group {i:02}" for i in range(41)]
+    rows = [("group 00", name, (i - 20) / 20 * 0.5) for i, name in enumerate(names) if i]
+    frame = pl.DataFrame(rows, ["a", "b", "cosine"], orient="row").with_columns(step=1, part=pl.lit("all"))
+    svg = charts.to_svg(charts.group_opposition(frame))
+    tiles = re.findall(r'cosine: ([^"]*)" [^>]*rect mark"[^>]* fill="rgb\((\d+), (\d+), (\d+)\)"', svg)
+    inks = dict(re.findall(r'cosine: ([^"]*)" [^>]*text mark"[^>]* fill="#(\w{6})"', svg))
+    assert len(inks) == 40
+    for cosine, *tile in tiles:
+        ink = luminance(*bytes.fromhex(inks[cosine]))
+        lighter, darker = sorted((luminance(*map(int, tile)), ink), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, cosine
 
 
 def test_many_rows_are_cut_and_reported():
