@@ -68,7 +68,7 @@ def writing(folder: Path, steps: int = 5000) -> float:
         for step in range(steps):
             log.add(step, loss, 1e-3, 0.15, 100, step / 100)
             if kind is LiveLog and step % 50 == 0:
-                log.tell()
+                log.flush()
         took.append(time.perf_counter() - began)
     return (took[1] - took[0]) / steps
 

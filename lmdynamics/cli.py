@@ -237,7 +237,9 @@ def compare(
     baseline: Annotated[Path, typer.Option(help="A folder of accepted results.")] = Path("tests/baselines"),
     accept: Annotated[bool, typer.Option("--accept", help="Make this batch the baseline.")] = False,
     who: Annotated[str | None, typer.Option(help="Name of the person who accepts; by default your user name.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Also accept results from another machine.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Also accept results of another machine, commit or version.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Results without a baseline fail too.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write the verdicts as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the verdicts as Markdown.")] = None,

@@ -32,7 +32,9 @@ def device_kind(device: str) -> str:
         torch.get_device_module(kind)
         return kind
     except RuntimeError:
-        raise UserError(f"unknown device {str(device)!r}; choose {', '.join(KINDS)}, or a number: cuda:1") from None
+        raise UserError(
+            f"unknown device {str(device)!r}; choose {', '.join(KINDS)}, or one with its number: cuda:1"
+        ) from None
 
 
 def need_device(device: str) -> str:

@@ -117,7 +117,7 @@ def record(
     if entry.low is not None and entry.low == entry.high:
         entry = replace(entry, low=None, high=None)
     if entry.tolerance is not None and entry.tolerance < 0:
-        raise UserError(f"record {name!r}: tolerance {entry.tolerance} is negative; give a positive one")
+        raise UserError(f"record {name!r}: tolerance {entry.tolerance} is negative; give 0 or more")
     if entry.low is not None and entry.high is not None and entry.low > entry.high:
         raise UserError(f"record {name!r}: the interval [{entry.low}, {entry.high}] has low above high; swap them")
     _Sink.records[name] = entry

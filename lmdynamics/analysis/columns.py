@@ -9,7 +9,7 @@ import polars as pl
 from lmdynamics.analysis.formats import Table
 from lmdynamics.errors import UserError, did_you_mean, listed, shortened
 
-# In order of preference, as `plain` writes them. W&B's own _step counts calls of log(), so it comes late.
+# In order of preference, as `plain` writes them. W&B's own _step counts calls of log(), so it comes last of the steps.
 STEPS = (
     *("step", "global_step", "train_global_step", "trainer_global_step", "train_step", "training_step", "steps"),
     *("_step", "iteration", "iterations", "iter", "iters", "update", "updates", "num_updates", "batch"),
@@ -204,7 +204,7 @@ def _losses(table: Table, loss: str | None, excluded: set[str | None]) -> tuple[
 
 
 def _detect_losses(table: Table, columns: list[str]) -> tuple[dict[str, str | None], list[str]]:
-    """The column with the most common name; or all columns, if they are the same metric of several runs."""
+    """The column with the first name in `LOSSES`; or all columns, if they are the same metric of several runs."""
     loss_like = [name for name in columns if looks_like_loss(name) and has_numbers(table.frame[name])]
     by_run = [name for name in loss_like if run_and_metric(name)[0]]
     if by_run:

@@ -132,9 +132,9 @@ def fit_deceleration(
     The verdict is the first that holds:
     - `jump in scale`: the level shifts between two neighbouring points (`analysis.loss_curves`), and one break fits
       better without that shift;
-    - `sudden drop` (`sudden rise`): one break with a level shift of at least 10 % fits better than one or two breaks. A
-      smaller shift is a caveat without intervals. A shift below three times the noise is not detected; intervals then
-      cover the break in about 70 % of cases;
+    - `sudden drop` (`sudden rise`): one break with a level shift of at least 10 % fits better than one or two breaks.
+      With a smaller shift, that is the caveat, and there are no intervals. A shift below three times the noise is not
+      detected; intervals then cover the break in about 70 % of cases;
     - `no break`: a break improves the AIC by less than 10, or more than 2 % of resampled power laws gain as much;
     - `break not located`: the interval of its step spans more than half of the log steps (only with resamples);
     - `break at the edge`: less than a tenth of the log steps lies before or after it;
@@ -237,7 +237,8 @@ def _in_one_gap(t: Float[np.ndarray, " points"], steps: list[float]) -> bool:
 
 
 def _level_shifts(x, y, fitted: BrokenPowerLaw) -> tuple[np.ndarray, np.ndarray]:
-    """The level shift after each point in the residuals of one break, and the sum of squares that it would explain."""
+    """The drop of the level (negative: a rise) after each point in the residuals of one break, and the sum of squares
+    that it would explain."""
     q, _ = np.linalg.qr(jacobian(x, fitted))
     residual = y[0] - fitted(x)[0]
     residual -= q @ (q.T @ residual)
@@ -292,7 +293,7 @@ class _Blocks:
         return _numbers(fit(self.x, fitted + noise, 1, initial=start))
 
     def chance(self, seed: int) -> float:
-        """How often a break improves one power law with such noise as much as this curve.
+        """How often a break improves one power law with such noise at least as much as it improves this curve.
 
         The noise is the residuals of two breaks, scaled to the noise around each point.
         """

@@ -338,7 +338,7 @@ def null_curves(curves: pl.DataFrame, skip_steps: float = 100, smoothing: str = 
             pl.DataFrame({"curve": [curve] * len(x), "step": np.exp(x).round(), "loss": np.exp(power_law + noise)})
         )
     if not parts:
-        raise UserError(f"no curve has {MIN_POINTS} points after step {skip_steps:g}: log more, or skip fewer steps")
+        raise UserError(f"no curve has {MIN_POINTS} points after step {skip_steps:g}: log more often, or skip fewer")
     return pl.concat(parts)
 
 

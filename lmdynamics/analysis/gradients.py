@@ -49,7 +49,8 @@ def dissent_by_group(
     also change, change_low, change_high: of dissent since half that step, in the same resamples; null if that step was
     not measured.
 
-    Raises UserError if a column is missing, there is no row, or `groups` assigns two groups to a token, or none.
+    Raises UserError if a column is missing, there is no row, `groups` assigns two groups to a token, or no token has
+    a group.
     """
     need_columns(frame, [*by, "row", *COSINES, *MEANS], "dissent by group")
     if frame.is_empty():

@@ -147,7 +147,7 @@ def without_jumps(step, loss, jumps: list[Jump]) -> Float[np.ndarray, " points"]
 
 
 def _largest_gaps(y: Float[np.ndarray, " points"]) -> np.ndarray:
-    """The gaps (by the index of the point before) with enough points on both sides, at most `GAPS` of them."""
+    """The gaps (by the index of the point before) with enough points on both sides, at most `MAX_GAPS` of them."""
     gaps = np.arange(MIN_SIDE_POINTS - 1, len(y) - MIN_SIDE_POINTS)
     if len(gaps) <= MAX_GAPS:
         return gaps

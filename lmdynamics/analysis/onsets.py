@@ -300,7 +300,8 @@ def _sentence_case(text: str) -> str:
 
 
 def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: float = 0.9) -> tuple[int, int] | None:
-    """Where a curve rises: from the last checkpoint below the share `low` of the rise to the first one above `high`.
+    """Where a curve rises: from the last checkpoint at or below the share `low` of the rise, before the first one at or
+    above `high`, to that one.
 
     The rise is from the first value to the largest. None if the curve never exceeds its first value.
 

@@ -290,7 +290,7 @@ def _refits(runs, curves, unit: str | None, same: bool, resamples: int, seed: in
         sources = [loo] if same else [[loo[0], fixed[1]], [fixed[0], loo[1]]]
     for scores in sources:
         fits = [
-            [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(steps_of_run, curves_scores).tolist()]
-            for (steps_of_run, _), curves_scores in zip(runs, scores, strict=True)
+            [LearningCurve(c1, c2, *np.exp(shape)) for c1, c2, *shape in _fit_all(run_steps, run_scores).tolist()]
+            for (run_steps, _), run_scores in zip(runs, scores, strict=True)
         ]
         yield fits[0], scores[0], fits[1]

@@ -208,7 +208,9 @@ def within_reach(scores: pl.DataFrame) -> str:
     if "reachable" not in scores.columns or not (scores["reachable"] < 1).any():
         return ""
     share = dict(scores.group_by("direction").agg(pl.col("reachable").first()).iter_rows())
-    each = ", ".join(f"{share[direction]:.0%} read {direction}" for direction in DIRECTIONS if direction in share)
+    each = ", ".join(
+        f"{share[direction]:.0%} of the arcs read {direction}" for direction in DIRECTIONS if direction in share
+    )
     return f"a causal model attends to the left only: it can find {each}"
 
 
@@ -238,14 +240,14 @@ def predicted_heads(attention: pl.DataFrame, direction: str = DIRECTIONS[0]) -> 
     need_columns(attention, ["layer", "head", "query", "key", "weight"], "predicted heads")
     if direction not in DIRECTIONS:
         raise UserError(f"predicted heads: direction {direction!r} is neither {DIRECTIONS[0]!r} nor {DIRECTIONS[1]!r}")
-    word, attended = ("query", "key") if direction == DIRECTIONS[0] else ("key", "query")
+    word, candidate = ("query", "key") if direction == DIRECTIONS[0] else ("key", "query")
     by = [*(["step"] if "step" in attention.columns else []), "layer", "head", word]
     return (
         attention.filter(pl.col("query") != pl.col("key"), pl.col("weight") > 0)
-        .sort(*by, "weight", attended, descending=[*[False] * len(by), True, False])
+        .sort(*by, "weight", candidate, descending=[*[False] * len(by), True, False])
         .group_by(by, maintain_order=True)
         .first()
-        .rename({word: "word", attended: "predicted"})
+        .rename({word: "word", candidate: "predicted"})
         .select(*by[:-1], "word", "predicted", "weight")
     )
 
@@ -315,7 +317,7 @@ def leads_from(race: pl.DataFrame, k: int = 3) -> int | None:
 
 
 def judged_right(pairs: pl.DataFrame) -> pl.DataFrame:
-    """Share of pairs judged right: `accuracy_by_step`, after `average_accuracy` for several paradigms."""
+    """Share of pairs judged right: `accuracy_by_step`; of several paradigms, rows of `average_accuracy` come first."""
     accuracy = accuracy_by_step(pairs.with_columns(pl.col("paradigm").cast(pl.String)))
     if accuracy["paradigm"].n_unique() < 2:
         return accuracy

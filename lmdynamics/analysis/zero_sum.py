@@ -275,7 +275,7 @@ def traded(
 
 
 def winners_and_losers(changes: pl.DataFrame, n: int = 8, min_count: int = 10, by: Sequence[str] = ()) -> pl.DataFrame:
-    """The tokens whose loss fell and rose most on average, `n` of each, in each group of `by`.
+    """The tokens whose loss fell and rose most on average, at most `n` of each, in each group of `by`.
 
     Only tokens that occur at least `min_count` times, and whose mean fell or rose. Rows: *by, kind
     ("winner" first, then "loser", the most extreme first), token, change (mean, nats), stderr (of that mean,

@@ -104,7 +104,7 @@ def accept(frame: pl.DataFrame, folder: Path, signer: str) -> list[Path]:
 def environment_differences(frame: pl.DataFrame) -> list[str]:
     """How a batch differs from one computed on this machine with the current code, one line each.
 
-    Compared are the commit of this checkout, the versions of its packages, and the machine's devices.
+    Compared are the commit of this checkout, the versions in `environment.versions`, and the machine's devices.
     """
     current = {**versions(), "commit": commit()}
     items = frame.unique("item", maintain_order=True)

@@ -95,7 +95,7 @@ def remarks(path: Path) -> list[str]:
     tags = [cell.get("metadata", {}).get("tags", ()) for cell in json.loads(path.read_text("utf-8"))["cells"]]
     texts = []
     if not any("parameters" in each for each in tags):
-        texts.append("no cell is tagged `parameters`, so it runs unchanged and saves no figures as files")
+        texts.append("no cell is tagged `parameters`, so it runs unchanged and gets no output_dir for figures")
     if kernel and kernel != KERNEL:
         texts.append(f"it asks for the kernel {shortened(kernel)!r}, but runs with the Python of lmdynamics")
     elif not kernel:

@@ -129,7 +129,7 @@ def _notebook_jobs(
         varying = dict(zip(grid, values, strict=True))
         settings = {**constants, **varying}
         device = settings.get("device", "cpu")
-        suffix = {} if device_kind(device) == "cpu" else {"device": device}  # a folder per kind of device
+        suffix = {} if device_kind(device) == "cpu" else {"device": device}  # do not overwrite the CPU's results
         folder = out / _item_name(path.stem, {**varying, **suffix})
         if folder in path.parents:
             raise UserError(f"{path} is in {folder}, which this batch overwrites; name another folder with --out")

@@ -82,9 +82,9 @@ def compare(frame: pl.DataFrame, baselines: Baselines) -> pl.DataFrame:
     """A verdict per record of a batch (`collect.gather`); an item that did not finish, or records nothing, has one row.
 
     "same": within the baseline's tolerance; without one, equal (floats to 1e-9 of their size, near zero to 1e-12).
-    "changed": not within it, of another kind (string, boolean, none), or NaN. "new": its item has a baseline, but
-    none for this record. "gone": the baseline has a record that the item lacks. "no baseline": for the whole
-    item. "failed". `why` is the reason in words.
+    "changed": not the same by this rule, of another kind (string, boolean, none), or NaN. "new": its item has a
+    baseline, but none for this record. "gone": the baseline has a record that the item lacks. "no baseline": for the
+    whole item. "failed". `why` is the reason in words.
 
     Raises UserError if the frame does not hold records, or is empty.
     """

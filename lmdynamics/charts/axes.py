@@ -79,7 +79,10 @@ def steps_of(*frames: pl.DataFrame) -> list[int]:
 
 
 def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> list[alt.Chart]:
-    """Layers behind curves: an onset's interval as a band, its step as a line, its name above. Undated: no layers."""
+    """Layers behind curves: an onset's interval as a band, its step as a line, its name above.
+
+    An onset without a step has no layers.
+    """
     layers = []
     dated = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
     for index, onset in enumerate(dated):

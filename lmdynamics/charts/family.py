@@ -90,6 +90,6 @@ def _in_tree_order(rows: list[dict]) -> list[dict]:
 
     order = below(None)
     if len(order) < len(rows):
-        orphan = next(row["run"] for row in rows if row not in order)
-        raise UserError(f"{NAME}: {orphan!r} is its own ancestor; a parent comes before its branches")
+        cyclic = next(row["run"] for row in rows if row not in order)
+        raise UserError(f"{NAME}: {cyclic!r} is its own ancestor; a parent comes before its branches")
     return order

@@ -37,8 +37,9 @@ NEGATIVE = Line(
 def opposition_map(frame: pl.DataFrame) -> alt.LayerChart:
     """The mean cosine between gradients of two rows of text, by part of the model (row) and checkpoint (column).
 
-    `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: a step
-    for one row also reduces the other's loss; orange: it increases it. The tooltip has the share of negative cosines.
+    `frame`: step, part, a, b, cosine, a trace of `Opposition`; a row's cosine with itself does not count. Blue: to
+    first order, a step for one row also reduces the other's loss; orange: it increases it. The tooltip has the share of
+    negative cosines.
     """
     pairs = _pairs(frame, "opposition map")
     parts = pairs["part"].unique(maintain_order=True).to_list()

@@ -91,7 +91,7 @@ def moving_head_map(
         best_directions(part).with_columns(relation=pl.lit(name))
         for (name,), part in rows.group_by("relation", maintain_order=True)
     )
-    cells = cells.with_columns(onward=pl.col("direction") == DIRECTIONS[0])  # a third of the size of the text in a page
+    cells = cells.with_columns(onward=pl.col("direction") == DIRECTIONS[0])  # a page stores a third of the text's bytes
     columns = ["accuracy", "low", "high", "onward", "best"]
     marks = by_place(cells, ["relation", "layer", "head", "count"], columns, cursor.steps)
     base = alt.Chart(marks).transform_filter("datum.relation == relation")
@@ -182,7 +182,9 @@ def heads_by_relation(best: pl.DataFrame) -> alt.LayerChart:
         [
             "accuracy of the relation's best head (named at the right: layer-head) on unseen sentences;",
             "dot: above the best fixed offset, interval included",
-            "a causal model looks left only: a tooltip's `reachable` is the most its head could find" if causal else "",
+            "a causal model attends to the left only: `reachable` in a tooltip is the most its head could find"
+            if causal
+            else "",
         ],
         f"Best head per relation over training; at step {last_step}: {ends}.",
     )  # fmt: skip

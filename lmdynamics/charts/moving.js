@@ -22,7 +22,7 @@ async function show(element, { spec, places }) {
   for (const control of controls.querySelectorAll("input, select")) control.dataset.lmSuppressShortcuts = "true";
   const move = () => {
     const place = places[view.signal("at")];
-    if (!place) return; // of views that will be replaced now
+    if (!place) return; // these views are about to be replaced
     name.value = place.name;
     slider.setAttribute("aria-valuetext", place.name);
     if (text.textContent !== place.said) text.textContent = place.said;

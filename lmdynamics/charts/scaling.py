@@ -193,7 +193,7 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
 
 
 def _size_ticks(low: float, high: float) -> list[float]:
-    """1, 3, 10 … million parameters, or powers of ten if the sizes differ by a factor of 100 or more."""
+    """1, 3, 10 … million parameters, or powers of ten if the axis spans a factor of 100 or more."""
     sizes = (1, 3) if high / low < 100 else (1,)
     ticks = [m * 10.0**e for e in range(13) for m in sizes if low <= m * 10.0**e <= high]
     return ticks if len(ticks) > 1 else log_ticks(low, high, 4)

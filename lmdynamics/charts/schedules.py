@@ -77,7 +77,8 @@ def speedup_curves(
     `points`: condition, seed, step, value; `fits`: condition, step, value; `speedups`, a row per condition other than
     the baseline: condition, value, low, high, step, target, as the fields of `analysis.speedup.Speedup`. `value` is
     null where the best is never reached, `low` where the interval is open below, `low` and `high` where there is none.
-    `measure`: its name with its unit. `level`: the share of the best that is the target.
+    `measure`: its name with its unit. `level`: the target, as a share of the way from the
+    baseline's start to its best.
     """
     data, missing = tidy(points, ["condition", "seed", "step", "value"], "speed-up: points")
     curves, _ = tidy(fits, ["condition", "step", "value"], "speed-up: fits")
@@ -129,7 +130,7 @@ def speedup_curves(
         title = (
             f"{'Largest speed-up' if len(rows) > 1 else 'Speed-up'} over {baseline}: {texts[fastest[0]]}, {fastest[0]}"
         )
-        title += f"; {len(not_reached)} of {len(rows)} never reach it" if not_reached else ""
+        title += f"; {len(not_reached)} of {len(rows)} never reach the target" if not_reached else ""
     interval_key = "[ ]: 95 % interval" if reached["high"].is_not_null().any() else ""
     return figure(
         alt.layer(*layers).properties(width=WIDTH, height=height),

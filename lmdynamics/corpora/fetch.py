@@ -109,7 +109,7 @@ def download(source: Source, folder: Path, *, base: str | None = None, progress:
 def _download_file(
     client: "httpx2.Client", url: str, target: Path, sha256: str, max_bytes: int, on_progress: Callable[[int], object]
 ) -> None:
-    """Download one file to `target`, with retries; it has less than `max_bytes` bytes."""
+    """Download one file to `target`, with retries; it has at most `max_bytes` bytes."""
     part = target.with_name(target.name + ".part")
 
     def refusal(file: Path) -> str:

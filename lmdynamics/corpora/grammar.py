@@ -30,7 +30,7 @@ CLS, SEP = 2, 3
 
 # nouns, verbs, adjectives, adverbs, prepositions, semantic classes
 _SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
-_MAX_WORDS = 30  # words
+_MAX_WORDS = 30  # per sentence
 VERSION = 1  # raise when the sentences drawn would change: large corpora are stored on disk
 PART = 2**18  # sentences per stream of random numbers: several processes draw parts at the same time
 # each: any number, singular only, plural only

@@ -1,7 +1,7 @@
 """From plain text or Markdown to a tokenizer and packed blocks of token ids.
 
 Files are read line by line, as paragraphs of one line each. Paragraphs are tokenised one by one and concatenated.
-A corpus is built once, in a folder named by a hash of its content.
+A corpus is built once, in a folder named by a hash of its texts and options.
 """
 
 import hashlib

@@ -117,7 +117,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> "Token
 
 
 def _alphabet(texts: Iterable[str], tokenizer: "Tokenizer", limit: int) -> list[str]:
-    """The `limit` most frequent characters after normalising, sorted; of equals the lower code point."""
+    """The `limit` most frequent characters after normalising, sorted; ties: the lower code point first."""
     raw = Counter()
     for text in texts:
         raw.update(text)
@@ -330,7 +330,7 @@ def frequency_groups(blocks: TokenRows, vocab_size: int, bins: Sequence[int] = B
     that occur at least once in N tokens (special ones included) from rarer ones; tokens that never occur are in the
     last group. To compare checkpoints and sizes, let `blocks` be rows that the models were trained on, or similar ones.
 
-    Raises UserError if there are no tokens, one is not in the vocabulary, or bins do not increase from 2.
+    Raises UserError if there are no tokens, one is not in the vocabulary, or bins do not increase or start below 2.
     """
     if not len(bins) or min(bins) < 2 or sorted(set(bins)) != list(bins):
         raise UserError(f"frequency bins must increase, from 2 upwards; {list(bins)} do not")

@@ -127,7 +127,7 @@ def _read_file(path: Path, subtypes: bool) -> Iterator[Sentence]:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); CoNLL-U must be, so convert the file") from None
     # Split at "\n" alone: words may hold the rarer line separators that str.splitlines() would cut at.
     lines = enumerate(text.split("\n"), start=1)
-    for blank, block in groupby(lines, key=lambda block: not block[1].strip()):
+    for blank, block in groupby(lines, key=lambda line: not line[1].strip()):
         if not blank and (sentence := _read_sentence(list(block), path, subtypes)):
             yield sentence
 

@@ -35,7 +35,7 @@ def compare_runs(
 
     `measurements` by name, of the kinds `HeldOutLoss`, `UAS` and `PairAccuracy`; by default the held-out loss on the
     first run's rows, and for the built-in language UAS and agreement. All runs are measured on the same data, at
-    `steps` or, by default, at all common checkpoints: for a branch and its parent, those after the branch point.
+    `steps` or, by default, at all common checkpoints: for a branch and its parent, from the branch point on.
 
     Rows: `run`, `step`, `measure`, `value`, `low`, `high`, `difference` (null for the first run itself).
 
@@ -196,8 +196,8 @@ def judge(claims: Iterable[Claim], final: pl.DataFrame, measurements: Mapping[st
     """Tests of claims: claim, measure, difference with its 95 % interval low, high, p, p_hochberg, verdict.
 
     `p` is that of a one-sided t-test over seeds (Welch), `p_hochberg` is p corrected for the number of claims.
-    `reproduced`: better at 5 % after the correction; `not reproduced`: worse at 5 %; otherwise, and always with one
-    seed, `undecided at this size`. `measurements`: as for `against_baseline`.
+    `reproduced`: better at 5 % after the correction; `not reproduced`: worse at 5 % after it; otherwise, and always
+    with one seed, `undecided at this size`. `measurements`: as for `against_baseline`.
     """
     columns = ["claim", "measure", "difference", "low", "high", "p", "p_hochberg", "verdict"]
     tests = [

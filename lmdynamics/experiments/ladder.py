@@ -25,7 +25,7 @@ from lmdynamics.paths import SUITE, real_data_dirs, shipped
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import sweep
 
-LAST_STEP = 262_144  # of the published runs, approximately; those of 1B and 7B parameters are longer
+LAST_STEP = 262_144  # of the published runs, within some hundreds of steps; those of 1B and 7B parameters are longer
 
 
 def published_fits() -> pl.DataFrame:
@@ -60,7 +60,7 @@ def published_interference() -> pl.DataFrame:
 
     Rows: metric (interference, magnitude, abs_mean_change, gradient_interference, C_g, ...), interval (doubling,
     one_step, gradient), split (train or eval), model, parameters (Int64), step (the start of a doubling), value
-    (losses in nats). The last digits are limited by the drawing.
+    (losses in nats). The last digits are only as precise as the figure that they were read from.
     """
     table = pl.read_csv(shipped("published") / "zsl_curves.csv")
     millions = pl.col("model").str.strip_suffix("M").cast(pl.Int64)

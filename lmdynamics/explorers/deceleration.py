@@ -21,7 +21,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer, State
 from lmdynamics.html import html_table
 
-SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # choices: steps before these are left out
+SKIPS = (0, 10, 20, 50, 100, 200, 400, 1000, 2000)  # choices: steps up to and including these are left out
 START_SHARE = 1 / 3  # initial step of the break, relative to the best one, so that a difference is visible
 
 

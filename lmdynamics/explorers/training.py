@@ -23,7 +23,9 @@ from lmdynamics.runs.family import history
 from lmdynamics.runs.run import Run
 
 POLL_SECONDS = 1.0  # between two reads of the run's folder
-REST_FACTOR = 5  # pause after a measurement, in times its duration: even at low priority it slows training
+REST_FACTOR = (
+    5  # pause after a measurement, in times its duration (at most 10 s): even at low priority it slows training
+)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Audits of a published suite or a folder of checkpoints: faults in its listings and in its tensors.
 
-Published checkpoints had such faults: the same file under different steps, one shard of another checkpoint, half of a
-trajectory equal to the final model, a step 0 of another initialisation, missing steps, moved branches. Hashes and sizes
-show most of them without a download; `weights` also reads headers and some values of the files.
+Published checkpoints have had these faults: the same file under different steps, one shard of another checkpoint,
+half of a trajectory equal to the final model, a step 0 of another initialisation, missing steps, moved branches.
+Hashes and sizes show most of them without a download; `weights` also reads headers and some values of the files.
 """
 
 from collections import defaultdict
@@ -205,10 +205,10 @@ def report(address: str, revisions: str | None, weights: bool, as_json: bool) ->
         count = len(each.faults)
         result = f"{count} fault{'s' * (count != 1)}" if count else "no fault found"
         steps = f"{len(each.steps)} of {each.listed} checkpoints"
-        scope = f"examined the listings of {steps}, {format_bytes(each.bytes)} of weights"
+        scope = f"examined the listings of {steps} ({format_bytes(each.bytes)} of weights)"
         if weights:
             tensors = f"{each.tensors} of {each.all_tensors} tensors"
-            scope += f", and {tensors} of {len(each.opened)} ({format_bytes(each.read)} downloaded)"
+            scope += f", and {tensors} of {len(each.opened)} checkpoints ({format_bytes(each.read)} downloaded)"
         lines = [f"{each.name}: {scope}: {result}", *(f"{each.name}: {note}" for note in each.notes)]
         if weights and len(each.opened) < len(each.steps):
             lines.append(

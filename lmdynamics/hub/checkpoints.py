@@ -275,9 +275,9 @@ def list_checkpoints(address: Address, rule: Rule) -> Listing:
             main = Pin(-1, repository, default, refs[default])
     if not rows:
         raise UserError(
-            f"{repository}: no revision is named like a checkpoint ({', '.join(sorted(names)[:MAX_LISTED])}"
+            f"{repository}: nothing is named like a checkpoint ({', '.join(sorted(names)[:MAX_LISTED])}"
             f"{', …' * (len(names) > MAX_LISTED)}); set --revisions (revisions= in Python) to a regular expression "
-            r"such as 'ckpt-(?P<step>\d+)', or with a rule in my_suites.toml"
+            r"such as 'ckpt-(?P<step>\d+)', or add a rule to my_suites.toml"
         )
     checkpoints = [
         (position, name, commit, Pin(position.step, repository, revision, commit, position.tokens))

@@ -154,7 +154,7 @@ def _other_parameters(checkpoints: Mapping[int, Samples]) -> Iterator[Fault]:
 
 
 def _copies(checkpoints: Mapping[int, Samples], copied: set[tuple[int, str]]) -> Iterator[Fault]:
-    """Tensors that are equal bit for bit at several steps, but not at all."""
+    """Tensors that are equal bit for bit at several steps, but not at all steps."""
     groups: dict[str, dict[int, int]] = {}  # of each tensor that changes: for each step, the first step with its values
     for name in sorted({name for samples in checkpoints.values() for name in samples.tensors}):
         present = {step: samples.tensors[name] for step, samples in checkpoints.items() if name in samples.tensors}
@@ -237,7 +237,9 @@ def _jumps(checkpoints: Mapping[int, Samples], copied: set[tuple[int, str]]) -> 
             interval = f"at step {step:,}" if several else f"between steps {before:,} and {after:,}"
             yield Fault("tensor", step, f"{_list_names(names)} {_verb(names, 'jump')} {interval} ({evidence})")
         elif several:
-            yield Fault("far", step, f"its weights differ from its neighbours' like another model's ({evidence})")
+            yield Fault(
+                "far", step, f"its weights differ from its neighbours' as much as another model's would ({evidence})"
+            )
         elif before == min(checkpoints):
             text = f"step {after:,} does not continue step {before:,}, which is another initialisation or model"
             yield Fault("initialisation", before, f"{text} ({evidence})")

@@ -309,7 +309,9 @@ def _download(pin: Pin, files: Iterable[RemoteFile], report: Callable[[int], obj
         try:
             client.download(pin.repository, pin.commit, file, report)
         except client.Unreachable as error:
-            raise client.Unreachable(f"{error}; it belongs to step {pin.step:,}; downloaded files stay") from None
+            raise client.Unreachable(
+                f"{error}; this file belongs to step {pin.step:,}; downloaded files stay"
+            ) from None
 
 
 def _shared_tokenizer(folder: Path) -> Path:

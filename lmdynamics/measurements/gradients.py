@@ -358,7 +358,7 @@ def row_gradients(layer: Layer, deltas: dict[Layer, Tensor], rows: Rows) -> Iter
 
 
 def _scattered(layer: Layer, delta: Float[Tensor, "batch time width"], first: int, n: int) -> Tensor:
-    """An embedding's gradient by row of text, for the ids from `first` on: [B, high, width]."""
+    """An embedding's gradient by row of text, for the `n` ids from `first` on: [B, n, width]."""
     ids = layer.inputs
     selected = (ids >= first) & (ids < first + n)
     if layer.module.padding_idx is not None:

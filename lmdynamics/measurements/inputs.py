@@ -58,7 +58,7 @@ def unused_rows(model: nn.Module, checkpoint) -> int:
 
 
 MAX_TOKENS = 2048  # per batch, padding included
-MAX_PADDING = 64  # tokens; more padding costs about as much as another batch
+MAX_PADDING = 64  # tokens; this much padding costs about as much as another batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ def gold_heads(treebank: Treebank) -> Int[np.ndarray, " words"]:
 
 
 def score_half(sentences: int, seed: int) -> Bool[np.ndarray, " sentences"]:
-    """Mask of the half of the sentences to score heads on; they are chosen on the other half."""
+    """Mask of the half of the sentences to score heads on; heads are chosen on the other half."""
     return np.random.default_rng(seed).permutation(sentences) >= sentences // 2
 
 

@@ -149,7 +149,7 @@ def pseudo_log_likelihoods(
 def _masked_sums(
     model: nn.Module, sentences: PairSentences, mask_id: int, tokens: Sequence[np.ndarray], mask_rest: bool = False
 ) -> Float64[np.ndarray, " sentences"]:
-    """Sum of the log-probabilities of some `tokens`, each masked in turn, alone or with later tokens (`mask_rest`).
+    """Sum of the log-probabilities of some `tokens`, each masked alone or with its word's later tokens (`mask_rest`).
 
     Masked copies of all sentences of one length share batches without padding; the head runs on masked positions only.
     """

@@ -336,7 +336,7 @@ def _regression_estimate(
     design = np.stack([np.ones_like(x), x], 1)
     sample = design[sampled.cpu().numpy()]
     fit, *_ = np.linalg.lstsq(sample, y, rcond=None)
-    residuals, n, total = y - sample @ fit, len(y), len(x)
-    weights = n / total * sample @ np.linalg.pinv(sample.T @ sample) @ design.sum(0)
+    residuals, n, n_tokens = y - sample @ fit, len(y), len(x)
+    weights = n / n_tokens * sample @ np.linalg.pinv(sample.T @ sample) @ design.sum(0)
     variance = ((weights * residuals) ** 2).sum() / max(1, n - 2)
-    return float((design @ fit).sum()), float(total * np.sqrt(variance * (1 - n / total) / n))
+    return float((design @ fit).sum()), float(n_tokens * np.sqrt(variance * (1 - n / n_tokens) / n))

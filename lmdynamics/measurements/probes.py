@@ -86,10 +86,10 @@ class Examples:
 class FineTuning(Measurement):
     """Scores of the checkpoint's body, fine-tuned with a new linear head on the mean of its last hidden states.
 
-    The mean is over all tokens except special ones, for every architecture: no run trained a token to represent its
-    sentence. AdamW for `steps` steps, with a linear warm-up and decay, in float32. `frozen` trains the head only, on
-    standardised states; a step is then very cheap, so use more of them, such as 600 at rates from 1e-3 to 1e-2.
-    Examples longer than the model allows are truncated, and counted in `truncated`.
+    The mean is over all tokens except special ones, for every architecture: training in this package never makes one
+    token represent its sentence. AdamW for `steps` steps, with a linear warm-up and decay, in float32. `frozen` trains
+    the head only, on standardised states; a step is then very cheap, so use more of them, such as 600 at rates from
+    1e-3 to 1e-2. Examples longer than the model allows are truncated, and counted in `truncated`.
 
     Rows: `task`, `source`, `trial`, `lr`, `split`, `accuracy`, `score`, `examples`, `truncated`. On `test`, one row
     per trial: the result, at the learning rate with the best mean over trials on `dev`. On `dev`, a row for every

@@ -191,8 +191,8 @@ class UAS(Measurement):
     are left out; so are, except for "attention_same", relations that do not occur in the choosing half.
 
     `reachable`: number of arcs on the side where their relation's head, or fixed distance, can find them. It is all
-    arcs, except in a causal model, where sum(reachable) / sum(arcs) is the highest UAS of these heads. Fewer of the
-    shuffled arcs are reachable, because they have both directions.
+    arcs, except in a causal model: there sum(reachable) / sum(arcs) is the highest UAS of these heads, and fewer of
+    the shuffled arcs are reachable, because a relation's shuffled arcs point to either side.
     """
 
     treebank: Treebank

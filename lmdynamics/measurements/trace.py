@@ -82,7 +82,7 @@ def trace(
     `executor`: anything with `submit(function, *arguments)` whose result has `.result()`: a `ProcessPoolExecutor`
     (start method "spawn": torch does not survive a fork), `Client.get_executor()` of dask, `submitit.AutoExecutor`.
     `device`: such as `cpu`, `cuda:1` or `mps`. Only results computed on that kind of device, in the same precision,
-    are read from the cache. `progress`: whether to show a bar; None: automatic.
+    are read from the cache. `progress`: whether to show a bar; None: only in a terminal or notebook.
     `cache=False` neither reads nor writes files.
 
     Raises UserError if the run lacks one of `steps`, the measurement refuses a checkpoint, or the device is needed and

@@ -185,7 +185,7 @@ class Training:
             cause = f"signal {-status}" if status < 0 else f"status {status}"
             self.error = (
                 f"the training process ended ({cause}), perhaps because memory ran out; "
-                f"step {self.saved:,} is saved, and training resumes from there"
+                f"step {self.saved:,} is saved; start it again to resume from there"
             )
         self._process = None
 

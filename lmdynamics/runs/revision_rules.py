@@ -286,5 +286,5 @@ def _rule(name: str, table: Mapping[str, Any]) -> Rule:
             raise UserError(f"{expression!r} in the rule {name} is not a regular expression: {wrong}") from None
     expression = rule.commit or rule.revision or rule.repository
     if "step" not in re.compile(expression).groupindex:
-        raise UserError(f"{expression!r} has no group (?P<step>\\d+), so it does not match the step of a checkpoint")
+        raise UserError(f"{expression!r} has no group (?P<step>\\d+), so it does not capture the step of a checkpoint")
     return rule

@@ -43,7 +43,7 @@ class Checkpoint:
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         """The model, in evaluation mode and float32, whatever the type of its saved weights.
 
-        `attention="eager"` returns attention weights, too.
+        `attention="eager"` is needed to read attention weights.
         """
         need_device(device)
         return _load_model(self.folder, self.objective, attention).to(device).eval()
@@ -311,14 +311,14 @@ class Run:
         return annotated_rows(bank, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
-        """Gold trees: `grammar` (new sentences of the language this run learnt), or a name for `open_treebank`."""
+        """Gold trees: `grammar` (new sentences of the run's own language), or a name or path for `open_treebank`."""
         if name == "grammar":
             return self._grammar("treebank to ewt or a CoNLL-U file").treebank(sentences or 1_000, TREEBANK_SEED)
         bank = open_treebank(name)
         return bank.take(sentences, 0) if sentences and sentences < len(bank) else bank
 
     def pairs(self, name: str = "grammar", per_paradigm: int | None = None) -> MinimalPairs:
-        """Minimal pairs: `grammar`, or a name for `open_pairs`."""
+        """Minimal pairs: `grammar`, or a name or path for `open_pairs`."""
         if name == "grammar":
             return self._grammar("pairs to zorro, blimp or a path").pairs(per_paradigm or 300, PAIRS_SEED)
         pairs = open_pairs(name)

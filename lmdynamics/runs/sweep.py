@@ -97,7 +97,7 @@ def sweep(
     `train`. A run that fails does not stop the others. Ctrl-C saves running trainings; the same call resumes them.
 
     Raises UserError, before anything is trained, if plan, conditions (`only`) or overrides are invalid, two conditions
-    are the same run, or the device is missing.
+    are the same run, or a run must be trained and the device is missing.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; at least 1 is needed")

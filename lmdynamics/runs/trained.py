@@ -57,7 +57,8 @@ def run_name(recipe: Recipe | None, overrides: Mapping[str, Any] | Iterable[str]
 
 
 def name_on(device: str | None, name: str, usual: str | None = "cpu") -> str:
-    """A run's default name, plus the kind of `device` if it is not `usual`, or not that of an existing run."""
+    """A run's default name, plus the kind of `device` if it differs from that of an existing run of this name or,
+    without one, from `usual`."""
     kind = device and device_kind(device)
     folder = runs_dir() / name
     expected = begun_on(folder) if layout.is_begun(folder) else usual
@@ -217,7 +218,9 @@ def changed_recipe(
     before, after = flat(recipe.to_dict()), flat(changed.to_dict())
     changes = {key: after[key] for key in after if before.get(key) != after[key]}
     if fixed := next((key for key in changes if key.startswith(FIXED)), None):
-        raise UserError(f"a branch cannot change {fixed}: the weights at step {step} are of {before.get(fixed)!r}")
+        raise UserError(
+            f"a branch cannot change {fixed}: the weights at step {step} were trained with {before.get(fixed)!r}"
+        )
     if changed.training.steps <= step:
         raise UserError(
             f"training ends at step {changed.training.steps}, so at step {step} nothing is left to do; "
@@ -271,7 +274,8 @@ def train(
 ) -> Run:
     """Train the run of a recipe, resume it, or open it if it is complete.
 
-    `name` is its folder under the runs folder; the default names profile, seed, overrides and kind of device.
+    `name` is its folder under the runs folder; by default it has those of profile, seed, overrides
+    and kind of device that are not the usual ones.
     `device`: such as `cpu`, `cuda:1` or `mps`. By default an existing run is opened or resumed whatever device trained
     it, and a new one is trained on the accelerator, if there is one.
     Raises UserError if the folder holds a run of another recipe or kind of device, or the device does not exist.

@@ -52,7 +52,7 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a training has saved a checkpoint here; the one a branch starts from does not count."""
+    """Whether a training has saved a checkpoint or resume point here; the one a branch starts from does not count."""
     saved = saved_steps(folder)
     facts = read_json(folder / "run.json", "a run") if saved and (folder / "run.json").exists() else {}
     parent = facts.get("parent")
@@ -67,7 +67,7 @@ def foreign_names(folder: Path) -> list[str]:
 
 
 def remove_unsaved(folder: Path) -> None:
-    """Remove the files of a training that saved no checkpoint, and the folder if nothing else is in it."""
+    """Remove the files of a training that saved nothing to resume from, and the folder if nothing else is in it."""
     remove_incomplete(folder)
     for path in [folder / name for name in PARTS] + [
         saved for name in ("checkpoints", "resume") for saved in step_folders(folder / name).values()

@@ -124,8 +124,8 @@ def model_class(objective: str):
 def checkpoint_steps(total: int, per_doubling: int = 4) -> list[int]:
     """0, 1, 2, 4, ..., from 64 on with `per_doubling` steps per doubling, and `total`.
 
-    With four per doubling every gap is below a factor of 1.25. Every power of two is a checkpoint: analyses from t to
-    2t need them.
+    With four per doubling, gaps from 64 on are below a factor of 1.25. Every power of two is a checkpoint: analyses
+    from t to 2t need them.
     """
     doublings = [2**k for k in range(total.bit_length())]
     between = (round(d * 2 ** (i / per_doubling)) for d in doublings if d >= 64 for i in range(1, per_doubling))
@@ -241,7 +241,9 @@ def _stages(value: Any) -> list[list[float]]:
         ) from None
     since = [stage[0] for stage in stages]
     if since != sorted(set(since)) or (since and since[0] < 0) or not all(math.isfinite(s[1]) for s in stages):
-        raise UserError(f"regularizer.stages is {value!r}; steps must increase from 0, and every λ must be a number")
+        raise UserError(
+            f"regularizer.stages is {value!r}; steps must increase and be 0 or more, and every λ must be a number"
+        )
     return stages
 
 

@@ -243,7 +243,7 @@ def test_curves_too_short_are_left_out_and_refused_alone():
     both = pl.concat([short, frame(a=noisy(STEPS, 0.02, 0))])
     assert null_curves(both)["curve"].unique().to_list() == ["a"]
     assert claims(both, 0.1, 100)["curve"].unique().to_list() == ["a"]
-    refuses("no curve has 12 points after step 100: log more, or skip fewer steps", null_curves, short)
+    refuses("no curve has 12 points after step 100: log more often, or skip fewer", null_curves, short)
     refuses("no curve has 2 points in its first 0% after step 100; give a larger share", claims, both, 0.0, 100)
 
 

@@ -173,8 +173,8 @@ class Notebook:
         return ast.literal_eval(answer["data"]["text/plain"])
 
     def answers(self, expression: str, expected, patience: float = 20) -> bool:
-        """Whether an expression becomes `expected` in the kernel: a page keeps its last move back while one is under
-        way, and sends it later."""
+        """Whether an expression becomes `expected` in the kernel: a page delays its last move while another is
+        being sent."""
         until = time.monotonic() + patience
         while (value := self.ask(expression)) != expected and time.monotonic() < until:
             self.page.wait_for_timeout(100)

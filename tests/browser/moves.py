@@ -109,7 +109,7 @@ _PLACES = """root => [...root.querySelectorAll('.vega-embed')].map(view =>
 
 
 def layers(root: Locator, min_marks: int = 1) -> list[set[str]]:
-    """Of each view in an element: its panels that show marks, and those of their layers that show `least` or more."""
+    """Of each view in an element: its panels that show marks, and those of their layers with `min_marks` or more."""
     return [
         {re.sub(r".* role-mark |layer_.*", "", name) or "view" for name, _ in view}
         | {name for name, marks in view if marks >= min_marks}

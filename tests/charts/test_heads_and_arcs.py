@@ -60,9 +60,13 @@ def test_what_a_causal_head_cannot_see_is_reported():
         head_map, table = (
             chart.to_dict() for chart in (layer_head_map(scores, "nsubj"), charts.heads_by_relation(best))
         )
-        words = "it can find 25% read dependent→head, 75% read head→dependent"
+        words = "it can find 25% of the arcs read dependent→head, 75% of the arcs read head→dependent"
         assert (words in " ".join(head_map["title"]["subtitle"])) == (words in head_map["description"]) == causal
-        assert ("looks left only" in str(table["title"])) == ("'field': 'reachable'" in str(table["layer"])) == causal
+        assert (
+            ("attends to the left only" in str(table["title"]))
+            == ("'field': 'reachable'" in str(table["layer"]))
+            == causal
+        )
     assert layer_head_map(scores, "nsubj").to_dict() == layer_head_map(head_scores(), "nsubj").to_dict()
 
 

@@ -188,7 +188,8 @@ def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
     for chart in (charts.uas_over_training, lambda frame: charts.loss_and_uas(log, frame)):
         said, silent = (" ".join(chart(frame).to_dict()["title"]["subtitle"]) for frame in (causal, curve))
         assert "60% to 70% of the arcs, 50%" in said
-        assert "looks left" not in silent
+        assert "attends to the left" in said
+        assert "attends to the left" not in silent
 
 
 def test_a_run_without_a_log_has_no_key_to_one():

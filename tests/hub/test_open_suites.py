@@ -170,7 +170,7 @@ def test_tags_and_ones_own_names(hub, home):
     suites.crfm(hub)
     assert lmd.open_run("hf://stanford-crfm/alias-gpt2-small-x21").steps == [10, 100, 1000, 20_000, 400_000]
     published(hub, "after-3-epochs", "after-7-epochs")
-    with pytest.raises(UserError, match="no revision is named like a checkpoint"):
+    with pytest.raises(UserError, match="nothing is named like a checkpoint"):
         lmd.open_run("hf://me/mine")
     epochs = r"after-(?P<step>\d+)-epochs"
     assert lmd.open_run("hf://me/mine?steps=3", revisions=epochs).steps == [3]

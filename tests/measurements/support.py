@@ -39,7 +39,7 @@ from tests.measurements import families
 from tests.measurements.published import FAMILIES, STEPS, Family, treebank, words_by_spelling
 
 TABLE = Path(__file__).parents[2] / "data" / "ARCHITECTURES.md"
-LEFT_ONLY = "a head looks left only: column `reachable` says how many arcs it could find"
+LEFT_ONLY = "a head attends to the left only: column `reachable` says how many arcs it could find"
 NO_FIRST = "without the first token, as the tokenizer puts nothing before a text"
 NO_SECOND_HEAD = "without the head for next sentences, which is not loaded"
 

@@ -173,7 +173,7 @@ def test_a_killed_process_is_reported_in_one_line_and_resumed():
     os.kill(training._process.pid, signal.SIGKILL)
     assert training.wait(60) == "failed"
     assert "the training process ended (signal 9)" in training.error
-    assert "is saved, and training resumes from there" in training.error
+    assert "is saved; start it again to resume from there" in training.error
     assert "\n" not in training.error
     training.start()
     assert training.error == ""
