@@ -91,7 +91,7 @@ def test_results_depend_on_the_kind_of_device(device, kind):
 
 @pytest.mark.parametrize("device", ["gpu", "GPU", "CUDA", "", "cuda:x", "cuda:-1", "meta", "0", "cpu cuda"])
 def test_nonsense_is_refused_in_one_line(device):
-    with pytest.raises(UserError, match=f"^unknown device '{device}'; choose cpu, cuda, mps, xpu, or a number"):
+    with pytest.raises(UserError, match=f"^unknown device '{device}'; choose cpu, cuda, mps, xpu, or one with its number: cuda:1"):
         device_kind(device)
 
 

@@ -157,7 +157,7 @@ def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hu
     status, out, _ = call("audit", PYTHIA, "--weights")
     assert status == 0, out
     size = 154 * len(suites.safe(suites.trajectory(0)))
-    assert "and 26 of 40 tensors of 154 (" in out
+    assert "and 26 of 40 tensors of 154 checkpoints (" in out
     assert "no fault found" in out
     assert "the branch main" not in out  # which is the last step, as it should be
     assert 0 < downloaded(hub) < size / 8
@@ -328,7 +328,7 @@ def test_bins_are_looked_into_where_they_are_here(hub, home, call):
     lmd.open_run(f"{address}?steps=0,20000").fetch()
     status, out, _ = call("audit", f"{address}?steps=0,20000,40000", "--weights")
     assert status == 0
-    assert "tensors of 2 (0 B downloaded)" in out
+    assert "tensors of 2 checkpoints (0 B downloaded)" in out
     assert "weights not read: 1 checkpoints; .bin files must be fetched first" in out
 
 
