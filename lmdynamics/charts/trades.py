@@ -19,7 +19,7 @@ from lmdynamics.errors import shortened
 
 MAX_PANELS = 4  # doublings side by side
 LONGEST = 18  # characters of a token's label
-PANEL_WIDTH, PANEL_HEIGHT = 330, 80  # pixels: the size of one of four figures, two in a row
+PANEL_WIDTH, PANEL_HEIGHT = 330, 74  # pixels: the size of one of four figures, two in a row
 SIDES = {"away": BLUE, "lost": VERMILION}  # how far losses fell (left) and rose (right)
 TRADE_COLUMNS = ["group", "gained", "lost", "net"]
 X_TITLE = "change of loss (nats per token of the text)"

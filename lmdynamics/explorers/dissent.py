@@ -96,10 +96,13 @@ class DissentExplorer(Explorer):
 
 
 def _table(rows: pl.DataFrame) -> str:
-    """The numbers at one step as a table."""
-    curves = ["curve"] if rows["curve"].n_unique() > 1 else []
-    lines = [
-        [*(row[name] for name in [*curves, "group"]), *(bounded(row, name, ".2f") for name in COLUMNS)]
-        for row in rows.iter_rows(named=True)
-    ]
-    return html_table([*curves, "tokens", *COLUMNS.values()], lines)
+    """Dissent and both cosines by group, at one step; of several curves dissent alone, with a column for each curve."""
+    curves = names_of(rows, "curve")
+    if len(curves) < 2:
+        lines = [
+            [row["group"], *(bounded(row, name, ".2f") for name in COLUMNS)] for row in rows.iter_rows(named=True)
+        ]
+        return html_table(["tokens", *COLUMNS.values()], lines)
+    cells = {(row["group"], row["curve"]): bounded(row, "dissent", ".2f") for row in rows.iter_rows(named=True)}
+    lines = [[group, *(cells.get((group, curve), "") for curve in curves)] for group in names_of(rows, "group")]
+    return html_table(["dissent of tokens", *curves], lines)

@@ -27,7 +27,8 @@ def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
 def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
     place = explorer.moving().places[list(explorer.choices("step", explorer.now)).index(64)]
     here = frames.dissent().filter(step=64)
-    assert place.details.count("<tr>") == 1 + len(here)
+    assert place.details.count("<tr>") == 1 + here["group"].n_unique()
+    assert place.details.count("<th") == 1 + here["curve"].n_unique()
     for value in here["dissent"]:
         assert f"{value:.2f}".replace("-", "−") in place.details
     ends = (f"{value:.2f} [".replace("-", "−") for value in (here["dissent"].min(), here["dissent"].max()))
