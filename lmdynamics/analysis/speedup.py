@@ -164,7 +164,7 @@ def _percentiles(factors: Float[np.ndarray, " resamples"]) -> tuple[float | None
     return (float(low) if (factors == 0).mean() <= MAX_NOT_REACHED else None), (float(high) if high > 0 else None)
 
 
-def _student(value: float, factors: list[Float[np.ndarray, " units"]]) -> tuple[float | None, float | None]:
+def _student(value: float, factors: list[Float[np.ndarray, " _"]]) -> tuple[float | None, float | None]:
     """Student's interval of a log speed-up from the values with one unit left out, for each set of units.
 
     Two separate sets of units have Satterthwaite's degrees of freedom.

@@ -153,6 +153,28 @@ def test_frames_of_different_seeds_add_their_variances():
     assert np.log(result.value / result.low) == pytest.approx(reach, rel=0.05)
 
 
+def test_frames_of_different_seeds_equal_a_loop_that_leaves_one_out():
+    slow, fast = LearningCurve(0.95, 0.45, 1 / 3000, 1.0), LearningCurve(1.1, 0.7, 1 / 1500, 0.8)
+    base = seeds(slow, n=2)
+    scheduled = seeds(fast, n=4, first=10).with_columns(pl.col("seed") + 10)
+    options = {"unit": "seed", "level": 0.9}
+    result = speedup(base, scheduled, **options)
+    without = [
+        [speedup(base.filter(pl.col("seed") != seed), scheduled, **options).value for seed in range(2)],
+        [speedup(base, scheduled.filter(pl.col("seed") != seed), **options).value for seed in range(10, 14)],
+    ]
+    variances = np.array([(len(values) - 1) * np.log(values).var() for values in without])
+    degrees = variances.sum() ** 2 / (variances**2 / [1, 3]).sum()
+    reach = student.ppf(0.975, degrees) * np.sqrt(variances.sum())
+    assert np.log([result.low, result.high]) == pytest.approx(np.log(result.value) + reach * np.array([-1, 1]), rel=0.02)
+
+
+def test_the_reason_of_a_clear_result_says_where_the_best_is_reached_and_no_more():
+    result = speedup(seeds(GOOD, noise=0), seeds(GOOD, noise=0, faster=2.0), unit="seed")
+    expected = f"the scheduled fit reaches {result.target:.3f}, the best of the baseline's 4,000 steps, at step 2,000"
+    assert result.reason == expected
+
+
 def test_a_speed_up_that_rests_on_one_seed_has_no_interval():
     tops = [(seed, LearningCurve(top, top - 0.5, 1 / 900, 1.2)) for seed, top in enumerate([0.95, 0.95, 1.2])]
     scheduled = pl.concat(frame(curve).with_columns(seed=pl.lit(seed, pl.Int64)) for seed, curve in tops)
