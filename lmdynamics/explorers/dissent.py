@@ -99,9 +99,7 @@ def _table(rows: pl.DataFrame) -> str:
     """Dissent and both cosines by group, at one step; of several curves dissent alone, with a column for each curve."""
     curves = names_of(rows, "curve")
     if len(curves) < 2:
-        lines = [
-            [row["group"], *(bounded(row, name, ".2f") for name in COLUMNS)] for row in rows.iter_rows(named=True)
-        ]
+        lines = [[row["group"], *(bounded(row, name, ".2f") for name in COLUMNS)] for row in rows.iter_rows(named=True)]
         return html_table(["tokens", *COLUMNS.values()], lines)
     cells = {(row["group"], row["curve"]): bounded(row, "dissent", ".2f") for row in rows.iter_rows(named=True)}
     lines = [[group, *(cells.get((group, curve), "") for curve in curves)] for group in names_of(rows, "group")]

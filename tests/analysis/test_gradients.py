@@ -258,7 +258,8 @@ def test_the_update_beside_a_random_step_equals_paired_t_tests(changes, batches)
         subset = each.filter(pl.col("step") == row["step"]).sort("batch")
         a, b = (subset.filter(pl.col("direction") == d)[row["quantity"]].to_numpy() for d in ("update", "random"))
         bounds = stats.ttest_rel(a, b).confidence_interval()
-        assert (row["update"], row["random"], row["batches"]) == (pytest.approx(a.mean()), pytest.approx(b.mean()), batches)
+        assert (row["update"], row["random"]) == pytest.approx((a.mean(), b.mean()))
+        assert row["batches"] == batches
         assert row["difference"] == pytest.approx(a.mean() - b.mean())
         assert (row["low"], row["high"]) == pytest.approx((bounds.low, bounds.high))
 

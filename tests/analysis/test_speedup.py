@@ -166,7 +166,8 @@ def test_frames_of_different_seeds_equal_a_loop_that_leaves_one_out():
     variances = np.array([(len(values) - 1) * np.log(values).var() for values in without])
     degrees = variances.sum() ** 2 / (variances**2 / [1, 3]).sum()
     reach = student.ppf(0.975, degrees) * np.sqrt(variances.sum())
-    assert np.log([result.low, result.high]) == pytest.approx(np.log(result.value) + reach * np.array([-1, 1]), rel=0.02)
+    bounds = np.log(result.value) + reach * np.array([-1, 1])
+    assert np.log([result.low, result.high]) == pytest.approx(bounds, rel=0.02)
 
 
 def test_the_reason_of_a_clear_result_says_where_the_best_is_reached_and_no_more():
