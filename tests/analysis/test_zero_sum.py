@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts
 from lmdynamics.analysis.zero_sum import (
     between_runs,
+    change_bins,
     changes_between,
     doublings,
     interference_table,
@@ -309,6 +310,19 @@ def test_what_are_no_groups_is_refused(changes):
     refuses("token not among them", traded, changes, pl.DataFrame({"row": [1], "group": ["x"]}))
     refuses("no token of the text has a group", traded, changes, pl.DataFrame({"token": [99], "group": ["x"]}))
     refuses("change not among them", traded, changes.drop("change"), GROUPS)
+
+
+def test_bins_hold_each_change_once(changes):
+    bins = change_bins(changes, ["step"])
+    assert bins["low"].min() == -bins["high"].max() == -changes["change"].abs().max()
+    for step, part in changes.group_by("step"):
+        of_step, values = bins.filter(pl.col("step") == step[0]), part["change"].to_list()
+        for row in of_step.iter_rows(named=True):
+            last = row["high"] == bins["high"].max()
+            inside = [v for v in values if row["low"] <= v and (v < row["high"] or last)]
+            assert (row["tokens"], row["share"]) == (len(inside), pytest.approx(len(inside) / len(values)))
+            assert row["side"] == ("fell" if row["high"] <= 0 else "rose")
+        assert of_step["tokens"].sum() == len(values)
 
 
 def test_winners_and_losers_equal_a_loop_over_tokens(changes):

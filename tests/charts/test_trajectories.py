@@ -190,6 +190,8 @@ def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
         assert "60% to 70% of the arcs, 50%" in said
         assert "attends to the left" in said
         assert "attends to the left" not in silent
+        all_within_reach = " ".join(chart(curve.with_columns(reachable=1.0)).to_dict()["title"]["subtitle"])
+        assert "attends to the left" not in all_within_reach
 
 
 def test_a_run_without_a_log_has_no_key_to_one():

@@ -11,7 +11,7 @@ from lmdynamics.corpora.tokens import train_tokenizer
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.runs.trained import train
-from lmdynamics.training.batches import open_corpus, pad
+from lmdynamics.training.batches import TreeBatches, open_corpus, pad
 from lmdynamics.training.objective import Trees, encode_trees, logits_at, penalty_sum
 from lmdynamics.training.recipes import Regularizer, load_recipe
 from tests.conftest import TINY, refuses
@@ -168,6 +168,17 @@ def test_the_grammars_rows_and_its_treebank_have_the_same_links():
     assert all((a == b).all() for a, b in zip(direct.rows, by_words.rows, strict=True))
     for name in ("row", "query", "key", "arc", "weight"):
         assert torch.equal(getattr(direct.links(range(50)), name), getattr(by_words.links(range(50)), name))
+
+
+def test_a_step_draws_each_sentence_once(tokenizer):
+    regularizer = Regularizer(stages=[[0, 1.0], [5, 0.0]], sentences=3)
+    batches = TreeBatches(encode_trees(Treebank("three", SENTENCES), tokenizer, 64), regularizer, 0, 0)
+    every = sorted(tuple(row.tolist()) for row in batches.trees.rows)
+    for step in range(5):
+        batch = batches[step]
+        ids = [row[mask].tolist() for row, mask in zip(batch.ids, batch.attention_mask, strict=True)]
+        assert sorted(map(tuple, ids)) == every
+    assert batches[5] is None
 
 
 def test_shares_of_several_processes_add_up(tokenizer):
