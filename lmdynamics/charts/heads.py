@@ -100,7 +100,8 @@ def moving_head_map(
     base = base.transform_filter("isValid(datum.accuracy)").transform_calculate(direction=f"datum.onward ? {names}")
     row_height = _size(cells)["height"] // cells["layer"].n_unique()
     dot = base.transform_filter("datum.layer == layer && datum.head == head").encode(**_grid())
-    dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - row_height // 2)
+    on_any_tile = {"stroke": "white", "strokeWidth": 1.2}  # some tiles are as dark as the dot
+    dot = dot.mark_point(filled=True, color=VERMILION, opacity=1, size=40, yOffset=7 - row_height // 2, **on_any_tile)
     chart = alt.layer(*_map(base, cursor="pointer"), dot).properties(**_size(cells))
     reach = {name: within_reach(part) for (name,), part in rows.group_by("relation", maintain_order=True)}
     values = {"head_offsets": {name: f"{share:.0%}" for name, share in offsets.items()}, "head_reach": reach}
