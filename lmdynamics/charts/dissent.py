@@ -238,7 +238,7 @@ def _narrow(count: int, levels: Collection[str] = ()) -> dict[str, int]:
     """The size of one of `count` panels in a row that has an axis at the left and names of levels at the right."""
     available = ROW_WIDTH // 2 if count <= 2 else ROW_WIDTH  # up to two panels share the row with another figure
     names = max((text_width(name, 10) for name in levels), default=0)
-    return {"width": int(available - 80 - names) // count - 28, "height": 150}
+    return {"width": int(available - 80 - names) // count - 28, "height": 150 if count <= 2 else 125}
 
 
 def _arranged(panels: list[alt.LayerChart], cursor: Cursor | None) -> alt.TopLevelMixin:

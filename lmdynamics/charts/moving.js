@@ -35,7 +35,7 @@ async function show(element, { spec, places }) {
   container.append(controls, text, chart, under);
   element.replaceChildren(container);
   const height = Number(chart.querySelector("svg").getAttribute("height")); // it may not be on the page yet
-  under.style.maxHeight = `${Math.max(120, 590 - height)}px`; // all of it on one screen
+  under.style.maxHeight = `${Math.max(120, 580 - height)}px`; // all of it on one screen
   move();
   return { view, finalize };
 }

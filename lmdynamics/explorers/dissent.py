@@ -75,7 +75,10 @@ class DissentExplorer(Explorer):
         course = charts.dissent_over_training(self.rows, published=self.published, **options)
         one_row = self.rows["curve"].n_unique() <= 2
         chart = in_row(plane, course) if one_row else in_column(plane, course)
-        places = [Place(f"{step:,}", self.describe_step(step), _table(self.rows.filter(step=step))) for step in steps]
+        tables = [_table(self.rows.filter(step=step)) if one_row else "" for step in steps]  # one screen holds no more
+        places = [
+            Place(f"{step:,}", self.describe_step(step), table) for step, table in zip(steps, tables, strict=True)
+        ]
         return with_slider(chart, options["cursor"], self.now["step"], places)
 
     def tables(self) -> dict[str, pl.DataFrame]:

@@ -176,5 +176,5 @@ def test_another_run_with_more_checkpoints_leaves_nothing_on_the_console(lab):
             assert shown.inner_text() == "1,024"
         height = float(page.locator(".lmd-chart svg").get_attribute("height"))
         max_height = page.locator(".lmd-under").evaluate("under => parseFloat(under.style.maxHeight)")
-        assert max_height == pytest.approx(max(120, 590 - height), abs=1)
+        assert max_height == pytest.approx(max(120, 580 - height), abs=1)
         no_problems(notebook)
