@@ -97,8 +97,12 @@ def main() -> None:
     added = statistics.median(with_scores / alone - 1 for alone, with_scores in rounds)
 
     # the scoring parts alone, on attentions computed beforehand
+    def number(batch) -> int:
+        """The same for a batch and its copy on the same device."""
+        return batch.columns.data_ptr()
+
     with torch.inference_mode():
-        stored = {id(batch): tuple(a.clone() for a in attentions(model, batch)) for batch in encoded.batches}
+        stored = {number(batch): tuple(a.clone() for a in attentions(model, batch)) for batch in encoded.batches}
     words = tokenizer([list(s.words) for s in treebank], is_split_into_words=True)
     first = np.cumsum([0, *map(len, treebank)])
     names, relation = np.unique([label for s in treebank for label in s.relations], return_inverse=True)
@@ -106,7 +110,7 @@ def main() -> None:
 
     def published():
         for batch in encoded.batches:
-            layers = torch.stack(stored[id(batch)]).numpy()
+            layers = torch.stack(stored[number(batch)]).numpy()
             starts = batch.columns[(batch.cells % batch.word_pairs.shape[-1]) == 0]
             for row, i in enumerate(np.searchsorted(first, starts.numpy(), side="right") - 1):
                 n, at = encoded.tokens[i], slice(first[i], first[i + 1])
@@ -117,7 +121,7 @@ def main() -> None:
     import lmdynamics.measurements.syntax as module
 
     copies = [{key: tuple(a.clone() for a in layers) for key, layers in stored.items()} for _ in range(options.repeats)]
-    module.attentions = lambda model, batch: copies[-1][id(batch)]
+    module.attentions = lambda model, batch: copies[-1][number(batch)]
 
     def scoring():
         parents(model, encoded, gold)
