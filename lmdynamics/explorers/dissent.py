@@ -75,7 +75,8 @@ class DissentExplorer(Explorer):
         course = charts.dissent_over_training(self.rows, published=self.published, **options)
         one_row = self.rows["curve"].n_unique() <= 2
         chart = in_row(plane, course) if one_row else in_column(plane, course)
-        tables = [_table(self.rows.filter(step=step)) if one_row else "" for step in steps]  # one screen holds no more
+        # more than two curves fill the screen without a table; the tooltips have its numbers
+        tables = [_table(self.rows.filter(step=step)) if one_row else "" for step in steps]
         places = [
             Place(f"{step:,}", self.describe_step(step), table) for step, table in zip(steps, tables, strict=True)
         ]

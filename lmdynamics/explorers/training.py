@@ -23,9 +23,8 @@ from lmdynamics.runs.family import history
 from lmdynamics.runs.run import Run
 
 POLL_SECONDS = 1.0  # between two reads of the run's folder
-REST_FACTOR = (
-    5  # pause after a measurement, in times its duration (at most 10 s): even at low priority it slows training
-)
+# pause after a measurement, in times its duration, 10 s at most: even at low priority a measurement slows training
+REST_FACTOR = 5
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
     assert len(said) < 80
 
 
+def test_one_curve_has_both_cosines_and_more_than_two_have_no_table(explorer):
+    one = explorer.restore({"curve": "17k"}).moving().places[-1].details
+    assert one.count("<th") == 4
+    curves = pl.concat([frames.dissent(), frames.dissent(("17k",)).with_columns(curve=pl.lit("third"))])
+    assert {place.details for place in DissentExplorer(curves).moving().places} == {""}
+
+
 def test_groups_keep_their_colours(explorer):
     whole = colours(explorer)
     explorer.restore({"curve": "260k", "group": "common"})
