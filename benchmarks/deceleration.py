@@ -116,27 +116,31 @@ def coverage(draws: int) -> None:
         "every step of 30,000, noise 5 %, log-median": (raw, 0.05, 0.0, "log-median"),
         "every step of 30,000, noise 5 %, log-average": (raw, 0.05, 0.0, "log-average"),
     }
-    print(f"\n{draws} draws each: share of 95 % intervals that hold the truth; verdicts where there is no break")
+    print(f"\n{draws} draws each: share of 95 % intervals that hold the truth, and how many draws have intervals;")
+    print("verdicts where there is no break")
     for kind, (steps, sd, rho, smoothing) in kinds.items():
         truth = KNOWN
         if smoothing == "log-average":  # which moves a break: the truth is what it makes of the curve without noise
             clean = fit_deceleration(steps, curve(steps, -0.17), smoothing=smoothing, resamples=0)
             truth = {name: getattr(clean, name) for name in KNOWN}
-        hits, straight = Counter(), Counter()
+        hits, straight, bounded = Counter(), Counter(), 0
         for draw in range(draws):
             random = np.random.default_rng([7, draw])
             noise = lfilter([np.sqrt(1 - rho**2)], [1, -rho], random.standard_normal(len(steps)))
             bent = fit_deceleration(steps, curve(steps, -0.17) * np.exp(sd * noise), smoothing=smoothing)
-            hits.update(
-                name for name, value in truth.items() if bent.intervals[name][0] <= value <= bent.intervals[name][1]
-            )
+            if truth.keys() <= bent.intervals.keys():  # some verdicts come without intervals
+                bounded += 1
+                hits.update(
+                    name for name, value in truth.items() if bent.intervals[name][0] <= value <= bent.intervals[name][1]
+                )
             flat = fit_deceleration(steps, curve(steps, 0.0) * np.exp(sd * noise), smoothing=smoothing, resamples=0)
             straight[flat.verdict] += 1
         held = ", ".join(
-            f"{symbol} {hits[name] / draws:.3f}" for name, symbol in zip(truth, ("L_d", "t_d", "r_d"), strict=True)
+            f"{symbol} {hits[name] / max(1, bounded):.3f}"
+            for name, symbol in zip(truth, ("L_d", "t_d", "r_d"), strict=True)
         )
         none = ", ".join(f"{verdict} {count / draws:.3f}" for verdict, count in straight.most_common())
-        print(f"{kind:<46} {held}   |   {none}")
+        print(f"{kind:<46} {held} of {bounded}   |   {none}")
 
 
 def trajectories(folder: Path) -> None:
