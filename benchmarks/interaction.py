@@ -75,8 +75,12 @@ def main() -> None:
                             f"{tail:.0f} ms, most {drawn[-1]:.0f} ms ({len(drawn)} of {len(waits)} moves were drawn); "
                             f"the kernel has grown by {kernel_memory(scratch) - before:.0f} MB"
                         )
-                        if own := timed_sentences(notebook.page, area, SENTENCES):
-                            print(f"  a sentence of one's own: {', '.join(f'{wait:.0f}' for wait in own)} ms")
+                        own = timed_sentences(notebook.page, area, SENTENCES)
+                        drawn = [wait for wait in own if wait is not None]
+                        if drawn:
+                            print(f"  a sentence of one's own: {', '.join(f'{wait:.0f}' for wait in drawn)} ms")
+                        elif own:
+                            dead.append(f"{path.stem}, explorer {area}: no sentence of one's own was drawn")
     if dead:
         sys.exit("\n".join(dead))
 

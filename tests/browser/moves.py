@@ -24,12 +24,18 @@ _WATCH = """([i, wanted]) => {
   window.pressed = null;
   window.watching?.disconnect();
   const inChart = node => (node.closest ? node : node.parentElement)?.closest('.vega-embed');
+  const isChart = node => node.matches?.('.vega-embed') || node.querySelector?.('.vega-embed');
   window.watching = new MutationObserver(changes => {
-    if (changes.some(change => inChart(change.target)))
+    if (changes.some(change => inChart(change.target) || [...change.addedNodes].some(isChart)))
       requestAnimationFrame(() => {
         window.drawn = performance.now();
-        const texts = [...area.querySelectorAll('.vega-embed svg text')].map(text => text.textContent);
-        if (wanted && texts.join(' ').includes(wanted)) window.shown ??= window.drawn;
+        const lines = {};  // a sentence's words stand at one height; their marks may be in any order
+        for (const text of wanted ? area.querySelectorAll('.vega-embed svg text') : []) {
+          const {e: x, f: y} = text.getScreenCTM();
+          (lines[Math.round(y)] ??= []).push([x, text.textContent]);
+        }
+        const read = line => line.sort((one, other) => one[0] - other[0]).map(([_, word]) => word).join(' ');
+        if (Object.values(lines).some(line => read(line).includes(wanted))) window.shown ??= window.drawn;
       });
   });
   window.watching.observe(area, {subtree: true, childList: true, attributes: true, characterData: true});
@@ -69,14 +75,14 @@ def drag(page: Page, area: int, share: float) -> None:
     page.mouse.up()
 
 
-def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[float]:
-    """Milliseconds from Enter behind a sentence in an output's text box to the frame that shows its arcs.
+def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[float | None]:
+    """Milliseconds from Enter behind a sentence in an output's text box to the frame that shows its arcs; or None.
 
     That frame is of the checkpoint looked at; the others follow. Sentences are those the output offers, their first
     word put last.
     """
     output = page.locator(".jp-OutputArea-output").nth(area)
-    box = output.locator("input[type=text]").first
+    box = output.get_by_placeholder("a sentence of your own")
     offered = [text.split() for text in output.locator("option").all_inner_texts()]
     waits = []
     for first, *words in [words for words in offered if len(words) > 3][:n] if box.count() else []:
@@ -86,7 +92,7 @@ def timed_sentences(page: Page, area: int, n: int, settle: int = 1500) -> list[f
         box.press("Enter")
         page.wait_for_timeout(settle)
         waits.append(page.evaluate(_SHOWN))
-    return [wait for wait in waits if wait is not None]
+    return waits
 
 
 def timed_move(page: Page, area: int, key: str, settle: int = 350) -> float | None:
