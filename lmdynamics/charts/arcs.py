@@ -139,7 +139,7 @@ def _arc_layers(words, attention: alt.Chart, heads, relations, relation: str, di
     colour = alt.Color("verdict:N")
     colour = colour.scale(domain=list(verdict_colours), range=list(verdict_colours.values())).legend(None)
     thickness = alt.StrokeWidth("weight:Q", legend=None).scale(domain=[0, 1], range=[0.7, 5])
-    tips = ["from:N", "to:N", alt.Tooltip("weight:Q", format=".2f", title="attention")]
+    tips = [alt.Tooltip("from:N"), alt.Tooltip("to:N"), alt.Tooltip("weight:Q", format=".2f", title="attention")]
     dependent_first = f"{direction} == {quoted(DIRECTIONS[0])}"
     verdict = f"arc_gold[datum.word] == datum.head ? {quoted(CORRECT)} : {quoted(INCORRECT)}"
     arcs = _with_ends(attention, BASE).transform_calculate(
@@ -159,7 +159,7 @@ def _arc_layers(words, attention: alt.Chart, heads, relations, relation: str, di
         parts += _tree_layers(gold_arcs, x, y, f"datum.name == {relation}")
     root = [heads is not None and heads[i] < 0 for i in range(len(words))]
     tokens = alt.Chart(pl.DataFrame({"x": middle, "y": 0.0, "text": list(words), "root": root})).encode(
-        x, y, text="text:N"
+        x, y, alt.Text("text:N")
     )
     parts += [
         tokens.transform_filter("!datum.root").mark_text(fontSize=size, color=TEXT),
@@ -195,8 +195,10 @@ def _tree_layers(gold_arcs: pl.DataFrame, x: alt.X, y: alt.Y, highlighted: str) 
     weight = alt.ExprRef(f"{highlighted} ? 'bold' : 'normal'")
     text = labels.mark_text(fontSize=10, baseline="top", dy=2, color=TEXT, fontWeight=weight)
     return [
-        lines.encode(x, y, color=colour, strokeWidth=thick, detail="word:N", order="t:Q", tooltip=["name:N"]),
-        text.encode(x, y, text="name:N"),
+        lines.encode(
+            x, y, alt.Detail("word:N"), alt.Order("t:Q"), alt.Tooltip("name:N"), color=colour, strokeWidth=thick
+        ),
+        text.encode(x, y, alt.Text("name:N")),
     ]
 
 

@@ -18,7 +18,7 @@ import polars as pl
 
 from lmdynamics import files
 from lmdynamics.charts.axes import SLIDER, Cursor
-from lmdynamics.charts.theme import specification
+from lmdynamics.charts.theme import Chart, specification
 from lmdynamics.html import MOVING
 from lmdynamics.paths import cache_dir, writable
 
@@ -42,21 +42,37 @@ class Place:
 
 
 @dataclass(frozen=True)
+class VegaLite:
+    """A finished chart as Vega-Lite, for `charts.show` and `charts.save` like one of Altair's."""
+
+    spec: Mapping[str, Any]
+
+    @property
+    def description(self) -> str:
+        """The text for screen readers."""
+        return self.spec["description"]
+
+    def to_dict(self, **_) -> dict[str, Any]:
+        """The specification; Altair's options change nothing."""
+        return dict(self.spec)
+
+
+@dataclass(frozen=True)
 class Moving:
     """A chart with the data of every place; it follows the signals, and the first of these is the slider's."""
 
-    chart: alt.TopLevelMixin
+    chart: VegaLite
     signals: Sequence[Signal]
     places: Sequence[Place]
 
-    def still(self) -> alt.TopLevelMixin:
+    def still(self) -> VegaLite:
         """The chart at the signals' values."""
         fixed = [alt.param(name=signal["name"], value=signal["value"]) for signal in self.signals]
         return with_parameters(self.chart, fixed)
 
     def content(self) -> dict[str, Any]:
         """All that `moving.js` needs, as plain JSON: rows of data as columns, numbers to four digits."""
-        spec = compact(specification(self.chart, validate=False))
+        spec = compact(self.chart.spec)
         # first, because other parameters are computed from them
         patch = [{"op": "add", "path": "/signals/0", "value": signal} for signal in reversed(self.signals)]
         spec["usermeta"] = {"embedOptions": {"actions": False, "renderer": "svg", "mode": "vega-lite", "patch": patch}}
@@ -93,7 +109,7 @@ def picker(name: str, label: str, options: Sequence, value: Any, *handlers: Mapp
 
 
 def with_slider(
-    chart: alt.TopLevelMixin,
+    chart: Chart,
     cursor: Cursor,
     start: float,
     places: Sequence[Place],
@@ -105,32 +121,34 @@ def with_slider(
     return Moving(with_parameters(chart, cursor.parameters), all_signals, places)
 
 
-def with_parameters(chart: alt.TopLevelMixin, parameters: Sequence[alt.Parameter]) -> alt.TopLevelMixin:
-    """The chart with more parameters; Altair's `add_params` would copy the whole chart first, which takes seconds."""
-    chart = chart.copy(deep=False)
-    present = [] if chart.params is alt.Undefined else chart.params
-    chart.params = [*present, *(parameter.param for parameter in parameters)]
-    return chart
+def with_parameters(chart: Chart, parameters: Sequence[alt.Parameter]) -> VegaLite:
+    """The chart with more parameters."""
+    spec = specification(chart, validate=False)
+    return VegaLite({**spec, "params": [*spec.get("params", []), *(each.param.to_dict() for each in parameters)]})
 
 
-def in_row(*views: alt.TopLevelMixin) -> alt.HConcatChart:
+def in_row(*views: Chart) -> VegaLite:
     """One chart of figures side by side, each with its own title and legend."""
-    return _join(alt.hconcat, views, 24)
+    return _join("hconcat", views, 24)
 
 
-def in_column(*views: alt.TopLevelMixin) -> alt.VConcatChart:
+def in_column(*views: Chart) -> VegaLite:
     """One chart of figures, or rows of figures, one above the other."""
-    return _join(alt.vconcat, views, 10)
+    return _join("vconcat", views, 10)
 
 
-def _join(concat, views: Sequence[alt.TopLevelMixin], spacing: int):
-    parts = [view.copy(deep=False) for view in views]
-    for part in parts:
-        part.config, part.description = alt.Undefined, alt.Undefined  # allowed only in a top-level chart
-    chart = concat(*parts, spacing=spacing).resolve_scale(color="independent", strokeDash="independent")
-    chart.config = views[0].config  # all figures have the same theme
-    chart.description = " ".join(str(view.description) for view in views)
-    return chart
+def _join(direction: str, views: Sequence[Chart], spacing: int) -> VegaLite:
+    """Figures as one; Altair's own functions copy every part of them several times, which takes most of a second."""
+    parts = [dict(specification(view, validate=False)) for view in views]
+    joined = {name: parts[0][name] for name in ("$schema", "config")}  # all figures have the same theme
+    datasets, params = {}, []
+    for part in parts:  # these are allowed only in a top-level chart
+        datasets |= part.pop("datasets", {})
+        params += [param for param in part.pop("params", []) if param not in params]
+        del part["$schema"], part["config"]
+    joined |= {"description": " ".join(part.pop("description") for part in parts), "datasets": datasets}
+    resolve = {"scale": {"color": "independent", "strokeDash": "independent"}}
+    return VegaLite(joined | {"params": params, "resolve": resolve, "spacing": spacing, direction: parts})
 
 
 def by_place(frame: pl.DataFrame, keys: Sequence[str], values: Sequence[str], steps: Sequence[int]) -> pl.DataFrame:

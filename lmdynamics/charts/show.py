@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.text import with_room
-from lmdynamics.charts.theme import STILL_TEXT, TEXT, specification
+from lmdynamics.charts.theme import STILL_TEXT, TEXT, Chart, specification
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import atomic_file
 
@@ -23,7 +23,7 @@ _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]"
 class Picture:
     """A figure as PNG, in its size on a page, with its description as alternative text."""
 
-    def __init__(self, chart: alt.TopLevelMixin):
+    def __init__(self, chart: Chart):
         self.png = to_png(chart, scale=2)
         self.description = str(specification(chart, validate=False).get("description", "a figure"))
 
@@ -40,7 +40,7 @@ class Still(Picture):
     notebook, such as one from a batch run.
     """
 
-    def __init__(self, chart: alt.TopLevelMixin):
+    def __init__(self, chart: Chart):
         super().__init__(chart)
         self.svg = to_svg(chart)
 
@@ -53,7 +53,7 @@ class Still(Picture):
 class Live(Picture):
     """A figure that JupyterLab draws without a kernel, so that a saved notebook still shows it; and its picture."""
 
-    def __init__(self, chart: alt.TopLevelMixin):
+    def __init__(self, chart: Chart):
         super().__init__(chart)
         options = {"actions": False, "renderer": "svg"}  # SVG takes the text colour of the page
         schema = "https://vega.github.io/schema/vega-lite/v5.json"
@@ -64,7 +64,7 @@ class Live(Picture):
         return {VEGALITE: self.spec, **data}, metadata
 
 
-def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive: bool = True):
+def show(chart: Chart, name: str, output_dir: str = "", interactive: bool = True):
     """A figure for display, as a notebook cell's last expression; without `interactive`, also NAME.svg in a folder.
 
     Live figures need neither network nor kernel: JupyterLab draws them. A still is an SVG picture, written to
@@ -91,7 +91,7 @@ def show(chart: alt.TopLevelMixin, name: str, output_dir: str = "", interactive:
 
 
 def save(
-    views: Mapping[str, alt.TopLevelMixin],
+    views: Mapping[str, Chart],
     tables: Mapping[str, pl.DataFrame],
     folder: str | Path,
     kinds: Sequence[str] = KINDS,
@@ -131,7 +131,7 @@ def save(
     return paths
 
 
-def to_svg(chart: alt.TopLevelMixin) -> str:
+def to_svg(chart: Chart) -> str:
     """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers."""
     import vl_convert
 
@@ -140,7 +140,7 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
     return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
 
-def to_png(chart: alt.TopLevelMixin, scale: float = 2.0) -> bytes:
+def to_png(chart: Chart, scale: float = 2.0) -> bytes:
     """The chart as a PNG picture on white, for readers that show no SVG."""
     import vl_convert
 

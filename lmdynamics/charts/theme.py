@@ -6,6 +6,7 @@ has its own colour: none of these colours, nor any grey, has a contrast of 4.5 o
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import altair as alt
 
@@ -111,7 +112,13 @@ THEME = alt.Config(
 )  # fmt: skip
 
 
-def specification(chart: alt.TopLevelMixin, **options) -> dict:
+class Chart(Protocol):
+    """A chart of Altair, or several joined in one: whatever has a specification in Vega-Lite."""
+
+    def to_dict(self, **options: Any) -> dict[str, Any]: ...
+
+
+def specification(chart: Chart, **options) -> dict:
     """The chart as Vega-Lite, without Altair's limit on rows: a map has one for each relation and attention head."""
     with alt.data_transformers.disable_max_rows():
         return chart.to_dict(**options)

@@ -17,6 +17,7 @@ from lmdynamics.analysis.loss_curves import SMOOTHINGS, prepare
 from lmdynamics.charts.axes import Cursor, nearest
 from lmdynamics.charts.deceleration import manual_parameters
 from lmdynamics.charts.moving import Moving, Place, in_column, with_parameters, with_slider
+from lmdynamics.charts.theme import Chart
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import Explorer, State
 from lmdynamics.html import html_table
@@ -135,7 +136,7 @@ class DecelerationExplorer(Explorer):
         ]
         return with_slider(chart, cursor, self.now[self.slider], places, label="break at step")
 
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
+    def stills(self) -> dict[str, Chart]:
         """The picture; raises UserError if the curve cannot be fitted."""
         self._current_fit()
         return super().stills()

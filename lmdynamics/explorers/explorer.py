@@ -6,7 +6,6 @@ from functools import cached_property
 from html import escape
 from typing import Any, ClassVar, Self
 
-import altair as alt
 import ipywidgets as widgets
 import polars as pl
 from IPython.display import display
@@ -14,6 +13,7 @@ from IPython.display import display
 from lmdynamics import charts
 from lmdynamics.charts.axes import SLIDER, nearest
 from lmdynamics.charts.moving import Moving
+from lmdynamics.charts.theme import Chart
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.explorers.live import LiveViews, show_live
 from lmdynamics.explorers.saving import SaveRow, State, check_among, complete_state
@@ -113,7 +113,7 @@ class Explorer(ABC):
             self.update_lists()
             self.views.draw(self.moving())
 
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
+    def stills(self) -> dict[str, Chart]:
         """The current picture, by name, for a page without controls."""
         return {self.name: self.moving().still()}
 

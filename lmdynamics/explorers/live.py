@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import altair as alt
 import anywidget
 import ipywidgets as widgets
 import traitlets
@@ -10,6 +9,7 @@ from IPython.display import HTML, display
 
 from lmdynamics.charts.moving import Moving, read, script
 from lmdynamics.charts.show import Picture
+from lmdynamics.charts.theme import Chart
 
 LIVE, NOTE = "lmd-live", "lmd-note"  # classes of a widget that is shown, and of the line below its pictures
 _OUTPUT, _BEFORE_NOTE = ".jp-OutputArea-child", f":has(~ .jp-OutputArea-child .{NOTE})"
@@ -59,7 +59,7 @@ export default {
 """
 
 
-def show_live(widget: widgets.DOMWidget, stills: Iterable[alt.TopLevelMixin]) -> None:
+def show_live(widget: widgets.DOMWidget, stills: Iterable[Chart]) -> None:
     """Show a widget and, below it, pictures for pages that have no kernel.
 
     A saved notebook contains the pictures but not the widget. JupyterLab hides them while the widget is shown.

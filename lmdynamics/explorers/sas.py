@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import altair as alt
 import ipywidgets as widgets
 import numpy as np
 import polars as pl
@@ -17,7 +16,8 @@ from lmdynamics.analysis.syntax import DIRECTIONS, describe_relation, head_histo
 from lmdynamics.charts.arcs import moving_arcs
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.heads import head_click, loss_and_uas, moving_head_map
-from lmdynamics.charts.moving import Moving, Place, in_column, in_row, picker, with_slider
+from lmdynamics.charts.moving import Moving, Place, VegaLite, in_column, in_row, picker, with_slider
+from lmdynamics.charts.theme import Chart
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.computing import Computing
@@ -68,6 +68,17 @@ class Measured:
         """When each relation appeared, in a sentence."""
         appearances = head_history(self.best)
         return {name: describe_relation(appearances, name) for name in self.relations}
+
+    @cached_property
+    def views(self) -> VegaLite:
+        """The views that are the same for every sentence."""
+        cursor, log = Cursor(self.run.steps), self.run.log
+        if log.is_empty():
+            log = pl.DataFrame({"step": self.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+        return in_row(
+            loss_and_uas(log, self.curve, self.onset, cursor=cursor, best=self.best),
+            moving_head_map(self.scores, cursor, self.offsets),
+        )
 
 
 class SasExplorer(Explorer):
@@ -192,21 +203,15 @@ class SasExplorer(Explorer):
 
     def moving(self) -> Moving:
         measured, now = self.measured, self.now
-        cursor, log = Cursor(measured.run.steps), measured.run.log
-        if log.is_empty():
-            log = pl.DataFrame({"step": measured.run.steps}).with_columns(loss=pl.lit(None, pl.Float64))
+        cursor = Cursor(measured.run.steps)
         gold = next((sentence for sentence in self.treebank if sentence.words == now["sentence"]), None)
         attention = self.attention()
         heads = pl.concat(
             predicted_heads(attention, direction).with_columns(direction=pl.lit(direction)) for direction in DIRECTIONS
         )
-        chart = in_column(
-            in_row(
-                loss_and_uas(log, measured.curve, measured.onset, cursor=cursor, best=measured.best),
-                moving_head_map(measured.scores, cursor, measured.offsets),
-            ),
-            moving_arcs(now["sentence"], heads, gold.heads if gold else None, gold.relations if gold else None, cursor),
-        )
+        heads_and_relations = (gold.heads, gold.relations) if gold else (None, None)
+        arcs = moving_arcs(now["sentence"], heads, *heads_and_relations, cursor)
+        chart = in_column(measured.views, arcs)
         return with_slider(chart, cursor, now["step"], self._places(), *self._signals())
 
     def _signals(self) -> list[dict]:
@@ -241,7 +246,7 @@ class SasExplorer(Explorer):
             "explorer_arcs": arcs.with_columns(text=pl.col("word").replace_strict(dict(enumerate(now["sentence"])))),
         }
 
-    def stills(self) -> dict[str, alt.TopLevelMixin]:
+    def stills(self) -> dict[str, Chart]:
         """The current picture; its description for screen readers includes relation and head."""
         measured, now = self.measured, self.now
         scores = dict.fromkeys(("relation", "step", "layer", "head", "direction"))
@@ -252,7 +257,7 @@ class SasExplorer(Explorer):
         chart = super().stills()[self.name]
         sentence = next(place.text for place in self._places() if place.name == f"{now['step']:,}")
         description = f"{chart.description} {sentence} {chosen}{score}. {measured.history[now['relation']]}"
-        return {self.name: chart.properties(description=description)}
+        return {self.name: VegaLite(chart.to_dict() | {"description": description})}
 
     def state(self) -> State:
         return {**self.now, "sentence": list(self.now["sentence"])}

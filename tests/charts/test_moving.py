@@ -111,6 +111,16 @@ def test_figures_together_keep_their_dress_and_their_words():
     assert spec["description"] == "A. B. A."
     assert spec["config"] == one.to_dict()["config"]
     assert "config" not in str(spec["vconcat"])
+    alt.VConcatChart.validate(spec)
+
+
+def test_figures_together_keep_the_data_and_the_parameters_of_each():
+    whole = in_column(in_row(moving(0).chart, moving(64).chart), moving(1).chart)
+    spec = whole.to_dict()
+    assert [param["name"] for param in spec["params"]] == ["cursor_steps", "cursor_step"]
+    assert spec["datasets"] == moving().chart.to_dict()["datasets"]
+    drawn = texts(charts.to_svg(at(replace(moving(), chart=whole), at=3).still()))
+    assert drawn.count("1.00") == drawn.count("Loss at step 64") == 3
 
 
 # strips over a panel --------------------------------------------------------------------------------------------------
