@@ -166,8 +166,8 @@ def _arc_layers(words, attention: alt.Chart, heads, relations, relation: str, di
         tokens.transform_filter("datum.root").mark_text(fontSize=size, color=TEXT, fontWeight="bold"),
     ]
     values = {"arc_middle": middle, "arc_words": list(words), "arc_gold": list(heads or [])}
-    chart = alt.layer(*parts).properties(width=width, height=top - bottom)
-    return chart.add_params(*(alt.param(name=name, value=value) for name, value in values.items()))
+    params = [alt.VariableParameter(name, value=value) for name, value in values.items()]
+    return alt.layer(*parts, width=width, height=top - bottom, params=params)
 
 
 def _with_ends(arcs: alt.Chart, base: float) -> alt.Chart:
