@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -94,12 +95,32 @@ def fit(
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 for no intervals.")] = 200,
     workers: Annotated[int | None, typer.Option(help="Processes at a time; by default one per core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the curves and breaks: NAME.html, .svg or .png.")
+    ] = None,
 ) -> None:
     """Fit loss deceleration to every curve in the files: breaks, with intervals."""
     from lmdynamics.experiments.reading import fit_files
 
+    if plot:
+        from lmdynamics.charts.show import need_figure_type
+
+        need_figure_type(plot)
+    draw = partial(_draw_fits, plot) if plot else None
     with _stopped_by_ctrl_c():
-        raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json))
+        raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json, draw))
+
+
+def _draw_fits(path: Path, points, table) -> None:
+    """Write a figure of the fitted curves, as many as there are colours."""
+    from lmdynamics import charts
+    from lmdynamics.charts.theme import CONDITIONS
+
+    names = table.filter(table["verdict"] != "not fitted")["curve"].to_list() or table["curve"].to_list()
+    shown = names[: len(CONDITIONS)]
+    charts.save_figure(charts.deceleration(points, table, curves=shown), path)
+    number = f"{len(shown)} of {len(table)} curves, the first that were fitted" if len(shown) < len(table) else "all curves"
+    typer.echo(f"{path}: {number}", err=True)
 
 
 @contextmanager

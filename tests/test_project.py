@@ -64,7 +64,7 @@ def test_conda_users_get_the_same_versions():
     python, pip, from_pip = environment["dependencies"]
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
-    assert from_pip == {"pip": ["-r requirements.lock"]}
+    assert from_pip == {"pip": ["-r requirements.lock", "-e ."]}
 
 
 def imported(module: Path) -> set[str]:

@@ -1,7 +1,6 @@
 """An executed notebook as one HTML file that needs no network; its sliders work without a kernel."""
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from lmdynamics.charts.moving import read, script
-from lmdynamics.html import MOVING, STILL
+from lmdynamics.html import MOVING, STILL, json_in_script
 
 SVG = "image/svg+xml"
 _EACH = """
@@ -79,10 +78,7 @@ def _picture(output: NotebookNode) -> str:
 
 def _section(content: dict, pictures: str) -> str:
     """Moving views; the pictures are shown in browsers without scripts."""
-    data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    # an end tag in the data would end the script element
-    data = data.replace("<", "\\u003c")
     return (
         f'<section class="lmd-section"><div></div><noscript>{pictures}</noscript>'
-        f'<script type="application/json">{data}</script></section>'
+        f'<script type="application/json">{json_in_script(content)}</script></section>'
     )

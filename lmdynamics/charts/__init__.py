@@ -1,5 +1,6 @@
 """One function per figure: a tidy frame in, an Altair chart out. `show` displays it."""
 
+from lmdynamics.charts.any_frame import lines
 from lmdynamics.charts.arcs import sentence_arcs
 from lmdynamics.charts.deceleration import break_profile, deceleration, manual_break, power_law_claim
 from lmdynamics.charts.dissent import dissent_over_training, dissent_plane, norms_over_training
@@ -20,7 +21,7 @@ from lmdynamics.charts.interventions import (
 from lmdynamics.charts.pair_race import pair_race
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import gain_by_paradigm, masking_rates, speedup_curves
-from lmdynamics.charts.show import show, to_png, to_svg
+from lmdynamics.charts.show import save_figure, show, to_html, to_png, to_svg
 from lmdynamics.charts.tokens import ColouredTokens
 from lmdynamics.charts.trades import traded, winners_and_losers
 from lmdynamics.charts.trajectories import (
@@ -56,6 +57,7 @@ __all__ = [
     "heads_by_relation",
     "interference_over_training",
     "layer_head_map",
+    "lines",
     "loss_and_uas",
     "loss_over_training",
     "manual_break",
@@ -67,11 +69,13 @@ __all__ = [
     "power_law_claim",
     "predictions_over_training",
     "record_trend",
+    "save_figure",
     "sentence_arcs",
     "show",
     "size_trends",
     "speedup_curves",
     "step_interference",
+    "to_html",
     "to_png",
     "to_svg",
     "traded",

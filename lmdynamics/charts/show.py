@@ -5,18 +5,34 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 import altair as alt
 import polars as pl
 
+from lmdynamics.charts.moving import script
 from lmdynamics.charts.text import with_room
 from lmdynamics.charts.theme import STILL_TEXT, TEXT, Chart, specification
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import atomic_file
+from lmdynamics.html import json_in_script
 
 KINDS = ("svg", "png", "csv")  # file types of a saved view
 VEGALITE = "application/vnd.vegalite.v5+json"  # the newest that JupyterLab 4.6 draws without a kernel
+FIGURE_TYPES = (".html", ".svg", ".png")
+_DRAW = """
+const { figure, spec } = Object.fromEntries(["figure", "spec"].map(id => [id, document.getElementById(id)]));
+vegaEmbed(figure, JSON.parse(spec.textContent), { actions: false, renderer: "svg" });
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{title}</title>
+<style>:root {{ color-scheme: light dark; }} body {{ font-family: sans-serif; margin: 2em; }}</style></head>
+<body><div id="figure"></div>
+<script type="application/json" id="spec">{spec}</script>
+<script type="module">{script}</script></body>
+</html>
+"""
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -129,6 +145,39 @@ def save(
         except OSError as error:  # a full disk, or a file with the folder's name: another folder helps
             raise UserError(f"cannot write {path}: {error.strerror}; name another folder") from error
     return paths
+
+
+def save_figure(chart: Chart, path: str | Path) -> Path:
+    """Write a figure as an HTML page with tooltips, which needs no network, or as a picture: NAME.html, .svg or .png.
+
+    Raises
+    ------
+    UserError
+        If the name ends in something else, or the file cannot be written.
+    """
+    path = Path(path)
+    need_figure_type(path)
+    make = {".html": to_html, ".svg": to_svg, ".png": to_png}[path.suffix.lower()]
+    content = make(chart)
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
+    return path
+
+
+def need_figure_type(path: Path) -> None:
+    """Raise UserError unless a figure can be written to a file of this name."""
+    if path.suffix.lower() not in FIGURE_TYPES:
+        raise UserError(f"a figure is not written as {path.name!r}; end the name in {', '.join(FIGURE_TYPES)}")
+
+
+def to_html(chart: Chart) -> str:
+    """The chart as a page of its own, with tooltips; it needs no network."""
+    spec = _drawable(specification(chart))
+    title = escape(str(spec.get("description", "a figure")))
+    return _PAGE.format(title=title, spec=json_in_script(spec), script=script(_DRAW))
 
 
 def to_svg(chart: Chart) -> str:

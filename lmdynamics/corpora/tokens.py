@@ -10,7 +10,7 @@ word and its relation, and grouped by frequency and position.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
@@ -196,7 +196,7 @@ class TokenRows:
     """
 
     ids: np.ndarray
-    offsets: np.ndarray = field(repr=False)
+    offsets: np.ndarray
 
     @classmethod
     def from_rows(cls, rows: Iterable[Sequence[int]]) -> "TokenRows":
@@ -218,6 +218,9 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def __repr__(self) -> str:
+        return f"TokenRows({len(self):,} rows, {len(self.ids):,} tokens)"
 
     def __getitem__(self, row: int) -> np.ndarray:
         return self.ids[self.offsets[row] : self.offsets[row + 1]]

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from lmdynamics.analysis.columns import loss_tag_filter
 from lmdynamics.analysis.deceleration import LOCATED, VERDICTS, Deceleration
-from lmdynamics.analysis.fits import fit_curves
+from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.analysis.formats import KNOWN, Table, frame_table, open_table
+from lmdynamics.analysis.loss_curves import prepared
 from lmdynamics.analysis.reading import Curves, curves_in
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
 from lmdynamics.hub.suites import open_run, run_names
@@ -85,10 +86,11 @@ def fit_files(
     resamples: int = 200,
     workers: int | None = None,
     as_json: bool = False,
+    draw: Callable[[pl.DataFrame, pl.DataFrame], None] | None = None,
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
-    `skip_steps`: 100 by default.
+    `skip_steps`: 100 by default. `draw` gets the points that were fitted (curve, step, loss) and the table of fits.
 
     Raises UserError if a file cannot be read, the only curve cannot be fitted, or most rows are in the steps that are
     left out by default.
@@ -120,6 +122,8 @@ def fit_files(
         print(json.dumps([to_json(name, result) for name, result in fits.items()], indent=1, allow_nan=False))
     else:
         _show(fits)
+    if draw is not None:
+        draw(prepared(frame, smoothing, skip_steps), fits_table(fits))
     return 1 if len(failed) == len(fits) else 0
 
 

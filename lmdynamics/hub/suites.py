@@ -49,7 +49,7 @@ from lmdynamics.runs.run import Checkpoint, Run, checkpoint_folders, load_tokeni
 from lmdynamics.runs.trained import open_folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SuiteRun(Run):
     """A published suite as a run. It has no log, no held-out rows and no optimizer state of its own."""
 

@@ -61,7 +61,7 @@ class Job:
         return int(os.environ.get("OMP_NUM_THREADS") or parent.get("threads") or 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SavedRun(Run):
     """A run whose checkpoints include the step where it was paused, so that it can be branched there."""
 

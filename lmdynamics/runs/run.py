@@ -40,6 +40,9 @@ class Checkpoint:
     run_name: str
     objective: str  # mlm, clm or rts
 
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.run_name!r}, step {self.step:,})"
+
     def model(self, attention: str = "sdpa", device: str = "cpu"):
         """The model, in evaluation mode and float32, whatever the type of its saved weights.
 
@@ -199,6 +202,9 @@ class Run:
     folder: Path
     part: str = ""  # one of several trajectories in a plain folder
     revisions: str | None = None  # regular expression for the names of its checkpoints
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, in {str(self.folder.parent)!r})"
 
     @property
     def name(self) -> str:

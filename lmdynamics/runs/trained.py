@@ -248,7 +248,7 @@ def prepare_branch(run: Run, step: int, folder: Path) -> None:
             shutil.copytree(run[step].folder, temporary, dirs_exist_ok=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun(Run):
     """A run with a recipe."""
 

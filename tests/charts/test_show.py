@@ -99,3 +99,33 @@ def test_more_rows_than_altair_allows_are_drawn():
     many = alt.Chart(pl.DataFrame({"x": range(5_001)})).mark_point().encode(x="x:Q")
     assert "<svg" in charts.to_svg(many)
     assert charts.to_png(many).startswith(b"\x89PNG")
+
+
+# one figure as a file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("svg", b"<svg "), ("PNG", b"\x89PNG"), ("html", b"<!DOCTYPE html>")])
+def test_a_figure_is_written_by_the_end_of_its_name(chart, tmp_path, suffix, start):
+    path = charts.save_figure(chart, tmp_path / f"bars.{suffix}")
+    assert path.read_bytes().startswith(start)
+
+
+def test_a_page_holds_the_text_of_data_as_text(tmp_path):
+    hostile = "</script><script>alert(1)</script>"
+    bars = alt.Chart(pl.DataFrame({"a": [1], "name": [hostile]})).mark_bar().encode(x="a:Q", tooltip="name:N")
+    page = charts.to_html(figure(bars, hostile, "", hostile))
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 2
+    assert "http" not in page.partition("<script")[0]
+
+
+@pytest.mark.parametrize("name", ["bars", "bars.pdf"])
+def test_another_kind_of_file_is_refused(chart, tmp_path, name):
+    with pytest.raises(UserError, match=r"end the name in \.html, \.svg, \.png"):
+        charts.save_figure(chart, tmp_path / name)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(chart, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="name another file"):
+        charts.save_figure(chart, tmp_path / "file" / "bars.svg")

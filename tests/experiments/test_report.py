@@ -234,3 +234,33 @@ def test_a_bad_file_among_good_ones_is_named_in_one_line(call, table, tmp_path, 
     result = alone(call("fit", table(TWO), tmp_path / "ragged.csv", *flag))
     assert refused(result, str(tmp_path / "ragged.csv"), "line 2 has 3 cells, its header 2")
     assert result[1] == ""
+
+
+# figures --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["html", "svg"])
+def test_the_curves_and_their_breaks_are_drawn_to_a_file(call, table, tmp_path, suffix):
+    path = tmp_path / f"fits.{suffix}"
+    status, _, err = call("fit", table(TWO), "--resamples", "0", "--plot", path)
+    assert status == 0
+    assert f"{path}: all curves" in err
+    text = path.read_text()
+    assert all(name in text for name in TWO)
+    assert "the two power laws" in text
+
+
+def test_of_many_curves_the_first_that_were_fitted_are_drawn(call, table, tmp_path):
+    many = {"short": broken(STEPS)[:9]} | {f"size {k}": noisy(STEPS, 0.01, k) for k in range(9)}
+    status, _, err = call("fit", table(many), "--resamples", "0", "--plot", tmp_path / "fits.svg")
+    assert status == 0
+    assert "8 of 10 curves, the first that were fitted" in err
+    svg = (tmp_path / "fits.svg").read_text()
+    assert "size 7" in svg
+    assert "size 8" not in svg
+    assert "short" not in svg
+
+
+def test_a_plot_of_another_kind_is_refused_before_anything_is_fitted(call, table, tmp_path):
+    result = call("fit", table(TWO), "--plot", tmp_path / "fits.pdf")
+    assert refused(result, "fits.pdf", "end the name in .html, .svg, .png")

@@ -1,0 +1,90 @@
+"""Any frame over training as curves: one for each value of the columns of text, with intervals where there are any."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.onsets import Onset
+from lmdynamics.charts.axes import on_step_axis, onset_sentences, step_axis, steps_of, undated
+from lmdynamics.charts.lines import Line, panel
+from lmdynamics.charts.theme import CONDITIONS, condition_colours, figure
+from lmdynamics.errors import UserError
+
+Z = 1.959964  # standard errors on each side of a 95 % interval
+
+
+def lines(
+    frame: pl.DataFrame,
+    value: str | None = None,
+    *,
+    by: str | Sequence[str] | None = None,
+    onsets: Sequence[Onset] = (),
+    title: str = "",
+    percent: bool = False,
+) -> alt.LayerChart:
+    """Curves of a column over training, on a logarithmic step axis, from a frame such as any trace.
+
+    `frame`: step and `value` (by default the only column of fractional numbers); a band shows `low` and `high`, or 1.96
+    times `stderr` on each side. `by`: columns whose values each make a curve (by default all columns of text).
+    `onsets` are drawn as bands. `percent`: the values are shares.
+
+    Raises
+    ------
+    UserError
+        If the columns are missing or do not tell what to draw, a curve has two rows at one step, or there are more
+        curves than colours.
+    """
+    need_columns(frame, ["step", *([value] if value else [])], "lines")
+    value = value or _only_value(frame)
+    schema = frame.schema
+    if not schema[value].is_numeric():
+        raise UserError(f"lines: the column {value!r} holds no numbers; name another with value=")
+    keys = [by] if isinstance(by, str) else list(by or [])
+    keys = keys or [name for name, kind in schema.items() if kind in (pl.String, pl.Categorical, pl.Enum)]
+    need_columns(frame, keys, "lines: by")
+    curve = pl.concat_str([pl.col(key).cast(pl.String).fill_null("–") for key in keys], separator=", ")
+    rows = on_step_axis(frame.with_columns(curve=curve if keys else pl.lit(value)))
+    if not {"low", "high"} <= set(frame.columns) and "stderr" in frame.columns:
+        rows = rows.with_columns(low=pl.col(value) - Z * pl.col("stderr"), high=pl.col(value) + Z * pl.col("stderr"))
+    finite = rows.filter(pl.col(value).is_finite())
+    if finite.is_empty():
+        raise UserError(f"lines: no row has a number in {value!r}")
+    if (repeated := finite.select("curve", "step").is_duplicated()).any():
+        name, step = finite.filter(repeated).select("curve", "step").row(0)
+        others = [key for key, kind in schema.items() if kind.is_integer() and key != "step" and key not in keys]
+        hint = f", such as by={[*keys, *others]}" if others else ""
+        raise UserError(f"lines: {name} has several rows at step {step}; name the columns of a curve with by={hint}")
+    names = finite["curve"].unique(maintain_order=True).to_list()
+    if len(names) > len(CONDITIONS):
+        raise UserError(f"lines: {len(names)} curves, and only {len(CONDITIONS)} colours; filter the frame first")
+    axis, bounded = step_axis(steps_of(finite)), {"low", "high"} <= set(finite.columns)
+    line = Line(value, value, "curve", condition_colours(names), percent=percent, points=16)
+    left_out = len(rows) - len(finite)
+    caption = [
+        "band: 95 % interval" if bounded else "no interval was given",
+        f"{left_out} of {len(rows)} rows have no number and are left out" if left_out else "",
+    ]
+    ends = [finite.filter(curve=name).select("step", value) for name in names]
+    texts = [
+        f"{name}: {points[value][0]:.3g} at step {points['step'][0]:,}, {points[value][-1]:.3g} at step "
+        f"{points['step'][-1]:,}"
+        for name, points in zip(names, ends, strict=True)
+    ]
+    description = f"Curves of {value} over training, on a logarithmic axis of steps. {'; '.join(texts)}. "
+    return figure(
+        panel(line.layers(finite, axis), axis, onsets=onsets),
+        title or f"{value} over training",
+        [caption, *undated(onsets)],
+        (description + onset_sentences(onsets)).strip(),
+    )
+
+
+def _only_value(frame: pl.DataFrame) -> str:
+    ends = {"low", "high", "stderr"}
+    candidates = [name for name, kind in frame.schema.items() if kind.is_float() and name not in ends | {"step"}]
+    if len(candidates) != 1:
+        options = ", ".join(candidates or frame.columns)
+        raise UserError(f"lines: which column holds the values? Name it with value=, one of: {options}")
+    return candidates[0]
