@@ -119,8 +119,8 @@ def _draw_fits(path: Path, points, table) -> None:
     names = table.filter(table["verdict"] != "not fitted")["curve"].to_list() or table["curve"].to_list()
     shown = names[: len(CONDITIONS)]
     charts.save_figure(charts.deceleration(points, table, curves=shown), path)
-    number = f"{len(shown)} of {len(table)} curves, the first that were fitted" if len(shown) < len(table) else "all curves"
-    typer.echo(f"{path}: {number}", err=True)
+    first = f"{len(shown)} of {len(table)} curves, the first that were fitted"
+    typer.echo(f"{path}: {first if len(shown) < len(table) else 'all curves'}", err=True)
 
 
 @contextmanager

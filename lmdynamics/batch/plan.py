@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from lmdynamics.batch.parameters import PROFILES, Parameter, checked_value, note
 from lmdynamics.devices import device_kind
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import read_toml
-from lmdynamics.paths import SUITE
+from lmdynamics.paths import SUITE, runs_dir
 
 MAX_NAME_LENGTH = 100  # characters of an item's name, which is its folder's
 LANGUAGE_PARAMETERS = ("treebank", "pairs")
@@ -146,14 +147,21 @@ def _notebook_jobs(
 
 
 def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
-    """Refuse to measure a published suite on the built-in language, which it did not learn."""
+    """Refuse to measure a suite or folder of others' checkpoints on the built-in language, which they did not learn."""
     values = {name: settings.get(name, parameter.default) for name, parameter in known.items()}
-    suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and v.startswith(SUITE)), None)
+    suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and _is_trained_elsewhere(v)), None)
     if suite and (unset := [name for name in LANGUAGE_PARAMETERS if values.get(name) == BUILT_IN_LANGUAGE]):
         hints = "; ".join(f"{name}: {known[name].help}" for name in unset)
         raise UserError(
             f"{path.name}: {suite} did not learn the built-in language, so set {' and '.join(unset)} ({hints})"
         )
+
+
+def _is_trained_elsewhere(name: str) -> bool:
+    """Whether a value of `run` or `plan` is a published suite, or a folder of checkpoints without a recipe."""
+    places = [os.path.expanduser(name), runs_dir() / name] if name else []
+    folder = next(filter(os.path.isdir, places), None)  # of a name too long for a path, Path.is_dir raises an error
+    return name.startswith(SUITE) or (folder is not None and not Path(folder, "run.json").exists())
 
 
 def _item_name(stem: str, settings: Mapping[str, Any]) -> str:

@@ -319,22 +319,25 @@ class Run:
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
         """Gold trees: `grammar` (new sentences of the run's own language), or a name or path for `open_treebank`."""
         if name == "grammar":
-            return self._grammar("treebank to ewt or a CoNLL-U file").treebank(sentences or 1_000, TREEBANK_SEED)
+            return self._grammar().treebank(sentences or 1_000, TREEBANK_SEED)
         bank = open_treebank(name)
         return bank.take(sentences, 0) if sentences and sentences < len(bank) else bank
 
     def pairs(self, name: str = "grammar", per_paradigm: int | None = None) -> MinimalPairs:
         """Minimal pairs: `grammar`, or a name or path for `open_pairs`."""
         if name == "grammar":
-            return self._grammar("pairs to zorro, blimp or a path").pairs(per_paradigm or 300, PAIRS_SEED)
+            return self._grammar().pairs(per_paradigm or 300, PAIRS_SEED)
         pairs = open_pairs(name)
         return pairs.sample(per_paradigm, 0) if per_paradigm else pairs
 
-    def _grammar(self, alternatives: str):
+    def _grammar(self):
         from lmdynamics.corpora.grammar import Grammar
 
         if self.recipe is None or self.recipe.corpus["kind"] != "grammar":
-            raise UserError(f"{self.name} did not learn the built-in language; set {alternatives}")
+            raise UserError(
+                f"{self.name} did not learn the built-in language; set treebank to ewt or a CoNLL-U file and, where there "
+                "are minimal pairs, pairs to zorro, blimp, or a path of either's files"
+            )
         return Grammar(self.recipe.corpus["size"])
 
 
