@@ -222,8 +222,8 @@ def test_a_failing_notebook_names_its_cell(tmp_path):
     assert json.loads((tmp_path / "out" / "failing" / "outcome.json").read_text())["parameters"]["seed"] == 3
 
 
-def test_the_commands_in_the_readme_exist():
-    documents = [(ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")]
+def test_the_commands_in_the_documents_exist():
+    documents = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
     named = {
         word for text in documents for word in re.findall(r"`?lmdynamics (train|runs|batch|fetch|doctor|\w+)\b", text)
     }

@@ -1,4 +1,4 @@
-"""Every block of the README runs by itself, as it is written: on tiny models, without a network.
+"""Every block of README and docs runs by itself, as it is written: on tiny models, without a network.
 
 What is long is made small (recipes, treebanks), what needs a network or a cluster is stood in for, and notebooks are
 planned but not executed; each command goes through the real command line.
@@ -30,12 +30,14 @@ from tests.batch.made import write_item
 from tests.conftest import NOTEBOOKS, TINY
 from tests.hub import suites
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+TEXT = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
 SHELL = [code for kind, code in BLOCKS if kind == ""]
 (PLAN,) = (code for kind, code in BLOCKS if kind == "toml")
-LAST = 520  # steps of `grammar-mlm`: the README looks at step 512
+LAST = 520  # steps of `grammar-mlm`: the examples look at step 512
 
 
 _trained: dict[str, Path] = {}
@@ -65,12 +67,12 @@ def small(monkeypatch, home, tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, hub, home) -> Path:
-    """A folder as the README's reader has it, with nothing that only a network or a cluster could give."""
+    """A folder as a reader has it, with nothing that only a network or a cluster could give."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
     monkeypatch.setenv("LMDYNAMICS_CORES", "1")
     for name in ("notebooks", "tests"):
-        (tmp_path / name).symlink_to(Path(__file__).parents[1] / name)
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "nightly.toml").write_text(PLAN)
     step = pl.int_range(100, 4000, 100, eager=True).cast(pl.Float64)
     columns = {"step": step, "loss": 20 * step**-0.3, "eval/a/loss": 10 * step**-0.2, "model": ["m"] * len(step)}
@@ -118,7 +120,7 @@ def test_every_block_of_commands_runs_by_itself(call, small, place, block):
     assert blocks
     for words in blocks:
         if words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=Path(__file__).parents[1], capture_output=True)
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
             assert done.returncode == 0, done.stderr
             continue
         assert words[0] == "lmdynamics"
@@ -142,7 +144,22 @@ def test_every_block_of_python_runs_by_itself(small, place, capsys, block):
         assert isinstance(scope["heads"], sas.SasExplorer)
 
 
-def test_the_plan_of_the_readme_is_of_all_notebooks(place):
+def test_the_plan_of_the_docs_is_of_all_notebooks(place):
     from lmdynamics.batch.plan import plan
 
     assert len(plan(plan_file=place / "nightly.toml", out=place / "out")) == 6 * len(NOTEBOOKS)
+
+
+def test_the_readme_is_short():
+    assert len(DOCUMENTS[0].read_text("utf-8").split()) <= 900
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", path.read_text("utf-8")) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_links_to_every_page_of_the_docs():
+    linked = set(re.findall(r"\]\(docs/([^)]+)\)", DOCUMENTS[0].read_text("utf-8")))
+    assert linked == {path.name for path in DOCUMENTS[1:]}
