@@ -11,19 +11,46 @@ from lmdynamics.corpora.lexicon import english
 
 # words of each part of speech, and the fewest of them in one class
 SIZES = {
-    "small": {"noun": (130, 8), "verb": (80, 5), "adjective": (80, 5), "adverb": (40, 2), "preposition": (20, 0)},
+    "small": {"noun": (130, 14), "verb": (80, 7), "adjective": (80, 10), "adverb": (40, 5), "preposition": (20, 0)},
+    "large": {
+        "noun": (1200, 22),
+        "verb": (700, 11),
+        "adjective": (600, 11),
+        "adverb": (300, 6),
+        "preposition": (40, 0),
+    },
 }
-CLASSES = {"small": 8}
+CLASSES = {"small": 8, "large": 40}
 IRREGULAR = {
+    "bookshelf": "bookshelves",
+    "calf": "calves",
     "child": "children",
+    "domino": "dominoes",
+    "fireman": "firemen",
+    "fisherman": "fishermen",
+    "fresco": "frescoes",
     "goose": "geese",
+    "grandchild": "grandchildren",
     "knife": "knives",
     "leaf": "leaves",
+    "louse": "lice",
     "man": "men",
+    "mango": "mangoes",
+    "milkman": "milkmen",
+    "mosquito": "mosquitoes",
     "mouse": "mice",
+    "oasis": "oases",
+    "ox": "oxen",
+    "policeman": "policemen",
+    "postman": "postmen",
     "potato": "potatoes",
     "scarf": "scarves",
+    "schoolchild": "schoolchildren",
+    "shelf": "shelves",
     "tomato": "tomatoes",
+    "tornado": "tornadoes",
+    "volcano": "volcanoes",
+    "wife": "wives",
     "wolf": "wolves",
     "woman": "women",
 }
