@@ -26,6 +26,7 @@ IRREGULAR = {
     "calf": "calves",
     "child": "children",
     "domino": "dominoes",
+    "echo": "echoes",
     "fireman": "firemen",
     "fisherman": "fishermen",
     "fresco": "frescoes",
