@@ -11,6 +11,7 @@ MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views wi
 STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
 LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
+HEADER_CELL = "padding:0 1.2em .45em 0;text-align:left"
 
 
 def json_in_script(content: Any) -> str:
@@ -24,10 +25,10 @@ def html_table(header: Sequence[object], rows: Iterable[Sequence[object]], width
 
     def cells(tag: str, texts: Sequence[object]) -> str:
         elements = (
-            f"<{tag} style='{CELL}{style}'>{escape(str(text))}</{tag}>"
+            f"<{tag} style='{HEADER_CELL if tag == 'th' else CELL}{style}'>{escape(str(text))}</{tag}>"
             for text, style in zip(texts, chain(min_widths, repeat("")), strict=False)
         )
-        return f"<tr>{''.join(elements)}</tr>"
+        return f"<tr style='background:none'>{''.join(elements)}</tr>"  # no stripes: a table may be one row of several
 
     lines = [cells("th", header)] if header else []
     return f"<table class='{LITERAL}'>{''.join([*lines, *(cells('td', row) for row in rows)])}</table>"
