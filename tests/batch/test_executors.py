@@ -88,8 +88,8 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
     (job,) = plan([notebook], out=tmp_path / "out")
     with Local(workers=2) as local:
         assert local.submit(job).result().status == "finished"
-    told = {made.name: made.value for made in read_records(job.folder)}
-    assert (told["OMP_NUM_THREADS"], told["LMDYNAMICS_CORES"]) == ("1", "3")
+    values = {record.name: record.value for record in read_records(job.folder)}
+    assert (values["OMP_NUM_THREADS"], values["LMDYNAMICS_CORES"]) == ("1", "3")
 
 
 @STUB
@@ -133,10 +133,10 @@ def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
 
 def test_each_item_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    seen = []
+    gpus = []
 
     def noted(job, environment, **options):
-        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+        gpus.append(environment["CUDA_VISIBLE_DEVICES"])
         time.sleep(0.2)
 
     monkeypatch.setattr("lmdynamics.batch.executors.run_notebook", noted)
@@ -144,7 +144,7 @@ def test_each_item_has_a_gpu_of_its_own(monkeypatch):
         assert local.max_jobs == 2
         for future in [local.submit(Job(Path("n.ipynb"), Path("out"), {})) for _ in range(2)]:
             future.result()
-    assert sorted(seen) == ["4", "7"]
+    assert sorted(gpus) == ["4", "7"]
 
 
 @STUB
@@ -292,11 +292,11 @@ def slurm_cluster(folder: Path):
 
 
 def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
         each.close()
     return ports
 
@@ -355,7 +355,7 @@ def test_an_item_of_two_batches_runs_once(notebook):
 
 @STUB
 def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
-    told = """\
+    source = """\
 import os
 from lmdynamics.records import record, start_records
 start_records(output_dir)
@@ -363,11 +363,11 @@ record("home", os.environ["LMDYNAMICS_HOME"])
 record("data", os.environ["LMDYNAMICS_DATA"])
 """
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
-    notebook, homes = write_notebook(tmp_path / "told.ipynb", told), []
+    notebook, homes = write_notebook(tmp_path / "told.ipynb", source), []
     for version in ("one", "one", "two"):
         monkeypatch.setattr("lmdynamics.batch.cache_key._package", lambda version=version: [version])
         assert batch(plan([notebook], out=tmp_path / "out"), Options(fresh=True, force=True)) == 0
-        home, data = (made.value for made in read_records(tmp_path / "out" / "told"))
+        home, data = (record.value for record in read_records(tmp_path / "out" / "told"))
         assert data == os.path.join(os.environ["LMDYNAMICS_HOME"], "fetched")  # corpora need not be fetched anew
         homes.append(home)
     assert homes[0] == homes[1] != homes[2]
@@ -377,12 +377,12 @@ record("data", os.environ["LMDYNAMICS_DATA"])
 def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, monkeypatch):
     out = notebook.parent / "out"
 
-    def key(*parameters, where=out):
-        (job,) = plan([notebook], parameters, out=where)
+    def key(*parameters, folder=out):
+        (job,) = plan([notebook], parameters, out=folder)
         return job.key
 
     first = key("seed=1")
-    assert key("seed=1", where=out / "elsewhere") == first
+    assert key("seed=1", folder=out / "elsewhere") == first
     assert key("seed=2") != first
     source = notebook.read_text()
     notebook.write_text(
@@ -413,9 +413,9 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
         return cache_key.code_version()
 
     known = {version()}
-    others = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
-    assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in others}
-    for number, path in enumerate([*others, tmp_path / "lmdynamics" / "cli.py"], 2):
+    data_files = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in data_files}
+    for number, path in enumerate([*data_files, tmp_path / "lmdynamics" / "cli.py"], 2):
         path.write_text(path.read_text() + "\n")
         known.add(version())
         assert len(known) == number, path.name
@@ -440,7 +440,7 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
 
 
 @pytest.mark.parametrize(
-    ("where", "workers", "flags", "says"),
+    ("executor", "workers", "flags", "says"),
     [
         ("cluster", None, {}, "there is no executor 'cluster'; known: local, dask://HOST:PORT, slurm"),
         ("local", 0, {}, "--workers is 0"),
@@ -449,9 +449,9 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
         ("slurm-local", None, {"no_such_thing": "1"}, "cannot be used with these settings"),
     ],
 )
-def test_what_cannot_execute_is_reported_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
+def test_what_cannot_execute_is_reported_in_one_line(tmp_path, monkeypatch, executor, workers, flags, says):
     monkeypatch.setattr("lmdynamics.batch.executors.SCHEDULER_TIMEOUT", 1)
-    with pytest.raises(UserError, match=says) as refusal, open_executor(where, workers, flags, tmp_path):
+    with pytest.raises(UserError, match=says) as refusal, open_executor(executor, workers, flags, tmp_path):
         pass
     assert "\n" not in str(refusal.value)
 
