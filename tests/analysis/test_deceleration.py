@@ -100,7 +100,7 @@ def test_units_of_loss_and_step_change_nothing_else(scale, stretch, seed):
     assert scaled.rate_after_break == pytest.approx(original.rate_after_break, abs=1e-4)
 
 
-def test_what_is_drawn_is_the_seeds_doing():
+def test_the_seed_decides_the_resamples():
     loss = noisy(STEPS, 0.02, 0)
     intervals, repeated, other_seed = (fit_deceleration(STEPS, loss, seed=seed).intervals for seed in (0, 0, 1))
     assert intervals == repeated != other_seed

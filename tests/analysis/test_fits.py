@@ -37,7 +37,7 @@ THREE = frame(
 # many curves --------------------------------------------------------------------------------------------------------
 
 
-def test_each_fit_is_that_of_its_curve_in_order_of_appearance_and_a_bad_curve_stops_nobody():
+def test_fits_keep_the_order_of_their_curves_and_a_bad_curve_stops_no_other_fit():
     fits = fit_curves(THREE, resamples=20, seed=3)
     assert list(fits) == ["late", "short", "early"]
     assert isinstance(fits["short"], UserError)
@@ -48,7 +48,7 @@ def test_each_fit_is_that_of_its_curve_in_order_of_appearance_and_a_bad_curve_st
 
 
 @pytest.mark.parametrize("spoilt", ["goes back", "nan", "zero"])
-def test_a_curve_that_is_none_holds_why(spoilt):
+def test_a_series_that_is_no_curve_has_a_reason(spoilt):
     step, loss = STEPS.copy(), broken(STEPS)
     if spoilt == "goes back":
         step[7] = step[3]
@@ -185,7 +185,7 @@ def deviations(curves: pl.DataFrame, name: str) -> np.ndarray:
     return y - np.polyval(np.polyfit(x, y, 1), x)
 
 
-def test_what_breaks_does_not_once_it_is_straightened():
+def test_a_straightened_curve_has_no_break():
     assert {result.verdict for result in fit_curves(MANY, resamples=0).values()} == {"decelerates"}
     straight = null_curves(MANY)
     assert straight.select("curve", "step").equals(MANY.select("curve", "step"))
@@ -249,7 +249,7 @@ def test_curves_too_short_are_left_out_and_refused_alone():
     refuses("no curve has 2 points in its first 0% after step 100; give a larger share", claims, both, 0.0, 100)
 
 
-def test_a_power_law_claims_from_the_first_part_what_one_break_sees_whole():
+def test_a_power_law_of_the_first_part_differs_from_one_break_over_the_whole_curve():
     exact = frame(a=broken(STEPS))
     lines = claims(exact, 0.01, 100)
     assert lines.select("curve", "method").unique(maintain_order=True).rows() == [

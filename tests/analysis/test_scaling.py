@@ -201,7 +201,7 @@ def test_on_a_power_law_its_control_is_right():
     assert early["verdict"][0] == "no break"
 
 
-def test_nothing_is_seen_of_what_comes_later():
+def test_predictions_use_no_later_points():
     steps = spaced()
     loss = noisy(steps, 0.01, 0)
     later = np.where(steps > 0.4 * steps[-1], 3 * loss, loss)

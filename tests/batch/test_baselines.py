@@ -74,7 +74,9 @@ def this_environment(monkeypatch) -> dict:
         ({"device": "cuda", "device_name": "H100"}, "device H100, here "),
     ],
 )
-def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, this_environment, environment, message):
+def test_results_computed_elsewhere_are_not_signed_without_confirmation(
+    call, tmp_path, this_environment, environment, message
+):
     out, folder = tmp_path / "out", tmp_path / "baselines"
     write_item(out, "01_a", {"x": 1})
     write_item(out, "02_b", {"x": 1}, environment=environment)
@@ -87,7 +89,7 @@ def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, this_
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
-def test_at_a_terminal_it_is_asked(call, tmp_path, this_environment, monkeypatch, answer, status):
+def test_at_a_terminal_confirmation_is_requested(call, tmp_path, this_environment, monkeypatch, answer, status):
     write_item(tmp_path / "out", "01_a", {"x": 1}, environment={"commit": None})
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
@@ -97,7 +99,7 @@ def test_at_a_terminal_it_is_asked(call, tmp_path, this_environment, monkeypatch
     assert (tmp_path / "baselines").exists() == (status == 0)
 
 
-def test_what_was_computed_here_is_accepted_at_once(call, tmp_path, this_environment):
+def test_results_computed_here_are_accepted_at_once(call, tmp_path, this_environment):
     write_item(tmp_path / "out", "01_a", {"x": 1})
     assert call("compare", tmp_path / "out", "--baseline", tmp_path / "baselines", "--accept", "--who", "Ada")[0] == 0
 

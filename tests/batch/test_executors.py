@@ -124,7 +124,7 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
 
 
 @STUB
-def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
+def test_results_of_warm_runs_do_not_count_as_fresh(notebook, capsys):
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=["seed=0,1"])) == 0
     assert batch(plan([notebook], out=out, grid=["seed=0,1"]), Options(fresh=True, dry_run=True)) == 0
@@ -354,7 +354,7 @@ def test_an_item_of_two_batches_runs_once(notebook):
 
 
 @STUB
-def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
+def test_a_fresh_batch_has_a_data_folder_for_each_version_of_the_code(tmp_path, monkeypatch):
     source = """\
 import os
 from lmdynamics.records import record, start_records

@@ -59,9 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(206 if start else 200, headers)
-        cut = self.server.cuts.pop(0) if self.server.cuts else None
-        self.wfile.write(content[start:] if cut is None else content[start : start + cut])
-        self.close_connection = cut is not None
+        limit = self.server.cuts.pop(0) if self.server.cuts else None
+        self.wfile.write(content[start:] if limit is None else content[start : start + limit])
+        self.close_connection = limit is not None
         return None
 
     def answer(self, status, headers):
@@ -269,8 +269,8 @@ class TestNames:
         assert locate("made") == own
 
     def test_a_mirror_is_checked_all_the_same(self, server, monkeypatch):
-        lost = source_of(CONTENT, "https://nowhere.invalid")
-        monkeypatch.setattr(fetch_module, "sources", lambda: {"made": lost})
+        unreachable = source_of(CONTENT, "https://nowhere.invalid")
+        monkeypatch.setattr(fetch_module, "sources", lambda: {"made": unreachable})
         assert is_whole(fetch("made", base=server.url + "/"))
 
     def test_unknown_names_are_refused(self):

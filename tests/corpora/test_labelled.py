@@ -22,7 +22,7 @@ from lmdynamics.errors import UserError
 from tests.conftest import refuses
 
 
-def made(n=200, per_group=1):
+def labelled(n=200, per_group=1):
     """`n` sentences, labels in turn, `per_group` neighbours to a group."""
     frame = pl.DataFrame({"text": [f"s {i}" for i in range(n)], "label": [i % 2 for i in range(n)]})
     return LabelledSentences("made", frame.with_columns(group=pl.int_range(n) // per_group))
@@ -36,7 +36,7 @@ def pairs_of(rows, split_into_words=True):
 
 @given(st.integers(60, 200), st.integers(1, 3), st.integers(0, 10))
 def test_splits_part_the_rows_and_no_group(n, per_group, seed):
-    data = made(n, per_group)
+    data = labelled(n, per_group)
     splits = data.splits(seed)
     assert sorted(text for part in splits for text in part.frame["text"]) == sorted(data.frame["text"])
     groups = [set(part.frame["group"]) for part in splits]
@@ -54,7 +54,7 @@ def test_shares_are_kept_for_every_label():
 
 
 def test_the_source_s_own_test_split_is_kept():
-    data = made(100)
+    data = labelled(100)
     given_split = data.frame.with_columns(
         split=pl.when(pl.col("group") < 80).then(pl.lit("train")).otherwise(pl.lit("test"))
     )
@@ -116,8 +116,8 @@ def test_a_missing_column_is_named():
 
 
 def test_splits_that_cannot_be_are_refused():
-    refuses("made: 4 groups of sentences are too few to have every label in", lambda: made(4).splits())
-    refuses("must be shares above 0 with a sum below 1", lambda: made().splits(dev=0.5, test=0.5))
+    refuses("made: 4 groups of sentences are too few to have every label in", lambda: labelled(4).splits())
+    refuses("must be shares above 0 with a sum below 1", lambda: labelled().splits(dev=0.5, test=0.5))
 
 
 def test_a_table_of_one_s_own_is_read(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.dissent import DissentExplorer
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found
+from tests.charts.specs import mark_layers
 from tests.explorers.made import offered
 
 
@@ -16,7 +16,7 @@ def explorer():
 
 
 def colours(explorer):
-    return found(explorer.moving().chart.to_dict(), "line")[0]["encoding"]["color"]["scale"]
+    return mark_layers(explorer.moving().chart.to_dict(), "line")[0]["encoding"]["color"]["scale"]
 
 
 def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):

@@ -10,7 +10,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import ALL
 from lmdynamics.explorers.pairs import LISTED, MEAN, PairExplorer, mark_differences
 from tests.analysis.frames import pairs_trace
-from tests.charts.specs import found, rows_of
+from tests.charts.specs import mark_layers, rows_of
 from tests.explorers.made import offered
 
 STEPS = [0, 1, 2, 4, 8, 16]
@@ -56,9 +56,9 @@ def test_a_paradigm_is_ringed_and_one_pair_is_reported_with_both_sentences_and_n
     explorer.restore({"paradigm": "far", "pair": 27, "step": 2})
     assert explorer.rows.equals(pair_race(TRACE, "far", 27))
     race, dots = explorer.moving().chart.to_dict()["hconcat"]
-    assert found(race, "area") == []
+    assert mark_layers(race, "area") == []
     assert "27" in " ".join(race["title"]["subtitle"])
-    assert found(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
+    assert mark_layers(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
     said = place(explorer, 2).text
     row = TRACE.filter(pair=27, step=2).row(0, named=True)
     told = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
@@ -70,7 +70,7 @@ def test_a_paradigm_is_ringed_and_one_pair_is_reported_with_both_sentences_and_n
 def test_the_page_carries_the_chosen_race_only(explorer):
     explorer.restore({"paradigm": "far"})
     spec = explorer.moving().chart.to_dict()
-    rows = [row for line in found(spec, "line") for row in rows_of(spec, line)]
+    rows = [row for line in mark_layers(spec, "line") for row in rows_of(spec, line)]
     assert {row["paradigm"] for row in rows} == {"far"}
     assert len(rows) == 3 * len(STEPS)
 

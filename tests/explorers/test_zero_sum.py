@@ -9,7 +9,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers import changes as moves
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found, rows_of
+from tests.charts.specs import mark_layers, rows_of
 from tests.explorers.made import offered
 
 GROUPS = pl.DataFrame(
@@ -59,7 +59,7 @@ def test_a_token_is_followed_through_all_checkpoints(explorer):
     spec = explorer.moving().chart.to_dict()
     course = spec["hconcat"][0]["vconcat"][1]
     assert "“on”" in str(course["title"])
-    drawn = {row["step"]: row["change"] for rule in found(course["vconcat"][1], "rule")
+    drawn = {row["step"]: row["change"] for rule in mark_layers(course["vconcat"][1], "rule")
              for row in rows_of(spec, rule) if "change" in row}  # fmt: skip
     assert drawn == dict(rows.select("step", "change").iter_rows())
     assert explorer.restore({"row": 1}).now["position"] == 4  # the same place in another row
