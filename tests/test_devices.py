@@ -295,9 +295,9 @@ def test_records_name_what_has_computed_and_not_what_was_asked_for(tiny_run, tmp
     assert environment_of(tmp_path)["device"] == "cpu+cuda"
     records.record("z", 3)
     warning = "device=cuda was requested, but cpu computed some of the results: a run was trained there"
-    shown = capsys.readouterr().out
-    assert shown.count(warning) == 1
-    assert shown.endswith("y: 2\nz: 3\n")
+    printed = capsys.readouterr().out
+    assert printed.count(warning) == 1
+    assert printed.endswith("y: 2\nz: 3\n")
 
 
 def test_frames_that_were_kept_count_in_the_records(tiny_run, tmp_path, gpu):

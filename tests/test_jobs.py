@@ -172,7 +172,7 @@ with Pool(1) as pool:
 
 
 @pytest.mark.parametrize(
-    ("then", "number"),
+    ("ending", "number"),
     [
         ("time.sleep(600)", signal.SIGKILL),
         ("time.sleep(600)", signal.SIGTERM),
@@ -180,9 +180,9 @@ with Pool(1) as pool:
         ("sys.exit(3)", None),
     ],
 )
-def test_processes_end_with_their_parent(tmp_path, then, number):
+def test_processes_end_with_their_parent(tmp_path, ending, number):
     """Whether that is killed with all of its group, interrupted or comes to its end."""
-    (tmp_path / "parent.py").write_text(PARENT.format(then=then))
+    (tmp_path / "parent.py").write_text(PARENT.format(then=ending))
     command = [sys.executable, tmp_path / "parent.py"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
@@ -306,9 +306,9 @@ def test_tensors_cross():
 
 @pytest.mark.parametrize("kind", ["lock", "two arguments"])
 def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(kind):
-    with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as caught:
+    with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as error:
         pool.submit(fail, kind).result(60)
-    assert any("in fail" in note for note in caught.value.__notes__)
+    assert any("in fail" in note for note in error.value.__notes__)
 
 
 def test_a_process_that_ends_itself_is_not_reported_as_killed_and_the_next_call_has_another():

@@ -247,9 +247,9 @@ def test_its_numbers_belong_together():
 def test_a_curve_is_computed_as_its_fit_predicts():
     steps = spaced(60)
     fit = fit_deceleration(steps, noisy(steps, 0.01, 0), resamples=0)
-    drawn = curves_from_fits(fits_table({"a": fit, "b": fit}), np.array([50.0, 3_000.0, 1e6]))
-    assert drawn["curve"].to_list() == ["a"] * 3 + ["b"] * 3
-    assert drawn["loss"].to_list() == pytest.approx(fit.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
+    curves = curves_from_fits(fits_table({"a": fit, "b": fit}), np.array([50.0, 3_000.0, 1e6]))
+    assert curves["curve"].to_list() == ["a"] * 3 + ["b"] * 3
+    assert curves["loss"].to_list() == pytest.approx(fit.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
     words = "drawing fits needs the columns curve, b, c0, c1, log_d1, f1; b not among them"
     refuses(words, curves_from_fits, published_fits().drop("b"), steps)
 

@@ -138,9 +138,9 @@ def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
     path = table(dict.fromkeys(names, TWO["small"]))
     status, out, _ = call("fit", path, "--resamples", "0")
     assert status == 0
-    for shown in ("[red]a[/red]", "[/]", "x\\x1b[31my", "a\\nb", "é–λ"):
-        assert f"│ {shown} " in out
-        assert f"\n{shown}: at step" in out
+    for printed in ("[red]a[/red]", "[/]", "x\\x1b[31my", "a\\nb", "é–λ"):
+        assert f"│ {printed} " in out
+        assert f"\n{printed}: at step" in out
     assert not any(c != "\n" and not c.isprintable() for c in out)
     assert [fits["group"] for fits in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
 

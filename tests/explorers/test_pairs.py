@@ -46,9 +46,9 @@ def test_it_starts_at_the_last_step_with_the_average_over_paradigms(explorer):
     assert explorer.rows.equals(pair_race(TRACE))
     row = judged_right(TRACE).filter(step=4, paradigm=ALL_PARADIGMS).row(0, named=True)
     lead = pair_race(TRACE).filter(step=4, score="difference").row(0, named=True)
-    said = place(explorer, 4).text
-    assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in said
-    assert f"difference {lead['value']:+.2f} [{lead['low']:+.2f}".replace("-", "−") in said
+    text = place(explorer, 4).text
+    assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in text
+    assert f"difference {lead['value']:+.2f} [{lead['low']:+.2f}".replace("-", "−") in text
     assert ">for example<" in place(explorer, 4).details
 
 
@@ -59,12 +59,12 @@ def test_a_paradigm_is_ringed_and_one_pair_is_reported_with_both_sentences_and_n
     assert mark_layers(race, "area") == []
     assert "27" in " ".join(race["title"]["subtitle"])
     assert mark_layers(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
-    said = place(explorer, 2).text
+    text = place(explorer, 2).text
     row = TRACE.filter(pair=27, step=2).row(0, named=True)
-    told = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
-    assert told.replace("-", "−") in said
-    assert f"{'right' if row['correct'] else 'wrong'} (one pair, no interval)" in said
-    assert "[" not in said
+    expected = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
+    assert expected.replace("-", "−") in text
+    assert f"{'right' if row['correct'] else 'wrong'} (one pair, no interval)" in text
+    assert "[" not in text
 
 
 def test_the_page_carries_the_chosen_race_only(explorer):
@@ -97,8 +97,8 @@ def test_one_paradigm_has_no_list_and_no_second_view():
     assert explorer.state()["paradigm"] == "far"
     assert offered(explorer) == ["pair"]
     row = judged_right(trace).filter(step=4).row(0, named=True)
-    told = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
-    assert told in place(explorer, 4).text
+    expected = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
+    assert expected in place(explorer, 4).text
 
 
 def test_runs_have_steps_and_onsets_of_their_own():

@@ -80,7 +80,7 @@ def test_a_state_keeps_what_it_does_not_name():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("state", "says"),
     [
         ({"stp": 4}, "did you mean 'step'"),
         ({3: 4}, "no entry 3"),
@@ -91,9 +91,9 @@ def test_a_state_keeps_what_it_does_not_name():
         ({"curve": None}, "should be a str"),
     ],
 )
-def test_a_state_of_something_else_is_refused_in_one_line(given, says):
+def test_a_state_of_something_else_is_refused_in_one_line(state, says):
     with pytest.raises(UserError, match=says) as refusal:
-        complete_state(given, STATE)
+        complete_state(state, STATE)
     assert "\n" not in str(refusal.value)
 
 

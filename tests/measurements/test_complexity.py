@@ -28,8 +28,8 @@ def test_equals_a_loop_where_directions_lie_on_one_side():
     for i, one in enumerate(directions):
         nearest = sorted(1 - float(one @ other) for j, other in enumerate(directions) if j != i)
         ratios.append(nearest[1] / nearest[0])
-    kept = sorted(ratios)[:54]
-    x, y = np.log(kept), [-np.log(1 - (i + 1) / 60) for i in range(54)]
+    smallest = sorted(ratios)[:54]
+    x, y = np.log(smallest), [-np.log(1 - (i + 1) / 60) for i in range(54)]
     estimate, used = two_nn(points)
     assert used == 54
     assert estimate == pytest.approx(sum(x * y) / sum(x * x))

@@ -90,10 +90,10 @@ def test_at_the_logits_the_parts_do_not_meet(logits, gold, dtype):
     gold = gold % len(logits)
     h = torch.tensor([logits], dtype=dtype)
     result = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
-    others = np.exp([x - max(logits) for i, x in enumerate(logits) if i != gold])
+    other_exponentials = np.exp([x - max(logits) for i, x in enumerate(logits) if i != gold])
     total = sum(np.exp(x - max(logits)) for x in logits)
-    assert float(result.norm_attractive) == pytest.approx(others.sum() / total, rel=1e-4)
-    assert float(result.norm_repulsive) == pytest.approx(np.linalg.norm(others) / total, rel=1e-4)
+    assert float(result.norm_attractive) == pytest.approx(other_exponentials.sum() / total, rel=1e-4)
+    assert float(result.norm_repulsive) == pytest.approx(np.linalg.norm(other_exponentials) / total, rel=1e-4)
     assert float(result.dissent) == 0
 
 
@@ -219,8 +219,8 @@ def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():
     assert result.dissent.mean() < -0.9
     assert abs(result.dissent_control.mean()) < 0.3
     attractive, repulsive, _ = by_autograd(4 * topics[gold], weight, gold, None)
-    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(result.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
+    permutation = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(result.dissent_control, F.cosine_similarity(attractive, repulsive[permutation], eps=0))
     assert torch.equal(result.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)
 
 

@@ -30,11 +30,11 @@ from tests.measurements.families import EACH, TIED, naive_gradients, random_upda
 
 @pytest.fixture
 def make(home):
-    def of(objective: str = "clm", **changes) -> Run:
+    def trained_run(objective: str = "clm", **changes) -> Run:
         changes = {**TINY, "objective": objective, **changes}
         return train("grammar-mlm", overrides=changes, name="tiny", progress=False)
 
-    return of
+    return trained_run
 
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -247,13 +247,13 @@ def test_a_sample_of_tokens_is_unbiased_and_knows_its_error(kind):
     model = tiny(kind)
     tape, update = tiny_tape(model, kind, rows=8, time=24), random_update(model)
     exact = coefficients(tape, update).row(0, named=True)
-    drawn = [coefficients(tape, update, share=0.4, seed=seed).row(0, named=True) for seed in range(30)]
-    off = np.array([row["C_g"] - exact["C_g"] for row in drawn])
-    errors = np.array([row["C_g_stderr"] for row in drawn])
+    samples = [coefficients(tape, update, share=0.4, seed=seed).row(0, named=True) for seed in range(30)]
+    off = np.array([row["C_g"] - exact["C_g"] for row in samples])
+    errors = np.array([row["C_g_stderr"] for row in samples])
     assert abs(off.mean()) < 4 * off.std(ddof=1) / np.sqrt(len(off))
     assert errors.mean() == pytest.approx(off.std(ddof=1), rel=0.4)
-    assert all(row["interference"] == pytest.approx(exact["interference"], abs=1e-9) for row in drawn)
-    assert all(row["gradient_interference"] is None for row in drawn)
+    assert all(row["interference"] == pytest.approx(exact["interference"], abs=1e-9) for row in samples)
+    assert all(row["gradient_interference"] is None for row in samples)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])

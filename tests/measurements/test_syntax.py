@@ -105,9 +105,9 @@ def test_halves_add_up_and_are_scored_apart(treebank):
     for row in frame.filter(split="score").iter_rows(named=True):
         count, right, _ = alone[row["relation"], row["layer"], row["head"], row["direction"]]
         assert (row["count"], round(row["accuracy"] * count)) == (count, right)
-    which = ["relation", "layer", "head", "direction"]
-    halves = frame.filter(pl.col("split") != "all").group_by(which).agg(pl.col("count").sum())
-    assert halves.sort(which).equals(frame.filter(split="all").sort(which).select(*which, "count"))
+    keys = ["relation", "layer", "head", "direction"]
+    halves = frame.filter(pl.col("split") != "all").group_by(keys).agg(pl.col("count").sum())
+    assert halves.sort(keys).equals(frame.filter(split="all").sort(keys).select(*keys, "count"))
 
 
 def test_columns_and_types(treebank):

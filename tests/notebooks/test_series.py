@@ -269,8 +269,8 @@ def test_a_reading_group_can_use_it(path):
     """A question before the figures, exercises with folded answers, an hour's plan, and slides."""
     cells = nbformat.read(path, as_version=4).cells
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    (asked,) = [source for source in text if "**Predict before you look.**" in source]
-    assert asked.index("**Predict") < asked.index("<details><summary>What was ")
+    (prediction,) = [source for source in text if "**Predict before you look.**" in source]
+    assert prediction.index("**Predict") < prediction.index("<details><summary>What was ")
     (group,) = [source for source in text if source.startswith("## For a reading group")]
     exercises = re.findall(r"^\d\. ", group, re.MULTILINE)
     assert len(exercises) >= 3
@@ -287,8 +287,8 @@ def test_slides_show_headings_and_leave_set_up_out(tmp_path):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (page,) = tmp_path.glob("*.slides.html")
-    shown = page.read_text("utf-8")
+    html = page.read_text("utf-8")
     cells = nbformat.read(NOTEBOOKS[-1], as_version=4).cells
     slides = sum(cell.metadata["slideshow"]["slide_type"] in ("slide", "subslide") for cell in cells)
-    assert slides <= shown.count("<section") <= 2 * slides
-    assert "start_records(output_dir)" not in re.sub(r"<[^>]+>", "", shown)
+    assert slides <= html.count("<section") <= 2 * slides
+    assert "start_records(output_dir)" not in re.sub(r"<[^>]+>", "", html)

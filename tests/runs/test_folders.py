@@ -62,11 +62,13 @@ def test_names_without_a_step(name):
 
 def test_checkpoints_that_are_commits():
     rule = rule_for("pico-lm/pico-decoder-tiny")
-    asked = ("pico-lm/pico-decoder-tiny", "pico-decoder-tiny-1")
+    repository_and_branch = ("pico-lm/pico-decoder-tiny", "pico-decoder-tiny-1")
     assert rule.has_commits_on("pico-decoder-tiny-1")
     assert not rule.has_commits_on("main")
-    assert rule.parse(*asked, "Saving HF Model -- Step 2000") == Position(2000, None, "pico-decoder-tiny-1")
-    assert rule.parse(*asked, "Saving Tokenizer -- Step 0") is None
+    assert rule.parse(*repository_and_branch, "Saving HF Model -- Step 2000") == Position(
+        2000, None, "pico-decoder-tiny-1"
+    )
+    assert rule.parse(*repository_and_branch, "Saving Tokenizer -- Step 0") is None
 
 
 def test_patterns_of_several_repositories():
@@ -140,8 +142,8 @@ def test_names_of_every_kind_in_order_of_steps(tmp_path, capsys):
     run = open_run(folder)
     assert run.steps == [500, 1000, 9000, 10_000, 200_000]
     assert run[1000].folder.name == "iter_0001000"
-    said = "lmdynamics: mine: not used: names without a step (best, checkpoint-best)\n"
-    assert capsys.readouterr().err == said
+    message = "lmdynamics: mine: not used: names without a step (best, checkpoint-best)\n"
+    assert capsys.readouterr().err == message
     open_run(folder)
     assert capsys.readouterr().err == ""
 

@@ -61,9 +61,9 @@ def test_an_epoch_shows_every_row_once():
 
 
 def test_sorting_saves_padding():
-    spent = sum(batches()[step].ids.numel() for step in range(62))
-    used = sum(batches()[step].tokens for step in range(62))
-    assert used / spent > 0.95
+    padded = sum(batches()[step].ids.numel() for step in range(62))
+    real = sum(batches()[step].tokens for step in range(62))
+    assert real / padded > 0.95
 
 
 def test_causal_targets_are_the_next_tokens():
