@@ -209,9 +209,9 @@ def test_a_run_is_not_another_devices(trained_at_once, gpu):
 
 @pytest.mark.parametrize("requested", ["cpu", "cuda"])
 def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, requested):
-    other = {"cpu": "cuda", "cuda": "cpu"}[requested]
-    train("grammar-mlm", overrides=TINY, name="mine", device=other, progress=False)
-    message = f"mine was trained on {other}, now {requested} is requested; give this run another --name"
+    other_device = {"cpu": "cuda", "cuda": "cpu"}[requested]
+    train("grammar-mlm", overrides=TINY, name="mine", device=other_device, progress=False)
+    message = f"mine was trained on {other_device}, now {requested} is requested; give this run another --name"
     with pytest.raises(UserError, match=message):
         train("grammar-mlm", overrides=TINY, name="mine", device=requested, progress=False)
     with pytest.raises(UserError, match=message):

@@ -143,8 +143,8 @@ def test_an_error_is_a_status_and_a_traceback(tmp_path):
 
 def start_another(parent: Parent) -> None:
     code = "import signal, time; print(signal.getsignal(signal.SIGINT).__name__, flush=True); time.sleep(600)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, close_fds=False)
-    parent.send((other.pid, other.stdout.readline().strip()))
+    second_process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, close_fds=False)
+    parent.send((second_process.pid, second_process.stdout.readline().strip()))
     parent.receive()
 
 
@@ -273,9 +273,9 @@ def test_work_that_nobody_waits_for_any_more_is_interrupted():
     assert waiting.cancelled()
 
 
-@pytest.mark.parametrize(("named", "gpus"), [("4,7", ["4", "7"]), ("GPU-1a2b", ["GPU-1a2b"]), ("", []), ("-1", [])])
-def test_gpus_are_those_that_the_environment_names(monkeypatch, named, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+@pytest.mark.parametrize(("variable", "gpus"), [("4,7", ["4", "7"]), ("GPU-1a2b", ["GPU-1a2b"]), ("", []), ("-1", [])])
+def test_gpus_are_those_that_the_environment_names(monkeypatch, variable, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     assert visible_gpus() == gpus
 
 

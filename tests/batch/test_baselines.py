@@ -22,9 +22,9 @@ def test_accepting_says_who_and_with_what_and_keeps_other_items(accepted):
     content = json.loads(path.read_text())
     assert list(content["items"]) == ["", "seed=1", "seed=2"]
     assert content["items"]["seed=2"] == {"uas": UAS | {"value": 0.2}}
-    back = {name: fields["value"] for name, fields in content["items"][""].items()}
-    assert back == {"uas": 0.61, "onset": 64, "grokked": True, "word": "later", "nothing": None}
-    assert type(back["grokked"]) is bool
+    values = {name: fields["value"] for name, fields in content["items"][""].items()}
+    assert values == {"uas": 0.61, "onset": 64, "grokked": True, "word": "later", "nothing": None}
+    assert type(values["grokked"]) is bool
     assert content["format"] == 1
     signed = content["accepted"]
     assert {key: each["who"] for key, each in signed.items()} == {"": "Ada", "seed=1": "Grace", "seed=2": "Grace"}

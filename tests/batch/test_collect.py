@@ -82,9 +82,9 @@ def test_an_older_batch_has_nulls(tmp_path):
     (folder / "outcome.json").write_text(json.dumps(old))
     (folder / "records.json").write_text(json.dumps({"format": 1, "records": [{"name": "x", "value": 1}]}))
     (row,) = rows(tmp_path)
-    known = {"item": "old", "notebook": "old", "device": "cpu", "parameters": "{}", "record": "x", "value": 1.0}
-    known |= {"text": "1", "unit": "", "status": "finished", "seconds": 1.5}
-    assert {name: value for name, value in row.items() if value is not None} == known
+    expected = {"item": "old", "notebook": "old", "device": "cpu", "parameters": "{}", "record": "x", "value": 1.0}
+    expected |= {"text": "1", "unit": "", "status": "finished", "seconds": 1.5}
+    assert {name: value for name, value in row.items() if value is not None} == expected
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,13 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
 @STUB
 @pytest.mark.parametrize("max_jobs", [1, 2, None])
 def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, max_jobs):
-    running, most = [], []
+    running, running_counts = [], []
 
     class Counted:
         def __init__(self, job):
             self.job, self.looks = job, 0
             running.append(self)
-            most.append(len(running))
+            running_counts.append(len(running))
 
         def done(self):
             self.looks += 1
@@ -120,7 +120,7 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
     elsewhere.max_jobs = max_jobs
     monkeypatch.setattr("lmdynamics.batch.command.open_executor", lambda *_: nullcontext(elsewhere))
     assert batch(plan([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"])) == 0
-    assert max(most) == (max_jobs or 3)
+    assert max(running_counts) == (max_jobs or 3)
 
 
 @STUB
@@ -205,7 +205,9 @@ def dask_cluster(folder: Path, workers: int = 3):
         words = f"-m distributed.cli.dask_worker {address} --nthreads 1 --no-dashboard --no-nanny"
         worker = [sys.executable, *words.split()]
         folders = [["--local-directory", str(folder / f"worker-{i}")] for i in range(workers)]
-        started += [subprocess.Popen([*worker, *own], env=environment, stderr=subprocess.DEVNULL) for own in folders]
+        started += [
+            subprocess.Popen([*worker, *options], env=environment, stderr=subprocess.DEVNULL) for options in folders
+        ]
         yield address.removeprefix("tcp://"), started[1:]
     finally:
         for process in reversed(started):
@@ -307,8 +309,8 @@ def test_slurm_itself_gives_the_same_records(notebook, tmp_path):
     command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(notebook), "--grid", GRID[0], "--out", str(out)]
     with slurm_cluster(tmp_path / "slurm") as environment:  # no srun: it would look for its settings in /etc
         slurm = ["--executor", "slurm", "--slurm", "timeout_min=5", "--slurm", "slurm_use_srun=false"]
-        done = subprocess.run([*command, *slurm], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run([*command, *slurm], env=environment, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert doubled(out) == WANTED
     assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
 
@@ -412,17 +414,17 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
         cache_key._package.cache_clear()
         return cache_key.code_version()
 
-    known = {version()}
+    versions = {version()}
     data_files = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
     assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in data_files}
     for number, path in enumerate([*data_files, tmp_path / "lmdynamics" / "cli.py"], 2):
         path.write_text(path.read_text() + "\n")
-        known.add(version())
-        assert len(known) == number, path.name
+        versions.add(version())
+        assert len(versions) == number, path.name
     (tmp_path / "lmdynamics" / "__pycache__").mkdir(exist_ok=True)
     (tmp_path / "lmdynamics" / "__pycache__" / "more.pyc").write_bytes(b"")
     (tmp_path / "lmdynamics" / "cli.py~").write_text("")
-    assert version() in known
+    assert version() in versions
     cache_key._package.cache_clear()
 
 

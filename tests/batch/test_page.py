@@ -27,9 +27,9 @@ def moving():
 
 def output(figure, metadata=None):
     bundle = figure._repr_mimebundle_()
-    data, own = bundle if isinstance(bundle, tuple) else (bundle, {})
+    data, own_metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data = {kind: value for kind, value in data.items() if kind != "image/png"}
-    return nbformat.v4.new_output("display_data", data=data, metadata=own | (metadata or {}))
+    return nbformat.v4.new_output("display_data", data=data, metadata=own_metadata | (metadata or {}))
 
 
 @pytest.fixture

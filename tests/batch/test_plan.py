@@ -118,10 +118,10 @@ def test_a_suite_has_not_learnt_the_built_in_language(home):
 def test_what_a_notebook_has_anyway_is_not_given(notebook):
     """So that an item of a grid over seeds is held against the same baseline as the notebook run by itself."""
     out = notebook.parent / "out"
-    (alone,) = plan([notebook], [], "smoke", out)
+    (item,) = plan([notebook], [], "smoke", out)
     first, second = plan([notebook], ["interactive=false"], "smoke", out, grid=["seed=0,1"])
-    assert {**first.parameters, "output_dir": ""} == {**alone.parameters, "output_dir": ""}
-    assert first.key == alone.key
+    assert {**first.parameters, "output_dir": ""} == {**item.parameters, "output_dir": ""}
+    assert first.key == item.key
     assert first.name == "one--seed=0"
     assert second.parameters["seed"] == 1
 
@@ -213,9 +213,9 @@ def test_a_grid_is_every_combination_and_names_its_items(notebook):
     assert len({job.key for job in jobs}) == 6
     lists = plan([notebook], grid=["sizes=[1,4];[3]"], out=notebook.parent / "out")
     assert [job.parameters["sizes"] for job in lists] == [[1, 4], [3]]
-    named = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
-    assert len({job.name for job in named}) == 2
-    assert all(job.folder.parent == notebook.parent / "out" for job in named)
+    items = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
+    assert len({job.name for job in items}) == 2
+    assert all(job.folder.parent == notebook.parent / "out" for job in items)
 
 
 @pytest.mark.parametrize(

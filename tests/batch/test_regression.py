@@ -106,14 +106,14 @@ FINITE = st.floats(-1e6, 1e6)
 
 
 @given(FINITE, FINITE, st.floats(0, 10))
-def test_sameness_is_symmetric_and_grows_with_tolerance(one, other, tolerance):
-    same = same_value(one, other, tolerance)
-    assert same == same_value(other, one, tolerance)
-    assert not same or same_value(one, other, tolerance + 1)
-    assert same_value(one, one, 0.0)
-    if abs(one - other) <= tolerance:
+def test_sameness_is_symmetric_and_grows_with_tolerance(value, baseline, tolerance):
+    same = same_value(value, baseline, tolerance)
+    assert same == same_value(baseline, value, tolerance)
+    assert not same or same_value(value, baseline, tolerance + 1)
+    assert same_value(value, value, 0.0)
+    if abs(value - baseline) <= tolerance:
         assert same
-    if abs(one - other) > tolerance + 1e-6:
+    if abs(value - baseline) > tolerance + 1e-6:
         assert not same
 
 
@@ -256,9 +256,9 @@ def test_markdown_shows_names_as_they_stand(verdicts):
 
 
 def test_markdown_of_what_is_all_the_same_has_one_table(verdicts):
-    same = verdicts.filter(verdict="same")
-    assert markdown(same).count("| item |") == 1
-    assert markdown(same).startswith(summary(same))
+    unchanged = verdicts.filter(verdict="same")
+    assert markdown(unchanged).count("| item |") == 1
+    assert markdown(unchanged).startswith(summary(unchanged))
 
 
 def test_junit_has_a_suite_per_item_and_a_case_per_record(verdicts):
@@ -284,10 +284,10 @@ def test_junit_has_a_suite_per_item_and_a_case_per_record(verdicts):
 @pytest.mark.parametrize("strict", [False, True])
 def test_junit_agrees_with_the_exit_status(verdicts, strict):
     for verdict in verdicts["verdict"].unique():
-        some = verdicts.filter(verdict=verdict)
-        root = ET.fromstring(junit(some, strict).encode())
+        subset = verdicts.filter(verdict=verdict)
+        root = ET.fromstring(junit(subset, strict).encode())
         bad = int(root.get("failures")) + int(root.get("errors"))
-        assert bad == len(some) * status(some, strict)
+        assert bad == len(subset) * status(subset, strict)
 
 
 def test_the_command_says_what_changed_and_writes_the_reports(call, accepted):

@@ -82,9 +82,9 @@ def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
     """The panels that stay as they were, once a busy machine has had some seconds."""
     until = time.monotonic() + patience
     while True:
-        same = [i for i, (one, other) in enumerate(zip(before, chart_marks(page), strict=True)) if one == other]
-        if not same or time.monotonic() > until:
-            return same
+        unchanged = [i for i, (old, new) in enumerate(zip(before, chart_marks(page), strict=True)) if old == new]
+        if not unchanged or time.monotonic() > until:
+            return unchanged
         page.wait_for_timeout(200)
 
 
@@ -100,7 +100,7 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     assert page.locator(f"{LAST} >> output").inner_text() == "64"  # the last checkpoint of a smoke run
     press(page, "ArrowLeft", 2)
     moved = chart_marks(page)
-    assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True] * 5
+    assert [old != new for old, new in zip(at_first["views"], moved, strict=True)] == [True] * 5
     assert page.locator(f"{LAST} >> output").inner_text() == "16"
     assert page.locator(f"{LAST} >> [role=status]").inner_text().startswith("Step 16: ")
     for scheme in ("light", "dark"):
@@ -199,17 +199,17 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
     relation.select_option(options[1])
     page.wait_for_timeout(600)
     after = chart_marks(page)
-    assert [one != other for one, other in zip(before, after, strict=True)][2:] == [True] * 3
+    assert [old != new for old, new in zip(before, after, strict=True)][2:] == [True] * 3
     assert f"Which heads follow {options[1]}" in page.locator(VIEW).text_content()
     relation.select_option(options[0])  # brings its best head along
     page.wait_for_timeout(600)
     assert (layer.input_value(), head.input_value(), direction.input_value()) == best
     tiles = page.locator(f"{VIEW} >> g.mark-rect path[aria-label^='head: ']")
     labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
-    other = next(i for i, label in enumerate(labels) if f"head: {best[1]}; layer: {best[0]};" not in label)
-    tiles.nth(other).click(force=True)
+    new = next(i for i, label in enumerate(labels) if f"head: {best[1]}; layer: {best[0]};" not in label)
+    tiles.nth(new).click(force=True)
     page.wait_for_timeout(600)
-    assert f"head: {head.input_value()}; layer: {layer.input_value()};" in labels[other]
+    assert f"head: {head.input_value()}; layer: {layer.input_value()};" in labels[new]
     assert f"Layer {layer.input_value()}, head {head.input_value()}" in page.locator(VIEW).text_content()
     relation.select_option(options[2])
     relation.select_option(options[0])  # brings its best head again, though another one was picked

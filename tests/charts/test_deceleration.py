@@ -169,8 +169,8 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
 
 
 def test_a_name_with_quotes_and_tags_is_text():
-    named = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
-    svg = charts.to_svg(by_hand(charts.manual_break(named, fit_of("small"), CURSOR)))
+    renamed = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
+    svg = charts.to_svg(by_hand(charts.manual_break(renamed, fit_of("small"), CURSOR)))
     assert "it's &lt;b&gt;\\ small with a break put at step" in svg
 
 

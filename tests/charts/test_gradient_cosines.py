@@ -102,8 +102,8 @@ def test_a_gram_matrix_is_whole_and_symmetric():
 
 def test_a_groups_name_may_hold_anything():
     name = "'\"</text> \\ rarer than 1 in 10,000"
-    named = frames.group_opposition().with_columns(pl.col("a", "b").replace("rare", name))
-    svg = charts.to_svg(charts.group_opposition(named))
+    renamed = frames.group_opposition().with_columns(pl.col("a", "b").replace("rare", name))
+    svg = charts.to_svg(charts.group_opposition(renamed))
     assert "undefined" not in svg
     assert "'\"&lt;/text&gt; \\" in svg.replace("&quot;", '"').replace("&#39;", "'")
 

@@ -77,9 +77,9 @@ def test_a_moving_map_equals_the_map_of_each_relation_and_step(step, relation):
     signals = {"relation": relation, "layer": 2, "head": 1}
     moving = charts.to_svg(at_step(chart, CURSOR, step, **signals))
     still = charts.to_svg(layer_head_map(head_scores(), relation, step))
-    named = [{key: row[key] for key in ("layer", "head", "direction", "accuracy")} for row in labels(moving, "rect")]
-    assert named == [{key: row[key] for key in named[0]} for row in labels(still, "rect")]
-    assert len(named) == 12 + 1
+    tiles = [{key: row[key] for key in ("layer", "head", "direction", "accuracy")} for row in labels(moving, "rect")]
+    assert tiles == [{key: row[key] for key in tiles[0]} for row in labels(still, "rect")]
+    assert len(tiles) == 12 + 1
     assert f"Which heads follow {relation}, step {step:,}" in moving
     assert f"best fixed offset: {'40%' if relation == 'det' else '25%'}" in moving
     (dot,) = labels(moving, "point")
@@ -89,15 +89,16 @@ def test_a_moving_map_equals_the_map_of_each_relation_and_step(step, relation):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_moving_arcs_equal_the_arcs_of_each_head_and_step(direction):
     frame = attention(steps=STEPS)
-    other = frame.with_columns(layer=pl.lit(0, pl.Int64), weight=pl.col("weight").reverse().over("step", "query"))
+    other_layer = frame.with_columns(layer=pl.lit(0, pl.Int64), weight=pl.col("weight").reverse().over("step", "query"))
     parts = [
-        predicted_heads(pl.concat([frame, other]), each).with_columns(direction=pl.lit(each)) for each in DIRECTIONS
+        predicted_heads(pl.concat([frame, other_layer]), each).with_columns(direction=pl.lit(each))
+        for each in DIRECTIONS
     ]
     moving = moving_arcs(WORDS, pl.concat(parts), HEADS, RELATIONS, CURSOR)
     for layer, step in ((1, 64), (1, 745), (0, 745)):
         signals = {"layer": layer, "head": 2, "direction": direction, "relation": "nsubj"}
         moved = charts.to_svg(at_step(moving, CURSOR, step, **signals))
-        predicted = predicted_heads(frame if layer else other, direction).filter(step=step)
+        predicted = predicted_heads(frame if layer else other_layer, direction).filter(step=step)
         still = charts.to_svg(charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj", direction=direction))
         assert arcs_of(moved) == arcs_of(still)
         assert f"Layer {layer}, head 2, read {direction}, at step {step}" in moved

@@ -142,10 +142,10 @@ def test_every_figure_says_what_it_shows_and_draws(name):
 
 
 def test_a_condition_keeps_its_colour_where_others_are_absent():
-    alone = condition_colours(["SAS+"], NAMES)
-    assert alone == {"SAS+": condition_colours(NAMES)["SAS+"]}
+    colours = condition_colours(["SAS+"], NAMES)
+    assert colours == {"SAS+": condition_colours(NAMES)["SAS+"]}
     spec = charts.conditions_over_training(over_training(["SAS+"]), UAS, conditions=NAMES).to_dict()
-    assert colours_of(layers_of(spec, "line")[0]["encoding"]) == alone
+    assert colours_of(layers_of(spec, "line")[0]["encoding"]) == colours
     assert condition_colours(["b", "a", "b"]) == dict(zip("ba", CONDITIONS, strict=False))
 
 
@@ -339,8 +339,8 @@ def test_a_speed_up_beyond_the_last_checkpoint_widens_the_axis():
 
 
 def test_where_none_reaches_the_best_the_title_says_so():
-    nothing = dict.fromkeys(["value", "low", "high", "step"], [None] * 3)
-    spec = speedup_chart(speedups(**nothing)).to_dict()
+    nulls = dict.fromkeys(["value", "low", "high", "step"], [None] * 3)
+    spec = speedup_chart(speedups(**nulls)).to_dict()
     assert spec["title"]["text"] == ["No schedule reaches the best of base"]
 
 

@@ -58,10 +58,10 @@ def test_bands_are_those_of_the_frame_and_one_pair_has_none():
     bands = [[(row["low"], row["high"]) for row in rows_of(spec, area)] for area in mark_layers(spec, "area")]
     assert bands == [race.filter(score=score).select("low", "high").rows() for score in ("good", "bad", "difference")]
     assert "bands: 95 % over 80 pairs" in " ".join(spec["title"]["subtitle"])
-    alone = EVERY["pair"]().to_dict()
-    assert mark_layers(alone, "area") == []
-    assert "one pair, no interval" in " ".join(alone["title"]["subtitle"])
-    assert alone["title"]["subtitle"][:2] == ["good: “a”", "bad: “b”"]
+    one_pair = EVERY["pair"]().to_dict()
+    assert mark_layers(one_pair, "area") == []
+    assert "one pair, no interval" in " ".join(one_pair["title"]["subtitle"])
+    assert one_pair["title"]["subtitle"][:2] == ["good: “a”", "bad: “b”"]
 
 
 def scored(lead: list[float], spread: float = 0.1) -> pl.DataFrame:

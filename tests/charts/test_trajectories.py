@@ -152,8 +152,8 @@ def test_pairs_have_a_panel_each_and_chance_dashed():
     assert spec["facet"]["field"] == "panel"
     dashed = [layer for layer in spec["spec"]["layer"] if layer["mark"].get("strokeDash")]
     assert dashed[0]["encoding"]["y"]["field"] == "chance"
-    one = charts.pair_accuracy_over_training(accuracy_by_step(pairs_trace({"only": 0.7}, pairs=20))).to_dict()
-    assert "facet" not in one
+    one_panel = charts.pair_accuracy_over_training(accuracy_by_step(pairs_trace({"only": 0.7}, pairs=20))).to_dict()
+    assert "facet" not in one_panel
 
 
 def test_colours_read_on_white_and_on_black():
@@ -162,9 +162,9 @@ def test_colours_read_on_white_and_on_black():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-    for least, colours in ((4, [STILL_TEXT]), (2, [BLUE, ORANGE, GREY, *ONSETS.values()])):
+    for min_contrast, colours in ((4, [STILL_TEXT]), (2, [BLUE, ORANGE, GREY, *ONSETS.values()])):
         for colour in colours:
-            assert min(1.05 / (luminance(colour) + 0.05), (luminance(colour) + 0.05) / 0.055) > least
+            assert min(1.05 / (luminance(colour) + 0.05), (luminance(colour) + 0.05) / 0.055) > min_contrast
 
 
 def test_a_frame_of_another_kind_is_refused():

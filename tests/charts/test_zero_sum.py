@@ -134,9 +134,9 @@ def test_a_scatter_shows_at_most_so_many_tokens_and_its_slope_is_that_of_all():
     spec = chart.to_dict()
     assert [len(rows_of(spec, layer)) for layer in mark_layers(spec, "point")] == [600, 600]
     assert spec == charts.first_order_against_measured(big).to_dict()
-    one = big.filter((pl.col("split") == "stepped") & (pl.col("direction") == "update"))
-    slope = one.select(pl.cov("first_order", "change") / pl.col("first_order").var()).item()
-    r = one.select(pl.corr("first_order", "change")).item()
+    subset = big.filter((pl.col("split") == "stepped") & (pl.col("direction") == "update"))
+    slope = subset.select(pl.cov("first_order", "change") / pl.col("first_order").var()).item()
+    r = subset.select(pl.corr("first_order", "change")).item()
     head = spec["concat"][0]["title"]
     assert head["subtitle"] == f"slope {slope:.2f}, r {r:.3f}"
     held_out = charts.first_order_against_measured(big.filter(pl.col("split") == "held out")).to_dict()
@@ -170,8 +170,8 @@ def test_bars_go_both_ways_and_the_title_says_how_much_was_undone():
     last = table.filter(pl.col("step") == 1024)
     share = last["lost"].sum() / last["gained"].sum()
     assert f"{share:.0%} of it undone by losses that rose" in title_text(charts.traded(table))
-    alone = charts.traded(table.filter(pl.col("step") == 64).drop("step", "net_low", "net_high")).to_dict()
-    assert "title" not in alone["hconcat"][0]
+    one_step = charts.traded(table.filter(pl.col("step") == 64).drop("step", "net_low", "net_high")).to_dict()
+    assert "title" not in one_step["hconcat"][0]
     assert len(charts.traded(frames.traded((1, 2, 4, 8, 16, 32))).to_dict()["hconcat"]) == 4
 
 
@@ -189,8 +189,8 @@ def test_a_layer_map_has_a_tile_for_each_part_and_step():
         spec = charts.coefficients_by_layer(frames.coefficients(), coefficient).to_dict()
         assert len(rows_of(spec, mark_layers(spec, "rect")[0])) == len(frames.PARTS) * len(frames.STEPS)
         assert spec["title"]["subtitle"] == ["mean over batches; no interval"]
-    one = charts.coefficients_by_layer(frames.coefficients().filter(pl.col("batch") == 0)).to_dict()
-    assert one["title"]["subtitle"] == ["one batch; no interval"]
+    one_batch = charts.coefficients_by_layer(frames.coefficients().filter(pl.col("batch") == 0)).to_dict()
+    assert one_batch["title"]["subtitle"] == ["one batch; no interval"]
     assert title_text(charts.coefficients_by_layer(frames.coefficients())).startswith(
         "C_g by layer: at the last step from"
     )

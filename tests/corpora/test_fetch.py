@@ -263,10 +263,10 @@ class TestNames:
 
     def test_own_data_come_first(self, known, server, tmp_path, monkeypatch):
         fetch("made")
-        own = tmp_path / "own" / "text" / "made"
-        own.mkdir(parents=True)
+        own_folder = tmp_path / "own" / "text" / "made"
+        own_folder.mkdir(parents=True)
         monkeypatch.setenv("LMDYNAMICS_DATA", str(tmp_path / "own"))
-        assert locate("made") == own
+        assert locate("made") == own_folder
 
     def test_a_mirror_is_checked_all_the_same(self, server, monkeypatch):
         unreachable = source_of(CONTENT, "https://nowhere.invalid")

@@ -41,8 +41,8 @@ def test_splits_part_the_rows_and_no_group(n, per_group, seed):
     assert sorted(text for part in splits for text in part.frame["text"]) == sorted(data.frame["text"])
     groups = [set(part.frame["group"]) for part in splits]
     assert sum(map(len, groups)) == len(set.union(*groups))
-    again = data.splits(seed)
-    assert [part.fingerprint for part in splits] == [part.fingerprint for part in again]
+    repeated = data.splits(seed)
+    assert [part.fingerprint for part in splits] == [part.fingerprint for part in repeated]
 
 
 def test_shares_are_kept_for_every_label():
@@ -84,10 +84,10 @@ def test_a_sentence_that_is_there_twice_is_one_group():
 
 
 def test_the_fingerprint_differs_by_content_and_tokenising():
-    one, other = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
+    sentences, swapped_labels = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
     split = label_sentences("made", ["a", "b"], [0, 1], split_into_words=True)
-    assert len({one.fingerprint, other.fingerprint, split.fingerprint}) == 3
-    assert one.fingerprint == label_sentences("another name", ["a", "b"], [0, 1]).fingerprint
+    assert len({sentences.fingerprint, swapped_labels.fingerprint, split.fingerprint}) == 3
+    assert sentences.fingerprint == label_sentences("another name", ["a", "b"], [0, 1]).fingerprint
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,8 @@ class TestTokenizer:
         opened = AutoTokenizer.from_pretrained(tmp_path)
         assert opened.get_vocab() == tokenizer.get_vocab()
         words = ["The", "naïve", "child", "##x", "[MASK]"]
-        one, other = (t(words, is_split_into_words=True) for t in (tokenizer, opened))
-        assert (one["input_ids"], one.word_ids()) == (other["input_ids"], other.word_ids())
+        expected, reopened = (t(words, is_split_into_words=True) for t in (tokenizer, opened))
+        assert (expected["input_ids"], expected.word_ids()) == (reopened["input_ids"], reopened.word_ids())
         assert opened.model_max_length == 32
 
     def test_the_same_texts_give_the_same_vocabulary(self, kind):

@@ -30,8 +30,8 @@ def test_rows_come_back_as_they_were_given(rows):
 
 @given(ragged, ragged)
 def test_the_fingerprint_differs_by_content(rows, other_rows):
-    same = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(other_rows).fingerprint
-    assert same == (rows == other_rows)
+    equal_fingerprints = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(other_rows).fingerprint
+    assert equal_fingerprints == (rows == other_rows)
 
 
 def test_the_same_ids_cut_otherwise_have_another_fingerprint():

@@ -170,15 +170,15 @@ def test_training_agrees_with_the_cpu(objective, trained, tmp_path, monkeypatch)
 def test_a_branch_repeats_its_parent_and_a_resumed_run_the_whole():
     with accelerator() as device:
         uninterrupted = train("grammar-mlm", overrides=SIX, name="whole", device=device, progress=False)
-        again = uninterrupted.branch(2, name="again", progress=False)
+        branch = uninterrupted.branch(2, name="again", progress=False)
         stopped = train("grammar-mlm", overrides=SIX, name="stopped", device=device, progress=False)
         for step in (4, 6):
             for at in stopped.folder.glob(f"*/step-{step:06d}"):
                 shutil.rmtree(at)
         resumed = train("grammar-mlm", overrides=SIX, name="stopped", progress=False)
-    assert (again.trained_on, again.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
+    assert (branch.trained_on, branch.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
     expected = load_file(uninterrupted[6].folder / layout.WEIGHTS)
-    for run in (again, resumed):
+    for run in (branch, resumed):
         weights = load_file(run[6].folder / layout.WEIGHTS)
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
@@ -259,10 +259,10 @@ def test_devices_are_not_mixed():
 
 
 def test_a_planted_mix_up_in_a_measurement_is_caught(trained, monkeypatch):
-    run, own = trained["mlm"], Predictions.to
+    run, original = trained["mlm"], Predictions.to
 
     def gold_left_behind(batch, device):
-        moved = own(batch, device)
+        moved = original(batch, device)
         return Predictions(moved.ids, moved.attention_mask, moved.selected, batch.gold)
 
     measurement = HeldOutLoss(run.held_out())
@@ -274,10 +274,10 @@ def test_a_planted_mix_up_in_a_measurement_is_caught(trained, monkeypatch):
 
 def test_a_planted_mix_up_in_the_optimizer_is_caught(trained, monkeypatch):
     """Its step counts on the CPU, where they were put on every machine without CUDA."""
-    own = optimizer_step.load_state
+    original = optimizer_step.load_state
 
     def counts_left_behind(folder, model, optimizer):
-        own(folder, model, optimizer)
+        original(folder, model, optimizer)
         for state in optimizer.state.values():
             state["step"] = state["step"].cpu()
 

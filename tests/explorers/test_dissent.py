@@ -42,8 +42,8 @@ def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
 
 
 def test_one_curve_has_both_cosines_and_more_than_two_have_no_table(explorer):
-    one = explorer.restore({"curve": "17k"}).moving().places[-1].details
-    assert one.count("<th") == 4
+    details = explorer.restore({"curve": "17k"}).moving().places[-1].details
+    assert details.count("<th") == 4
     curves = pl.concat([frames.dissent(), frames.dissent(("17k",)).with_columns(curve=pl.lit("third"))])
     assert {place.details for place in DissentExplorer(curves).moving().places} == {""}
 
@@ -67,8 +67,8 @@ def test_one_curve_without_a_name_has_no_list():
 
 
 def test_names_are_text_never_html():
-    named = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
-    place = DissentExplorer(named.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
+    renamed = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
+    place = DissentExplorer(renamed.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
     assert "<img" not in place.details
     assert "&lt;img" in place.details
 

@@ -102,17 +102,17 @@ def test_one_paradigm_has_no_list_and_no_second_view():
 
 
 def test_runs_have_steps_and_onsets_of_their_own():
-    other = pairs_trace({"near_verb": 0.5, "far": 0.9}, pairs=20, steps=[0, 8, 64], seed=1)
-    explorer = PairExplorer({"a": TRACE, "b": other}, PAIRS, run="a", step=4, onset=ONSET)
+    other_trace = pairs_trace({"near_verb": 0.5, "far": 0.9}, pairs=20, steps=[0, 8, 64], seed=1)
+    explorer = PairExplorer({"a": TRACE, "b": other_trace}, PAIRS, run="a", step=4, onset=ONSET)
     title = explorer.moving().chart.to_dict()["hconcat"][0]["title"]
     assert "run a" in str(title)
     assert "capabilities onset" in str(title)
     explorer.restore({"run": "b"})
     assert explorer.now["step"] == 8
-    assert explorer.rows.equals(pair_race(other))
+    assert explorer.rows.equals(pair_race(other_trace))
     assert place(explorer, 8).text.startswith("b, step 8: ")
     assert "onset" not in str(explorer.moving().chart.to_dict()["hconcat"][0]["title"])
-    assert PairExplorer({"a": TRACE, "b": other}, PAIRS, run="b", onset={"b": ONSET}).onsets == {"b": ONSET}
+    assert PairExplorer({"a": TRACE, "b": other_trace}, PAIRS, run="b", onset={"b": ONSET}).onsets == {"b": ONSET}
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_what_is_gone_is_named_with_what_there_is():
 
 def test_nothing_is_overwritten(tmp_path):
     views, tables = StandIn().stills(), StandIn().tables()
-    first = save(views, tables, tmp_path, ["csv"])
-    again = save(views, tables, tmp_path, KINDS)
-    assert [path.name for path in first] == ["points.csv"]
-    assert [path.name for path in again] == ["points-2.svg", "points-2.png", "points-2.csv"]
+    first_paths = save(views, tables, tmp_path, ["csv"])
+    second_paths = save(views, tables, tmp_path, KINDS)
+    assert [path.name for path in first_paths] == ["points.csv"]
+    assert [path.name for path in second_paths] == ["points-2.svg", "points-2.png", "points-2.csv"]

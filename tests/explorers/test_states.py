@@ -119,8 +119,8 @@ def test_the_page_gets_plain_json_with_words_for_every_place(name):
     explorer = MAKE[name]()
     content = explorer.moving().content()
     assert digest(json.loads(json.dumps(content, allow_nan=False))) == digest(content)
-    known = explorer.choices(explorer.slider, explorer.now)
-    assert [place["name"] for place in content["places"]] == list(known.values())
+    choices = explorer.choices(explorer.slider, explorer.now)
+    assert [place["name"] for place in content["places"]] == list(choices.values())
     assert all(place["said"] and place["said"] != place["name"] for place in content["places"])
 
 
@@ -158,10 +158,10 @@ def test_only_lists_with_a_choice_are_shown_and_each_draws_anew(name):
     explorer = displayed_explorer(name)
     assert all((len(control.options) > 1) == (entry in offered(explorer)) for entry, control in explorer.lists.items())
     control = explorer.lists[offered(explorer)[0]]
-    other = next(value for _, value in control.options if value != control.value)
+    other_value = next(value for _, value in control.options if value != control.value)
     before = visible_parts(explorer)
-    control.value = other
-    assert other in explorer.state().values()
+    control.value = other_value
+    assert other_value in explorer.state().values()
     assert visible_parts(explorer)["content"] != before["content"]
 
 

@@ -19,8 +19,8 @@ HELD_OUT = {"split": "held out", "direction": "update", "batch": 0}
 
 
 def doubled(rows: int = 3):
-    one = frames.one_step(rows=rows).filter(**HELD_OUT)
-    return one.drop("split", "direction", "batch", "first_order").with_columns(until=2 * pl.col("step"))
+    changes = frames.one_step(rows=rows).filter(**HELD_OUT)
+    return changes.drop("split", "direction", "batch", "first_order").with_columns(until=2 * pl.col("step"))
 
 
 @pytest.fixture
@@ -81,9 +81,9 @@ def test_the_sentence_claims_no_move_that_the_interval_does_not_show():
     unclear = table.filter((pl.col("mean_change_low") < 0) & (pl.col("mean_change_high") > 0))["step"][0]
     explorer = ZeroSumExplorer(frames.one_step(), frames.texts, direction="random", step=unclear)
     assert "Whether the loss moved at all is not clear." in sentence(explorer)
-    one = ZeroSumExplorer(frames.one_step(batches=1), frames.texts, step=2)
-    assert "[" not in sentence(one)
-    assert "(over one batch). The loss fell" in sentence(one)
+    one_batch = ZeroSumExplorer(frames.one_step(batches=1), frames.texts, step=2)
+    assert "[" not in sentence(one_batch)
+    assert "(over one batch). The loss fell" in sentence(one_batch)
     at_step_8 = pl.col("step") == 8
     partly = frames.one_step().with_columns(change=pl.when(at_step_8).then(0.0).otherwise("change"))
     assert "D undefined" in sentence(ZeroSumExplorer(partly, frames.texts, step=8))
@@ -91,9 +91,9 @@ def test_the_sentence_claims_no_move_that_the_interval_does_not_show():
 
 def test_the_row_is_coloured_by_its_own_changes(explorer):
     explorer.restore({"row": 1})
-    own = frames.one_step().filter(**HELD_OUT, step=16, row=1)
+    row_changes = frames.one_step().filter(**HELD_OUT, step=16, row=1)
     tokens = explorer.tokens_at(16)
-    assert [change["change"] for _, change in tokens.rows[1][1:]] == own["change"].to_list()
+    assert [change["change"] for _, change in tokens.rows[1][1:]] == row_changes["change"].to_list()
     assert tokens.rows[1][0] == ("h01", None)
     assert place(explorer, 16).details == tokens._repr_html_()
     explorer.restore({"split": "stepped", "batch": 1, "row": 2})
@@ -171,8 +171,8 @@ def test_a_row_without_text_is_refused_at_the_start():
 
 
 def test_a_text_that_is_missing_later_is_reported_and_the_next_one_is_shown():
-    some = {("held out", 0, row): frames.texts("held out", 0, row) for row in range(3)}
-    explorer = ZeroSumExplorer(frames.one_step(), some)
+    first_texts = {("held out", 0, row): frames.texts("held out", 0, row) for row in range(3)}
+    explorer = ZeroSumExplorer(frames.one_step(), first_texts)
     explorer.widget  # noqa: B018
     explorer.lists["split"].value = "stepped"
     assert explorer.status.value == "there is no text of split &#x27;stepped&#x27;, batch 0, row 0; add it to texts"

@@ -157,8 +157,8 @@ def _random_state(seed: int) -> State:
     generator = torch.Generator().manual_seed(seed)
     matrices = {"embed_in.weight": (3000, 64), "embed_out.weight": (3000, 64)}
     for layer in range(6):
-        named = {"query_key_value": (192, 64), "dense": (64, 64), "h_to_4h": (256, 64), "4h_to_h": (64, 256)}
-        matrices |= {f"layers.{layer}.{key}.weight": shape for key, shape in named.items()}
+        shapes = {"query_key_value": (192, 64), "dense": (64, 64), "h_to_4h": (256, 64), "4h_to_h": (64, 256)}
+        matrices |= {f"layers.{layer}.{key}.weight": shape for key, shape in shapes.items()}
     state = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in matrices.items()}
     norms = [f"layers.{layer}.norm" for layer in range(6)] + ["final_norm"]
     state |= {f"{key}.weight": torch.ones(64) for key in norms} | {f"{key}.bias": torch.zeros(64) for key in norms}

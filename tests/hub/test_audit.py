@@ -76,8 +76,8 @@ def test_a_missing_step(hub, home):
     del repository.branches["step64"]
     assert found_faults() == [("missing step", 64)]
     assert found_faults(f"{PYTHIA}?steps=0,1,2") == []  # where only some are asked for, others are not missed
-    (some,) = audit(f"{PYTHIA}?steps=0,1,2", progress=False)
-    assert (len(some.steps), some.listed) == (3, 153)
+    (audited,) = audit(f"{PYTHIA}?steps=0,1,2", progress=False)
+    assert (len(audited.steps), audited.listed) == (3, 153)
 
 
 @pytest.mark.parametrize(

@@ -161,9 +161,9 @@ def test_several_trajectories_in_one_repository(hub, home):
     main = lmd.open_run("hf://allenai/OLMo-2-0425-1B")
     assert main.steps == [0, 10_000, 20_000]
     assert main.tokens[10_000] == 21_000_000_000
-    other = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
-    assert other.steps == [1000]
-    assert type(other[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
+    ingredient = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
+    assert ingredient.steps == [1000]
+    assert type(ingredient[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
 
 
 def test_tags_and_ones_own_names(hub, home):
@@ -355,11 +355,11 @@ def test_a_later_call_resumes_within_the_file(hub, home, pauses):
     ):
         client.download(pin.repository, pin.commit, weights, lambda size: None)
     assert not (pin.folder / weights.path).exists()
-    again = []
-    assert weights.matches(client.download(pin.repository, pin.commit, weights, again.append))
+    downloaded = []
+    assert weights.matches(client.download(pin.repository, pin.commit, weights, downloaded.append))
     first, *_, last = hub.requests_matching(CONTENT)
     assert (first.status, last.status, last.range) == (200, 206, f"bytes={weights.bytes // 2}-")
-    assert sum(again) == weights.bytes  # a bar is whole at the end, with what was here before
+    assert sum(downloaded) == weights.bytes  # a bar is whole at the end, with what was here before
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,13 @@ def execute(tmp_path, treebank):
             *parameters,
         ]
         environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, "--profile", "smoke", "--out", str(tmp_path / "out")],
             env=environment,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
         return {record.name: record.value for record in read_records(tmp_path / "out" / stem)}
 
     return run

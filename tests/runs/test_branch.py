@@ -28,8 +28,8 @@ def parent(home, tmp_path_factory, monkeypatch):
     def make(objective: str = "mlm", **changes) -> Run:
         key = json.dumps([objective, changes])
         if key not in _parents:
-            with monkeypatch.context() as elsewhere:
-                elsewhere.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("parents")))
+            with monkeypatch.context() as patched:
+                patched.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("parents")))
                 overrides = {**TINY, **DROPOUT, "objective": objective, **changes}
                 _parents[key] = train("grammar-mlm", overrides=overrides, name="tiny", progress=False).folder
         shutil.copytree(_parents[key], home / "runs" / "tiny")
@@ -66,10 +66,10 @@ def digests(run: Run) -> dict[int, str]:
 def test_without_changes_it_is_the_parent_again_bit_for_bit(parent, objective):
     run = parent(objective)
     for step in (0, 4, 8):
-        again = run.branch(step, progress=False)
-        assert again.steps == [s for s in run.steps if s >= step]
-        assert same(run, again)
-        assert digests(again) == {s: digest for s, digest in digests(run).items() if s >= step}
+        branch = run.branch(step, progress=False)
+        assert branch.steps == [s for s in run.steps if s >= step]
+        assert same(run, branch)
+        assert digests(branch) == {s: digest for s, digest in digests(run).items() if s >= step}
 
 
 def test_with_a_change_the_log_is_the_parents_and_then_its_own(parent):
@@ -110,13 +110,13 @@ def test_longer_training_continues_beyond_the_parents_end(parent):
 def test_a_branch_of_a_branch(parent):
     run = parent()
     first = run.branch(2, seed=3, progress=False)
-    again = first.branch(8, progress=False)
-    assert same(first, again)
+    unchanged = first.branch(8, progress=False)
+    assert same(first, unchanged)
     second = first.branch(8, lr=0.01, progress=False)
     assert second.name == "tiny@2-seed=3@8-lr=0.01"
     assert second.parent["run"] == "tiny@2-seed=3"
     assert second.log[:8].equals(first.log[:8])
-    assert [(generation, r.name) for generation, r in family([second, again, first, run])] == [
+    assert [(generation, r.name) for generation, r in family([second, unchanged, first, run])] == [
         (0, "tiny"),
         (1, "tiny@2-seed=3"),
         (2, "tiny@2-seed=3@8"),

@@ -52,7 +52,9 @@ def test_every_plan_loads_in_every_profile(name, profile):
     assert len({job.run for job in planned.values()}) == len(plan.conditions)
     recipe = load_recipe(plan.recipe, profile)
     assert all(0 <= job.at < recipe.training.steps for job in planned.values())
-    assert all(job.parent in {other.run for other in planned.values()} for job in planned.values() if job.parent)
+    assert all(
+        job.parent in {candidate.run for candidate in planned.values()} for job in planned.values() if job.parent
+    )
 
 
 def test_the_base_condition_is_the_recipe_itself():
@@ -192,9 +194,9 @@ def test_conditions_by_seeds_once(tmp_path, home, monkeypatch):
     assert {file: file.stat().st_mtime_ns for file in home.rglob("runs/*/**/*") if file.name != "run.lock"} == before
 
 
-def begun(home: Path, plan: Path, *more: str) -> subprocess.Popen:
+def begun(home: Path, plan: Path, *arguments: str) -> subprocess.Popen:
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    return command(home, "sweep", str(plan), "--workers", "2", *more, **both)
+    return command(home, "sweep", str(plan), "--workers", "2", *arguments, **both)
 
 
 @pytest.mark.slow
