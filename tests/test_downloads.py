@@ -12,7 +12,7 @@ URL = "https://example.org/file"
 
 @pytest.fixture
 def requested(monkeypatch):
-    """The ranges that were asked for; nobody sleeps."""
+    """The ranges that were requested; there are no pauses."""
     monkeypatch.setattr(downloads, "sleep", lambda _: None)
     return []
 

@@ -1,4 +1,4 @@
-"""Processes that hear from their parent through a pipe, whatever ends either of them, and pools of processes."""
+"""Processes that receive messages from their parent through a pipe, however either ends, and pools of processes."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from lmdynamics.jobs import Parent, Pool, Process, background_pool, map_in_proce
 
 
 def echo(parent: Parent, *arguments) -> int:
-    """Reports what it was given, then whatever it is told; its status is how many messages came."""
+    """Reports its arguments, then every message it receives; its status is the number of messages."""
     parent.send(arguments)
     count = 0
     while (message := parent.receive()) is not None:
@@ -222,7 +222,7 @@ def divmod_by(n: int) -> tuple[int, int]:
     return divmod(1, n)
 
 
-def test_a_job_that_fails_fails_here():
+def test_the_error_of_a_job_is_raised_in_this_process():
     with pytest.raises(ZeroDivisionError) as raised:
         list(map_in_processes(divmod_by, [1, 0, 1], 2))
     assert "in divmod_by" in raised.value.__notes__[0]
@@ -248,7 +248,7 @@ def test_a_killed_process_fails_its_call_alone():
         assert before.result() != after.result()
 
 
-def test_what_cannot_be_sent_or_read_fails_here():
+def test_what_cannot_be_sent_or_read_is_an_error_in_this_process():
     with Pool(1) as pool:
         with pytest.raises(Exception, match="local object"):
             pool.submit(lambda: None).result()

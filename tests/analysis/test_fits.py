@@ -1,4 +1,4 @@
-"""Tables of fits, sensitivity and controls: each number is a fit of one curve, and nobody stops the others."""
+"""Tables of fits, sensitivity and controls: each number is a fit of one curve; a failed fit stops no other."""
 
 import numpy as np
 import polars as pl

@@ -1,4 +1,4 @@
-"""Fits against size: exponents, whose gain is whose, and what could have been predicted."""
+"""Fits against size: exponents, how gains are split, and what could have been predicted."""
 
 import numpy as np
 import polars as pl

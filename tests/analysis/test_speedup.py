@@ -1,4 +1,4 @@
-"""Speed-ups: known curves come back, equal runs give one, worse ones none."""
+"""Speed-ups: known parameters are recovered, equal runs give 1, worse runs give none."""
 
 import numpy as np
 import polars as pl

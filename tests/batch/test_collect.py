@@ -1,4 +1,4 @@
-"""The records of a batch in one frame: nothing lost, nothing made up."""
+"""The records of a batch in one frame: nothing is lost and nothing is invented."""
 
 import json
 

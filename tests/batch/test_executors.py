@@ -1,4 +1,4 @@
-"""Where items are executed: processes here, a dask cluster on loopback, SLURM's stand-in; and what they are told."""
+"""Where items are executed (local processes, a dask cluster, a stand-in for SLURM), and with which settings."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
 
 @STUB
 @pytest.mark.parametrize("max_jobs", [1, 2, None])
-def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, max_jobs):
+def test_no_more_items_are_submitted_than_max_jobs_allows(notebook, monkeypatch, max_jobs):
     running, running_counts = [], []
 
     class Counted:

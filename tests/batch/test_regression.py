@@ -1,4 +1,4 @@
-"""Batches against accepted records: what is the same, what is not, and how each reader is told."""
+"""Batches against accepted records: what is the same, what is not, and how each report states it."""
 
 import math
 from xml.etree import ElementTree as ET

@@ -1,4 +1,4 @@
-"""Moving an explorer's slider as a reader does, and seeing what the page makes of it."""
+"""Moving an explorer's slider as a reader does, and checking what the page then shows."""
 
 import random
 import re

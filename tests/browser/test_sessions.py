@@ -1,4 +1,4 @@
-"""A long sitting in JupyterLab: a restarted kernel, explorers beside each other, hundreds of moves."""
+"""A long session in JupyterLab: a restarted kernel, several explorers at once, hundreds of moves."""
 
 import os
 import re

@@ -120,7 +120,7 @@ def test_relations_are_ordered_by_frequency_and_dots_need_the_interval():
     assert "nsubj 1-2" in spec["description"]
 
 
-def test_head_history_says_since_when():
+def test_head_history_reports_when_a_relation_appears():
     best = best_heads().with_columns(head=pl.when(pl.col("step") < 300).then(0).otherwise("head"))
     history = head_history(best)
     nsubj = history.row(by_predicate=pl.col("relation") == "nsubj", named=True)
@@ -208,7 +208,7 @@ def test_a_dot_stands_at_the_word_attended_to(direction):
     assert all(abs(float(dot["x"]) - middle[b]) < 8 for dot, (_, b) in zip(dots, expected, strict=True))
 
 
-def test_words_stand_where_they_stood_whatever_the_head():
+def test_words_keep_their_places_for_every_head():
     low, high = (
         pl.DataFrame({"word": range(11), "predicted": predicted, "weight": 0.5})
         for predicted in ([(i + 1) % 11 for i in range(11)], [10 - i if i != 5 else 0 for i in range(11)])

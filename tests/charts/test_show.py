@@ -1,4 +1,4 @@
-"""One figure for whoever reads it: widget, picture, file."""
+"""One figure as a widget, as a picture and as a file."""
 
 import zlib
 from xml.etree import ElementTree

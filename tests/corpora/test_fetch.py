@@ -121,7 +121,7 @@ def test_all_files_come_and_nothing_else_is_left(server, source, folder):
     assert {path.name for path in folder.parent.iterdir()} == {"made", "made.lock"}
 
 
-def test_what_is_here_whole_is_not_fetched_again(server, source, folder):
+def test_complete_files_are_not_fetched_again(server, source, folder):
     download(source, folder)
     server.requests.clear()
     download(source, folder)

@@ -35,7 +35,7 @@ def pairs_of(rows, split_into_words=True):
 
 
 @given(st.integers(60, 200), st.integers(1, 3), st.integers(0, 10))
-def test_splits_part_the_rows_and_no_group(n, per_group, seed):
+def test_splits_divide_the_rows_and_no_group(n, per_group, seed):
     data = labelled(n, per_group)
     splits = data.splits(seed)
     assert sorted(text for part in splits for text in part.frame["text"]) == sorted(data.frame["text"])
@@ -115,7 +115,7 @@ def test_a_missing_column_is_named():
         LabelledSentences("mine", pl.DataFrame({"text": ["a", "b"], "label": [0, 1]}))
 
 
-def test_splits_that_cannot_be_are_refused():
+def test_impossible_splits_are_refused():
     refuses("made: 4 groups of sentences are too few to have every label in", lambda: labelled(4).splits())
     refuses("must be shares above 0 with a sum below 1", lambda: labelled().splits(dev=0.5, test=0.5))
 

@@ -1,4 +1,4 @@
-"""Text to tokenizer to blocks: what is read, what comes out, that it is built once and whole, and what is refused."""
+"""Text to tokenizer to token rows: what is read, what is returned, that it is built once and completely, refusals."""
 
 import errno
 import json

@@ -48,7 +48,7 @@ MOST = 1e-4  # relative; other sums of float32, in another order
 
 
 def keep(label: str, difference: float, functions: set[str]) -> None:
-    """Write down the largest difference, for whoever reads the report."""
+    """Write the largest difference into the report."""
     if path := os.environ.get("LARGEST_DIFFERENCES"):
         line = {"what": label, "difference": difference, "functions": sorted(functions)}
         with Path(path).open("a") as file:

@@ -1,4 +1,4 @@
-"""Loss curves from files: what is taken, what is left out and said, and what is refused."""
+"""Loss curves from files: what is read, what is left out and reported, and what is refused."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Save what is seen, and bring it back: files that are whole, states that say what no longer fits."""
+"""Saving and restoring what an explorer shows: complete files, and states that report what no longer fits."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""What the hub's real client does by itself and what it leaves to us, on record at the stand-in."""
+"""What the hub's real client does by itself and what it leaves to us, as recorded by the stand-in."""
 
 import hashlib
 import subprocess

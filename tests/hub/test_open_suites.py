@@ -294,7 +294,7 @@ def test_nobody_agrees(hub, home, call):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_rush_is_waited_for_and_reported(hub, home, pauses, capsys, status):
+def test_a_busy_hub_is_waited_for_and_reported(hub, home, pauses, capsys, status):
     suites.pythia(hub)
     hub.fail(status, match="/refs", times=2, retry_after=3)
     hub.fail(status, match="/cdn|/resolve/.*safetensors", times=2)

@@ -1,4 +1,4 @@
-"""What every measurement makes of every family: measured, held against a slow way to the same numbers, and told.
+"""Every measurement on every model family: measured, compared with a slow way to the same numbers, and reported.
 
 `data/ARCHITECTURES.md` is what was found. To renew it: python -m tests.measurements.support
 """

@@ -100,7 +100,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_three_times_at_random_and_begun_again(notebook, undisturbed):
-    """The batch itself is killed, so that nobody can tidy up: nothing runs on, and no item is finished twice."""
+    """The batch itself is killed, so that nothing is cleaned up: nothing runs on, and no item is finished twice."""
     out, chance = notebook.parent / "out", random.Random(7)
     for _ in range(3):
         running = begin(notebook, out, "--workers", "2")

@@ -1,4 +1,4 @@
-"""Training in a process of its own: it is told and watched, and nothing that ends it loses anything."""
+"""Training in a process of its own: it is controlled and watched, and however it ends, nothing is lost."""
 
 import os
 import signal

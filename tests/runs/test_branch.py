@@ -1,4 +1,4 @@
-"""Branches: the parent again bit for bit, or a change and nothing but the change; refused in one line."""
+"""Branches: they repeat the parent bit for bit, or differ by the change alone; mistakes are refused in one line."""
 
 import json
 import shutil

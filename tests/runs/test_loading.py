@@ -1,4 +1,4 @@
-"""What a checkpoint's weights may come in: whole or in shards, safetensors or tensors in a .bin; and never code."""
+"""Formats of a checkpoint's weights: one file or shards, safetensors or tensors in a .bin; its code is never run."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def refusal(checkpoint: Path) -> str:
     return refuses(".", lambda: open_run(checkpoint.parent)[512].model())
 
 
-def test_shards_open_as_the_whole_does(tmp_path):
+def test_shards_open_as_one_file_does(tmp_path):
     unsharded, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", max_shard_size="20KB")
     parts = sorted(shards.glob("model-*.safetensors"))
     assert len(parts) > 2
@@ -85,7 +85,7 @@ def test_a_bin_of_tensors_opens(tmp_path):
     assert open_run(checkpoint.parent)[512].content_hash == hashlib.sha256(content).hexdigest()
 
 
-def test_safetensors_go_before_a_bin(tmp_path):
+def test_safetensors_are_preferred_to_a_bin(tmp_path):
     checkpoint = saved(tmp_path / "both")
     expected = logits(checkpoint)
     (checkpoint / "pytorch_model.bin").write_bytes(b"not read")

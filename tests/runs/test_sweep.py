@@ -1,4 +1,4 @@
-"""Sweeps: every condition with every seed, once; what fails or is stopped leaves the rest whole."""
+"""Sweeps: every condition with every seed, once; a failed or stopped run leaves the others complete."""
 
 import json
 import os
@@ -200,7 +200,7 @@ def begun(home: Path, plan: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_what_fails_leaves_the_others_whole(tmp_path, home):
+def test_a_failed_run_leaves_the_others_complete(tmp_path, home):
     """One condition needs a treebank that is not there; another run's folder is taken by something else."""
     failing = '[conditions.treeless]\nset = { stages = 1.0, trees = "/nowhere.conllu" }\n'
     failing += '[conditions.released]\nof = "treeless"\nat = 4\nset.stages = []\n'

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, as tests start them, and an end to whatever they leave."""
+"""Trainings in processes of their own: how tests start them, and how those that are left are ended."""
 
 import os
 import subprocess

@@ -124,7 +124,7 @@ def test_rates_at_five_points(text, values):
     assert str(schedule) == text
 
 
-def test_trailing_zeros_are_no_other_schedule():
+def test_trailing_zeros_do_not_change_the_schedule():
     assert parse_schedule(" linear-0.30-0.150 ") == Schedule("linear", (0.3, 0.15))
 
 
