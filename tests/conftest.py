@@ -1,4 +1,4 @@
-"""What every test may use: real data if there is any, a data folder of its own, tiny models."""
+"""What every test may use: real data if present, a data folder for each test, tiny models."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.hub.server import Hub
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
-# A slow or busy machine is no fault of what is tested.
+# No deadlines: a slow or busy machine must not fail a test.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
@@ -83,7 +83,7 @@ TINY = {
 
 
 def trained(recipe, folder: Path):
-    """The run of a recipe in a folder of one's own."""
+    """The run of a recipe, built in a given folder."""
     from lmdynamics.runs.trained import build, open_folder
 
     build(recipe, folder, progress=False)

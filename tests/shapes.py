@@ -23,8 +23,8 @@ def names_a_tensor(hint: object) -> bool:
 def typechecked(function: Callable) -> Callable:
     """`function`, checked by beartype against those of its annotations that name a tensor."""
     signature = inspect.signature(function)
-    kept = {name: p.annotation for name, p in signature.parameters.items() if names_a_tensor(p.annotation)}
+    annotations = {name: p.annotation for name, p in signature.parameters.items() if names_a_tensor(p.annotation)}
     if names_a_tensor(signature.return_annotation):
-        kept["return"] = signature.return_annotation
-    function.__annotations__ = kept
-    return beartype(function) if kept else function
+        annotations["return"] = signature.return_annotation
+    function.__annotations__ = annotations
+    return beartype(function) if annotations else function

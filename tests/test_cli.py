@@ -70,8 +70,8 @@ def test_parameters_as_papermill_writes_them():
 
 def test_the_console_script_exits_with_two():
     env = {**os.environ, "LMDYNAMICS_HOME": os.devnull}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "lmdynamics.cli", "runs", "show", "x"], capture_output=True, text=True, env=env
     )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr

@@ -129,7 +129,7 @@ def test_a_precision_below_float32_has_a_name():
 # traces --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_trace_is_not_another_devices(tiny_run, gpu):
+def test_a_trace_of_one_device_is_not_used_for_another(tiny_run, gpu):
     assert trace(tiny_run, Counted(), steps=[4], progress=False)["where"].to_list() == ["cpu"]
     assert trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)["where"].to_list() == ["cuda"]
     assert Counted.called == [(4, "cpu"), (4, "cuda")]
@@ -139,7 +139,7 @@ def test_a_trace_is_not_another_devices(tiny_run, gpu):
     assert len(Counted.called) == 2
 
 
-def test_a_trace_is_not_another_precisions(tiny_run, gpu):
+def test_a_trace_of_one_precision_is_not_used_for_another(tiny_run, gpu):
     trace(tiny_run, Counted(), steps=[4], device="cuda", progress=False)
     torch.set_float32_matmul_precision("high")
     try:
@@ -198,7 +198,7 @@ def test_what_a_step_of_training_depends_on_is_in_the_key(tiny_run):
 # runs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_not_another_devices(trained_at_once, gpu):
+def test_a_run_of_one_device_is_not_used_for_another(trained_at_once, gpu):
     on_cpu = train("grammar-mlm", "smoke", overrides=TINY, device="cpu", progress=False)
     on_gpu = train("grammar-mlm", "smoke", overrides=TINY, device="cuda", progress=False)
     assert (on_cpu.trained_on, on_gpu.trained_on, on_gpu.facts["device"]) == ("cpu", "cuda", "NVIDIA H100")
@@ -209,16 +209,16 @@ def test_a_run_is_not_another_devices(trained_at_once, gpu):
 
 @pytest.mark.parametrize("requested", ["cpu", "cuda"])
 def test_a_name_of_another_devices_run_is_refused(trained_at_once, gpu, requested):
-    other = {"cpu": "cuda", "cuda": "cpu"}[requested]
-    train("grammar-mlm", overrides=TINY, name="mine", device=other, progress=False)
-    message = f"mine was trained on {other}, now {requested} is requested; give this run another --name"
+    other_device = {"cpu": "cuda", "cuda": "cpu"}[requested]
+    train("grammar-mlm", overrides=TINY, name="mine", device=other_device, progress=False)
+    message = f"mine was trained on {other_device}, now {requested} is requested; give this run another --name"
     with pytest.raises(UserError, match=message):
         train("grammar-mlm", overrides=TINY, name="mine", device=requested, progress=False)
     with pytest.raises(UserError, match=message):
         training_of("grammar-mlm", overrides=TINY, name="mine", device=requested)
 
 
-def test_a_default_name_that_is_another_devices_is_left_to_it(trained_at_once, gpu):
+def test_a_default_name_of_another_devices_run_is_left_to_that_run(trained_at_once, gpu):
     run = train("grammar-mlm", overrides=TINY, progress=False)  # on the accelerator, as nothing else was asked for
     assert run.trained_on == "cuda"
     assert name_on("cuda", run.name) == run.name
@@ -295,9 +295,9 @@ def test_records_name_what_has_computed_and_not_what_was_asked_for(tiny_run, tmp
     assert environment_of(tmp_path)["device"] == "cpu+cuda"
     records.record("z", 3)
     warning = "device=cuda was requested, but cpu computed some of the results: a run was trained there"
-    shown = capsys.readouterr().out
-    assert shown.count(warning) == 1
-    assert shown.endswith("y: 2\nz: 3\n")
+    printed = capsys.readouterr().out
+    assert printed.count(warning) == 1
+    assert printed.endswith("y: 2\nz: 3\n")
 
 
 def test_frames_that_were_kept_count_in_the_records(tiny_run, tmp_path, gpu):

@@ -57,8 +57,8 @@ def small(monkeypatch, home, tmp_path_factory):
 
     monkeypatch.setattr(trained, "load_recipe", load)
     if not _trained:  # once for all blocks
-        with monkeypatch.context() as elsewhere:
-            elsewhere.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("trained")))
+        with monkeypatch.context() as patched:
+            patched.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("trained")))
             _trained["grammar-mlm"] = lmd.train("grammar-mlm", progress=False).folder
     shutil.copytree(_trained["grammar-mlm"], home / "runs" / "grammar-mlm")
     original = Run.treebank
@@ -120,8 +120,8 @@ def test_every_block_of_commands_runs_by_itself(call, small, place, block):
     assert blocks
     for words in blocks:
         if words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
-            assert done.returncode == 0, done.stderr
+            result = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
+            assert result.returncode == 0, result.stderr
             continue
         assert words[0] == "lmdynamics"
         status, out, err = call(*words[1:])

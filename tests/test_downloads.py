@@ -12,7 +12,7 @@ URL = "https://example.org/file"
 
 @pytest.fixture
 def requested(monkeypatch):
-    """The ranges that were asked for; nobody sleeps."""
+    """The ranges that were requested; there are no pauses."""
     monkeypatch.setattr(downloads, "sleep", lambda _: None)
     return []
 
@@ -59,7 +59,7 @@ def test_a_part_that_is_whole_is_taken_and_counted(tmp_path, requested):
 
 
 def test_a_server_that_has_nothing_at_all_is_an_error(tmp_path, requested):
-    nothing = httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(416)))
+    empty_server = httpx2.Client(transport=httpx2.MockTransport(lambda _: httpx2.Response(416)))
     with pytest.raises(HfHubHTTPError):
-        downloads.receive(nothing, URL, tmp_path / "part", 100, lambda _: None)
+        downloads.receive(empty_server, URL, tmp_path / "part", 100, lambda _: None)
     assert not (tmp_path / "part").exists()

@@ -1,4 +1,4 @@
-"""What computed a result is told; arithmetic that repeats is asked for by a variable."""
+"""What computed a result is recorded; a variable requests arithmetic that repeats."""
 
 import json
 import re

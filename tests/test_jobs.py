@@ -1,4 +1,4 @@
-"""Processes that hear from their parent through a pipe, whatever ends either of them, and pools of processes."""
+"""Processes that receive messages from their parent through a pipe, however either ends, and pools of processes."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from lmdynamics.jobs import Parent, Pool, Process, background_pool, map_in_proce
 
 
 def echo(parent: Parent, *arguments) -> int:
-    """Reports what it was given, then whatever it is told; its status is how many messages came."""
+    """Reports its arguments, then every message it receives; its status is the number of messages."""
     parent.send(arguments)
     count = 0
     while (message := parent.receive()) is not None:
@@ -143,8 +143,8 @@ def test_an_error_is_a_status_and_a_traceback(tmp_path):
 
 def start_another(parent: Parent) -> None:
     code = "import signal, time; print(signal.getsignal(signal.SIGINT).__name__, flush=True); time.sleep(600)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, close_fds=False)
-    parent.send((other.pid, other.stdout.readline().strip()))
+    second_process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, close_fds=False)
+    parent.send((second_process.pid, second_process.stdout.readline().strip()))
     parent.receive()
 
 
@@ -172,7 +172,7 @@ with Pool(1) as pool:
 
 
 @pytest.mark.parametrize(
-    ("then", "number"),
+    ("ending", "number"),
     [
         ("time.sleep(600)", signal.SIGKILL),
         ("time.sleep(600)", signal.SIGTERM),
@@ -180,9 +180,9 @@ with Pool(1) as pool:
         ("sys.exit(3)", None),
     ],
 )
-def test_processes_end_with_their_parent(tmp_path, then, number):
+def test_processes_end_with_their_parent(tmp_path, ending, number):
     """Whether that is killed with all of its group, interrupted or comes to its end."""
-    (tmp_path / "parent.py").write_text(PARENT.format(then=then))
+    (tmp_path / "parent.py").write_text(PARENT.format(then=ending))
     command = [sys.executable, tmp_path / "parent.py"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
@@ -222,7 +222,7 @@ def divmod_by(n: int) -> tuple[int, int]:
     return divmod(1, n)
 
 
-def test_a_job_that_fails_fails_here():
+def test_the_error_of_a_job_is_raised_in_this_process():
     with pytest.raises(ZeroDivisionError) as raised:
         list(map_in_processes(divmod_by, [1, 0, 1], 2))
     assert "in divmod_by" in raised.value.__notes__[0]
@@ -248,7 +248,7 @@ def test_a_killed_process_fails_its_call_alone():
         assert before.result() != after.result()
 
 
-def test_what_cannot_be_sent_or_read_fails_here():
+def test_what_cannot_be_sent_or_read_is_an_error_in_this_process():
     with Pool(1) as pool:
         with pytest.raises(Exception, match="local object"):
             pool.submit(lambda: None).result()
@@ -273,9 +273,9 @@ def test_work_that_nobody_waits_for_any_more_is_interrupted():
     assert waiting.cancelled()
 
 
-@pytest.mark.parametrize(("named", "gpus"), [("4,7", ["4", "7"]), ("GPU-1a2b", ["GPU-1a2b"]), ("", []), ("-1", [])])
-def test_gpus_are_those_that_the_environment_names(monkeypatch, named, gpus):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+@pytest.mark.parametrize(("variable", "gpus"), [("4,7", ["4", "7"]), ("GPU-1a2b", ["GPU-1a2b"]), ("", []), ("-1", [])])
+def test_gpus_are_those_that_the_environment_names(monkeypatch, variable, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
     assert visible_gpus() == gpus
 
 
@@ -306,9 +306,9 @@ def test_tensors_cross():
 
 @pytest.mark.parametrize("kind", ["lock", "two arguments"])
 def test_an_error_that_no_pipe_can_carry_arrives_as_what_it_says(kind):
-    with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as caught:
+    with Pool(1) as pool, pytest.raises(RuntimeError, match="Bad: this and that") as error:
         pool.submit(fail, kind).result(60)
-    assert any("in fail" in note for note in caught.value.__notes__)
+    assert any("in fail" in note for note in error.value.__notes__)
 
 
 def test_a_process_that_ends_itself_is_not_reported_as_killed_and_the_next_call_has_another():

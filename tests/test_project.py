@@ -81,14 +81,14 @@ def imported(module: Path) -> set[str]:
 def test_what_the_package_imports_is_declared():
     providers = packages_distributions()
     extras = PROJECT["optional-dependencies"]
-    named = [line for extra in ("cluster", "glue", "tensorboard") for line in extras[extra]]
-    for_users = [*PROJECT["dependencies"], *named]
-    known = {canonicalize_name(Requirement(line).name) for line in for_users}
+    extra_lines = [line for extra in ("cluster", "glue", "tensorboard") for line in extras[extra]]
+    for_users = [*PROJECT["dependencies"], *extra_lines]
+    declared = {canonicalize_name(Requirement(line).name) for line in for_users}
     undeclared = {
         name: str(module.relative_to(ROOT))
         for module in MODULES
         for name in imported(module)
-        if not known & {canonicalize_name(provider) for provider in providers.get(name, [name])}
+        if not declared & {canonicalize_name(provider) for provider in providers.get(name, [name])}
     }
     assert undeclared == {}
 
@@ -101,11 +101,11 @@ def test_imports_follow_the_layers():
 
 def test_every_layer_is_in_the_contract():
     contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
-    named = {name for layer in contract["layers"] for name in re.findall(r"lmdynamics\.(\w+)", layer)}
+    layer_names = {name for layer in contract["layers"] for name in re.findall(r"lmdynamics\.(\w+)", layer)}
     present = {
         path.stem for path in (ROOT / "lmdynamics").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert present - {"__init__"} - named == set()
+    assert present - {"__init__"} - layer_names == set()
 
 
 def test_modules_stay_small():
@@ -226,11 +226,11 @@ def test_ctrl_c_can_be_tested_under_nohup():
     """Processes started under nohup ignore SIGINT, and hand that on."""
     started = "import signal; print(signal.getsignal(signal.SIGINT) == signal.default_int_handler)"
     code = f"import subprocess, sys, tests.conftest; subprocess.run([sys.executable, '-c', {started!r}])"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         capture_output=True,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )
-    assert done.stdout.strip() == "True", done.stderr
+    assert result.stdout.strip() == "True", result.stderr

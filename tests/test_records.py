@@ -127,15 +127,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_notebook_carries_its_records(folder, monkeypatch):
-    shown = []
+    displayed = []
     monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: object())
-    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: displayed.append(data))
     record("uas", 0.75123, unit="of arcs")
-    (data,) = shown
+    (data,) = displayed
     assert data["text/plain"] == "uas: 0.7512 of arcs"
     assert json.loads(json.dumps(data[MIME_TYPE]))["value"] == 0.75123
     record("<b>$x$", None, low=1, tolerance=0.5)
-    lines = [each["text/html"] for each in shown]
+    lines = [each["text/html"] for each in displayed]
     assert ["recorded" in line for line in lines] == [True, False]
     assert "&lt;b&gt;$x$" in lines[1]
     assert "mathjax_ignore" in lines[1]

@@ -59,11 +59,11 @@ def test_every_random_start_ends_at_the_same_fit():
 
 def test_curves_fitted_together_are_fitted_as_if_alone():
     y = log_loss(0, 1, 2)
-    together = fit(X, y, 1)
+    joint_fit = fit(X, y, 1)
     for i in range(3):
-        alone = fit(X, y[i : i + 1], 1)
-        assert alone.rss[0] == pytest.approx(together.rss[i])
-        assert alone.breaks[0] == pytest.approx(together.breaks[i], abs=1e-5)
+        single_fit = fit(X, y[i : i + 1], 1)
+        assert single_fit.rss[0] == pytest.approx(joint_fit.rss[i])
+        assert single_fit.breaks[0] == pytest.approx(joint_fit.breaks[i], abs=1e-5)
 
 
 def test_more_breaks_never_fit_worse():
@@ -82,17 +82,17 @@ def test_two_breaks_are_found_in_order():
 
 def test_a_break_may_be_held_where_it_is():
     at, width = np.log([[1_000.0]]), np.array([[0.5]])
-    held = fit(X, log_loss(0), 1, (at, width), fixed=True)
-    assert held.breaks == pytest.approx(at)
-    assert held.rss[0] > fit(X, log_loss(0), 1).rss[0]
+    fixed_fit = fit(X, log_loss(0), 1, (at, width), fixed=True)
+    assert fixed_fit.breaks == pytest.approx(at)
+    assert fixed_fit.rss[0] > fit(X, log_loss(0), 1).rss[0]
 
 
 def test_gradients_equal_differences():
     y, place, nudge = log_loss(0), np.array([[7.5, np.log(0.4)]]), 1e-6
     slope = _linear_and_gradient(X, y, place)[1][0]
-    for i, one in enumerate(np.eye(2)):
-        ahead, behind = (_linear_and_gradient(X, y, place + sign * nudge * one)[0].rss[0] for sign in (1, -1))
-        assert slope[i] == pytest.approx((ahead - behind) / (4 * nudge), rel=1e-4)
+    for i, direction in enumerate(np.eye(2)):
+        forward, backward = (_linear_and_gradient(X, y, place + sign * nudge * direction)[0].rss[0] for sign in (1, -1))
+        assert slope[i] == pytest.approx((forward - backward) / (4 * nudge), rel=1e-4)
 
 
 def test_slopes_are_how_the_fit_moves():

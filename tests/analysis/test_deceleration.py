@@ -100,10 +100,10 @@ def test_units_of_loss_and_step_change_nothing_else(scale, stretch, seed):
     assert scaled.rate_after_break == pytest.approx(original.rate_after_break, abs=1e-4)
 
 
-def test_what_is_drawn_is_the_seeds_doing():
+def test_the_seed_decides_the_resamples():
     loss = noisy(STEPS, 0.02, 0)
-    one, same, other = (fit_deceleration(STEPS, loss, seed=seed).intervals for seed in (0, 0, 1))
-    assert one == same != other
+    intervals, repeated, other_seed = (fit_deceleration(STEPS, loss, seed=seed).intervals for seed in (0, 0, 1))
+    assert intervals == repeated != other_seed
 
 
 def test_twenty_starts_agree():
@@ -111,9 +111,9 @@ def test_twenty_starts_agree():
     best = fit_deceleration(STEPS, loss, resamples=0)
     for _ in range(20):
         start = float(np.exp(random.uniform(*np.log(STEPS[[0, -1]])))), float(random.uniform(0.05, 1.5))
-        again = fit_deceleration(STEPS, loss, resamples=0, start=start)
-        assert again.step_at_break == pytest.approx(best.step_at_break, rel=1e-4)
-        assert again.rsle == pytest.approx(best.rsle, rel=1e-9)
+        refit = fit_deceleration(STEPS, loss, resamples=0, start=start)
+        assert refit.step_at_break == pytest.approx(best.step_at_break, rel=1e-4)
+        assert refit.rsle == pytest.approx(best.rsle, rel=1e-9)
 
 
 def test_too_few_points():

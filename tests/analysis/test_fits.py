@@ -1,4 +1,4 @@
-"""Tables of fits, sensitivity and controls: each number is a fit of one curve, and nobody stops the others."""
+"""Tables of fits, sensitivity and controls: each number is a fit of one curve; a failed fit stops no other."""
 
 import numpy as np
 import polars as pl
@@ -37,18 +37,18 @@ THREE = frame(
 # many curves --------------------------------------------------------------------------------------------------------
 
 
-def test_each_fit_is_that_of_its_curve_in_order_of_appearance_and_a_bad_curve_stops_nobody():
+def test_fits_keep_the_order_of_their_curves_and_a_bad_curve_stops_no_other_fit():
     fits = fit_curves(THREE, resamples=20, seed=3)
     assert list(fits) == ["late", "short", "early"]
     assert isinstance(fits["short"], UserError)
     assert "5 points are left of 5" in str(fits["short"])
     for name, seed, d in (("late", 0, 9_000.0), ("early", 2, 1_500.0)):
-        alone = fit_deceleration(STEPS, noisy(STEPS, 0.01, seed, d=d), resamples=20, seed=3)
-        assert fits[name] == alone
+        single_fit = fit_deceleration(STEPS, noisy(STEPS, 0.01, seed, d=d), resamples=20, seed=3)
+        assert fits[name] == single_fit
 
 
 @pytest.mark.parametrize("spoilt", ["goes back", "nan", "zero"])
-def test_a_curve_that_is_none_holds_why(spoilt):
+def test_a_series_that_is_no_curve_has_a_reason(spoilt):
     step, loss = STEPS.copy(), broken(STEPS)
     if spoilt == "goes back":
         step[7] = step[3]
@@ -62,11 +62,11 @@ def test_a_curve_that_is_none_holds_why(spoilt):
 @pytest.mark.slow
 def test_processes_change_no_number():
     steps = spaced(24)
-    many = frame(**{f"c{i}": (steps, noisy(steps, 0.01, i)) for i in range(44)}, short=(steps[:3], steps[:3]))
-    alone, together = (fit_curves(many, resamples=5, workers=workers) for workers in (1, 2))
-    assert list(alone) == list(together) == many["curve"].unique(maintain_order=True).to_list()
-    assert str(alone.pop("short")) == str(together.pop("short"))
-    assert alone == together
+    curves = frame(**{f"c{i}": (steps, noisy(steps, 0.01, i)) for i in range(44)}, short=(steps[:3], steps[:3]))
+    one_worker, two_workers = (fit_curves(curves, resamples=5, workers=workers) for workers in (1, 2))
+    assert list(one_worker) == list(two_workers) == curves["curve"].unique(maintain_order=True).to_list()
+    assert str(one_worker.pop("short")) == str(two_workers.pop("short"))
+    assert one_worker == two_workers
 
 
 def test_curves_called_by_a_number_are_called_by_its_text():
@@ -105,8 +105,8 @@ def test_the_schema_is_the_same_whatever_was_fitted():
     fits = fit_curves(THREE, resamples=0)
     schema = fits_table({}).schema
     assert fits_table({}).is_empty()
-    for some in (fits, {"short": fits["short"]}, {"late": fits["late"]}):
-        assert fits_table(some).schema == schema
+    for subset in (fits, {"short": fits["short"]}, {"late": fits["late"]}):
+        assert fits_table(subset).schema == schema
     assert {name for name, kind in schema.items() if kind == pl.String} == {"curve", "verdict", "caveat", "reason"}
     assert fits_table(fits)["step_at_break_low"].null_count() == 3  # no resamples, no intervals
 
@@ -121,8 +121,10 @@ def test_sensitivity_is_a_fit_for_each_preparation():
     assert table.select("smoothing", "skip_steps").rows() == [(way, skip) for way in SMOOTHINGS for skip in (100, 400)]
     assert table.drop("smoothing", "skip_steps").schema == fits_table({}).drop("curve").schema
     for row in table.iter_rows(named=True):
-        alone = fit_deceleration(steps, loss, smoothing=row["smoothing"], skip_steps=row["skip_steps"], resamples=0)
-        assert (row["step_at_break"], row["points"]) == (alone.step_at_break, alone.points)
+        single_fit = fit_deceleration(
+            steps, loss, smoothing=row["smoothing"], skip_steps=row["skip_steps"], resamples=0
+        )
+        assert (row["step_at_break"], row["points"]) == (single_fit.step_at_break, single_fit.points)
         assert row["first_step"] > row["skip_steps"]
     assert ((table["step_at_break"] / BREAK).log().abs() < np.log(1.2)).all()
 
@@ -140,17 +142,17 @@ def test_the_profile_is_never_below_the_best_fit_and_comes_near_it(seed, sd):
     profile = break_profile(STEPS, loss)
     assert len(profile) == 80
     assert (profile["rsle"] >= best.rsle * (1 - 1e-9)).all()
-    least = profile.row(profile["rsle"].arg_min(), named=True)
-    assert least["rsle"] == pytest.approx(best.rsle, rel=0.05)
-    assert least["step_at_break"] == pytest.approx(best.step_at_break, rel=0.15)
+    minimum = profile.row(profile["rsle"].arg_min(), named=True)
+    assert minimum["rsle"] == pytest.approx(best.rsle, rel=0.05)
+    assert minimum["step_at_break"] == pytest.approx(best.step_at_break, rel=0.15)
 
 
 def test_each_row_of_a_profile_is_a_fit_of_its_own():
     """Its numbers belong together, and no other line with this break and width comes nearer to the curve."""
     loss = noisy(STEPS, 0.01, 0)
     profile = break_profile(STEPS, loss, places=9)
-    apart = np.diff(np.log(profile["step_at_break"].to_numpy()))
-    assert apart == pytest.approx(np.log(STEPS[-1] / STEPS[0]) / 10)
+    spacing = np.diff(np.log(profile["step_at_break"].to_numpy()))
+    assert spacing == pytest.approx(np.log(STEPS[-1] / STEPS[0]) / 10)
     for row in profile.iter_rows(named=True):
         assert row["loss_at_break"] == pytest.approx(row["b"] * row["step_at_break"] ** -row["c0"])
         assert row["rate_after_break"] == pytest.approx(row["c0"] + row["c1"])
@@ -176,14 +178,14 @@ def test_a_profile_needs_points():
 MANY = frame(**{f"c{seed}": noisy(STEPS, 0.02, seed) for seed in range(20)})
 
 
-def apart(curves: pl.DataFrame, name: str) -> np.ndarray:
+def deviations(curves: pl.DataFrame, name: str) -> np.ndarray:
     """Log losses less a straight line in log step."""
     subset = curves.filter(pl.col("curve") == name)
     x, y = np.log(subset["step"].to_numpy()), np.log(subset["loss"].to_numpy())
     return y - np.polyval(np.polyfit(x, y, 1), x)
 
 
-def test_what_breaks_does_not_once_it_is_straightened():
+def test_a_straightened_curve_has_no_break():
     assert {result.verdict for result in fit_curves(MANY, resamples=0).values()} == {"decelerates"}
     straight = null_curves(MANY)
     assert straight.select("curve", "step").equals(MANY.select("curve", "step"))
@@ -193,16 +195,16 @@ def test_what_breaks_does_not_once_it_is_straightened():
 
 def test_the_noise_is_as_large_as_the_curves_own_and_lies_about_its_power_law():
     straight = null_curves(MANY)
-    sizes = [apart(straight, f"c{seed}").std() for seed in range(20)]
+    sizes = [deviations(straight, f"c{seed}").std() for seed in range(20)]
     assert np.median(sizes) == pytest.approx(0.02, rel=0.15)
     assert max(sizes) < 0.03
     for name in ("c0", "c7"):
         x = np.log(STEPS)
-        own, result = (
+        expected, result = (
             np.polyfit(x, np.log(curves.filter(pl.col("curve") == name)["loss"].to_numpy()), 1)
             for curves in (MANY, straight)
         )
-        assert result[0] == pytest.approx(own[0], abs=0.01)
+        assert result[0] == pytest.approx(expected[0], abs=0.01)
 
 
 def test_a_curve_without_noise_becomes_its_power_law():
@@ -212,18 +214,18 @@ def test_a_curve_without_noise_becomes_its_power_law():
 
 
 def test_the_seed_decides_and_no_two_curves_share_their_noise():
-    one, same, other = (null_curves(MANY, seed=seed) for seed in (0, 0, 1))
-    assert one.equals(same)
-    assert not one.equals(other)
+    curves, repeated, other_seed = (null_curves(MANY, seed=seed) for seed in (0, 0, 1))
+    assert curves.equals(repeated)
+    assert not curves.equals(other_seed)
     twice = null_curves(frame(a=noisy(STEPS, 0.02, 0), b=noisy(STEPS, 0.02, 0)))
-    assert not np.allclose(apart(twice, "a"), apart(twice, "b"))
+    assert not np.allclose(deviations(twice, "a"), deviations(twice, "b"))
 
 
 def test_steps_that_a_fit_skips_have_no_noise():
     straight = null_curves(MANY.filter(pl.col("curve") == "c0"), skip_steps=1_000)
-    before = straight.filter(pl.col("step") <= 1_000)
-    assert apart(before, "c0") == pytest.approx(0, abs=1e-9)
-    assert apart(straight, "c0").std() > 0.01
+    skipped = straight.filter(pl.col("step") <= 1_000)
+    assert deviations(skipped, "c0") == pytest.approx(0, abs=1e-9)
+    assert deviations(straight, "c0").std() > 0.01
 
 
 def test_a_raw_curve_stays_raw():
@@ -247,7 +249,7 @@ def test_curves_too_short_are_left_out_and_refused_alone():
     refuses("no curve has 2 points in its first 0% after step 100; give a larger share", claims, both, 0.0, 100)
 
 
-def test_a_power_law_claims_from_the_first_part_what_one_break_sees_whole():
+def test_a_power_law_of_the_first_part_differs_from_one_break_over_the_whole_curve():
     exact = frame(a=broken(STEPS))
     lines = claims(exact, 0.01, 100)
     assert lines.select("curve", "method").unique(maintain_order=True).rows() == [

@@ -53,9 +53,9 @@ def test_equals_a_loop_over_resamples(frame):
             values, rows = defined[name].cast(pl.Float64).to_numpy(), defined["row"].to_numpy()
             assert row[name] == pytest.approx(values.mean())
             if name in COSINES:
-                drawn = [(times[rows] * values).sum() / times[rows].sum() for times in counts]
+                resampled_means = [(times[rows] * values).sum() / times[rows].sum() for times in counts]
                 assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(
-                    tuple(np.percentile(drawn, bootstrap_levels(12)))
+                    tuple(np.percentile(resampled_means, bootstrap_levels(12)))
                 )
 
 
@@ -73,9 +73,9 @@ def test_a_group_without_a_cosine_has_none_and_one_row_no_interval(frame):
     table = dissent_by_group(frame.filter(pl.col("position") == 3), None)
     assert table["dissent"].null_count() == table["dissent_low"].null_count() == 2
     assert table["cos_hidden_attractive"].null_count() == 0
-    one = dissent_by_group(frame.filter(pl.col("row") == 4), None)
-    assert one["dissent"].null_count() == 0
-    assert one["dissent_low"].null_count() == 2
+    one_row = dissent_by_group(frame.filter(pl.col("row") == 4), None)
+    assert one_row["dissent"].null_count() == 0
+    assert one_row["dissent_low"].null_count() == 2
 
 
 def test_what_cannot_be_grouped_is_refused(frame):
@@ -170,12 +170,12 @@ def test_opposition_equals_a_loop_over_resamples():
         assert row["pairs"] == len(pairs) == 21
         for name, value in (("cosine", lambda c: c), ("negative", lambda c: c < 0)):
             assert row[name] == pytest.approx(np.mean([value(c) for _, _, c in pairs]))
-            drawn = [
+            resampled_means = [
                 sum(times[a] * times[b] * value(c) for a, b, c in pairs) / sum(times[a] * times[b] for a, b, _ in pairs)
                 for times in counts
             ]
             bounds = row[f"{name}_low"], row[f"{name}_high"]
-            assert bounds == pytest.approx(tuple(np.percentile(drawn, bootstrap_levels(7))))
+            assert bounds == pytest.approx(tuple(np.percentile(resampled_means, bootstrap_levels(7))))
 
 
 def test_intervals_hold_the_mean_of_many_rows():
@@ -185,10 +185,10 @@ def test_intervals_hold_the_mean_of_many_rows():
     def rows(n: int) -> np.ndarray:
         return random.normal(size=(n, 20)) + 0.4
 
-    many = opposition_table(trace(rows(1500)), resamples=2)["cosine"].item()
-    drawn = [opposition_table(trace(rows(30)), resamples=300, seed=i) for i in range(150)]
-    held = np.mean([t["cosine_low"].item() <= many <= t["cosine_high"].item() for t in drawn])
-    assert 0.88 <= held <= 0.99
+    true_mean = opposition_table(trace(rows(1500)), resamples=2)["cosine"].item()
+    tables = [opposition_table(trace(rows(30)), resamples=300, seed=i) for i in range(150)]
+    coverage = np.mean([t["cosine_low"].item() <= true_mean <= t["cosine_high"].item() for t in tables])
+    assert 0.88 <= coverage <= 0.99
 
 
 def test_edges():

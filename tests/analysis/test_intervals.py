@@ -94,8 +94,8 @@ def test_one_number_has_one_interval_wherever_it_is_shown():
     trace = pairs_trace({"near": 0.9, "far": 1.0}, pairs=20, steps=[1, 9])
     average = average_accuracy(accuracy_by_step(trace))
     assert judged_right(trace).filter(paradigm="all paradigms").equals(average)
-    shown = summarise(PairAccuracy(None), trace)
-    assert shown.select("low", "high").equals(average.select("low", "high"))
+    summary = summarise(PairAccuracy(None), trace)
+    assert summary.select("low", "high").equals(average.select("low", "high"))
     assert (average["low"] < average["high"]).all()
 
 

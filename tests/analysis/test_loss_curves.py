@@ -266,7 +266,7 @@ def test_draws_keep_the_size_of_noise_where_it_is():
     """Residuals large at first and small later stay so: nothing is shuffled along the curve."""
     residuals = np.where(np.arange(400) < 200, 1.0, 0.01) * persistent(0, 1)
     columns = np.stack([np.ones(400), X], axis=1)
-    drawn = wild_draws(X, residuals, residual_blocks(X, residuals)[0], columns, 300, seed=0)
-    assert drawn.shape == (300, 400)
-    assert drawn[:, :200].std() > 30 * drawn[:, 200:].std()
-    assert abs(drawn.mean()) < 0.05
+    draws = wild_draws(X, residuals, residual_blocks(X, residuals)[0], columns, 300, seed=0)
+    assert draws.shape == (300, 400)
+    assert draws[:, :200].std() > 30 * draws[:, 200:].std()
+    assert abs(draws.mean()) < 0.05

@@ -263,7 +263,7 @@ def test_the_window_of_a_rise_is_its_steep_part():
     refuses("numbers", rise_window, steps, [float("nan")] * 7)
 
 
-def test_the_story_names_interval_reason_and_bend():
+def test_the_description_names_interval_reason_and_bend():
     text = onset("structure", 1000, 900, 1100).describe()
     assert (
         text == "structure onset at step 1,000 [900, 1,100]; largest acceleration at step 1,000 [900, 1,100]\n  because"

@@ -1,4 +1,4 @@
-"""Fits against size: exponents, whose gain is whose, and what could have been predicted."""
+"""Fits against size: exponents, how gains are split, and what could have been predicted."""
 
 import numpy as np
 import polars as pl
@@ -57,17 +57,17 @@ def test_noisy_powers_as_by_polyfit_and_linregress():
 
 @given(st.floats(-2, 2), st.floats(1e-3, 1e3), st.floats(0.01, 100))
 def test_the_unit_of_a_quantity_moves_its_factor_alone(exponent, a, unit):
-    one, other = (
+    law, scaled_law = (
         power_laws(fits(final_loss=k * a * SIZES**exponent), ["final_loss"]).row(0, named=True) for k in (1, unit)
     )
-    assert one["exponent"] == pytest.approx(exponent, abs=1e-9)
-    assert other["exponent"] == pytest.approx(one["exponent"], abs=1e-9)
-    assert other["a"] == pytest.approx(unit * one["a"], rel=1e-6)
+    assert law["exponent"] == pytest.approx(exponent, abs=1e-9)
+    assert scaled_law["exponent"] == pytest.approx(law["exponent"], abs=1e-9)
+    assert scaled_law["a"] == pytest.approx(unit * law["a"], rel=1e-6)
 
 
 def test_what_cannot_be_a_power_is_left_out_and_too_few_give_nulls():
-    some = fits(rate_after_break=[0.01, -0.02, None, 0.03], step_at_break=[1.0, 2.0, 4.0, np.nan])
-    laws = {row.pop("quantity"): row for row in power_laws(some).to_dicts()}
+    partial = fits(rate_after_break=[0.01, -0.02, None, 0.03], step_at_break=[1.0, 2.0, 4.0, np.nan])
+    laws = {row.pop("quantity"): row for row in power_laws(partial).to_dicts()}
     empty = dict.fromkeys(("a", "exponent", "low", "high", "p"))
     assert laws["rate_after_break"] == {**empty, "curves": 2, "sizes": 2}
     assert laws["step_at_break"]["curves"] == 3
@@ -82,10 +82,12 @@ def test_seeds_are_averaged_and_are_no_further_sizes():
     means = 20 * SIZES**-0.1 * np.exp(0.05 * random.standard_normal(4))
     spread = np.exp([-0.01, 0.0, 0.01])
     seeds = pl.concat([fits(loss_at_break=means * by) for by in spread])
-    (law,), (alone,) = (power_laws(table, ["loss_at_break"]).to_dicts() for table in (seeds, fits(loss_at_break=means)))
-    assert (law.pop("curves"), alone.pop("curves")) == (12, 4)
-    assert law.pop("quantity") == alone.pop("quantity")
-    assert law == pytest.approx(alone)
+    (law,), (law_of_means,) = (
+        power_laws(table, ["loss_at_break"]).to_dicts() for table in (seeds, fits(loss_at_break=means))
+    )
+    assert (law.pop("curves"), law_of_means.pop("curves")) == (12, 4)
+    assert law.pop("quantity") == law_of_means.pop("quantity")
+    assert law == pytest.approx(law_of_means)
 
 
 def test_two_sizes_have_an_exponent_without_an_interval():
@@ -150,8 +152,8 @@ def test_the_parts_add_up_to_the_measured_gain(rows):
     ],
 )
 def test_where_one_thing_changes_it_has_the_whole_gain(name, values, part):
-    same = {"loss_at_break": [4.0] * 4, "rate_after_break": [0.02] * 4, "final_loss": [3.0] * 4}
-    gains = split_gains(fits(**{**same, name: values}))
+    unchanged = {"loss_at_break": [4.0] * 4, "rate_after_break": [0.02] * 4, "final_loss": [3.0] * 4}
+    gains = split_gains(fits(**{**unchanged, name: values}))
     moved = gains.filter(pl.col("part") == part, pl.col("gain") > 0)
     assert len(moved) == 3
     still = gains.filter(~pl.col("part").is_in([part, "not explained"]))
@@ -201,13 +203,13 @@ def test_on_a_power_law_its_control_is_right():
     assert early["verdict"][0] == "no break"
 
 
-def test_nothing_is_seen_of_what_comes_later():
+def test_predictions_use_no_later_points():
     steps = spaced()
     loss = noisy(steps, 0.01, 0)
     later = np.where(steps > 0.4 * steps[-1], 3 * loss, loss)
-    one, other = (predict_early(curve(each, steps), shares=(0.2, 0.4)) for each in (loss, later))
-    assert one["predicted"].to_list() == other["predicted"].to_list()
-    assert one["truth"][0] * 3 == pytest.approx(other["truth"][0])
+    original, changed = (predict_early(curve(each, steps), shares=(0.2, 0.4)) for each in (loss, later))
+    assert original["predicted"].to_list() == changed["predicted"].to_list()
+    assert original["truth"][0] * 3 == pytest.approx(changed["truth"][0])
 
 
 def test_shares_and_curves_with_too_few_points_are_left_out():

@@ -1,4 +1,4 @@
-"""Speed-ups: known curves come back, equal runs give one, worse ones none."""
+"""Speed-ups: known parameters are recovered, equal runs give 1, worse runs give none."""
 
 import numpy as np
 import polars as pl
@@ -72,8 +72,8 @@ def test_intervals_hold_the_truth_nine_times_in_ten(factor):
         speedup(frame(slow, 0.005, seed=2 * i), frame(slow, 0.005, factor, seed=2 * i + 1), resamples=100)
         for i in range(20)
     ]
-    assert np.mean([one.value for one in result]) == pytest.approx(factor, abs=0.05)
-    assert sum((one.low or 0) < factor < one.high for one in result) >= 18
+    assert np.mean([row.value for row in result]) == pytest.approx(factor, abs=0.05)
+    assert sum((row.low or 0) < factor < row.high for row in result) >= 18
 
 
 def test_a_faster_run_has_a_bounded_interval_around_the_truth():
@@ -188,8 +188,8 @@ def test_a_speed_up_that_rests_on_one_seed_has_no_interval():
 
 
 def test_one_unit_has_no_interval():
-    one = seeds(GOOD, n=1)
-    result = speedup(one, seeds(GOOD, n=1, faster=1.3), unit="seed", level=0.9)
+    one_seed = seeds(GOOD, n=1)
+    result = speedup(one_seed, seeds(GOOD, n=1, faster=1.3), unit="seed", level=0.9)
     assert result.value is not None
     assert (result.low, result.high) == (None, None)
 

@@ -45,20 +45,20 @@ def test_the_test_is_scipy_s(paired, higher_is_better):
     row = compare_to_baseline(scores(base=BASE, new=HIGHER), "base", **options).row(0, named=True)
     side = "greater" if higher_is_better else "less"
     if paired:
-        one, both = stats.ttest_rel(HIGHER, BASE, alternative=side), stats.ttest_rel(HIGHER, BASE)
+        one_sided, two_sided = stats.ttest_rel(HIGHER, BASE, alternative=side), stats.ttest_rel(HIGHER, BASE)
     else:
-        one = stats.ttest_ind(HIGHER, BASE, equal_var=False, alternative=side)
-        both = stats.ttest_ind(HIGHER, BASE, equal_var=False)
-    interval = both.confidence_interval(0.95)
-    assert row["p"] == pytest.approx(one.pvalue)
+        one_sided = stats.ttest_ind(HIGHER, BASE, equal_var=False, alternative=side)
+        two_sided = stats.ttest_ind(HIGHER, BASE, equal_var=False)
+    interval = two_sided.confidence_interval(0.95)
+    assert row["p"] == pytest.approx(one_sided.pvalue)
     assert (row["low"], row["high"]) == (pytest.approx(interval.low), pytest.approx(interval.high))
     assert row["difference"] == pytest.approx(np.mean(HIGHER) - np.mean(BASE))
     assert row["verdict"] == ("better" if higher_is_better else "worse")
 
 
 def test_verdicts_of_a_better_a_worse_and_an_equal_condition():
-    same = [83.6, 83.8, 84.2]
-    frame = compare_to_baseline(scores(up=HIGHER, base=BASE, down=LOWER, same=same), "base")
+    equal = [83.6, 83.8, 84.2]
+    frame = compare_to_baseline(scores(up=HIGHER, base=BASE, down=LOWER, same=equal), "base")
     assert frame.select("condition", "verdict").rows() == [("up", "better"), ("down", "worse"), ("same", "undecided")]
     assert frame["p_hochberg"].to_list() == pytest.approx(hochberg(frame["p"].to_numpy()).tolist())
     assert (frame["p_hochberg"] >= frame["p"]).all()
@@ -107,15 +107,15 @@ def test_order_and_origin_do_not_matter(order, origin):
     frame = scores(base=BASE, new=HIGHER)
     moved = pl.concat([frame.filter(seed=s) for s in order]).with_columns(pl.col("score") + origin)
     columns = ["difference", "low", "high", "p", "g", "g_low", "g_high"]
-    one, other = (compare_to_baseline(f, "base").select(columns).row(0) for f in (frame, moved))
-    assert one == pytest.approx(other, rel=1e-6)
+    original, transformed = (compare_to_baseline(f, "base").select(columns).row(0) for f in (frame, moved))
+    assert original == pytest.approx(transformed, rel=1e-6)
 
 
 def test_one_seed_is_no_test_and_does_not_count_among_them():
-    alone = compare_to_baseline(scores(base=BASE, new=HIGHER), "base")
+    expected = compare_to_baseline(scores(base=BASE, new=HIGHER), "base")
     frame = compare_to_baseline(scores(base=BASE, one=[99.0], new=HIGHER), "base")
     assert frame.row(0) == ("one", 1, 3, 99 - np.mean(BASE), *[None] * 7, "one seed: undecided")
-    assert frame.row(1) == alone.row(0)
+    assert frame.row(1) == expected.row(0)
     baseline_of_one = compare_to_baseline(scores(base=[1.0], new=HIGHER), "base")
     assert baseline_of_one["verdict"].to_list() == ["one seed: undecided"]
 

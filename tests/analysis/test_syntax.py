@@ -66,8 +66,8 @@ def test_the_difference_is_that_of_the_means_and_one_pair_has_no_interval(trace)
         good, bad, lead = (race.filter(score=score) for score in ("good", "bad", "difference"))
         assert lead["value"].to_list() == pytest.approx((good["value"] - bad["value"]).to_list(), abs=1e-9)
         subset = trace if paradigm is None else trace.filter(paradigm=paradigm)
-        alone = subset.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
-        assert race["low"].is_null().all() == race["high"].is_null().all() == alone
+        one_pair = subset.group_by("paradigm").agg(pl.col("pair").n_unique())["pair"].min() == 1
+        assert race["low"].is_null().all() == race["high"].is_null().all() == one_pair
 
 
 @given(traces(fewest=1), st.booleans())
@@ -86,9 +86,9 @@ def test_the_lead_equals_a_loop_from_the_end(trace, single):
 def test_a_single_pair_is_its_own_numbers():
     trace = pairs_trace({"near": 0.6, "far": 0.5}, pairs=4, steps=[0, 8])
     race = pair_race(trace, "far", 5)
-    own = trace.filter(pair=5).sort("step")
+    pair_rows = trace.filter(pair=5).sort("step")
     for score in ("good", "bad"):
-        assert race.filter(score=score)["value"].to_list() == own[score].to_list()
+        assert race.filter(score=score)["value"].to_list() == pair_rows[score].to_list()
     assert race.select("low", "high").null_count().row(0) == (len(race),) * 2
     assert race.select("paradigm", "pair", "pairs").unique().rows() == [("far", 5, 1)]
 
@@ -145,8 +145,8 @@ def test_it_leads_only_where_it_stays_ahead(low, value, since):
 def test_judged_right_is_accuracy_with_their_mean_in_front():
     """Of the mean's interval see `test_intervals.py`."""
     trace = pairs_trace({"near": 0.9, "far": 0.4}, pairs=50, steps=[1, 9])
-    table, alone = judged_right(trace), accuracy_by_step(trace)
-    assert table.filter(pl.col("paradigm") != ALL_PARADIGMS).equals(alone)
+    table, accuracy = judged_right(trace), accuracy_by_step(trace)
+    assert table.filter(pl.col("paradigm") != ALL_PARADIGMS).equals(accuracy)
     assert table["paradigm"].to_list()[:2] == [ALL_PARADIGMS] * 2
     assert judged_right(pairs_trace({"near": 0.5}, steps=[1]))["paradigm"].to_list() == ["near"]
 

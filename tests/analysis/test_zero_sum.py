@@ -53,11 +53,11 @@ def test_doublings_equal_a_loop_over_tokens():
 
 def test_between_runs_is_the_other_s_loss_less_this_one_s():
     rng = np.random.default_rng(0)
-    one, other = losses(rng, [1, 2, 4]), losses(rng, [2, 4, 8])
-    result = between_runs(one, other)
+    losses_a, losses_b = losses(rng, [1, 2, 4]), losses(rng, [2, 4, 8])
+    result = between_runs(losses_a, losses_b)
     assert result.select("step", "until").unique().sort("step").rows() == [(2, 2), (4, 4)]
     at = pl.col("step") == 4
-    expected = other.filter(at)["loss"].cast(pl.Float64) - one.filter(at)["loss"].cast(pl.Float64)
+    expected = losses_b.filter(at)["loss"].cast(pl.Float64) - losses_a.filter(at)["loss"].cast(pl.Float64)
     assert result.filter(at)["change"].equals(expected, check_names=False)
 
 
@@ -71,12 +71,12 @@ def test_the_table_equals_a_loop_over_resamples():
         subset = changes.filter(pl.col("step") == row["step"])
         by_row = {r: frame["change"].to_list() for (r,), frame in subset.group_by("row")}
         assert tuple(row[name] for name in THREE) == pytest.approx(naive(subset["change"]))
-        drawn = []
+        resampled = []
         for times in counts:
             values = [x for r, n in enumerate(times) for x in by_row[r] * int(n)]
             net, size = sum(values), sum(map(abs, values))
-            drawn.append((1 - np.sign(row["mean_change"]) * net / size, size / len(values), net / len(values)))
-        low, high = np.percentile(drawn, bootstrap_levels(12), axis=0)
+            resampled.append((1 - np.sign(row["mean_change"]) * net / size, size / len(values), net / len(values)))
+        low, high = np.percentile(resampled, bootstrap_levels(12), axis=0)
         low[0], high[0] = min(low[0], 1), min(high[0], 1)
         assert [row[f"{name}_low"] for name in THREE] == pytest.approx(low)
         assert [row[f"{name}_high"] for name in THREE] == pytest.approx(high)
@@ -110,10 +110,10 @@ def test_the_table_keeps_the_identity_and_is_invariant(values, scale):
 
 
 def test_one_row_of_text_and_no_resamples_give_no_interval():
-    one = interference_table(of_rows([[1.0, -2.0]])).row(0, named=True)
-    assert (one["interference"], one["rows"], one["tokens"]) == (pytest.approx(2 / 3), 1, 2)
-    none = interference_table(of_rows([[1.0], [-2.0]]), resamples=0).row(0, named=True)
-    for row in (one, none):
+    one_row = interference_table(of_rows([[1.0, -2.0]])).row(0, named=True)
+    assert (one_row["interference"], one_row["rows"], one_row["tokens"]) == (pytest.approx(2 / 3), 1, 2)
+    no_resamples = interference_table(of_rows([[1.0], [-2.0]]), resamples=0).row(0, named=True)
+    for row in (one_row, no_resamples):
         assert all(row[f"{name}_{end}"] is None for name in THREE for end in ("low", "high"))
 
 
@@ -157,12 +157,12 @@ def test_a_rise_is_distinguished_from_none_and_from_a_fall():
     assert table["doublings_before"].to_list() == [6] * 3  # up to 32 to 64
     assert table["doublings_after"].to_list() == [3] * 3  # from 128 on: 64 to 128 holds the break
     each = interference_table(up, resamples=0)
-    first = table.row(0, named=True)
-    assert first["before"] == pytest.approx(each.filter(pl.col("until") <= 70)["interference"].mean())
-    assert first["after"] == pytest.approx(each.filter(pl.col("step") >= 70)["interference"].mean())
-    assert first["difference"] == pytest.approx(first["after"] - first["before"])
-    assert first["low"] < first["difference"] < first["high"]
-    assert first["sentence"].startswith("up: interference rises across the break at step 70, from 0.")
+    rising_row = table.row(0, named=True)
+    assert rising_row["before"] == pytest.approx(each.filter(pl.col("until") <= 70)["interference"].mean())
+    assert rising_row["after"] == pytest.approx(each.filter(pl.col("step") >= 70)["interference"].mean())
+    assert rising_row["difference"] == pytest.approx(rising_row["after"] - rising_row["before"])
+    assert rising_row["low"] < rising_row["difference"] < rising_row["high"]
+    assert rising_row["sentence"].startswith("up: interference rises across the break at step 70, from 0.")
     assert "flat: interference does not clearly move across the break" in table["sentence"][1]
 
 
@@ -202,8 +202,8 @@ def test_what_cannot_be_compared_is_refused():
     refuses("no losses at step 2; measured steps: 1, 3, 7", changes_between, trace, [(1, 2)])
     refuses("step not among them", doublings, trace.drop("step"))
     refuses("loss not among them", changes_between, trace.drop("loss"), [(1, 3)])
-    other = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
-    refuses("steps 1 and 3 were not measured on the same tokens", changes_between, other, [(1, 3)])
+    other_tokens = trace.with_columns(token=pl.when(pl.col("step") == 3).then(pl.col("token") + 1).otherwise("token"))
+    refuses("steps 1 and 3 were not measured on the same tokens", changes_between, other_tokens, [(1, 3)])
     diverged = trace.with_columns(loss=pl.when(pl.col("step") == 7).then(float("nan")).otherwise("loss"))
     refuses(r"'loss' has no number at step 7, row 0 \(30 row\(s\) in all\)", changes_between, diverged, [(1, 3)])
     with pytest.raises(UserError, match="have no measured step in common"):
@@ -255,11 +255,13 @@ def test_equals_a_loop_over_resamples(changes):
             expected["lost"].append(lost / n)
             expected["net"].append((lost - gained) / n)
             expected["interference"].append(1 - np.sign(row["net"]) * (lost - gained) / (gained + lost))
-        for name, (value, *drawn) in expected.items():
-            low, high = np.percentile(drawn, bootstrap_levels(15))
-            most = 1 if name == "interference" else np.inf
+        for name, (value, *resampled) in expected.items():
+            low, high = np.percentile(resampled, bootstrap_levels(15))
+            upper_limit = 1 if name == "interference" else np.inf
             assert row[name] == pytest.approx(value)
-            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((min(low, most), min(high, most)))
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx(
+                (min(low, upper_limit), min(high, upper_limit))
+            )
         assert row["tokens"] == sum(mine for *_, mine in tokens)
 
 
@@ -273,20 +275,20 @@ def test_groups_add_up_to_the_whole(changes):
     np.testing.assert_allclose(summed["net"], total["mean_change"])
     np.testing.assert_allclose(summed["gained"] + summed["lost"], total["magnitude"])
     assert summed["tokens"].to_list() == total["tokens"].to_list()
-    alone = traded(changes, None)
-    assert alone["group"].to_list() == ["all", "all"]
+    ungrouped = traded(changes, None)
+    assert ungrouped["group"].to_list() == ["all", "all"]
     for name in ("", "_low", "_high"):
-        np.testing.assert_allclose(alone[f"net{name}"], total[f"mean_change{name}"])
-        np.testing.assert_allclose(alone[f"interference{name}"], total[f"interference{name}"])
+        np.testing.assert_allclose(ungrouped[f"net{name}"], total[f"mean_change{name}"])
+        np.testing.assert_allclose(ungrouped[f"interference{name}"], total[f"interference{name}"])
 
 
 def test_groups_by_place_and_by_token_agree(changes):
     by_place = changes.select("row", "position").unique().with_columns(group=pl.lit("odd"))
     with pytest.raises(UserError, match="row 0, position 1 has several groups"):
         traded(changes, pl.concat([by_place.sort("row", "position").head(1), by_place]))
-    one = changes.filter(pl.col("step") == 8)
-    placed = one.join(GROUPS, on="token").select("row", "position", "group")
-    assert traded(one, placed).equals(traded(one, GROUPS))
+    one_step = changes.filter(pl.col("step") == 8)
+    placed = one_step.join(GROUPS, on="token").select("row", "position", "group")
+    assert traded(one_step, placed).equals(traded(one_step, GROUPS))
 
 
 def test_frequency_groups_keep_their_order(changes):
@@ -318,8 +320,8 @@ def test_bins_hold_each_change_once(changes):
     for step, part in changes.group_by("step"):
         of_step, values = bins.filter(pl.col("step") == step[0]), part["change"].to_list()
         for row in of_step.iter_rows(named=True):
-            last = row["high"] == bins["high"].max()
-            inside = [v for v in values if row["low"] <= v and (v < row["high"] or last)]
+            is_last = row["high"] == bins["high"].max()
+            inside = [v for v in values if row["low"] <= v and (v < row["high"] or is_last)]
             assert (row["tokens"], row["share"]) == (len(inside), pytest.approx(len(inside) / len(values)))
             assert row["side"] == ("fell" if row["high"] <= 0 else "rose")
         assert of_step["tokens"].sum() == len(values)
@@ -346,12 +348,12 @@ def test_winners_and_losers_equal_a_loop_over_tokens(changes):
 
 
 def test_rare_tokens_do_not_win(changes):
-    one = changes.filter(pl.col("step") == 8)
-    rare = one.head(3).with_columns(token=pl.lit(77, pl.Int32), change=pl.lit(-9.0))
-    both = pl.concat([one, rare])
-    assert 77 not in winners_and_losers(both)["token"]
-    assert winners_and_losers(both, min_count=3)["token"][0] == 77
-    refuses("no token occurs 999 times", winners_and_losers, one, min_count=999)
+    one_step = changes.filter(pl.col("step") == 8)
+    rare = one_step.head(3).with_columns(token=pl.lit(77, pl.Int32), change=pl.lit(-9.0))
+    joined = pl.concat([one_step, rare])
+    assert 77 not in winners_and_losers(joined)["token"]
+    assert winners_and_losers(joined, min_count=3)["token"][0] == 77
+    refuses("no token occurs 999 times", winners_and_losers, one_step, min_count=999)
 
 
 def test_nobody_loses_where_all_gain(changes):

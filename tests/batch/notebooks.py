@@ -18,10 +18,10 @@ output_dir: str = ""  # where records go
 def write_notebook(path: Path, *cells: str, parameters: str | None = PARAMETERS) -> Path:
     """A notebook of a title, a parameters cell (unless None) and these code cells."""
     v4 = nbformat.v4
-    made = [v4.new_markdown_cell(f"# {path.stem}")]
+    new_cells = [v4.new_markdown_cell(f"# {path.stem}")]
     if parameters is not None:
-        made.append(v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
-    made += [v4.new_code_cell(source) for source in cells]
+        new_cells.append(v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    new_cells += [v4.new_code_cell(source) for source in cells]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), path)
+    nbformat.write(v4.new_notebook(cells=new_cells, metadata={"kernelspec": kernel}), path)
     return path

@@ -22,9 +22,9 @@ def test_accepting_says_who_and_with_what_and_keeps_other_items(accepted):
     content = json.loads(path.read_text())
     assert list(content["items"]) == ["", "seed=1", "seed=2"]
     assert content["items"]["seed=2"] == {"uas": UAS | {"value": 0.2}}
-    back = {name: fields["value"] for name, fields in content["items"][""].items()}
-    assert back == {"uas": 0.61, "onset": 64, "grokked": True, "word": "later", "nothing": None}
-    assert type(back["grokked"]) is bool
+    values = {name: fields["value"] for name, fields in content["items"][""].items()}
+    assert values == {"uas": 0.61, "onset": 64, "grokked": True, "word": "later", "nothing": None}
+    assert type(values["grokked"]) is bool
     assert content["format"] == 1
     signed = content["accepted"]
     assert {key: each["who"] for key, each in signed.items()} == {"": "Ada", "seed=1": "Grace", "seed=2": "Grace"}
@@ -55,7 +55,7 @@ def test_a_file_that_was_signed_as_a_whole_keeps_that_name_for_its_items(accepte
 
 
 @pytest.fixture
-def here(monkeypatch) -> dict:
+def this_environment(monkeypatch) -> dict:
     """What this checkout and machine would record."""
     monkeypatch.setattr(baselines, "commit", lambda: "abc1234")
     monkeypatch.setattr(baselines, "versions", lambda: ENVIRONMENT)
@@ -64,7 +64,7 @@ def here(monkeypatch) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("elsewhere", "said"),
+    ("environment", "message"),
     [
         ({"commit": "fff9999"}, "commit fff9999, here abc1234"),
         ({"commit": "abc1234+"}, "commit abc1234 with changes that were not committed"),
@@ -74,35 +74,37 @@ def here(monkeypatch) -> dict:
         ({"device": "cuda", "device_name": "H100"}, "device H100, here "),
     ],
 )
-def test_what_was_computed_elsewhere_is_not_signed_unasked(call, tmp_path, here, elsewhere, said):
+def test_results_computed_elsewhere_are_not_signed_without_confirmation(
+    call, tmp_path, this_environment, environment, message
+):
     out, folder = tmp_path / "out", tmp_path / "baselines"
     write_item(out, "01_a", {"x": 1})
-    write_item(out, "02_b", {"x": 1}, environment=elsewhere)
+    write_item(out, "02_b", {"x": 1}, environment=environment)
     assert environment_differences(gather(out).filter(item="01_a")) == []
     result = call("compare", out, "--baseline", folder, "--accept", "--who", "Ada")
-    assert refused(result, said, "(1 of 2 items)", "add --yes to accept it anyway as Ada")
+    assert refused(result, message, "(1 of 2 items)", "add --yes to accept it anyway as Ada")
     assert not folder.exists()
     assert call("compare", out, "--baseline", folder, "--accept", "--who", "Ada", "--yes")[0] == 0
     assert {each.accepted[""]["who"] for each in read_baselines(folder).values()} == {"Ada"}
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y", 0), ("", 1)])
-def test_at_a_terminal_it_is_asked(call, tmp_path, here, monkeypatch, answer, status):
+def test_at_a_terminal_confirmation_is_requested(call, tmp_path, this_environment, monkeypatch, answer, status):
     write_item(tmp_path / "out", "01_a", {"x": 1}, environment={"commit": None})
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    monkeypatch.setattr("builtins.input", lambda asked: print(asked) or answer)
+    monkeypatch.setattr("builtins.input", lambda prompt: print(prompt) or answer)
     result = call("compare", tmp_path / "out", "--baseline", tmp_path / "baselines", "--accept", "--who", "Ada")
     assert result[0] == status
     assert "no commit is recorded (1 of 1 items)\nAccept as Ada? [y/N]" in result[1]
     assert (tmp_path / "baselines").exists() == (status == 0)
 
 
-def test_what_was_computed_here_is_accepted_at_once(call, tmp_path, here):
+def test_results_computed_here_are_accepted_at_once(call, tmp_path, this_environment):
     write_item(tmp_path / "out", "01_a", {"x": 1})
     assert call("compare", tmp_path / "out", "--baseline", tmp_path / "baselines", "--accept", "--who", "Ada")[0] == 0
 
 
-def test_a_user_without_a_name_is_asked_for_one(call, tmp_path, here, monkeypatch):
+def test_a_user_without_a_name_is_asked_for_one(call, tmp_path, this_environment, monkeypatch):
     def nobody() -> str:
         raise KeyError("getpwuid(): uid not found: 1234")
 
@@ -111,13 +113,13 @@ def test_a_user_without_a_name_is_asked_for_one(call, tmp_path, here, monkeypatc
     assert refused(call("compare", tmp_path / "out", "--baseline", tmp_path / "b", "--accept"), "--who NAME")
 
 
-@pytest.mark.parametrize("how", ["failed", "interrupted"])
-def test_a_batch_that_did_not_finish_is_not_accepted(accepted, how):
+@pytest.mark.parametrize("outcome", ["failed", "interrupted"])
+def test_a_batch_that_did_not_finish_is_not_accepted(accepted, outcome):
     out = accepted.parent / "second"
     write_item(out, "01_a", {"x": 1})
-    write_item(out, "02_sas", status=how, error="no")
+    write_item(out, "02_sas", status=outcome, error="no")
     before = {path: path.read_bytes() for path in accepted.iterdir()}
-    refuses(f"^02_sas {how}; only a finished batch can be accepted", accept, gather(out), accepted, "Ada")
+    refuses(f"^02_sas {outcome}; only a finished batch can be accepted", accept, gather(out), accepted, "Ada")
     assert {path: path.read_bytes() for path in accepted.iterdir()} == before
 
 

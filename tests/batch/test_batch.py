@@ -60,21 +60,23 @@ def test_one_failure_fails_the_batch_and_the_others_still_run(mixed):
 
 
 def test_the_failing_cell_is_named_as_the_reader_counts(mixed):
-    found = outcome(mixed[0], "bad")
-    assert found["cell"] == 4  # title, parameters, x = 1, this one; papermill's own cell does not count
-    assert found["source"] == "raise ValueError('no <script>\\nway')"
-    assert found["error"] == "ValueError: no <script> way"
+    failure = outcome(mixed[0], "bad")
+    assert failure["cell"] == 4  # title, parameters, x = 1, this one; papermill's own cell does not count
+    assert failure["source"] == "raise ValueError('no <script>\\nway')"
+    assert failure["error"] == "ValueError: no <script> way"
 
 
 def test_a_dead_kernel_is_a_failure_of_the_cell_that_ran(mixed):
-    found = outcome(mixed[0], "dies")
-    assert found["cell"] == 3
-    assert "its kernel died" in found["error"]
+    failure = outcome(mixed[0], "dies")
+    assert failure["cell"] == 3
+    assert "its kernel died" in failure["error"]
 
 
 def test_results_lie_beside_the_executed_notebook(mixed):
     folder = mixed[0] / "good"
-    assert [(made.name, made.value, made.tolerance) for made in read_records(folder)] == [("seed doubled", 8, 0.5)]
+    assert [(record.name, record.value, record.tolerance) for record in read_records(folder)] == [
+        ("seed doubled", 8, 0.5)
+    ]
     assert (folder / "a_figure.svg").exists()
     executed = nbformat.read(folder / "good.ipynb", as_version=4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -85,8 +87,8 @@ def test_results_lie_beside_the_executed_notebook(mixed):
 
 def test_the_index_shows_every_notebook_and_escapes_what_it_shows(mixed):
     page = (mixed[0] / "index.html").read_text("utf-8")
-    for shown in ("good", "bad", "dies", "last", "seed doubled", "&lt;b&gt;", "no &lt;script&gt; way", "± 0.5"):
-        assert shown in page
+    for text in ("good", "bad", "dies", "last", "seed doubled", "&lt;b&gt;", "no &lt;script&gt; way", "± 0.5"):
+        assert text in page
     assert "<script" not in page
     assert 'src="good/a_figure.svg"' in page
     assert 'href="good/good.html"' in page
@@ -104,14 +106,14 @@ def test_an_old_result_does_not_pass_for_a_new_one(tmp_path):
     stale = job.folder / "old_figure.svg"
     job.folder.mkdir(parents=True)
     stale.write_text("<svg/>")
-    kept = job.folder / "notes.txt"
-    kept.write_text("mine")
+    notes = job.folder / "notes.txt"
+    notes.write_text("mine")
     run_notebook(job)
     assert stale.exists()  # the folder was not one of ours
     assert run_notebook(job).status == "failed"
     assert not stale.exists()
-    assert kept.read_text() == "mine"
-    assert [made.value for made in read_records(job.folder)] == [2]
+    assert notes.read_text() == "mine"
+    assert [record.value for record in read_records(job.folder)] == [2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,4 +1,4 @@
-"""The records of a batch in one frame: nothing lost, nothing made up."""
+"""The records of a batch in one frame: nothing is lost and nothing is invented."""
 
 import json
 
@@ -53,11 +53,11 @@ def test_a_row_per_record_with_all_that_is_known(tmp_path):
 
 def test_every_kind_of_value_survives_as_text(tmp_path):
     write_item(tmp_path, "one", VALUES)
-    found = {row["record"]: row for row in rows(tmp_path)}
-    back = {name: json.loads(row["text"]) for name, row in found.items()}
-    assert back == VALUES
-    assert [type(value) for value in back.values()] == [type(value) for value in VALUES.values()]
-    assert [row["value"] for row in found.values()] == [0.61, 3.0, 1.0, 0.0, None, None, None]
+    row_by_record = {row["record"]: row for row in rows(tmp_path)}
+    parsed = {name: json.loads(row["text"]) for name, row in row_by_record.items()}
+    assert parsed == VALUES
+    assert [type(value) for value in parsed.values()] == [type(value) for value in VALUES.values()]
+    assert [row["value"] for row in row_by_record.values()] == [0.61, 3.0, 1.0, 0.0, None, None, None]
 
 
 def test_items_stay_apart_and_one_without_records_has_a_row(tmp_path):
@@ -65,14 +65,14 @@ def test_items_stay_apart_and_one_without_records_has_a_row(tmp_path):
     write_item(tmp_path, "a", {})
     write_item(tmp_path, "c", status="failed", cell=4, error="ValueError: no")
     (tmp_path / "no_item").mkdir()
-    found = gather(tmp_path)
-    assert found.select("item", "record", "status", "error").rows() == [
+    frame = gather(tmp_path)
+    assert frame.select("item", "record", "status", "error").rows() == [
         ("a", None, "finished", None),
         ("b", "x", "finished", None),
         ("b", "y", "finished", None),
         ("c", None, "failed", "cell 4: ValueError: no"),
     ]
-    assert dict(found.schema) == SCHEMA
+    assert dict(frame.schema) == SCHEMA
 
 
 def test_an_older_batch_has_nulls(tmp_path):
@@ -82,9 +82,9 @@ def test_an_older_batch_has_nulls(tmp_path):
     (folder / "outcome.json").write_text(json.dumps(old))
     (folder / "records.json").write_text(json.dumps({"format": 1, "records": [{"name": "x", "value": 1}]}))
     (row,) = rows(tmp_path)
-    known = {"item": "old", "notebook": "old", "device": "cpu", "parameters": "{}", "record": "x", "value": 1.0}
-    known |= {"text": "1", "unit": "", "status": "finished", "seconds": 1.5}
-    assert {name: value for name, value in row.items() if value is not None} == known
+    expected = {"item": "old", "notebook": "old", "device": "cpu", "parameters": "{}", "record": "x", "value": 1.0}
+    expected |= {"text": "1", "unit": "", "status": "finished", "seconds": 1.5}
+    assert {name: value for name, value in row.items() if value is not None} == expected
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_no_results_are_refused(tmp_path):
 
 
 def test_a_batch_stopped_at_once_has_no_rows(tmp_path):
-    found = pl.read_parquet(collect(tmp_path))
-    assert found.is_empty()
-    assert dict(found.schema) == SCHEMA
+    frame = pl.read_parquet(collect(tmp_path))
+    assert frame.is_empty()
+    assert dict(frame.schema) == SCHEMA
     refuses("is not a folder", collect, tmp_path / "nowhere")
 
 
@@ -165,12 +165,12 @@ def test_the_file_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert pl.read_parquet(path).equals(gather(tmp_path))
     before = path.read_bytes()
 
-    def cut_short(frame, where):
-        where.write_bytes(b"PAR1")
+    def cut_short(frame, target):
+        target.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
 
     write_item(tmp_path, "two", {"x": 1})
     monkeypatch.setattr(pl.DataFrame, "write_parquet", cut_short)
     refuses("could not save .*records.parquet: no space left", collect, tmp_path)
     assert path.read_bytes() == before
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["one", "records.parquet", "two"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["one", "records.parquet", "two"]

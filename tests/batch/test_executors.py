@@ -1,4 +1,4 @@
-"""Where items are executed: processes here, a dask cluster on loopback, SLURM's stand-in; and what they are told."""
+"""Where items are executed (local processes, a dask cluster, a stand-in for SLURM), and with which settings."""
 
 import json
 import os
@@ -88,20 +88,20 @@ def test_each_item_knows_its_share_of_the_machine(tmp_path, monkeypatch):
     (job,) = plan([notebook], out=tmp_path / "out")
     with Local(workers=2) as local:
         assert local.submit(job).result().status == "finished"
-    told = {made.name: made.value for made in read_records(job.folder)}
-    assert (told["OMP_NUM_THREADS"], told["LMDYNAMICS_CORES"]) == ("1", "3")
+    values = {record.name: record.value for record in read_records(job.folder)}
+    assert (values["OMP_NUM_THREADS"], values["LMDYNAMICS_CORES"]) == ("1", "3")
 
 
 @STUB
 @pytest.mark.parametrize("max_jobs", [1, 2, None])
-def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, max_jobs):
-    running, most = [], []
+def test_no_more_items_are_submitted_than_max_jobs_allows(notebook, monkeypatch, max_jobs):
+    running, running_counts = [], []
 
     class Counted:
         def __init__(self, job):
             self.job, self.looks = job, 0
             running.append(self)
-            most.append(len(running))
+            running_counts.append(len(running))
 
         def done(self):
             self.looks += 1
@@ -120,11 +120,11 @@ def test_no_more_items_are_submitted_than_were_asked_for(notebook, monkeypatch, 
     elsewhere.max_jobs = max_jobs
     monkeypatch.setattr("lmdynamics.batch.command.open_executor", lambda *_: nullcontext(elsewhere))
     assert batch(plan([notebook], out=notebook.parent / "out", grid=["seed=0,1,2"])) == 0
-    assert max(most) == (max_jobs or 3)
+    assert max(running_counts) == (max_jobs or 3)
 
 
 @STUB
-def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
+def test_results_of_warm_runs_do_not_count_as_fresh(notebook, capsys):
     out = notebook.parent / "out"
     assert batch(plan([notebook], out=out, grid=["seed=0,1"])) == 0
     assert batch(plan([notebook], out=out, grid=["seed=0,1"]), Options(fresh=True, dry_run=True)) == 0
@@ -133,10 +133,10 @@ def test_what_warm_runs_gave_is_not_taken_for_fresh(notebook, capsys):
 
 def test_each_item_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    seen = []
+    gpus = []
 
     def noted(job, environment, **options):
-        seen.append(environment["CUDA_VISIBLE_DEVICES"])
+        gpus.append(environment["CUDA_VISIBLE_DEVICES"])
         time.sleep(0.2)
 
     monkeypatch.setattr("lmdynamics.batch.executors.run_notebook", noted)
@@ -144,7 +144,7 @@ def test_each_item_has_a_gpu_of_its_own(monkeypatch):
         assert local.max_jobs == 2
         for future in [local.submit(Job(Path("n.ipynb"), Path("out"), {})) for _ in range(2)]:
             future.result()
-    assert sorted(seen) == ["4", "7"]
+    assert sorted(gpus) == ["4", "7"]
 
 
 @STUB
@@ -205,7 +205,9 @@ def dask_cluster(folder: Path, workers: int = 3):
         words = f"-m distributed.cli.dask_worker {address} --nthreads 1 --no-dashboard --no-nanny"
         worker = [sys.executable, *words.split()]
         folders = [["--local-directory", str(folder / f"worker-{i}")] for i in range(workers)]
-        started += [subprocess.Popen([*worker, *own], env=environment, stderr=subprocess.DEVNULL) for own in folders]
+        started += [
+            subprocess.Popen([*worker, *options], env=environment, stderr=subprocess.DEVNULL) for options in folders
+        ]
         yield address.removeprefix("tcp://"), started[1:]
     finally:
         for process in reversed(started):
@@ -292,11 +294,11 @@ def slurm_cluster(folder: Path):
 
 
 def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for each in held:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
         each.close()
     return ports
 
@@ -307,8 +309,8 @@ def test_slurm_itself_gives_the_same_records(notebook, tmp_path):
     command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(notebook), "--grid", GRID[0], "--out", str(out)]
     with slurm_cluster(tmp_path / "slurm") as environment:  # no srun: it would look for its settings in /etc
         slurm = ["--executor", "slurm", "--slurm", "timeout_min=5", "--slurm", "slurm_use_srun=false"]
-        done = subprocess.run([*command, *slurm], env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run([*command, *slurm], env=environment, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert doubled(out) == WANTED
     assert sorted((out / "ran.txt").read_text().split()) == ["0", "1", "2", "3"]
 
@@ -354,8 +356,8 @@ def test_an_item_of_two_batches_runs_once(notebook):
 
 
 @STUB
-def test_a_fresh_batch_has_a_house_of_its_own_for_each_version_of_the_code(tmp_path, monkeypatch):
-    told = """\
+def test_a_fresh_batch_has_a_data_folder_for_each_version_of_the_code(tmp_path, monkeypatch):
+    source = """\
 import os
 from lmdynamics.records import record, start_records
 start_records(output_dir)
@@ -363,11 +365,11 @@ record("home", os.environ["LMDYNAMICS_HOME"])
 record("data", os.environ["LMDYNAMICS_DATA"])
 """
     monkeypatch.delenv("LMDYNAMICS_DATA", raising=False)
-    notebook, homes = write_notebook(tmp_path / "told.ipynb", told), []
+    notebook, homes = write_notebook(tmp_path / "told.ipynb", source), []
     for version in ("one", "one", "two"):
         monkeypatch.setattr("lmdynamics.batch.cache_key._package", lambda version=version: [version])
         assert batch(plan([notebook], out=tmp_path / "out"), Options(fresh=True, force=True)) == 0
-        home, data = (made.value for made in read_records(tmp_path / "out" / "told"))
+        home, data = (record.value for record in read_records(tmp_path / "out" / "told"))
         assert data == os.path.join(os.environ["LMDYNAMICS_HOME"], "fetched")  # corpora need not be fetched anew
         homes.append(home)
     assert homes[0] == homes[1] != homes[2]
@@ -377,12 +379,12 @@ record("data", os.environ["LMDYNAMICS_DATA"])
 def test_a_change_of_notebook_parameters_or_package_makes_an_item_new(notebook, monkeypatch):
     out = notebook.parent / "out"
 
-    def key(*parameters, where=out):
-        (job,) = plan([notebook], parameters, out=where)
+    def key(*parameters, folder=out):
+        (job,) = plan([notebook], parameters, out=folder)
         return job.key
 
     first = key("seed=1")
-    assert key("seed=1", where=out / "elsewhere") == first
+    assert key("seed=1", folder=out / "elsewhere") == first
     assert key("seed=2") != first
     source = notebook.read_text()
     notebook.write_text(
@@ -412,17 +414,17 @@ def test_every_file_that_the_package_ships_is_part_of_the_key(tmp_path, monkeypa
         cache_key._package.cache_clear()
         return cache_key.code_version()
 
-    known = {version()}
-    others = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
-    assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in others}
-    for number, path in enumerate([*others, tmp_path / "lmdynamics" / "cli.py"], 2):
+    versions = {version()}
+    data_files = [path for path in (tmp_path / "lmdynamics").rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    assert {"moving.js", "moving.css", "index.html.jinja"} <= {path.name for path in data_files}
+    for number, path in enumerate([*data_files, tmp_path / "lmdynamics" / "cli.py"], 2):
         path.write_text(path.read_text() + "\n")
-        known.add(version())
-        assert len(known) == number, path.name
+        versions.add(version())
+        assert len(versions) == number, path.name
     (tmp_path / "lmdynamics" / "__pycache__").mkdir(exist_ok=True)
     (tmp_path / "lmdynamics" / "__pycache__" / "more.pyc").write_bytes(b"")
     (tmp_path / "lmdynamics" / "cli.py~").write_text("")
-    assert version() in known
+    assert version() in versions
     cache_key._package.cache_clear()
 
 
@@ -440,7 +442,7 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
 
 
 @pytest.mark.parametrize(
-    ("where", "workers", "flags", "says"),
+    ("executor", "workers", "flags", "says"),
     [
         ("cluster", None, {}, "there is no executor 'cluster'; known: local, dask://HOST:PORT, slurm"),
         ("local", 0, {}, "--workers is 0"),
@@ -449,9 +451,9 @@ def test_a_finished_item_of_another_key_is_not_done(notebook):
         ("slurm-local", None, {"no_such_thing": "1"}, "cannot be used with these settings"),
     ],
 )
-def test_what_cannot_execute_is_reported_in_one_line(tmp_path, monkeypatch, where, workers, flags, says):
+def test_what_cannot_execute_is_reported_in_one_line(tmp_path, monkeypatch, executor, workers, flags, says):
     monkeypatch.setattr("lmdynamics.batch.executors.SCHEDULER_TIMEOUT", 1)
-    with pytest.raises(UserError, match=says) as refusal, open_executor(where, workers, flags, tmp_path):
+    with pytest.raises(UserError, match=says) as refusal, open_executor(executor, workers, flags, tmp_path):
         pass
     assert "\n" not in str(refusal.value)
 

@@ -25,11 +25,11 @@ def moving():
     return with_slider(chart, cursor, 2, [Place(str(k), HOSTILE) for k in (1, 2)], label=f"step {HOSTILE}")
 
 
-def output(shown, metadata=None):
-    bundle = shown._repr_mimebundle_()
-    data, own = bundle if isinstance(bundle, tuple) else (bundle, {})
+def output(figure, metadata=None):
+    bundle = figure._repr_mimebundle_()
+    data, own_metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     data = {kind: value for kind, value in data.items() if kind != "image/png"}
-    return nbformat.v4.new_output("display_data", data=data, metadata=own | (metadata or {}))
+    return nbformat.v4.new_output("display_data", data=data, metadata=own_metadata | (metadata or {}))
 
 
 @pytest.fixture

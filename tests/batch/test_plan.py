@@ -63,9 +63,9 @@ def test_relative_paths_become_absolute(notebook, monkeypatch):
     ],
 )
 def test_values_take_the_type_of_the_parameter(notebook, text, name, value):
-    found = values(notebook, text)[name]
-    assert found == value
-    assert type(found) is type(value)
+    parsed = values(notebook, text)[name]
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +126,18 @@ def test_a_folder_of_checkpoints_has_not_learnt_it_either(tiny_run, tmp_path):
 def test_what_a_notebook_has_anyway_is_not_given(notebook):
     """So that an item of a grid over seeds is held against the same baseline as the notebook run by itself."""
     out = notebook.parent / "out"
-    (alone,) = plan([notebook], [], "smoke", out)
+    (item,) = plan([notebook], [], "smoke", out)
     first, second = plan([notebook], ["interactive=false"], "smoke", out, grid=["seed=0,1"])
-    assert {**first.parameters, "output_dir": ""} == {**alone.parameters, "output_dir": ""}
-    assert first.key == alone.key
+    assert {**first.parameters, "output_dir": ""} == {**item.parameters, "output_dir": ""}
+    assert first.key == item.key
     assert first.name == "one--seed=0"
     assert second.parameters["seed"] == 1
 
 
 @pytest.mark.parametrize("line", ["a: str | None = None", 'a: str = "x=y"', "a, b = 1, 2\nc: x.Y = 3"])
 def test_a_parameter_that_papermill_would_miss_is_refused(tmp_path, line):
-    lost = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
-    refuses("papermill cannot read parameter '[ac]'", notebook_parameters, lost)
+    notebook = write_notebook(tmp_path / "lost.ipynb", "1", parameters=f"seed: int = 0  # fine\n{line}")
+    refuses("papermill cannot read parameter '[ac]'", notebook_parameters, notebook)
 
 
 def test_a_parameters_cell_that_does_not_parse_is_refused(tmp_path):
@@ -221,13 +221,13 @@ def test_a_grid_is_every_combination_and_names_its_items(notebook):
     assert len({job.key for job in jobs}) == 6
     lists = plan([notebook], grid=["sizes=[1,4];[3]"], out=notebook.parent / "out")
     assert [job.parameters["sizes"] for job in lists] == [[1, 4], [3]]
-    named = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
-    assert len({job.name for job in named}) == 2
-    assert all(job.folder.parent == notebook.parent / "out" for job in named)
+    items = plan([notebook], grid=["run=../a/b,../a_b"], out=notebook.parent / "out")
+    assert len({job.name for job in items}) == 2
+    assert all(job.folder.parent == notebook.parent / "out" for job in items)
 
 
 @pytest.mark.parametrize(
-    ("grid", "given", "says"),
+    ("grid", "parameters", "says"),
     [
         (["seed"], [], "not of the form `--grid name=value,value`"),
         (["sed=1,2"], [], "did you mean 'seed'"),
@@ -236,8 +236,8 @@ def test_a_grid_is_every_combination_and_names_its_items(notebook):
         (["seed=1,2"], ["seed=3"], "set with -p and with --grid"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused(notebook, grid, given, says):
-    refuses(re.escape(says), plan, [notebook], given, out=notebook.parent / "out", grid=grid)
+def test_a_grid_that_makes_no_sense_is_refused(notebook, grid, parameters, says):
+    refuses(re.escape(says), plan, [notebook], parameters, out=notebook.parent / "out", grid=grid)
 
 
 def test_a_plan_file_names_notebooks_beside_it(notebook, tmp_path):
@@ -293,7 +293,7 @@ def own_notebook(path, kernel: dict, *, language: str | None = None, tagged: boo
 
 @pytest.mark.parametrize("tagged", [True, False])
 @pytest.mark.parametrize(
-    ("kernel", "language", "said"),
+    ("kernel", "language", "message"),
     [
         (R, None, "own.ipynb is in r (kernel 'ir'); a batch runs Python"),
         ({"name": "ir", "display_name": "R"}, "R", "own.ipynb is in r (kernel 'ir')"),
@@ -305,14 +305,16 @@ def own_notebook(path, kernel: dict, *, language: str | None = None, tagged: boo
         ({}, "julia", "own.ipynb is in julia"),
     ],
 )
-def test_a_notebook_in_another_language_is_refused_before_anything_runs(call, tmp_path, tagged, kernel, language, said):
+def test_a_notebook_in_another_language_is_refused_before_anything_runs(
+    call, tmp_path, tagged, kernel, language, message
+):
     path = own_notebook(tmp_path / "own.ipynb", kernel, language=language, tagged=tagged)
-    assert refused(call("batch", path, "--out", tmp_path / "out"), said)
+    assert refused(call("batch", path, "--out", tmp_path / "out"), message)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tagged", "said"),
+    ("kernel", "tagged", "messages"),
     [
         ({"name": "mine", "language": "python", "display_name": "x"}, True, ["asks for the kernel 'mine', but runs"]),
         ({}, True, ["names no kernel, so it runs with the Python of lmdynamics"]),
@@ -321,12 +323,12 @@ def test_a_notebook_in_another_language_is_refused_before_anything_runs(call, tm
         ({"name": "python3", "display_name": "Python 3"}, True, []),
     ],
 )
-def test_how_a_notebook_of_ones_own_will_run_is_printed_first(call, tmp_path, kernel, tagged, said):
+def test_how_a_notebook_of_ones_own_will_run_is_printed_first(call, tmp_path, kernel, tagged, messages):
     path = own_notebook(tmp_path / "own.ipynb", kernel, tagged=tagged)
     status, out, err = call("batch", path, "--out", tmp_path / "out", "--dry-run")
     assert status == 0
     assert "1 to do" in out
-    for line, words in zip(err.splitlines(), said, strict=True):
+    for line, words in zip(err.splitlines(), messages, strict=True):
         assert line.startswith("lmdynamics: own.ipynb: ")
         assert words in line
     if tagged:

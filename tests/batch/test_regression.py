@@ -1,4 +1,4 @@
-"""Batches against accepted records: what is the same, what is not, and how each reader is told."""
+"""Batches against accepted records: what is the same, what is not, and how each report states it."""
 
 import math
 from xml.etree import ElementTree as ET
@@ -28,25 +28,25 @@ def by_record(frame):
 
 
 def test_a_batch_is_the_same_as_itself(accepted):
-    found = compared(accepted, ACCEPTED)
-    assert by_record(found) == dict.fromkeys(ACCEPTED, "same")
-    assert status(found) == status(found, strict=True) == 0
-    assert summary(found) == "5 records in 1 item: 5 same"
+    comparison = compared(accepted, ACCEPTED)
+    assert by_record(comparison) == dict.fromkeys(ACCEPTED, "same")
+    assert status(comparison) == status(comparison, strict=True) == 0
+    assert summary(comparison) == "5 records in 1 item: 5 same"
 
 
 def test_every_verdict_at_once(accepted):
     records = {"uas": UAS | {"value": 0.22}, "onset": 64, "word": "later", "nothing": None, "more": 1.5}
-    found = compared(accepted, records)
+    comparison = compared(accepted, records)
     same = dict.fromkeys(("onset", "word", "nothing"), "same")
-    assert by_record(found) == same | {"uas": "changed", "more": "new", "grokked": "gone"}
-    rows = {row["record"]: row for row in found.iter_rows(named=True)}
+    assert by_record(comparison) == same | {"uas": "changed", "more": "new", "grokked": "gone"}
+    rows = {row["record"]: row for row in comparison.iter_rows(named=True)}
     assert rows["uas"]["difference"] == pytest.approx(-0.39)
     assert (rows["uas"]["value"], rows["uas"]["baseline"], rows["uas"]["tolerance"]) == ("0.22", "0.61", 0.05)
     assert rows["uas"]["why"] == "0.61 → 0.22, tolerance 0.05"
     assert (rows["grokked"]["value"], rows["grokked"]["baseline"]) == (None, "true")
     assert (rows["more"]["value"], rows["more"]["baseline"]) == ("1.5", None)
-    assert status(found) == 1
-    assert summary(found) == (
+    assert status(comparison) == 1
+    assert summary(comparison) == (
         "6 records in 1 item: 3 same, 1 changed (02_sas: uas 0.61 → 0.22, tolerance 0.05), 1 new, "
         "1 gone (02_sas: grokked was true, is not recorded any more)"
     )
@@ -106,21 +106,21 @@ FINITE = st.floats(-1e6, 1e6)
 
 
 @given(FINITE, FINITE, st.floats(0, 10))
-def test_sameness_is_symmetric_and_grows_with_tolerance(one, other, tolerance):
-    same = same_value(one, other, tolerance)
-    assert same == same_value(other, one, tolerance)
-    assert not same or same_value(one, other, tolerance + 1)
-    assert same_value(one, one, 0.0)
-    if abs(one - other) <= tolerance:
+def test_sameness_is_symmetric_and_grows_with_tolerance(value, baseline, tolerance):
+    same = same_value(value, baseline, tolerance)
+    assert same == same_value(baseline, value, tolerance)
+    assert not same or same_value(value, baseline, tolerance + 1)
+    assert same_value(value, value, 0.0)
+    if abs(value - baseline) <= tolerance:
         assert same
-    if abs(one - other) > tolerance + 1e-6:
+    if abs(value - baseline) > tolerance + 1e-6:
         assert not same
 
 
 def test_another_kind_of_value_is_a_change_and_reported(accepted):
-    found = compared(accepted, {"uas": "high", "onset": None, "grokked": 1, "word": True, "nothing": 0})
-    assert set(by_record(found).values()) == {"changed"}
-    assert found["why"].to_list() == [
+    comparison = compared(accepted, {"uas": "high", "onset": None, "grokked": 1, "word": True, "nothing": 0})
+    assert set(by_record(comparison).values()) == {"changed"}
+    assert comparison["why"].to_list() == [
         '0.61 → "high", a number before',
         "64 → none, a number before",
         "true → 1, a truth value before",
@@ -130,8 +130,8 @@ def test_another_kind_of_value_is_a_change_and_reported(accepted):
 
 
 def test_nan_never_passes(accepted):
-    found = compared(accepted, ACCEPTED | {"uas": UAS | {"value": math.nan}, "nothing": math.nan})
-    assert by_record(found) == dict.fromkeys(ACCEPTED, "same") | {"uas": "changed", "nothing": "changed"}
+    comparison = compared(accepted, ACCEPTED | {"uas": UAS | {"value": math.nan}, "nothing": math.nan})
+    assert by_record(comparison) == dict.fromkeys(ACCEPTED, "same") | {"uas": "changed", "nothing": "changed"}
     path = accepted / "02_sas.smoke.cpu.json"
     path.write_text(path.read_text().replace("0.61", "NaN"))
     both = compared(accepted, ACCEPTED | {"uas": UAS | {"value": math.nan}})
@@ -148,18 +148,18 @@ def test_another_unit_is_a_change(tmp_path):
     write_item(tmp_path / "a", "n", {"loss": {"value": 5.2, "tolerance": 0.1, "unit": "nats"}})
     write_item(tmp_path / "b", "n", {"loss": {"value": 5.2, "tolerance": 0.1, "unit": "bits"}})
     accept(gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
-    found = compare(gather(tmp_path / "b"), read_baselines(tmp_path / "baselines"))
-    assert found.select("verdict", "why").rows() == [("changed", "the unit nats → bits")]
+    comparison = compare(gather(tmp_path / "b"), read_baselines(tmp_path / "baselines"))
+    assert comparison.select("verdict", "why").rows() == [("changed", "the unit nats → bits")]
 
 
-@pytest.mark.parametrize("how", ["failed", "interrupted"])
-def test_a_failed_item_is_one_row_whatever_it_recorded(accepted, how):
-    error = "ValueError: no\nway" if how == "failed" else ""
-    found = compared(accepted, ACCEPTED, status=how, error=error)
-    assert found.select("record", "verdict").rows() == [(None, "failed")]
-    assert status(found) == 1
-    assert "1 item failed (02_sas: " in summary(found)
-    assert "\n" not in summary(found)
+@pytest.mark.parametrize("outcome", ["failed", "interrupted"])
+def test_a_failed_item_is_one_row_whatever_it_recorded(accepted, outcome):
+    error = "ValueError: no\nway" if outcome == "failed" else ""
+    comparison = compared(accepted, ACCEPTED, status=outcome, error=error)
+    assert comparison.select("record", "verdict").rows() == [(None, "failed")]
+    assert status(comparison) == 1
+    assert "1 item failed (02_sas: " in summary(comparison)
+    assert "\n" not in summary(comparison)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_a_failed_item_is_one_row_whatever_it_recorded(accepted, how):
     ],
 )
 def test_other_profiles_devices_and_parameters_have_baselines_of_their_own(accepted, outcome, why):
-    found = compared(accepted, {"uas": UAS, "onset": 9}, **outcome)
-    assert found.select("verdict", "why").rows() == [("no baseline", why)] * 2
-    assert (status(found), status(found, strict=True)) == (0, 1)
-    assert summary(found) == "2 records in 1 item: 2 without a baseline"
+    comparison = compared(accepted, {"uas": UAS, "onset": 9}, **outcome)
+    assert comparison.select("verdict", "why").rows() == [("no baseline", why)] * 2
+    assert (status(comparison), status(comparison, strict=True)) == (0, 1)
+    assert summary(comparison) == "2 records in 1 item: 2 without a baseline"
 
 
 def test_an_item_that_records_nothing_is_not_forgotten(tmp_path):
@@ -182,9 +182,9 @@ def test_an_item_that_records_nothing_is_not_forgotten(tmp_path):
     frame = gather(tmp_path / "a")
     assert compare(frame, {})["verdict"].to_list() == ["no baseline"]
     accept(frame, tmp_path / "baselines", "Ada")
-    found = compare(frame, read_baselines(tmp_path / "baselines"))
-    assert found.select("record", "verdict").rows() == [(None, "same")]
-    assert summary(found) == "0 records in 1 item: 1 item without records"
+    comparison = compare(frame, read_baselines(tmp_path / "baselines"))
+    assert comparison.select("record", "verdict").rows() == [(None, "same")]
+    assert summary(comparison) == "0 records in 1 item: 1 item without records"
 
 
 def test_many_changes_stay_one_line_of_the_first_few(tmp_path):
@@ -192,8 +192,8 @@ def test_many_changes_stay_one_line_of_the_first_few(tmp_path):
     write_item(tmp_path / "a", "n", dict.fromkeys(names, 1))
     write_item(tmp_path / "b", "n", dict.fromkeys(names, 2))
     accept(gather(tmp_path / "a"), tmp_path / "baselines", "Ada")
-    found = compare(gather(tmp_path / "b"), read_baselines(tmp_path / "baselines"))
-    assert summary(found) == "9 records in 1 item: 9 changed (n: r0 1 → 2; n: r1 1 → 2; n: r2 1 → 2; …)"
+    comparison = compare(gather(tmp_path / "b"), read_baselines(tmp_path / "baselines"))
+    assert summary(comparison) == "9 records in 1 item: 9 changed (n: r0 1 → 2; n: r1 1 → 2; n: r2 1 → 2; …)"
 
 
 def test_two_records_of_one_name_are_refused(accepted):
@@ -227,11 +227,11 @@ def verdicts(tmp_path):
 
 def tables(html):
     """The cells of each table, as a reader sees them."""
-    found = []
+    rows_by_table = []
     for table in html.split("<table>")[1:]:
         root = ET.fromstring(f"<table>{table.partition('</table>')[0]}</table>")
-        found.append([["".join(cell.itertext()) for cell in row] for row in root.iter("tr")])
-    return found
+        rows_by_table.append([["".join(cell.itertext()) for cell in row] for row in root.iter("tr")])
+    return rows_by_table
 
 
 def test_markdown_has_the_summary_then_the_differences_then_all(verdicts):
@@ -240,8 +240,8 @@ def test_markdown_has_the_summary_then_the_differences_then_all(verdicts):
     different, every = tables(markdown2html_mistune(text))
     heads = ["item", "record", "verdict", "value", "baseline", "why"]
     assert different[0] == every[0] == heads
-    told = ["changes", "new", "gone", "x", ""]
-    assert [row[1] for row in different[1:] if "script" not in row[1]] == told
+    expected = ["changes", "new", "gone", "x", ""]
+    assert [row[1] for row in different[1:] if "script" not in row[1]] == expected
     assert len(every) - 1 == len(verdicts) == len(different)
     assert text.index("<details>") > text.index("| changes |")
 
@@ -256,9 +256,9 @@ def test_markdown_shows_names_as_they_stand(verdicts):
 
 
 def test_markdown_of_what_is_all_the_same_has_one_table(verdicts):
-    same = verdicts.filter(verdict="same")
-    assert markdown(same).count("| item |") == 1
-    assert markdown(same).startswith(summary(same))
+    unchanged = verdicts.filter(verdict="same")
+    assert markdown(unchanged).count("| item |") == 1
+    assert markdown(unchanged).startswith(summary(unchanged))
 
 
 def test_junit_has_a_suite_per_item_and_a_case_per_record(verdicts):
@@ -284,10 +284,10 @@ def test_junit_has_a_suite_per_item_and_a_case_per_record(verdicts):
 @pytest.mark.parametrize("strict", [False, True])
 def test_junit_agrees_with_the_exit_status(verdicts, strict):
     for verdict in verdicts["verdict"].unique():
-        some = verdicts.filter(verdict=verdict)
-        root = ET.fromstring(junit(some, strict).encode())
+        subset = verdicts.filter(verdict=verdict)
+        root = ET.fromstring(junit(subset, strict).encode())
         bad = int(root.get("failures")) + int(root.get("errors"))
-        assert bad == len(some) * status(some, strict)
+        assert bad == len(subset) * status(subset, strict)
 
 
 def test_the_command_says_what_changed_and_writes_the_reports(call, accepted):

@@ -15,7 +15,7 @@ from tests.conftest import refuses
 
 @pytest.fixture
 def outs(tmp_path):
-    made = []
+    folders = []
     for number, uas in enumerate((0.6, 0.62)):
         out = tmp_path / f"night-{number}"
         records = {"uas": {"value": uas, "tolerance": 0.05}, "<b>name</b>": 1}
@@ -24,8 +24,8 @@ def outs(tmp_path):
         (folder / "uas.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
         (folder / "secret.txt").write_text("not of the batch")
         collect(out)
-        made.append(out)
-    return made
+        folders.append(out)
+    return folders
 
 
 def test_a_site_has_pages_figures_records_and_trends(outs, tmp_path):

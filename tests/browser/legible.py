@@ -114,7 +114,7 @@ def unreadable(page: Page) -> list[str]:
     """Whatever has too little contrast, is cut off or overlaps another text."""
     items = inspect_charts(page)
     clipped, crossed = (
-        (f"cut off: {one}" for one in cut_off(items)),
-        (f"overlapping: {one}" for one in overlapping(items)),
+        (f"cut off: {text}" for text in cut_off(items)),
+        (f"overlapping: {text}" for text in overlapping(items)),
     )
     return [*low_contrast(items), *clipped, *crossed]

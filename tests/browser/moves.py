@@ -1,4 +1,4 @@
-"""Moving an explorer's slider as a reader does, and seeing what the page makes of it."""
+"""Moving an explorer's slider as a reader does, and checking what the page then shows."""
 
 import random
 import re
@@ -148,14 +148,14 @@ def random_moves(root: Locator, moves: int = 30, seed: int = 0, patience: float 
             page.mouse.up()
         page.wait_for_timeout(60)  # what a chart reports to the kernel waits for 10 ms
         until = time.monotonic() + patience
-        while (lost := _lost(before, layers(root))) and time.monotonic() < until:
+        while (missing := _missing_views(before, layers(root))) and time.monotonic() < until:
             page.wait_for_timeout(200)
-        if lost:
-            return f"move {turn}, a {kind} in view {view}: {lost}"
+        if missing:
+            return f"move {turn}, a {kind} in view {view}: {missing}"
     return ""
 
 
-def _lost(before: list[set[str]], now: list[set[str]]) -> str:
+def _missing_views(before: list[set[str]], now: list[set[str]]) -> str:
     """Views that are gone, and layers of views that show no marks any more."""
     if len(now) != len(before):
         return f"{len(now)} of {len(before)} views are there"

@@ -64,8 +64,8 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         assert (layer.input_value(), head.input_value()) != chosen
         assert f"Layer {layer.input_value()}, head {head.input_value()}" in view.text_content()
         looked_at = "tuple(str(explorer.now[name]) for name in ('layer', 'head', 'direction'))"
-        shown = [page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head", "direction")]
-        assert notebook.answers(looked_at, tuple(control.input_value() for control in shown))
+        lists = [page.locator(f".lmd-moving select[name={name}]") for name in ("layer", "head", "direction")]
+        assert notebook.answers(looked_at, tuple(control.input_value() for control in lists))
         for name, control in (("layer", layer), ("head", head)):
             assert f"{name}: {control.input_value()}" in tile.get_attribute("aria-label")
         relation = page.locator(".lmd-moving select[name=relation]")
@@ -73,7 +73,7 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         relation.select_option(other)  # brings its best head
         page.wait_for_timeout(700)
         best = notebook.ask(f"tuple(map(str, explorer.measured.best_heads[{other!r}]))")
-        assert tuple(control.input_value() for control in shown) == best
+        assert tuple(control.input_value() for control in lists) == best
         assert notebook.answers(looked_at, best)
         notebook.ask("str(explorer.restore({'step': 1, 'layer': 1, 'head': 3}))[:0]")
         expect(readout).to_have_text("1")

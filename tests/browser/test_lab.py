@@ -77,11 +77,11 @@ def test_live_charts_and_widgets_work_without_a_network(lab):
         notebook.run_all()
         page = notebook.page
         page.locator(".vega-embed svg, .vega-embed canvas").first.wait_for(timeout=30_000)
-        shown = page.locator(".widget-label")
-        shown.get_by_text("at 3", exact=True).wait_for(timeout=10_000)
+        label = page.locator(".widget-label")
+        label.get_by_text("at 3", exact=True).wait_for(timeout=10_000)
         page.locator(".noUi-handle").first.focus()
         page.keyboard.press("ArrowRight")
-        shown.get_by_text("at 4", exact=True).wait_for(timeout=10_000)
+        label.get_by_text("at 4", exact=True).wait_for(timeout=10_000)
         assert problems(notebook) == NO_PROBLEMS
 
 
@@ -131,9 +131,9 @@ def test_a_reader_runs_the_notebook(request, path):
         notebook.open(address, copy.name)
         notebook.run_all()
         notebook.screenshots(OUT, path.stem)
-        shown, areas = notebook.page.evaluate(SHOWN), slider_areas(notebook.page)
-        assert shown
-        assert all(shown), "an explorer's cell does not show it"
+        visible, areas = notebook.page.evaluate(SHOWN), slider_areas(notebook.page)
+        assert visible
+        assert all(visible), "an explorer's cell does not show it"
         assert areas, "no slider moves a chart"
         for area in areas:
             every_view_follows(notebook.page, area)

@@ -44,7 +44,7 @@ def wait_until(page, state: str, beyond: int = 0) -> int:
     return int(re.search(STEP, text)[1].replace(",", ""))
 
 
-def drawn(page) -> int:
+def drawn_steps(page) -> int:
     """How many single steps the loss panel shows."""
     return page.locator(".vega-embed svg .mark-symbol path").count()
 
@@ -60,12 +60,12 @@ def test_start_pause_resume_and_stop(tmp_path):
         notebook.run_all()
         page = notebook.page
         page.locator(".vega-embed svg").get_by_text("not begun").wait_for(timeout=30_000)
-        assert drawn(page) == 0
+        assert drawn_steps(page) == 0
         press(page, "start")
         first = wait_until(page, "training")
         later = wait_until(page, "training", first + 50)  # two updates, at least
         assert later > first
-        assert drawn(page) > 30
+        assert drawn_steps(page) > 30
         assert cut_off(inspect_charts(page)) == []
         page.locator(".vega-embed svg").get_by_text("training at step").wait_for(timeout=10_000)
         notebook.run_all()  # the kernel is free, and the cell attaches to what is under way

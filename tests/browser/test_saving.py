@@ -25,7 +25,7 @@ explorer = DecelerationExplorer(curves_from_fits(published_fits(), [float(step) 
 VIEW = ".vega-embed svg"
 
 
-def drawn(page) -> list[str]:
+def chart_marks(page) -> list[str]:
     """The marks of the picture; without their labels, in which Vega keeps a parameter's value of when it first drew."""
     pictures = page.locator(VIEW).evaluate_all("found => found.map(view => view.outerHTML)")
     return [re.sub(r' aria-label="[^"]*"', "", view) for view in pictures]
@@ -56,7 +56,7 @@ def test_files_are_written_and_a_copied_state_gives_the_same_picture(tmp_path):
         cell = page.locator("textarea").evaluate_all(
             "found => found.map(text => text.value).find(text => text.startsWith('explorer.'))"
         )
-        before = drawn(page)
+        before = chart_marks(page)
         names = sorted(path.name for path in (root / "out").iterdir())
         assert names == ["break_by_hand.csv", "break_profile.csv", "explorer_break.png", "explorer_break.svg"]
         assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])
@@ -66,5 +66,5 @@ def test_files_are_written_and_a_copied_state_gives_the_same_picture(tmp_path):
         notebook.run_all()
         page.locator(VIEW).first.wait_for(timeout=60_000)
         page.wait_for_timeout(1000)
-        assert drawn(page) == before
+        assert chart_marks(page) == before
         assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])

@@ -1,4 +1,4 @@
-"""A long sitting in JupyterLab: a restarted kernel, explorers beside each other, hundreds of moves."""
+"""A long session in JupyterLab: a restarted kernel, several explorers at once, hundreds of moves."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def opened(notebook: Notebook, lab, name: str, *cells: str) -> list[int]:
     return areas
 
 
-def drawn(page, area: int) -> list[str]:
+def chart_marks(page, area: int) -> list[str]:
     """The marks of an explorer's charts, without the numbers that Vega gives to its gradients and clips.
 
     And without labels, in which Vega keeps a parameter's value of when it first drew.
@@ -65,7 +65,7 @@ def settled(notebook: Notebook, area: int, before: list[str] | None = None) -> l
     machine is busy."""
     last, until = None, time.monotonic() + 20
     while True:
-        now = drawn(notebook.page, area)
+        now = chart_marks(notebook.page, area)
         if (now == last and (before is None or all(different(before, now)))) or time.monotonic() > until:
             return now
         last = now
@@ -74,7 +74,7 @@ def settled(notebook: Notebook, area: int, before: list[str] | None = None) -> l
 
 def move(notebook: Notebook, area: int, *keys: str) -> list[str]:
     """Press keys on an explorer's slider, and wait until every view has moved."""
-    before = drawn(notebook.page, area)
+    before = chart_marks(notebook.page, area)
     for key in keys:
         press(notebook.page, area, key)
         notebook.ask("0")
@@ -92,14 +92,14 @@ def no_problems(notebook: Notebook) -> None:
 def test_a_restarted_kernel_draws_the_same_charts(lab):
     with notebook_page() as notebook:
         (area,) = opened(notebook, lab, "restart", RUN, EXPLORER.format(name="explorer"))
-        first = drawn(notebook.page, area)
+        first = chart_marks(notebook.page, area)
         moved = move(notebook, area, "ArrowLeft", "ArrowLeft")
         assert different(first, moved) == [True] * PANELS
         kernel = notebook.ask("__import__('os').getpid()")
         notebook.restart_and_run_all()
         assert notebook.ask("__import__('os').getpid()") != kernel
         assert slider_areas(notebook.page) == [area]
-        assert different(first, drawn(notebook.page, area)) == [False] * PANELS
+        assert different(first, chart_marks(notebook.page, area)) == [False] * PANELS
         assert different(moved, move(notebook, area, "ArrowLeft", "ArrowLeft")) == [False] * PANELS
         no_problems(notebook)
 
@@ -114,7 +114,7 @@ def test_explorers_beside_each_other_keep_apart(lab):
                 before = {area: settled(notebook, area) for area in areas}
                 move(notebook, moved, key)
                 for area in areas:
-                    changed = different(before[area], drawn(notebook.page, area))
+                    changed = different(before[area], chart_marks(notebook.page, area))
                     assert changed == [area == moved] * len(changed), (moved, area)
         assert notebook.ask("(one_steps, other_steps)") == ([32, 64], [32, 64])
         no_problems(notebook)
@@ -124,15 +124,15 @@ def test_hundreds_of_moves_leave_the_kernels_memory(lab):
     with notebook_page() as notebook:
         (area,) = opened(notebook, lab, "moves", RUN, EXPLORER.format(name="explorer"))
         page = notebook.page
-        at_end = drawn(page, area)
+        at_end = chart_marks(page, area)
         drag(page, area, 0.0)
         page.wait_for_timeout(800)
         notebook.ask("0")  # ipywidgets keeps the last place back until the kernel has answered for the one before it
         assert notebook.ask("(explorer_steps[-1], len(explorer_steps) > 2)") == (0, True)  # not in one leap
-        assert different(at_end, drawn(page, area)) == [True] * PANELS
+        assert different(at_end, chart_marks(page, area)) == [True] * PANELS
         drag(page, area, 1.0)
         page.wait_for_timeout(800)
-        assert different(at_end, drawn(page, area)) == [False] * PANELS
+        assert different(at_end, chart_marks(page, area)) == [False] * PANELS
 
         moves_to_end = notebook.ask("len(run.steps)") - 1
         rounds = [*["ArrowLeft"] * moves_to_end, *["ArrowRight"] * moves_to_end]
@@ -165,15 +165,15 @@ def test_another_run_with_more_checkpoints_leaves_nothing_on_the_console(lab):
     with notebook_page() as notebook:
         opened(notebook, lab, "runs", few + "explorer.show()")
         page = notebook.page
-        run, shown = page.get_by_label("run", exact=True), page.locator(".lmd-moving output")
-        assert shown.inner_text() == "1,024"
+        run, step_label = page.get_by_label("run", exact=True), page.locator(".lmd-moving output")
+        assert step_label.inner_text() == "1,024"
         for name, checkpoints in (("all", 11), ("few", 2)):
             run.select_option(name)
             page.wait_for_function(
                 "last => document.querySelector('.lmd-moving input[type=range]').max === String(last)",
                 arg=checkpoints - 1,
             )
-            assert shown.inner_text() == "1,024"
+            assert step_label.inner_text() == "1,024"
         height = float(page.locator(".lmd-chart svg").get_attribute("height"))
         max_height = page.locator(".lmd-under").evaluate("under => parseFloat(under.style.maxHeight)")
         assert max_height == pytest.approx(max(120, 580 - height), abs=1)

@@ -66,7 +66,7 @@ def opened(browser):
         context.close()
 
 
-def drawn(page) -> list[str]:
+def chart_marks(page) -> list[str]:
     return page.locator(LAST).evaluate(PANELS)
 
 
@@ -82,9 +82,9 @@ def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
     """The panels that stay as they were, once a busy machine has had some seconds."""
     until = time.monotonic() + patience
     while True:
-        same = [i for i, (one, other) in enumerate(zip(before, drawn(page), strict=True)) if one == other]
-        if not same or time.monotonic() > until:
-            return same
+        unchanged = [i for i, (old, new) in enumerate(zip(before, chart_marks(page), strict=True)) if old == new]
+        if not unchanged or time.monotonic() > until:
+            return unchanged
         page.wait_for_timeout(200)
 
 
@@ -96,18 +96,18 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     page.locator(VIEW).wait_for(timeout=60_000)
     page.locator(LAST).scroll_into_view_if_needed()
     page.wait_for_timeout(600)
-    at_first = {"views": drawn(page), "status": page.locator(f"{LAST} >> [role=status]").inner_text()}
+    at_first = {"views": chart_marks(page), "status": page.locator(f"{LAST} >> [role=status]").inner_text()}
     assert page.locator(f"{LAST} >> output").inner_text() == "64"  # the last checkpoint of a smoke run
     press(page, "ArrowLeft", 2)
-    moved = drawn(page)
-    assert [one != other for one, other in zip(at_first["views"], moved, strict=True)] == [True] * 5
+    moved = chart_marks(page)
+    assert [old != new for old, new in zip(at_first["views"], moved, strict=True)] == [True] * 5
     assert page.locator(f"{LAST} >> output").inner_text() == "16"
     assert page.locator(f"{LAST} >> [role=status]").inner_text().startswith("Step 16: ")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.screenshot(path=OUT / f"static-{scheme}.png")
     press(page, "ArrowRight", 2)
-    assert drawn(page) == at_first["views"]
+    assert chart_marks(page) == at_first["views"]
     assert page.locator(f"{LAST} >> [role=status]").inner_text() == at_first["status"]
     assert events == [path.as_uri()]
 
@@ -127,7 +127,7 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     box = page.locator(VIEW).bounding_box()
     assert (box["width"] <= WIDE, box["height"] <= HIGH) == (True, True), box
     press(page, "End")
-    at_end = drawn(page)
+    at_end = chart_marks(page)
     press(page, "ArrowLeft", 3)
     place = moving.places[-4]
     assert unmoved(page, at_end) == []
@@ -195,21 +195,21 @@ def test_relation_and_head_are_picked_without_a_kernel(emergence, opened):
         page.locator(f"{LAST} >> select[name={name}]") for name in ("relation", "layer", "head", "direction")
     )
     options = relation.locator("option").all_inner_texts()
-    before, best = drawn(page), (layer.input_value(), head.input_value(), direction.input_value())
+    before, best = chart_marks(page), (layer.input_value(), head.input_value(), direction.input_value())
     relation.select_option(options[1])
     page.wait_for_timeout(600)
-    after = drawn(page)
-    assert [one != other for one, other in zip(before, after, strict=True)][2:] == [True] * 3
+    after = chart_marks(page)
+    assert [old != new for old, new in zip(before, after, strict=True)][2:] == [True] * 3
     assert f"Which heads follow {options[1]}" in page.locator(VIEW).text_content()
     relation.select_option(options[0])  # brings its best head along
     page.wait_for_timeout(600)
     assert (layer.input_value(), head.input_value(), direction.input_value()) == best
     tiles = page.locator(f"{VIEW} >> g.mark-rect path[aria-label^='head: ']")
     labels = [tile.get_attribute("aria-label") for tile in tiles.all()]
-    other = next(i for i, label in enumerate(labels) if f"head: {best[1]}; layer: {best[0]};" not in label)
-    tiles.nth(other).click(force=True)
+    new = next(i for i, label in enumerate(labels) if f"head: {best[1]}; layer: {best[0]};" not in label)
+    tiles.nth(new).click(force=True)
     page.wait_for_timeout(600)
-    assert f"head: {head.input_value()}; layer: {layer.input_value()};" in labels[other]
+    assert f"head: {head.input_value()}; layer: {layer.input_value()};" in labels[new]
     assert f"Layer {layer.input_value()}, head {head.input_value()}" in page.locator(VIEW).text_content()
     relation.select_option(options[2])
     relation.select_option(options[0])  # brings its best head again, though another one was picked

@@ -62,7 +62,7 @@ def test_explorers_are_read_in_both_themes_keep_their_marks_and_leave_pictures(p
         notebook.set_theme(theme)
         items = inspect_charts(page)
         charts = page.locator(".vega-embed svg").count()
-        assert {one["chart"] for one in items if one["kind"] == "text"} == set(range(charts))
+        assert {item["chart"] for item in items if item["kind"] == "text"} == set(range(charts))
         assert unreadable(page) == []
         grounds.append(page.evaluate("getComputedStyle(document.querySelector('.jp-Notebook')).backgroundColor"))
         page.screenshot(path=OUT / f"explorers-{theme}.png")
@@ -82,9 +82,9 @@ def test_what_cannot_be_read_is_noticed(page_of):
         items = inspect_charts(notebook.page)
         messages = low_contrast(items)
         for text in ("grey as can be", "black", "1.0"):  # black on a dark cell in both; no grey reads on both grounds
-            assert any(f"text {text!r}" in one for one in messages), theme
-        assert not any("text 'x'" in one for one in messages)
-        assert not any("axis" in one for one in messages)
+            assert any(f"text {text!r}" in message for message in messages), theme
+        assert not any("text 'x'" in message for message in messages)
+        assert not any("axis" in message for message in messages)
         assert overlapping(items) == ["chart 0 (): 'grey as can be' and 'black'"]
         assert cut_off(items) == []
     notebook.page.evaluate("document.querySelector('.vega-embed svg').setAttribute('width', 60)")

@@ -94,7 +94,7 @@ def check(notebook):
         spans.nth(i).click()
     look = page.evaluate(LOOK)
     assert look["shown"] == list(SHOWN.values())
-    assert all(shown in title for shown, title in list(zip(look["shown"], look["titles"], strict=True))[1:])
+    assert all(text in title for text, title in list(zip(look["shown"], look["titles"], strict=True))[1:])
     assert look["elements"] == ["B", "DIV", "SPAN", "WBR"]
     assert look["attributes"] == ["style", "title"]
     assert look["pwned"] is None
@@ -125,12 +125,12 @@ def lab(tmp_path_factory):
 def test_in_jupyterlab_run_there_or_elsewhere(lab):
     root, address = lab
     write_notebook(root / "tokens.ipynb", FRAMES.format(tokens=json.dumps(HOSTILE)) + TOKENS, parameters=None)
-    came = write_notebook(root / "came.ipynb", "view", parameters=None)
-    content = json.loads(came.read_text())  # as out of a batch run: outputs that JupyterLab does not trust
+    executed = write_notebook(root / "came.ipynb", "view", parameters=None)
+    content = json.loads(executed.read_text())  # as out of a batch run: outputs that JupyterLab does not trust
     content["cells"][1]["outputs"] = [
         {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": view()._repr_mimebundle_()}
     ]
-    came.write_text(json.dumps(content))
+    executed.write_text(json.dumps(content))
     with notebook_page() as notebook:
         notebook.open(address, "tokens.ipynb")
         notebook.run_all()

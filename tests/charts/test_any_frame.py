@@ -6,7 +6,7 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.errors import UserError
-from tests.charts.specs import drawn, found, rows_of
+from tests.charts.specs import mark_layers, rows_of, spec_and_svg
 
 TRACE = pl.DataFrame({"step": [0, 4, 64], "loss": [6.0, 4.0, 2.0], "tokens": [90, 90, 90], "stderr": [0.1, 0.05, 0.5]})
 HEADS = pl.DataFrame(
@@ -15,8 +15,9 @@ HEADS = pl.DataFrame(
 
 
 def test_a_trace_is_a_curve_with_its_interval():
-    spec, svg = drawn(charts.lines(TRACE, onsets=[Onset("structure", 4, 1, 64, None, None, None, None, "found")]))
-    (band,), (line,) = found(spec, "area"), found(spec, "line")
+    onset = Onset("structure", 4, 1, 64, None, None, None, None, "found")
+    spec, svg = spec_and_svg(charts.lines(TRACE, onsets=[onset]))
+    (band,), (line,) = mark_layers(spec, "area"), mark_layers(spec, "line")
     rows = rows_of(spec, band)
     assert [row["loss"] for row in rows_of(spec, line)] == [6.0, 4.0, 2.0]
     assert [row["high"] - row["loss"] for row in rows] == pytest.approx([1.959964 * s for s in (0.1, 0.05, 0.5)])
@@ -28,17 +29,17 @@ def test_a_trace_is_a_curve_with_its_interval():
 
 def test_columns_of_text_make_the_curves_and_others_when_they_are_named():
     frame = pl.concat([TRACE.with_columns(run=pl.lit(run), split=pl.lit("dev")) for run in ("a", "b")])
-    assert "a, dev" in drawn(charts.lines(frame))[1]
-    by_layer, svg = drawn(charts.lines(HEADS, by=["relation", "layer"], percent=True, title="Two layers"))
-    assert {row["curve"] for row in rows_of(by_layer, found(by_layer, "line")[0])} == {"nsubj, 0", "nsubj, 1"}
+    assert "a, dev" in spec_and_svg(charts.lines(frame))[1]
+    by_layer, svg = spec_and_svg(charts.lines(HEADS, by=["relation", "layer"], percent=True, title="Two layers"))
+    assert {row["curve"] for row in rows_of(by_layer, mark_layers(by_layer, "line")[0])} == {"nsubj, 0", "nsubj, 1"}
     assert "no interval was given" in svg
     assert by_layer["title"]["text"] == ["Two layers"]
 
 
 def test_rows_without_a_number_are_left_out_and_counted():
     holes = TRACE.drop("stderr").with_columns(loss=pl.Series([6.0, float("nan"), None]))
-    spec, svg = drawn(charts.lines(holes))
-    assert [row["loss"] for row in rows_of(spec, found(spec, "line")[0])] == [6.0]
+    spec, svg = spec_and_svg(charts.lines(holes))
+    assert [row["loss"] for row in rows_of(spec, mark_layers(spec, "line")[0])] == [6.0]
     assert "2 of 3 rows have no number" in svg
 
 

@@ -10,14 +10,14 @@ from lmdynamics.charts.axes import Cursor, log_ticks
 from lmdynamics.charts.deceleration import manual_parameters
 from lmdynamics.errors import UserError
 from tests.charts.losses import curve, fit_of, fits, loss, points, profile
-from tests.charts.specs import at_step, drawn, rows_of
+from tests.charts.specs import at_step, rows_of, spec_and_svg
 
 
 def marks(spec):
     return [layer["mark"]["type"] for layer in spec["layer"]]
 
 
-def claims(name="small", seen=0.02):
+def claims(name="small", early_share=0.02):
     steps = points().filter(pl.col("curve") == name)["step"]
     straight = 20.0 * steps.to_numpy() ** -0.2
     both = {"one power law": straight, "one break": loss(steps.to_numpy())}
@@ -44,11 +44,11 @@ def every_chart():
 
 @pytest.mark.parametrize("name", ["many", "one", "profile", "by hand", "claim"])
 def test_every_figure_draws_and_says_what_it_shows(name):
-    drawn(every_chart()[name])
+    spec_and_svg(every_chart()[name])
 
 
-def title(rows, **how):
-    return " ".join(charts.deceleration(points(), rows, **how).to_dict()["title"]["text"])
+def title(rows, **options):
+    return " ".join(charts.deceleration(points(), rows, **options).to_dict()["title"]["text"])
 
 
 def test_the_title_counts_the_curves_that_decelerate_and_says_how_far_their_intervals_reach():
@@ -64,16 +64,16 @@ def test_the_title_counts_the_curves_that_decelerate_and_says_how_far_their_inte
 
 def test_a_title_says_no_more_than_the_intervals():
     """As of four short curves whose breaks, fitted at steps 59 to 71, may lie anywhere from 21 to 1,023."""
-    lost = fits().with_columns(verdict=pl.lit("break not located"))
-    assert title(lost) == "None of 3 curves decelerates at a known step; the break of 3 is not located"
-    assert title(lost, curves=["small"]) == "small: break not located"
+    not_located = fits().with_columns(verdict=pl.lit("break not located"))
+    assert title(not_located) == "None of 3 curves decelerates at a known step; the break of 3 is not located"
+    assert title(not_located, curves=["small"]) == "small: break not located"
     one = pl.when(pl.col("curve") == "small").then(pl.lit("break not located")).otherwise("verdict")
     large = fit_of("large")
     assert title(fits().with_columns(verdict=one)) == (
         f"1 of 3 curves decelerates, between steps {large['step_at_break_low']:,.0f} and "
         f"{large['step_at_break_high']:,.0f} (95 % intervals); the break of 1 is not located"
     )
-    spec = charts.deceleration(points(), lost, curves=["small"]).to_dict()
+    spec = charts.deceleration(points(), not_located, curves=["small"]).to_dict()
     assert marks(spec) == ["point", "line"]  # and no place is marked
 
 
@@ -94,10 +94,10 @@ def test_the_line_is_the_fit_and_its_ends_lie_on_the_two_power_laws():
     row = fit_of("small")
     line = fitted_line(row, 110, 60_000)
     x = np.log(line["x"].to_numpy())
-    told = np.exp(
+    expected = np.exp(
         np.log(row["b"]) - row["c0"] * x - row["c1"] * row["f1"] * np.logaddexp(0, (x - row["log_d1"]) / row["f1"])
     )
-    assert line["loss"].to_numpy() == pytest.approx(told)
+    assert line["loss"].to_numpy() == pytest.approx(expected)
     far = fitted_line(row, 1e9, 1e10)
     sharp = row["loss_at_break"] * (far["x"][-1] / row["step_at_break"]) ** -row["rate_after_break"]
     assert far["loss"][-1] == pytest.approx(sharp, rel=1e-6)
@@ -140,9 +140,9 @@ def test_long_curves_are_thinned_and_keep_their_ends():
     steps = np.arange(101, 40_101)
     long = pl.DataFrame({"curve": "small", "step": steps, "loss": loss(steps)})
     spec = charts.deceleration(long, fits()).to_dict()
-    drawn = rows_of(spec, next(layer for layer in spec["layer"] if layer["mark"]["type"] == "point"))
-    assert 100 < len(drawn) <= 300
-    assert drawn[-1]["x"] == 40_100
+    rows = rows_of(spec, next(layer for layer in spec["layer"] if layer["mark"]["type"] == "point"))
+    assert 100 < len(rows) <= 300
+    assert rows[-1]["x"] == 40_100
 
 
 def test_curves_are_chosen_and_coloured_in_the_order_asked_for():
@@ -169,8 +169,8 @@ def test_a_profile_says_how_much_worse_the_chosen_break_is():
 
 
 def test_a_name_with_quotes_and_tags_is_text():
-    named = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
-    svg = charts.to_svg(by_hand(charts.manual_break(named, fit_of("small"), CURSOR)))
+    renamed = curve("small").with_columns(curve=pl.lit("it's <b>\\ small"))
+    svg = charts.to_svg(by_hand(charts.manual_break(renamed, fit_of("small"), CURSOR)))
     assert "it's &lt;b&gt;\\ small with a break put at step" in svg
 
 
@@ -186,7 +186,7 @@ def test_the_claim_names_the_claimed_and_the_true_loss():
 
 
 @pytest.mark.parametrize(
-    ("draw", "said"),
+    ("draw", "message"),
     [
         (lambda: charts.deceleration(points().drop("loss"), fits()), "points needs the columns"),
         (lambda: charts.deceleration(points(), fits().drop("f1")), "fits needs the columns"),
@@ -199,6 +199,6 @@ def test_the_claim_names_the_claimed_and_the_true_loss():
         (lambda: charts.power_law_claim(points(), claims().head(5), curve="small"), "has no 'one break'"),
     ],
 )
-def test_what_cannot_be_drawn_is_reported(draw, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_drawn_is_reported(draw, message):
+    with pytest.raises(UserError, match=message):
         draw()

@@ -7,7 +7,7 @@ from lmdynamics import charts
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
-from tests.charts.specs import at_step, drawn, found, rows_of, said
+from tests.charts.specs import at_step, mark_layers, rows_of, spec_and_svg, title_text
 
 ONE = frames.dissent(("17k",)).drop("curve")
 READINGS = {"14M ≈ −.97": -0.97, "1B ≈ −.31": -0.31}
@@ -23,13 +23,13 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_draws_and_says_what_it_shows(name):
-    drawn(EVERY[name]())
+    spec_and_svg(EVERY[name]())
 
 
 def test_a_panel_per_curve_on_one_scale_from_total_dissent():
     spec = EVERY["over training"]().to_dict()
     assert [panel["title"]["text"] for panel in spec["hconcat"]] == ["17k", "260k"]
-    domains = [found(panel, "line")[0]["encoding"]["y"]["scale"]["domain"] for panel in spec["hconcat"]]
+    domains = [mark_layers(panel, "line")[0]["encoding"]["y"]["scale"]["domain"] for panel in spec["hconcat"]]
     assert domains[0] == domains[1]
     assert domains[0][0] == -1
     assert "title" not in EVERY["one curve"]().to_dict()["hconcat"][0]
@@ -45,12 +45,12 @@ def test_four_curves_stand_two_in_a_row():
 
 
 def test_a_group_keeps_its_colour_where_others_are_left_out():
-    whole = found(EVERY["one curve"]().to_dict(), "line")[0]["encoding"]["color"]["scale"]
+    all_colours = mark_layers(EVERY["one curve"]().to_dict(), "line")[0]["encoding"]["color"]["scale"]
     common = ONE.filter(pl.col("group").is_in(["common", "frequent"]))
     for chart in (charts.dissent_over_training, charts.dissent_plane):
-        part = found(chart(common, groups=frames.GROUPS).to_dict(), "line")[0]["encoding"]["color"]["scale"]
+        part = mark_layers(chart(common, groups=frames.GROUPS).to_dict(), "line")[0]["encoding"]["color"]["scale"]
         assert part["domain"] == ["common", "frequent"]
-        assert part["range"] == whole["range"][2:]
+        assert part["range"] == all_colours["range"][2:]
 
 
 def test_groups_may_be_an_enumeration():
@@ -61,40 +61,40 @@ def test_groups_may_be_an_enumeration():
 def test_the_title_names_who_goes_furthest():
     last = frames.dissent().filter(pl.col("step") == 1024).sort("dissent")
     far, near = last.row(0, named=True), last.row(-1, named=True)
-    assert said(EVERY["over training"]()) == (
+    assert title_text(EVERY["over training"]()) == (
         f"Dissent at the end: from {near['dissent']:.2f} (260k, frequent) to {far['dissent']:.2f} (17k, rare)"
     ).replace("-", "−")
 
 
 def test_published_readings_are_lines_that_the_caption_explains():
     spec = EVERY["over training"]().to_dict()
-    rule = found(spec["hconcat"][0], "rule")[0]
+    rule = mark_layers(spec["hconcat"][0], "rule")[0]
     assert [row["dissent"] for row in rows_of(spec, rule)] == list(READINGS.values())
-    assert not found(spec["hconcat"][0], "text")
-    assert sum(len(rows_of(spec, text)) for text in found(spec["hconcat"][1], "text")) == 2
+    assert not mark_layers(spec["hconcat"][0], "text")
+    assert sum(len(rows_of(spec, text)) for text in mark_layers(spec["hconcat"][1], "text")) == 2
     assert "poster" in str(spec["title"]["subtitle"])
 
 
 def test_without_intervals_there_are_no_bands():
     bare = ONE.with_columns(dissent_low=pl.lit(None, pl.Float64))
-    assert not found(charts.dissent_over_training(bare).to_dict(), "area")
-    assert not found(charts.dissent_over_training(ONE.drop("dissent_low", "dissent_high")).to_dict(), "area")
+    assert not mark_layers(charts.dissent_over_training(bare).to_dict(), "area")
+    assert not mark_layers(charts.dissent_over_training(ONE.drop("dissent_low", "dissent_high")).to_dict(), "area")
 
 
 def test_the_control_is_dotted_where_there_is_one():
     spec = charts.dissent_over_training(ONE).to_dict()
-    dotted = [layer for layer in found(spec, "line") if "strokeDash" in layer["mark"]]
+    dotted = [layer for layer in mark_layers(spec, "line") if "strokeDash" in layer["mark"]]
     assert [layer["encoding"]["y"]["field"] for layer in dotted] == ["dissent_control"]
     assert "another position" in str(spec["title"]["subtitle"])
     bare = charts.dissent_over_training(ONE.drop("dissent_control")).to_dict()
-    assert not any("strokeDash" in layer["mark"] for layer in found(bare, "line"))
+    assert not any("strokeDash" in layer["mark"] for layer in mark_layers(bare, "line"))
 
 
 def test_the_plane_follows_its_parameter():
     cursor = Cursor([0, *frames.STEPS])
     chart = charts.dissent_plane(frames.dissent(), cursor=cursor)
     spec = chart.to_dict()
-    large = [layer for layer in found(spec, "point") if layer["mark"]["size"] > 100]
+    large = [layer for layer in mark_layers(spec, "point") if layer["mark"]["size"] > 100]
     assert len(large) == 2
     assert all(layer["transform"] == [{"filter": "datum.step == cursor_step"}] for layer in large)
     assert "step 64" in charts.to_svg(at_step(chart, cursor, 64))
@@ -104,7 +104,7 @@ def test_the_plane_follows_its_parameter():
 
 def test_the_planes_four_quarters_say_what_a_step_does():
     spec = EVERY["one plane"]().to_dict()
-    texts = {tuple(layer["mark"]["text"]): rows_of(spec, layer)[0] for layer in found(spec, "text")}
+    texts = {tuple(layer["mark"]["text"]): rows_of(spec, layer)[0] for layer in mark_layers(spec, "text")}
     both = texts["both shorten h",]
     assert both["cos_hidden_attractive"] > 0
     assert both["cos_hidden_repulsive"] > 0

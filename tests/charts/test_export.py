@@ -1,4 +1,4 @@
-"""A view as files: whole, or not there."""
+"""A view as files: complete, or not written at all."""
 
 import os
 

@@ -9,7 +9,7 @@ from lmdynamics import charts
 from lmdynamics.analysis.gradients import opposition_table
 from lmdynamics.errors import UserError
 from tests.charts import interference_frames as frames
-from tests.charts.specs import drawn, found, rows_of, said
+from tests.charts.specs import mark_layers, rows_of, spec_and_svg, title_text
 
 EVERY = {
     "map": lambda: charts.opposition_map(frames.opposition()),
@@ -22,12 +22,12 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_draws_and_says_what_it_shows(name):
-    drawn(EVERY[name]())
+    spec_and_svg(EVERY[name]())
 
 
 def test_a_row_does_not_count_against_itself():
     spec = charts.opposition_map(frames.opposition()).to_dict()
-    cells = rows_of(spec, found(spec, "rect")[0])
+    cells = rows_of(spec, mark_layers(spec, "rect")[0])
     assert len(cells) == (len(frames.PARTS) + 1) * len(frames.STEPS)
     apart = frames.opposition().filter(
         (pl.col("a") != pl.col("b")) & (pl.col("part") == "head") & (pl.col("step") == 1)
@@ -40,41 +40,41 @@ def test_a_row_does_not_count_against_itself():
 
 def test_colours_are_centred_at_zero():
     spec = charts.opposition_map(frames.opposition()).to_dict()
-    low, middle, high = found(spec, "rect")[0]["encoding"]["color"]["scale"]["domain"]
+    low, middle, high = mark_layers(spec, "rect")[0]["encoding"]["color"]["scale"]["domain"]
     assert middle == 0
     assert low == -high
 
 
 def test_the_title_names_the_part_with_the_least_cosine_and_claims_no_more():
-    told = said(charts.opposition_map(frames.opposition()))
-    assert told.startswith("At step 1,024 the mean cosine is least in head: mean cosine ")
-    assert told.endswith(" negative, no interval")
+    title = title_text(charts.opposition_map(frames.opposition()))
+    assert title.startswith("At step 1,024 the mean cosine is least in head: mean cosine ")
+    assert title.endswith(" negative, no interval")
     none = frames.opposition().with_columns(cosine=pl.lit(-0.001))
-    assert said(charts.opposition_map(none)) == (
+    assert title_text(charts.opposition_map(none)) == (
         "At step 1,024 the mean cosine is least in all: mean cosine +0.00, 100% negative, no interval"
     )
 
 
 def test_bands_are_quantiles_of_the_pairs():
     spec = charts.cosine_distribution(frames.opposition(), part="layer 1").to_dict()
-    row = next(row for row in rows_of(spec, found(spec, "line")[0]) if row["step"] == 64)
+    row = next(row for row in rows_of(spec, mark_layers(spec, "line")[0]) if row["step"] == 64)
     pairs = frames.opposition().filter(
         (pl.col("a") < pl.col("b")) & (pl.col("part") == "layer 1") & (pl.col("step") == 64)
     )
     assert row["median"] == pytest.approx(pairs["cosine"].median())
     assert row["q05"] <= row["q25"] <= row["median"] <= row["q75"] <= row["q95"]
-    assert "in layer 1" in said(charts.cosine_distribution(frames.opposition(), part="layer 1"))
+    assert "in layer 1" in title_text(charts.cosine_distribution(frames.opposition(), part="layer 1"))
 
 
 def test_the_share_below_zero_has_the_interval_of_the_table():
     frame = frames.opposition()
     table = opposition_table(frame, resamples=100)
     chart = charts.cosine_distribution(frame, table, part="head").to_dict()
-    (band,) = found(chart["vconcat"][1], "area", chart.get("data"))
-    drawn = {row["step"]: (row["low"], row["high"]) for row in rows_of(chart, band)}
+    (band,) = mark_layers(chart["vconcat"][1], "area", chart.get("data"))
+    band_by_step = {row["step"]: (row["low"], row["high"]) for row in rows_of(chart, band)}
     of_head = table.filter(pl.col("part") == "head").select("step", "negative_low", "negative_high")
-    assert drawn == {step: pytest.approx(ends) for step, *ends in of_head.iter_rows()}
-    top = found(chart["vconcat"][1], "line")[0]["encoding"]["y"]["scale"]["domain"][1]
+    assert band_by_step == {step: pytest.approx(ends) for step, *ends in of_head.iter_rows()}
+    top = mark_layers(chart["vconcat"][1], "line")[0]["encoding"]["y"]["scale"]["domain"][1]
     assert top > of_head["negative_high"].max()
     assert "share below zero: 95 % interval, over rows of text" in chart["title"]["subtitle"]
     low, high = of_head.row(-1)[1:]
@@ -86,7 +86,7 @@ def test_where_there_is_no_interval_that_is_reported():
     none = opposition_table(frame).with_columns(negative_low=pl.lit(None, pl.Float64))
     for chart in (charts.cosine_distribution(frame), charts.cosine_distribution(frame, none)):
         spec = chart.to_dict()
-        assert not found(spec["vconcat"][1], "area")
+        assert not mark_layers(spec["vconcat"][1], "area")
         assert "share below zero: no interval" in spec["title"]["subtitle"]
         assert "negative (no interval)" in spec["description"]
     assert "no interval" in charts.group_opposition(frames.group_opposition()).to_dict()["title"]["subtitle"][-1]
@@ -94,16 +94,16 @@ def test_where_there_is_no_interval_that_is_reported():
 
 def test_a_gram_matrix_is_whole_and_symmetric():
     spec = charts.gram(frames.opposition(), 64).to_dict()
-    cells = {(cell["a"], cell["b"]): cell["cosine"] for cell in rows_of(spec, found(spec, "rect")[0])}
+    cells = {(cell["a"], cell["b"]): cell["cosine"] for cell in rows_of(spec, mark_layers(spec, "rect")[0])}
     assert len(cells) == 144
     assert all(cells[b, a] == value for (a, b), value in cells.items())
-    assert "At step 64" in said(charts.gram(frames.opposition(), 64))
+    assert "At step 64" in title_text(charts.gram(frames.opposition(), 64))
 
 
 def test_a_groups_name_may_hold_anything():
     name = "'\"</text> \\ rarer than 1 in 10,000"
-    named = frames.group_opposition().with_columns(pl.col("a", "b").replace("rare", name))
-    svg = charts.to_svg(charts.group_opposition(named))
+    renamed = frames.group_opposition().with_columns(pl.col("a", "b").replace("rare", name))
+    svg = charts.to_svg(charts.group_opposition(renamed))
     assert "undefined" not in svg
     assert "'\"&lt;/text&gt; \\" in svg.replace("&quot;", '"').replace("&#39;", "'")
 
@@ -130,21 +130,21 @@ def test_numbers_can_be_read_on_every_tile():
 
 def test_many_rows_are_cut_and_reported():
     spec = charts.gram(frames.opposition(rows=80, steps=(1,)), 1).to_dict()
-    assert len(rows_of(spec, found(spec, "rect")[0])) == 64 * 64
+    assert len(rows_of(spec, mark_layers(spec, "rect")[0])) == 64 * 64
     assert "the first 64 rows" in str(spec["title"]["subtitle"])
-    assert "one row" in said(charts.gram(frames.opposition(rows=1, steps=(1,))))
+    assert "one row" in title_text(charts.gram(frames.opposition(rows=1, steps=(1,))))
 
 
 def test_groups_name_the_pair_that_is_most_opposed():
     chart = charts.group_opposition(frames.group_opposition())
-    assert said(chart) == "At step 1,024 the cosine is least between “rare” and “frequent”: −0.40, no interval"
+    assert title_text(chart) == "At step 1,024 the cosine is least between “rare” and “frequent”: −0.40, no interval"
     spec = chart.to_dict()
-    assert len(rows_of(spec, found(spec, "rect")[0])) == 16
-    assert found(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS
+    assert len(rows_of(spec, mark_layers(spec, "rect")[0])) == 16
+    assert mark_layers(spec, "rect")[0]["encoding"]["x"]["sort"] == frames.GROUPS
     backwards = charts.group_opposition(frames.group_opposition(), groups=frames.GROUPS[::-1]).to_dict()
-    assert found(backwards, "rect")[0]["encoding"]["y"]["sort"] == frames.GROUPS[::-1]
+    assert mark_layers(backwards, "rect")[0]["encoding"]["y"]["sort"] == frames.GROUPS[::-1]
     one = frames.group_opposition().filter(pl.col("a") == "frequent")
-    assert "Opposition between groups" in said(charts.group_opposition(one))
+    assert "Opposition between groups" in title_text(charts.group_opposition(one))
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def rows_of(spec, column):
 
 def elements(svg, tag):
     """The elements of a picture that tell what they show."""
-    found = ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{tag}")
-    return [element for element in found if element.get("aria-label")]
+    with_tag = ElementTree.fromstring(svg).iter(f"{{http://www.w3.org/2000/svg}}{tag}")
+    return [element for element in with_tag if element.get("aria-label")]
 
 
 def labels(svg, kind):
@@ -77,9 +77,9 @@ def test_a_moving_map_equals_the_map_of_each_relation_and_step(step, relation):
     signals = {"relation": relation, "layer": 2, "head": 1}
     moving = charts.to_svg(at_step(chart, CURSOR, step, **signals))
     still = charts.to_svg(layer_head_map(head_scores(), relation, step))
-    named = [{key: row[key] for key in ("layer", "head", "direction", "accuracy")} for row in labels(moving, "rect")]
-    assert named == [{key: row[key] for key in named[0]} for row in labels(still, "rect")]
-    assert len(named) == 12 + 1
+    tiles = [{key: row[key] for key in ("layer", "head", "direction", "accuracy")} for row in labels(moving, "rect")]
+    assert tiles == [{key: row[key] for key in tiles[0]} for row in labels(still, "rect")]
+    assert len(tiles) == 12 + 1
     assert f"Which heads follow {relation}, step {step:,}" in moving
     assert f"best fixed offset: {'40%' if relation == 'det' else '25%'}" in moving
     (dot,) = labels(moving, "point")
@@ -89,19 +89,20 @@ def test_a_moving_map_equals_the_map_of_each_relation_and_step(step, relation):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_moving_arcs_equal_the_arcs_of_each_head_and_step(direction):
     frame = attention(steps=STEPS)
-    other = frame.with_columns(layer=pl.lit(0, pl.Int64), weight=pl.col("weight").reverse().over("step", "query"))
+    other_layer = frame.with_columns(layer=pl.lit(0, pl.Int64), weight=pl.col("weight").reverse().over("step", "query"))
     parts = [
-        predicted_heads(pl.concat([frame, other]), each).with_columns(direction=pl.lit(each)) for each in DIRECTIONS
+        predicted_heads(pl.concat([frame, other_layer]), each).with_columns(direction=pl.lit(each))
+        for each in DIRECTIONS
     ]
     moving = moving_arcs(WORDS, pl.concat(parts), HEADS, RELATIONS, CURSOR)
     for layer, step in ((1, 64), (1, 745), (0, 745)):
         signals = {"layer": layer, "head": 2, "direction": direction, "relation": "nsubj"}
-        here = charts.to_svg(at_step(moving, CURSOR, step, **signals))
-        own = predicted_heads(frame if layer else other, direction).filter(step=step)
-        still = charts.to_svg(charts.sentence_arcs(WORDS, own, HEADS, RELATIONS, "nsubj", direction=direction))
-        assert arcs_of(here) == arcs_of(still)
-        assert f"Layer {layer}, head 2, read {direction}, at step {step}" in here
-        assert here.count('font-weight="bold"') == still.count('font-weight="bold"')
+        moved = charts.to_svg(at_step(moving, CURSOR, step, **signals))
+        predicted = predicted_heads(frame if layer else other_layer, direction).filter(step=step)
+        still = charts.to_svg(charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, "nsubj", direction=direction))
+        assert arcs_of(moved) == arcs_of(still)
+        assert f"Layer {layer}, head 2, read {direction}, at step {step}" in moved
+        assert moved.count('font-weight="bold"') == still.count('font-weight="bold"')
 
 
 def test_a_map_of_what_was_not_measured_is_refused():
@@ -119,7 +120,7 @@ def test_relations_are_ordered_by_frequency_and_dots_need_the_interval():
     assert "nsubj 1-2" in spec["description"]
 
 
-def test_head_history_says_since_when():
+def test_head_history_reports_when_a_relation_appears():
     best = best_heads().with_columns(head=pl.when(pl.col("step") < 300).then(0).otherwise("head"))
     history = head_history(best)
     nsubj = history.row(by_predicate=pl.col("relation") == "nsubj", named=True)
@@ -131,9 +132,11 @@ def test_head_history_says_since_when():
     assert nsubj["appears"] == clear[0]
     assert nsubj["not_yet"] == max(step for step in STEPS if step < clear[0])
     assert nsubj["first_head"] == ("1-0" if clear[0] < 300 else "1-2")
-    said = describe_relation(history, "nsubj")
-    assert said.startswith(f"nsubj appears at step {clear[0]:,} (not yet at {nsubj['not_yet']:,}), first in head 1-")
-    assert "the best fixed offset 40.0%" in said
+    description = describe_relation(history, "nsubj")
+    assert description.startswith(
+        f"nsubj appears at step {clear[0]:,} (not yet at {nsubj['not_yet']:,}), first in head 1-"
+    )
+    assert "the best fixed offset 40.0%" in description
     dip = pl.when(pl.col("step") == clear[-2]).then(0.1).otherwise("accuracy")  # what is lost again has not appeared
     at_the_last = head_history(best.with_columns(accuracy=dip))
     assert at_the_last["appears"].to_list() == [None] * 2
@@ -159,14 +162,14 @@ def test_what_is_there_at_the_first_checkpoint_does_not_appear(first, says):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_predicted_heads_equal_a_loop(direction):
     frame = attention(steps=[0, 512])
-    found = predicted_heads(frame, direction)
+    predictions = predicted_heads(frame, direction)
     for step in (0, 512):
         weight = {(r["query"], r["key"]): r["weight"] for r in frame.filter(pl.col("step") == step).to_dicts()}
         for word in range(len(WORDS)):
-            others = [j for j in range(len(WORDS)) if j != word]
-            towards = [weight[(word, j) if direction == DIRECTIONS[0] else (j, word)] for j in others]
-            row = found.row(by_predicate=(pl.col("step") == step) & (pl.col("word") == word), named=True)
-            assert row["predicted"] == others[towards.index(max(towards))]
+            candidates = [j for j in range(len(WORDS)) if j != word]
+            towards = [weight[(word, j) if direction == DIRECTIONS[0] else (j, word)] for j in candidates]
+            row = predictions.row(by_predicate=(pl.col("step") == step) & (pl.col("word") == word), named=True)
+            assert row["predicted"] == candidates[towards.index(max(towards))]
             assert row["weight"] == max(towards)
 
 
@@ -174,11 +177,11 @@ def test_a_word_that_sees_none_has_no_arc():
     """The first word of a causal model, read as dependent→head, and the last, read the other way."""
     causal = attention().with_columns(weight=pl.when(pl.col("key") < pl.col("query")).then("weight").otherwise(0.0))
     for direction, blind in zip(DIRECTIONS, (0, len(WORDS) - 1), strict=True):
-        found = predicted_heads(causal, direction)
-        assert set(range(len(WORDS))) - set(found["word"]) == {blind}
+        predictions = predicted_heads(causal, direction)
+        assert set(range(len(WORDS))) - set(predictions["word"]) == {blind}
         later = pl.max_horizontal("word", "predicted") == pl.col("word" if direction == DIRECTIONS[0] else "predicted")
-        assert found.select(later.all()).item()
-        charts.sentence_arcs(WORDS, found.filter(step=STEPS[-1]), HEADS, RELATIONS, direction=direction).to_dict()
+        assert predictions.select(later.all()).item()
+        charts.sentence_arcs(WORDS, predictions.filter(step=STEPS[-1]), HEADS, RELATIONS, direction=direction).to_dict()
 
 
 def test_arcs_are_distinguished_by_the_gold_tree():
@@ -199,13 +202,13 @@ def test_a_dot_stands_at_the_word_attended_to(direction):
     svg = charts.to_svg(charts.sentence_arcs(WORDS, predicted, HEADS, RELATIONS, direction=direction))
     middle = [float(element.get("transform")[10:].split(",")[0]) for element in elements(svg, "text")][-len(WORDS) :]
     onward = direction == DIRECTIONS[0]
-    told = predicted.select(*(("word", "predicted") if onward else ("predicted", "word"))).rows()
+    expected = predicted.select(*(("word", "predicted") if onward else ("predicted", "word"))).rows()
     dots = labels(svg, "point")
-    assert [(dot["from"], dot["to"]) for dot in dots] == [(WORDS[a], WORDS[b]) for a, b in told]
-    assert all(abs(float(dot["x"]) - middle[b]) < 8 for dot, (_, b) in zip(dots, told, strict=True))
+    assert [(dot["from"], dot["to"]) for dot in dots] == [(WORDS[a], WORDS[b]) for a, b in expected]
+    assert all(abs(float(dot["x"]) - middle[b]) < 8 for dot, (_, b) in zip(dots, expected, strict=True))
 
 
-def test_words_stand_where_they_stood_whatever_the_head():
+def test_words_keep_their_places_for_every_head():
     low, high = (
         pl.DataFrame({"word": range(11), "predicted": predicted, "weight": 0.5})
         for predicted in ([(i + 1) % 11 for i in range(11)], [10 - i if i != 5 else 0 for i in range(11)])

@@ -11,7 +11,7 @@ from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.theme import CONDITIONS, condition_colours
 from lmdynamics.errors import UserError
 from tests.analysis.frames import sigmoid
-from tests.charts.specs import drawn, rows_of
+from tests.charts.specs import rows_of, spec_and_svg
 
 NAMES = ["base", "SAS−", "SAS+"]
 STEPS = [0, 1, 4, 16, 64, 256, 1024, 4000]
@@ -43,12 +43,12 @@ def final_chart(frame, **options):
 
 
 def rates(steps=1000):
-    of = {
+    rate_by_name = {
         "constant 30 %": lambda u: 0.3,
         "step 30 → 15 %": lambda u: 0.3 if u < 0.5 else 0.15,
         "linear 30 → 15 %": lambda u: 0.3 - 0.15 * u,
     }
-    rows = [(name, step, rate(step / steps)) for name, rate in of.items() for step in range(steps + 1)]
+    rows = [(name, step, rate(step / steps)) for name, rate in rate_by_name.items() for step in range(steps + 1)]
     return pl.DataFrame(rows, schema=["condition", "step", "rate"], orient="row")
 
 
@@ -138,14 +138,14 @@ def colours_of(encoding):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_says_what_it_shows_and_draws(name):
-    drawn(EVERY[name]())
+    spec_and_svg(EVERY[name]())
 
 
 def test_a_condition_keeps_its_colour_where_others_are_absent():
-    alone = condition_colours(["SAS+"], NAMES)
-    assert alone == {"SAS+": condition_colours(NAMES)["SAS+"]}
+    colours = condition_colours(["SAS+"], NAMES)
+    assert colours == {"SAS+": condition_colours(NAMES)["SAS+"]}
     spec = charts.conditions_over_training(over_training(["SAS+"]), UAS, conditions=NAMES).to_dict()
-    assert colours_of(layers_of(spec, "line")[0]["encoding"]) == alone
+    assert colours_of(layers_of(spec, "line")[0]["encoding"]) == colours
     assert condition_colours(["b", "a", "b"]) == dict(zip("ba", CONDITIONS, strict=False))
 
 
@@ -191,8 +191,8 @@ def test_the_control_is_dashed_and_named():
 
 
 def test_a_mean_needs_every_seed_and_the_caption_counts_what_is_missing():
-    gone = (pl.col("condition") == "base") & (pl.col("step") == 256) & (pl.col("seed") == 1)
-    frame = over_training().with_columns(value=pl.when(gone).then(float("nan")).otherwise("value"))
+    without_score = (pl.col("condition") == "base") & (pl.col("step") == 256) & (pl.col("seed") == 1)
+    frame = over_training().with_columns(value=pl.when(without_score).then(float("nan")).otherwise("value"))
     spec = charts.conditions_over_training(frame, UAS).to_dict()
     thin, thick = layers_of(spec, "line")
     assert sum(row["value"] is None for row in rows_of(spec, thin)) == 1
@@ -339,8 +339,8 @@ def test_a_speed_up_beyond_the_last_checkpoint_widens_the_axis():
 
 
 def test_where_none_reaches_the_best_the_title_says_so():
-    nothing = dict.fromkeys(["value", "low", "high", "step"], [None] * 3)
-    spec = speedup_chart(speedups(**nothing)).to_dict()
+    nulls = dict.fromkeys(["value", "low", "high", "step"], [None] * 3)
+    spec = speedup_chart(speedups(**nulls)).to_dict()
     assert spec["title"]["text"] == ["No schedule reaches the best of base"]
 
 

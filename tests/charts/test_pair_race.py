@@ -10,7 +10,7 @@ from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.pair_race import pairs_at_step, paradigm_label
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid
-from tests.charts.specs import at_step, drawn, found, rows_of, said
+from tests.charts.specs import at_step, mark_layers, rows_of, spec_and_svg, title_text
 
 TRACE = pairs_trace({"near_verb": sigmoid(STEPS, 0.5, 1.0, 100), "far": sigmoid(STEPS, 0.5, 0.6, 900)}, pairs=40)
 ONSET = Onset("capabilities", 125, 100, 156, None, None, None, None, "found")
@@ -32,7 +32,7 @@ EVERY = {
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_figure_draws_and_says_what_it_shows(name):
-    _, svg = drawn(EVERY[name]())
+    _, svg = spec_and_svg(EVERY[name]())
     assert "nats" in svg or name == "paradigms"
 
 
@@ -40,26 +40,28 @@ def test_two_lines_above_and_their_difference_below_are_as_given():
     race = pair_race(TRACE, "near_verb")
     spec = charts.pair_race(race).to_dict()
     heights = [
-        [row["value"] for row in rows_of(spec, line)] for panel in spec["vconcat"] for line in found(panel, "line")
+        [row["value"] for row in rows_of(spec, line)]
+        for panel in spec["vconcat"]
+        for line in mark_layers(panel, "line")
     ]
     assert heights == [race.filter(score=score)["value"].to_list() for score in ("good", "bad", "difference")]
-    marks = [line["mark"] for line in found(spec, "line")]
+    marks = [line["mark"] for line in mark_layers(spec, "line")]
     assert len({(mark["color"], str(mark["strokeDash"])) for mark in marks}) == 3
     assert marks[0]["strokeDash"] != marks[1]["strokeDash"]
-    zero = [rule for rule in found(spec["vconcat"][1], "rule") if rows_of(spec, rule) == [{"value": 0}]]
+    zero = [rule for rule in mark_layers(spec["vconcat"][1], "rule") if rows_of(spec, rule) == [{"value": 0}]]
     assert len(zero) == 1
 
 
 def test_bands_are_those_of_the_frame_and_one_pair_has_none():
     race = pair_race(TRACE)
     spec = charts.pair_race(race).to_dict()
-    bands = [[(row["low"], row["high"]) for row in rows_of(spec, area)] for area in found(spec, "area")]
+    bands = [[(row["low"], row["high"]) for row in rows_of(spec, area)] for area in mark_layers(spec, "area")]
     assert bands == [race.filter(score=score).select("low", "high").rows() for score in ("good", "bad", "difference")]
     assert "bands: 95 % over 80 pairs" in " ".join(spec["title"]["subtitle"])
-    alone = EVERY["pair"]().to_dict()
-    assert found(alone, "area") == []
-    assert "one pair, no interval" in " ".join(alone["title"]["subtitle"])
-    assert alone["title"]["subtitle"][:2] == ["good: “a”", "bad: “b”"]
+    one_pair = EVERY["pair"]().to_dict()
+    assert mark_layers(one_pair, "area") == []
+    assert "one pair, no interval" in " ".join(one_pair["title"]["subtitle"])
+    assert one_pair["title"]["subtitle"][:2] == ["good: “a”", "bad: “b”"]
 
 
 def scored(lead: list[float], spread: float = 0.1) -> pl.DataFrame:
@@ -95,7 +97,7 @@ def scored(lead: list[float], spread: float = 0.1) -> pl.DataFrame:
 )
 def test_the_title_says_since_when_the_good_sentence_leads(lead, title):
     chart = charts.pair_race(scored(lead))
-    assert said(chart) == title
+    assert title_text(chart) == title
     assert title in chart.to_dict()["description"]
 
 
@@ -103,37 +105,37 @@ def test_the_cursor_moves_both_panels_and_strips_lie_over_each():
     spec = charts.pair_race(pair_race(TRACE), CURSOR).to_dict()
     for panel in spec["vconcat"]:
         assert f"max({CURSOR.name}, 0.5)" in str(panel)
-        (over,) = found(panel, "rect")
+        (over,) = mark_layers(panel, "rect")
         assert [row["i"] for row in rows_of(spec, over)] == list(range(len(STEPS)))
-    (number,) = found(spec, "text")
+    (number,) = mark_layers(spec, "text")
     assert number["encoding"]["text"]["field"] == "step"
     still = charts.pair_race(pair_race(TRACE), step=64).to_dict()
     assert "params" not in still
-    assert not found(still, "rect")
+    assert not mark_layers(still, "rect")
     assert "max(64, 0.5)" in str(still)
     assert "max(2274, 0.5)" in str(charts.pair_race(pair_race(TRACE)).to_dict())
 
 
 def test_an_onset_stands_behind_both_panels_and_in_the_caption():
     spec = EVERY["paradigm"]().to_dict()
-    assert len(found(spec, "rect")) == 2
+    assert len(mark_layers(spec, "rect")) == 2
     assert "vertical band: capabilities onset, step 125" in " ".join(spec["title"]["subtitle"])
     none = Onset("capabilities", None, None, None, None, None, None, None, "never")
     without = charts.pair_race(pair_race(TRACE), onset=none).to_dict()
-    assert found(without, "rect") == []
+    assert mark_layers(without, "rect") == []
     assert "onset" not in str(without["title"])
 
 
 def test_paradigms_stand_by_their_last_accuracy_and_follow_the_cursor():
     accuracy = accuracy_by_step(TRACE)
     spec = pairs_at_step(accuracy, CURSOR, "near_verb").to_dict()
-    dots, ring = found(spec, "point")
+    dots, ring = mark_layers(spec, "point")
     assert dots["encoding"]["y"]["sort"] == ["near verb", "far"]
     assert len(rows_of(spec, dots)) == len(accuracy)
-    for layer in (dots, found(spec, "rule")[1]):
+    for layer in (dots, mark_layers(spec, "rule")[1]):
         assert layer["transform"] == [{"filter": f"datum.step == {CURSOR.name}"}]
     assert ring["transform"][-1] == {"filter": {"equal": "near_verb", "field": "paradigm"}}
-    (chance,) = [rule for rule in found(spec, "rule") if rows_of(spec, rule) == [{"accuracy": 0.5}]]
+    (chance,) = [rule for rule in mark_layers(spec, "rule") if rows_of(spec, rule) == [{"accuracy": 0.5}]]
     assert chance["mark"]["strokeDash"]
     for text in (f"step {HERE:,}", "near verb"):
         assert text in charts.to_svg(followed(pairs_at_step(accuracy, CURSOR)))

@@ -8,7 +8,7 @@ from lmdynamics import charts
 from lmdynamics.analysis.fits import power_laws, predict_early, split_gains
 from lmdynamics.errors import UserError
 from tests.charts.losses import points
-from tests.charts.specs import drawn, said
+from tests.charts.specs import spec_and_svg, title_text
 
 SIZES = {"1M": 1e6, "10M": 1e7, "100M": 1e8}
 
@@ -51,14 +51,14 @@ def early(errors):
     ],
 )
 def test_every_figure_draws_and_says_what_it_shows(chart):
-    drawn(chart())
+    spec_and_svg(chart())
 
 
 def test_two_sizes_are_reported_without_an_interval():
     two = sizes().filter(pl.col("parameters") <= sizes()["parameters"].unique().sort()[1])
     chart = charts.size_trends(two, laws(pl.concat([two, two])))
-    assert "lower loss" not in said(chart)
-    assert "loss at the break not tested" in said(chart)
+    assert "lower loss" not in title_text(chart)
+    assert "loss at the break not tested" in title_text(chart)
     heads = [" ".join(panel["title"]["text"]) for panel in chart.to_dict()["hconcat"]]
     assert all("too few sizes for an interval" in head for head in heads)
 
@@ -68,21 +68,21 @@ def test_three_panels_each_with_its_exponent():
     spec = chart.to_dict()
     heads = [" ".join(panel["title"]["text"]) for panel in spec["hconcat"]]
     assert [head.split(" [")[0] for head in heads] == ["exponent −0.08", "exponent 0.20", "exponent −0.10"]
-    assert said(chart).endswith("faster fall after it, lower final loss")
+    assert title_text(chart).endswith("faster fall after it, lower final loss")
     assert "rule" in str(spec["hconcat"][0]["layer"])  # the only quantity with intervals
     assert "rule" not in str(spec["hconcat"][1]["layer"])
 
 
 def test_a_trend_whose_interval_holds_zero_is_not_claimed():
     flat = sizes(rate_after_break=pl.Series([0.02, 0.03, 0.021]))
-    assert "no clear change in fall after it" in said(charts.size_trends(flat, laws(flat)))
+    assert "no clear change in fall after it" in title_text(charts.size_trends(flat, laws(flat)))
 
 
 def test_a_rate_below_zero_is_left_out_and_counted():
     odd = sizes(rate_after_break=pl.Series([-0.01, 0.02, 0.03]))
     chart = charts.size_trends(odd, laws(odd))
     assert "1 value missing or not above 0 left out" in str(chart.to_dict()["title"]["subtitle"])
-    assert "fall after it not known" in said(chart)
+    assert "fall after it not known" in title_text(chart)
     none = sizes(rate_after_break=pl.Series([-0.01, -0.02, -0.03]))
     assert "<svg" in charts.to_svg(charts.size_trends(none, laws(none)))
 
@@ -102,7 +102,7 @@ def test_an_interval_below_zero_ends_at_the_panel():
 def test_gains_are_reported_from_the_smallest_to_the_largest():
     parts = split_gains(sizes())
     total = np.log(sizes()["final_loss"][0] / sizes()["final_loss"][2])
-    assert said(charts.gain_parts(parts)).startswith(f"From 1M to 100M log loss falls by {total:.2f}: ")
+    assert title_text(charts.gain_parts(parts)).startswith(f"From 1M to 100M log loss falls by {total:.2f}: ")
 
 
 def test_two_sources_have_a_panel_each():
@@ -110,12 +110,12 @@ def test_two_sources_have_a_panel_each():
     both = pl.concat([parts.with_columns(source=pl.lit(name)) for name in ("ours", "published")])
     spec = charts.gain_parts(both).to_dict()
     assert spec["facet"]["row"]["field"] == "source"
-    assert said(charts.gain_parts(both)).startswith("ours: from 1M")
+    assert title_text(charts.gain_parts(both)).startswith("ours: from 1M")
     assert any(line.startswith("published: from 1M") for line in spec["title"]["subtitle"])
 
 
 def test_early_predictions_say_from_when_they_are_close():
-    text = said(charts.early_prediction(early({0.1: 0.1, 0.3: 0.015, 0.5: 0.01})))
+    text = title_text(charts.early_prediction(early({0.1: 0.1, 0.3: 0.015, 0.5: 0.01})))
     assert text == (
         "From 30 % of training on, one break is within 2 % of the final loss for the curve; "
         "the last loss seen is off by up to 5.0 % there"
@@ -123,7 +123,7 @@ def test_early_predictions_say_from_when_they_are_close():
 
 
 def test_early_predictions_that_are_never_close_for_good_say_so():
-    text = said(charts.early_prediction(early({0.1: 0.01, 0.5: np.log(1.04)})))
+    text = title_text(charts.early_prediction(early({0.1: 0.01, 0.5: np.log(1.04)})))
     assert text.startswith("Even from 50 % of training, one break is off by up to 4.0 %")
 
 

@@ -1,4 +1,4 @@
-"""One figure for whoever reads it: widget, picture, file."""
+"""One figure as a widget, as a picture and as a file."""
 
 import zlib
 from xml.etree import ElementTree
@@ -19,9 +19,9 @@ def chart():
 
 
 def test_a_still_is_a_picture_and_a_file(chart, tmp_path):
-    shown = charts.show(chart, "bars", str(tmp_path / "figures"), interactive=False)
+    picture = charts.show(chart, "bars", str(tmp_path / "figures"), interactive=False)
     svg = (tmp_path / "figures" / "bars.svg").read_text(encoding="utf-8")
-    bundle, metadata = shown._repr_mimebundle_()
+    bundle, metadata = picture._repr_mimebundle_()
     assert bundle["image/svg+xml"] == svg
     assert bundle["image/png"].startswith(b"\x89PNG")
     assert "Two bars" in metadata["image/png"]["alt"]

@@ -7,7 +7,7 @@ from lmdynamics.charts import to_svg
 from lmdynamics.charts.axes import Cursor
 from lmdynamics.charts.small_multiples import small_multiples, step_text
 from lmdynamics.errors import UserError
-from tests.charts.specs import found, rows_of
+from tests.charts.specs import mark_layers, rows_of
 
 STEPS = [0, 1, 8, 64, 512]
 
@@ -46,10 +46,10 @@ def test_all_panels_of_a_measure_share_their_scale():
 def test_the_cursor_goes_through_every_panel_and_each_can_be_clicked():
     spec = small_multiples(curves(), Cursor(STEPS)).to_dict()
     for panel in (panel for row in panels(spec) for panel in row):
-        (over,) = found(panel, "rect")
+        (over,) = mark_layers(panel, "rect")
         assert [row["i"] for row in rows_of(spec, over)] == list(range(len(STEPS)))
         assert str(panel).count("datum.step == cursor_step") == 2
-    assert not found(small_multiples(curves(), step=8).to_dict(), "rect")
+    assert not mark_layers(small_multiples(curves(), step=8).to_dict(), "rect")
 
 
 def test_one_run_has_no_grey_lines_and_no_title():
@@ -68,9 +68,9 @@ def test_chosen_runs_keep_the_others_behind():
 
 @pytest.mark.parametrize("bounds", [True, False])
 def test_it_says_whether_there_are_intervals(bounds):
-    said = str(small_multiples(curves(bounds=bounds)).to_dict()["title"]["subtitle"])
-    assert ("band: 95 %" in said) is bounds
-    assert ("no intervals" in said) is not bounds
+    subtitle = str(small_multiples(curves(bounds=bounds)).to_dict()["title"]["subtitle"])
+    assert ("band: 95 %" in subtitle) is bounds
+    assert ("no intervals" in subtitle) is not bounds
 
 
 def test_the_title_names_the_ends():

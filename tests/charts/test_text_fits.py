@@ -123,9 +123,9 @@ def page(pictures):
 @pytest.mark.parametrize("font", FONTS)
 def test_no_text_is_cut_and_no_title_is_wider_than_its_chart(font, page, pictures):
     measured = dict(zip(pictures, page.evaluate(MEASURE, font), strict=True))
-    assert {name: seen["cut"] for name, seen in measured.items() if seen["cut"]} == {}
-    ends = {name: max(seen["chart"][1], seen["chart"][0] + MIN_WIDTH) for name, seen in measured.items()}
-    assert [name for name, seen in measured.items() if seen["title"] > ends[name] + 1] == []
+    assert {name: extent["cut"] for name, extent in measured.items() if extent["cut"]} == {}
+    ends = {name: max(extent["chart"][1], extent["chart"][0] + MIN_WIDTH) for name, extent in measured.items()}
+    assert [name for name, extent in measured.items() if extent["title"] > ends[name] + 1] == []
 
 
 @given(st.text("abc WM%→λ.,  ", max_size=200), st.floats(30, 600), st.booleans())

@@ -54,11 +54,11 @@ def titled(view):
 
 def test_only_our_elements_and_attributes_appear():
     view = tokens(title="<b>a title</b>")
-    found = Elements(view._repr_html_())
-    assert {tag for tag, _ in found.seen} == {"div", "span", "b", "wbr"}
-    assert sum(tag == "b" for tag, _ in found.seen) == 1
-    assert {name for _, attributes in found.seen for name in attributes} == {"style", "title", "dir", "class"}
-    assert "<b>a title</b>" in found.text
+    parser = Elements(view._repr_html_())
+    assert {tag for tag, _ in parser.seen} == {"div", "span", "b", "wbr"}
+    assert sum(tag == "b" for tag, _ in parser.seen) == 1
+    assert {name for _, attributes in parser.seen for name in attributes} == {"style", "title", "dir", "class"}
+    assert "<b>a title</b>" in parser.text
 
 
 def test_the_text_is_shown_literally_and_what_cannot_be_seen_is_escaped():
@@ -137,7 +137,7 @@ def test_the_page_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("token", "shown"),
+    ("token", "expected"),
     [
         ("", "∅"),
         (" the", " the"),
@@ -150,8 +150,8 @@ def test_the_page_is_written_whole(tmp_path):
         ("aĠ", "aĠ"),
     ],
 )
-def test_what_a_token_is_shown_as(token, shown):
-    assert visible(token) == shown
+def test_what_a_token_is_shown_as(token, expected):
+    assert visible(token) == expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from lmdynamics.charts.axes import STEP_ZERO, onset_bands, step_axis, step_ticks
 from lmdynamics.charts.theme import BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT
 from lmdynamics.errors import UserError
 from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
-from tests.charts.specs import drawn
+from tests.charts.specs import spec_and_svg
 
 STRUCTURE = Onset("structure", 300, 250, 400, 200, 150, 250, None, "because", 1.0)
 CAPABILITIES = Onset("capabilities", 900, 800, 1000, 700, 600, 800, None, "because", 1.0)
@@ -44,7 +44,7 @@ def every_chart():
 
 @pytest.mark.parametrize("name", ["loss", "uas", "pairs", "complexity"])
 def test_every_figure_says_what_it_shows_and_draws(name):
-    spec, svg = drawn(every_chart()[name])
+    spec, svg = spec_and_svg(every_chart()[name])
     assert "log" in str(spec)
     assert all(line in svg for line in spec["title"]["text"])
     assert "onset at step" in spec["description"]
@@ -152,8 +152,8 @@ def test_pairs_have_a_panel_each_and_chance_dashed():
     assert spec["facet"]["field"] == "panel"
     dashed = [layer for layer in spec["spec"]["layer"] if layer["mark"].get("strokeDash")]
     assert dashed[0]["encoding"]["y"]["field"] == "chance"
-    one = charts.pair_accuracy_over_training(accuracy_by_step(pairs_trace({"only": 0.7}, pairs=20))).to_dict()
-    assert "facet" not in one
+    one_panel = charts.pair_accuracy_over_training(accuracy_by_step(pairs_trace({"only": 0.7}, pairs=20))).to_dict()
+    assert "facet" not in one_panel
 
 
 def test_colours_read_on_white_and_on_black():
@@ -162,9 +162,9 @@ def test_colours_read_on_white_and_on_black():
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
         return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
-    for least, colours in ((4, [STILL_TEXT]), (2, [BLUE, ORANGE, GREY, *ONSETS.values()])):
+    for min_contrast, colours in ((4, [STILL_TEXT]), (2, [BLUE, ORANGE, GREY, *ONSETS.values()])):
         for colour in colours:
-            assert min(1.05 / (luminance(colour) + 0.05), (luminance(colour) + 0.05) / 0.055) > least
+            assert min(1.05 / (luminance(colour) + 0.05), (luminance(colour) + 0.05) / 0.055) > min_contrast
 
 
 def test_a_frame_of_another_kind_is_refused():
@@ -186,10 +186,12 @@ def test_uas_of_a_causal_model_says_what_its_heads_could_reach():
     causal = curve.with_columns(reachable=pl.when(shuffled).then(0.5).when(late).then(0.7).otherwise(0.6))
     log = pl.DataFrame({"step": STEPS, "loss": [4.0] * len(STEPS)})
     for chart in (charts.uas_over_training, lambda frame: charts.loss_and_uas(log, frame)):
-        said, silent = (" ".join(chart(frame).to_dict()["title"]["subtitle"]) for frame in (causal, curve))
-        assert "60% to 70% of the arcs, 50%" in said
-        assert "attends to the left" in said
-        assert "attends to the left" not in silent
+        causal_subtitle, plain_subtitle = (
+            " ".join(chart(frame).to_dict()["title"]["subtitle"]) for frame in (causal, curve)
+        )
+        assert "60% to 70% of the arcs, 50%" in causal_subtitle
+        assert "attends to the left" in causal_subtitle
+        assert "attends to the left" not in plain_subtitle
         all_within_reach = " ".join(chart(curve.with_columns(reachable=1.0)).to_dict()["title"]["subtitle"])
         assert "attends to the left" not in all_within_reach
 

@@ -40,7 +40,7 @@ def marks(chart):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         (frame(0.61), "uas 0.61 over 1 batch"),
         (frame(0.61, 0.5, 0.22), "uas 0.61 → 0.22 over 3 batches"),
@@ -50,11 +50,11 @@ def marks(chart):
         (accepted(0.2, 0.3), "uas 0.20 → 0.30 over 2 batches, outside 0.60 ± 0.05 since 2026-11-01"),
     ],
 )
-def test_the_title_says_what_happened(data, said):
+def test_the_title_says_what_happened(data, expected):
     chart = record_trend(data)
-    assert title(chart) == said
-    assert said in chart.to_dict()["description"].replace("Uas", "uas")
-    assert title(record_trend(data.reverse())) == said  # time counts, not the order of rows
+    assert title(chart) == expected
+    assert expected in chart.to_dict()["description"].replace("Uas", "uas")
+    assert title(record_trend(data.reverse())) == expected  # time counts, not the order of rows
 
 
 def test_the_unit_is_on_the_axis_and_in_the_title():

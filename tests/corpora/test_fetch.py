@@ -59,9 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.answer(206 if start else 200, headers)
-        cut = self.server.cuts.pop(0) if self.server.cuts else None
-        self.wfile.write(content[start:] if cut is None else content[start : start + cut])
-        self.close_connection = cut is not None
+        limit = self.server.cuts.pop(0) if self.server.cuts else None
+        self.wfile.write(content[start:] if limit is None else content[start : start + limit])
+        self.close_connection = limit is not None
         return None
 
     def answer(self, status, headers):
@@ -121,7 +121,7 @@ def test_all_files_come_and_nothing_else_is_left(server, source, folder):
     assert {path.name for path in folder.parent.iterdir()} == {"made", "made.lock"}
 
 
-def test_what_is_here_whole_is_not_fetched_again(server, source, folder):
+def test_complete_files_are_not_fetched_again(server, source, folder):
     download(source, folder)
     server.requests.clear()
     download(source, folder)
@@ -263,14 +263,14 @@ class TestNames:
 
     def test_own_data_come_first(self, known, server, tmp_path, monkeypatch):
         fetch("made")
-        own = tmp_path / "own" / "text" / "made"
-        own.mkdir(parents=True)
+        own_folder = tmp_path / "own" / "text" / "made"
+        own_folder.mkdir(parents=True)
         monkeypatch.setenv("LMDYNAMICS_DATA", str(tmp_path / "own"))
-        assert locate("made") == own
+        assert locate("made") == own_folder
 
     def test_a_mirror_is_checked_all_the_same(self, server, monkeypatch):
-        lost = source_of(CONTENT, "https://nowhere.invalid")
-        monkeypatch.setattr(fetch_module, "sources", lambda: {"made": lost})
+        unreachable = source_of(CONTENT, "https://nowhere.invalid")
+        monkeypatch.setattr(fetch_module, "sources", lambda: {"made": unreachable})
         assert is_whole(fetch("made", base=server.url + "/"))
 
     def test_unknown_names_are_refused(self):

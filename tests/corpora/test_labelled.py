@@ -22,7 +22,7 @@ from lmdynamics.errors import UserError
 from tests.conftest import refuses
 
 
-def made(n=200, per_group=1):
+def labelled(n=200, per_group=1):
     """`n` sentences, labels in turn, `per_group` neighbours to a group."""
     frame = pl.DataFrame({"text": [f"s {i}" for i in range(n)], "label": [i % 2 for i in range(n)]})
     return LabelledSentences("made", frame.with_columns(group=pl.int_range(n) // per_group))
@@ -35,14 +35,14 @@ def pairs_of(rows, split_into_words=True):
 
 
 @given(st.integers(60, 200), st.integers(1, 3), st.integers(0, 10))
-def test_splits_part_the_rows_and_no_group(n, per_group, seed):
-    data = made(n, per_group)
+def test_splits_divide_the_rows_and_no_group(n, per_group, seed):
+    data = labelled(n, per_group)
     splits = data.splits(seed)
     assert sorted(text for part in splits for text in part.frame["text"]) == sorted(data.frame["text"])
     groups = [set(part.frame["group"]) for part in splits]
     assert sum(map(len, groups)) == len(set.union(*groups))
-    again = data.splits(seed)
-    assert [part.fingerprint for part in splits] == [part.fingerprint for part in again]
+    repeated = data.splits(seed)
+    assert [part.fingerprint for part in splits] == [part.fingerprint for part in repeated]
 
 
 def test_shares_are_kept_for_every_label():
@@ -54,7 +54,7 @@ def test_shares_are_kept_for_every_label():
 
 
 def test_the_source_s_own_test_split_is_kept():
-    data = made(100)
+    data = labelled(100)
     given_split = data.frame.with_columns(
         split=pl.when(pl.col("group") < 80).then(pl.lit("train")).otherwise(pl.lit("test"))
     )
@@ -84,10 +84,10 @@ def test_a_sentence_that_is_there_twice_is_one_group():
 
 
 def test_the_fingerprint_differs_by_content_and_tokenising():
-    one, other = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
+    sentences, swapped_labels = label_sentences("made", ["a", "b"], [0, 1]), label_sentences("made", ["a", "b"], [1, 0])
     split = label_sentences("made", ["a", "b"], [0, 1], split_into_words=True)
-    assert len({one.fingerprint, other.fingerprint, split.fingerprint}) == 3
-    assert one.fingerprint == label_sentences("another name", ["a", "b"], [0, 1]).fingerprint
+    assert len({sentences.fingerprint, swapped_labels.fingerprint, split.fingerprint}) == 3
+    assert sentences.fingerprint == label_sentences("another name", ["a", "b"], [0, 1]).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_missing_column_is_named():
         LabelledSentences("mine", pl.DataFrame({"text": ["a", "b"], "label": [0, 1]}))
 
 
-def test_splits_that_cannot_be_are_refused():
-    refuses("made: 4 groups of sentences are too few to have every label in", lambda: made(4).splits())
-    refuses("must be shares above 0 with a sum below 1", lambda: made().splits(dev=0.5, test=0.5))
+def test_impossible_splits_are_refused():
+    refuses("made: 4 groups of sentences are too few to have every label in", lambda: labelled(4).splits())
+    refuses("must be shares above 0 with a sum below 1", lambda: labelled().splits(dev=0.5, test=0.5))
 
 
 def test_a_table_of_one_s_own_is_read(tmp_path):

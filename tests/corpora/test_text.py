@@ -1,4 +1,4 @@
-"""Text to tokenizer to blocks: what is read, what comes out, that it is built once and whole, and what is refused."""
+"""Text to tokenizer to token rows: what is read, what is returned, that it is built once and completely, refusals."""
 
 import errno
 import json
@@ -138,8 +138,8 @@ class TestTokenizer:
         opened = AutoTokenizer.from_pretrained(tmp_path)
         assert opened.get_vocab() == tokenizer.get_vocab()
         words = ["The", "naïve", "child", "##x", "[MASK]"]
-        one, other = (t(words, is_split_into_words=True) for t in (tokenizer, opened))
-        assert (one["input_ids"], one.word_ids()) == (other["input_ids"], other.word_ids())
+        expected, reopened = (t(words, is_split_into_words=True) for t in (tokenizer, opened))
+        assert (expected["input_ids"], expected.word_ids()) == (reopened["input_ids"], reopened.word_ids())
         assert opened.model_max_length == 32
 
     def test_the_same_texts_give_the_same_vocabulary(self, kind):
@@ -293,9 +293,9 @@ class TestRealBooks:
         assert "alice" in tokenizer.decode(train.ids[:20_000])
 
 
-def building(built: list, text: str = "{}"):
+def building(folders: list, text: str = "{}"):
     def build(folder):
-        built.append(folder)
+        folders.append(folder)
         TokenRows.from_rows([[1, 2], [3]]).save(folder)
         (folder / COMPLETE).write_text(text)
 
@@ -303,15 +303,15 @@ def building(built: list, text: str = "{}"):
 
 
 def test_what_was_built_is_opened_and_what_is_damaged_is_built_again(tmp_path):
-    built, folder = [], tmp_path / "deep" / "corpus"
+    folders, folder = [], tmp_path / "deep" / "corpus"
     for _ in range(2):
-        assert [row.tolist() for row in load_or_build(folder, TokenRows.load, building(built))] == [[1, 2], [3]]
-    assert len(built) == 1
+        assert [row.tolist() for row in load_or_build(folder, TokenRows.load, building(folders))] == [[1, 2], [3]]
+    assert len(folders) == 1
     (folder / "ids.npy").write_bytes(b"nothing")
-    assert len(load_or_build(folder, TokenRows.load, building(built))) == 2
+    assert len(load_or_build(folder, TokenRows.load, building(folders))) == 2
     (folder / COMPLETE).unlink()  # as if it had been copied by half
-    assert len(load_or_build(folder, TokenRows.load, building(built))) == 2
-    assert len(built) == 3
+    assert len(load_or_build(folder, TokenRows.load, building(folders))) == 2
+    assert len(folders) == 3
     assert sorted(path.name for path in folder.parent.iterdir()) == ["corpus", "corpus.lock"]
 
 
@@ -326,9 +326,9 @@ def test_a_long_corpus_of_the_grammar_is_drawn_once_for_all_runs_of_a_seed(tmp_p
     assert not (tmp_path / "cache").exists()
     first = batches.open_corpus(recipe(300, 3))
     (saved,) = (path for path in (tmp_path / "cache" / "corpora").iterdir() if path.is_dir())
-    written = (saved / "rows" / "ids.npy").stat().st_mtime_ns
-    again = batches.open_corpus(recipe(300, 3))
-    assert again.train.fingerprint == first.train.fingerprint
-    assert (saved / "rows" / "ids.npy").stat().st_mtime_ns == written
-    other = batches.open_corpus(recipe(300, 4))
-    assert not np.array_equal(other.train.ids, first.train.ids)
+    modified = (saved / "rows" / "ids.npy").stat().st_mtime_ns
+    reopened = batches.open_corpus(recipe(300, 3))
+    assert reopened.train.fingerprint == first.train.fingerprint
+    assert (saved / "rows" / "ids.npy").stat().st_mtime_ns == modified
+    other_seed = batches.open_corpus(recipe(300, 4))
+    assert not np.array_equal(other_seed.train.ids, first.train.ids)

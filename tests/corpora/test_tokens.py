@@ -30,8 +30,8 @@ def test_rows_come_back_as_they_were_given(rows):
 
 @given(ragged, ragged)
 def test_the_fingerprint_differs_by_content(rows, other_rows):
-    same = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(other_rows).fingerprint
-    assert same == (rows == other_rows)
+    equal_fingerprints = TokenRows.from_rows(rows).fingerprint == TokenRows.from_rows(other_rows).fingerprint
+    assert equal_fingerprints == (rows == other_rows)
 
 
 def test_the_same_ids_cut_otherwise_have_another_fingerprint():
@@ -146,10 +146,10 @@ def test_without_special_tokens_every_token_is_a_word_and_nothing_can_be_packed(
 
 def test_what_cannot_be_annotated_is_refused():
     refuses("empty has no sentences", annotated_rows, Treebank("empty", ()), wordpiece())
-    lost = Treebank("lost", (Sentence(("dog", "\u200b"), (-1, 0), ("root", "dep")),))
+    treebank = Treebank("lost", (Sentence(("dog", "\u200b"), (-1, 0), ("root", "dep")),))
     tokenizer = Grammar("small").tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    refuses("lost: the tokenizer gives no token for ", annotated_rows, lost, tokenizer)
+    refuses("lost: the tokenizer gives no token for ", annotated_rows, treebank, tokenizer)
     few = random_treebank(1, seed=0)
     for block_size in (2, 500):
         refuses(f"which fill no row of {block_size}", annotated_rows, few, wordpiece(), block_size)

@@ -19,15 +19,15 @@ aten = torch.ops.aten
 BETWEEN = {aten.copy_.default, aten._to_copy.default}  # may have tensors of both devices
 ALIKE = {aten._fused_adamw_.default}  # takes no single numbers of the CPU either
 
-ran: set[str] = set()  # the names of what was computed on it
-_has = {"it": False, "float64": True}
+computed: set[str] = set()  # the names of what was computed on it
+_supports = {"it": False, "float64": True}
 
 
 class _Module(_DummyBackendModule):
     """What torch asks of a backend, as `torch.accel`."""
 
     def is_available(self) -> bool:
-        return _has["it"]
+        return _supports["it"]
 
     def get_device_name(self, device=None) -> str:
         return "a logical accelerator"
@@ -86,37 +86,37 @@ class _Factories(TorchDispatchMode):
 
 def _run(function, args, kwargs):
     flat, form = tree_flatten((args, kwargs))
-    here = [x for x in flat if isinstance(x, Held)]
-    asked = kwargs.get("device")
-    on_it = bool(here) if asked is None else torch.device(asked).type == NAME
-    if not here and not on_it:
+    on_accelerator = [x for x in flat if isinstance(x, Held)]
+    requested = kwargs.get("device")
+    on_it = bool(on_accelerator) if requested is None else torch.device(requested).type == NAME
+    if not on_accelerator and not on_it:
         return function(*args, **kwargs)
-    elsewhere = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Held)]
-    mixed = [x for x in elsewhere if here and function not in BETWEEN and (x.dim() or function in ALIKE)]
+    on_cpu = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, Held)]
+    mixed = [x for x in on_cpu if on_accelerator and function not in BETWEEN and (x.dim() or function in ALIKE)]
     if mixed:
         raise RuntimeError(f"{function}: expected all tensors on one device, found {NAME} and {mixed[0].device}")
-    ran.add(str(function))
-    wrapped = {id(x.held): x for x in here}
+    computed.add(str(function))
+    wrapped = {id(x.held): x for x in on_accelerator}
     args, kwargs = tree_unflatten([x.held if isinstance(x, Held) else x for x in flat], form)
-    if asked is not None:
-        kwargs = {**kwargs, "device": "cpu" if on_it else asked}
+    if requested is not None:
+        kwargs = {**kwargs, "device": "cpu" if on_it else requested}
     if function is aten._efficientzerotensor.default:  # such zeros need a dispatch key that a wrapper lacks
         function = aten.zeros.default
     if function is aten.copy_.default and not isinstance(flat[0], Held):
         args[0].copy_(args[1])
         return flat[0]
-    found = function(*args, **kwargs)
+    result = function(*args, **kwargs)
     if not on_it:
-        return found.clone() if function is aten._to_copy.default else found
+        return result.clone() if function is aten._to_copy.default else result
 
     def wrap(x):
         if not isinstance(x, torch.Tensor):
             return x
-        if x.dtype == torch.float64 and not _has["float64"]:
+        if x.dtype == torch.float64 and not _supports["float64"]:
             raise TypeError(f"{function}: {NAME} has no float64")
         return wrapped[id(x)] if id(x) in wrapped else Held(x)
 
-    return tree_map(wrap, found)
+    return tree_map(wrap, result)
 
 
 def _apply(module, function, recurse=True, own=torch.nn.Module._apply):
@@ -153,12 +153,12 @@ def accelerator(float64: bool = True) -> Iterator[str]:
     """The device's name; it is on this machine inside the block only."""
     from lmdynamics.devices import has_float64
 
-    before = dict(_has)
-    _has.update(it=True, float64=float64)
+    before = dict(_supports)
+    _supports.update(it=True, float64=float64)
     has_float64.cache_clear()
     try:
         with _Factories(), patch.object(torch.nn.Module, "_apply", _apply):
             yield NAME
     finally:
-        _has.update(before)
+        _supports.update(before)
         has_float64.cache_clear()

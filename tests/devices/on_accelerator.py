@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from lmdynamics.training import layout
-from tests.devices.accelerator import accelerator, ran, register
+from tests.devices.accelerator import accelerator, computed, register
 
 register()
 
@@ -47,18 +47,18 @@ OBJECTIVES = {
 MOST = 1e-4  # relative; other sums of float32, in another order
 
 
-def keep(what: str, difference: float, functions: set[str]) -> None:
-    """Write down the largest difference, for whoever reads the report."""
-    if told := os.environ.get("LARGEST_DIFFERENCES"):
-        line = {"what": what, "difference": difference, "functions": sorted(functions)}
-        with Path(told).open("a") as file:
+def keep(label: str, difference: float, functions: set[str]) -> None:
+    """Write the largest difference into the report."""
+    if path := os.environ.get("LARGEST_DIFFERENCES"):
+        line = {"what": label, "difference": difference, "functions": sorted(functions)}
+        with Path(path).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
 def largest(first: pl.DataFrame, second: pl.DataFrame) -> float:
     """The largest difference of two frames' numbers, relative to the largest of the column; all else must be equal."""
     assert first.schema == second.schema
-    found = 0.0
+    largest_difference = 0.0
     for a, b in zip(first, second, strict=True):
         if a.name == "identity_error":  # what rounding leaves of 0
             assert max(a.max() or 0, b.max() or 0) < 1e-5
@@ -67,8 +67,10 @@ def largest(first: pl.DataFrame, second: pl.DataFrame) -> float:
             assert a.equals(b), a.name
             continue
         assert a.is_null().equals(b.is_null()), a.name
-        found = max(found, float((a - b).abs().max() or 0) / max(float(a.abs().max() or 0), 1e-12))
-    return found
+        largest_difference = max(
+            largest_difference, float((a - b).abs().max() or 0) / max(float(a.abs().max() or 0), 1e-12)
+        )
+    return largest_difference
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +119,17 @@ def test_every_measurement_agrees_with_the_cpu(trained, objective, float64):
     run = trained[objective]
     assert {type(each) for each in measurements(run)} == every_measurement()
     for measurement in measurements(run):
-        ran.clear()
+        computed.clear()
         syntax._CACHE.clear()  # which measurements share
         with accelerator(float64) as device:
             if isinstance(measurement, Coefficients) and measurement.precision == "float64" and not float64:
                 with pytest.raises(UserError, match="accel has no float64; set precision to float32"):
                     measurement(run[8], device)
                 continue
-            there = measurement(run[8], device)
-        difference = largest(measurement(run[8]), there)
-        keep(f"{type(measurement).__name__}, {objective}", difference, set(ran))
-        assert ran, f"{type(measurement).__name__} computed nothing there"
+            on_accelerator = measurement(run[8], device)
+        difference = largest(measurement(run[8]), on_accelerator)
+        keep(f"{type(measurement).__name__}, {objective}", difference, set(computed))
+        assert computed, f"{type(measurement).__name__} computed nothing there"
         assert difference < MOST, type(measurement).__name__
 
 
@@ -135,8 +137,8 @@ def test_token_losses_of_random_token_substitution_agree(trained):
     run = trained["rts"]
     measurement = TokenLosses(run.held_out())
     with accelerator() as device:
-        there = measurement(run[8], device)
-    assert largest(measurement(run[8]), there) < MOST
+        on_accelerator = measurement(run[8], device)
+    assert largest(measurement(run[8]), on_accelerator) < MOST
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -144,41 +146,41 @@ def test_training_agrees_with_the_cpu(objective, trained, tmp_path, monkeypatch)
     overrides = {**SIX, **OBJECTIVES[objective]}
     monkeypatch.chdir(tmp_path)
     write_conllu(trained["mlm"].treebank("grammar", 40), Path("trees.conllu"))
-    here = train("grammar-mlm", overrides=overrides, name="here", device="cpu", progress=False)
-    ran.clear()
+    on_cpu = train("grammar-mlm", overrides=overrides, name="here", device="cpu", progress=False)
+    computed.clear()
     with accelerator(float64=False) as device:
-        there = train("grammar-mlm", overrides=overrides, name="there", device=device, progress=False)
-    assert (there.trained_on, there.facts["device"]) == ("accel", "a logical accelerator")
-    assert {"aten._fused_adamw_.default", "aten.embedding_dense_backward.default"} <= ran
+        on_accelerator = train("grammar-mlm", overrides=overrides, name="there", device=device, progress=False)
+    assert (on_accelerator.trained_on, on_accelerator.facts["device"]) == ("accel", "a logical accelerator")
+    assert {"aten._fused_adamw_.default", "aten.embedding_dense_backward.default"} <= computed
     columns = ["step", "loss", "lr", "masking_rate", "tokens", "penalty"]
-    assert there.log["penalty"].is_null().all() == ("regularizer" not in objective)
-    difference = largest(here.log.select(columns), there.log.select(columns))
+    assert on_accelerator.log["penalty"].is_null().all() == ("regularizer" not in objective)
+    difference = largest(on_cpu.log.select(columns), on_accelerator.log.select(columns))
     for step in (0, 1, 6):
         for name in (layout.WEIGHTS, layout.TRAINING_STATE):
-            a, b = (load_file(run[step].folder / name) for run in (here, there))
+            a, b = (load_file(run[step].folder / name) for run in (on_cpu, on_accelerator))
             assert a.keys() == b.keys()
             for key in a:
                 # Adam divides by a root of nearly nothing: where a gradient is mere rounding, its step is any
                 size = float(a[key].abs().max())
                 difference = max(difference, float((a[key] - b[key]).abs().max()) / max(size, 1e-3))
-    keep(f"training, {objective}", difference, set(ran))
+    keep(f"training, {objective}", difference, set(computed))
     assert difference < 1e-3
 
 
 def test_a_branch_repeats_its_parent_and_a_resumed_run_the_whole():
     with accelerator() as device:
-        whole = train("grammar-mlm", overrides=SIX, name="whole", device=device, progress=False)
-        again = whole.branch(2, name="again", progress=False)
+        uninterrupted = train("grammar-mlm", overrides=SIX, name="whole", device=device, progress=False)
+        branch = uninterrupted.branch(2, name="again", progress=False)
         stopped = train("grammar-mlm", overrides=SIX, name="stopped", device=device, progress=False)
         for step in (4, 6):
             for at in stopped.folder.glob(f"*/step-{step:06d}"):
                 shutil.rmtree(at)
         resumed = train("grammar-mlm", overrides=SIX, name="stopped", progress=False)
-    assert (again.trained_on, again.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
-    expected = load_file(whole[6].folder / layout.WEIGHTS)
-    for run in (again, resumed):
-        found = load_file(run[6].folder / layout.WEIGHTS)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (branch.trained_on, branch.parent["device_kind"], resumed.trained_on) == ("accel", "accel", "accel")
+    expected = load_file(uninterrupted[6].folder / layout.WEIGHTS)
+    for run in (branch, resumed):
+        weights = load_file(run[6].folder / layout.WEIGHTS)
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_a_branch_on_another_device_has_a_name_of_its_own():
@@ -191,33 +193,35 @@ def test_a_branch_on_another_device_has_a_name_of_its_own():
 
 
 def test_a_run_of_one_device_is_not_opened_for_another():
-    here = train("grammar-mlm", overrides=SIX, device="cpu", progress=False)
+    on_cpu = train("grammar-mlm", overrides=SIX, device="cpu", progress=False)
     with pytest.raises(UserError, match="device 'accel' is not on this machine"):
         train("grammar-mlm", overrides=SIX, device="accel", progress=False)
     with accelerator() as device:
         with pytest.raises(UserError, match="was trained on cpu, now accel is requested; give this run another --name"):
-            train("grammar-mlm", overrides=SIX, name=here.name, device=device, progress=False)
-        there = train("grammar-mlm", overrides=SIX, device=device, progress=False)
-    assert (there.name, there.trained_on) == (f"{here.name}-accel", "accel")
-    assert train("grammar-mlm", overrides=SIX, progress=False).name == here.name  # any device will do
-    assert train("grammar-mlm", overrides=SIX, device="accel", progress=False).name == there.name  # is complete
+            train("grammar-mlm", overrides=SIX, name=on_cpu.name, device=device, progress=False)
+        on_accelerator = train("grammar-mlm", overrides=SIX, device=device, progress=False)
+    assert (on_accelerator.name, on_accelerator.trained_on) == (f"{on_cpu.name}-accel", "accel")
+    assert train("grammar-mlm", overrides=SIX, progress=False).name == on_cpu.name  # any device will do
+    assert (
+        train("grammar-mlm", overrides=SIX, device="accel", progress=False).name == on_accelerator.name
+    )  # is complete
 
 
 def test_a_trace_of_one_device_is_not_returned_for_another(trained):
     run = trained["mlm"]
     measurement = TokenLosses(run.held_out())
-    here = trace(run, measurement, steps=[8], progress=False)
+    on_cpu = trace(run, measurement, steps=[8], progress=False)
     with pytest.raises(UserError, match="device 'accel' is not on this machine"):
         trace(run, measurement, steps=[8], device="accel", progress=False)
     with accelerator() as device:
-        ran.clear()
-        there = trace(run, measurement, steps=[8], device=device, progress=False)
-        assert "aten.embedding.default" in ran
-        assert largest(here, there) < MOST
-        ran.clear()
-        assert trace(run, measurement, steps=[8], device=f"{device}:0", progress=False).equals(there)
-        assert not ran  # kept, and of the same kind
-    assert trace(run, measurement, steps=[8], progress=False).equals(here)
+        computed.clear()
+        on_accelerator = trace(run, measurement, steps=[8], device=device, progress=False)
+        assert "aten.embedding.default" in computed
+        assert largest(on_cpu, on_accelerator) < MOST
+        computed.clear()
+        assert trace(run, measurement, steps=[8], device=f"{device}:0", progress=False).equals(on_accelerator)
+        assert not computed  # kept, and of the same kind
+    assert trace(run, measurement, steps=[8], progress=False).equals(on_cpu)
 
 
 def test_records_name_what_has_computed(trained, tmp_path):
@@ -225,8 +229,12 @@ def test_records_name_what_has_computed(trained, tmp_path):
         records.start_records(tmp_path, device)
         trace(trained["mlm"], HeldOutLoss(trained["mlm"].held_out()), steps=[8], device=device, progress=False)
         records.record("x", 1)
-    told = json.loads((tmp_path / "records.json").read_text())["environment"]
-    assert (told["device"], told["device_name"], told["dtype"]) == ("accel", "a logical accelerator", "float32")
+    environment = json.loads((tmp_path / "records.json").read_text())["environment"]
+    assert (environment["device"], environment["device_name"], environment["dtype"]) == (
+        "accel",
+        "a logical accelerator",
+        "float32",
+    )
 
 
 def test_devices_are_not_mixed():
@@ -251,10 +259,10 @@ def test_devices_are_not_mixed():
 
 
 def test_a_planted_mix_up_in_a_measurement_is_caught(trained, monkeypatch):
-    run, own = trained["mlm"], Predictions.to
+    run, original = trained["mlm"], Predictions.to
 
     def gold_left_behind(batch, device):
-        moved = own(batch, device)
+        moved = original(batch, device)
         return Predictions(moved.ids, moved.attention_mask, moved.selected, batch.gold)
 
     measurement = HeldOutLoss(run.held_out())
@@ -266,10 +274,10 @@ def test_a_planted_mix_up_in_a_measurement_is_caught(trained, monkeypatch):
 
 def test_a_planted_mix_up_in_the_optimizer_is_caught(trained, monkeypatch):
     """Its step counts on the CPU, where they were put on every machine without CUDA."""
-    own = optimizer_step.load_state
+    original = optimizer_step.load_state
 
     def counts_left_behind(folder, model, optimizer):
-        own(folder, model, optimizer)
+        original(folder, model, optimizer)
         for state in optimizer.state.values():
             state["step"] = state["step"].cpu()
 

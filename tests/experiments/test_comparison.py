@@ -28,17 +28,17 @@ from tests.conftest import refuses
 
 
 def test_a_branch_beside_its_parent(tiny_run):
-    other = tiny_run.branch(4, lr=0.02)
+    branch = tiny_run.branch(4, lr=0.02)
     measurements = default_measurements(tiny_run, sentences=60, pairs=10, min_count=10)
-    table = lmd.compare_runs(tiny_run, other, measurements=measurements, progress=False)
-    assert table["step"].unique().sort().to_list() == other.steps
+    table = lmd.compare_runs(tiny_run, branch, measurements=measurements, progress=False)
+    assert table["step"].unique().sort().to_list() == branch.steps
     assert table["measure"].unique(maintain_order=True).to_list() == ["held-out loss", "UAS", "agreement"]
-    assert table.filter(pl.col("step") == 4, pl.col("run") == other.name)["difference"].to_list() == [0, 0, 0]
-    direct = {run.name: HeldOutLoss(tiny_run.held_out())(run[12])["loss"][0] for run in (tiny_run, other)}
+    assert table.filter(pl.col("step") == 4, pl.col("run") == branch.name)["difference"].to_list() == [0, 0, 0]
+    direct = {run.name: HeldOutLoss(tiny_run.held_out())(run[12])["loss"][0] for run in (tiny_run, branch)}
     last = table.filter(pl.col("step") == 12, pl.col("measure") == "held-out loss")
     assert dict(last.select("run", "value").iter_rows()) == pytest.approx(direct)
     assert last["difference"].to_list()[0] is None
-    assert last["difference"].to_list()[1] == pytest.approx(direct[other.name] - direct[tiny_run.name])
+    assert last["difference"].to_list()[1] == pytest.approx(direct[branch.name] - direct[tiny_run.name])
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
 
@@ -57,10 +57,10 @@ def test_what_cannot_be_compared(tiny_run):
 
 
 def test_a_sweep_is_measured_run_by_run(tiny_run):
-    other = tiny_run.branch(4, lr=0.02)
+    branch = tiny_run.branch(4, lr=0.02)
     rows = [
         ("base", 0, tiny_run.name, None),
-        ("faster", 0, other.name, None),
+        ("faster", 0, branch.name, None),
         ("broken", 0, "nowhere", "no such thing"),
     ]
     runs = pl.DataFrame(rows, schema=["condition", "seed", "run", "error"], orient="row")
@@ -69,7 +69,7 @@ def test_a_sweep_is_measured_run_by_run(tiny_run):
     table = summarise_conditions(measurements, traces)
     assert table.select("condition", "step").rows() == [("base", 8), ("base", 12), ("faster", 8), ("faster", 12)]
     assert at_the_end(table)["value"].to_list() == [
-        measurements["loss"](run[12])["loss"][0] for run in (tiny_run, other)
+        measurements["loss"](run[12])["loss"][0] for run in (tiny_run, branch)
     ]
     with pytest.raises(UserError, match="none of the 1 runs is complete; the first error: no such thing"):
         trace_conditions(runs.tail(1), measurements)

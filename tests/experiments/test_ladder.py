@@ -155,8 +155,8 @@ def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
     ],
 )
 def test_a_break_is_reported_by_its_distance_from_the_end_of_that_phase(verdict, at, ends, which):
-    other = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
-    fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, other])
+    unbroken = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
+    fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, unbroken])
     phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5.0, ends]}, {"curve": pl.String, "ends": pl.Float64})
     table = which_break(fits, phases)
     assert table["curve"].to_list() == ["a", "other"]
@@ -209,8 +209,8 @@ def test_what_size_does_to_loss_and_rate_is_reported(loss, rate, sentence):
     ],
 )
 def test_where_few_decelerate_there_is_nothing_to_compare(verdicts, counted):
-    some = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
-    assert as_published(some) == f"Only {counted}: L_d and r_d cannot be compared over sizes."
+    table = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
+    assert as_published(table) == f"Only {counted}: L_d and r_d cannot be compared over sizes."
 
 
 PARAMETERS = {
@@ -247,9 +247,9 @@ def test_its_numbers_belong_together():
 def test_a_curve_is_computed_as_its_fit_predicts():
     steps = spaced(60)
     fit = fit_deceleration(steps, noisy(steps, 0.01, 0), resamples=0)
-    drawn = curves_from_fits(fits_table({"a": fit, "b": fit}), np.array([50.0, 3_000.0, 1e6]))
-    assert drawn["curve"].to_list() == ["a"] * 3 + ["b"] * 3
-    assert drawn["loss"].to_list() == pytest.approx(fit.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
+    curves = curves_from_fits(fits_table({"a": fit, "b": fit}), np.array([50.0, 3_000.0, 1e6]))
+    assert curves["curve"].to_list() == ["a"] * 3 + ["b"] * 3
+    assert curves["loss"].to_list() == pytest.approx(fit.predict([50.0, 3_000.0, 1e6]).tolist() * 2)
     words = "drawing fits needs the columns curve, b, c0, c1, log_d1, f1; b not among them"
     refuses(words, curves_from_fits, published_fits().drop("b"), steps)
 
@@ -261,9 +261,9 @@ def test_without_the_authors_curves_those_of_the_table_are_drawn_and_reported(mo
     assert description.startswith("Computed from the eight published fits, not measured: fitting them only checks")
     assert curves["curve"].unique(maintain_order=True).to_list() == list(PARAMETERS)
     assert (curves["step"].min(), curves["step"].max()) == (110, LAST_STEP)
-    again = fit_curves(curves, resamples=0)
+    refitted = fit_curves(curves, resamples=0)
     for row in published_fits().iter_rows(named=True):
-        result = again[row["curve"]]
+        result = refitted[row["curve"]]
         assert isinstance(result, Deceleration)
         assert result.headline == "decelerates (no noise, as if computed from a formula)"
         assert result.rate_after_break == pytest.approx(row["c0"] + row["c1"], abs=1e-5)
@@ -272,8 +272,8 @@ def test_without_the_authors_curves_those_of_the_table_are_drawn_and_reported(mo
 
 def test_the_authors_curves_are_taken_from_whichever_folder_has_them(monkeypatch, tmp_path, home):
     steps = spaced(20)
-    one = pl.DataFrame({"model": ["9M"] * len(steps), "step": steps.astype(int), "loss": noisy(steps, 0.01, 0)})
-    mine = pl.concat([one, one.with_columns(model=pl.lit("8M"))])
+    model_curve = pl.DataFrame({"model": ["9M"] * len(steps), "step": steps.astype(int), "loss": noisy(steps, 0.01, 0)})
+    mine = pl.concat([model_curve, model_curve.with_columns(model=pl.lit("8M"))])
     monkeypatch.setenv("LMDYNAMICS_DATA", str(tmp_path))
     for folder in (home / "fetched", tmp_path):
         data_folder = folder / "trajectories" / "zsl"

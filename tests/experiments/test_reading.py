@@ -1,4 +1,4 @@
-"""Loss curves from files: what is taken, what is left out and said, and what is refused."""
+"""Loss curves from files: what is read, what is left out and reported, and what is refused."""
 
 import gzip
 import json
@@ -410,23 +410,23 @@ def test_shuffled_repeated_and_spoilt_rows_are_repaired_to_the_same_frame(log, d
     names = good["model"].unique(maintain_order=True).to_list()
     first = [next(row for row in log if row[0] == name) for name in names]
     later = data.draw(st.permutations([row for row in log if row not in first]))
-    again = data.draw(st.lists(st.sampled_from(log), max_size=len(log) // 8, unique=True))
-    earlier = [(name, step, loss + 1) for name, step, loss in again]
+    repeated_rows = data.draw(st.lists(st.sampled_from(log), max_size=len(log) // 8, unique=True))
+    earlier = [(name, step, loss + 1) for name, step, loss in repeated_rows]
     spoilt = [(names[0], 5, value) for value in data.draw(st.lists(st.sampled_from([0.0, -1.0, float("nan")])))]
     # a curve's first row first, so that curves appear in the same order; what is logged again stands after
     rows = [*((*row[:2], row[2] + 1) for row in first), *earlier, *spoilt, *first, *later]
     frame = pl.DataFrame(rows, ["model", "step", "loss"], orient="row")
     usable = frame.filter(pl.col("loss").is_finite() & (pl.col("loss") > 0))
-    back = (
+    repaired = (
         usable.select("model", back=(pl.col("step").diff() < 0).over("model"))
         .group_by("model")
         .agg(pl.col("back").mean())
     )
-    assume((back["back"] > 0.2).all() and len(usable) > len(rows) / 2)  # rows out of order, and no run resumed
+    assume((repaired["back"] > 0.2).all() and len(usable) > len(rows) / 2)  # rows out of order, and no run resumed
     curves = read_curves(frame, group="model")
     assert curves.frame.rows() == [row for name in names for row in sorted(r for r in log if r[0] == name)]
     assert len(curves.frame) + curves.bad_rows["rows"].sum() == len(rows)
-    assert counts(curves).get("same step again", 0) == len(first) + len(again)
+    assert counts(curves).get("same step again", 0) == len(first) + len(repeated_rows)
 
 
 # Resumed runs
@@ -455,8 +455,8 @@ def resumed(*parts):
 def test_a_resumed_run_replaces_what_an_earlier_one_has_from_there_on(parts, used, replaced):
     curves = read_curves(resumed(*parts))
     assert rows_of(curves.frame) == resumed(*used).rows()
-    before, again = (counts(curves).get(reason, 0) for reason in ("before a restart", "same step again"))
-    assert replaced in (None, (before, again))
+    before, repeated = (counts(curves).get(reason, 0) for reason in ("before a restart", "same step again"))
+    assert replaced in (None, (before, repeated))
     note = f"{before} of {len(resumed(*parts))} rows were replaced by a later run, which resumed from an earlier step."
     assert (note in curves.notes) == (before > 0)
 
@@ -711,8 +711,8 @@ def test_validation_sets_of_a_wide_history_are_curves(real_data):
         assert curves.names == read_curves(file).names
         assert len(curves.names) == 11
         assert curves.names[0] == "c4_en"
-        (one,) = read_curves(file, loss="eval/c4_en-validation/CrossEntropyLoss").frame.partition_by("curve")
-        assert rows_of(one) == rows_of(curves.frame.filter(pl.col("curve") == "c4_en"))
+        (curve,) = read_curves(file, loss="eval/c4_en-validation/CrossEntropyLoss").frame.partition_by("curve")
+        assert rows_of(curve) == rows_of(curves.frame.filter(pl.col("curve") == "c4_en"))
 
 
 def test_each_schedule_is_a_curve(real_data):

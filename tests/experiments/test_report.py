@@ -125,7 +125,7 @@ def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
     path = tmp_path / "console.log"
     steps = np.arange(1, 136.0)
     path.write_text("".join(f"{{'loss': {x:.4f}, 'epoch': 0.1}}\n" for x in noisy(25 * steps, 0.005, 0)))
-    result = alone(call("fit", path))
+    result = without_notes(call("fit", path))
     assert refused((*result[:2], result[2].splitlines()[-1]), "100 of 135 rows have steps up to 100", "--skip-steps 0")
     status, out, err = call("fit", path, "--skip-steps", "0", "--resamples", "0", "--json")
     assert (status, strict(out)[0]["points"]) == (0, 135)
@@ -138,9 +138,9 @@ def test_names_are_shown_as_they_are_and_move_no_cursor(call, table):
     path = table(dict.fromkeys(names, TWO["small"]))
     status, out, _ = call("fit", path, "--resamples", "0")
     assert status == 0
-    for shown in ("[red]a[/red]", "[/]", "x\\x1b[31my", "a\\nb", "é–λ"):
-        assert f"│ {shown} " in out
-        assert f"\n{shown}: at step" in out
+    for printed in ("[red]a[/red]", "[/]", "x\\x1b[31my", "a\\nb", "é–λ"):
+        assert f"│ {printed} " in out
+        assert f"\n{printed}: at step" in out
     assert not any(c != "\n" and not c.isprintable() for c in out)
     assert [fits["group"] for fits in strict(call("fit", path, "--json", "--resamples", "0")[1])] == names
 
@@ -164,7 +164,7 @@ def test_curves_of_several_files_are_called_by_both(call, table):
     assert fits[f"{one}: b"]["step_at_break"] == fits[f"{other}: other"]["step_at_break"]
     assert f"{one}: Columns:" in err
     assert f"{other}: Columns:" in err
-    assert refused(alone(call("fit", one, one)), "two files have a curve called")
+    assert refused(without_notes(call("fit", one, one)), "two files have a curve called")
 
 
 def test_columns_are_those_given(call, tmp_path):
@@ -174,8 +174,8 @@ def test_columns_are_those_given(call, tmp_path):
     command = ("fit", path, "--json", "--resamples", "0", "--step", "when")
     fits = strict(call(*command, "--loss", "x/*")[1])
     assert [each["group"] for each in fits] == ["a", "b"]
-    alone = fit_deceleration(STEPS, TWO["small"], resamples=0)
-    assert fits[0]["step_at_break"] == pytest.approx(alone.step_at_break)
+    expected = fit_deceleration(STEPS, TWO["small"], resamples=0)
+    assert fits[0]["step_at_break"] == pytest.approx(expected.step_at_break)
     halves = strict(call(*command, "--loss", "x/a", "--group", "half")[1])
     assert [(each["group"], each["points"]) for each in halves] == [("0", 30), ("1", 30)]
 
@@ -185,8 +185,8 @@ def test_smoothing_and_skipped_steps_are_those_asked_for(call, table):
         call("fit", table({"a": TWO["small"]}), "--json", "--resamples", "0", "--skip-steps", "900",
              "--smoothing", "log-median")[1]
     )  # fmt: skip
-    alone = fit_deceleration(STEPS, TWO["small"], smoothing="log-median", skip_steps=900, resamples=0)
-    assert (fits["first_step"], fits["points"], fits["rsle"]) == (alone.first_step, alone.points, alone.rsle)
+    expected = fit_deceleration(STEPS, TWO["small"], smoothing="log-median", skip_steps=900, resamples=0)
+    assert (fits["first_step"], fits["points"], fits["rsle"]) == (expected.first_step, expected.points, expected.rsle)
 
 
 def test_a_run_is_fitted_by_name(call, tiny_run):
@@ -201,14 +201,14 @@ def test_a_run_is_fitted_by_name(call, tiny_run):
 @pytest.mark.parametrize("curves", [{"a": TWO["small"]}, TWO], ids=["one curve", "two"])
 def test_options_that_make_no_sense_are_one_line(call, table, curves):
     command = "fit", table(curves), "--loss", "loss", "--step", "step", "--group", "model"
-    assert refused(alone(call(*command, "--smoothing", "log-mean")), "did you mean 'log-median'")
-    assert refused(alone(call(*command, "--workers", "0")), "workers is 0; at least 1 is needed")
-    assert refused(alone(call(*command, "--resamples", "-1")), "--resamples is -1")
+    assert refused(without_notes(call(*command, "--smoothing", "log-mean")), "did you mean 'log-median'")
+    assert refused(without_notes(call(*command, "--workers", "0")), "workers is 0; at least 1 is needed")
+    assert refused(without_notes(call(*command, "--resamples", "-1")), "--resamples is -1")
     assert refused(call("fit", command[1], "--group", "modle"), "--group: no column 'modle'; did you mean 'model'?")
     assert call("fit", command[1], "--skip-steps", "few")[0] == call("fit")[0] == 2
 
 
-def alone(result):
+def without_notes(result):
     """Without notes on what was read."""
     status, out, err = result
     return status, out, "\n".join(line for line in err.splitlines() if "Columns:" not in line)
@@ -219,7 +219,7 @@ def alone(result):
 
 def test_one_curve_with_too_few_points_is_a_mistake_and_several_are_a_result(call, table):
     short = {name: broken(STEPS)[:9] for name in ("a", "b")}
-    assert refused(alone(call("fit", table({"a": short["a"]}))), "9 points are left of 9 after step 100")
+    assert refused(without_notes(call("fit", table({"a": short["a"]}))), "9 points are left of 9 after step 100")
     status, out, _ = call("fit", table(short), "--json")
     assert status == 1
     assert [fits["verdict"] for fits in strict(out)] == ["not fitted"] * 2
@@ -231,7 +231,7 @@ def test_one_curve_with_too_few_points_is_a_mistake_and_several_are_a_result(cal
 @pytest.mark.parametrize("flag", [(), ("--json",)], ids=["table", "json"])
 def test_a_bad_file_among_good_ones_is_named_in_one_line(call, table, tmp_path, flag):
     (tmp_path / "ragged.csv").write_text("step,loss\n1,2,3\n")
-    result = alone(call("fit", table(TWO), tmp_path / "ragged.csv", *flag))
+    result = without_notes(call("fit", table(TWO), tmp_path / "ragged.csv", *flag))
     assert refused(result, str(tmp_path / "ragged.csv"), "line 2 has 3 cells, its header 2")
     assert result[1] == ""
 

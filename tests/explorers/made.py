@@ -37,8 +37,8 @@ def offered(explorer):
 
 def sizes() -> pl.DataFrame:
     """Dissent of four curves."""
-    one, *_ = frames.dissent().partition_by("curve", maintain_order=True)
-    return pl.concat([one.with_columns(curve=pl.lit(f"0.{i}M seed 0")) for i in range(1, 5)])
+    first_curve, *_ = frames.dissent().partition_by("curve", maintain_order=True)
+    return pl.concat([first_curve.with_columns(curve=pl.lit(f"0.{i}M seed 0")) for i in range(1, 5)])
 
 
 MAKE = {

@@ -20,31 +20,31 @@ async def settled(computing: Computing) -> None:
 
 
 def test_without_a_loop_all_is_done_at_once():
-    found, said = [], []
-    Computing().begin(lambda executor: [executor], found.append, said.append)
-    Computing().begin(failing, found.append, said.append)
-    assert (found, said) == ([[None]], ["there is <no> such step"])
+    results, messages = [], []
+    Computing().begin(lambda executor: [executor], results.append, messages.append)
+    Computing().begin(failing, results.append, messages.append)
+    assert (results, messages) == ([[None]], ["there is <no> such step"])
 
 
 def test_in_a_loop_the_result_comes_back_to_the_loops_own_thread():
-    computing, found, threads = Computing(), [], []
+    computing, results, threads = Computing(), [], []
 
     def compute(executor):
         threads.append(threading.current_thread())
         return executor.submit(lambda: 6 * 7).result()
 
     async def notebook():
-        computing.begin(compute, lambda value: found.append((value, threading.current_thread())))
-        assert found == []
+        computing.begin(compute, lambda value: results.append((value, threading.current_thread())))
+        assert results == []
         await settled(computing)
 
     asyncio.run(notebook())
-    assert found == [(42, threading.main_thread())]
+    assert results == [(42, threading.main_thread())]
     assert threads != [threading.main_thread()]
 
 
 def test_the_page_says_what_is_computed_and_how_far_it_is():
-    computing, go_on, seen = Computing(), threading.Event(), []
+    computing, go_on, messages = Computing(), threading.Event(), []
 
     def compute(executor):
         executor.submit(int).result()
@@ -56,24 +56,24 @@ def test_the_page_says_what_is_computed_and_how_far_it_is():
         assert computing.widget.layout.display == "none"
         while not computing.message.value.endswith("1 of 2 checkpoints"):
             await asyncio.sleep(0.01)
-        seen.append((computing.message.value, computing.widget.layout.display))
+        messages.append((computing.message.value, computing.widget.layout.display))
         go_on.set()
         await settled(computing)
 
     asyncio.run(asyncio.wait_for(notebook(), 30))
-    assert seen == [("measuring &lt;b&gt; … 1 of 2 checkpoints", None)]
+    assert messages == [("measuring &lt;b&gt; … 1 of 2 checkpoints", None)]
     assert (computing.message.value, computing.widget.layout.display) == ("", "none")
 
 
 def test_cancelling_ends_what_has_not_begun_and_says_so():
-    computing, begun, said, found = Computing(), [], [], []
+    computing, begun, messages, results = Computing(), [], [], []
 
     def compute(executor):
         work = [executor.submit(lambda i=i: (begun.append(i), time.sleep(0.05))) for i in range(50)]
         return [each.result() for each in work]
 
     async def notebook():
-        computing.begin(compute, found.append, said.append)
+        computing.begin(compute, results.append, messages.append)
         while not begun:
             await asyncio.sleep(0.01)
         computing.cancel.click()
@@ -81,40 +81,40 @@ def test_cancelling_ends_what_has_not_begun_and_says_so():
         await asyncio.sleep(0.3)
 
     asyncio.run(notebook())
-    assert found == []
-    assert said == ["cancelled; what was computed so far is kept"]
+    assert results == []
+    assert messages == ["cancelled; what was computed so far is kept"]
     assert len(begun) < 50
 
 
 def test_of_two_only_the_later_arrives():
-    computing, found, left = Computing(), [], []
+    computing, results, messages = Computing(), [], []
 
     async def notebook():
-        computing.begin(lambda _: time.sleep(0.1) or 1, found.append, left.append)
+        computing.begin(lambda _: time.sleep(0.1) or 1, results.append, messages.append)
         await asyncio.sleep(0.02)
-        computing.begin(lambda _: 2, found.append, left.append)
+        computing.begin(lambda _: 2, results.append, messages.append)
         await settled(computing)
         await asyncio.sleep(0.2)
 
     asyncio.run(notebook())
-    assert found == [2]
-    assert len(left) == 1
+    assert results == [2]
+    assert len(messages) == 1
 
 
 def test_of_several_in_a_row_only_the_last_is_begun():
-    computing, begun, found = Computing(), [], []
+    computing, begun, results = Computing(), [], []
 
     async def notebook():
         for i in range(5):
-            computing.begin(lambda _, i=i: begun.append(i) or i, found.append)
+            computing.begin(lambda _, i=i: begun.append(i) or i, results.append)
         await settled(computing)
 
     asyncio.run(notebook())
-    assert (begun, found) == ([4], [4])
+    assert (begun, results) == ([4], [4])
 
 
 def test_of_thirty_while_one_is_computed_only_the_last_follows_it():
-    computing, begun, found, at_once = Computing(), [], [], []
+    computing, begun, results, at_once = Computing(), [], [], []
 
     def compute(i):
         at_once.append(1)
@@ -125,13 +125,13 @@ def test_of_thirty_while_one_is_computed_only_the_last_follows_it():
 
     async def notebook():
         for i in range(30):
-            computing.begin(lambda _, i=i: compute(i), found.append)
+            computing.begin(lambda _, i=i: compute(i), results.append)
             await asyncio.sleep(0.005)
         await settled(computing)
 
     asyncio.run(notebook())
     assert begun == [(0, 1), (29, 1)]
-    assert found == [29]
+    assert results == [29]
 
 
 def test_what_waits_can_be_cancelled():
@@ -153,14 +153,14 @@ def test_what_waits_can_be_cancelled():
 
 @pytest.mark.parametrize("loop", [True, False])
 def test_what_goes_wrong_is_reported_in_one_line(loop):
-    computing, said = Computing(), []
+    computing, messages = Computing(), []
 
     def broken(_):
         raise ValueError("no\nsuch thing")
 
     async def notebook():
-        computing.begin(broken, print, said.append)
+        computing.begin(broken, print, messages.append)
         await settled(computing)
 
-    asyncio.run(notebook()) if loop else computing.begin(broken, print, said.append)
-    assert said == ["ValueError: no such thing"]
+    asyncio.run(notebook()) if loop else computing.begin(broken, print, messages.append)
+    assert messages == ["ValueError: no such thing"]

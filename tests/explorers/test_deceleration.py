@@ -89,7 +89,7 @@ def test_a_name_is_shown_as_text_and_never_as_html():
 
 
 @pytest.mark.parametrize(
-    ("frame", "options", "said"),
+    ("frame", "options", "message"),
     [
         (points().drop("loss"), {}, "needs the columns"),
         (points().clear(), {}, "no curves to explore"),
@@ -97,6 +97,6 @@ def test_a_name_is_shown_as_text_and_never_as_html():
         (points(), {"smoothing": "mean"}, "there is no smoothing 'mean'"),
     ],
 )
-def test_what_cannot_be_explored_is_reported(frame, options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_explored_is_reported(frame, options, message):
+    with pytest.raises(UserError, match=message):
         DecelerationExplorer(frame, **options)

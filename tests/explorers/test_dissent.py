@@ -6,7 +6,7 @@ import pytest
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.dissent import DissentExplorer
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found
+from tests.charts.specs import mark_layers
 from tests.explorers.made import offered
 
 
@@ -16,7 +16,7 @@ def explorer():
 
 
 def colours(explorer):
-    return found(explorer.moving().chart.to_dict(), "line")[0]["encoding"]["color"]["scale"]
+    return mark_layers(explorer.moving().chart.to_dict(), "line")[0]["encoding"]["color"]["scale"]
 
 
 def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
@@ -26,33 +26,33 @@ def test_it_starts_at_the_last_step_with_all_curves_and_groups(explorer):
 
 def test_words_and_numbers_at_a_place_are_those_of_the_table(explorer):
     place = explorer.moving().places[list(explorer.choices("step", explorer.now)).index(64)]
-    here = frames.dissent().filter(step=64)
-    assert place.details.count("<tr>") == 1 + here["group"].n_unique()
-    assert place.details.count("<th") == 1 + here["curve"].n_unique()
-    for value in here["dissent"]:
+    rows = frames.dissent().filter(step=64)
+    assert place.details.count("<tr ") == 1 + rows["group"].n_unique()
+    assert place.details.count("<th") == 1 + rows["curve"].n_unique()
+    for value in rows["dissent"]:
         assert f"{value:.2f}".replace("-", "−") in place.details
-    ends = (f"{value:.2f} [".replace("-", "−") for value in (here["dissent"].min(), here["dissent"].max()))
+    ends = (f"{value:.2f} [".replace("-", "−") for value in (rows["dissent"].min(), rows["dissent"].max()))
     assert place.text.startswith("Step 64: dissent ")
     assert all(end in place.text for end in ends)
     explorer.restore({"curve": "17k", "group": "rare"})
-    said = explorer.moving().places[-1].text
-    assert said.startswith("Step 1,024: dissent ")
-    assert said.endswith("(17k, rare).")
-    assert len(said) < 80
+    sentence = explorer.moving().places[-1].text
+    assert sentence.startswith("Step 1,024: dissent ")
+    assert sentence.endswith("(17k, rare).")
+    assert len(sentence) < 80
 
 
 def test_one_curve_has_both_cosines_and_more_than_two_have_no_table(explorer):
-    one = explorer.restore({"curve": "17k"}).moving().places[-1].details
-    assert one.count("<th") == 4
+    details = explorer.restore({"curve": "17k"}).moving().places[-1].details
+    assert details.count("<th") == 4
     curves = pl.concat([frames.dissent(), frames.dissent(("17k",)).with_columns(curve=pl.lit("third"))])
     assert {place.details for place in DissentExplorer(curves).moving().places} == {""}
 
 
 def test_groups_keep_their_colours(explorer):
-    whole = colours(explorer)
+    all_colours = colours(explorer)
     explorer.restore({"curve": "260k", "group": "common"})
     assert explorer.rows.equals(frames.dissent().filter(curve="260k", group="common"))
-    assert colours(explorer) == {"domain": ["common"], "range": [whole["range"][2]]}
+    assert colours(explorer) == {"domain": ["common"], "range": [all_colours["range"][2]]}
 
 
 def test_a_curve_that_was_not_measured_there_is_shown_at_its_nearest_step():
@@ -67,14 +67,14 @@ def test_one_curve_without_a_name_has_no_list():
 
 
 def test_names_are_text_never_html():
-    named = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
-    place = DissentExplorer(named.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
+    renamed = frames.dissent().with_columns(group=pl.lit("<img src=x>"), dissent_low=pl.lit(None, pl.Float64))
+    place = DissentExplorer(renamed.unique(["curve", "step"], maintain_order=True)).moving().places[-1]
     assert "<img" not in place.details
     assert "&lt;img" in place.details
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "said"),
+    ("table", "options", "message"),
     [
         (frames.dissent().drop("dissent"), {}, "needs the columns"),
         (frames.dissent().clear(), {}, "no rows"),
@@ -83,6 +83,6 @@ def test_names_are_text_never_html():
         (frames.dissent(), {"group": "comon"}, "did you mean 'common'"),
     ],
 )
-def test_what_cannot_be_explored_is_reported(table, options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_explored_is_reported(table, options, message):
+    with pytest.raises(UserError, match=message):
         DissentExplorer(table, **options)

@@ -10,7 +10,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers.explorer import ALL
 from lmdynamics.explorers.pairs import LISTED, MEAN, PairExplorer, mark_differences
 from tests.analysis.frames import pairs_trace
-from tests.charts.specs import found, rows_of
+from tests.charts.specs import mark_layers, rows_of
 from tests.explorers.made import offered
 
 STEPS = [0, 1, 2, 4, 8, 16]
@@ -46,9 +46,9 @@ def test_it_starts_at_the_last_step_with_the_average_over_paradigms(explorer):
     assert explorer.rows.equals(pair_race(TRACE))
     row = judged_right(TRACE).filter(step=4, paradigm=ALL_PARADIGMS).row(0, named=True)
     lead = pair_race(TRACE).filter(step=4, score="difference").row(0, named=True)
-    said = place(explorer, 4).text
-    assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in said
-    assert f"difference {lead['value']:+.2f} [{lead['low']:+.2f}".replace("-", "−") in said
+    text = place(explorer, 4).text
+    assert f"{row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 40 pairs (mean over 2 paradigms)" in text
+    assert f"difference {lead['value']:+.2f} [{lead['low']:+.2f}".replace("-", "−") in text
     assert ">for example<" in place(explorer, 4).details
 
 
@@ -56,21 +56,21 @@ def test_a_paradigm_is_ringed_and_one_pair_is_reported_with_both_sentences_and_n
     explorer.restore({"paradigm": "far", "pair": 27, "step": 2})
     assert explorer.rows.equals(pair_race(TRACE, "far", 27))
     race, dots = explorer.moving().chart.to_dict()["hconcat"]
-    assert found(race, "area") == []
+    assert mark_layers(race, "area") == []
     assert "27" in " ".join(race["title"]["subtitle"])
-    assert found(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
-    said = place(explorer, 2).text
+    assert mark_layers(dots, "point")[1]["transform"][-1]["filter"]["equal"] == "far"
+    text = place(explorer, 2).text
     row = TRACE.filter(pair=27, step=2).row(0, named=True)
-    told = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
-    assert told.replace("-", "−") in said
-    assert f"{'right' if row['correct'] else 'wrong'} (one pair, no interval)" in said
-    assert "[" not in said
+    expected = f"“the dog 27 sleeps .” {row['good']:.1f} nats, “the dog 27 sleep .” {row['bad']:.1f} nats"
+    assert expected.replace("-", "−") in text
+    assert f"{'right' if row['correct'] else 'wrong'} (one pair, no interval)" in text
+    assert "[" not in text
 
 
 def test_the_page_carries_the_chosen_race_only(explorer):
     explorer.restore({"paradigm": "far"})
     spec = explorer.moving().chart.to_dict()
-    rows = [row for line in found(spec, "line") for row in rows_of(spec, line)]
+    rows = [row for line in mark_layers(spec, "line") for row in rows_of(spec, line)]
     assert {row["paradigm"] for row in rows} == {"far"}
     assert len(rows) == 3 * len(STEPS)
 
@@ -97,22 +97,22 @@ def test_one_paradigm_has_no_list_and_no_second_view():
     assert explorer.state()["paradigm"] == "far"
     assert offered(explorer) == ["pair"]
     row = judged_right(trace).filter(step=4).row(0, named=True)
-    told = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
-    assert told in place(explorer, 4).text
+    expected = f"Judged right: {row['accuracy']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of 20 pairs."
+    assert expected in place(explorer, 4).text
 
 
 def test_runs_have_steps_and_onsets_of_their_own():
-    other = pairs_trace({"near_verb": 0.5, "far": 0.9}, pairs=20, steps=[0, 8, 64], seed=1)
-    explorer = PairExplorer({"a": TRACE, "b": other}, PAIRS, run="a", step=4, onset=ONSET)
+    other_trace = pairs_trace({"near_verb": 0.5, "far": 0.9}, pairs=20, steps=[0, 8, 64], seed=1)
+    explorer = PairExplorer({"a": TRACE, "b": other_trace}, PAIRS, run="a", step=4, onset=ONSET)
     title = explorer.moving().chart.to_dict()["hconcat"][0]["title"]
     assert "run a" in str(title)
     assert "capabilities onset" in str(title)
     explorer.restore({"run": "b"})
     assert explorer.now["step"] == 8
-    assert explorer.rows.equals(pair_race(other))
+    assert explorer.rows.equals(pair_race(other_trace))
     assert place(explorer, 8).text.startswith("b, step 8: ")
     assert "onset" not in str(explorer.moving().chart.to_dict()["hconcat"][0]["title"])
-    assert PairExplorer({"a": TRACE, "b": other}, PAIRS, run="b", onset={"b": ONSET}).onsets == {"b": ONSET}
+    assert PairExplorer({"a": TRACE, "b": other_trace}, PAIRS, run="b", onset={"b": ONSET}).onsets == {"b": ONSET}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Save what is seen, and bring it back: files that are whole, states that say what no longer fits."""
+"""Saving and restoring what an explorer shows: complete files, and states that report what no longer fits."""
 
 import ast
 import os
@@ -80,7 +80,7 @@ def test_a_state_keeps_what_it_does_not_name():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("state", "says"),
     [
         ({"stp": 4}, "did you mean 'step'"),
         ({3: 4}, "no entry 3"),
@@ -91,9 +91,9 @@ def test_a_state_keeps_what_it_does_not_name():
         ({"curve": None}, "should be a str"),
     ],
 )
-def test_a_state_of_something_else_is_refused_in_one_line(given, says):
+def test_a_state_of_something_else_is_refused_in_one_line(state, says):
     with pytest.raises(UserError, match=says) as refusal:
-        complete_state(given, STATE)
+        complete_state(state, STATE)
     assert "\n" not in str(refusal.value)
 
 
@@ -104,7 +104,7 @@ def test_what_is_gone_is_named_with_what_there_is():
 
 def test_nothing_is_overwritten(tmp_path):
     views, tables = StandIn().stills(), StandIn().tables()
-    first = save(views, tables, tmp_path, ["csv"])
-    again = save(views, tables, tmp_path, KINDS)
-    assert [path.name for path in first] == ["points.csv"]
-    assert [path.name for path in again] == ["points-2.svg", "points-2.png", "points-2.csv"]
+    first_paths = save(views, tables, tmp_path, ["csv"])
+    second_paths = save(views, tables, tmp_path, KINDS)
+    assert [path.name for path in first_paths] == ["points.csv"]
+    assert [path.name for path in second_paths] == ["points-2.svg", "points-2.png", "points-2.csv"]

@@ -35,19 +35,21 @@ def test_the_chooser_follows_its_sliders_and_says_the_command():
 
 
 @pytest.mark.parametrize(
-    ("given", "steps"),
+    ("options", "steps"),
     [({}, 4000), ({"steps": 2000}, 2000), ({"profile": "smoke", "seed": 3}, 64), ({"recipe": "english-mlm"}, 4000)],
 )
-def test_the_command_trains_what_is_drawn(monkeypatch, call, given, steps):
+def test_the_command_trains_what_is_drawn(monkeypatch, call, options, steps):
     """The same recipe, profile, seed and steps as the runs that the schedule is compared with."""
-    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, **given)
-    asked = []
-    monkeypatch.setattr("lmdynamics.runs.trained.build", lambda recipe, folder, **_: asked.append(recipe) or sys.exit())
+    chooser = ScheduleChooser("linear-0.3-0.15", OTHERS, **options)
+    recipes = []
+    monkeypatch.setattr(
+        "lmdynamics.runs.trained.build", lambda recipe, folder, **_: recipes.append(recipe) or sys.exit()
+    )
     call(*html.unescape(chooser.message.value.removeprefix("<code>").removesuffix("</code>")).split()[1:])
-    assert (chooser.steps, asked[0].training.steps) == (steps, steps)
-    assert asked[0].training.masking == "linear-0.3-0.15"
-    made = {"recipe": asked[0].name, "profile": asked[0].profile, "seed": asked[0].seed}
-    assert made == {name: given.get(name, usual) for name, usual in USUAL.items()}
+    assert (chooser.steps, recipes[0].training.steps) == (steps, steps)
+    assert recipes[0].training.masking == "linear-0.3-0.15"
+    settings = {"recipe": recipes[0].name, "profile": recipes[0].profile, "seed": recipes[0].seed}
+    assert settings == {name: options.get(name, usual) for name, usual in USUAL.items()}
 
 
 def test_what_is_no_schedule_is_reported_and_the_last_one_kept():
@@ -72,17 +74,17 @@ def test_branch_from_here(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("change", "text", "said"),
+    ("change", "text", "message"),
     [(3, "fast", "is no number"), (2, "linear-0.3", "write linear-FIRST-LAST"), (1, "nan", "every λ must be a number")],
 )
-def test_what_cannot_be_branched_is_reported_and_nothing_is_trained(tiny_run, change, text, said):
+def test_what_cannot_be_branched_is_reported_and_nothing_is_trained(tiny_run, change, text, message):
     explorer = BranchExplorer([tiny_run], compare=False)
     explorer.change.value, explorer.new_value.value = CHANGES[change], text
-    assert said in explorer.cost.value
+    assert message in explorer.cost.value
     assert explorer.button.disabled
     explorer.begin()
     assert explorer.live is None
-    assert said in explorer.status.value
+    assert message in explorer.status.value
 
 
 def test_text_from_a_reader_is_escaped(tiny_run):

@@ -52,19 +52,19 @@ def digest(content) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seen(explorer) -> dict:
+def visible_parts(explorer) -> dict:
     """Everything that a reader sees of an explorer, as a page gets it."""
     lists = {entry: (control.options, control.value) for entry, control in explorer.lists.items()}
     return {"content": digest(explorer.views.content), "values": explorer.views.values, "lists": lists}
 
 
-def shown(name):
+def displayed_explorer(name):
     explorer = MAKE[name]()
     assert explorer.widget is explorer.widget
     return explorer
 
 
-unchanged = functools.cache(shown)  # one of each for what must not change it
+unchanged = functools.cache(displayed_explorer)  # one of each for what must not change it
 
 
 def move(explorer, place: int) -> None:
@@ -74,32 +74,32 @@ def move(explorer, place: int) -> None:
 
 @EACH
 def test_a_state_brings_back_the_same_views(name):
-    before = shown(name).restore(ELSEWHERE[name])
+    before = displayed_explorer(name).restore(ELSEWHERE[name])
     state = before.state()
     assert state == ast.literal_eval(repr(state))
     assert state.keys() >= ELSEWHERE[name].keys()
-    after = shown(name)
-    assert seen(after) != seen(before)
+    after = displayed_explorer(name)
+    assert visible_parts(after) != visible_parts(before)
     assert after.restore(state) is after
-    assert (after.state(), seen(after)) == (state, seen(before))
+    assert (after.state(), visible_parts(after)) == (state, visible_parts(before))
     unshown = MAKE[name]().restore(state)
-    assert (unshown.state(), digest(unshown.moving().content())) == (state, seen(before)["content"])
+    assert (unshown.state(), digest(unshown.moving().content())) == (state, visible_parts(before)["content"])
     assert all(table.equals(before.tables()[view]) for view, table in unshown.tables().items())
 
 
 @pytest.mark.parametrize(("name", "state", "says"), STALE)
 def test_a_state_that_fits_no_more_changes_nothing(name, state, says):
     explorer = unchanged(name)
-    before = seen(explorer), explorer.state()
+    before = visible_parts(explorer), explorer.state()
     with pytest.raises(UserError, match=says) as refusal:
         explorer.restore(state)
     assert "\n" not in str(refusal.value)
-    assert (seen(explorer), explorer.state()) == before
+    assert (visible_parts(explorer), explorer.state()) == before
 
 
 @EACH
 def test_the_slider_moves_state_and_data_and_redraws_nothing(name):
-    explorer = shown(name)
+    explorer = displayed_explorer(name)
     content, state, tables = digest(explorer.views.content), explorer.state(), explorer.tables()
     places = list(explorer.choices(explorer.slider, explorer.now))
     assert places.index(state[explorer.slider]) == explorer.views.values["at"]
@@ -119,8 +119,8 @@ def test_the_page_gets_plain_json_with_words_for_every_place(name):
     explorer = MAKE[name]()
     content = explorer.moving().content()
     assert digest(json.loads(json.dumps(content, allow_nan=False))) == digest(content)
-    known = explorer.choices(explorer.slider, explorer.now)
-    assert [place["name"] for place in content["places"]] == list(known.values())
+    choices = explorer.choices(explorer.slider, explorer.now)
+    assert [place["name"] for place in content["places"]] == list(choices.values())
     assert all(place["said"] and place["said"] != place["name"] for place in content["places"])
 
 
@@ -134,7 +134,7 @@ def test_the_picture_fits_on_one_screen(name):
 
 @EACH
 def test_views_are_saved_with_their_data_and_nothing_is_overwritten(name, tmp_path):
-    explorer = shown(name)
+    explorer = displayed_explorer(name)
     explorer.saving.folder.value = str(tmp_path)
     for times in (1, 2):
         explorer.saving.save.click()
@@ -155,18 +155,18 @@ def test_the_still_explorer_is_one_figure(name, tmp_path):
 
 @EACH
 def test_only_lists_with_a_choice_are_shown_and_each_draws_anew(name):
-    explorer = shown(name)
+    explorer = displayed_explorer(name)
     assert all((len(control.options) > 1) == (entry in offered(explorer)) for entry, control in explorer.lists.items())
     control = explorer.lists[offered(explorer)[0]]
-    other = next(value for _, value in control.options if value != control.value)
-    before = seen(explorer)
-    control.value = other
-    assert other in explorer.state().values()
-    assert seen(explorer)["content"] != before["content"]
+    other_value = next(value for _, value in control.options if value != control.value)
+    before = visible_parts(explorer)
+    control.value = other_value
+    assert other_value in explorer.state().values()
+    assert visible_parts(explorer)["content"] != before["content"]
 
 
 def test_lists_follow_one_another():
-    explorer = shown("pairs")
+    explorer = displayed_explorer("pairs")
     assert [value for _, value in explorer.lists["pair"].options] == [-1]
     assert "pair" not in offered(explorer)
     explorer.lists["paradigm"].value = "far"
@@ -210,7 +210,7 @@ def test_a_run_without_one_of_the_measures_and_another_without_any_of_its_steps(
 
 
 def test_explorers_go_together_each_to_its_own_nearest():
-    one, other, apart = shown("pairs"), shown("dissent"), shown("trajectories")
+    one, other, apart = displayed_explorer("pairs"), displayed_explorer("dissent"), displayed_explorer("trajectories")
     link_checkpoints(one, other)
     assert (one.now["step"], other.now["step"], apart.now["step"]) == (16, 16, 512)
     move(other, 3)
@@ -236,7 +236,7 @@ def test_a_notebook_executed_without_a_page_has_pictures(tmp_path):
     notebook = nbformat.read(write_notebook(tmp_path / "plain.ipynb", WITHIN_IF, PLAIN, parameters=None), as_version=4)
     NotebookClient(notebook, kernel_name="python3").execute()
     outputs = [[output.data for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
-    assert [[sorted(data) for data in shown] for shown in outputs] == [
+    assert [[sorted(data) for data in cell_outputs] for cell_outputs in outputs] == [
         [
             ["application/vnd.jupyter.widget-view+json", "text/plain"],
             ["image/png", "text/plain"],
@@ -244,7 +244,7 @@ def test_a_notebook_executed_without_a_page_has_pictures(tmp_path):
         ],
         [["application/vnd.vegalite.v5+json", "image/png", "text/plain"]],
     ]
-    pictures = [data["image/png"] for shown in outputs for data in shown if "image/png" in data]
+    pictures = [data["image/png"] for cell_outputs in outputs for data in cell_outputs if "image/png" in data]
     assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
     page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook)
     assert all(picture.replace("\n", "") in page.replace("\n", "") for picture in pictures)

@@ -33,7 +33,7 @@ def nothing_left(monkeypatch):
         yield
 
 
-def sent(explorer) -> dict[str, list]:
+def sent_rows(explorer) -> dict[str, list]:
     """The rows that went to the page last."""
     return {update["name"]: update["value"] for update in explorer.chart._py_to_js_updates}
 
@@ -103,9 +103,9 @@ def test_start_pause_resume_stop():
     assert "not begun" in explorer.status.value
     specification = explorer.chart.spec
     explorer.start.click()
-    wait_for(lambda: len(sent(explorer)["raw"]) > 10)
-    first = sent(explorer)["raw"][-1]["step"]
-    wait_for(lambda: sent(explorer)["raw"][-1]["step"] > first + 50)
+    wait_for(lambda: len(sent_rows(explorer)["raw"]) > 10)
+    first = sent_rows(explorer)["raw"][-1]["step"]
+    wait_for(lambda: sent_rows(explorer)["raw"][-1]["step"] > first + 50)
     assert pressable(explorer) == ["pause", "stop"]
     assert "steps/s" in explorer.status.value
     explorer.pause.click()
@@ -114,7 +114,7 @@ def test_start_pause_resume_stop():
     assert f"paused at step {at:,} of 800" in explorer.status.value
     wait_for(lambda: not explorer._threads)
     explorer.resume.click()
-    wait_for(lambda: sent(explorer)["raw"][-1]["step"] > at)
+    wait_for(lambda: sent_rows(explorer)["raw"][-1]["step"] > at)
     explorer.stop.click()
     wait_for(lambda: pressable(explorer) == ["resume"])
     assert explorer.chart.spec is specification
@@ -126,7 +126,7 @@ def test_two_explorers_show_the_same_training_and_either_steers_it():
     one, other = (train_live("grammar-mlm", overrides=LONG, name="live") for _ in range(2))
     assert one.training is other.training
     one.start.click()
-    wait_for(lambda: len(sent(one)["raw"]) > 5 and len(sent(other)["raw"]) > 5)
+    wait_for(lambda: len(sent_rows(one)["raw"]) > 5 and len(sent_rows(other)["raw"]) > 5)
     one.close()
     other.pause.click()
     wait_for(lambda: pressable(other) == ["resume", "stop"])
@@ -138,22 +138,22 @@ def test_two_explorers_show_the_same_training_and_either_steers_it():
 def test_checkpoints_are_measured_as_they_land():
     explorer = train_live("grammar-mlm", overrides=LONG, name="live", measurements=HELD_OUT)
     explorer.start.click()
-    wait_for(lambda: sent(explorer)["measured"])
+    wait_for(lambda: sent_rows(explorer)["measured"])
     assert explorer.training.wait(120) == "done"
     steps = open_run("live").steps
-    wait_for(lambda: [row["step"] for row in sent(explorer)["measured"]] == steps)
-    values = [row["value"] for row in sent(explorer)["measured"]]
+    wait_for(lambda: [row["step"] for row in sent_rows(explorer)["measured"]] == steps)
+    values = [row["value"] for row in sent_rows(explorer)["measured"]]
     assert values[-1] < values[0]
     wait_for(lambda: not explorer._threads)
 
 
 def test_a_branch_shows_what_its_parent_measured_before_it_left(tiny_run):
-    made = tiny_run.branch(8, lr=0.01, progress=False)
-    losses = [trace(run, HeldOutLoss(run.held_out()), progress=False) for run in (tiny_run, made)]
+    branch = tiny_run.branch(8, lr=0.01, progress=False)
+    losses = [trace(run, HeldOutLoss(run.held_out()), progress=False) for run in (tiny_run, branch)]
     before, after = (dict(frame.select("step", "loss").iter_rows()) for frame in losses)
     explorer = TrainingExplorer(branch_of(tiny_run, 8, ["lr=0.01"]), HELD_OUT)
-    wait_for(lambda: [row["step"] for row in sent(explorer).get("measured", [])] == [0, 1, 2, 4, 8, 12])
-    assert {row["step"]: row["value"] for row in sent(explorer)["measured"]} == pytest.approx(before | after)
+    wait_for(lambda: [row["step"] for row in sent_rows(explorer).get("measured", [])] == [0, 1, 2, 4, 8, 12])
+    assert {row["step"]: row["value"] for row in sent_rows(explorer)["measured"]} == pytest.approx(before | after)
     wait_for(lambda: not explorer._threads)
 
 
@@ -169,7 +169,7 @@ def test_a_page_that_draws_the_chart_again_gets_its_rows(tiny_run):
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides=TINY, name="tiny"))
     explorer.chart._py_to_js_updates = []
     explorer.chart._params = {"status": " ", "revision": 0}  # what the page reports
-    assert len(sent(explorer)["raw"]) == 12
+    assert len(sent_rows(explorer)["raw"]) == 12
     assert explorer.chart._params["status"] == explorer._line
 
 
@@ -178,23 +178,23 @@ def test_branch_from_here():
     explorer = train_live("grammar-mlm", overrides=LONG, name="live")
     assert explorer.branch.disabled
     explorer.start.click()
-    wait_for(lambda: len(sent(explorer)["raw"]) > 10)
+    wait_for(lambda: len(sent_rows(explorer)["raw"]) > 10)
     parent = explorer.training
     explorer.changes.value = "lr=0.01 masking=0.4"
     explorer.branch.click()
     wait_for(lambda: explorer.training is not parent)
-    made = explorer.training
-    at = made.job.origin[1]
-    assert made.folder.name.startswith(f"live@{at}")
-    wait_for(lambda: len(made.log()) > at + 1)
-    assert set(made.log().filter(pl.col("step") >= at)["masking_rate"]) == {0.4}
+    branch = explorer.training
+    at = branch.job.origin[1]
+    assert branch.folder.name.startswith(f"live@{at}")
+    wait_for(lambda: len(branch.log()) > at + 1)
+    assert set(branch.log().filter(pl.col("step") >= at)["masking_rate"]) == {0.4}
     assert parent.wait(60) == "stopped"
     assert parent.saved == at
-    assert made.folder.name in str(explorer.chart.spec)
+    assert branch.folder.name in str(explorer.chart.spec)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ("lrr=1", "no setting &#x27;lrr&#x27;"),
         ("<img src=x>", "&lt;img"),
@@ -202,11 +202,11 @@ def test_branch_from_here():
         ("lr", "lr"),
     ],
 )
-def test_bad_changes_are_reported_as_text_and_training_continues(tiny_run, changes, said):
+def test_bad_changes_are_reported_as_text_and_training_continues(tiny_run, changes, message):
     explorer = TrainingExplorer(training_of("grammar-mlm", overrides={**TINY}, name="tiny"))
     explorer.changes.value = changes
     explorer.branch.click()
-    assert said in explorer.message.value
+    assert message in explorer.message.value
     assert "<img" not in explorer.message.value
     assert explorer.training.folder.name == "tiny"
 
@@ -214,19 +214,19 @@ def test_bad_changes_are_reported_as_text_and_training_continues(tiny_run, chang
 @pytest.mark.slow
 @pytest.mark.parametrize("compare", [False, True])
 def test_the_branch_button_trains_in_a_process_and_then_compares(tiny_run, compare):
-    made = []
-    explorer = BranchExplorer([tiny_run], compare=compare, on_branch=made.append)
+    branches = []
+    explorer = BranchExplorer([tiny_run], compare=compare, on_branch=branches.append)
     explorer.step.value = 8
     explorer.change.value, explorer.new_value.value = CHANGES[3], "0.01"
     explorer.button.click()
     assert explorer.live.training.state in ACTIVE  # and the button has returned
-    wait_for(lambda: made, 120)
-    assert made[0].parent["changes"] == {"training.lr": 0.01}
-    assert made[0].steps == [8, 12]
-    assert made[0].name in explorer.status.value
+    wait_for(lambda: branches, 120)
+    assert branches[0].parent["changes"] == {"training.lr": 0.01}
+    assert branches[0].steps == [8, 12]
+    assert branches[0].name in explorer.status.value
     assert len(explorer.training.children) == 1 + compare
     explorer.button.click()  # it is there already
-    wait_for(lambda: len(made) == 2)
+    wait_for(lambda: len(branches) == 2)
     wait_for(lambda: not explorer._followed)
 
 

@@ -9,7 +9,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.explorers import changes as moves
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
 from tests.charts import interference_frames as frames
-from tests.charts.specs import found, rows_of
+from tests.charts.specs import mark_layers, rows_of
 from tests.explorers.made import offered
 
 GROUPS = pl.DataFrame(
@@ -19,8 +19,8 @@ HELD_OUT = {"split": "held out", "direction": "update", "batch": 0}
 
 
 def doubled(rows: int = 3):
-    one = frames.one_step(rows=rows).filter(**HELD_OUT)
-    return one.drop("split", "direction", "batch", "first_order").with_columns(until=2 * pl.col("step"))
+    changes = frames.one_step(rows=rows).filter(**HELD_OUT)
+    return changes.drop("split", "direction", "batch", "first_order").with_columns(until=2 * pl.col("step"))
 
 
 @pytest.fixture
@@ -59,21 +59,21 @@ def test_a_token_is_followed_through_all_checkpoints(explorer):
     spec = explorer.moving().chart.to_dict()
     course = spec["hconcat"][0]["vconcat"][1]
     assert "“on”" in str(course["title"])
-    drawn = {row["step"]: row["change"] for rule in found(course["vconcat"][1], "rule")
+    changes = {row["step"]: row["change"] for rule in mark_layers(course["vconcat"][1], "rule")
              for row in rows_of(spec, rule) if "change" in row}  # fmt: skip
-    assert drawn == dict(rows.select("step", "change").iter_rows())
+    assert changes == dict(rows.select("step", "change").iter_rows())
     assert explorer.restore({"row": 1}).now["position"] == 4  # the same place in another row
 
 
 def test_the_sentence_has_the_numbers_of_over_batches(explorer):
     row = over_batches(frames.one_step()).filter(step=64, split="held out", direction="update").row(0, named=True)
-    said = place(explorer, 64).text
-    assert said.startswith("Step 64, held-out text")
-    assert f"D {row['interference']:.2f} [" in said
-    assert f"M {row['magnitude']:.3g} [" in said
-    assert f"{row['mean_change']:+.3g}".replace("-", "−") in said
-    assert "(over 2 batches)" in said
-    assert "Batch 0 alone: D" in said
+    text = place(explorer, 64).text
+    assert text.startswith("Step 64, held-out text")
+    assert f"D {row['interference']:.2f} [" in text
+    assert f"M {row['magnitude']:.3g} [" in text
+    assert f"{row['mean_change']:+.3g}".replace("-", "−") in text
+    assert "(over 2 batches)" in text
+    assert "Batch 0 alone: D" in text
 
 
 def test_the_sentence_claims_no_move_that_the_interval_does_not_show():
@@ -81,19 +81,19 @@ def test_the_sentence_claims_no_move_that_the_interval_does_not_show():
     unclear = table.filter((pl.col("mean_change_low") < 0) & (pl.col("mean_change_high") > 0))["step"][0]
     explorer = ZeroSumExplorer(frames.one_step(), frames.texts, direction="random", step=unclear)
     assert "Whether the loss moved at all is not clear." in sentence(explorer)
-    one = ZeroSumExplorer(frames.one_step(batches=1), frames.texts, step=2)
-    assert "[" not in sentence(one)
-    assert "(over one batch). The loss fell" in sentence(one)
-    here = pl.col("step") == 8
-    partly = frames.one_step().with_columns(change=pl.when(here).then(0.0).otherwise("change"))
+    one_batch = ZeroSumExplorer(frames.one_step(batches=1), frames.texts, step=2)
+    assert "[" not in sentence(one_batch)
+    assert "(over one batch). The loss fell" in sentence(one_batch)
+    at_step_8 = pl.col("step") == 8
+    partly = frames.one_step().with_columns(change=pl.when(at_step_8).then(0.0).otherwise("change"))
     assert "D undefined" in sentence(ZeroSumExplorer(partly, frames.texts, step=8))
 
 
 def test_the_row_is_coloured_by_its_own_changes(explorer):
     explorer.restore({"row": 1})
-    own = frames.one_step().filter(**HELD_OUT, step=16, row=1)
+    row_changes = frames.one_step().filter(**HELD_OUT, step=16, row=1)
     tokens = explorer.tokens_at(16)
-    assert [change["change"] for _, change in tokens.rows[1][1:]] == own["change"].to_list()
+    assert [change["change"] for _, change in tokens.rows[1][1:]] == row_changes["change"].to_list()
     assert tokens.rows[1][0] == ("h01", None)
     assert place(explorer, 16).details == tokens._repr_html_()
     explorer.restore({"split": "stepped", "batch": 1, "row": 2})
@@ -123,9 +123,9 @@ def test_doublings_have_intervals_over_rows_and_no_batch_to_pick():
 
 
 def test_doublings_of_a_few_rows_have_no_interval():
-    said = sentence(ZeroSumExplorer(doubled(), frames.texts, GROUPS))
-    assert "(over 3 rows of text, too few for an interval)" in said
-    assert "[" not in said
+    text = sentence(ZeroSumExplorer(doubled(), frames.texts, GROUPS))
+    assert "(over 3 rows of text, too few for an interval)" in text
+    assert "[" not in text
 
 
 def test_tokens_are_text_never_html():
@@ -142,7 +142,7 @@ def test_the_still_explorer_has_a_page_of_coloured_text(explorer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "options", "said"),
+    ("changes", "options", "message"),
     [
         (frames.one_step().drop("change"), {}, "needs the columns"),
         (frames.one_step().drop("first_order"), {}, "first_order not among them"),
@@ -154,8 +154,8 @@ def test_the_still_explorer_has_a_page_of_coloured_text(explorer, tmp_path):
         (frames.one_step(), {"row": 7}, "there is no row 7; known: 0, 1, 2"),
     ],
 )
-def test_what_cannot_be_explored_is_reported(changes, options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_explored_is_reported(changes, options, message):
+    with pytest.raises(UserError, match=message):
         ZeroSumExplorer(changes, frames.texts, **options)
 
 
@@ -171,8 +171,8 @@ def test_a_row_without_text_is_refused_at_the_start():
 
 
 def test_a_text_that_is_missing_later_is_reported_and_the_next_one_is_shown():
-    some = {("held out", 0, row): frames.texts("held out", 0, row) for row in range(3)}
-    explorer = ZeroSumExplorer(frames.one_step(), some)
+    first_texts = {("held out", 0, row): frames.texts("held out", 0, row) for row in range(3)}
+    explorer = ZeroSumExplorer(frames.one_step(), first_texts)
     explorer.widget  # noqa: B018
     explorer.lists["split"].value = "stepped"
     assert explorer.status.value == "there is no text of split &#x27;stepped&#x27;, batch 0, row 0; add it to texts"

@@ -45,7 +45,7 @@ def declared(size: int, sha256: str, make: Callable[[], bytes] | None = None) ->
     return File(size, sha256, _blob(pointer), len(pointer), make)
 
 
-def _kept(path: str, content: bytes) -> File:
+def _in_memory(path: str, content: bytes) -> File:
     sha256 = hashlib.sha256(content).hexdigest()
     if path.endswith(LARGE):
         return declared(len(content), sha256, lambda: content)
@@ -84,10 +84,12 @@ class Repository:
     def commit(self, files: Mapping[str, File | bytes], branch: str = "main", title: str = "") -> Commit:
         """Make these the files of a branch, as a commit after its last."""
         parent = self.branches.get(branch)
-        kept = {path: content if isinstance(content, File) else _kept(path, content) for path, content in files.items()}
-        told = [self.name, branch, title, parent.sha if parent else "", *(f"{p} {f.oid}" for p, f in kept.items())]
-        sha = hashlib.sha1("\n".join([*told, str(len(self.commits))]).encode()).hexdigest()
-        self.commits[sha] = self.branches[branch] = Commit(sha, kept, title or f"{branch} contents", parent)
+        stored = {
+            path: content if isinstance(content, File) else _in_memory(path, content) for path, content in files.items()
+        }
+        parts = [self.name, branch, title, parent.sha if parent else "", *(f"{p} {f.oid}" for p, f in stored.items())]
+        sha = hashlib.sha1("\n".join([*parts, str(len(self.commits))]).encode()).hexdigest()
+        self.commits[sha] = self.branches[branch] = Commit(sha, stored, title or f"{branch} contents", parent)
         return self.commits[sha]
 
     def move(self, branch: str, to: Commit) -> None:
@@ -95,9 +97,9 @@ class Repository:
 
     def at(self, revision: str) -> Commit:
         """The commit that a branch, a tag or a sha names."""
-        for named in (self.branches, self.tags, self.commits):
-            if found := named.get(revision):
-                return found
+        for revisions in (self.branches, self.tags, self.commits):
+            if commit := revisions.get(revision):
+                return commit
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
 
 
@@ -106,7 +108,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, code: str, message: str, **headers: str):
         super().__init__(message)
-        self.answer = told({"error": message}, status)
+        self.answer = json_answer({"error": message}, status)
         self.answer.headers.update({"X-Error-Message": message}, **headers)
         if code:
             self.answer.headers["X-Error-Code"] = code
@@ -122,12 +124,12 @@ class Answer:
     cut: int | None = None  # bytes of the body after which the connection ends
 
 
-def told(data, status: int = 200) -> Answer:
+def json_answer(data, status: int = 200) -> Answer:
     return Answer(status, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(data).encode())
 
 
 @dataclass
-class Asked:
+class Request:
     """A request as it came in, and what was planned as its answer: status, and bytes of the body."""
 
     origin: str  # hub or cdn
@@ -167,7 +169,7 @@ class Hub:
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.tokens: dict[str, str] = {}  # whose token it is
-        self.requests: list[Asked] = []
+        self.requests: list[Request] = []
         self.errors: list[BaseException] = []
         self.faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -212,7 +214,7 @@ class Hub:
         if self.errors:
             raise ExceptionGroup("the stand-in hub failed", self.errors)
 
-    def asked(self, match: str = "") -> list[Asked]:
+    def requests_matching(self, match: str = "") -> list[Request]:
         """Requests whose `METHOD path?query` holds a match."""
         return [request for request in self.requests if re.search(match, str(request))]
 
@@ -221,7 +223,7 @@ class Hub:
         """Paths whose content was asked for, large ones by their path on the CDN."""
         return [
             request.path
-            for request in self.asked(r"^GET ")
+            for request in self.requests_matching(r"^GET ")
             if request.origin == "cdn" or (request.segments[2:3] == ["resolve"] and request.status // 100 == 2)
         ]
 
@@ -249,58 +251,58 @@ class Hub:
         """Send other JSON by any change of what was decoded."""
         self.alter(lambda body: json.dumps(change(json.loads(body))).encode(), match, times)
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, request: Request) -> Answer:
         """The answer to a request, faults and all; the request is recorded with it.
 
         Except the one that the client makes for itself, once a day in any process: whether it serves an agent.
         """
-        if asked.path == AGENTS:
+        if request.path == AGENTS:
             return Refused(404, "", "there is no such list here").answer
         try:
-            answer = self._answer(asked)
+            answer = self._answer(request)
         except Refused as refused:
             answer = refused.answer
         except Exception as broken:
             self.errors.append(broken)
             answer = Refused(500, "", f"the stand-in failed: {type(broken).__name__}").answer
         with self._lock:
-            for fault in self._due(asked):
+            for fault in self._due(request):
                 answer = fault.change(answer)
-            answer = _ranged(answer, asked.range)
-            asked.status = answer.status
-            asked.sent = 0 if asked.method == "HEAD" else len(answer.body[: answer.cut])
-            self.requests.append(asked)
+            answer = _ranged(answer, request.range)
+            request.status = answer.status
+            request.sent = 0 if request.method == "HEAD" else len(answer.body[: answer.cut])
+            self.requests.append(request)
         return answer
 
-    def _due(self, asked: Asked) -> list[Fault]:
-        matching = [fault for fault in self.faults if fault.times != 0 and re.search(fault.match, str(asked))]
+    def _due(self, request: Request) -> list[Fault]:
+        matching = [fault for fault in self.faults if fault.times != 0 and re.search(fault.match, str(request))]
         counted = [fault for fault in matching if fault.times is not None][:1]
         for fault in counted:
             fault.times -= 1
         return [fault for fault in matching if fault.times is None] + counted
 
-    def _answer(self, asked: Asked) -> Answer:
-        if asked.origin == "cdn":
-            return self._stored(*asked.segments)
-        if asked.token is not None and asked.token not in self.tokens:
+    def _answer(self, request: Request) -> Answer:
+        if request.origin == "cdn":
+            return self._stored(*request.segments)
+        if request.token is not None and request.token not in self.tokens:
             raise Refused(401, "", "Invalid credentials in Authorization header")
-        user = self.tokens.get(asked.token)
-        match asked.segments:
+        user = self.tokens.get(request.token)
+        match request.segments:
             case ["api", "models"]:
-                return told(self._found(asked))
+                return json_answer(self._search(request))
             case ["api", "models", owner, name, *rest]:
-                return told(self._about(self._visible(f"{owner}/{name}", user), rest))
+                return json_answer(self._about(self._visible(f"{owner}/{name}", user), rest))
             case [owner, name, "resolve", revision, *path]:
                 repository = self._visible(f"{owner}/{name}", user)
                 if repository.gated and user not in repository.readers:
                     restricted = f"Access to model {repository.name} is restricted."
                     raise Refused(401 if user is None else 403, "GatedRepo", restricted)
                 return self._resolved(repository, repository.at(revision), "/".join(path))
-        raise Refused(404, "", f"the stand-in does not know {asked}")
+        raise Refused(404, "", f"the stand-in does not know {request}")
 
     def _visible(self, name: str, user: str | None) -> Repository:
-        if found := self.repositories.get(name):
-            return found
+        if repository := self.repositories.get(name):
+            return repository
         if user is None:  # it might be private, so the hub does not say that there is none
             raise Refused(401, "RepoNotFound", "Invalid username or password.")
         raise Refused(404, "RepoNotFound", "Repository not found")
@@ -320,8 +322,8 @@ class Hub:
                 return _tree(repository.at(revision))
         raise Refused(404, "", f"the stand-in does not know {question}")
 
-    def _found(self, asked: Asked) -> list[dict]:
-        author, words = asked.query.get("author"), asked.query.get("search", "").lower()
+    def _search(self, request: Request) -> list[dict]:
+        author, words = request.query.get("author"), request.query.get("search", "").lower()
         names = [name for name in self.repositories if author in (None, name.partition("/")[0])]
         return [{"id": name} for name in names if words in name.lower()]
 
@@ -368,13 +370,13 @@ def _tree(commit: Commit) -> list[dict]:
     return list(entries.values())
 
 
-def _ranged(answer: Answer, asked: str | None) -> Answer:
+def _ranged(answer: Answer, range_header: str | None) -> Answer:
     """The part of an answer that a Range header asks for."""
-    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
-    if not wanted or answer.status != 200 or "Accept-Ranges" not in answer.headers:
+    bounds = re.fullmatch(r"bytes=(\d+)-(\d*)", range_header or "")
+    if not bounds or answer.status != 200 or "Accept-Ranges" not in answer.headers:
         return answer
-    size, start = len(answer.body), int(wanted[1])
-    end = min(int(wanted[2] or size), size - 1)
+    size, start = len(answer.body), int(bounds[1])
+    end = min(int(bounds[2] or size), size - 1)
     if start > end:
         refusal = {**answer.headers, "Content-Range": f"bytes */{size}"}
         return replace(answer, status=416, headers=refusal, body=b"")
@@ -422,8 +424,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        asked = Asked(self.server.origin, self.command, self.path, self.headers.get("Range"), token)
-        answer = self.server.hub.answer(asked)
+        request = Request(self.server.origin, self.command, self.path, self.headers.get("Range"), token)
+        answer = self.server.hub.answer(request)
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)

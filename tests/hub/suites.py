@@ -48,11 +48,11 @@ def pythia(hub: Hub, steps: Iterable[int] = SHORT, size: str = "14m") -> Reposit
 
 def multiberts(hub: Hub) -> list[Repository]:
     """`google/multiberts-seed_0-step_Sk`: a repository per step, pickles and TensorFlow only, no fast tokenizer."""
-    made = [hub.repository(f"google/multiberts-seed_0-step_{thousand}k") for thousand in (0, 20, 40, 2_000)]
-    for repository, thousand in zip(made, (0, 20, 40, 2_000), strict=True):
+    repositories = [hub.repository(f"google/multiberts-seed_0-step_{thousand}k") for thousand in (0, 20, 40, 2_000)]
+    for repository, thousand in zip(repositories, (0, 20, 40, 2_000), strict=True):
         weighed = {"pytorch_model.bin": pickled(_tied(weights("multiberts", 0, thousand))), "tf_model.h5": b"\x89HDF"}
         repository.commit({**cards(repository.name), **config("multiberts"), **wordpiece(), **weighed})
-    return made
+    return repositories
 
 
 def olmo2(
@@ -73,8 +73,8 @@ def olmo2(
         reached = int(step) + 100_000 * branch.startswith("stage2")
         state = weights("olmo2", int(_digest(branch).hex()[:4], 16) if "ingredient" in branch else 0, reached)
         files = {**cards(name), **config("olmo2"), **fast_tokenizer(), **shards_of(state, 2)}
-        where = {key: name for name in shards_of(state, 2) for key in load(files[name])}
-        files["model.safetensors.index.json"] = _json({"metadata": {}, "weight_map": where})
+        weight_map = {key: name for name in shards_of(state, 2) for key in load(files[name])}
+        files["model.safetensors.index.json"] = _json({"metadata": {}, "weight_map": weight_map})
         repository.move("main", repository.commit(files, branch=revision))
     return repository
 
@@ -94,13 +94,13 @@ def crfm(hub: Hub) -> Repository:
 
 def sas(hub: Hub) -> list[Repository]:
     """`angie-chen55/bert-base-seed0-ckpt-N`: a repository per step."""
-    made = []
+    repositories = []
     for step in (0, 1_000, 20_000, 100_000):
         repository = hub.repository(f"angie-chen55/bert-base-seed0-ckpt-{step}")
         weighed = {"pytorch_model.bin": pickled(_tied(weights("sas", 0, step)))}
         repository.commit({**cards(repository.name), **config("sas"), **wordpiece(), **weighed})
-        made.append(repository)
-    return made
+        repositories.append(repository)
+    return repositories
 
 
 def unpickling_writes(hub: Hub, marker: Path, name: str = "someone/pickle") -> Repository:
@@ -116,8 +116,8 @@ def importing_writes(hub: Hub, marker: Path, name: str = "someone/remote-code") 
     repository = hub.repository(name)
     code = f"from pathlib import Path\n\nPath({str(marker)!r}).touch()\n".encode()
     automatic = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
-    told = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": automatic}
-    files = {"config.json": _json(told), "configuration_own.py": code, "modeling_own.py": code}
+    settings = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": automatic}
+    files = {"config.json": _json(settings), "configuration_own.py": code, "modeling_own.py": code}
     repository.commit({**files, **fast_tokenizer(), "model.safetensors": safe(weights("pythia", 0, 0))})
     return repository
 
@@ -138,27 +138,27 @@ def history(
     repository = hub.repository(name)
     sizes = {file: len(content) for file, content in shards_of(trajectory(0), shards).items()}
 
-    def made(step: int, file: str) -> bytes:
+    def shard(step: int, file: str) -> bytes:
         return shards_of(change(step, trajectory(step)), shards)[file]
 
     for step in steps:
         weighed = {}
         for number, (file, size) in enumerate(sizes.items()):
             origin = (same or {}).get((step, number), step)
-            weighed[file] = declared(size, _digest(name, branch, str(origin), file).hex(), partial(made, origin, file))
+            weighed[file] = declared(size, _digest(name, branch, str(origin), file).hex(), partial(shard, origin, file))
         last = repository.commit({"config.json": b"{}\n", "tokenizer.json": b"{}\n", **weighed}, branch.format(step))
     repository.move("main", last)
     return repository
 
 
 @cache
-def _drawn(seed: int) -> State:
+def _random_state(seed: int) -> State:
     """A new decoder: random matrices, norm weights of ones, biases of zeros."""
     generator = torch.Generator().manual_seed(seed)
     matrices = {"embed_in.weight": (3000, 64), "embed_out.weight": (3000, 64)}
     for layer in range(6):
-        named = {"query_key_value": (192, 64), "dense": (64, 64), "h_to_4h": (256, 64), "4h_to_h": (64, 256)}
-        matrices |= {f"layers.{layer}.{key}.weight": shape for key, shape in named.items()}
+        shapes = {"query_key_value": (192, 64), "dense": (64, 64), "h_to_4h": (256, 64), "4h_to_h": (64, 256)}
+        matrices |= {f"layers.{layer}.{key}.weight": shape for key, shape in shapes.items()}
     state = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in matrices.items()}
     norms = [f"layers.{layer}.norm" for layer in range(6)] + ["final_norm"]
     state |= {f"{key}.weight": torch.ones(64) for key in norms} | {f"{key}.bias": torch.zeros(64) for key in norms}
@@ -167,7 +167,7 @@ def _drawn(seed: int) -> State:
 
 def trajectory(step: int, seed: int = 0) -> State:
     """The weights of a run at a step: from one draw, in half precision, ever more slowly towards another."""
-    start, end = _drawn(2 * seed), _drawn(2 * seed + 1)
+    start, end = _random_state(2 * seed), _random_state(2 * seed + 1)
     share = 0.6 * math.log1p(step) / math.log1p(LAST)
     moved = {key: start[key] + share * (end[key] + 0.02 * (end[key] == start[key])) for key in start}
     return {key: tensor.half() for key, tensor in moved.items()}
@@ -208,10 +208,10 @@ def _saved(kind: str) -> tuple[State, dict]:
     """Weights and configuration of a new model, as transformers saves them."""
     from safetensors.torch import load_file
 
-    architecture, told = _configs()[kind]
+    architecture, config = _configs()[kind]
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        architecture(told).save_pretrained(folder)
+        architecture(config).save_pretrained(folder)
         return load_file(f"{folder}/model.safetensors"), json.loads(Path(folder, "config.json").read_text())
 
 
@@ -260,11 +260,11 @@ def shards_of(state: State, count: int) -> dict[str, bytes]:
     return {name: safe({key: state[key] for key in sorted(state)[n::count]}) for n, name in enumerate(names)}
 
 
-def config(kind: str, **told) -> dict[str, bytes]:
+def config(kind: str, **changes) -> dict[str, bytes]:
     """`config.json` as of its time, when `dtype` was called `torch_dtype`."""
     saved = {**_saved(kind)[1], "transformers_version": "4.30.0"}
     saved["torch_dtype"] = saved.pop("dtype", "float32")
-    return {"config.json": _json({**saved, **told})}
+    return {"config.json": _json({**saved, **changes})}
 
 
 def cards(name: str) -> dict[str, bytes]:
@@ -289,10 +289,10 @@ def _bytewise():
 
 def fast_tokenizer() -> dict[str, bytes]:
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
-    told = {**special, "add_prefix_space": False, "model_max_length": 64, "tokenizer_class": "GPTNeoXTokenizer"}
+    settings = {**special, "add_prefix_space": False, "model_max_length": 64, "tokenizer_class": "GPTNeoXTokenizer"}
     return {
         "tokenizer.json": _bytewise().to_str(pretty=True).encode(),
-        "tokenizer_config.json": _json(told),
+        "tokenizer_config.json": _json(settings),
         "special_tokens_map.json": _json(special),
     }
 

@@ -31,7 +31,7 @@ def faults(address=PYTHIA, **options) -> list[Fault]:
     return [fault for each in audit(address, progress=False, **options) for fault in each.faults]
 
 
-def found(address=PYTHIA, **options) -> list[tuple[str, int | None]]:
+def found_faults(address=PYTHIA, **options) -> list[tuple[str, int | None]]:
     return [(fault.kind, fault.step) for fault in faults(address, **options)]
 
 
@@ -54,15 +54,15 @@ def test_an_audit_needs_no_torch(hub, home):
     """Which takes longer to import than 154 listings to compare."""
     suites.history(hub, steps=(0, 1, 2))
     code = f"import sys; from lmdynamics.hub.audit import report; report({PYTHIA!r}, None, False, False)"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split()[-1] == "False"
+    assert result.stdout.split()[-1] == "False"
 
 
 def test_identical_steps(hub, home, call):
     suites.history(hub, same={(2000, 0): 1000, (3000, 0): 1000})
-    assert found() == [("identical", 2000)]
+    assert found_faults() == [("identical", 2000)]
     status, out, _ = call("audit", PYTHIA)
     assert status == 1
     assert "steps 1,000, 2,000 and 3,000 have the same weights, to the byte" in " ".join(out.split())
@@ -74,10 +74,10 @@ def test_identical_steps(hub, home, call):
 def test_a_missing_step(hub, home):
     repository = suites.history(hub)
     del repository.branches["step64"]
-    assert found() == [("missing step", 64)]
-    assert found(f"{PYTHIA}?steps=0,1,2") == []  # where only some are asked for, others are not missed
-    (some,) = audit(f"{PYTHIA}?steps=0,1,2", progress=False)
-    assert (len(some.steps), some.listed) == (3, 153)
+    assert found_faults() == [("missing step", 64)]
+    assert found_faults(f"{PYTHIA}?steps=0,1,2") == []  # where only some are asked for, others are not missed
+    (audited,) = audit(f"{PYTHIA}?steps=0,1,2", progress=False)
+    assert (len(audited.steps), audited.listed) == (3, 153)
 
 
 @pytest.mark.parametrize(
@@ -92,19 +92,19 @@ def test_files_unlike_those_of_other_checkpoints(hub, home, left_out, instead, f
     repository = suites.history(hub)
     files = {name: file for name, file in repository.branches["step512"].files.items() if name not in left_out}
     repository.commit({**files, **instead}, branch="step512")
-    assert found() == [fault]
+    assert found_faults() == [fault]
 
 
 def test_a_moved_branch(hub, home):
     repository = suites.history(hub)
     lmd.open_run(f"{PYTHIA}?steps=0,512")
-    assert found() == []
+    assert found_faults() == []
     files = dict(repository.branches["step512"].files)
     files["README.md"] = b"new"
     repository.commit(files, branch="step512")
-    assert found() == [("moved", 512)]
+    assert found_faults() == [("moved", 512)]
     lmd.open_run(f"{PYTHIA}?steps=0,512&refresh=yes")
-    assert found() == []
+    assert found_faults() == []
 
 
 def test_many_of_a_kind_are_one_line(hub, home, call):
@@ -120,7 +120,7 @@ def test_names_that_lead_out(hub, home):
     evil = {"path": "../../evil.py", "type": "file", "size": 3, "oid": "0" * 40}
     suites.history(hub, steps=(0, 1, 2))
     hub.edit(lambda entries: [*entries, evil], match="/tree/", times=2)  # of main, and of the step
-    assert [kind for kind, _ in found(f"{PYTHIA}?steps=0")] == ["path"]
+    assert [kind for kind, _ in found_faults(f"{PYTHIA}?steps=0")] == ["path"]
     assert [is_outside(path) for path in ("a/b.txt", "a/../b", "/a", "a\\b", "c:x", "")] == [False, *[True] * 5]
 
 
@@ -167,7 +167,7 @@ def test_a_clean_suite_of_154_is_looked_into_in_silence_and_hardly_downloaded(hu
 
 def test_a_clean_suite_of_three_shards_is_silent(hub, home):
     suites.history(hub, "me/sharded", steps=range(1000, 21_000, 1000), shards=3)
-    assert found("hf://me/sharded", weights=True) == []
+    assert found_faults("hf://me/sharded", weights=True) == []
 
 
 def test_one_shard_of_another_checkpoint_is_named_from_listings(hub, home):
@@ -243,7 +243,7 @@ PLANTED = {
 @pytest.mark.parametrize(("change", "fault", "words"), PLANTED.values(), ids=PLANTED.keys())
 def test_what_is_planted_in_tensors_is_found_there_alone(hub, home, change, fault, words):
     suites.history(hub, steps=FEW, change=change)
-    assert found(f"{PYTHIA}?steps=0:10000") == []  # listings do not show it
+    assert found_faults(f"{PYTHIA}?steps=0:10000") == []  # listings do not show it
     (only,) = faults(f"{PYTHIA}?steps=0:10000", weights=True)
     assert (only.kind, only.step) == fault
     assert only.said.startswith(words)
@@ -252,7 +252,7 @@ def test_what_is_planted_in_tensors_is_found_there_alone(hub, home, change, faul
 def test_steps_far_apart_are_not_judged(hub, home):
     """Nothing says how much must change from the first step to the last."""
     suites.history(hub, change=other_start)
-    assert found(f"{PYTHIA}?steps=0,143000", weights=True) == []
+    assert found_faults(f"{PYTHIA}?steps=0,143000", weights=True) == []
 
 
 def test_half_of_a_history_equal_to_the_final_model_is_reported_as_that(hub, home):
@@ -270,11 +270,11 @@ def test_trajectories_in_one_repository_are_a_fault_and_audited_apart(hub, home,
         suites.history(hub, "me/mix", steps=steps, branch=f"{size}-step-{{}}")
     audits = audit("hf://me/mix", progress=False)
     assert [(each.name, each.steps[-1]) for each in audits] == [("me/mix#big", 2000), ("me/mix#small", 4000)]
-    assert found("hf://me/mix") == [("trajectories", None)]
+    assert found_faults("hf://me/mix") == [("trajectories", None)]
     status, out, _ = call("audit", "hf://me/mix")
     assert status == 1
     assert "#big (2 checkpoints), #small (4 checkpoints)" in " ".join(out.split())
-    assert found("hf://me/mix#small") == []
+    assert found_faults("hf://me/mix#small") == []
 
 
 def test_a_main_branch_that_is_not_the_last_step_is_reported_as_another(hub, home, call):
@@ -289,15 +289,15 @@ def test_a_main_branch_that_is_not_the_last_step_is_reported_as_another(hub, hom
 
 def test_a_step_that_an_even_spacing_leaves_out(hub, home):
     suites.history(hub, "me/mine", steps=[step for step in range(0, 11_000, 1000) if step != 6000])
-    assert found("hf://me/mine") == [("missing step", 6000)]
+    assert found_faults("hf://me/mine") == [("missing step", 6000)]
 
 
 def test_a_server_that_sends_whole_files_only_is_named(hub, home):
     suites.history(hub, steps=(0, 1))
     hub.change(lambda answer: replace(answer, headers={}), "^GET (?!.*/resolve/).*safetensors", times=None)
-    found = faults(f"{PYTHIA}?steps=0,1", weights=True)
-    assert {fault.kind for fault in found} == {"unreadable"}
-    assert "the server sends whole files only; fetch them, and audit them here" in found[0].said
+    reported = faults(f"{PYTHIA}?steps=0,1", weights=True)
+    assert {fault.kind for fault in reported} == {"unreadable"}
+    assert "the server sends whole files only; fetch them, and audit them here" in reported[0].said
 
 
 def test_a_header_that_is_none_is_a_fault_and_no_crash(hub, home):
@@ -319,7 +319,7 @@ def test_what_is_here_is_read_whole_and_nothing_downloaded(hub, home, call):
     broken = load_file(path)
     broken["gpt_neox.embed_in.weight"][0, 0] = torch.nan
     save_file(broken, path)
-    assert found(f"{PYTHIA}?steps=0,1,512,143000", weights=True) == [("not finite", 143_000)]
+    assert found_faults(f"{PYTHIA}?steps=0,1,512,143000", weights=True) == [("not finite", 143_000)]
 
 
 def test_bins_are_looked_into_where_they_are_here(hub, home, call):
@@ -346,12 +346,12 @@ def test_what_is_wrong_is_reported_once_when_a_suite_is_opened_and_nothing_is_as
     lmd.open_run(address)
     assert capsys.readouterr().err == ""
     audit(address, progress=False, weights=True)
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     run = lmd.open_run(address)
     assert "step 1 does not continue step 0" in capsys.readouterr().err
     assert {"identical", "initialisation"} <= {fault.kind for fault in run.known_faults}
     assert any("does not continue step 0" in fault for fault in run.describe()["faults"])
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requests
     audit(address, progress=False)  # which looks at listings only, and keeps what was found in weights
     assert "initialisation" in {fault.kind for fault in lmd.open_run(address).known_faults}
     lmd.open_run(f"{address}?steps=4000:9000")
@@ -376,7 +376,7 @@ def test_a_folder_is_audited_as_well(tmp_path, home, call, capsys):
     (folder / "checkpoint-2000" / "model.safetensors").write_bytes(
         (folder / "checkpoint-1000" / "model.safetensors").read_bytes()
     )
-    assert {("identical", 2000), ("tensor", 3000)} <= set(found(str(folder), weights=True))
+    assert {("identical", 2000), ("tensor", 3000)} <= set(found_faults(str(folder), weights=True))
     lmd.open_run(folder)
     assert "mine: steps 1,000 and 2,000 have the same weights, to the byte" in capsys.readouterr().err
     with pytest.raises(UserError, match="has no checkpoints"):

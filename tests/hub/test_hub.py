@@ -1,4 +1,4 @@
-"""What the hub's real client does by itself and what it leaves to us, on record at the stand-in."""
+"""What the hub's real client does by itself and what it leaves to us, as recorded by the stand-in."""
 
 import hashlib
 import subprocess
@@ -22,9 +22,9 @@ FILES = {"config.json": b'{"model_type": "bert"}\n', "model.safetensors": WEIGHT
 
 @pytest.fixture
 def repository(hub):
-    made = hub.repository(NAME)
-    made.commit(FILES)
-    return made
+    created = hub.repository(NAME)
+    created.commit(FILES)
+    return created
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def fetch(hub, repository, tmp_path):
     """Download a file into a cache of the test's own."""
 
     def download(filename: str = "model.safetensors", revision: str = "main", **options) -> Path:
-        told = {"cache_dir": tmp_path / "cache", "endpoint": hub.url, "token": False, **options}
-        return Path(hf_hub_download(NAME, filename, revision=revision, **told))
+        arguments = {"cache_dir": tmp_path / "cache", "endpoint": hub.url, "token": False, **options}
+        return Path(hf_hub_download(NAME, filename, revision=revision, **arguments))
 
     return download
 
@@ -83,7 +83,7 @@ def test_refs_are_asked_for_once(api, hub, naps, status):
 
 def test_the_client_does_not_look_whether_content_is_what_was_listed(fetch, hub):
     hub.alter(spoilt, "^GET")
-    got = fetch().read_bytes()
-    assert len(got) == len(WEIGHTS)
-    assert got != WEIGHTS
-    assert fetch().read_bytes() == got  # and it stays in the cache, under the right sha256
+    content = fetch().read_bytes()
+    assert len(content) == len(WEIGHTS)
+    assert content != WEIGHTS
+    assert fetch().read_bytes() == content  # and it stays in the cache, under the right sha256

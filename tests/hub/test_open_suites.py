@@ -34,9 +34,9 @@ WEIGHTS = ("safetensors", ".bin", ".h5")
 @pytest.fixture
 def pauses(monkeypatch, naps) -> list[float]:
     """Seconds that would have been waited between attempts."""
-    taken = []
-    monkeypatch.setattr(downloads, "sleep", taken.append)
-    return taken
+    seconds = []
+    monkeypatch.setattr(downloads, "sleep", seconds.append)
+    return seconds
 
 
 def weights_asked(hub: Hub) -> list[str]:
@@ -69,13 +69,13 @@ def test_commits_are_pinned(hub, home):
     before = lmd.open_run(PYTHIA).pins
     repository.move("step512", repository.branches["step1"])
     assert lmd.open_run(PYTHIA).pins == before
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     assert lmd.open_run(PYTHIA).steps == list(before)
-    assert len(hub.requests) == asked  # nor is anybody asked
-    kept = pinned_commits(f"{PYTHIA}?steps=512")
-    assert dict(kept) == {step: pin.commit for step, pin in before.items()}
+    assert len(hub.requests) == requests  # nor is anybody asked
+    pinned = pinned_commits(f"{PYTHIA}?steps=512")
+    assert dict(pinned) == {step: pin.commit for step, pin in before.items()}
     moved = lmd.open_run(f"{PYTHIA}?refresh=yes").pins
-    assert pinned_commits(PYTHIA) != kept  # so that a batch's items are run again
+    assert pinned_commits(PYTHIA) != pinned  # so that a batch's items are run again
     assert pinned_commits("hf://EleutherAI/pythia-70m") == []
     assert moved[512].commit == moved[1].commit != before[512].commit
 
@@ -88,22 +88,22 @@ def test_only_what_a_model_needs_is_downloaded(hub, home):
     assert "model.safetensors" in names
     assert names <= {"model.safetensors", *CONFIG, *TOKENIZER}
     assert len(weights_asked(hub)) == 3
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     model = run[512].model("eager")
     assert type(model).__name__ == "GPTNeoXForCausalLM"
     assert run[512].tokenizer("the cat")["input_ids"]
     assert run[512].content_hash == hashlib.sha256((run[512].folder / "model.safetensors").read_bytes()).hexdigest()
     assert run.cost() == "EleutherAI/pythia-14m: 3 of 3 checkpoints on this machine"
-    assert len(hub.requests) == asked
+    assert len(hub.requests) == requests
 
 
 def test_what_is_here_is_shown_and_verified(hub, home, call):
     suites.pythia(hub)
     address = f"{PYTHIA}?steps=0,512"
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
-    shown = json.loads(call("runs", "show", address)[1])
-    assert [(row["step"], row["here"]) for row in shown["checkpoints"]] == [(0, False), (512, True)]
-    assert shown["checkpoints"][1]["commit"] == run.pins[512].commit
+    description = json.loads(call("runs", "show", address)[1])
+    assert [(row["step"], row["here"]) for row in description["checkpoints"]] == [(0, False), (512, True)]
+    assert description["checkpoints"][1]["commit"] == run.pins[512].commit
     assert call("runs", "verify", address)[:2] == (
         0,
         "EleutherAI/pythia-14m: 5 files are intact; 1 of 2 checkpoints are on this machine\n",
@@ -120,8 +120,8 @@ def test_what_is_here_is_shown_and_verified(hub, home, call):
 def test_only_the_last_few_stay(hub, home):
     suites.pythia(hub)
     run = lmd.open_run(f"{PYTHIA}?download=yes&keep=2")
-    here = lmd.trace(run, HeldOutLoss(rows(run)), progress=False)
-    assert here["step"].to_list() == run.steps
+    losses = lmd.trace(run, HeldOutLoss(rows(run)), progress=False)
+    assert losses["step"].to_list() == run.steps
     assert sorted(set(run.steps) - set(run.missing())) == [1000, 143_000]
     assert len(weights_asked(hub)) == 6
     lmd.trace(run, HeldOutLoss(rows(run)), progress=False)  # kept by content, which is known without a download
@@ -161,9 +161,9 @@ def test_several_trajectories_in_one_repository(hub, home):
     main = lmd.open_run("hf://allenai/OLMo-2-0425-1B")
     assert main.steps == [0, 10_000, 20_000]
     assert main.tokens[10_000] == 21_000_000_000
-    other = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
-    assert other.steps == [1000]
-    assert type(other[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
+    ingredient = lmd.open_run("hf://allenai/OLMo-2-0425-1B#stage2-ingredient1?download=yes")
+    assert ingredient.steps == [1000]
+    assert type(ingredient[1000].model()).__name__ == "Olmo2ForCausalLM"  # in shards
 
 
 def test_tags_and_ones_own_names(hub, home):
@@ -235,7 +235,7 @@ def test_a_gated_suite_says_what_to_do(hub, home, monkeypatch):
         run.fetch()
     monkeypatch.setenv("HF_TOKEN", "of-ann")
     assert "6 of 6 checkpoints" in run.fetch().cost()
-    assert {request.token for request in hub.asked(CONTENT)} == {None}  # the token stays with the hub
+    assert {request.token for request in hub.requests_matching(CONTENT)} == {None}  # the token stays with the hub
 
 
 def test_nothing_is_thrown_away_that_may_not_come_again(hub, home):
@@ -294,14 +294,14 @@ def test_nobody_agrees(hub, home, call):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_rush_is_waited_for_and_reported(hub, home, pauses, capsys, status):
+def test_a_busy_hub_is_waited_for_and_reported(hub, home, pauses, capsys, status):
     suites.pythia(hub)
     hub.fail(status, match="/refs", times=2, retry_after=3)
     hub.fail(status, match="/cdn|/resolve/.*safetensors", times=2)
     run = lmd.open_run(f"{PYTHIA}?steps=512").fetch()
     assert run.missing() == {}
-    said = capsys.readouterr().err
-    assert f"the hub answered {status}; trying again in 3 s (1 of 4)" in said
+    messages = capsys.readouterr().err
+    assert f"the hub answered {status}; trying again in 3 s (1 of 4)" in messages
     assert 3 in pauses
 
 
@@ -338,9 +338,9 @@ def test_a_download_cut_at_random_resumes_and_ends_whole(hub, home, pauses):
     for pin in run.pins.values():
         for file in pin.needed:
             assert file.matches(pin.folder / file.path)
-    sent = hub.asked(CONTENT)
-    assert len([request for request in sent if request.status == 206]) >= 15
-    assert sum(request.sent for request in sent) == 6 * size
+    requests = hub.requests_matching(CONTENT)
+    assert len([request for request in requests if request.status == 206]) >= 15
+    assert sum(request.sent for request in requests) == 6 * size
 
 
 def test_a_later_call_resumes_within_the_file(hub, home, pauses):
@@ -355,11 +355,11 @@ def test_a_later_call_resumes_within_the_file(hub, home, pauses):
     ):
         client.download(pin.repository, pin.commit, weights, lambda size: None)
     assert not (pin.folder / weights.path).exists()
-    again = []
-    assert weights.matches(client.download(pin.repository, pin.commit, weights, again.append))
-    first, *_, last = hub.asked(CONTENT)
+    downloaded = []
+    assert weights.matches(client.download(pin.repository, pin.commit, weights, downloaded.append))
+    first, *_, last = hub.requests_matching(CONTENT)
     assert (first.status, last.status, last.range) == (200, 206, f"bytes={weights.bytes // 2}-")
-    assert sum(again) == weights.bytes  # a bar is whole at the end, with what was here before
+    assert sum(downloaded) == weights.bytes  # a bar is whole at the end, with what was here before
 
 
 @pytest.mark.parametrize(
@@ -497,8 +497,8 @@ def test_another_trajectory_beside_the_plain_one_is_left_out_and_named_once(hub,
     run = lmd.open_run("hf://me/mine")
     assert run.steps == [1000, 2000, 3000]
     assert run.pins[3000].revision == "step3000"
-    said = "me/mine: not used: #rlhf (step3000-rlhf); names without a step (old)"
-    assert capsys.readouterr().err.splitlines() == [f"lmdynamics: {said}"]
+    message = "me/mine: not used: #rlhf (step3000-rlhf); names without a step (old)"
+    assert capsys.readouterr().err.splitlines() == [f"lmdynamics: {message}"]
     lmd.open_run("hf://me/mine")
     assert capsys.readouterr().err == ""
     assert lmd.open_run("hf://me/mine#rlhf").pins[3000].revision == "step3000-rlhf"
@@ -517,9 +517,9 @@ def test_phases_that_count_anew_come_in_order_and_those_left_out_are_named(hub, 
     joined = lmd.open_run("hf://me/mine#step+ext")
     assert [pin.revision for pin in joined.pins.values()] == ["step1000", "step2000", "ext1000"]
     assert joined.steps == [1000, 2000, 3000]
-    told = capsys.readouterr().err
-    assert "renumbered: #ext, to continue from step 2,000" in told
-    assert "not used: #decay (decay100)" in told
+    messages = capsys.readouterr().err
+    assert "renumbered: #ext, to continue from step 2,000" in messages
+    assert "not used: #decay (decay100)" in messages
     assert lmd.open_run("hf://me/mine#step+ext+decay").steps == [1000, 2000, 3000, 3100]
     published(hub, "stage1-step500", "stage1-step1000", "stage2-step1500", name="me/on")  # goes on counting
     assert lmd.open_run("hf://me/on#stage1+stage2").steps == [500, 1000, 1500]
@@ -542,10 +542,10 @@ def test_what_an_earlier_version_put_into_one_is_listed_anew(hub, home):
     published(hub, "step1000", "step2000", "step3000-rlhf")
     lmd.open_run("hf://me/mine")
     (file,) = home.glob("suites/*/suite.json")
-    said = json.loads(file.read_text())
-    (last,) = [{**said["checkpoints"][-1], "step": 3000, "revision": "step3000-rlhf"}]
-    old = {name: value for name, value in said.items() if name not in ("main", "notes")}
-    file.write_text(json.dumps({**old, "checkpoints": [*said["checkpoints"], last]}))
+    suite = json.loads(file.read_text())
+    (last,) = [{**suite["checkpoints"][-1], "step": 3000, "revision": "step3000-rlhf"}]
+    old = {name: value for name, value in suite.items() if name not in ("main", "notes")}
+    file.write_text(json.dumps({**old, "checkpoints": [*suite["checkpoints"], last]}))
     assert lmd.open_run("hf://me/mine").steps == [1000, 2000]
 
 
@@ -562,11 +562,11 @@ def test_a_tokenizer_on_the_main_branch_only_is_used_and_reported(hub, home, cap
     without_tokenizers(repository, "main")
     run = lmd.open_run(PYTHIA)
     assert run[0].tokenizer("the cat")["input_ids"] == run[512].tokenizer("the cat")["input_ids"]
-    said = "no checkpoint has a tokenizer; that of the branch main is used for all of them"
-    assert capsys.readouterr().err.count(said) == 1
-    asked = len(hub.requests)
+    message = "no checkpoint has a tokenizer; that of the branch main is used for all of them"
+    assert capsys.readouterr().err.count(message) == 1
+    requests = len(hub.requests)
     assert lmd.open_run(PYTHIA)[512].tokenizer("the cat")["input_ids"]
-    assert len(hub.requests) == asked  # pinned as the checkpoints are: main may move, or be out of reach
+    assert len(hub.requests) == requests  # pinned as the checkpoints are: main may move, or be out of reach
 
 
 def test_a_tokenizer_of_another_checkpoint_is_used_and_reported(hub, home, capsys):

@@ -24,8 +24,8 @@ MADE = {
 
 
 def snapshot(hub, name: str, revision: str, folder: Path) -> Path:
-    told = {"cache_dir": folder, "endpoint": hub.url, "token": False}
-    return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "train*"], **told))
+    options = {"cache_dir": folder, "endpoint": hub.url, "token": False}
+    return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.h5", "train*"], **options))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -36,9 +36,9 @@ def test_a_checkpoint_opens_in_transformers(hub, tmp_path, name):
     assert publish(hub).name == name
     folder = snapshot(hub, name, revision, tmp_path)
     (architecture,) = json.loads((folder / "config.json").read_text())["architectures"]
-    model, told = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["mismatched_keys"]
+    model, loading_info = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True)
+    assert not loading_info["missing_keys"]
+    assert not loading_info["mismatched_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(list(suites.SENTENCES[:1]), return_tensors="pt")
     assert tokens["input_ids"].max() < len(tokenizer) <= model.config.vocab_size

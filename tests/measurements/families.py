@@ -93,9 +93,9 @@ def given_as_words(tokenizer, words):
     return encoded["input_ids"], encoded.word_ids(0)
 
 
-def word_matrices(model, tokenizer, words, cut=given_as_words):
+def word_matrices(model, tokenizer, words, tokenize=given_as_words):
     """Word-level attention of one sentence, shape [layers, heads, words, words]."""
-    ids, of_word = cut(tokenizer, words)
+    ids, of_word = tokenize(tokenizer, words)
     with torch.no_grad():
         output = model(input_ids=torch.tensor([ids]), output_attentions=True)
     pieces = [[t for t, word in enumerate(of_word) if word == w] for w in range(len(words))]
@@ -111,11 +111,11 @@ def word_matrices(model, tokenizer, words, cut=given_as_words):
     return np.array(result).reshape(len(output.attentions), -1, len(words), len(words))
 
 
-def head_scores(model, tokenizer, treebank, relations, cut=given_as_words):
+def head_scores(model, tokenizer, treebank, relations, tokenize=given_as_words):
     """{(relation, layer, head, direction): (count, right, weight)} over all sentences."""
     scores = {}
     for sentence in treebank:
-        matrices = word_matrices(model, tokenizer, sentence.words, cut)
+        matrices = word_matrices(model, tokenizer, sentence.words, tokenize)
         for word, (head, relation) in enumerate(zip(sentence.heads, sentence.relations, strict=True)):
             if head < 0 or relation not in relations:
                 continue

@@ -1,4 +1,4 @@
-"""What every measurement makes of every family: measured, held against a slow way to the same numbers, and told.
+"""Every measurement on every model family: measured, compared with a slow way to the same numbers, and reported.
 
 `data/ARCHITECTURES.md` is what was found. To renew it: python -m tests.measurements.support
 """
@@ -194,14 +194,14 @@ def dissent(checkpoint: Checkpoint) -> str:
 def intrinsic_dimension(checkpoint: Checkpoint) -> str:
     bank, body = treebank(), checkpoint.model().base_model
     states = sentence_states(checkpoint.model(), checkpoint, bank)
-    alone = {}
+    states_by_layer = {}
     for sentence in bank:
         ids, _ = as_text(checkpoint.tokenizer, sentence.words)
         with torch.no_grad():
             state = body(input_ids=torch.tensor([ids])).last_hidden_state[0, -1 if checkpoint.objective == "clm" else 0]
         assert (states - state).norm(dim=1).min() < 1e-3 * state.norm()
-        alone[sentence.words] = state
-    expected, points = two_nn(torch.stack([*alone.values()]).double().numpy())
+        states_by_layer[sentence.words] = state
+    expected, points = two_nn(torch.stack([*states_by_layer.values()]).double().numpy())
     row = IntrinsicDimension(bank)(checkpoint).row(0, named=True)
     assert abs(row["dimension"] / expected - 1) < 0.05
     assert abs(row["points"] - points) <= 2
@@ -283,8 +283,8 @@ def fine_tuning(checkpoint: Checkpoint) -> str:
             for text, mean in zip(data.splits(0).train.frame["text"], means, strict=True):
                 ids, of_word = as_text(checkpoint.tokenizer, tuple(text.split(" ")))
                 ordinary = torch.tensor([word is not None for word in of_word])
-                alone = body(input_ids=torch.tensor([ids])).last_hidden_state[0, ordinary].mean(0)
-                assert torch.allclose(mean, alone, atol=1e-3)
+                expected_state = body(input_ids=torch.tensor([ids])).last_hidden_state[0, ordinary].mean(0)
+                assert torch.allclose(mean, expected_state, atol=1e-3)
     for frozen in (True, False):
         scores = FineTuning(data, trials=1, learning_rates=(1e-3,), steps=2, frozen=frozen)(checkpoint)
         assert scores["accuracy"].is_between(0, 1).all()

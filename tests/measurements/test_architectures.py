@@ -91,5 +91,5 @@ def test_slow_tokenizers_are_refused():
 def test_a_word_of_nothing_is_refused_by_name():
     tokenizer = gpt2()
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    lost = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
-    refuses("lost: the tokenizer gives no token for", annotated_rows, lost, tokenizer)
+    treebank = Treebank("lost", (Sentence(("\u200b", "dog"), (1, -1), ("dep", "root")),))
+    refuses("lost: the tokenizer gives no token for", annotated_rows, treebank, tokenizer)

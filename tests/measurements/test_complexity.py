@@ -25,11 +25,11 @@ def test_equals_a_loop_where_directions_lie_on_one_side():
     points = np.random.default_rng(2).uniform(0.2, 1, size=(60, 3))
     directions = [point / np.sqrt((point**2).sum()) for point in points]
     ratios = []
-    for i, one in enumerate(directions):
-        nearest = sorted(1 - float(one @ other) for j, other in enumerate(directions) if j != i)
+    for i, direction in enumerate(directions):
+        nearest = sorted(1 - float(direction @ other) for j, other in enumerate(directions) if j != i)
         ratios.append(nearest[1] / nearest[0])
-    kept = sorted(ratios)[:54]
-    x, y = np.log(kept), [-np.log(1 - (i + 1) / 60) for i in range(54)]
+    smallest = sorted(ratios)[:54]
+    x, y = np.log(smallest), [-np.log(1 - (i + 1) / 60) for i in range(54)]
     estimate, used = two_nn(points)
     assert used == 54
     assert estimate == pytest.approx(sum(x * y) / sum(x * x))

@@ -49,7 +49,7 @@ def by_autograd(hidden, weight, gold, bias):
     return *parts, torch.autograd.grad(F.cross_entropy(logits, gold, reduction="sum"), h)[0]
 
 
-def some(tokens=40, vocab=23, width=8, scale=1.0, seed=0):
+def random_inputs(tokens=40, vocab=23, width=8, scale=1.0, seed=0):
     torch.manual_seed(seed)
     hidden, weight = torch.randn(tokens, width).double() * scale, torch.randn(vocab, width).double()
     return hidden, weight, torch.randint(vocab, (tokens,)), torch.randn(vocab).double()
@@ -58,7 +58,7 @@ def some(tokens=40, vocab=23, width=8, scale=1.0, seed=0):
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("biased", [False, True])
 def test_both_parts_equal_autograd(scale, biased):
-    hidden, weight, gold, bias = some(scale=scale)
+    hidden, weight, gold, bias = random_inputs(scale=scale)
     bias = bias if biased else None
     attractive, repulsive, total = by_autograd(hidden, weight, gold, bias)
     torch.testing.assert_close(attractive + repulsive, total)
@@ -73,11 +73,11 @@ def test_both_parts_equal_autograd(scale, biased):
 
 
 def test_chunks_do_not_matter(monkeypatch):
-    hidden, weight, gold, bias = some()
+    hidden, weight, gold, bias = random_inputs()
     total = dissent(hidden, weight, gold, bias)
     monkeypatch.setattr(module, "MAX_LOGITS", 7 * len(weight))
-    for one, other in zip(total, dissent(hidden, weight, gold, bias), strict=True):
-        torch.testing.assert_close(one, other)
+    for expected, chunked in zip(total, dissent(hidden, weight, gold, bias), strict=True):
+        torch.testing.assert_close(expected, chunked)
 
 
 @given(
@@ -90,16 +90,16 @@ def test_at_the_logits_the_parts_do_not_meet(logits, gold, dtype):
     gold = gold % len(logits)
     h = torch.tensor([logits], dtype=dtype)
     result = dissent(h, torch.eye(len(logits), dtype=dtype), torch.tensor([gold]))
-    others = np.exp([x - max(logits) for i, x in enumerate(logits) if i != gold])
+    other_exponentials = np.exp([x - max(logits) for i, x in enumerate(logits) if i != gold])
     total = sum(np.exp(x - max(logits)) for x in logits)
-    assert float(result.norm_attractive) == pytest.approx(others.sum() / total, rel=1e-4)
-    assert float(result.norm_repulsive) == pytest.approx(np.linalg.norm(others) / total, rel=1e-4)
+    assert float(result.norm_attractive) == pytest.approx(other_exponentials.sum() / total, rel=1e-4)
+    assert float(result.norm_repulsive) == pytest.approx(np.linalg.norm(other_exponentials) / total, rel=1e-4)
     assert float(result.dissent) == 0
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 30), st.integers(1, 10))
 def test_cosines_and_probabilities_stay_in_their_range(seed, vocab, width):
-    result = dissent(*some(6, vocab, width, scale=3.0, seed=seed))
+    result = dissent(*random_inputs(6, vocab, width, scale=3.0, seed=seed))
     assert ((result.probability >= 0) & (result.probability <= 1)).all()
     for cosine in result[4:]:
         assert (cosine.abs() <= 1).all()
@@ -132,7 +132,7 @@ def test_a_vector_of_zeros_has_no_direction():
 
 
 def test_no_tokens_give_no_rows():
-    hidden, weight, gold, bias = some(tokens=0)
+    hidden, weight, gold, bias = random_inputs(tokens=0)
     assert [len(x) for x in dissent(hidden, weight, gold, bias)] == [0] * 8
 
 
@@ -174,8 +174,8 @@ def test_each_architecture_equals_autograd_row_by_row(kind, tied, blocks, monkey
     np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-4)
 
     monkeypatch.setattr(module, "MAX_LOGITS", 1)  # one row, one token at a time
-    again = Dissent(blocks, seed=1)(checkpoint)
-    np.testing.assert_allclose(again.to_numpy(), frame.to_numpy(), rtol=1e-3, atol=1e-4)
+    recomputed = Dissent(blocks, seed=1)(checkpoint)
+    np.testing.assert_allclose(recomputed.to_numpy(), frame.to_numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_the_frame_names_the_predicted_token_and_has_null_for_no_direction(blocks):
@@ -219,8 +219,8 @@ def test_the_control_pairs_an_attraction_with_the_repulsion_elsewhere():
     assert result.dissent.mean() < -0.9
     assert abs(result.dissent_control.mean()) < 0.3
     attractive, repulsive, _ = by_autograd(4 * topics[gold], weight, gold, None)
-    drawn = torch.randperm(400, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(result.dissent_control, F.cosine_similarity(attractive, repulsive[drawn], eps=0))
+    permutation = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(result.dissent_control, F.cosine_similarity(attractive, repulsive[permutation], eps=0))
     assert torch.equal(result.dissent_control, dissent(4 * topics[gold], weight, gold, seed=1).dissent_control)
 
 

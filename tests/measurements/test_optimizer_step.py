@@ -30,11 +30,11 @@ from tests.measurements.families import EACH, TIED, naive_gradients, random_upda
 
 @pytest.fixture
 def make(home):
-    def of(objective: str = "clm", **changes) -> Run:
+    def trained_run(objective: str = "clm", **changes) -> Run:
         changes = {**TINY, "objective": objective, **changes}
         return train("grammar-mlm", overrides=changes, name="tiny", progress=False)
 
-    return of
+    return trained_run
 
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -139,7 +139,7 @@ def test_the_model_is_put_back(make):
     with step.applied(update):
         assert not torch.equal(step.losses(stepped), before)
     assert torch.equal(step.losses(stepped), before)
-    assert all(torch.equal(again, update[name]) for name, again in step.update(stepped).items())
+    assert all(torch.equal(repeated, update[name]) for name, repeated in step.update(stepped).items())
 
 
 def test_a_random_direction_is_as_long_in_every_tensor():
@@ -229,7 +229,10 @@ def test_parts_share_out_every_parameter_once(kind):
     names = sorted(name for name, _ in tape.model.named_parameters())
     all_parts = list(parts(tape))
     for level in ("all", "layer", "module"):
-        assert sorted(name for other_level, _, own in all_parts if other_level == level for name in own) == names
+        assert (
+            sorted(name for other_level, _, part_names in all_parts if other_level == level for name in part_names)
+            == names
+        )
     layers = [part for level, part, _ in all_parts if level == "layer"]
     assert layers == ["embeddings", "layer 0", "layer 1", "head"]
 
@@ -247,13 +250,13 @@ def test_a_sample_of_tokens_is_unbiased_and_knows_its_error(kind):
     model = tiny(kind)
     tape, update = tiny_tape(model, kind, rows=8, time=24), random_update(model)
     exact = coefficients(tape, update).row(0, named=True)
-    drawn = [coefficients(tape, update, share=0.4, seed=seed).row(0, named=True) for seed in range(30)]
-    off = np.array([row["C_g"] - exact["C_g"] for row in drawn])
-    errors = np.array([row["C_g_stderr"] for row in drawn])
+    samples = [coefficients(tape, update, share=0.4, seed=seed).row(0, named=True) for seed in range(30)]
+    off = np.array([row["C_g"] - exact["C_g"] for row in samples])
+    errors = np.array([row["C_g_stderr"] for row in samples])
     assert abs(off.mean()) < 4 * off.std(ddof=1) / np.sqrt(len(off))
     assert errors.mean() == pytest.approx(off.std(ddof=1), rel=0.4)
-    assert all(row["interference"] == pytest.approx(exact["interference"], abs=1e-9) for row in drawn)
-    assert all(row["gradient_interference"] is None for row in drawn)
+    assert all(row["interference"] == pytest.approx(exact["interference"], abs=1e-9) for row in samples)
+    assert all(row["gradient_interference"] is None for row in samples)
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -286,10 +289,10 @@ def test_a_small_sample_is_large_enough_for_its_standard_error():
 def test_a_sample_of_all_tokens_is_exact():
     model = tiny("gpt2")
     tape, update = tiny_tape(model, "gpt2"), random_update(model)
-    one, other = (coefficients(tape, update, share=share) for share in (1.0, 0.999))
+    exact, sampled = (coefficients(tape, update, share=share) for share in (1.0, 0.999))
     for name in ("sum_abs", "C_g", "C_ug", "C_uG", "interference"):
-        assert np.allclose(one[name], other[name], rtol=1e-6), name
-    assert np.allclose(other["C_g_stderr"], 0)
+        assert np.allclose(exact[name], sampled[name], rtol=1e-6), name
+    assert np.allclose(sampled["C_g_stderr"], 0)
 
 
 def test_an_update_of_nothing_is_refused():

@@ -49,9 +49,9 @@ def test_sizes_of_token_gradients_equal_a_loop_over_tokens(kind, tied, padded):
 def test_how_many_rounds_at_once_changes_nothing(kind):
     model = tiny(kind)
     tape, update = tiny_tape(model, kind), random_update(model)
-    one, other = (token_sums(tape, update, 1.0, 0, rounds)[0] for rounds in (1, 5))
-    for name in one:
-        assert torch.allclose(one[name].size, other[name].size, rtol=1e-6, atol=1e-9), name
+    one_round, five_rounds = (token_sums(tape, update, 1.0, 0, rounds)[0] for rounds in (1, 5))
+    for name in one_round:
+        assert torch.allclose(one_round[name].size, five_rounds[name].size, rtol=1e-6, atol=1e-9), name
 
 
 def test_a_layer_too_large_to_be_formed_at_once_gives_the_same(monkeypatch):
@@ -120,8 +120,8 @@ def test_layers_used_twice_are_refused_by_name():
 
 def test_nothing_to_predict_is_refused():
     ids = torch.randint(4, VOCAB, (2, 5))
-    nothing = torch.zeros_like(ids, dtype=torch.bool)
-    refuses("no token to predict", Tape, tiny("llama"), Predictions(ids, None, nothing, ids[nothing]))
+    no_targets = torch.zeros_like(ids, dtype=torch.bool)
+    refuses("no token to predict", Tape, tiny("llama"), Predictions(ids, None, no_targets, ids[no_targets]))
 
 
 def blocks(rows: int = 6, n: int = 10, seed: int = 0) -> TokenRows:
@@ -161,8 +161,8 @@ def test_the_frame(kind):
     assert frame["part"].unique(maintain_order=True).to_list() == ["all", "embeddings", "layer 0", "layer 1", "head"]
     assert len(frame) == 5 * 15
     assert (frame["a"] <= frame["b"]).all()
-    own = frame.filter(pl.col("a") == pl.col("b"))["cosine"].drop_nulls()
-    assert np.allclose(own, 1)
+    self_cosines = frame.filter(pl.col("a") == pl.col("b"))["cosine"].drop_nulls()
+    assert np.allclose(self_cosines, 1)
     assert frame["cosine"].drop_nulls().is_between(-1, 1).all()
     full = frame.filter(pl.col("part") == "all")["dot"].to_numpy()
     by_part = frame.filter(pl.col("part") != "all").group_by("a", "b", maintain_order=True).agg(pl.col("dot").sum())

@@ -33,8 +33,8 @@ class AnyBody(StandIn):
         if self.kind == "gpt2":
             return hf.AutoModelForCausalLM.from_config(hf.GPT2Config(**size)).to(device).eval()
         if self.kind == "modernbert":
-            own = {"cls_token_id": 2, "sep_token_id": 3, "intermediate_size": 48}
-            return hf.AutoModelForMaskedLM.from_config(hf.ModernBertConfig(**size, **own)).to(device).eval()
+            options = {"cls_token_id": 2, "sep_token_id": 3, "intermediate_size": 48}
+            return hf.AutoModelForMaskedLM.from_config(hf.ModernBertConfig(**size, **options)).to(device).eval()
         discriminator = hf.BertConfig(**size, intermediate_size=64)
         return hf.AutoModelForTokenClassification.from_config(discriminator).to(device).eval()
 
@@ -111,9 +111,9 @@ def test_the_same_rows_every_time_and_the_checkpoint_left_alone(frozen):
     assert first.equals(probe(Kept("bert")))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
-    other = FineTuning(sentences(), **QUICK, frozen=frozen, seed=1)
-    assert not first.equals(other(checkpoint))
-    assert other.key() != probe.key()
+    other_seed = FineTuning(sentences(), **QUICK, frozen=frozen, seed=1)
+    assert not first.equals(other_seed(checkpoint))
+    assert other_seed.key() != probe.key()
 
 
 def test_a_frozen_probe_trains_the_head_alone_on_standardised_states():
@@ -129,8 +129,8 @@ def test_a_frozen_probe_trains_the_head_alone_on_standardised_states():
 
 def test_a_frozen_probe_learns_what_is_linear_in_the_states():
     checkpoint, data = AnyBody("bert"), sentences(400)
-    everything = probes._encode(checkpoint.tokenizer, None, data, len(data), 0)
-    along = probes.all_means(checkpoint.model().base_model, everything).detach()[:, 0]
+    encoded = probes._encode(checkpoint.tokenizer, None, data, len(data), 0)
+    along = probes.all_means(checkpoint.model().base_model, encoded).detach()[:, 0]
     linear = LabelledSentences(
         "linear", data.frame.with_columns(label=pl.Series((along > along.median()).long().numpy()))
     )

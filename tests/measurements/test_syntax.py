@@ -101,13 +101,13 @@ def test_halves_add_up_and_are_scored_apart(treebank):
     frame = HeadScores(treebank, min_count=5, seed=3)(checkpoint)
     score = score_half(len(treebank), 3)
     half = Treebank("half", tuple(s for s, chosen in zip(treebank, score, strict=True) if chosen))
-    alone = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, half, set(frame["relation"]))
+    scores_of_half = head_scores(checkpoint.model("eager"), checkpoint.tokenizer, half, set(frame["relation"]))
     for row in frame.filter(split="score").iter_rows(named=True):
-        count, right, _ = alone[row["relation"], row["layer"], row["head"], row["direction"]]
+        count, right, _ = scores_of_half[row["relation"], row["layer"], row["head"], row["direction"]]
         assert (row["count"], round(row["accuracy"] * count)) == (count, right)
-    which = ["relation", "layer", "head", "direction"]
-    halves = frame.filter(pl.col("split") != "all").group_by(which).agg(pl.col("count").sum())
-    assert halves.sort(which).equals(frame.filter(split="all").sort(which).select(*which, "count"))
+    keys = ["relation", "layer", "head", "direction"]
+    halves = frame.filter(pl.col("split") != "all").group_by(keys).agg(pl.col("count").sum())
+    assert halves.sort(keys).equals(frame.filter(split="all").sort(keys).select(*keys, "count"))
 
 
 def test_columns_and_types(treebank):
@@ -177,8 +177,8 @@ def test_a_fixed_offset_is_held_to_the_side_it_looks_to():
 def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
     checkpoint = StandIn()
     control = UAS(treebank, min_count=5)(checkpoint).filter(source="shuffled").drop("source")
-    other = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="attention").drop("source")
-    assert control.equals(other)
+    expected = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="attention").drop("source")
+    assert control.equals(expected)
 
 
 def test_one_prediction_pass_serves_both(treebank, monkeypatch):

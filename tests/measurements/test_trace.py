@@ -121,11 +121,11 @@ def test_executor_gives_the_same_rows_and_keeps_them(home):
 
 
 def test_processes_give_the_same_rows_as_this_one(treebank):
-    named = {"heads": HeadScores(treebank, min_count=5), "uas": UAS(treebank, min_count=5)}
+    measurements = {"heads": HeadScores(treebank, min_count=5), "uas": UAS(treebank, min_count=5)}
     run = StandInRun((0, 1))
-    serial = trace_all(run, named, cache=False)
+    serial = trace_all(run, measurements, cache=False)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        parallel = trace_all(run, named, executor=executor)
+        parallel = trace_all(run, measurements, executor=executor)
     assert list(parallel) == ["heads", "uas"]
     for name, frame in serial.items():
         assert parallel[name].equals(frame)
@@ -148,14 +148,14 @@ def test_keys_differ_by_parameters_data_and_versions(treebank):
         version = 2
 
     Newer.__name__ = "Counted"
-    other = random_treebank(60, seed=1)
+    other_treebank = random_treebank(60, seed=1)
     keys = [
         Counted().key(),
         Counted(3).key(),
         Newer().key(),
         UAS(treebank).key(),
         UAS(treebank, seed=1).key(),
-        UAS(other).key(),
+        UAS(other_treebank).key(),
         HeadScores(treebank).key(),
     ]
     assert len(set(keys)) == len(keys)
@@ -197,11 +197,11 @@ def test_killed_at_any_moment_it_resumes_to_the_same_rows(home, treebank):
         time.sleep(moments.uniform(0, 0.02))
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    done = len(files(home))
-    named = {"heads": HeadScores(treebank, 5), "uas": UAS(treebank, 5)}
+    finished = len(files(home))
+    measurements = {"heads": HeadScores(treebank, 5), "uas": UAS(treebank, 5)}
     run = StandInRun(tuple(range(40)))
-    resumed, straight = trace_all(run, named), trace_all(run, named, cache=False)
-    assert 0 < done < 80
+    resumed, straight = trace_all(run, measurements), trace_all(run, measurements, cache=False)
+    assert 0 < finished < 80
     for name, frame in straight.items():
         assert resumed[name].equals(frame)
 
@@ -209,11 +209,11 @@ def test_killed_at_any_moment_it_resumes_to_the_same_rows(home, treebank):
 def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    known = {"dataclass": dataclass, "Measurement": lmd.Measurement, "TokenRows": TokenRows}
-    known |= {"pl": pl, "np": np, "torch": torch}
-    exec(code, known)
+    namespace = {"dataclass": dataclass, "Measurement": lmd.Measurement, "TokenRows": TokenRows}
+    namespace |= {"pl": pl, "np": np, "torch": torch}
+    exec(code, namespace)
     run, blocks = tiny_run, tiny_run.held_out()
-    result = lmd.trace(run, known["AttentionEntropy"](blocks), steps=run.steps[-1:], progress=False)
+    result = lmd.trace(run, namespace["AttentionEntropy"](blocks), steps=run.steps[-1:], progress=False)
     model, sums, tokens = run[run.steps[-1]].model(attention="eager"), {}, 0
     for row in blocks:
         attentions = model(torch.tensor(row.tolist())[None], output_attentions=True).attentions
@@ -221,8 +221,8 @@ def test_the_example_in_contributing_measures_what_a_loop_does(tiny_run):
         for layer, attention in enumerate(attentions):
             for head in range(attention.shape[1]):
                 for query in attention[0, head].tolist():
-                    own = -sum(weight * math.log(weight) for weight in query if weight > 0)
-                    sums[layer, head] = sums.get((layer, head), 0.0) + own
+                    entropy = -sum(weight * math.log(weight) for weight in query if weight > 0)
+                    sums[layer, head] = sums.get((layer, head), 0.0) + entropy
     assert dict(
         zip(zip(result["layer"], result["head"], strict=True), result["entropy"], strict=True)
     ) == pytest.approx({key: total / tokens for key, total in sums.items()}, abs=1e-5)

@@ -120,16 +120,16 @@ def series(smoke_series):
 
 
 def test_the_series_finishes(series):
-    done, out = series
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[-1] == f"results: {out / 'index.html'}"
+    result, out = series
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] == f"results: {out / 'index.html'}"
 
 
 def test_the_records_are_the_accepted_ones(series, tmp_path):
     baselines = ROOT / "tests" / "baselines"
-    done = lmdynamics("compare", series[1], "--baseline", baselines, "--strict", home=tmp_path)
-    assert done.returncode == 0, done.stdout
+    result = lmdynamics("compare", series[1], "--baseline", baselines, "--strict", home=tmp_path)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", ["00_start_here", "02_sas_emergence"])
@@ -143,8 +143,8 @@ def test_marked_cells_print_the_same_again(smoke_series, tmp_path, name):
     page.write_text(executed.replace(str(out / name), str(tmp_path / "again")), "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
     environment = os.environ | {"LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1", "LMDYNAMICS_BATCH": "1"}
-    done = subprocess.run([*command, page], env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    result = subprocess.run([*command, page], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
     assert read_records(tmp_path / "again") == read_records(out / name)
 
 
@@ -202,35 +202,35 @@ def test_a_notebook_leaves_nothing_beside_itself(series, path):
 
 
 def test_an_unknown_parameter_stops_everything_before_it_starts(tmp_path):
-    done = lmdynamics("batch", *NOTEBOOKS, "-p", "sed", "1", "--out", tmp_path / "out", home=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(r"lmdynamics: \S+\.ipynb has no parameter 'sed'; did you mean 'seed'\?\n", done.stderr)
+    result = lmdynamics("batch", *NOTEBOOKS, "-p", "sed", "1", "--out", tmp_path / "out", home=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"lmdynamics: \S+\.ipynb has no parameter 'sed'; did you mean 'seed'\?\n", result.stderr)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_failing_notebook_names_its_cell(tmp_path):
     failing = write_notebook(tmp_path / "failing.ipynb", "seed", "open('/nowhere/at/all')")
-    done = lmdynamics("batch", failing, "-p", "seed", "3", "--out", tmp_path / "out", home=tmp_path)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if "failed" in line]
+    result = lmdynamics("batch", failing, "-p", "seed", "3", "--out", tmp_path / "out", home=tmp_path)
+    assert result.returncode == 1
+    (line,) = [line for line in result.stdout.splitlines() if "failed" in line]
     assert line == (
         "failing: cell 4 (`open('/nowhere/at/all')`) failed: "
         "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/at/all'"
     )
-    assert done.stderr == ""
+    assert result.stderr == ""
     assert json.loads((tmp_path / "out" / "failing" / "outcome.json").read_text())["parameters"]["seed"] == 3
 
 
 def test_the_commands_in_the_documents_exist():
     documents = [path.read_text() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
-    named = {
+    commands = {
         word for text in documents for word in re.findall(r"`?lmdynamics (train|runs|batch|fetch|doctor|\w+)\b", text)
     }
     helped = lmdynamics("--help", home=ROOT).stdout
-    assert {"train", "runs", "batch", "fetch", "doctor"} <= named
+    assert {"train", "runs", "batch", "fetch", "doctor"} <= commands
     assert [
-        word for word in named & set(re.findall(r"`lmdynamics (\w+)", "".join(documents))) if word not in helped
+        word for word in commands & set(re.findall(r"`lmdynamics (\w+)", "".join(documents))) if word not in helped
     ] == []
     targets = {
         word for text in documents for word in re.findall(r"\bmake (series|test|lab|lint|format|setup|bench)\b", text)
@@ -246,9 +246,9 @@ def twice(smoke_series, tmp_path_factory) -> tuple[dict[str, str], Path]:
     environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
     environment |= {"LMDYNAMICS_HOME": str(smoke_series[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.notebooks.twice", str(folder), *map(str, NOTEBOOKS)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout), folder
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout), folder
 
 
 @EACH
@@ -269,8 +269,8 @@ def test_a_reading_group_can_use_it(path):
     """A question before the figures, exercises with folded answers, an hour's plan, and slides."""
     cells = nbformat.read(path, as_version=4).cells
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    (asked,) = [source for source in text if "**Predict before you look.**" in source]
-    assert asked.index("**Predict") < asked.index("<details><summary>What was ")
+    (prediction,) = [source for source in text if "**Predict before you look.**" in source]
+    assert prediction.index("**Predict") < prediction.index("<details><summary>What was ")
     (group,) = [source for source in text if source.startswith("## For a reading group")]
     exercises = re.findall(r"^\d\. ", group, re.MULTILINE)
     assert len(exercises) >= 3
@@ -284,11 +284,11 @@ def test_a_reading_group_can_use_it(path):
 
 def test_slides_show_headings_and_leave_set_up_out(tmp_path):
     command = [sys.executable, "-m", "nbconvert", "--to", "slides", "--output-dir", tmp_path, NOTEBOOKS[-1]]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     (page,) = tmp_path.glob("*.slides.html")
-    shown = page.read_text("utf-8")
+    html = page.read_text("utf-8")
     cells = nbformat.read(NOTEBOOKS[-1], as_version=4).cells
     slides = sum(cell.metadata["slideshow"]["slide_type"] in ("slide", "subslide") for cell in cells)
-    assert slides <= shown.count("<section") <= 2 * slides
-    assert "start_records(output_dir)" not in re.sub(r"<[^>]+>", "", shown)
+    assert slides <= html.count("<section") <= 2 * slides
+    assert "start_records(output_dir)" not in re.sub(r"<[^>]+>", "", html)

@@ -46,16 +46,23 @@ def execute(tmp_path, treebank):
     """Run a notebook at profile smoke; what it recorded."""
 
     def run(stem: str, *words: str) -> dict[str, float]:
-        given = [word for each in (*words, f"treebank={treebank}") for word in ("-p", each)]
-        command = [sys.executable, "-m", "lmdynamics.cli", "batch", str(ROOT / "notebooks" / f"{stem}.ipynb"), *given]
+        parameters = [word for each in (*words, f"treebank={treebank}") for word in ("-p", each)]
+        command = [
+            sys.executable,
+            "-m",
+            "lmdynamics.cli",
+            "batch",
+            str(ROOT / "notebooks" / f"{stem}.ipynb"),
+            *parameters,
+        ]
         environment = {name: value for name, value in os.environ.items() if name != "LMDYNAMICS_DATA"}
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, "--profile", "smoke", "--out", str(tmp_path / "out")],
             env=environment,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert result.returncode == 0, result.stdout + result.stderr
         return {record.name: record.value for record in read_records(tmp_path / "out" / stem)}
 
     return run
@@ -91,8 +98,8 @@ def test_pages_on_a_ladder_take_suites_of_olmo2(hub, execute):
     for name in names:
         suites.olmo2(hub, [f"stage1-step{step}-tokens{step // 500}B" for step in range(0, 21_000, 1_000)], name)
 
-    def figures(records: dict[str, float], what: str) -> list[float]:
-        return [records[what.format(f"{name}#stage1")] for name in names]
+    def figures(records: dict[str, float], pattern: str) -> list[float]:
+        return [records[pattern.format(f"{name}#stage1")] for name in names]
 
     curves = execute("03_loss_deceleration", "plan=" + " ".join(f"hf://{n}?download=yes" for n in names))
     one, other = figures(curves, "final_loss_{}")
@@ -106,8 +113,8 @@ def test_pages_on_a_ladder_take_suites_of_olmo2(hub, execute):
     assert zero_sum["identity_error"] is None  # nobody has its optimizer state
     one, other = figures(execute("05_gradient_dissent", plan), "dissent_{}_all")
     assert -1 < one == other < 1
-    asked = {path.split("/")[3] for path in hub.downloads if path.endswith("safetensors")}
-    assert len(asked) > 6  # shards, each by its hash
+    shards = {path.split("/")[3] for path in hub.downloads if path.endswith("safetensors")}
+    assert len(shards) > 6  # shards, each by its hash
 
 
 def test_a_page_sees_in_a_suite_what_it_sees_in_the_runs_themselves(hub, execute, smoke_series):
@@ -118,8 +125,9 @@ def test_a_page_sees_in_a_suite_what_it_sees_in_the_runs_themselves(hub, execute
     for name, run in zip(("EleutherAI/pythia-14m", "EleutherAI/pythia-70m"), runs, strict=False):
         publish(hub, run, name)
     plan = "plan=" + " ".join(f"hf://EleutherAI/pythia-{size}?download=yes" for size in ("14m", "70m"))
-    own = {record.name: record.value for record in read_records(out / "05_gradient_dissent")}
-    seen = execute("05_gradient_dissent", plan)
-    assert seen["dissent_EleutherAI/pythia-14m_all"] == pytest.approx(
-        next(value for name, value in own.items() if name.startswith("dissent_") and name.endswith("_all")), abs=0.2
+    run_records = {record.name: record.value for record in read_records(out / "05_gradient_dissent")}
+    suite_records = execute("05_gradient_dissent", plan)
+    assert suite_records["dissent_EleutherAI/pythia-14m_all"] == pytest.approx(
+        next(value for name, value in run_records.items() if name.startswith("dissent_") and name.endswith("_all")),
+        abs=0.2,
     )

@@ -26,8 +26,8 @@ def run(notebook: Path, output_dir: Path) -> str:
     parameters = f"\nprofile, interactive, output_dir = 'smoke', True, {str(output_dir)!r}"
     sources = [cell.source + parameters * (cell is cells[0]) for cell in cells]
     order = [(i, "first") for i in range(len(cells))]
-    again = [(i, "second") for i in reversed(range(SET_UP, len(cells)))]
-    for i, turn in [*order, *again]:
+    second_pass = [(i, "second") for i in reversed(range(SET_UP, len(cells)))]
+    for i, turn in [*order, *second_pass]:
         if error := shell.run_cell(sources[i]).error_in_exec:
             return f"code cell {i + 1}, {turn} run: {type(error).__name__}: {error}"
     return ""

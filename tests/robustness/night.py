@@ -93,31 +93,32 @@ def records(out: Path) -> dict[tuple[str, str], tuple]:
     return {(i.name, r.name): (r.value, r.low, r.high) for i in items for r in read_records(i)}
 
 
-def told(out: Path, wanted: dict[tuple[str, str], tuple]) -> tuple[bool, str]:
-    found, times = records(out), Counter(ends(out))
-    differing = [key for key in wanted | found if repr(wanted.get(key)) != repr(found.get(key))]  # repr: nan is nan
+def compare_to_plain(out: Path, expected: dict[tuple[str, str], tuple]) -> tuple[bool, str]:
+    recorded, times = records(out), Counter(ends(out))
+    # compared by repr, since nan is not equal to itself
+    differing = [key for key in expected | recorded if repr(expected.get(key)) != repr(recorded.get(key))]
     twice = [name for name, count in times.items() if count > 1]
     line = f"{out.name}: {len(times)} items, {len(twice)} of them ended twice; "
-    line += f"{len(found)} records, {len(differing)} of them not as in plain"
+    line += f"{len(recorded)} records, {len(differing)} of them not as in plain"
     return not (twice or differing), "\n  ".join([line, *map(str, (*twice, *differing))])
 
 
 def main() -> int:
-    told_by = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    told_by.add_argument("folder", type=Path, help="for results, logs and runs; a way that is there goes on")
-    told_by.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)}, in this order; none only compares")
-    given = told_by.parse_args()
-    if unknown := [way for way in given.ways if way not in WAYS]:
-        told_by.error(f"there is no way {unknown[0]!r}; known: {', '.join(WAYS)}")
-    folder = given.folder.absolute()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="for results, logs and runs; a way that is there goes on")
+    parser.add_argument("ways", nargs="*", help=f"of {', '.join(WAYS)}, in this order; none only compares")
+    arguments = parser.parse_args()
+    if unknown := [way for way in arguments.ways if way not in WAYS]:
+        parser.error(f"there is no way {unknown[0]!r}; known: {', '.join(WAYS)}")
+    folder = arguments.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     statuses = []
-    for way in given.ways:
+    for way in arguments.ways:
         began = time.monotonic()
         statuses.append(WAYS[way](folder))
         print(f"{way}: status {statuses[-1]} after {(time.monotonic() - began) / 60:.0f} min", flush=True)
-    wanted = records(folder / "plain")
-    compared = [told(folder / way, wanted) for way in WAYS if (folder / way).is_dir()]
+    expected = records(folder / "plain")
+    compared = [compare_to_plain(folder / way, expected) for way in WAYS if (folder / way).is_dir()]
     print("\n".join(line for _, line in compared))
     return int(any(statuses) or not all(same for same, _ in compared))
 

@@ -43,7 +43,7 @@ def notebook(tmp_path) -> Path:
 
 def records(out: Path) -> dict[str, list]:
     items = [path.parent for path in out.glob("*/outcome.json")]
-    return {item.name: [(made.name, made.value) for made in read_records(item)] for item in items}
+    return {item.name: [(record.name, record.value) for record in read_records(item)] for item in items}
 
 
 def finished(out: Path) -> list[str]:
@@ -81,13 +81,13 @@ def ended(running: subprocess.Popen) -> tuple[int, str, str]:
 
 def below(process: psutil.Process, word: str) -> list[psutil.Process]:
     """The processes below one whose command line has a word in it."""
-    found = []
+    processes = []
     for child in process.children(recursive=True):
         try:
-            found += [child] if any(word in part for part in child.cmdline()) else []
+            processes += [child] if any(word in part for part in child.cmdline()) else []
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_killed_three_times_at_random_and_begun_again(notebook, undisturbed):
-    """The batch itself is killed, so that nobody can tidy up: nothing runs on, and no item is finished twice."""
+    """The batch itself is killed, so that nothing is cleaned up: nothing runs on, and no item is finished twice."""
     out, chance = notebook.parent / "out", random.Random(7)
     for _ in range(3):
         running = begin(notebook, out, "--workers", "2")

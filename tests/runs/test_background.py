@@ -1,4 +1,4 @@
-"""Training in a process of its own: it is told and watched, and nothing that ends it loses anything."""
+"""Training in a process of its own: it is controlled and watched, and however it ends, nothing is lost."""
 
 import os
 import signal
@@ -51,11 +51,11 @@ def test_live_rows_are_what_the_log_will_hold(tmp_path, monkeypatch):
     log = LiveLog(tmp_path / "log.parquet")
     assert read_live(tmp_path).is_empty()
     add(log, 0, 1, 2)
-    seen = read_live(tmp_path)
+    live_rows = read_live(tmp_path)
     log.write()
     assert (tmp_path / LIVE).read_bytes() == b""
-    assert seen.equals(read_live(tmp_path))
-    assert seen.equals(pl.read_parquet(tmp_path / "log.parquet"))
+    assert live_rows.equals(read_live(tmp_path))
+    assert live_rows.equals(pl.read_parquet(tmp_path / "log.parquet"))
     add(log, 3)
     assert read_live(tmp_path)["step"].to_list() == [0, 1, 2, 3]
     assert read_live(tmp_path)["tokens"].to_list() == [100, 200, 300, 400]
@@ -67,23 +67,23 @@ def test_losses_that_are_no_numbers_or_missing_are_read_as_they_are(tmp_path, mo
     for step, loss in enumerate((float("nan"), float("inf"), None)):
         penalty = torch.tensor(0.25) if step else None
         log.add(step, None if loss is None else torch.tensor(loss), 1e-3, None, 10, 0.5, penalty)
-    seen = read_live(tmp_path)
-    assert seen["loss"][0] != seen["loss"][0]
-    assert seen["loss"].to_list()[1:] == [float("inf"), None]
-    assert seen["penalty"].to_list() == [None, 0.25, 0.25]
-    assert seen["masking_rate"].null_count() == 3
+    live_rows = read_live(tmp_path)
+    assert live_rows["loss"][0] != live_rows["loss"][0]
+    assert live_rows["loss"].to_list()[1:] == [float("inf"), None]
+    assert live_rows["penalty"].to_list() == [None, 0.25, 0.25]
+    assert live_rows["masking_rate"].null_count() == 3
     log.write()
-    assert read_live(tmp_path).equals(seen)
+    assert read_live(tmp_path).equals(live_rows)
 
 
 def test_half_a_line_is_left_for_later(tmp_path, monkeypatch):
     monkeypatch.setattr(live, "WRITE_INTERVAL", 0)
     log = LiveLog(tmp_path / "log.parquet")
     add(log, 0, 1)
-    whole = (tmp_path / LIVE).read_bytes()
-    for cut in range(len(whole)):
-        (tmp_path / LIVE).write_bytes(whole[:cut])
-        assert read_live(tmp_path)["step"].to_list() == [0, 1][: whole[:cut].count(b"\n")]
+    content = (tmp_path / LIVE).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / LIVE).write_bytes(content[:length])
+        assert read_live(tmp_path)["step"].to_list() == [0, 1][: content[:length].count(b"\n")]
 
 
 def test_rows_are_written_now_and_then(tmp_path):
@@ -140,12 +140,12 @@ def test_pause_and_resume_give_the_weights_of_an_uninterrupted_run():
     assert training._process is None
     training.start()
     assert training.wait(120) == "done", training.error
-    whole, made = train("grammar-mlm", overrides=LONG, name="whole", progress=False), open_run("live")
-    assert made.steps == whole.steps
-    for name, value in weights(whole, 800).items():
-        assert torch.equal(value, weights(made, 800)[name]), name
-    assert made.log.drop("seconds").equals(whole.log.drop("seconds"))
-    assert not (made.folder / LIVE).exists()
+    uninterrupted, resumed = train("grammar-mlm", overrides=LONG, name="whole", progress=False), open_run("live")
+    assert resumed.steps == uninterrupted.steps
+    for name, value in weights(uninterrupted, 800).items():
+        assert torch.equal(value, weights(resumed, 800)[name]), name
+    assert resumed.log.drop("seconds").equals(uninterrupted.log.drop("seconds"))
+    assert not (resumed.folder / LIVE).exists()
     training.start()  # nothing left to do
     assert training.state == "done"
 
@@ -156,11 +156,11 @@ def test_it_takes_one_thread_unless_it_is_set_otherwise(monkeypatch):
     training = training_of("grammar-mlm", overrides=TINY, name="live")
     training.start()
     assert training.wait(60) == "done", training.error
-    made = open_run("live")
-    assert made.facts["threads"] == 1
-    assert branch_of(made, 8, ["lr=0.01"]).job.threads == 1
-    made.facts["threads"] = 5  # a branch repeats its parent bit for bit
-    assert branch_of(made, 8, ["lr=0.02"]).job.threads == 5
+    run = open_run("live")
+    assert run.facts["threads"] == 1
+    assert branch_of(run, 8, ["lr=0.01"]).job.threads == 1
+    run.facts["threads"] = 5  # a branch repeats its parent bit for bit
+    assert branch_of(run, 8, ["lr=0.02"]).job.threads == 5
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert training.job.threads == 3
 
@@ -231,15 +231,15 @@ def test_a_branch_leaves_where_the_run_was_paused():
     leaving = branch_of(SavedRun(training.folder), at, ["lr=0.01", f"steps={at + 20}"])
     leaving.start()
     assert leaving.wait(120) == "done", leaving.error
-    made = open_run(leaving.folder)
-    assert made.parent["step"] == at == made.steps[0]
-    assert made.log["step"].to_list() == list(range(at + 20))
-    assert made.recipe.training.lr == 0.01
+    branch = open_run(leaving.folder)
+    assert branch.parent["step"] == at == branch.steps[0]
+    assert branch.log["step"].to_list() == list(range(at + 20))
+    assert branch.recipe.training.lr == 0.01
     assert training.state == "paused"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["lrr=1"], "no setting 'lrr'"),
         (["hidden_size=32"], "a branch cannot change model.hidden_size"),
@@ -247,8 +247,8 @@ def test_a_branch_leaves_where_the_run_was_paused():
         (["lr"], "lr"),
     ],
 )
-def test_bad_changes_are_refused_before_anything_is_trained(tiny_run, overrides, said):
-    refuses(said, branch_of, tiny_run, 8, overrides)
+def test_bad_changes_are_refused_before_anything_is_trained(tiny_run, overrides, message):
+    refuses(message, branch_of, tiny_run, 8, overrides)
     assert not background._trainings
 
 
@@ -280,7 +280,7 @@ def test_when_the_kernel_is_killed_its_training_saves_and_ends(tmp_path, home):
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         child = int(process.stdout.readline())
-        seen = len(read_live(home / "runs" / "live"))
+        live_rows = len(read_live(home / "runs" / "live"))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
         wait_for(lambda: not Path(f"/proc/{child}").exists())
@@ -289,7 +289,7 @@ def test_when_the_kernel_is_killed_its_training_saves_and_ends(tmp_path, home):
         process.communicate()
     training = training_of("grammar-mlm", overrides=overrides, name="live")
     assert training.state == "stopped"
-    assert seen <= training.saved < 20_000
+    assert live_rows <= training.saved < 20_000
     assert len(training.log()) == training.saved
     at = layout.step_folder(training.folder / "resume", training.saved)
     assert layout.check_hashes(

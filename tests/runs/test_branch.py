@@ -1,4 +1,4 @@
-"""Branches: the parent again bit for bit, or a change and nothing but the change; refused in one line."""
+"""Branches: they repeat the parent bit for bit, or differ by the change alone; mistakes are refused in one line."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from lmdynamics.training.masking import parse_schedule
 from tests.conftest import TINY, refused, refuses
 
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.1}
-_made: dict[str, Path] = {}
+_parents: dict[str, Path] = {}
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ def parent(home, tmp_path_factory, monkeypatch):
 
     def make(objective: str = "mlm", **changes) -> Run:
         key = json.dumps([objective, changes])
-        if key not in _made:
-            with monkeypatch.context() as elsewhere:
-                elsewhere.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("parents")))
+        if key not in _parents:
+            with monkeypatch.context() as patched:
+                patched.setenv("LMDYNAMICS_HOME", str(tmp_path_factory.mktemp("parents")))
                 overrides = {**TINY, **DROPOUT, "objective": objective, **changes}
-                _made[key] = train("grammar-mlm", overrides=overrides, name="tiny", progress=False).folder
-        shutil.copytree(_made[key], home / "runs" / "tiny")
+                _parents[key] = train("grammar-mlm", overrides=overrides, name="tiny", progress=False).folder
+        shutil.copytree(_parents[key], home / "runs" / "tiny")
         return open_run("tiny")
 
     return make
@@ -66,31 +66,31 @@ def digests(run: Run) -> dict[int, str]:
 def test_without_changes_it_is_the_parent_again_bit_for_bit(parent, objective):
     run = parent(objective)
     for step in (0, 4, 8):
-        again = run.branch(step, progress=False)
-        assert again.steps == [s for s in run.steps if s >= step]
-        assert same(run, again)
-        assert digests(again) == {s: digest for s, digest in digests(run).items() if s >= step}
+        branch = run.branch(step, progress=False)
+        assert branch.steps == [s for s in run.steps if s >= step]
+        assert same(run, branch)
+        assert digests(branch) == {s: digest for s, digest in digests(run).items() if s >= step}
 
 
 def test_with_a_change_the_log_is_the_parents_and_then_its_own(parent):
     run = parent()
-    made = run.branch(4, masking="linear-0.3-0.6", progress=False)
-    before, after = ([r.log.drop("seconds")[part] for r in (run, made)] for part in (slice(0, 4), slice(4, 12)))
+    branch = run.branch(4, masking="linear-0.3-0.6", progress=False)
+    before, after = ([r.log.drop("seconds")[part] for r in (run, branch)] for part in (slice(0, 4), slice(4, 12)))
     assert before[0].equals(before[1])
     assert all(a != b for a, b in zip(*(log["loss"] for log in after), strict=True))
     schedule = parse_schedule("linear-0.3-0.6")  # over the whole of training, not over what the branch trains
-    assert made.log["masking_rate"].to_list() == [0.15] * 4 + [schedule(step / 12) for step in range(4, 12)]
-    assert made.log["lr"].equals(run.log["lr"])
-    assert digests(made)[4] == digests(run)[4]
-    assert digests(made)[12] != digests(run)[12]
+    assert branch.log["masking_rate"].to_list() == [0.15] * 4 + [schedule(step / 12) for step in range(4, 12)]
+    assert branch.log["lr"].equals(run.log["lr"])
+    assert digests(branch)[4] == digests(run)[4]
+    assert digests(branch)[12] != digests(run)[12]
 
 
 def test_a_learning_rate_changes_nothing_before_its_first_update(parent):
     run = parent()
-    made = run.branch(4, lr=0.01, progress=False)
-    assert made.log["loss"][4] == run.log["loss"][4]  # the same batch, masks, dropout and weights
-    assert made.log["loss"][5] != run.log["loss"][5]
-    assert made.log["lr"][4] != run.log["lr"][4]
+    branch = run.branch(4, lr=0.01, progress=False)
+    assert branch.log["loss"][4] == run.log["loss"][4]  # the same batch, masks, dropout and weights
+    assert branch.log["loss"][5] != run.log["loss"][5]
+    assert branch.log["lr"][4] != run.log["lr"][4]
 
 
 def test_stages_switch_the_penalty_on_and_off(parent):
@@ -102,21 +102,21 @@ def test_stages_switch_the_penalty_on_and_off(parent):
 
 
 def test_longer_training_continues_beyond_the_parents_end(parent):
-    made = parent().branch(8, steps=20, progress=False)
-    assert made.steps == [8, 16, 20]
-    assert len(made.log) == 20
+    branch = parent().branch(8, steps=20, progress=False)
+    assert branch.steps == [8, 16, 20]
+    assert len(branch.log) == 20
 
 
 def test_a_branch_of_a_branch(parent):
     run = parent()
     first = run.branch(2, seed=3, progress=False)
-    again = first.branch(8, progress=False)
-    assert same(first, again)
+    unchanged = first.branch(8, progress=False)
+    assert same(first, unchanged)
     second = first.branch(8, lr=0.01, progress=False)
     assert second.name == "tiny@2-seed=3@8-lr=0.01"
     assert second.parent["run"] == "tiny@2-seed=3"
     assert second.log[:8].equals(first.log[:8])
-    assert [(generation, r.name) for generation, r in family([second, again, first, run])] == [
+    assert [(generation, r.name) for generation, r in family([second, unchanged, first, run])] == [
         (0, "tiny"),
         (1, "tiny@2-seed=3"),
         (2, "tiny@2-seed=3@8"),
@@ -127,9 +127,9 @@ def test_a_branch_of_a_branch(parent):
 def test_the_history_of_a_branch_is_its_parents_up_to_where_it_left(parent):
     run = parent()
     grandchild = run.branch(4, lr=0.01, progress=False).branch(8, seed=3, progress=False)
-    where = {step: of.name for step, of in history(grandchild).items()}
+    run_by_step = {step: owner.name for step, owner in history(grandchild).items()}
     first, second, third = "tiny", "tiny@4-lr=0.01", "tiny@4-lr=0.01@8-seed=3"
-    assert where == {0: first, 1: first, 2: first, 4: second, 8: third, 12: third}
+    assert run_by_step == {0: first, 1: first, 2: first, 4: second, 8: third, 12: third}
     shutil.rmtree(run.folder)
     assert list(history(grandchild)) == [4, 8, 12]
 
@@ -138,14 +138,14 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(parent, monkeypatch):
     from accelerate import Accelerator
 
     run = parent()
-    whole = run.branch(4, masking=0.4, name="whole", progress=False)
+    uninterrupted = run.branch(4, masking=0.4, name="whole", progress=False)
     for stop_at in (0, 3):  # at once, and between two checkpoints
-        asked, name = iter([*[False] * stop_at, True]), f"parts{stop_at}"
+        triggers, name = iter([*[False] * stop_at, True]), f"parts{stop_at}"
         with monkeypatch.context() as patched:
-            patched.setattr(Accelerator, "check_trigger", lambda self, asked=asked: next(asked))
+            patched.setattr(Accelerator, "check_trigger", lambda self, triggers=triggers: next(triggers))
             with pytest.raises(KeyboardInterrupt, match=f"stopped at step {4 + stop_at} of 12"):
                 run.branch(4, masking=0.4, name=name, progress=False)
-        assert same(whole, run.branch(4, masking=0.4, name=name, progress=False))
+        assert same(uninterrupted, run.branch(4, masking=0.4, name=name, progress=False))
 
 
 def test_killed_before_it_began_it_begins_where_it_should(parent, monkeypatch):
@@ -162,10 +162,10 @@ def test_killed_before_it_began_it_begins_where_it_should(parent, monkeypatch):
         with pytest.raises(RuntimeError):
             run.branch(4, name="mine", progress=False)
     assert not (run.folder.parent / "mine").exists()
-    made = run.branch(4, name="mine", progress=False)
-    assert same(run, made)
-    for step in made.steps[1:]:  # as if it had been killed at once, with its start in place
-        shutil.rmtree(made[step].folder)
+    branch = run.branch(4, name="mine", progress=False)
+    assert same(run, branch)
+    for step in branch.steps[1:]:  # as if it had been killed at once, with its start in place
+        shutil.rmtree(branch[step].folder)
     assert run.branch(8, name="mine", progress=False).steps == [8, 12]
 
 
@@ -181,9 +181,9 @@ def test_a_refused_branch_leaves_nothing_and_the_corrected_one_trains(parent):
 
 def test_its_name_and_what_it_says_of_its_parent(parent):
     run = parent()
-    made = run.branch(4, masking=0.3, stages=[[6, 1.0], [10, 0.0]], progress=False)
-    assert made.name == "tiny@4-masking=constant-0.3-stages=6_1.0_10_0.0"
-    assert made.parent == {
+    branch = run.branch(4, masking=0.3, stages=[[6, 1.0], [10, 0.0]], progress=False)
+    assert branch.name == "tiny@4-masking=constant-0.3-stages=6_1.0_10_0.0"
+    assert branch.parent == {
         "run": "tiny",
         "step": 4,
         "weights": run[4].content_hash,
@@ -191,35 +191,35 @@ def test_its_name_and_what_it_says_of_its_parent(parent):
         "changes": {"training.masking": "constant-0.3", "regularizer.stages": [[6, 1.0], [10, 0.0]]},
     }
     assert run.parent is None
-    assert made.recipe.schedule.rates == (0.3,)
-    assert made.held_out().ids.tolist() == run.held_out().ids.tolist()
+    assert branch.recipe.schedule.rates == (0.3,)
+    assert branch.held_out().ids.tolist() == run.held_out().ids.tolist()
 
 
 def test_a_function_as_schedule_gets_a_name_that_fits(call, parent):
     run = parent()
-    made = run.branch(8, masking=lambda x: 0.3 + x / 7, steps=40, progress=False)
-    assert made.name.startswith("tiny@8-steps=40-masking=points-0.3-0.30357142857142855-")
-    assert len(made.name) < 200
-    assert made.log["masking_rate"][8:].to_list() == [0.3 + (step / 40) / 7 for step in range(8, 40)]
+    branch = run.branch(8, masking=lambda x: 0.3 + x / 7, steps=40, progress=False)
+    assert branch.name.startswith("tiny@8-steps=40-masking=points-0.3-0.30357142857142855-")
+    assert len(branch.name) < 200
+    assert branch.log["masking_rate"][8:].to_list() == [0.3 + (step / 40) / 7 for step in range(8, 40)]
     assert "…" in call("runs", "list")[1]
-    other = run.branch(8, masking=lambda x: 0.3 + x**2 / 7, steps=40, progress=False)
-    assert other.name != made.name
+    other_branch = run.branch(8, masking=lambda x: 0.3 + x**2 / 7, steps=40, progress=False)
+    assert other_branch.name != branch.name
 
 
 def test_a_finished_branch_is_opened_not_trained_again(parent):
     run = parent()
-    made = run.branch(4, lr=0.01, progress=False)
-    before = {file: file.stat().st_mtime_ns for file in made.folder.rglob("*.*")}
-    assert run.branch(4, lr=0.01, progress=False).folder == made.folder
-    assert {file: file.stat().st_mtime_ns for file in made.folder.rglob("*.*")} == before
+    branch = run.branch(4, lr=0.01, progress=False)
+    before = {file: file.stat().st_mtime_ns for file in branch.folder.rglob("*.*")}
+    assert run.branch(4, lr=0.01, progress=False).folder == branch.folder
+    assert {file: file.stat().st_mtime_ns for file in branch.folder.rglob("*.*")} == before
 
 
 def test_copied_elsewhere_it_opens_and_verifies_without_its_parent(parent, tmp_path):
     run = parent()
-    made = run.branch(4, lr=0.01, progress=False)
-    shutil.copytree(made.folder, tmp_path / "copy")
+    branch = run.branch(4, lr=0.01, progress=False)
+    shutil.copytree(branch.folder, tmp_path / "copy")
     shutil.rmtree(run.folder)
-    shutil.rmtree(made.folder)
+    shutil.rmtree(branch.folder)
     copy = open_run(tmp_path / "copy")
     assert (copy.steps, copy.parent["run"]) == ([4, 8, 12], "tiny")
     assert sum(layout.check_hashes(checkpoint.folder) for checkpoint in copy) == 9
@@ -230,10 +230,10 @@ def test_copied_elsewhere_it_opens_and_verifies_without_its_parent(parent, tmp_p
 def test_what_it_will_cost(parent):
     run = parent()
     cost = branch_cost(run, 4, {"lr": 0.01})
-    made = run.branch(4, lr=0.01, progress=False)
+    branch = run.branch(4, lr=0.01, progress=False)
     assert cost.steps == 8
     assert cost.seconds == pytest.approx(8 * run.log["seconds"].diff().median())
-    on_disk = sum(file.stat().st_size for file in (made.folder / "checkpoints").rglob("*.*"))
+    on_disk = sum(file.stat().st_size for file in (branch.folder / "checkpoints").rglob("*.*"))
     assert cost.bytes == pytest.approx(on_disk, rel=0.02)
     assert str(cost).startswith("8 steps, about 1 s at the parent's pace, ")
     (run.folder / "log.parquet").unlink()

@@ -62,19 +62,21 @@ def test_names_without_a_step(name):
 
 def test_checkpoints_that_are_commits():
     rule = rule_for("pico-lm/pico-decoder-tiny")
-    asked = ("pico-lm/pico-decoder-tiny", "pico-decoder-tiny-1")
+    repository_and_branch = ("pico-lm/pico-decoder-tiny", "pico-decoder-tiny-1")
     assert rule.has_commits_on("pico-decoder-tiny-1")
     assert not rule.has_commits_on("main")
-    assert rule.parse(*asked, "Saving HF Model -- Step 2000") == Position(2000, None, "pico-decoder-tiny-1")
-    assert rule.parse(*asked, "Saving Tokenizer -- Step 0") is None
+    assert rule.parse(*repository_and_branch, "Saving HF Model -- Step 2000") == Position(
+        2000, None, "pico-decoder-tiny-1"
+    )
+    assert rule.parse(*repository_and_branch, "Saving Tokenizer -- Step 0") is None
 
 
 def test_patterns_of_several_repositories():
     for pattern in ("google/multiberts-seed_0-step_*", "google/multiberts-seed_0-step_*k"):
         assert rule_for(pattern).name == "multiberts"
-    own = rule_for("me/bert-at-*")
-    assert own.parse("me/bert-at-400") == Position(400)
-    assert own.parse("me/bert-at-x") is None
+    rule = rule_for("me/bert-at-*")
+    assert rule.parse("me/bert-at-400") == Position(400)
+    assert rule.parse("me/bert-at-x") is None
 
 
 def test_expected_steps():
@@ -135,13 +137,13 @@ def checkpoints(parent: Path, *names: str) -> Path:
 def test_names_of_every_kind_in_order_of_steps(tmp_path, capsys):
     names = ("step_10000", "step_9000", "0200000", "iter_0001000", "global_step500", "checkpoint-best", "best")
     folder = checkpoints(tmp_path / "mine", *names)
-    for other in ("logs", "2024", ".step_3"):  # hold no model, and are not called like one
-        (folder / other).mkdir()
+    for name in ("logs", "2024", ".step_3"):  # hold no model, and are not called like one
+        (folder / name).mkdir()
     run = open_run(folder)
     assert run.steps == [500, 1000, 9000, 10_000, 200_000]
     assert run[1000].folder.name == "iter_0001000"
-    said = "lmdynamics: mine: not used: names without a step (best, checkpoint-best)\n"
-    assert capsys.readouterr().err == said
+    message = "lmdynamics: mine: not used: names without a step (best, checkpoint-best)\n"
+    assert capsys.readouterr().err == message
     open_run(folder)
     assert capsys.readouterr().err == ""
 

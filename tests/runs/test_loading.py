@@ -1,4 +1,4 @@
-"""What a checkpoint's weights may come in: whole or in shards, safetensors or tensors in a .bin; and never code."""
+"""Formats of a checkpoint's weights: one file or shards, safetensors or tensors in a .bin; its code is never run."""
 
 import hashlib
 import json
@@ -48,12 +48,12 @@ def refusal(checkpoint: Path) -> str:
     return refuses(".", lambda: open_run(checkpoint.parent)[512].model())
 
 
-def test_shards_open_as_the_whole_does(tmp_path):
-    whole, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", max_shard_size="20KB")
+def test_shards_open_as_one_file_does(tmp_path):
+    unsharded, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", max_shard_size="20KB")
     parts = sorted(shards.glob("model-*.safetensors"))
     assert len(parts) > 2
     assert not (shards / layout.WEIGHTS).exists()
-    assert torch.equal(logits(shards), logits(whole))
+    assert torch.equal(logits(shards), logits(unsharded))
     content = b"".join(part.read_bytes() for part in parts)
     assert open_run(shards.parent)[512].content_hash == hashlib.sha256(content).hexdigest()
 
@@ -72,24 +72,24 @@ def test_an_index_of_what_is_not_there_is_refused(tmp_path, wrong):
     else:
         index["weight_map"] = {}
     path.write_text(json.dumps(index))
-    found = {"lost": name, "outside": f"../{name}", "empty": "no files"}[wrong]
-    assert f"index.json names {found}" in refusal(shards)
+    description = {"lost": name, "outside": f"../{name}", "empty": "no files"}[wrong]
+    assert f"index.json names {description}" in refusal(shards)
     refuses("index.json names", lambda: open_run(shards.parent)[512].content_hash)
 
 
 def test_a_bin_of_tensors_opens(tmp_path):
-    wanted = logits(saved(tmp_path / "whole"))
+    expected = logits(saved(tmp_path / "whole"))
     checkpoint = as_bin(saved(tmp_path / "bin"))
-    assert torch.equal(logits(checkpoint), wanted)
+    assert torch.equal(logits(checkpoint), expected)
     content = (checkpoint / "pytorch_model.bin").read_bytes()
     assert open_run(checkpoint.parent)[512].content_hash == hashlib.sha256(content).hexdigest()
 
 
-def test_safetensors_go_before_a_bin(tmp_path):
+def test_safetensors_are_preferred_to_a_bin(tmp_path):
     checkpoint = saved(tmp_path / "both")
-    wanted = logits(checkpoint)
+    expected = logits(checkpoint)
     (checkpoint / "pytorch_model.bin").write_bytes(b"not read")
-    assert torch.equal(logits(checkpoint), wanted)
+    assert torch.equal(logits(checkpoint), expected)
 
 
 class Runs:
@@ -123,11 +123,11 @@ def test_a_bin_cut_short_is_refused(tmp_path):
 def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, monkeypatch, name, model_type):
     checkpoint, mark = saved(tmp_path / "run"), tmp_path / "ran"
     (checkpoint / "own.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
-    told = json.loads((checkpoint / name).read_text())
-    told["auto_map"] = dict.fromkeys(["AutoConfig", "AutoModelForMaskedLM"], "own.Own")
-    told["auto_map"]["AutoTokenizer"] = [None, "own.Own"]
-    told |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Own"}
-    (checkpoint / name).write_text(json.dumps(told))
+    settings = json.loads((checkpoint / name).read_text())
+    settings["auto_map"] = dict.fromkeys(["AutoConfig", "AutoModelForMaskedLM"], "own.Own")
+    settings["auto_map"]["AutoTokenizer"] = [None, "own.Own"]
+    settings |= {"model_type": model_type} if name == "config.json" else {"tokenizer_class": "Own"}
+    (checkpoint / name).write_text(json.dumps(settings))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     refuses(f"{name} requires code of its own .auto_map.", lambda: open_run(checkpoint.parent)[512].tokenizer)
     if name == "config.json":
@@ -137,16 +137,16 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, monkeypat
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     checkpoint = saved(tmp_path / "run")
-    told = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(told | {"intermediate_size": 24}))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"intermediate_size": 24}))
     assert "is damaged or of another model" in refusal(checkpoint)
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):
     checkpoint = saved(tmp_path / "run", "BertModel")
     assert "names the architecture BertModel, which has no known language-model head" in refusal(checkpoint)
-    told = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(told | {"architectures": ["BertForMaskedLM"]}))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
     assert "has no weights for cls.predictions.bias and 5 more of a BertForMaskedLM, which would be random" in refusal(
         checkpoint
     )
@@ -156,19 +156,19 @@ def test_a_checkpoint_for_two_objectives_opens_as_a_masked_model(tmp_path, caplo
     checkpoint = saved(tmp_path / "run", "BertForPreTraining")
     assert open_run(checkpoint.parent).objective == "mlm"
     torch.manual_seed(0)
-    whole = hf.BertForPreTraining.from_pretrained(checkpoint).eval()
+    pretraining_model = hf.BertForPreTraining.from_pretrained(checkpoint).eval()
     caplog.clear()
     with torch.no_grad():
-        assert torch.equal(logits(checkpoint), whole(input_ids=IDS).prediction_logits)
+        assert torch.equal(logits(checkpoint), pretraining_model(input_ids=IDS).prediction_logits)
     assert not caplog.records
 
 
 def test_half_precision_is_opened_in_full(tmp_path):
     checkpoint = saved(tmp_path / "run", "GPTNeoXForCausalLM", torch.float16)
     model = open_run(checkpoint.parent)[512].model()
-    kept = load_file(checkpoint / layout.WEIGHTS)
+    stored = load_file(checkpoint / layout.WEIGHTS)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert torch.equal(model.get_input_embeddings().weight, kept["gpt_neox.embed_in.weight"].float())
+    assert torch.equal(model.get_input_embeddings().weight, stored["gpt_neox.embed_in.weight"].float())
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path):
@@ -202,13 +202,13 @@ def rename(checkpoint: Path, change) -> None:
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wrappers_prefix_is_left_out_and_reported(tmp_path, capsys, kind, prefix):
-    wanted = logits(saved(tmp_path / "whole", kind))
+    expected = logits(saved(tmp_path / "whole", kind))
     checkpoint = saved(tmp_path / "wrapped", kind)
     rename(checkpoint, lambda weights: {prefix + name: value for name, value in weights.items()})
-    assert torch.equal(logits(checkpoint), wanted)
+    assert torch.equal(logits(checkpoint), expected)
     logits(checkpoint)
-    said = capsys.readouterr().err.splitlines()
-    assert [line for line in said if "wrapped" in line] == [
+    messages = capsys.readouterr().err.splitlines()
+    assert [line for line in messages if "wrapped" in line] == [
         f"lmdynamics: {tmp_path / 'wrapped'}: its weights' names begin with {prefix} (a wrapper's), which is removed"
     ]
 
@@ -225,8 +225,8 @@ def test_a_prefix_of_some_weights_only_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_layers_than_the_configuration_has_are_refused(tmp_path, kind):
     checkpoint = saved(tmp_path / "run", kind)
-    told = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(told | {"num_hidden_layers": 1, "n_layer": 1}))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "n_layer": 1}))
     assert re.search(r"holds \d+ weights that its config.json does not describe", refusal(checkpoint))
 
 
@@ -237,8 +237,8 @@ def test_adapters_that_are_not_merged_are_refused(tmp_path, kind, renamed):
         (name, *_) = (n for n in weights if re.search(r"(query|c_attn|q_proj|query_key_value)\.weight$", n))
         stem = name.removesuffix(".weight")
         added = {f"{stem}.lora_A.default.weight": torch.zeros(4, 16)}
-        kept = {f"{stem}.base_layer.weight": weights.pop(name)} if renamed else {}
-        return {**weights, **kept, **added}
+        base = {f"{stem}.base_layer.weight": weights.pop(name)} if renamed else {}
+        return {**weights, **base, **added}
 
     checkpoint = saved(tmp_path / "run", kind)
     rename(checkpoint, adapt)
@@ -246,7 +246,7 @@ def test_adapters_that_are_not_merged_are_refused(tmp_path, kind, renamed):
 
 
 def test_another_head_beside_the_model_changes_nothing(tmp_path):
-    wanted = logits(saved(tmp_path / "whole"))
+    expected = logits(saved(tmp_path / "whole"))
     checkpoint = saved(tmp_path / "run")
     rename(checkpoint, lambda weights: {**weights, "score.weight": torch.zeros(3, 16)})
-    assert torch.equal(logits(checkpoint), wanted)
+    assert torch.equal(logits(checkpoint), expected)

@@ -131,8 +131,8 @@ def test_models_are_opened_by_several_threads_at_once(tiny_run):
     with ThreadPoolExecutor(6) as threads:
         models = list(threads.map(lambda step: tiny_run[step].model(), steps))
     for step, model in zip(steps, models, strict=True):
-        alone = tiny_run[step].model().state_dict()
-        assert all(torch.equal(value, alone[name]) for name, value in model.state_dict().items())
+        expected = tiny_run[step].model().state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_names_distinguish_runs():

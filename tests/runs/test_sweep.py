@@ -1,4 +1,4 @@
-"""Sweeps: every condition with every seed, once; what fails or is stopped leaves the rest whole."""
+"""Sweeps: every condition with every seed, once; a failed or stopped run leaves the others complete."""
 
 import json
 import os
@@ -47,12 +47,14 @@ def plan_file(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", plan_names())
 def test_every_plan_loads_in_every_profile(name, profile):
     plan = read_plan(name)
-    made = jobs(plan, profile)
+    planned = jobs(plan, profile)
     assert plan.title
-    assert len({job.run for job in made.values()}) == len(plan.conditions)
+    assert len({job.run for job in planned.values()}) == len(plan.conditions)
     recipe = load_recipe(plan.recipe, profile)
-    assert all(0 <= job.at < recipe.training.steps for job in made.values())
-    assert all(job.parent in {other.run for other in made.values()} for job in made.values() if job.parent)
+    assert all(0 <= job.at < recipe.training.steps for job in planned.values())
+    assert all(
+        job.parent in {candidate.run for candidate in planned.values()} for job in planned.values() if job.parent
+    )
 
 
 def test_the_base_condition_is_the_recipe_itself():
@@ -139,15 +141,20 @@ def test_bad_calls_are_one_clear_line(call, never, tmp_path):
 
 
 def test_only_some_conditions_and_what_they_branch_from(monkeypatch):
-    asked = []
-    monkeypatch.setattr(module, "_execute", lambda jobs, *_: asked.extend(jobs) or {})
-    made = sweep("syntax", only=["released"], seeds=(0, 2))
-    assert [(job.condition, job.seed) for job in asked] == [("SAS−", 0), ("released", 0), ("SAS−", 2), ("released", 2)]
-    assert made["run"].to_list() == [
+    executed = []
+    monkeypatch.setattr(module, "_execute", lambda jobs, *_: executed.extend(jobs) or {})
+    table = sweep("syntax", only=["released"], seeds=(0, 2))
+    assert [(job.condition, job.seed) for job in executed] == [
+        ("SAS−", 0),
+        ("released", 0),
+        ("SAS−", 2),
+        ("released", 2),
+    ]
+    assert table["run"].to_list() == [
         "grammar-mlm-stages=1.0@128-stages=none",
         "grammar-mlm-seed2-stages=1.0@128-stages=none",
     ]
-    assert made["error"].is_null().all()
+    assert table["error"].is_null().all()
 
 
 # training -----------------------------------------------------------------------------------------------------------
@@ -171,10 +178,10 @@ def started(run: str) -> float:
 @pytest.mark.slow
 def test_conditions_by_seeds_once(tmp_path, home, monkeypatch):
     plan = str(plan_file(tmp_path, PLAN))
-    made = sweep(plan, seeds=(0, 1), overrides=TINY, progress=False)
-    assert made.select("condition", "seed").rows() == [(c, s) for s in (0, 1) for c in ("whole", "more", "branch")]
-    assert made["error"].is_null().all()
-    runs = [open_run(name) for name in made["run"]]
+    table = sweep(plan, seeds=(0, 1), overrides=TINY, progress=False)
+    assert table.select("condition", "seed").rows() == [(c, s) for s in (0, 1) for c in ("whole", "more", "branch")]
+    assert table["error"].is_null().all()
+    runs = [open_run(name) for name in table["run"]]
     assert [run.steps[-1] for run in runs] == [12] * 6
     assert [run.recipe.seed for run in runs] == [0, 0, 0, 1, 1, 1]
     for parent, branch in ((runs[1], runs[2]), (runs[4], runs[5])):
@@ -183,25 +190,25 @@ def test_conditions_by_seeds_once(tmp_path, home, monkeypatch):
         assert started(branch.name) >= (parent[12].folder / "manifest.json").stat().st_mtime
     before = {file: file.stat().st_mtime_ns for file in home.rglob("runs/*/**/*") if file.name != "run.lock"}
     monkeypatch.delattr(module.jobs, "Process")  # what is there needs no process
-    assert sweep(plan, seeds=(0, 1), overrides=TINY, progress=False).equals(made)
+    assert sweep(plan, seeds=(0, 1), overrides=TINY, progress=False).equals(table)
     assert {file: file.stat().st_mtime_ns for file in home.rglob("runs/*/**/*") if file.name != "run.lock"} == before
 
 
-def begun(home: Path, plan: Path, *more: str) -> subprocess.Popen:
+def begun(home: Path, plan: Path, *arguments: str) -> subprocess.Popen:
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    return command(home, "sweep", str(plan), "--workers", "2", *more, **both)
+    return command(home, "sweep", str(plan), "--workers", "2", *arguments, **both)
 
 
 @pytest.mark.slow
-def test_what_fails_leaves_the_others_whole(tmp_path, home):
+def test_a_failed_run_leaves_the_others_complete(tmp_path, home):
     """One condition needs a treebank that is not there; another run's folder is taken by something else."""
     failing = '[conditions.treeless]\nset = { stages = 1.0, trees = "/nowhere.conllu" }\n'
     failing += '[conditions.released]\nof = "treeless"\nat = 4\nset.stages = []\n'
-    taken = next(
+    occupied = next(
         job.run for name, job in jobs(read_plan(str(plan_file(tmp_path, PLAN))), **TINY).items() if name == "more"
     )
-    (home / "runs" / taken).mkdir(parents=True)
-    (home / "runs" / taken / "run.json").write_text("{")
+    (home / "runs" / occupied).mkdir(parents=True)
+    (home / "runs" / occupied / "run.json").write_text("{")
     process = begun(home, plan_file(tmp_path, PLAN + failing))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -214,7 +221,7 @@ def test_what_fails_leaves_the_others_whole(tmp_path, home):
     assert "is damaged" in lines["more"].partition("FAILED: ")[2]
     (name,) = run_names()
     assert open_run(name).steps[-1] == 12
-    assert sorted(folder.name for folder in (home / "runs").iterdir()) == sorted([name, taken])
+    assert sorted(folder.name for folder in (home / "runs").iterdir()) == sorted([name, occupied])
 
 
 LONG = ("--set", "steps=800")
@@ -229,14 +236,14 @@ def saved(home: Path) -> dict[str, int]:
 
 def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, home, monkeypatch):
     """A batch gives its items a GPU each; what an item sweeps must not move to another."""
-    given = []
+    gpus = []
 
     class Process:
         status = None
 
         def __init__(self, *_, gpu, **options):
-            given.append(gpu)
-            if len(given) == len(wanted):
+            gpus.append(gpu)
+            if len(gpus) == len(expected):
                 begun.set()
 
         def receive(self) -> tuple[None, None]:
@@ -250,28 +257,28 @@ def test_each_worker_has_one_of_the_gpus_that_this_process_may_use(tmp_path, hom
     monkeypatch.setattr(module.jobs, "Process", Process)
     monkeypatch.setattr("lmdynamics.devices._count", lambda kind: 2)
     cases = [("4,7", None, "cuda", ["4", "7"]), ("5", 2, "cuda", ["5", "5"]), ("4,7", None, "cuda:1", ["7"])]
-    for visible, workers, device, wanted in cases:
+    for visible, workers, device, expected in cases:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         begun = threading.Event()
         sweep("masking", "smoke", workers=workers, device=device, progress=False)
-        assert sorted(given) == wanted
-        given.clear()
-    wanted, begun = [""], threading.Event()
+        assert sorted(gpus) == expected
+        gpus.clear()
+    expected, begun = [""], threading.Event()
     sweep("masking", "smoke", workers=1, device="cpu", progress=False)
-    assert given == wanted
+    assert gpus == expected
 
 
 def workers(process: subprocess.Popen) -> list[int]:
     """Processes that it has started to train in."""
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == process.pid and "lmdynamics.jobs._serve" in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except (OSError, ValueError):
             continue
-    return found
+    return pids
 
 
 def wait_until(holds, process: subprocess.Popen) -> None:
@@ -345,9 +352,9 @@ def test_a_killed_process_takes_only_its_own_run_with_it(tmp_path, home):
     failed = [line for line in out.splitlines() if "FAILED" in line]
     assert failed
     assert all("its process was killed, perhaps because memory ran out" in line for line in failed)
-    whole = [line for line in out.splitlines() if "FAILED" not in line]
-    assert {line.split()[0] for line in whole} in ({"whole"}, {"more", "branch"})
-    assert all(saved(home)[line.split()[3]] == 800 for line in whole)
+    finished = [line for line in out.splitlines() if "FAILED" not in line]
+    assert {line.split()[0] for line in finished} in ({"whole"}, {"more", "branch"})
+    assert all(saved(home)[line.split()[3]] == 800 for line in finished)
 
 
 def test_a_condition_made_in_python():

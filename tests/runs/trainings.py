@@ -1,4 +1,4 @@
-"""Trainings in processes of their own, as tests start them, and an end to whatever they leave."""
+"""Trainings in processes of their own: how tests start them, and how those that are left are ended."""
 
 import os
 import subprocess
@@ -16,12 +16,12 @@ LONG = {**TINY, "steps": 800}  # some seconds
 
 
 def command(
-    home: Path, verb: str, what: str, *words: str, launcher: tuple[str, ...] = ("-m", "lmdynamics.cli"), **options
+    home: Path, verb: str, target: str, *words: str, launcher: tuple[str, ...] = ("-m", "lmdynamics.cli"), **options
 ):
     """A command line on tiny models, in a process of its own with a data folder and one thread."""
     overrides = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     env = {**os.environ, "LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *launcher, verb, what, *overrides, *words]
+    line = [sys.executable, *launcher, verb, target, *overrides, *words]
     return subprocess.Popen(line, env=env, text=True, **options)
 
 
@@ -31,10 +31,10 @@ def ended(seconds: float = 0) -> Iterator[None]:
     threads = alive()
     background._trainings.clear()
     yield
-    made = list(background._trainings.values())
-    for training in made:
+    trainings = list(background._trainings.values())
+    for training in trainings:
         training.stop()
-    for training in made:
+    for training in trainings:
         training.wait(60)
         assert training._process is None
     wait_for(lambda: alive() <= threads, seconds)

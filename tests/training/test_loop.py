@@ -86,8 +86,8 @@ def test_a_run_has_what_it_promises(tiny_run):
 
 def test_a_finished_run_is_opened_not_trained_again(tiny_run):
     before = (tiny_run.folder / "log.parquet").stat().st_mtime_ns
-    again = train("grammar-mlm", overrides=TINY, name="tiny", progress=False)
-    assert again.folder == tiny_run.folder
+    reopened = train("grammar-mlm", overrides=TINY, name="tiny", progress=False)
+    assert reopened.folder == tiny_run.folder
     assert (tiny_run.folder / "log.parquet").stat().st_mtime_ns == before
 
 
@@ -235,15 +235,15 @@ def test_a_step_without_a_target_has_no_loss(short_lines):
 def test_averages_and_charts_leave_steps_without_a_loss_out():
     losses = [5 - 0.01 * step if step % 3 else None for step in range(120)]
     log = pl.DataFrame({"step": range(120), "loss": losses})
-    known = log.drop_nulls("loss")
-    assert loss_by_bin(log).equals(loss_by_bin(known))
+    with_loss = log.drop_nulls("loss")
+    assert loss_by_bin(log).equals(loss_by_bin(with_loss))
     curves = read_curves(log.select("step", "loss"))
-    assert curves.frame["loss"].to_list() == known["loss"].to_list()
+    assert curves.frame["loss"].to_list() == with_loss["loss"].to_list()
     assert any(f"{log['loss'].null_count()} of 120 rows have no number as loss" in note for note in curves.notes)
     chart = charts.loss_over_training(log)
     assert any("had no token to predict" in line for line in chart.title.subtitle)
-    assert f"to {known['loss'][-1]:.2f} nats" in chart.description
-    assert steps_without_loss(known) == ""
+    assert f"to {with_loss['loss'][-1]:.2f} nats" in chart.description
+    assert steps_without_loss(with_loss) == ""
 
 
 def test_the_live_line_shows_the_last_loss_there_is():
@@ -288,5 +288,7 @@ def test_evaluation_never_selects_padding(objective):
 def test_where_padding_is_declared_the_masks_are_the_same():
     ids, padded = pad([ROWS[i] for i in range(4)], 0)
     declared = Masker(mask_id=4, vocab_size=100, special_ids=(0, 2, 3, 4))
-    one, other = (declared(ids, 0.5, torch.Generator().manual_seed(1), padded=mask) for mask in (None, padded))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    undeclared, declared_padding = (
+        declared(ids, 0.5, torch.Generator().manual_seed(1), padded=mask) for mask in (None, padded)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(undeclared, declared_padding, strict=True))

@@ -61,9 +61,9 @@ def test_an_epoch_shows_every_row_once():
 
 
 def test_sorting_saves_padding():
-    spent = sum(batches()[step].ids.numel() for step in range(62))
-    used = sum(batches()[step].tokens for step in range(62))
-    assert used / spent > 0.95
+    padded = sum(batches()[step].ids.numel() for step in range(62))
+    real = sum(batches()[step].tokens for step in range(62))
+    assert real / padded > 0.95
 
 
 def test_causal_targets_are_the_next_tokens():
@@ -124,7 +124,7 @@ def test_rates_at_five_points(text, values):
     assert str(schedule) == text
 
 
-def test_trailing_zeros_are_no_other_schedule():
+def test_trailing_zeros_do_not_change_the_schedule():
     assert parse_schedule(" linear-0.30-0.150 ") == Schedule("linear", (0.3, 0.15))
 
 

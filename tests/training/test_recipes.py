@@ -84,9 +84,9 @@ def test_sentences_are_packed_into_rows_of_equal_length(name):
         assert set(blocks.lengths.tolist()) == {16}
         assert len(set(sentences.lengths.tolist())) > 1
         inner = [token for row in sentences for token in row[1:-1].tolist()]
-        again = [token for row in blocks for token in row[1:-1].tolist()]
-        assert again == inner[: len(again)]
-        assert 0 <= len(inner) - len(again) < 14
+        unpacked = [token for row in blocks for token in row[1:-1].tolist()]
+        assert unpacked == inner[: len(unpacked)]
+        assert 0 <= len(inner) - len(unpacked) < 14
 
 
 def test_unknown_recipe_profile_and_broken_file(tmp_path):
