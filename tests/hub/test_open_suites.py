@@ -268,10 +268,10 @@ def test_text_of_ones_own_is_named(hub, home, tmp_path):
         run.held_out("own")
 
 
-def test_the_readme_example_of_a_suite_runs(hub, home, tmp_path, capsys):
+def test_the_documented_example_of_a_suite_runs(hub, home, tmp_path, capsys):
     suites.pythia(hub)
     (tmp_path / "own.conllu").write_text("1\tcats\t_\t_\t_\t_\t0\troot\t_\t_\n\n" * 3)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(), re.DOTALL)
     (block,) = [block for block in blocks if "hf://" in block]
     code = block.replace('"ewt"', repr(str(tmp_path / "own.conllu"))).replace("lmd.trace(", "made = lmd.trace(")
     exec(code, scope := {})
