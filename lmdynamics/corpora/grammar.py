@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
+from lmdynamics.corpora.lexicon import english
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.corpora.treebanks import Sentence, Treebank
@@ -33,8 +34,11 @@ _SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 
 _MAX_WORDS = 30  # per sentence
 VERSION = 1  # raise when the sentences drawn would change: large corpora are stored on disk
 PART = 2**18  # sentences per stream of random numbers: several processes draw parts at the same time
-# each: any number, singular only, plural only
-_DETERMINERS = (("the", "no"), ("a", "this", "every"), ("these", "many", "some"))
+# each: any number, singular only, plural only; English has no "a", which would be "an" before a vowel
+_DETERMINERS = {
+    "invented": (("the", "no"), ("a", "this", "every"), ("these", "many", "some")),
+    "english": (("the", "no"), ("one", "this", "every"), ("these", "many", "some")),
+}
 _AUXILIARIES = ("can", "will", "must", "may", "should", "could")
 
 
@@ -63,19 +67,29 @@ class _PartOfSpeech:
 class Grammar:
     """The built-in language. `small`: about 580 word forms, 8 classes; `large`: a long tail, 40 classes.
 
-    The lexicon depends on `size` only; the sentences depend on the seeds passed to the methods.
+    `words`: invented ones, or English (`corpora.lexicon`). The lexicon depends on `size` and `words` only; the
+    sentences depend on the seeds passed to the methods.
     """
 
     size: Literal["small", "large"] = "small"
     preference: float = 0.85
+    words: Literal["invented", "english"] = "invented"
 
     def __post_init__(self):
         if self.size not in _SIZES:
             raise UserError(f"there is no grammar of size {self.size!r}; choose one of {', '.join(_SIZES)}")
+        if self.words not in _DETERMINERS:
+            raise UserError(f"there is no grammar with {self.words!r} words; choose one of {', '.join(_DETERMINERS)}")
+
+    @property
+    def name(self) -> str:
+        """Its name in file names and titles: `grammar-small`, `grammar-small-english`."""
+        return f"grammar-{self.size}" + ("" if self.words == "invented" else f"-{self.words}")
 
     @cached_property
     def _lexicon(self) -> "_Lexicon":
-        return _Lexicon(*_SIZES[self.size], self.preference)
+        words = _invented_words(*_SIZES[self.size]) if self.words == "invented" else _english_words(self.size)
+        return _Lexicon(words, _DETERMINERS[self.words], self.preference)
 
     @property
     def forms(self) -> list[str]:
@@ -99,7 +113,7 @@ class Grammar:
             Sentence(tuple(forms[w] for w in words), tuple(heads), tuple(RELATIONS[r] for r in relations))
             for words, heads, relations in self.trees(n, seed)
         )
-        return Treebank(f"grammar-{self.size}", tuple(sentences))
+        return Treebank(self.name, tuple(sentences))
 
     def blocks(self, n: int, seed: int) -> TokenRows:
         """`n` sentences as token ids, one row each: [CLS] words [SEP]."""
@@ -129,7 +143,7 @@ class Grammar:
                     (f"agreement_{paradigm}", len(rows), *(" ".join(self.forms[w] for w in s) for s in (good, bad)))
                 )
         frame = pl.DataFrame(rows, schema=["paradigm", "pair", "good", "bad"], orient="row")
-        return MinimalPairs(f"grammar-{self.size}", frame, split_into_words=True)
+        return MinimalPairs(self.name, frame, split_into_words=True)
 
     def tokenizer(self):
         """A word-level Hugging Face fast tokenizer: one token a form, [CLS] and [SEP] around a sentence."""
@@ -159,44 +173,100 @@ def _rows(grammar: Grammar, seed: int, part: tuple[int, int]) -> tuple[np.ndarra
     return tuple(np.array(values, np.int32) for values in (ids, gold, lengths))
 
 
+class _Words(NamedTuple):
+    """The words of a language: for each lemma its forms and its semantic class (0, 1, …)."""
+
+    nouns: list[tuple[str, ...]]  # singular, plural
+    noun_classes: list[int]
+    verbs: list[tuple[str, ...]]  # singular, plural
+    verb_classes: list[int]  # of their subjects
+    object_classes: list[int]
+    transitive: list[bool]
+    adjectives: list[tuple[str, ...]]
+    adjective_classes: list[int]
+    adverbs: list[tuple[str, ...]]
+    adverb_classes: list[int]
+    prepositions: list[tuple[str, ...]]
+    complement_classes: list[int]
+    makes_sense: bool  # whether a verb's objects have a class of their own choosing, and adjectives are not repeated
+
+
+def _invented_words(nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int) -> _Words:
+    random = Random(f"lexicon {nouns} {verbs}")
+    stems = _stems(random)
+    used = {*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in _DETERMINERS["invented"] for d in kind)}
+
+    def part(n: int, endings: tuple[str, ...], spread: int) -> tuple[list[tuple[str, ...]], list[int]]:
+        lemmas: list[tuple[str, ...]] = []
+        while len(lemmas) < n:
+            stem = next(stems)
+            forms = tuple(stem + ending for ending in endings)
+            if used.isdisjoint(forms):  # no two words look alike
+                lemmas.append(forms)
+                used.update(forms)
+        classes = [i % spread for i in range(n)]
+        random.shuffle(classes)
+        return lemmas, classes
+
+    noun = part(nouns, ("", "s"), n_classes)
+    verb = part(verbs, ("es", "en"), n_classes)
+    adjective, adverb = part(adjectives, ("y",), n_classes), part(adverbs, ("ly",), n_classes)
+    preposition, _ = part(prepositions, ("a",), 1)
+    objects = [random.randrange(n_classes) for _ in range(verbs)]
+    complements = [random.randrange(n_classes) for _ in range(prepositions)]
+    transitive = [random.random() < 0.65 for _ in range(verbs)]
+    return _Words(*noun, *verb, objects, transitive, *adjective, *adverb, preposition, complements, False)
+
+
+def _english_words(size: Literal["small", "large"]) -> _Words:
+    frame = english(size)
+    numbers = {name: i for i, name in enumerate(frame.filter(pos="noun")["class"].unique().sort())}
+
+    def part(pos: str, *forms: str) -> tuple[list[tuple[str, ...]], list[int]]:
+        rows = frame.filter(pos=pos)
+        return rows.select(forms).rows(), [numbers[name] for name in rows["class"]]
+
+    verbs = frame.filter(pos="verb")
+    objects = [numbers.get(name, 0) for name in verbs["object_class"]]  # not used where there is no object
+    return _Words(
+        *part("noun", "lemma", "form"), *part("verb", "form", "lemma"), objects, verbs["transitive"].to_list(),
+        *part("adjective", "lemma"), *part("adverb", "lemma"), *part("preposition", "lemma"), True,
+    )  # fmt: skip
+
+
 class _Lexicon:
     """Word forms, their preferences, and the productions of sentences."""
 
-    def __init__(
-        self, nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int, preference
-    ):
-        random = Random(f"lexicon {nouns} {verbs}")
-        stems = _stems(random)
-        self.forms = [*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in _DETERMINERS for d in kind)]
-        used = set(self.forms)
+    def __init__(self, words: _Words, determiners: tuple[tuple[str, ...], ...], preference: float):
+        self.forms = [*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in determiners for d in kind)]
         self.stop, self.that = self.forms.index("."), self.forms.index("that")
         self.auxiliaries = [self.forms.index(word) for word in _AUXILIARIES]
-        self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in _DETERMINERS)
+        self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in determiners)
         self.determiners = [self.neutral + kind for kind in by_number]  # [singular, plural]
+        self.n_classes = n_classes = max(words.noun_classes) + 1
 
-        def part(n: int, endings: tuple[str, ...], spread: int):
-            lemmas = []
-            while len(lemmas) < n:
-                stem = next(stems)
-                forms = [stem + ending for ending in endings]
-                if used.isdisjoint(forms):  # no two words look alike
-                    lemmas.append(len(self.forms))  # a lemma is the id of its first form; the others follow it
-                    self.forms += forms
-                    used.update(forms)
-            classes = [i % spread for i in range(n)]
-            random.shuffle(classes)
-            return dict(zip(lemmas, classes, strict=True)), _PartOfSpeech(lemmas, classes, spread, preference)
+        def ids(lemmas: list[tuple[str, ...]]) -> list[int]:
+            """A lemma is the id of its first form; the others follow it."""
+            first = list(accumulate(map(len, lemmas), initial=len(self.forms)))[:-1]
+            self.forms += [form for forms in lemmas for form in forms]
+            return first
 
-        self.noun_class, self.nouns = part(nouns, ("", "s"), n_classes)
-        self.verb_class, self.verbs = part(verbs, ("es", "en"), n_classes)  # grouped by the subject they prefer
-        _, self.adjectives = part(adjectives, ("y",), n_classes)
-        _, self.adverbs = part(adverbs, ("ly",), n_classes)
-        preps, _ = part(prepositions, ("a",), 1)
-        self.prepositions = _PartOfSpeech._zipf(list(preps))
-        self.object_class = {verb: random.randrange(n_classes) for verb in self.verb_class}
-        self.complement_class = {prep: random.randrange(n_classes) for prep in preps}
-        self.transitive = {verb: random.random() < 0.65 for verb in self.verb_class}
-        self.n_classes = n_classes
+        nouns, verbs, adjectives, adverbs, prepositions = map(
+            ids, (words.nouns, words.verbs, words.adjectives, words.adverbs, words.prepositions)
+        )
+        self.noun_class = dict(zip(nouns, words.noun_classes, strict=True))
+        self.verb_class = dict(zip(verbs, words.verb_classes, strict=True))
+        self.nouns = _PartOfSpeech(nouns, words.noun_classes, n_classes, preference)
+        self.verbs = _PartOfSpeech(verbs, words.verb_classes, n_classes, preference)  # by the subject they prefer
+        self.adjectives = _PartOfSpeech(adjectives, words.adjective_classes, n_classes, preference)
+        self.adverbs = _PartOfSpeech(adverbs, words.adverb_classes, n_classes, preference)
+        self.prepositions = _PartOfSpeech._zipf(prepositions)
+        self.object_class = dict(zip(verbs, words.object_classes, strict=True))
+        self.complement_class = dict(zip(prepositions, words.complement_classes, strict=True))
+        self.transitive = dict(zip(verbs, words.transitive, strict=True))
+        with_object = [verb for verb in verbs if self.transitive[verb]]
+        classes = [self.object_class[verb] for verb in with_object]
+        self.by_object = _PartOfSpeech(with_object, classes, n_classes, preference) if words.makes_sense else None
 
     def sentence(self, random) -> tuple[list[int], list[int], list[int]]:
         """One sentence of 4 to 30 words: form ids, heads, relation ids."""
@@ -223,8 +293,10 @@ class _Lexicon:
         words.append(choices[int(random() * len(choices))])
         relations.append(_DET)
         while random() < 0.35:
-            words.append(self.adjectives.draw(semantic_class, random))
-            relations.append(_AMOD)
+            adjective = self.adjectives.draw(semantic_class, random)
+            if self.by_object is None or adjective not in words[start:]:
+                words.append(adjective)
+                relations.append(_AMOD)
         noun_index = len(words)
         heads += [noun_index] * (noun_index - start)
         words.append(noun + plural)
@@ -258,18 +330,28 @@ class _Lexicon:
         if random() < 0.5:  # subject relative clause
             verb = self._verb_phrase(noun, plural, None, words, heads, relations, random, depth)
         else:  # object relative clause
-            other = self.nouns.draw(int(random() * self.n_classes), random)
+            other, chosen = self._subject_of_object(noun, random)
             other_plural = random() < 0.5
             subject = self._noun_phrase(other, other_plural, words, heads, relations, random, depth)
-            verb = self._verb_phrase(other, other_plural, subject, words, heads, relations, random, depth, gap=noun)
+            verb = self._verb_phrase(
+                other, other_plural, subject, words, heads, relations, random, depth, gap=noun, verb=chosen
+            )
         heads[mark] = verb
         heads[verb], relations[verb] = head, _ACL
 
-    def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, gap=None) -> int:
+    def _subject_of_object(self, noun, random) -> tuple[int, int | None]:
+        """A subject for a clause whose object is `noun`, and its verb if that is chosen first."""
+        if self.by_object is None:
+            return self.nouns.draw(int(random() * self.n_classes), random), None
+        verb = self.by_object.draw(self.noun_class[noun], random)
+        return self.nouns.draw(self.verb_class[verb], random), verb
+
+    def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, gap=None, verb=None) -> int:
         """Auxiliary, adverb, verb, object; returns the verb's index. `gap`: the object, if it precedes the verb."""
-        verb = self.verbs.draw(self.noun_class[noun], random)
-        if gap is not None:
-            verb = self._verb_with_object(verb, noun, gap, random)
+        if verb is None:
+            verb = self.verbs.draw(self.noun_class[noun], random)
+            if gap is not None:
+                verb = self._verb_with_object(verb, noun, gap, random)
         start = len(words)
         auxiliary = random() < 0.25
         if auxiliary:
@@ -315,8 +397,9 @@ class _Lexicon:
             complement = self.nouns.draw(self.complement_class[preposition], random)
             words += [preposition, *phrase(complement, 1 - plural)]
         elif paradigm == "rc_attractor":
-            other = self.nouns.draw(int(random() * self.n_classes), random)
-            inner = self._verb_with_object(self.verbs.draw(self.noun_class[other], random), other, noun, random)
+            other, inner = self._subject_of_object(noun, random)
+            if inner is None:
+                inner = self._verb_with_object(self.verbs.draw(self.noun_class[other], random), other, noun, random)
             words += [self.that, *phrase(other, 1 - plural), inner + 1 - plural]
         verb = self.verbs.draw(self.noun_class[noun], random)
         verb_index = len(words)

@@ -338,7 +338,7 @@ class Run:
                 f"{self.name} did not learn the built-in language; set treebank to ewt or a CoNLL-U file, and, where "
                 "there are minimal pairs, pairs to zorro, blimp, or a path of either's files"
             )
-        return Grammar(self.recipe.corpus["size"])
+        return Grammar(self.recipe.corpus["size"], words=self.recipe.corpus["words"])
 
 
 def checkpoint_folders(folder: Path) -> dict[int, Path]:

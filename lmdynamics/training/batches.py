@@ -39,7 +39,7 @@ def open_corpus(recipe: Recipe) -> Corpus:
     """Generate or tokenise the corpus of a recipe (texts and large generated corpora are stored on disk)."""
     options = dict(recipe.corpus)
     if options.pop("kind") == "grammar":
-        grammar = Grammar(options["size"])
+        grammar = Grammar(options["size"], words=options["words"])
         train, heads = _sentences(grammar, options["sentences"], recipe.seed)
         with_trees = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
         trees = Trees.from_words(train, heads) if with_trees else None
@@ -85,10 +85,10 @@ def _sentences(grammar: Grammar, n: int, seed: int) -> tuple[TokenRows, TokenRow
         rows, heads = grammar.blocks_with_heads(n, seed)
         rows.save(folder / "rows")
         heads.save(folder / "heads")
-        description = {"grammar": grammar.size, "version": VERSION, "sentences": n, "seed": seed}
+        description = {"grammar": grammar.name, "version": VERSION, "sentences": n, "seed": seed}
         (folder / COMPLETE).write_text(json.dumps(description) + "\n", encoding="utf-8")
 
-    return load_or_build(cache_dir() / "corpora" / f"grammar-{grammar.size}-{VERSION}-{n}-{seed}", load, build)
+    return load_or_build(cache_dir() / "corpora" / f"{grammar.name}-{VERSION}-{n}-{seed}", load, build)
 
 
 def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:

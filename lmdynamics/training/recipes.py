@@ -20,6 +20,7 @@ PROFILES = ("smoke", "default", "full")
 CORPORA: dict[str, dict[str, Any]] = {
     "grammar": {
         "size": "small",
+        "words": "invented",  # or english
         "sentences": 160_000,
         "held_out": 2_000,
         "block_size": 0,  # 0: one sentence per row; otherwise packed, in rows of this many tokens

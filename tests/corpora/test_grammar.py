@@ -1,18 +1,41 @@
 """The built-in language: its trees are trees, its numbers agree, its preferences hold."""
 
+import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from lmdynamics.corpora import grammar as module
 from lmdynamics.corpora.grammar import RELATIONS, SPECIAL_TOKENS, Grammar
+from lmdynamics.corpora.lexicon import english
 from tests.conftest import refuses
 
 
-@pytest.fixture(scope="module", params=["small", "large"])
+@pytest.fixture(
+    scope="module", params=[(size, words) for size in ("small", "large") for words in ("invented", "english")], ids=str
+)
 def grammar(request):
-    return Grammar(request.param)
+    size, words = request.param
+    return Grammar(size, words=words)
+
+
+@pytest.fixture(scope="module")
+def numbers(grammar):
+    """0 for the singular forms of nouns and verbs, 1 for the plural ones."""
+    if grammar.words == "invented":
+        endings = {("", "s"), ("es", "en")}
+        pairs = [pair for pair in pairwise(grammar.forms) if any(_same_stem(*pair, *ending) for ending in endings)]
+        return {form: number for pair in pairs for number, form in enumerate(pair)}
+    nouns, verbs = (english(grammar.size).filter(pos=pos).select("lemma", "form").rows() for pos in ("noun", "verb"))
+    singular = {word for word, _ in nouns} | {form for _, form in verbs}
+    return dict.fromkeys(singular, 0) | {form: 1 for _, form in nouns} | {word: 1 for word, _ in verbs}
+
+
+def _same_stem(singular, plural, *endings):
+    stem = singular.removesuffix(endings[0])
+    return (singular, plural) == (stem + endings[0], stem + endings[1])
 
 
 def test_every_sentence_is_one_tree(grammar):
@@ -35,19 +58,18 @@ def test_arcs_never_cross(grammar):
         assert not any(a < c < b < d for a, b in arcs for c, d in arcs)
 
 
-def test_subject_and_verb_agree_unless_an_auxiliary_stands_between(grammar):
+def test_subject_and_verb_agree_unless_an_auxiliary_stands_between(grammar, numbers):
     agreeing = with_auxiliary = 0
     for sentence in grammar.treebank(2_000, 2):
         for i, relation in enumerate(sentence.relations):
             if relation != "nsubj":
                 continue
             verb = sentence.heads[i]
-            plural = grammar.forms[grammar.forms.index(sentence.words[i]) - 1] + "s" == sentence.words[i]
             if any(h == verb and r == "aux" for h, r in zip(sentence.heads, sentence.relations, strict=True)):
-                assert sentence.words[verb].endswith("en")
+                assert numbers[sentence.words[verb]] == 1
                 with_auxiliary += 1
             else:
-                assert sentence.words[verb].endswith("en" if plural else "es")
+                assert numbers[sentence.words[verb]] == numbers[sentence.words[i]]
                 agreeing += 1
     assert agreeing > 1_500
     assert with_auxiliary > 300
@@ -69,7 +91,8 @@ def test_words_follow_a_zipf_law(grammar):
 
 
 def test_the_seed_decides(grammar):
-    assert grammar.treebank(50, 5).fingerprint == Grammar(grammar.size).treebank(50, 5).fingerprint
+    again = Grammar(grammar.size, words=grammar.words)
+    assert grammar.treebank(50, 5).fingerprint == again.treebank(50, 5).fingerprint
     assert grammar.treebank(50, 5).fingerprint != grammar.treebank(50, 6).fingerprint
 
 
@@ -94,23 +117,66 @@ def test_a_corpus_of_several_parts_is_the_same_however_many_processes_draw_it(gr
     assert all(a != b for a, b in pairwise([*parts, parts[0]]))  # no part draws what another has drawn
 
 
-def test_pairs_differ_in_the_number_of_one_verb(grammar):
+def test_pairs_differ_in_the_number_of_one_verb(grammar, numbers):
     pairs = grammar.pairs(100, 8)
     assert pairs.frame["paradigm"].n_unique() == 3
     assert len(pairs) == 300
     for good, bad in pairs.frame.select("good", "bad").iter_rows():
         different = [(a, b) for a, b in zip(good.split(), bad.split(), strict=True) if a != b]
         assert len(different) == 1
-        assert {form[-2:] for form in different[0]} == {"es", "en"}
+        assert {numbers[form] for form in different[0]} == {0, 1}
 
 
-def test_attractors_have_the_other_number(grammar):
+def test_attractors_have_the_other_number(grammar, numbers):
     rows = grammar.pairs(100, 9).frame.filter(paradigm="agreement_pp_attractor")
-    forms = set(grammar.forms)
     for words in rows["good"].str.split(" "):
-        subject, attractor = (words[i].endswith("s") and words[i][:-1] in forms for i in (1, 4))
-        assert subject != attractor
+        assert numbers[words[1]] != numbers[words[4]]
 
 
 def test_an_unknown_size_is_refused():
     refuses("no grammar of size 'huge'; choose one of small, large", Grammar, "huge")
+    refuses("no grammar with 'french' words; choose one of invented, english", Grammar, words="french")
+
+
+def test_english_words_go_together():
+    """In 85 of 100 draws the class is the preferred one; in the others it is any class, which may be the same."""
+    classes = english("small")
+    noun = dict(classes.filter(pos="noun").select("lemma", "class").rows())
+    noun |= dict(classes.filter(pos="noun").select("form", "class").rows())
+    verbs = classes.filter(pos="verb")
+    expected = {form: row for row in verbs.rows(named=True) for form in (row["lemma"], row["form"])}
+    adjectives = dict(classes.filter(pos="adjective").select("lemma", "class").rows())
+    counts = {"nsubj": [0, 0], "obj": [0, 0], "amod": [0, 0], "object of a relative clause": [0, 0]}
+    for sentence in Grammar(words="english").treebank(3_000, 11):
+        words, heads, relations = sentence.words, sentence.heads, sentence.relations
+        for i, (word, head, relation) in enumerate(zip(words, heads, relations, strict=True)):
+            kind, fits = relation, None
+            if relation == "nsubj":
+                fits = noun[word] == expected[words[head]]["class"]
+            elif relation == "obj":
+                assert expected[words[head]]["transitive"]
+                fits = noun[word] == expected[words[head]]["object_class"]
+            elif relation == "amod":
+                fits = noun[words[head]] == adjectives[word]
+            elif relation == "acl" and any(h == i and r == "nsubj" for h, r in zip(heads, relations, strict=True)):
+                assert expected[word]["transitive"]  # its object stands before the clause
+                kind, fits = "object of a relative clause", noun[words[head]] == expected[word]["object_class"]
+            if fits is not None:
+                counts[kind][0] += fits
+                counts[kind][1] += 1
+    assert all(total > 300 for _, total in counts.values())
+    assert {kind: round(fitting / total, 1) for kind, (fitting, total) in counts.items()} == dict.fromkeys(counts, 0.9)
+
+
+def test_no_english_noun_has_the_same_adjective_twice():
+    for sentence in Grammar(words="english").treebank(3_000, 12):
+        pairs = [
+            (w, h) for w, h, r in zip(sentence.words, sentence.heads, sentence.relations, strict=True) if r == "amod"
+        ]
+        assert len(pairs) == len(set(pairs))
+
+
+def test_the_documented_sentences_are_drawn():
+    text = (Path(__file__).parents[2] / "docs" / "built-in-language.md").read_text("utf-8")
+    sentences = re.search(r"```text\n(.*?)\n```", text, re.DOTALL)[1].splitlines()
+    assert sentences == [" ".join(sentence.words) for sentence in Grammar(words="english").treebank(30, seed=0)]
