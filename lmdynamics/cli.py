@@ -116,11 +116,12 @@ def _draw_fits(path: Path, points, table) -> None:
     from lmdynamics import charts
     from lmdynamics.charts.theme import CONDITIONS
 
-    names = table.filter(table["verdict"] != "not fitted")["curve"].to_list() or table["curve"].to_list()
-    shown = names[: len(CONDITIONS)]
-    charts.save_figure(charts.deceleration(points, table, curves=shown), path)
-    first = f"{len(shown)} of {len(table)} curves, the first that were fitted"
-    typer.echo(f"{path}: {first if len(shown) < len(table) else 'all curves'}", err=True)
+    fitted = table.filter(table["verdict"] != "not fitted")["curve"].to_list()
+    shown = fitted[: len(CONDITIONS)]
+    path = charts.save_figure(charts.deceleration(points, table, curves=shown), path)
+    left_out = {"not fitted": len(table) - len(fitted), "further curves": len(fitted) - len(shown)}
+    rest = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    typer.echo(f"{path}: {len(shown)} of {len(table):,} curves{f' ({rest})' if rest else ''}", err=True)
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def prepared(curves: pl.DataFrame, smoothing: str = "none", skip_steps: float = 
     parts = []
     for (curve,), rows in curves.group_by("curve", maintain_order=True):
         step, loss = prepare(rows["step"], rows["loss"], smoothing, skip_steps)
-        parts.append(pl.DataFrame({"curve": [curve] * len(step), "step": step, "loss": loss}))
+        names = pl.repeat(curve, len(step), dtype=curves.schema["curve"], eager=True)
+        parts.append(pl.DataFrame({"curve": names, "step": step, "loss": loss}))
     return pl.concat(parts)
 
 

@@ -16,6 +16,8 @@ from lmdynamics.devices import device_kind
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import read_toml
 from lmdynamics.paths import SUITE, runs_dir
+from lmdynamics.runs.folders import find_folder
+from lmdynamics.training.recipes import recipe_names
 
 MAX_NAME_LENGTH = 100  # characters of an item's name, which is its folder's
 LANGUAGE_PARAMETERS = ("treebank", "pairs")
@@ -149,7 +151,10 @@ def _notebook_jobs(
 def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
     """Refuse to measure a suite or folder of others' checkpoints on the built-in language, which they did not learn."""
     values = {name: settings.get(name, parameter.default) for name, parameter in known.items()}
-    suite = next((v for n in ("run", "plan") if isinstance(v := values.get(n), str) and _is_trained_elsewhere(v)), None)
+    named = {name: value for name in ("run", "plan") if isinstance(value := values.get(name), str)}
+    suite = next((value for value in named.values() if value.startswith(SUITE)), None)
+    if suite is None and _is_trained_elsewhere(named.get("run", "")):
+        suite = named["run"]
     if suite and (unset := [name for name in LANGUAGE_PARAMETERS if values.get(name) == BUILT_IN_LANGUAGE]):
         hints = "; ".join(f"{name}: {known[name].help}" for name in unset)
         raise UserError(
@@ -158,10 +163,11 @@ def _refuse_built_in_language(path: Path, known: Mapping[str, Parameter], settin
 
 
 def _is_trained_elsewhere(name: str) -> bool:
-    """Whether a value of `run` or `plan` is a published suite, or a folder of checkpoints without a recipe."""
-    places = [os.path.expanduser(name), runs_dir() / name] if name else []
-    folder = next(filter(os.path.isdir, places), None)  # of a name too long for a path, Path.is_dir raises an error
-    return name.startswith(SUITE) or (folder is not None and not Path(folder, "run.json").exists())
+    """Whether a value of `run` is a folder of checkpoints without a recipe; a recipe's name is trained or opened."""
+    if name in recipe_names():
+        return False
+    folder, _ = find_folder(name)
+    return os.path.isdir(folder) and folder != runs_dir() and not (folder / "run.json").exists()
 
 
 def _item_name(stem: str, settings: Mapping[str, Any]) -> str:

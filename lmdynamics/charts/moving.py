@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,9 @@ class Place:
 
 @dataclass(frozen=True)
 class VegaLite:
-    """A finished chart as Vega-Lite, for `charts.show` and `charts.save` like one of Altair's."""
+    """A finished chart as Vega-Lite. `charts.show` and `charts.save` accept it like a chart of Altair."""
 
-    spec: Mapping[str, Any]
+    spec: Mapping[str, Any] = field(repr=False)
 
     @property
     def description(self) -> str:
@@ -144,9 +144,11 @@ def _join(direction: str, views: Sequence[Chart], spacing: int) -> VegaLite:
     datasets, params = {}, []
     for part in parts:  # these are allowed only in a top-level chart
         datasets |= part.pop("datasets", {})
-        params += [param for param in part.pop("params", []) if param not in params]
+        params += [param for param in part.pop("params", []) if param not in params]  # the same in several figures
         del part["$schema"], part["config"]
     joined |= {"description": " ".join(part.pop("description") for part in parts), "datasets": datasets}
+    if len({param["name"] for param in params}) < len(params):
+        raise ValueError("two figures have a parameter of the same name with different values")
     resolve = {"scale": {"color": "independent", "strokeDash": "independent"}}
     return VegaLite(joined | {"params": params, "resolve": resolve, "spacing": spacing, direction: parts})
 

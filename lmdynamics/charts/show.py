@@ -1,6 +1,7 @@
 """Figures for every reader: live in JupyterLab, still pictures elsewhere, and files of pictures and tables."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -155,7 +156,7 @@ def save_figure(chart: Chart, path: str | Path) -> Path:
     UserError
         If the name ends in something else, or the file cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     need_figure_type(path)
     make = {".html": to_html, ".svg": to_svg, ".png": to_png}[path.suffix.lower()]
     content = make(chart)
@@ -170,14 +171,14 @@ def save_figure(chart: Chart, path: str | Path) -> Path:
 def need_figure_type(path: Path) -> None:
     """Raise UserError unless a figure can be written to a file of this name."""
     if path.suffix.lower() not in FIGURE_TYPES:
-        raise UserError(f"a figure is not written as {path.name!r}; end the name in {', '.join(FIGURE_TYPES)}")
+        raise UserError(f"cannot write a figure as {path.name!r}; end the name in {', '.join(FIGURE_TYPES)}")
 
 
 def to_html(chart: Chart) -> str:
     """The chart as a page of its own, with tooltips; it needs no network."""
     spec = _drawable(specification(chart))
-    title = escape(str(spec.get("description", "a figure")))
-    return _PAGE.format(title=title, spec=json_in_script(spec), script=script(_DRAW))
+    title = str(spec.get("description", "a figure")).partition(". ")[0]  # of the browser's tab
+    return _PAGE.format(title=escape(title), spec=json_in_script(spec), script=script(_DRAW))
 
 
 def to_svg(chart: Chart) -> str:
@@ -204,11 +205,13 @@ def _json_text(spec: dict, colour: str) -> str:
 
 
 def _drawable(part: Any) -> Any:
-    """A specification with characters escaped that SVG forbids: at one of them, vl-convert ends the whole process."""
+    """A specification without what a picture cannot hold: NaN, and characters at which vl-convert ends the process."""
     if isinstance(part, dict):
         return {_drawable(name): _drawable(value) for name, value in part.items()}
     if isinstance(part, list):
         return [_drawable(value) for value in part]
+    if isinstance(part, float) and not math.isfinite(part):  # JSON has no such number
+        return None
     return _NOT_IN_XML.sub(lambda match: repr(match[0])[1:-1], part) if isinstance(part, str) else part
 
 

@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.lexicon import english
+from lmdynamics.corpora.lexicon import (
+    AUXILIARIES,
+    DETERMINERS,
+    SIZES,
+    SPECIAL_TOKENS,
+    Words,
+    english_words,
+    invented_words,
+)
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.corpora.treebanks import Sentence, Treebank
@@ -26,20 +34,11 @@ from lmdynamics.jobs import available_cores, map_in_processes
 
 RELATIONS = ("root", "nsubj", "obj", "det", "amod", "case", "nmod", "acl", "mark", "advmod", "aux", "punct")
 _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUNCT = range(len(RELATIONS))
-SPECIAL_TOKENS = tuple(SPECIAL.values())  # [PAD] [UNK] [CLS] [SEP] [MASK], ids 0 to 4
 CLS, SEP = 2, 3
 
-# nouns, verbs, adjectives, adverbs, prepositions, semantic classes
-_SIZES = {"small": (130, 80, 80, 40, 20, 8), "large": (1200, 700, 600, 300, 40, 40)}
 _MAX_WORDS = 30  # per sentence
 VERSION = 1  # raise when the sentences drawn would change: large corpora are stored on disk
 PART = 2**18  # sentences per stream of random numbers: several processes draw parts at the same time
-# each: any number, singular only, plural only; English has no "a", which would be "an" before a vowel
-_DETERMINERS = {
-    "invented": (("the", "no"), ("a", "this", "every"), ("these", "many", "some")),
-    "english": (("the", "no"), ("one", "this", "every"), ("these", "many", "some")),
-}
-_AUXILIARIES = ("can", "will", "must", "may", "should", "could")
 
 
 class _PartOfSpeech:
@@ -76,10 +75,10 @@ class Grammar:
     words: Literal["invented", "english"] = "invented"
 
     def __post_init__(self):
-        if self.size not in _SIZES:
-            raise UserError(f"there is no grammar of size {self.size!r}; choose one of {', '.join(_SIZES)}")
-        if self.words not in _DETERMINERS:
-            raise UserError(f"there is no grammar with {self.words!r} words; choose one of {', '.join(_DETERMINERS)}")
+        if self.size not in SIZES:
+            raise UserError(f"there is no grammar of size {self.size!r}; choose one of {', '.join(SIZES)}")
+        if self.words not in DETERMINERS:
+            raise UserError(f"there is no grammar with {self.words!r} words; choose one of {', '.join(DETERMINERS)}")
 
     @property
     def name(self) -> str:
@@ -88,8 +87,8 @@ class Grammar:
 
     @cached_property
     def _lexicon(self) -> "_Lexicon":
-        words = _invented_words(*_SIZES[self.size]) if self.words == "invented" else _english_words(self.size)
-        return _Lexicon(words, _DETERMINERS[self.words], self.preference)
+        words = invented_words(*SIZES[self.size]) if self.words == "invented" else english_words(self.size)
+        return _Lexicon(words, DETERMINERS[self.words], self.preference)
 
     @property
     def forms(self) -> list[str]:
@@ -173,74 +172,13 @@ def _rows(grammar: Grammar, seed: int, part: tuple[int, int]) -> tuple[np.ndarra
     return tuple(np.array(values, np.int32) for values in (ids, gold, lengths))
 
 
-class _Words(NamedTuple):
-    """The words of a language: for each lemma its forms and its semantic class (0, 1, …)."""
-
-    nouns: list[tuple[str, ...]]  # singular, plural
-    noun_classes: list[int]
-    verbs: list[tuple[str, ...]]  # singular, plural
-    verb_classes: list[int]  # of their subjects
-    object_classes: list[int]
-    transitive: list[bool]
-    adjectives: list[tuple[str, ...]]
-    adjective_classes: list[int]
-    adverbs: list[tuple[str, ...]]
-    adverb_classes: list[int]
-    prepositions: list[tuple[str, ...]]
-    complement_classes: list[int]
-    makes_sense: bool  # whether a verb's objects have a class of their own choosing, and adjectives are not repeated
-
-
-def _invented_words(nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int) -> _Words:
-    random = Random(f"lexicon {nouns} {verbs}")
-    stems = _stems(random)
-    used = {*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in _DETERMINERS["invented"] for d in kind)}
-
-    def part(n: int, endings: tuple[str, ...], spread: int) -> tuple[list[tuple[str, ...]], list[int]]:
-        lemmas: list[tuple[str, ...]] = []
-        while len(lemmas) < n:
-            stem = next(stems)
-            forms = tuple(stem + ending for ending in endings)
-            if used.isdisjoint(forms):  # no two words look alike
-                lemmas.append(forms)
-                used.update(forms)
-        classes = [i % spread for i in range(n)]
-        random.shuffle(classes)
-        return lemmas, classes
-
-    noun = part(nouns, ("", "s"), n_classes)
-    verb = part(verbs, ("es", "en"), n_classes)
-    adjective, adverb = part(adjectives, ("y",), n_classes), part(adverbs, ("ly",), n_classes)
-    preposition, _ = part(prepositions, ("a",), 1)
-    objects = [random.randrange(n_classes) for _ in range(verbs)]
-    complements = [random.randrange(n_classes) for _ in range(prepositions)]
-    transitive = [random.random() < 0.65 for _ in range(verbs)]
-    return _Words(*noun, *verb, objects, transitive, *adjective, *adverb, preposition, complements, False)
-
-
-def _english_words(size: Literal["small", "large"]) -> _Words:
-    frame = english(size)
-    numbers = {name: i for i, name in enumerate(frame.filter(pos="noun")["class"].unique().sort())}
-
-    def part(pos: str, *forms: str) -> tuple[list[tuple[str, ...]], list[int]]:
-        rows = frame.filter(pos=pos)
-        return rows.select(forms).rows(), [numbers[name] for name in rows["class"]]
-
-    verbs = frame.filter(pos="verb")
-    objects = [numbers.get(name, 0) for name in verbs["object_class"]]  # not used where there is no object
-    return _Words(
-        *part("noun", "lemma", "form"), *part("verb", "form", "lemma"), objects, verbs["transitive"].to_list(),
-        *part("adjective", "lemma"), *part("adverb", "lemma"), *part("preposition", "lemma"), True,
-    )  # fmt: skip
-
-
 class _Lexicon:
     """Word forms, their preferences, and the productions of sentences."""
 
-    def __init__(self, words: _Words, determiners: tuple[tuple[str, ...], ...], preference: float):
-        self.forms = [*SPECIAL_TOKENS, ".", "that", *_AUXILIARIES, *(d for kind in determiners for d in kind)]
+    def __init__(self, words: Words, determiners: tuple[tuple[str, ...], ...], preference: float):
+        self.forms = [*SPECIAL_TOKENS, ".", "that", *AUXILIARIES, *(d for kind in determiners for d in kind)]
         self.stop, self.that = self.forms.index("."), self.forms.index("that")
-        self.auxiliaries = [self.forms.index(word) for word in _AUXILIARIES]
+        self.auxiliaries = [self.forms.index(word) for word in AUXILIARIES]
         self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in determiners)
         self.determiners = [self.neutral + kind for kind in by_number]  # [singular, plural]
         self.n_classes = n_classes = max(words.noun_classes) + 1
@@ -407,14 +345,3 @@ class _Lexicon:
         if self.transitive[verb]:
             words += phrase(self.nouns.draw(self.object_class[verb], random), int(random() * 2))
         return [*words, self.stop], verb_index, verb + 1 - plural
-
-
-def _stems(random: Random) -> Iterator[str]:
-    """Distinct pronounceable stems, the short ones first."""
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
-    onsets = [*consonants, "bl", "br", "dr", "fl", "gr", "kl", "pr", "sk", "sp", "st", "tr"]
-    short = [a + v + b for a in onsets for v in vowels for b in consonants]
-    random.shuffle(short)
-    long = [a + v + b for a in short[:400] for v in vowels for b in consonants[:8]]
-    random.shuffle(long)
-    return iter(short + long)

@@ -90,7 +90,8 @@ def fit_files(
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
-    `skip_steps`: 100 by default. `draw` gets the points that were fitted (curve, step, loss) and the table of fits.
+    `skip_steps`: 100 by default. If any curve was fitted, `draw` gets the points (curve, step, loss) and the table of
+    fits.
 
     Raises UserError if a file cannot be read, the only curve cannot be fitted, or most rows are in the steps that are
     left out by default.
@@ -122,7 +123,7 @@ def fit_files(
         print(json.dumps([to_json(name, result) for name, result in fits.items()], indent=1, allow_nan=False))
     else:
         _show(fits)
-    if draw is not None:
+    if draw is not None and len(failed) < len(fits):
         draw(prepared(frame, smoothing, skip_steps), fits_table(fits))
     return 1 if len(failed) == len(fits) else 0
 

@@ -167,7 +167,7 @@ class SuiteRun(Run):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SuiteCheckpoint(Checkpoint):
     """One checkpoint of a published suite; missing files are downloaded when needed, if `download` allows it."""
 

@@ -335,8 +335,8 @@ class Run:
 
         if self.recipe is None or self.recipe.corpus["kind"] != "grammar":
             raise UserError(
-                f"{self.name} did not learn the built-in language; set treebank to ewt or a CoNLL-U file, and, where "
-                "there are minimal pairs, pairs to zorro, blimp, or a path of either's files"
+                f"{self.name} did not learn the built-in language; set treebank to ewt or a CoNLL-U file, and pairs, "
+                "if the page has it, to zorro, blimp or a path"
             )
         return Grammar(self.recipe.corpus["size"], words=self.recipe.corpus["words"])
 

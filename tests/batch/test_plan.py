@@ -115,12 +115,18 @@ def test_a_suite_has_not_learnt_the_built_in_language(home):
     assert len(plan([syntax], [f"run={suite}", "treebank=ewt", "pairs=zorro"])) == 1
 
 
-def test_a_folder_of_checkpoints_has_not_learnt_it_either(tiny_run, tmp_path):
+def test_a_folder_of_checkpoints_has_not_learnt_it_either(tiny_run, tmp_path, monkeypatch):
     syntax = ROOT / "notebooks" / "02_sas_emergence.ipynb"
     (tmp_path / "mine" / "checkpoint-500").mkdir(parents=True)
     refuses("so set treebank and pairs .treebank: where gold", plan, [syntax], [f"run={tmp_path / 'mine'}"])
     assert len(plan([syntax], [f"run={tmp_path / 'mine'}", "treebank=ewt", "pairs=zorro"])) == 1
     assert len(plan([syntax], [f"run={tiny_run.folder}"])) == 1
+    monkeypatch.chdir(tmp_path)
+    refuses("so set treebank and pairs", plan, [syntax], ["run=mine#big"])
+    for name in ("grammar-mlm", "masking"):  # of a recipe and of a plan
+        Path(name).mkdir()
+    assert len(plan([syntax], ["run=grammar-mlm"])) == 1
+    assert len(plan([syntax.with_name("01_masking_schedules.ipynb")], ["plan=masking"])) == 1
 
 
 def test_what_a_notebook_has_anyway_is_not_given(notebook):

@@ -123,6 +123,13 @@ def test_figures_together_keep_the_data_and_the_parameters_of_each():
     assert drawn.count("1.00") == drawn.count("Loss at step 64") == 3
 
 
+def test_two_figures_with_different_values_of_one_parameter_are_refused():
+    one, other = (figure(alt.Chart(LOSS).mark_point().encode(x="loss"), name, "", f"{name}.") for name in ("A", "B"))
+    views = [with_slider(one, Cursor(STEPS), 0, []).chart, with_slider(other, Cursor([0, 9]), 0, []).chart]
+    with pytest.raises(ValueError, match="same name with different values"):
+        in_row(*views)
+
+
 # strips over a panel --------------------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,13 @@ def test_a_page_holds_the_text_of_data_as_text(tmp_path):
     assert "http" not in page.partition("<script")[0]
 
 
+def test_a_page_and_a_picture_leave_out_what_is_no_number(tmp_path):
+    points = alt.Chart(pl.DataFrame({"a": [1.0, float("nan")]})).mark_point().encode(x="a:Q")
+    chart = figure(points, "Points", "", "Two points, one without a place.")
+    assert "NaN" not in charts.to_html(chart).rpartition("<script")[0]
+    assert "<svg" in charts.to_svg(chart)
+
+
 @pytest.mark.parametrize("name", ["bars", "bars.pdf"])
 def test_another_kind_of_file_is_refused(chart, tmp_path, name):
     with pytest.raises(UserError, match=r"end the name in \.html, \.svg, \.png"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lmdynamics.corpora import grammar as module
-from lmdynamics.corpora.grammar import RELATIONS, SPECIAL_TOKENS, Grammar
-from lmdynamics.corpora.lexicon import english
+from lmdynamics.corpora.grammar import RELATIONS, Grammar
+from lmdynamics.corpora.lexicon import SPECIAL_TOKENS, english
 from tests.conftest import refuses
 
 

@@ -244,17 +244,18 @@ def test_the_curves_and_their_breaks_are_drawn_to_a_file(call, table, tmp_path, 
     path = tmp_path / f"fits.{suffix}"
     status, _, err = call("fit", table(TWO), "--resamples", "0", "--plot", path)
     assert status == 0
-    assert f"{path}: all curves" in err
+    assert f"{path}: 2 of 2 curves\n" in err
     text = path.read_text()
     assert all(name in text for name in TWO)
     assert "the two power laws" in text
 
 
 def test_of_many_curves_the_first_that_were_fitted_are_drawn(call, table, tmp_path):
-    many = {"short": broken(STEPS)[:9]} | {f"size {k}": noisy(STEPS, 0.01, k) for k in range(9)}
+    short = {"short": broken(STEPS)[:9], "early": broken(STEPS)[:2]}
+    many = short | {f"size {k}": noisy(STEPS, 0.01, k) for k in range(9)}
     status, _, err = call("fit", table(many), "--resamples", "0", "--plot", tmp_path / "fits.svg")
     assert status == 0
-    assert "8 of 10 curves, the first that were fitted" in err
+    assert "8 of 11 curves (2 not fitted, 1 further curves)" in err
     svg = (tmp_path / "fits.svg").read_text()
     assert "size 7" in svg
     assert "size 8" not in svg
