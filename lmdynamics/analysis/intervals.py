@@ -99,7 +99,15 @@ def bootstrap_levels(units: int) -> tuple[float, float] | None:
     return tail, 100 - tail
 
 
-def wilson(share: pl.Expr, count: pl.Expr, z: float = 1.959964) -> tuple[pl.Expr, pl.Expr]:
+Z95 = 1.959964  # standard errors on each side of a 95 % interval
+
+
+def normal_interval(value: pl.Expr, stderr: pl.Expr, z: float = Z95) -> tuple[pl.Expr, pl.Expr]:
+    """`z` standard errors on each side of a value, as two expressions."""
+    return value - z * stderr, value + z * stderr
+
+
+def wilson(share: pl.Expr, count: pl.Expr, z: float = Z95) -> tuple[pl.Expr, pl.Expr]:
     """Wilson's (1927) 95 % interval of a proportion of `count` cases, as two expressions."""
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)).sqrt()

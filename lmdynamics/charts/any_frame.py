@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns, need_numbers
+from lmdynamics.analysis.intervals import need_columns, need_numbers, normal_interval
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.charts.axes import on_step_axis, onset_sentences, step_axis, steps_of, undated
 from lmdynamics.charts.lines import Line, panel
@@ -13,7 +13,6 @@ from lmdynamics.charts.theme import CONDITIONS, condition_colours, figure
 from lmdynamics.errors import UserError
 
 NOT_VALUES = {"step", "low", "high", "stderr"}
-Z = 1.959964  # standard errors on each side of a 95 % interval
 
 
 def lines(
@@ -101,7 +100,7 @@ def _bounds(frame: pl.DataFrame, value: str, default: list[str]) -> dict[str, pl
     if {"low", "high"} <= numeric:
         return {"low": _number("low"), "high": _number("high")}
     if "stderr" in numeric:
-        return {name: _number(value) + sign * Z * _number("stderr") for name, sign in (("low", -1), ("high", 1))}
+        return dict(zip(("low", "high"), normal_interval(_number(value), _number("stderr")), strict=True))
     return {}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import altair as alt
 import polars as pl
 
+from lmdynamics.analysis.intervals import normal_interval
 from lmdynamics.charts.axes import Cursor, on_step_axis, same_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import ROW, capital, span_of
 from lmdynamics.charts.encodings import SIGNED, head, interval, names, need_rows, numbers, rule_at, zero_line
@@ -104,8 +105,8 @@ def winners_and_losers(table: pl.DataFrame, name: Callable[[int], str] | None = 
         texts = rows["form"].to_list() if "form" in rows.columns else [str(token) for token in rows["token"]]
     rows = rows.with_columns(pl.Series("label", _distinct_labels([clipped(text) for text in texts], rows["token"])))
     if "stderr" in rows.columns:
-        half_width = 1.959964 * pl.col("stderr").cast(pl.Float64)
-        rows = rows.with_columns(low=pl.col("change") - half_width, high=pl.col("change") + half_width)
+        low, high = normal_interval(pl.col("change"), pl.col("stderr").cast(pl.Float64))
+        rows = rows.with_columns(low=low, high=high)
     y = names("label", rows["label"].to_list(), labelLimit=220)
     x = alt.X("change:Q", title="mean change of loss (nats)").axis(labelExpr=SIGNED, tickCount=6)
     scale = alt.Scale(domain=["winner", "loser"], range=[BLUE, VERMILION])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import loss_by_bin, need_columns, steps_without_loss, unused_rows
+from lmdynamics.analysis.intervals import loss_by_bin, need_columns, normal_interval, steps_without_loss, unused_rows
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
 from lmdynamics.charts.axes import on_step_axis, onset_ends, onset_sentences, same_axis, step_axis, steps_of, undated
@@ -231,8 +231,8 @@ def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: 
 
 def _two_errors(frame: pl.DataFrame, column: str, floor: float | None = None) -> pl.DataFrame:
     """With `low` and `high`, two standard errors to either side."""
-    value, half_width = pl.col(column), 2 * pl.col("stderr")
-    return frame.with_columns(low=(value - half_width).clip(floor), high=value + half_width)
+    low, high = normal_interval(pl.col(column), pl.col("stderr"), z=2)
+    return frame.with_columns(low=low.clip(floor), high=high)
 
 
 def _short(value: float) -> str:

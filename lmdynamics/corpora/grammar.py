@@ -204,7 +204,8 @@ class _Lexicon:
         self.transitive = dict(zip(verbs, words.transitive, strict=True))
         with_object = [verb for verb in verbs if self.transitive[verb]]
         classes = [self.object_class[verb] for verb in with_object]
-        self.by_object = _PartOfSpeech(with_object, classes, n_classes, preference) if words.makes_sense else None
+        self.repeats_adjectives = not words.verbs_fit_objects  # as the invented language always did
+        self.by_object = _PartOfSpeech(with_object, classes, n_classes, preference) if words.verbs_fit_objects else None
 
     def sentence(self, random) -> tuple[list[int], list[int], list[int]]:
         """One sentence of 4 to 30 words: form ids, heads, relation ids."""
@@ -232,7 +233,7 @@ class _Lexicon:
         relations.append(_DET)
         while random() < 0.35:
             adjective = self.adjectives.draw(semantic_class, random)
-            if self.by_object is None or adjective not in words[start:]:
+            if self.repeats_adjectives or adjective not in words[start:]:
                 words.append(adjective)
                 relations.append(_AMOD)
         noun_index = len(words)

@@ -64,7 +64,7 @@ class Words(NamedTuple):
     adverb_classes: list[int]
     prepositions: list[tuple[str, ...]]
     complement_classes: list[int]
-    makes_sense: bool  # whether a verb's objects have a class of their own choosing, and adjectives are not repeated
+    verbs_fit_objects: bool  # in an object relative clause the verb is drawn by its object, not by its subject
 
 
 def invented_words(nouns: int, verbs: int, adjectives: int, adverbs: int, prepositions: int, n_classes: int) -> Words:

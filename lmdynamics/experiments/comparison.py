@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.intervals import need_columns, normal_interval
 from lmdynamics.analysis.speedup import Speedup, speedup
 from lmdynamics.analysis.statistics import NO_DIRECTION, compare_to_baseline, decide, mean_over_seeds
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, uas_by_step
@@ -85,8 +85,8 @@ def summarise(measurement: Measurement, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _loss(frame: pl.DataFrame) -> pl.DataFrame:
-    reach = 1.96 * pl.col("stderr")
-    return frame.select("step", value="loss", low=pl.col("loss") - reach, high=pl.col("loss") + reach)
+    low, high = normal_interval(pl.col("loss"), pl.col("stderr"), z=1.96)
+    return frame.select("step", value="loss", low=low, high=high)
 
 
 def _uas(frame: pl.DataFrame) -> pl.DataFrame:
