@@ -9,11 +9,12 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup series site lab test test-fast bench lint format
+.PHONY: help setup series site reference lab test test-fast bench lint format
 
 help:
 	@echo "make series    run the notebooks headless and write $(OUT)/index.html"
 	@echo "make site      the same as static pages in out/site, for any web server or disk"
+	@echo "make reference  train and measure the reference results anew where they are missing: hours, but it resumes"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make test      run the tests"
 	@echo "make test-fast the tests that need no training and no browser: about a minute"
@@ -37,6 +38,9 @@ series: $(READY)
 
 site: series
 	$(BIN)/lmdynamics site $(OUT) --to out/site
+
+reference: $(READY)
+	@for name in syntax interventions masking ladder; do $(BIN)/lmdynamics reference $$name || exit 1; done
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

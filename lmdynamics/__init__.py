@@ -15,6 +15,7 @@ _PUBLIC = {
     "train": "lmdynamics.runs.trained",
     "sweep": "lmdynamics.runs.sweep",
     "read_plan": "lmdynamics.runs.sweep",
+    "reference": "lmdynamics.experiments.reference",
     "compare_runs": "lmdynamics.experiments.comparison",
     "read_curves": "lmdynamics.experiments.reading",
     "fit_deceleration": "lmdynamics.analysis.deceleration",

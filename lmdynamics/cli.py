@@ -67,19 +67,35 @@ def sweep(
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
 ) -> None:
     """Train every condition of a plan with every seed, several runs at a time."""
-    from lmdynamics.runs.sweep import sweep
+    from lmdynamics.runs.sweep import parse_seeds, sweep
 
-    try:
-        seed_list = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
     with _stopped_by_ctrl_c():
-        runs = sweep(plan, profile, seed_list, set_ or [], only=only, workers=workers, device=device)
+        runs = sweep(plan, profile, parse_seeds(seeds), set_ or [], only=only, workers=workers, device=device)
     for condition, seed, run, error in runs.iter_rows():
         typer.echo(f"{condition:<20} seed {seed}  {run}" + (f"  FAILED: {error}" if error else ""))
     if failed := runs["error"].is_not_null().sum():
         typer.echo(f"lmdynamics: {failed} of {len(runs)} runs failed; the same command tries them again", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def reference(
+    name: Annotated[str, typer.Argument(help="syntax, interventions, masking or ladder.")],
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas; by default all.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="One of the conditions; may be repeated.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke (seconds), default (a laptop) or full (a GPU).")] = "default",
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default data/reference.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; by default one per GPU or core.")] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
+) -> None:
+    """Train and measure the missing runs of a reference experiment; hours, but it resumes."""
+    from lmdynamics.experiments.reference import make_reference
+    from lmdynamics.runs.sweep import parse_seeds
+
+    options = {"profile": profile, "workers": workers, "device": device}
+    with _stopped_by_ctrl_c():
+        made = make_reference(name, out, seeds=parse_seeds(seeds) if seeds else (), only=only or (), **options)
+    typer.echo(made.source)
 
 
 @app.command()
@@ -198,17 +214,9 @@ def show(run: Annotated[str, typer.Argument(help="A run by name, its folder, or 
 def verify(run: Annotated[str, typer.Argument(help="A run by name, its folder, or hf://…")]) -> None:
     """Check every file of every checkpoint against its sha256."""
     from lmdynamics.hub.suites import open_run
-    from lmdynamics.progress import bar
 
-    opened, files, local, faults = open_run(run), 0, 0, []
-    with bar(len(opened), f"verifying {opened.name}", unit="checkpoint") as progress:
-        for checkpoint in opened:
-            try:
-                files += checkpoint.verify()
-                local += checkpoint.is_local
-            except UserError as fault:
-                faults.append(str(fault))
-            progress.update()
+    opened = open_run(run)
+    files, local, faults = opened.verify()
     for fault in faults:
         typer.echo(f"lmdynamics: {fault}", err=True)
     if faults:

@@ -27,7 +27,7 @@ from lmdynamics.charts.conditions import (
     stacked,
     tidy,
 )
-from lmdynamics.charts.encodings import interval, names, numbers
+from lmdynamics.charts.encodings import interval, names, numbers, rule_at
 from lmdynamics.charts.lines import Line, colour_by, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREY, WIDTH, condition_colours, figure
@@ -62,10 +62,12 @@ def conditions_panels(
     percent: bool | Collection[str] = False,
     controls: Mapping[str, Mapping[str, float]] | None = None,
     conditions: Sequence[str] | None = None,
+    title: str = "",
+    width: int = WIDTH,
 ) -> alt.VConcatChart:
     """As `conditions_over_training`, a panel per measure (column `measure`) over the same steps, with one legend.
 
-    `controls`: reference values by name, for each measure.
+    `controls`: reference values by name, for each measure. `title`: by default the first measure at the end.
     """
     data, missing = tidy(frame, ["measure", "condition", "seed", "step", "value"], "conditions over training")
     colours = condition_colours(data["condition"], conditions)
@@ -101,14 +103,17 @@ def conditions_panels(
             late = True
             dots = alt.Chart(on_step_axis(starts)).mark_point(size=90, filled=True, opacity=1)
             layers.append(dots.encode(x, single.y, single.colour))
-        panels.append(panel(layers, x, height=260 if len(measures) == 1 else 140))
+        panels.append(panel(layers, x, height=260 if len(measures) == 1 else 140, width=width))
         ends = mean.drop_nulls("value").group_by("condition", maintain_order=True).last()
         sentences.append(f"{measure} at the end: {span(ends, share)}")
         level_texts += [f"{name}: {number(level, share)}" for name, level in panel_levels.items()]
     return figure(
         alt.vconcat(*panels, spacing=12),
-        capital(sentences[0]),
-        [*findings(sentences), [_seeds(data), "dot: where a branch leaves" if late else "", missing_text(missing)]],
+        title or capital(sentences[0]),
+        [
+            *findings(sentences if not title else ["", *sentences]),
+            [_seeds(data), "dot: where a branch leaves" if late else "", missing_text(missing)],
+        ],
         f"Conditions over training. {'. '.join(map(capital, [*sentences, *level_texts]))}. {capital(_seeds(data))}.",
     )
 
@@ -122,11 +127,14 @@ def final_by_condition(
     percent: bool | Collection[str] = False,
     conditions: Sequence[str] | None = None,
     columns: int = 3,
+    zero: bool = False,
+    title: str = "",
 ) -> alt.ConcatChart:
     """One row per condition: a dot per seed, the mean as a tick, its interval as a bar, the baseline as a line.
 
     `frame`: condition, seed, value; `means`: condition, mean, low, high (null with one seed), from `mean_over_seeds`.
     With a column `measure` in both, a panel per measure, each with its own scale; otherwise `measure` is its name.
+    `zero`: the values are differences, and a line marks 0. `title`: by default the first measure.
     """
     frame, means = (t if "measure" in t.columns else t.with_columns(measure=pl.lit(measure)) for t in (frame, means))
     data, missing = tidy(frame, ["measure", "condition", "seed", "value"], "conditions at the end")
@@ -152,6 +160,7 @@ def final_by_condition(
         baseline_row = alt.Chart(panel_means.filter(pl.col("condition") == (baseline or "")))
         dots = alt.Chart(data.filter(pl.col("measure") == name)).mark_point(size=22, filled=True, opacity=1, yOffset=8)
         layers = [
+            *([rule_at(x, 0, strokeWidth=1.2)] if zero else []),
             baseline_row.mark_rule(color=GREY, strokeDash=[6, 4], strokeWidth=1.5).encode(same_axis(x, "mean")),
             *(bar.encode(tooltip=tips) for bar in bars),
             ticks.encode(same_axis(x, "mean"), y, colour, tooltip=tips),
@@ -164,8 +173,8 @@ def final_by_condition(
     sentence = "; ".join(_mean_text(row, is_share(row["measure"], percent)) for row in means.iter_rows(named=True))
     return figure(
         alt.concat(*panels, columns=columns, spacing=24),
-        capital(sentences[0]),
-        [*findings(sentences), caption],
+        title or capital(sentences[0]),
+        [*([] if title else findings(sentences)), caption],
         f"Conditions at the end of training. {sentence}.",
     )
 

@@ -17,7 +17,7 @@ from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.corpora.treebanks import Treebank, open_treebank
 from lmdynamics.devices import need_device, trained_on
 from lmdynamics.errors import UserError, first_line
-from lmdynamics.progress import print_once
+from lmdynamics.progress import bar, print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import check_extra, no_weights_error, read_folder, tokenizer_folder, wrapper_prefix
 from lmdynamics.runs.revision_rules import nearest
@@ -303,6 +303,19 @@ class Run:
 
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
+
+    def verify(self, progress: bool | None = None) -> tuple[int, int, list[str]]:
+        """Check every file of every checkpoint: how many files, how many checkpoints are local, and the faults."""
+        files, local, found = 0, 0, []
+        with bar(len(self), f"verifying {self.name}", progress, unit="checkpoint") as meter:
+            for checkpoint in self:
+                try:
+                    files += checkpoint.verify()
+                    local += checkpoint.is_local
+                except UserError as fault:
+                    found.append(str(fault))
+                meter.update()
+        return files, local, found
 
     def held_out(self, text: Treebank | str | None = None) -> TokenRows:
         """Rows this run was not trained on: its own held-out rows, or if it has none, the sentences of `text`.

@@ -128,6 +128,14 @@ def sweep(
     return pl.DataFrame(rows, schema, orient="row")
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from a command line: `0,1,2`."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text!r}: give whole numbers separated by commas, such as 0,1,2") from None
+
+
 @dataclass(frozen=True)
 class Job:
     """One run to train; a branch waits for its parent."""

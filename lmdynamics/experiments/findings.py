@@ -1,0 +1,150 @@
+"""What the reference results show: numbers over seeds with their intervals, and sentences that say no more than these.
+
+The seed is the unit. Steps and their ratios are averaged on a logarithmic scale. Intervals are Student's, 95 %, over
+seeds; with one seed there are none.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from lmdynamics.analysis.intervals import need_columns
+from lmdynamics.analysis.onsets import capabilities_onset, rise_window, structure_onset
+from lmdynamics.analysis.statistics import compare_to_baseline, decide, mean_over_seeds
+from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy
+from lmdynamics.paths import shipped
+
+
+def by_run(frame: pl.DataFrame, summary: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+    """`summary` of the rows of each condition and seed, with these columns first."""
+    parts = [
+        summary(rows.drop("condition", "seed")).select(
+            pl.lit(condition).alias("condition"), pl.lit(seed, pl.Int64).alias("seed"), pl.all()
+        )
+        for (condition, seed), rows in frame.group_by("condition", "seed", maintain_order=True)
+    ]
+    return pl.concat(parts)
+
+
+def uas_curves(uas: pl.DataFrame) -> pl.DataFrame:
+    """UAS of each run: condition, seed, source, step, value."""
+    need_columns(uas, ["condition", "seed", "source", "step", "arcs", "correct"], "UAS over runs")
+    sums = uas.group_by("condition", "seed", "source", "step", maintain_order=True).agg(pl.col("arcs", "correct").sum())
+    return sums.select("condition", "seed", "source", "step", value=pl.col("correct") / pl.col("arcs"))
+
+
+def pair_curves(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Share of pairs judged right, averaged over paradigms: condition, seed, step, value, low, high."""
+    average = by_run(pairs, lambda rows: average_accuracy(accuracy_by_step(rows)))
+    return average.select("condition", "seed", "step", "low", "high", value="accuracy")
+
+
+def onset_table(uas: pl.DataFrame, pairs: pl.DataFrame, margin: float = 0.1) -> pl.DataFrame:
+    """The three onsets of each run: condition, seed, onset, step, low, high (over sentences or pairs); null: no onset.
+
+    `structure` is dated against shuffled trees, `structure beyond position` against the best fixed offset.
+    """
+    rows = []
+    for (condition, seed), frame in uas.group_by("condition", "seed", maintain_order=True):
+        judged = pairs.filter(pl.col("condition") == condition, pl.col("seed") == seed)
+        onsets = (
+            structure_onset(frame, margin=margin),
+            structure_onset(frame, control="offset", margin=0.0),
+            capabilities_onset(judged, margin=margin),
+        )
+        rows += [(condition, seed, onset.name, onset.step, onset.low, onset.high) for onset in onsets]
+    integers = dict.fromkeys(("step", "low", "high"), pl.Int64)
+    schema = {"condition": pl.String, "seed": pl.Int64, "onset": pl.String, **integers}
+    return pl.DataFrame(rows, schema, orient="row")
+
+
+def mean_step(onsets: pl.DataFrame) -> pl.DataFrame:
+    """Each onset over seeds: onset, step (geometric mean), low, high, n (runs with this onset), runs."""
+    rows = []
+    for (name,), frame in onsets.group_by("onset", maintain_order=True):
+        dated = frame.drop_nulls("step").with_columns(log=pl.col("step").log())
+        mean = mean_over_seeds(dated, "onset", "log").row(0, named=True) if len(dated) else {}
+        steps = [None if mean.get(key) is None else float(np.exp(mean[key])) for key in ("mean", "low", "high")]
+        rows.append((name, *steps, len(dated), len(frame)))
+    numbers = dict.fromkeys(("step", "low", "high"), pl.Float64)
+    return pl.DataFrame(rows, {"onset": pl.String, **numbers, "n": pl.Int64, "runs": pl.Int64}, orient="row")
+
+
+def later(onsets: pl.DataFrame, first: str, second: str) -> dict[str, float | int | None]:
+    """How many times later `second` comes than `first`: mean ratio of steps over seeds with both, low, high, n."""
+    steps = onsets.pivot("onset", index="seed", values="step").drop_nulls([first, second])
+    if steps.is_empty():
+        return {"mean": None, "low": None, "high": None, "n": 0}
+    logs = steps.select("seed", pl.lit("ratio").alias("what"), log=(pl.col(second) / pl.col(first)).log())
+    row = mean_over_seeds(logs, "what", "log").row(0, named=True)
+    return {key: None if row[key] is None else float(np.exp(row[key])) for key in ("mean", "low", "high")} | {
+        "n": row["n"]
+    }
+
+
+def loss_drop(loss: pl.DataFrame, uas: pl.DataFrame) -> pl.DataFrame:
+    """For each run the fall of the held-out loss while UAS goes from a tenth to nine tenths of its rise.
+
+    condition, seed, start, end (steps), drop (nats), share (of the whole fall).
+    """
+    curves = uas_curves(uas.filter(pl.col("source") == "attention"))
+    rows = []
+    for (condition, seed), frame in curves.group_by("condition", "seed", maintain_order=True):
+        frame = frame.sort("step")
+        window = rise_window(frame["step"].to_list(), frame["value"].to_list())
+        this = loss.filter(pl.col("condition") == condition, pl.col("seed") == seed).sort("step")
+        at = dict(this.select("step", "loss").iter_rows())
+        if window is not None:
+            drop, fall = at[window[0]] - at[window[1]], this["loss"][0] - this["loss"].min()
+            rows.append((condition, seed, *window, drop, drop / fall))
+    schema = {"condition": pl.String, "seed": pl.Int64, "start": pl.Int64, "end": pl.Int64}
+    return pl.DataFrame(rows, schema | {"drop": pl.Float64, "share": pl.Float64}, orient="row")
+
+
+def published_sas(condition: str = "base") -> pl.DataFrame:
+    """The published curves of loss, UAS and BLiMP (Chen et al. 2023): measure, condition, seed, step, value."""
+    names = {"loss": "loss (nats per token)", "uas": "UAS, one head", "blimp": "BLiMP"}
+    curves = pl.read_csv(shipped("published") / "sas_curves.csv").filter(pl.col("condition") == condition)
+    measure = pl.col("metric").replace_strict(names, return_dtype=pl.String)
+    return curves.select(measure.alias("measure"), pl.lit("BERT-base").alias("condition"), "step", "value", seed=0)
+
+
+def differences(final: pl.DataFrame, baseline: str) -> pl.DataFrame:
+    """Each run less the baseline's run of the same seed: condition, seed, measure, value.
+
+    The same seed has the same first weights and the same order of the data, so the difference leaves these out.
+    """
+    need_columns(final, ["condition", "seed", "measure", "value"], "differences from the baseline")
+    base = final.filter(pl.col("condition") == baseline).select("seed", "measure", base="value")
+    rest = final.filter(pl.col("condition") != baseline).join(base, on=["seed", "measure"], maintain_order="left")
+    return rest.select("condition", "seed", "measure", value=pl.col("value") - pl.col("base"))
+
+
+def last_values(curves: pl.DataFrame) -> pl.DataFrame:
+    """The last value of each curve: condition, seed, measure, value."""
+    last = curves.filter(pl.col("step") == pl.col("step").max().over("condition", "seed", "measure"))
+    return last.select("condition", "seed", "measure", "value")
+
+
+def contrasts(
+    final: pl.DataFrame, pairs: Sequence[tuple[str, str]], measure: str, higher_is_better: bool
+) -> pl.DataFrame:
+    """Paired tests over seeds of condition against condition in one measure, corrected for their number (Hochberg).
+
+    condition, baseline, difference, low, high, n, p, p_hochberg, verdict (better, worse or undecided); see
+    `compare_to_baseline`.
+    """
+    rows = final.filter(pl.col("measure") == measure)
+    tables = [
+        compare_to_baseline(
+            rows.filter(pl.col("condition").is_in([condition, baseline])),
+            baseline,
+            value="value",
+            higher_is_better=higher_is_better,
+            paired=True,
+        ).with_columns(baseline=pl.lit(baseline))
+        for condition, baseline in pairs
+    ]
+    columns = ["condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg", "verdict"]
+    return decide(pl.concat(tables)).select(columns)

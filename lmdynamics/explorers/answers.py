@@ -1,0 +1,229 @@
+"""The answer that a page opens with: what the reference results show, in a few sentences and one figure.
+
+Every number is computed from the tables in `data/reference`; see `experiments.reference` and `experiments.findings`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from lmdynamics import charts
+from lmdynamics.analysis.statistics import mean_over_seeds
+from lmdynamics.charts.moving import in_row
+from lmdynamics.charts.theme import Chart
+from lmdynamics.experiments.findings import (
+    contrasts,
+    differences,
+    last_values,
+    later,
+    loss_drop,
+    mean_step,
+    onset_table,
+    pair_curves,
+    published_sas,
+    uas_curves,
+)
+from lmdynamics.experiments.reference import Reference, reference
+from lmdynamics.html import escape
+
+HALF = 360  # width of a panel in a figure of two columns, pixels
+PAPER_OFFSET = 0.302  # the best fixed offset for all words on the authors' data, `data/published`
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Sentences and a figure; the last expression of a cell shows both."""
+
+    sentences: Sequence[str]
+    figure: Chart
+    source: str
+
+    def __str__(self) -> str:
+        return "\n".join([*self.sentences, f"Reference results: {self.source}"])
+
+    def show(self, output_dir: str = "", interactive: bool = True) -> None:
+        """Display the sentences, and then the figure."""
+        from IPython.display import HTML, display
+
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
+        source = escape(f"Reference results: {self.source}")
+        display(HTML(f"<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>"))
+        display(charts.show(self.figure, "what-we-found", output_dir, interactive))
+
+
+def syntax_answer(results: Reference | None = None) -> Answer:
+    """Page 02: the onsets of structure and grammar, their order, and the loss while structure appears."""
+    results = results or reference("syntax")
+    uas, pairs = results["uas"], results["pairs"]
+    onsets = onset_table(uas, pairs)
+    steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
+    structure, beyond, grammar = (steps[name] for name in ("structure", "structure beyond position", "capabilities"))
+    drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
+    drop, share = (mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share"))
+    sentences = [
+        f"Attention heads follow syntax better than on shuffled trees from {_step(structure)}, better than position "
+        f"alone from {_step(beyond)}. The model agrees subject and verb above chance from {_step(grammar)}.",
+        f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
+        f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {_number(drop, '.2f')} "
+        f"nats, {_number(share, '.0%')} of its whole fall.",
+    ]
+    levels = uas_curves(uas).group_by("source").agg(pl.col("value").mean())
+    position, shuffled = (levels.filter(source=name)["value"][0] for name in ("offset", "shuffled"))
+    ours = charts.conditions_panels(
+        _curves(results, agreement="agreement"),
+        percent=["UAS", "agreement"],
+        controls={"UAS": {"position": position, "shuffled": shuffled}, "agreement": {"chance": 0.5}},
+        width=HALF,
+        title=f"Here: structure at step {structure['step']:,.0f}, agreement at step {grammar['step']:,.0f}"
+        if structure["step"] and grammar["step"]
+        else "Here: no onset",
+    )
+    published = published_sas()
+    paper = charts.conditions_panels(
+        published,
+        percent=["UAS, one head", "BLiMP"],
+        controls={"UAS, one head": {"position": PAPER_OFFSET}, "BLiMP": {"chance": 0.5}},
+        width=HALF,
+        title="Chen et al. 2023 (BERT): step 20,000, then 25,000",
+    )
+    return Answer(sentences, in_row(ours, paper), results.source)
+
+
+INTERVENTIONS = {
+    "base": "base",
+    "SAS−": "suppressed",
+    "at 1.6 %": "released at 1.6 %",
+    "released": "released at 3 %",
+    "at 13 %": "released at 13 %",
+    "at 51 %": "released at 51 %",
+    "SAS+": "promoted",
+}
+
+
+def interventions_answer(results: Reference | None = None) -> Answer:
+    """Page 02 on interventions: what suppression costs, whether it heals, and what promotion brings."""
+    results = results or reference("interventions")
+    curves = _curves(results, agreement="agreement").with_columns(pl.col("condition").replace(INTERVENTIONS))
+    order = [name for name in INTERVENTIONS.values() if name in curves["condition"].unique()]
+    final = last_values(curves)
+    releases = [name for name in order if name.startswith("released")]
+    better = {"agreement": True, "UAS": True, "loss (nats)": False}
+    tests = {
+        measure: contrasts(final, [(name, "base") for name in order if name != "base"], measure, higher)
+        for measure, higher in better.items()
+    }
+    sentences = [
+        "Suppressed throughout, " + _ends(tests, "suppressed") + ".",
+        *(f"{name.capitalize()} of training, " + _ends(tests, name) + "." for name in releases),
+        "Promoted throughout, " + _ends(tests, "promoted") + ".",
+    ]
+    figure = charts.conditions_panels(
+        curves,
+        percent=["UAS", "agreement"],
+        controls={"agreement": {"chance": 0.5}},
+        conditions=order,
+        title=_interventions_title(tests, releases),
+    )
+    return Answer(sentences, figure, results.source)
+
+
+def _interventions_title(tests: dict[str, pl.DataFrame], releases: list[str]) -> str:
+    verdicts = {row["condition"]: row for row in tests["agreement"].iter_rows(named=True)}
+    suppressed = verdicts["suppressed"]["verdict"] == "worse"
+    first = "Without syntactic attention there is no grammar" if suppressed else "Suppression: undecided"
+    behind = [name for name in releases if verdicts[name]["verdict"] == "worse"]
+    healed = len(releases) - len(behind)
+    return f"{first}; {healed} of {len(releases)} releases do not end measurably below base"
+
+
+def _ends(tests: dict[str, pl.DataFrame], condition: str) -> str:
+    """How a condition ends against the base, in each measure."""
+    parts = []
+    for measure, table in tests.items():
+        row = table.filter(condition=condition).row(0, named=True)
+        style, unit, scale = ("+.2f", " nats", 1) if "nats" in measure else ("+.0f", " points", 100)
+        interval = "one seed"
+        if row["low"] is not None:
+            interval = f"[{scale * row['low']:{style}}, {scale * row['high']:{style}}]"
+        name = measure.partition(" (")[0]
+        parts.append(f"{name} ends {scale * row['difference']:{style}}{unit} {interval} from base")
+    return ", ".join(parts).replace("-", "−")
+
+
+MASKING_BASELINE = "constant 15 %"
+MARGIN = "agreement margin (nats)"  # by how much the right sentence is likelier; it has no ceiling
+
+
+def masking_answer(results: Reference | None = None) -> Answer:
+    """Page 01: schedules against a constant 15 %, at four masking rates and in agreement."""
+    results = results or reference("masking")
+    rate = pl.format("loss at {} %", (pl.col("rate") * 100).round().cast(pl.Int64))
+    loss = results["loss"].select("condition", "seed", "step", measure=rate, value="loss")
+    margin = results["margin"].group_by("condition", "seed", "step", maintain_order=True).agg(pl.col("margin").mean())
+    margin = margin.select("condition", "seed", "step", measure=pl.lit(MARGIN), value="margin")
+    final = last_values(pl.concat([loss, margin], how="vertical_relaxed"))
+    order = results["loss"]["condition"].unique(maintain_order=True).to_list()
+    falling = "linear 30 → 15 %"
+    direction, start = (falling, "linear 15 → 30 %"), ("constant 30 %", MASKING_BASELINE)
+    pairs = [(falling, MASKING_BASELINE), (falling, "constant 30 %"), direction, start]
+    sentences = [_contrast(contrasts(final, pairs, "loss at 15 %", False), "loss at 15 %", "nats")]
+    sentences.append(_contrast(contrasts(final, pairs, MARGIN, True), "the margin of agreement", "nats"))
+    moved = differences(final, MASKING_BASELINE)
+    means = mean_over_seeds(moved, ["measure", "condition"], "value")
+    figure = charts.final_by_condition(
+        moved, means, conditions=order, zero=True,
+        title=f"Differences from {MASKING_BASELINE} with the same seed, at the end of training",
+    )  # fmt: skip
+    return Answer(sentences, figure, results.source)
+
+
+def _contrast(table: pl.DataFrame, measure: str, unit: str) -> str:
+    """Contrasts of one measure as a sentence, each with its interval and verdict."""
+    parts = []
+    for row in table.iter_rows(named=True):
+        interval = "one seed" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        parts.append(
+            f"{row['condition']} against {row['baseline']} {row['difference']:+.3f} {interval}, {row['verdict']}"
+        )
+    return f"{measure[0].upper()}{measure[1:]} ({unit}): " + "; ".join(parts).replace("-0", "−0") + "."
+
+
+def _curves(results: Reference, agreement: str) -> pl.DataFrame:
+    """Loss, UAS and agreement of all runs: measure, condition, seed, step, value."""
+    loss = results["loss"].select("condition", "seed", "step", value="loss", measure=pl.lit("loss (nats)"))
+    heads = uas_curves(results["uas"].filter(pl.col("source") == "attention"))
+    uas = heads.select("condition", "seed", "step", "value", measure=pl.lit("UAS"))
+    pairs = pair_curves(results["pairs"]).select("condition", "seed", "step", "value", measure=pl.lit(agreement))
+    return pl.concat([loss, uas, pairs], how="vertical_relaxed")
+
+
+def _step(row: dict) -> str:
+    if row["step"] is None:
+        return f"no step ({row['n']} of {row['runs']} runs)"
+    interval = "" if row["low"] is None else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
+    return f"step {row['step']:,.0f}{interval}" + (f" in {row['n']} of {row['runs']} runs" * (row["n"] < row["runs"]))
+
+
+def _number(row: dict, style: str) -> str:
+    """Mean and interval of a row of `mean_over_seeds`."""
+    if row["low"] is None:
+        return f"{row['mean']:{style}} (one seed: no interval)"
+    return f"{row['mean']:{style}} [{row['low']:{style}}, {row['high']:{style}}]"
+
+
+def _order(onsets: pl.DataFrame, first: str) -> str:
+    """Whether agreement comes later than a structure onset, over seeds."""
+    ratio = later(onsets, first, "capabilities")
+    control = "position" if "position" in first else "shuffled trees"
+    if ratio["mean"] is None:
+        return f"No run has both agreement and heads that beat {control}, so their order is unknown."
+    text = f"{ratio['mean']:.1f} times the step at which heads beat {control}"
+    if ratio["low"] is None:
+        return f"Agreement comes at {text} (one seed: no interval)."
+    interval = f"[{ratio['low']:.1f}, {ratio['high']:.1f}], {ratio['n']} seeds"
+    if ratio["low"] > 1:
+        return f"Agreement comes later: at {text} ({interval})."
+    if ratio["high"] < 1:
+        return f"Agreement comes earlier: at {text} ({interval})."
+    return f"Which comes first is undecided: agreement comes at {text} ({interval})."
