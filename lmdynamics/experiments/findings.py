@@ -4,7 +4,7 @@ The seed is the unit. Steps and their ratios are averaged on a logarithmic scale
 seeds; with one seed there are none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -148,3 +148,54 @@ def contrasts(
     ]
     columns = ["condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg", "verdict"]
     return decide(pl.concat(tables)).select(columns)
+
+
+AGREEMENT = "agreement"  # share of pairs judged right
+MARGIN = "agreement margin (nats)"  # by how much the right sentence is likelier: it has no ceiling
+# whether higher is better
+MASKING_MEASURES = {"loss at 5 %": False, "loss at 15 %": False, "loss at 30 %": False, "loss at 50 %": False}
+MASKING_MEASURES |= {MARGIN: True, AGREEMENT: True}
+
+
+def masking_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Loss at four masking rates, margin and accuracy of agreement: measure, condition, seed, step, value."""
+    rate = pl.format("loss at {} %", (pl.col("rate") * 100).round().cast(pl.Int64))
+    columns = ["measure", "condition", "seed", "step", "value"]
+    loss = results["loss"].with_columns(measure=rate, value=pl.col("loss"))
+    margin = (
+        results["margin"].group_by("condition", "seed", "step", maintain_order=True).agg(value=pl.col("margin").mean())
+    )
+    pairs = pair_curves(results["pairs"])
+    parts = [loss, margin.with_columns(measure=pl.lit(MARGIN)), pairs.with_columns(measure=pl.lit(AGREEMENT))]
+    return pl.concat(part.select(columns).cast({"value": pl.Float64}) for part in parts)
+
+
+def syntax_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Loss, UAS and agreement of all runs: measure, condition, seed, step, value."""
+    columns = ["measure", "condition", "seed", "step", "value"]
+    loss = results["loss"].with_columns(measure=pl.lit("loss (nats)"), value=pl.col("loss"))
+    heads = uas_curves(results["uas"].filter(pl.col("source") == "attention")).with_columns(measure=pl.lit("UAS"))
+    pairs = pair_curves(results["pairs"]).with_columns(measure=pl.lit(AGREEMENT))
+    return pl.concat(part.select(columns).cast({"value": pl.Float64}) for part in (loss, heads, pairs))
+
+
+SYNTAX_MEASURES = {AGREEMENT: True, "UAS": True, "loss (nats)": False}  # whether higher is better
+INTERVENTIONS = {  # a condition of the plans `syntax` and `release`: its name on the page
+    "base": "base",
+    "SAS−": "suppressed",
+    "at 1.6 %": "released at 1.6 %",
+    "released": "released at 3 %",
+    "at 13 %": "released at 13 %",
+    "at 51 %": "released at 51 %",
+    "SAS+": "promoted",
+}
+
+
+def name_interventions(curves: pl.DataFrame) -> pl.DataFrame:
+    """Conditions by what was done, in a fixed order; others keep their names and come last."""
+    known = [
+        *INTERVENTIONS,
+        *(name for name in curves["condition"].unique(maintain_order=True) if name not in INTERVENTIONS),
+    ]
+    place = pl.col("condition").replace_strict(known, range(len(known)), return_dtype=pl.Int64)
+    return curves.sort(place, maintain_order=True).with_columns(pl.col("condition").replace(INTERVENTIONS))

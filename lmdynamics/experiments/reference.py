@@ -22,6 +22,7 @@ from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.experiments import tables
 from lmdynamics.hub.suites import open_run
 from lmdynamics.paths import shipped
+from lmdynamics.progress import bar
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import read_plan, sweep
 
@@ -154,6 +155,34 @@ def make_reference(
     return reference(name, folder)
 
 
+def measure_sweep(
+    sweep_table: pl.DataFrame,
+    measure: Callable[..., Tables],
+    *,
+    device: str = "cpu",
+    progress: bool | None = None,
+    **options: Any,
+) -> Tables:
+    """The tables of the runs of a sweep, in the shape of reference results.
+
+    `measure`: such as `tables.masking`, with its `options`. Raises UserError if no run is complete.
+    """
+    complete = sweep_table.filter(pl.col("error").is_null())
+    if complete.is_empty():
+        raise UserError(f"none of the {len(sweep_table)} runs is complete: {sweep_table['error'][0]}")
+    parts: dict[str, list[pl.DataFrame]] = {}
+    with bar(len(complete), "measuring", progress, unit="run") as meter:
+        for condition, seed, name in complete.select("condition", "seed", "run").iter_rows():
+            for table, frame in measure(open_run(name), device, **options).items():
+                parts.setdefault(table, []).append(_labelled(frame, condition, seed))
+            meter.update()
+    return {table: pl.concat(frames) for table, frames in parts.items()}
+
+
+def _labelled(frame: pl.DataFrame, condition: str, seed: int) -> pl.DataFrame:
+    return frame.select(pl.lit(condition).alias("condition"), pl.lit(seed, pl.Int64).alias("seed"), pl.all())
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" + "s" * (n != 1)
 
@@ -205,8 +234,8 @@ def _add(folder: Path, name: str, measured: Tables, facts: dict[str, Any]) -> No
     this = (pl.col("condition") == facts["condition"]) & (pl.col("seed") == facts["seed"])
     with files.locked(folder / f"{name}.lock"):
         for table, frame in measured.items():
-            head = [pl.lit(facts["condition"]).alias("condition"), pl.lit(facts["seed"], pl.Int64).alias("seed")]
-            rows = frame.select(*head, pl.all()).with_columns(pl.selectors.float().cast(pl.Float32))
+            rows = _labelled(frame, facts["condition"], facts["seed"])
+            rows = rows.with_columns(pl.selectors.float().cast(pl.Float32))
             path = _table(folder, name, table)
             if path.exists():
                 earlier = pl.read_parquet(path, memory_map=False).filter(~this)

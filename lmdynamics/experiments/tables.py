@@ -40,25 +40,28 @@ def syntax(run: Run, device: str) -> dict[str, pl.DataFrame]:
     return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "attention_same")), **_pairs(tables)}
 
 
-def interventions(run: Run, device: str) -> dict[str, pl.DataFrame]:
+def interventions(
+    run: Run, device: str, sentences: int = 500, min_count: int = MIN_COUNT, per_paradigm: int = 200
+) -> dict[str, pl.DataFrame]:
     """`loss`, `uas` (by sentence) and `pairs` (by pair) at every third checkpoint."""
     measurements = {
         "loss": HeldOutLoss(run.held_out()),
-        "uas": UAS(run.treebank("grammar", 500), MIN_COUNT),
-        "pairs": PairAccuracy(run.pairs("grammar", 200)),
+        "uas": UAS(run.treebank("grammar", sentences), min_count),
+        "pairs": PairAccuracy(run.pairs("grammar", per_paradigm)),
     }
     tables = _trace(run, measurements, every(run, 3), device)
     return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "attention_same")), **_pairs(tables)}
 
 
-def masking(run: Run, device: str) -> dict[str, pl.DataFrame]:
+def masking(run: Run, device: str, pairs: str = "grammar", per_paradigm: int = 300) -> dict[str, pl.DataFrame]:
     """`loss` at four masking rates, `pairs` (by pair) and `margin` (by paradigm), at every third checkpoint.
 
     The margin is by how much the right sentence of a pair is likelier (nats, mean over pairs). It has no ceiling.
     """
     rows = run.held_out()
     measurements: dict[str, Measurement] = {f"{rate}": HeldOutLoss(rows, rate) for rate in RATES}
-    tables = _trace(run, measurements | {"pairs": PairAccuracy(run.pairs("grammar", 300))}, every(run, 3), device)
+    measurements["pairs"] = PairAccuracy(run.pairs(pairs, per_paradigm))
+    tables = _trace(run, measurements, every(run, 3), device)
     losses = [tables[f"{rate}"].with_columns(rate=pl.lit(rate)) for rate in RATES]
     margin = (pl.col("good") - pl.col("bad")).alias("margin")
     margins = tables["pairs"].group_by("step", "paradigm", maintain_order=True).agg(margin.mean())

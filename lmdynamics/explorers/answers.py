@@ -13,15 +13,20 @@ from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.moving import in_row
 from lmdynamics.charts.theme import Chart
 from lmdynamics.experiments.findings import (
+    AGREEMENT,
+    MARGIN,
+    SYNTAX_MEASURES,
     contrasts,
     differences,
     last_values,
     later,
     loss_drop,
+    masking_curves,
     mean_step,
+    name_interventions,
     onset_table,
-    pair_curves,
     published_sas,
+    syntax_curves,
     uas_curves,
 )
 from lmdynamics.experiments.reference import Reference, reference
@@ -71,7 +76,7 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     levels = uas_curves(uas).group_by("source").agg(pl.col("value").mean())
     position, shuffled = (levels.filter(source=name)["value"][0] for name in ("offset", "shuffled"))
     ours = charts.conditions_panels(
-        _curves(results, agreement="agreement"),
+        syntax_curves(results),
         percent=["UAS", "agreement"],
         controls={"UAS": {"position": position, "shuffled": shuffled}, "agreement": {"chance": 0.5}},
         width=HALF,
@@ -90,28 +95,16 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     return Answer(sentences, in_row(ours, paper), results.source)
 
 
-INTERVENTIONS = {
-    "base": "base",
-    "SAS−": "suppressed",
-    "at 1.6 %": "released at 1.6 %",
-    "released": "released at 3 %",
-    "at 13 %": "released at 13 %",
-    "at 51 %": "released at 51 %",
-    "SAS+": "promoted",
-}
-
-
 def interventions_answer(results: Reference | None = None) -> Answer:
     """Page 02 on interventions: what suppression costs, whether it heals, and what promotion brings."""
     results = results or reference("interventions")
-    curves = _curves(results, agreement="agreement").with_columns(pl.col("condition").replace(INTERVENTIONS))
-    order = [name for name in INTERVENTIONS.values() if name in curves["condition"].unique()]
+    curves = name_interventions(syntax_curves(results))
+    order = curves["condition"].unique(maintain_order=True).to_list()
     final = last_values(curves)
     releases = [name for name in order if name.startswith("released")]
-    better = {"agreement": True, "UAS": True, "loss (nats)": False}
     tests = {
         measure: contrasts(final, [(name, "base") for name in order if name != "base"], measure, higher)
-        for measure, higher in better.items()
+        for measure, higher in SYNTAX_MEASURES.items()
     }
     sentences = [
         "Suppressed throughout, " + _ends(tests, "suppressed") + ".",
@@ -152,17 +145,12 @@ def _ends(tests: dict[str, pl.DataFrame], condition: str) -> str:
 
 
 MASKING_BASELINE = "constant 15 %"
-MARGIN = "agreement margin (nats)"  # by how much the right sentence is likelier; it has no ceiling
 
 
 def masking_answer(results: Reference | None = None) -> Answer:
     """Page 01: schedules against a constant 15 %, at four masking rates and in agreement."""
     results = results or reference("masking")
-    rate = pl.format("loss at {} %", (pl.col("rate") * 100).round().cast(pl.Int64))
-    loss = results["loss"].select("condition", "seed", "step", measure=rate, value="loss")
-    margin = results["margin"].group_by("condition", "seed", "step", maintain_order=True).agg(pl.col("margin").mean())
-    margin = margin.select("condition", "seed", "step", measure=pl.lit(MARGIN), value="margin")
-    final = last_values(pl.concat([loss, margin], how="vertical_relaxed"))
+    final = last_values(masking_curves(results))
     order = results["loss"]["condition"].unique(maintain_order=True).to_list()
     falling = "linear 30 → 15 %"
     direction, start = (falling, "linear 15 → 30 %"), ("constant 30 %", MASKING_BASELINE)
@@ -172,7 +160,7 @@ def masking_answer(results: Reference | None = None) -> Answer:
     moved = differences(final, MASKING_BASELINE)
     means = mean_over_seeds(moved, ["measure", "condition"], "value")
     figure = charts.final_by_condition(
-        moved, means, conditions=order, zero=True,
+        moved, means, conditions=order, zero=True, percent=[AGREEMENT],
         title=f"Differences from {MASKING_BASELINE} with the same seed, at the end of training",
     )  # fmt: skip
     return Answer(sentences, figure, results.source)
@@ -187,15 +175,6 @@ def _contrast(table: pl.DataFrame, measure: str, unit: str) -> str:
             f"{row['condition']} against {row['baseline']} {row['difference']:+.3f} {interval}, {row['verdict']}"
         )
     return f"{measure[0].upper()}{measure[1:]} ({unit}): " + "; ".join(parts).replace("-0", "−0") + "."
-
-
-def _curves(results: Reference, agreement: str) -> pl.DataFrame:
-    """Loss, UAS and agreement of all runs: measure, condition, seed, step, value."""
-    loss = results["loss"].select("condition", "seed", "step", value="loss", measure=pl.lit("loss (nats)"))
-    heads = uas_curves(results["uas"].filter(pl.col("source") == "attention"))
-    uas = heads.select("condition", "seed", "step", "value", measure=pl.lit("UAS"))
-    pairs = pair_curves(results["pairs"]).select("condition", "seed", "step", "value", measure=pl.lit(agreement))
-    return pl.concat([loss, uas, pairs], how="vertical_relaxed")
 
 
 def _step(row: dict) -> str:
