@@ -1,4 +1,4 @@
-"""A synthetic language with gold dependency trees, in which predicting a word often needs syntax.
+"""The built-in language: English words, gold dependency trees; predicting a word often needs syntax.
 
 Nouns and verbs inflect for number and agree. Words prefer others of certain latent semantic classes along dependency
 arcs. Recursion and attractors separate subject and verb; auxiliaries remove agreement. Every word has a gold head and
@@ -17,15 +17,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from lmdynamics.corpora.lexicon import (
-    AUXILIARIES,
-    DETERMINERS,
-    SIZES,
-    SPECIAL_TOKENS,
-    Words,
-    english_words,
-    invented_words,
-)
+from lmdynamics.corpora.lexicon import AUXILIARIES, DETERMINERS, SIZES, SPECIAL_TOKENS, Words, load_words
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.corpora.tokens import SPECIAL, TokenRows
 from lmdynamics.corpora.treebanks import Sentence, Treebank
@@ -37,7 +29,7 @@ _ROOT, _NSUBJ, _OBJ, _DET, _AMOD, _CASE, _NMOD, _ACL, _MARK, _ADVMOD, _AUX, _PUN
 CLS, SEP = 2, 3
 
 _MAX_WORDS = 30  # per sentence
-VERSION = 1  # raise when the sentences drawn would change: large corpora are stored on disk
+VERSION = 2  # raise when the sentences drawn would change: runs and stored corpora belong to one version
 PART = 2**18  # sentences per stream of random numbers: several processes draw parts at the same time
 
 
@@ -66,29 +58,24 @@ class _PartOfSpeech:
 class Grammar:
     """The built-in language. `small`: about 580 word forms, 8 classes; `large`: a long tail, 40 classes.
 
-    `words`: invented ones, or English (`corpora.lexicon`). The lexicon depends on `size` and `words` only; the
-    sentences depend on the seeds passed to the methods.
+    The lexicon (`corpora.lexicon`) depends on `size` only; the sentences depend on the seeds passed to the methods.
     """
 
     size: Literal["small", "large"] = "small"
     preference: float = 0.85
-    words: Literal["invented", "english"] = "invented"
 
     def __post_init__(self):
         if self.size not in SIZES:
             raise UserError(f"there is no grammar of size {self.size!r}; choose one of {', '.join(SIZES)}")
-        if self.words not in DETERMINERS:
-            raise UserError(f"there is no grammar with {self.words!r} words; choose one of {', '.join(DETERMINERS)}")
 
     @property
     def name(self) -> str:
-        """Its name in file names and titles: `grammar-small`, `grammar-small-english`."""
-        return f"grammar-{self.size}" + ("" if self.words == "invented" else f"-{self.words}")
+        """Its name in file names and titles: `grammar-small`."""
+        return f"grammar-{self.size}"
 
     @cached_property
     def _lexicon(self) -> "_Lexicon":
-        words = invented_words(*SIZES[self.size]) if self.words == "invented" else english_words(self.size)
-        return _Lexicon(words, DETERMINERS[self.words], self.preference)
+        return _Lexicon(load_words(self.size), self.preference)
 
     @property
     def forms(self) -> list[str]:
@@ -175,11 +162,11 @@ def _rows(grammar: Grammar, seed: int, part: tuple[int, int]) -> tuple[np.ndarra
 class _Lexicon:
     """Word forms, their preferences, and the productions of sentences."""
 
-    def __init__(self, words: Words, determiners: tuple[tuple[str, ...], ...], preference: float):
-        self.forms = [*SPECIAL_TOKENS, ".", "that", *AUXILIARIES, *(d for kind in determiners for d in kind)]
+    def __init__(self, words: Words, preference: float):
+        self.forms = [*SPECIAL_TOKENS, ".", "that", *AUXILIARIES, *(d for kind in DETERMINERS for d in kind)]
         self.stop, self.that = self.forms.index("."), self.forms.index("that")
         self.auxiliaries = [self.forms.index(word) for word in AUXILIARIES]
-        self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in determiners)
+        self.neutral, *by_number = ([self.forms.index(d) for d in kind] for kind in DETERMINERS)
         self.determiners = [self.neutral + kind for kind in by_number]  # [singular, plural]
         self.n_classes = n_classes = max(words.noun_classes) + 1
 
@@ -204,8 +191,7 @@ class _Lexicon:
         self.transitive = dict(zip(verbs, words.transitive, strict=True))
         with_object = [verb for verb in verbs if self.transitive[verb]]
         classes = [self.object_class[verb] for verb in with_object]
-        self.repeats_adjectives = not words.verbs_fit_objects  # as the invented language always did
-        self.by_object = _PartOfSpeech(with_object, classes, n_classes, preference) if words.verbs_fit_objects else None
+        self.by_object = _PartOfSpeech(with_object, classes, n_classes, preference)
 
     def sentence(self, random) -> tuple[list[int], list[int], list[int]]:
         """One sentence of 4 to 30 words: form ids, heads, relation ids."""
@@ -233,7 +219,7 @@ class _Lexicon:
         relations.append(_DET)
         while random() < 0.35:
             adjective = self.adjectives.draw(semantic_class, random)
-            if self.repeats_adjectives or adjective not in words[start:]:
+            if adjective not in words[start:]:
                 words.append(adjective)
                 relations.append(_AMOD)
         noun_index = len(words)
@@ -269,28 +255,23 @@ class _Lexicon:
         if random() < 0.5:  # subject relative clause
             verb = self._verb_phrase(noun, plural, None, words, heads, relations, random, depth)
         else:  # object relative clause
-            other, chosen = self._subject_of_object(noun, random)
+            chosen, other = self._verb_and_subject(noun, random)
             other_plural = random() < 0.5
             subject = self._noun_phrase(other, other_plural, words, heads, relations, random, depth)
-            verb = self._verb_phrase(
-                other, other_plural, subject, words, heads, relations, random, depth, gap=noun, verb=chosen
-            )
+            verb = self._verb_phrase(other, other_plural, subject, words, heads, relations, random, depth, verb=chosen)
         heads[mark] = verb
         heads[verb], relations[verb] = head, _ACL
 
-    def _subject_of_object(self, noun, random) -> tuple[int, int | None]:
-        """A subject for a clause whose object is `noun`, and its verb if that is chosen first."""
-        if self.by_object is None:
-            return self.nouns.draw(int(random() * self.n_classes), random), None
+    def _verb_and_subject(self, noun, random) -> tuple[int, int]:
+        """The verb and the subject of a clause whose object is `noun`."""
         verb = self.by_object.draw(self.noun_class[noun], random)
-        return self.nouns.draw(self.verb_class[verb], random), verb
+        return verb, self.nouns.draw(self.verb_class[verb], random)
 
-    def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, gap=None, verb=None) -> int:
-        """Auxiliary, adverb, verb, object; returns the verb's index. `gap`: the object, if it precedes the verb."""
-        if verb is None:
+    def _verb_phrase(self, noun, plural, subject, words, heads, relations, random, depth, verb=None) -> int:
+        """Auxiliary, adverb, verb, object; returns the verb's index. A given `verb` has its object before it."""
+        given = verb is not None
+        if not given:
             verb = self.verbs.draw(self.noun_class[noun], random)
-            if gap is not None:
-                verb = self._verb_with_object(verb, noun, gap, random)
         start = len(words)
         auxiliary = random() < 0.25
         if auxiliary:
@@ -306,20 +287,11 @@ class _Lexicon:
         relations.append(_ROOT)
         if subject is not None:
             heads[subject], relations[subject] = verb_index, _NSUBJ
-        if gap is None and self.transitive[verb]:
+        if not given and self.transitive[verb]:
             noun = self.nouns.draw(self.object_class[verb], random)
             inner = self._noun_phrase(noun, random() < 0.5, words, heads, relations, random, depth + 1)
             heads[inner], relations[inner] = verb_index, _OBJ
         return verb_index
-
-    def _verb_with_object(self, verb, subject_noun, object_noun, random) -> int:
-        """A verb that prefers this object with the same probability as other verbs prefer theirs."""
-        preferred = self.noun_class[object_noun]
-        for _ in range(8):
-            if self.transitive[verb] and (self.object_class[verb] == preferred or random() > self.nouns.preference):
-                break
-            verb = self.verbs.draw(self.noun_class[subject_noun], random)
-        return verb
 
     def agreement(self, paradigm: str, random) -> tuple[list[int], int, int]:
         """A sentence, the index of its main verb, and the verb form that does not agree."""
@@ -336,9 +308,7 @@ class _Lexicon:
             complement = self.nouns.draw(self.complement_class[preposition], random)
             words += [preposition, *phrase(complement, 1 - plural)]
         elif paradigm == "rc_attractor":
-            other, inner = self._subject_of_object(noun, random)
-            if inner is None:
-                inner = self._verb_with_object(self.verbs.draw(self.noun_class[other], random), other, noun, random)
+            inner, other = self._verb_and_subject(noun, random)
             words += [self.that, *phrase(other, 1 - plural), inner + 1 - plural]
         verb = self.verbs.draw(self.noun_class[noun], random)
         verb_index = len(words)

@@ -39,11 +39,16 @@ def compare_runs(
 
     Rows: `run`, `step`, `measure`, `value`, `low`, `high`, `difference` (null for the first run itself).
 
-    Raises UserError if there are fewer than two runs, they share no step, or a measurement is of another kind.
+    Raises UserError if there are fewer than two runs, they share no step, they are of different versions of the
+    built-in language, or a measurement is of another kind.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run(s) cannot be compared; give two or more")
     first = runs[0]
+    recipes = {run: run.recipe for run in runs if run.recipe is not None}
+    if len({recipe.corpus.get("version") for recipe in recipes.values()}) > 1:
+        for run, recipe in recipes.items():
+            recipe.check_language(run.name, run.folder)
     shared = sorted(set.intersection(*(set(run.steps) for run in runs)))
     if not shared:
         raise UserError(f"{', '.join(run.name for run in runs)} have no step in common; train them with the same steps")

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import polars as pl
 
 from lmdynamics import files
+from lmdynamics.corpora.grammar import VERSION
+from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.devices import available_devices, device_kind, device_name, matmul_precision, need_device, note_computed
 from lmdynamics.paths import cache_dir, report_unwritable
 from lmdynamics.progress import bar
@@ -85,8 +87,9 @@ def trace(
     are read from the cache. `progress`: whether to show a bar; None: only in a terminal or notebook.
     `cache=False` neither reads nor writes files.
 
-    Raises UserError if the run lacks one of `steps`, the measurement refuses a checkpoint, or the device is needed and
-    does not exist.
+    Raises UserError if the run lacks one of `steps`, the measurement refuses a checkpoint, the run learned another
+    version of the built-in language (and the data are not its own held-out rows), or the device is needed and does not
+    exist.
     """
     options = {"steps": steps, "executor": executor, "device": device, "progress": progress, "cache": cache}
     return trace_all(run, {type(measurement).__name__: measurement}, **options).popitem()[1]
@@ -106,6 +109,7 @@ def trace_all(
 
     Arguments as for `trace`; returns one frame per name in `measurements`.
     """
+    _refuse_other_language(run, measurements.values())
     kind = device_kind(device)
     precision = matmul_precision(kind)
     checkpoints = [run[step] for step in (sorted(set(steps)) if steps is not None else run.steps)]
@@ -150,6 +154,18 @@ def trace_all(
                 if executor and hasattr(future, "cancel"):
                     future.cancel()
     return {name: _join([(c.step, results[c.step, name]) for c in checkpoints]) for name in measurements}
+
+
+def _refuse_other_language(run: Run, measurements: Iterable[Measurement]) -> None:
+    """Refuse sentences for a run of another version of the built-in language; its own held-out rows are measured."""
+    if run.recipe is None or run.recipe.corpus.get("version", VERSION) == VERSION:
+        return
+    own = {row.tobytes() for row in run.held_out()}
+    data = [getattr(measurement, field.name) for measurement in measurements for field in fields(measurement)]
+    for value in data:
+        rows = isinstance(value, TokenRows)
+        if any(row.tobytes() not in own for row in value) if rows else hasattr(value, "fingerprint"):
+            run.recipe.check_language(run.name, run.folder)
 
 
 def measure(checkpoint: Checkpoint, measurements: Mapping[str, Measurement], device: str) -> dict[str, pl.DataFrame]:

@@ -330,14 +330,17 @@ class Run:
         return annotated_rows(bank, self[self.steps[0]].tokenizer)[0]
 
     def treebank(self, name: str = "grammar", sentences: int | None = None) -> Treebank:
-        """Gold trees: `grammar` (new sentences of the run's own language), or a name or path for `open_treebank`."""
+        """Gold trees: `grammar` (new sentences of the run's own language), or a name or path for `open_treebank`.
+
+        Raises UserError for `grammar` if the run learned no built-in language, or another version of it.
+        """
         if name == "grammar":
             return self._grammar().treebank(sentences or 1_000, TREEBANK_SEED)
         bank = open_treebank(name)
         return bank.take(sentences, 0) if sentences and sentences < len(bank) else bank
 
     def pairs(self, name: str = "grammar", per_paradigm: int | None = None) -> MinimalPairs:
-        """Minimal pairs: `grammar`, or a name or path for `open_pairs`."""
+        """Minimal pairs: `grammar`, or a name or path for `open_pairs`; raises as `treebank` does."""
         if name == "grammar":
             return self._grammar().pairs(per_paradigm or 300, PAIRS_SEED)
         pairs = open_pairs(name)
@@ -351,7 +354,8 @@ class Run:
                 f"{self.name} did not learn the built-in language; set treebank to ewt or a CoNLL-U file, and pairs, "
                 "if the page has it, to zorro, blimp or a path"
             )
-        return Grammar(self.recipe.corpus["size"], words=self.recipe.corpus["words"])
+        self.recipe.check_language(self.name, self.folder)
+        return Grammar(self.recipe.corpus["size"])
 
 
 def checkpoint_folders(folder: Path) -> dict[int, Path]:

@@ -130,15 +130,19 @@ def begun_on(folder: Path) -> str | None:
 def is_complete(folder: Path, recipe: Recipe, device: str | None = None) -> bool:
     """Whether the last checkpoint exists.
 
-    Raises UserError if the folder holds a run of another recipe, or of another kind of device than `device`. A folder
-    without a saved step holds no run: a training that was killed early leaves one.
+    Raises UserError if the folder holds a run of another recipe, of another version of the built-in language, or of
+    another kind of device than `device`. A folder without a saved step holds no run: a training that was killed early
+    leaves one.
     """
     kind = device and device_kind(device)
     path = folder / "run.json"
     facts = files.read_json(path, "a run") if path.exists() else None
     if facts is None or not layout.is_begun(folder):
         return False
-    old = flat(recipe_from_dict(facts["recipe"]).to_dict())
+    stored = recipe_from_dict(facts["recipe"])
+    if recipe.corpus["kind"] == "grammar":
+        stored.check_language(folder.name, folder)
+    old = flat(stored.to_dict())
     new = flat(recipe.to_dict())
     old.pop("checkpoints.save_seconds", None), new.pop("checkpoints.save_seconds", None)
     if old != new:
@@ -187,7 +191,10 @@ def branch_folder(
     folder = runs_dir() / (name or default)
     weights = run[step].content_hash
     parent = {"run": run.name, "step": step, "weights": weights, "device_kind": run.trained_on, "changes": changes}
-    existing = Run(folder).parent if (folder / "run.json").exists() and layout.is_begun(folder) else parent
+    existing = parent
+    if (folder / "run.json").exists() and layout.is_begun(folder):
+        Run(folder).recipe.check_language(folder.name, folder)
+        existing = Run(folder).parent
     if existing is None or (existing["run"], existing["step"], existing["weights"]) != (run.name, step, weights):
         origin = f"is a branch of {existing['run']} at step {existing['step']}" if existing else "is not a branch"
         raise UserError(f"{folder} {origin}; give this branch another --name, or delete that folder")
@@ -200,6 +207,7 @@ def branched_recipe(
     """The recipe of a branch, and its changes to the parent's; raises as `branch` does."""
     if run.recipe is None:
         raise run.no_recipe_error()
+    run.recipe.check_language(run.name, run.folder)
     checkpoint = run[step]
     if not checkpoint.has_optimizer_state:
         saved = [s for s in run.steps if run[s].has_optimizer_state]

@@ -36,10 +36,14 @@ class Corpus:
 
 
 def open_corpus(recipe: Recipe) -> Corpus:
-    """Generate or tokenise the corpus of a recipe (texts and large generated corpora are stored on disk)."""
+    """Generate or tokenise the corpus of a recipe (texts and large generated corpora are stored on disk).
+
+    Raises UserError if the recipe is of another version of the built-in language.
+    """
+    recipe.check_language()
     options = dict(recipe.corpus)
     if options.pop("kind") == "grammar":
-        grammar = Grammar(options["size"], words=options["words"])
+        grammar = Grammar(options["size"])
         train, heads = _sentences(grammar, options["sentences"], recipe.seed)
         with_trees = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
         trees = Trees.from_words(train, heads) if with_trees else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from lmdynamics.corpora.grammar import VERSION
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import find_table, read_toml, shipped_tables
 from lmdynamics.training.masking import Schedule, parse_schedule, tabulate
@@ -20,7 +21,7 @@ PROFILES = ("smoke", "default", "full")
 CORPORA: dict[str, dict[str, Any]] = {
     "grammar": {
         "size": "small",
-        "words": "invented",  # or english
+        "version": VERSION,  # of the language; it cannot be set
         "sentences": 160_000,
         "held_out": 2_000,
         "block_size": 0,  # 0: one sentence per row; otherwise packed, in rows of this many tokens
@@ -109,6 +110,18 @@ class Recipe:
         """The masking rate over training."""
         return parse_schedule(self.training.masking)
 
+    def check_language(self, name: str = "", folder: Any = "its folder") -> None:
+        """Raise a UserError if this stored recipe is of another version of the built-in language.
+
+        `name` and `folder`: of its run, for the message.
+        """
+        version = self.corpus.get("version", VERSION)  # a text has none
+        if version != VERSION:
+            raise UserError(
+                f"{name or self.name} was trained on version {version} of the built-in language, this is version "
+                f"{VERSION}; delete {folder} and train it again"
+            )
+
     def config(self, **special):
         """The Hugging Face configuration of the model; `special` holds vocabulary size and special token ids."""
         return _config({**self.model, **special})
@@ -153,12 +166,24 @@ def load_recipe(
             f"recipe {path.stem!r} has no profile {profile!r}{did_you_mean(profile, {*PROFILES, *profiles})}"
         )
     table = _merge({key: table[key] for key in table if key != "profiles"}, _section(profiles, profile))
-    return _build({"name": path.stem, "profile": profile, **table, "seed": seed}, parse_overrides(overrides))
+    recipe = _build({"name": path.stem, "profile": profile, **table, "seed": seed}, parse_overrides(overrides))
+    if (version := recipe.corpus.get("version", VERSION)) != VERSION:
+        raise UserError(
+            f"corpus.version is {version}; this lmdynamics has version {VERSION} of the built-in language and no other"
+        )
+    return recipe
 
 
 def recipe_from_dict(table: Mapping[str, Any], overrides: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
-    """The recipe that `Recipe.to_dict` described, with `overrides` as in `load_recipe`."""
-    return _build(dict(table), parse_overrides(overrides))
+    """The recipe that `Recipe.to_dict` described, with `overrides` as in `load_recipe`.
+
+    It may be of an earlier version of the built-in language; see `Recipe.check_language`.
+    """
+    corpus = dict(_section(table, "corpus"))
+    if corpus.get("kind", "grammar") == "grammar" and ("version" not in corpus or "words" in corpus):
+        corpus.pop("words", None)  # version 1 was stored without its number, later with a choice of words
+        corpus["version"] = 1
+    return _build({**table, "corpus": corpus}, parse_overrides(overrides))
 
 
 def parse_overrides(overrides: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:

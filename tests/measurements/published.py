@@ -11,6 +11,7 @@ import transformers as hf
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from lmdynamics.corpora.grammar import VERSION
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.training.recipes import recipe_from_dict
 from tests.measurements.conftest import WHOLE, random_treebank
@@ -66,7 +67,7 @@ class Family:
             {
                 "name": "tiny",
                 "objective": self.objective,
-                "corpus": {"kind": "grammar", "sentences": 200, "held_out": 40},
+                "corpus": {"kind": "grammar", "version": VERSION, "sentences": 200, "held_out": 40},
                 "model": {"model_type": self.model_type, **SHAPE, **dict(self.config)},
                 "training": {"steps": 2, "batch_size": 4, "warmup_steps": 1},
             }

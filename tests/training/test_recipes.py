@@ -2,8 +2,11 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
+from lmdynamics.corpora.grammar import VERSION, Grammar
+from lmdynamics.training import batches
 from lmdynamics.training.batches import open_corpus
 from lmdynamics.training.recipes import (
     PROFILES,
@@ -89,6 +92,14 @@ def test_sentences_are_packed_into_rows_of_equal_length(name):
         assert 0 <= len(inner) - len(unpacked) < 14
 
 
+@pytest.mark.parametrize("profile", ["default", "full"])
+def test_the_ladder_sees_no_sentence_twice(profile):
+    recipe = load_recipe("grammar-ladder", profile)
+    tokens = Grammar("large").blocks(20_000, 0).lengths.mean() - 2  # of a sentence in a packed row
+    rows = recipe.corpus["sentences"] * tokens / (recipe.corpus["block_size"] - 2)
+    assert rows > 1.01 * recipe.training.steps * recipe.training.batch_size
+
+
 def test_unknown_recipe_profile_and_broken_file(tmp_path):
     refuses("did you mean 'grammar-mlm'", load_recipe, "gramar-mlm")
     refuses("has no profile 'tiny'", load_recipe, "grammar-mlm", "tiny")
@@ -122,3 +133,40 @@ def test_learning_rate_warms_up_and_decays_to_zero():
     assert [round(t.lr_at(s), 3) for s in (0, 9, 10, 55, 100)] == [0.1, 1.0, 1.0, 0.5, 0.0]
     assert Optimization(steps=100, lr=1.0, warmup_steps=0, decay="cosine").lr_at(50) == pytest.approx(0.5)
     assert Optimization(steps=100, lr=1.0, warmup_steps=0, decay="none").lr_at(99) == 1.0
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_the_version_of_the_built_in_language_cannot_be_set(tmp_path, version):
+    line = f"^corpus.version is {version}; this lmdynamics has version {VERSION} of the built-in language and no other$"
+    for key in ("version", "corpus.version"):
+        refuses(line, load_recipe, "grammar-mlm", overrides=[f"{key}={version}"])
+    path = tmp_path / "mine.toml"
+    path.write_text(f"[corpus]\nversion = {version}")
+    refuses(line, load_recipe, str(path))
+    refuses("no setting 'version' to override", load_recipe, "english-mlm", overrides=[f"version={version}"])
+    refuses("no setting 'words' to override", load_recipe, "grammar-mlm", overrides=["words=english"])
+
+
+@pytest.mark.parametrize(
+    ("stored", "version"),
+    [({}, 1), ({"words": "invented"}, 1), ({"words": "english", "version": 2}, 1), ({"version": 2}, 2)],
+)
+def test_a_stored_recipe_without_a_version_is_of_version_1(stored, version):
+    table = load_recipe("grammar-mlm").to_dict()
+    del table["corpus"]["version"]
+    recipe = recipe_from_dict({**table, "corpus": {**table["corpus"], **stored}})
+    assert recipe.corpus == {**load_recipe("grammar-mlm").corpus, "version": version}
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+    assert (recipe == load_recipe("grammar-mlm")) == (version == VERSION)
+
+
+def test_large_corpora_are_stored_by_version(monkeypatch, home):
+    monkeypatch.setattr(batches, "PART", 100)
+    recipe = load_recipe("grammar-mlm", overrides={"corpus.sentences": 150, "corpus.held_out": 10})
+    drawn = open_corpus(recipe).train
+    ids, fingerprint = np.zeros_like(drawn.ids), drawn.fingerprint
+    (folder,) = (home / "cache" / "corpora").glob("*-0")
+    assert folder.name == f"grammar-small-{VERSION}-150-0"
+    earlier = folder.rename(folder.with_name(f"grammar-small-{VERSION - 1}-150-0"))
+    np.save(earlier / "rows" / "ids.npy", ids)
+    assert open_corpus(recipe).train.fingerprint == fingerprint
