@@ -7,7 +7,7 @@ A corpus is built once, in a folder named by a hash of its texts and options.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -137,7 +137,7 @@ FORMAT = 1  # raise when the files written would change
 
 
 def build_text_corpus(
-    path: str | Path,
+    paths: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
     kind: Literal["wordpiece", "bpe"] = "wordpiece",
@@ -146,7 +146,7 @@ def build_text_corpus(
     block_size: int = 64,
     held_out: float = 0.01,
 ) -> tuple["PreTrainedTokenizerFast", TokenRows, TokenRows]:
-    """Tokenizer, training rows and held-out rows of the text at `path`, memory-mapped.
+    """Tokenizer, training rows and held-out rows of the text at a path, or at several in this order, memory-mapped.
 
     They are built once, in a folder below `folder` named by a hash of the texts and the options; later calls load
     them. Of two processes that need them at the same time, one waits. Token ids are written to disk batch by batch, so
@@ -162,12 +162,13 @@ def build_text_corpus(
             f"block_size {block_size} and held_out {held_out} are invalid; block_size must be at least 3 "
             "and held_out above 0 and at most 0.5"
         )
-    root, files = text_files(path)
+    texts = [text_files(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
     vocabulary = {"kind": kind, "vocab_size": vocab_size, "lowercase": lowercase}
     options = {**vocabulary, "block_size": block_size, "held_out": held_out}
-    contents = [[file.relative_to(root).as_posix(), sha256(file)] for file in files]
+    contents = [[file.relative_to(root).as_posix(), sha256(file)] for root, files in texts for file in files]
+    paragraphs = Paragraphs(tuple(file for _, files in texts for file in files))
     key = hashlib.sha256(json.dumps([FORMAT, options, contents]).encode()).hexdigest()[:16]
-    return load_or_build(Path(folder) / key, _open, partial(_build, Paragraphs(files), {**options, "texts": contents}))
+    return load_or_build(Path(folder) / key, _open, partial(_build, paragraphs, {**options, "texts": contents}))
 
 
 def _build(paragraphs: Paragraphs, description: dict, folder: Path) -> None:

@@ -54,11 +54,12 @@ def open_corpus(recipe: Recipe) -> Corpus:
     else:
         if not options["source"]:
             raise UserError("this recipe needs a text: --set source=FOLDER, a file, or a name for `lmdynamics fetch`")
-        source = Path(options["source"])
-        text = source if source.exists() else locate(options["source"])
+        source = options["source"]
+        names = [source] if Path(source).exists() else source.split("+")
+        texts = [Path(name) if Path(name).exists() else locate(name) for name in names]
         corpus = Corpus(
             *build_text_corpus(
-                text,
+                texts,
                 cache_dir() / "corpora",
                 kind=options["tokenizer"],
                 vocab_size=options["vocab_size"],

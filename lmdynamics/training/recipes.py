@@ -27,7 +27,7 @@ CORPORA: dict[str, dict[str, Any]] = {
         "block_size": 0,  # 0: one sentence per row; otherwise packed, in rows of this many tokens
     },
     "text": {
-        "source": "",  # a name in data/sources.toml, a file or a folder
+        "source": "",  # a name in data/sources.toml, a file or a folder; several: books+novels
         "tokenizer": "wordpiece",
         "vocab_size": 4096,
         "lowercase": True,
