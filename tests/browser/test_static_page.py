@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from lmdynamics.batch.page import static_page
+from lmdynamics.charts.moving import Moving
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
 from tests.browser.moves import PANELS, random_moves
@@ -25,6 +26,7 @@ NOTE_PLACES = """() => {
 WIDE, HIGH = 960, 600  # pixels of an explorer; its controls and words come on top
 LAST = ".lmd-moving >> nth=-1"  # of a page's explorers
 VIEW = f"{LAST} >> .lmd-chart svg"
+TITLE = ".role-title-text >> nth=0"
 
 pytestmark = [
     pytest.mark.browser,
@@ -78,6 +80,13 @@ def press(page, key: str, times: int = 1) -> None:
     page.wait_for_timeout(600)
 
 
+def click(page, locator, dy: float = 0) -> None:
+    """The mouse clicks on the middle of something, or `dy` pixels below it."""
+    locator.scroll_into_view_if_needed()
+    box = locator.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + dy)
+
+
 def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
     """The panels that stay as they were, once a busy machine has had some seconds."""
     until = time.monotonic() + patience
@@ -112,14 +121,19 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     assert events == [path.as_uri()]
 
 
+def page_of(moving: Moving, path: Path) -> Path:
+    """The page of a notebook with these views."""
+    output = nbformat.v4.new_output("display_data", data=moving._repr_mimebundle_())
+    cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path.with_suffix(".ipynb"))
+    path.write_text(static_page(path.with_suffix(".ipynb")), "utf-8")
+    return path
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     moving = MAKE[name]().moving()
-    output = nbformat.v4.new_output("display_data", data=moving._repr_mimebundle_())
-    cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
-    (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
-    page, events = opened(tmp_path / "some.html")
+    page, events = opened(page_of(moving, tmp_path / "some.html"))
     page.locator(VIEW).wait_for(timeout=60_000)
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
@@ -143,6 +157,41 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[1].name)
     assert random_moves(page.locator(LAST)) == ""
     assert events == [(tmp_path / "some.html").as_uri()]
+
+
+def test_a_click_on_a_word_hides_it_without_a_kernel(opened, tmp_path):
+    page, events = opened(page_of(MAKE["guesses"]().moving(), tmp_path / "guesses.html"))
+    view = page.locator(VIEW)
+    view.wait_for(timeout=60_000)
+
+    def texts(gap: int, *guesses: str) -> None:
+        """The sentence has its gap at a word, and these are the guesses, the best first."""
+        line = view.locator("g.mark-text.role-mark").first.locator("text")
+        expect(line.nth(gap)).to_have_text("▁▁▁")
+        assert line.filter(has_text="▁▁▁").count() == 1
+        for guess in guesses:
+            expect(view.get_by_text(guess, exact=True)).to_be_visible()
+
+    texts(5, "sleep", "sleep-2", "sleep-5")
+    expect(view.locator(TITLE)).to_contain_text(
+        "At step 16, the best guess is “sleep” (60%); “sleep”, the hidden word,"
+    )
+    click(page, view.get_by_text("house", exact=True))
+    texts(4, "house-1", "house-5")
+    before = chart_marks(page)
+    for beside in (view.get_by_text("Best guesses"), view.get_by_text("the", exact=True).first):
+        click(page, beside, dy=-30 if beside == view.get_by_text("Best guesses") else 0)
+    page.wait_for_timeout(300)
+    assert chart_marks(page) == before  # a click beside a word, or on one that nothing precedes
+    press(page, "ArrowLeft", 4)
+    texts(4, "house-1", "house-5")
+    expect(view.locator(TITLE)).to_contain_text("At step 1, the best guess is “house-1” (12%)")
+    page.locator(f"{LAST} >> select[name=sentence]").select_option("no cat sees dogs")
+    texts(2, "sees-1", "sees-5")
+    click(page, view.get_by_text("dogs", exact=True))
+    press(page, "End")
+    texts(3, "dogs", "dogs-2")
+    assert events == [(tmp_path / "guesses.html").as_uri()]
 
 
 @pytest.mark.slow

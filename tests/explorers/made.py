@@ -5,6 +5,7 @@ import polars as pl
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
+from lmdynamics.explorers.guesses import GuessExplorer
 from lmdynamics.explorers.pairs import PairExplorer
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
@@ -41,10 +42,30 @@ def sizes() -> pl.DataFrame:
     return pl.concat([first_curve.with_columns(curve=pl.lit(f"0.{i}M seed 0")) for i in range(1, 5)])
 
 
+SENTENCES = {("the", "dogs", "near", "the", "house", "sleep", "."): 5, ("no", "cat", "sees", "dogs"): 2}
+
+
+def guesses(sentences=SENTENCES, steps=STEPS) -> pl.DataFrame:
+    """Of two sentences: the right word climbs from a sixth rank to the first; the first word has no guesses."""
+    rows = []
+    for k, step in enumerate(steps):
+        for number, words in enumerate(sentences):
+            for word in range(1, len(words)):
+                right_rank = 6 - k if word % 2 else 6 - k // 2
+                for rank in range(1, 6):
+                    right = rank == right_rank
+                    guess = words[word] if right else f"{words[word]}-{rank}"
+                    own = (right_rank, 0.6 / right_rank / (6 - k))
+                    rows.append((step, number, word, 1, rank, guess, 0.6 / rank / (6 - k), right, *own))
+    columns = ["step", "sentence", "word", "pieces", "rank", "guess", "probability", "right", "right_rank"]
+    return pl.DataFrame(rows, schema=[*columns, "right_probability"], orient="row")
+
+
 MAKE = {
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "many dissents": lambda: DissentExplorer(sizes(), published={"410M": -0.36, "14M, at the end": -0.95}),
+    "guesses": lambda: GuessExplorer(guesses(), SENTENCES),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
     "trajectories": lambda: TrajectoryExplorer(curves(runs=("a", "b"))),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
