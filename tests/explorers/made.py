@@ -3,6 +3,7 @@
 import polars as pl
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.explorers.checkpoint_pair import CheckpointPair
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
 from lmdynamics.explorers.guesses import GuessExplorer
@@ -61,7 +62,40 @@ def guesses(sentences=SENTENCES, steps=STEPS) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=[*columns, "right_probability"], orient="row")
 
 
+TEXT = [["[CLS]", "the", "big", "dogs", "near", "the", "house", "sleep", "[SEP]"]] * 8
+
+
+def token_losses(steps=STEPS, rows=8) -> pl.DataFrame:
+    """Of three tokens in each row: the first is learnt, the second forgotten, the third stays as it is."""
+    table = [
+        (step, row, position, 5 + position, 4.0 + slope * k + 0.05 * row * k)
+        for k, step in enumerate(steps)
+        for row in range(rows)
+        for position, slope in ((2, -0.6), (5, 0.3), (7, 0.0))
+    ]
+    return pl.DataFrame(table, ["step", "row", "position", "token", "loss"], orient="row")
+
+
+def relations_of_heads(steps=STEPS) -> pl.DataFrame:
+    """Of four heads: one changes its relation at step 4, one at every step."""
+    table = [
+        (step, layer, head, RELATIONS[layer, head](k, step), 0.2 + 0.1 * k, 100, 0.4)
+        for k, step in enumerate(steps)
+        for layer, head in RELATIONS
+    ]
+    return pl.DataFrame(table, ["step", "layer", "head", "relation", "accuracy", "count", "offset"], orient="row")
+
+
+RELATIONS = {
+    (0, 0): lambda k, step: "det",
+    (0, 1): lambda k, step: "nsubj" if step >= 4 else "punct",
+    (1, 0): lambda k, step: ["det", "obj"][k % 2],
+    (1, 1): lambda k, step: "amod",
+}
+
+
 MAKE = {
+    "checkpoint_pair": lambda: CheckpointPair(token_losses(), TEXT, relations_of_heads()),
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "many dissents": lambda: DissentExplorer(sizes(), published={"410M": -0.36, "14M, at the end": -0.95}),

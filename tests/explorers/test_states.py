@@ -23,6 +23,7 @@ from tests.charts import interference_frames as frames
 from tests.explorers.made import MAKE, offered
 
 ELSEWHERE = {
+    "checkpoint_pair": {"a": 2, "b": 4},
     "deceleration": {"curve": "large", "smoothing": "log-average", "skip_steps": 20.0, "break_step": 900.0},
     "dissent": {"curve": "260k", "group": "common", "step": 64},
     "guesses": {"sentence": "no cat sees dogs", "word": 3, "step": 4},
@@ -31,6 +32,8 @@ ELSEWHERE = {
     "zero_sum": {"run": "b", "split": "stepped", "direction": "random", "step": 8, "row": 1},
 }
 STALE = [
+    ("checkpoint_pair", {"a": 3}, "a is 3, which does not exist .any more.; known: 0, 1"),
+    ("checkpoint_pair", {"b": 5}, "b is 5"),
     ("deceleration", {"curve": "smal"}, "curve is 'smal', which does not exist"),
     ("deceleration", {"skip_steps": 7}, "skip_steps is 7"),
     ("deceleration", {"break_step": -1.0}, "a step, 0 or more"),
