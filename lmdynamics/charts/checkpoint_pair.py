@@ -18,7 +18,7 @@ from lmdynamics.charts.text import Value, text_width
 from lmdynamics.charts.theme import BLUE, GREY, OPPOSED, TEXT, VERMILION, figure
 from lmdynamics.charts.tokens import visible
 
-WIDTH, LINE, LINES = 880, 22, 6  # pixels: of the text, of one of its lines; lines
+WIDTH, LINE, LINES = 880, 21, 6  # pixels: of the text, of one of its lines; lines
 LISTED, ROW = 4, 16  # tokens that gained most, and lost most; pixels of a row of a table
 HEADS = 2 * LISTED
 ORIGIN = "origin"
@@ -64,14 +64,11 @@ def _course(losses: pl.DataFrame, pairs: pl.DataFrame, cursor: Cursor) -> alt.VC
     unlabelled["axis"]["labels"] = False
     hover = strips(means.select("x", "step", "loss"), unlabelled, cursor, numbers(".3f", "loss"))
     ends = [mark for place, name in ENDS.items() for mark in _end(place, name, unlabelled)]
-    curve = alt.layer(*line.layers(means, unlabelled, ()), *ends, hover).properties(width=WIDTH - 60, height=46)
+    curve = alt.layer(*line.layers(means, unlabelled, ()), *ends, hover).properties(width=WIDTH - 60, height=42)
     places = strips(means.select("x", "step"), x, cursor).transform_calculate(from_place="datum.i", i="null")
     places = places.encode(tooltip=alt.value("click: A is here"))
     band = alt.Chart(alt.Data(values=[{}])).mark_rect(color="#88888830", height=14).encode(y=alt.value(7))
-    label = band.mark_text(
-        text="click here to move A, above to move B", align="left", dx=6, color=TEXT, fontSize=10
-    ).encode(x=alt.value(0))
-    strip = alt.layer(band, label, *(_end(place, name, x)[0] for place, name in ENDS.items()), places).properties(
+    strip = alt.layer(band, *(_end(place, name, x)[0] for place, name in ENDS.items()), places).properties(
         width=WIDTH - 60, height=14
     )
     steps = list(cursor.steps)
@@ -84,8 +81,8 @@ def _course(losses: pl.DataFrame, pairs: pl.DataFrame, cursor: Cursor) -> alt.VC
         "pair_large": [[max(row["large"], 1e-6) for row in line] for line in nested],
     }
     first, longest = nested[0][0], max((text for line in change for text in line), key=len)
-    interval = "brackets: 95 % interval of the mean, rows of text resampled" if first["change_low"] is not None else ""
-    few = "" if interval else "no interval: fewer than 6 rows of text"
+    bounded = first["change_low"] is not None
+    interval = "brackets: 95 % interval over rows" if bounded else "no interval: fewer than 6 rows of text"
     title = ["From step ", _step(ORIGIN, cursor), " to ", _step(SLIDER, cursor), ": "]
     title += [Value(f"pair_improved{PAIR}", "100%"), " of the tokens improve, mean change "]
     title.append(Value(f"pair_change{PAIR}", longest))
@@ -94,7 +91,14 @@ def _course(losses: pl.DataFrame, pairs: pl.DataFrame, cursor: Cursor) -> alt.VC
     return figure(
         chart,
         title,
-        [[f"{first['tokens']:,} tokens in {first['rows']:,} rows", interval, few, "a single token's change has none"]],
+        [
+            [
+                f"{first['tokens']:,} tokens in {first['rows']:,} rows",
+                interval,
+                "a single token has none",
+                "click: B on the curve, A on the strip",
+            ],
+        ],
         "Mean loss over training, with lines at two checkpoints, A and B.",
     )
 
@@ -252,7 +256,7 @@ def _heads(heads: pl.DataFrame, cursor: Cursor) -> alt.LayerChart:
         chart,
         [Value(f"pair_heads{PAIR}", "100"), f" of {len(marks)} heads changed relation"],
         [
-            ["best relation at A → at B, with accuracies", f"at most {HEADS} shown" if len(marks) > HEADS else ""],
+            ["best relation at A → at B", f"at most {HEADS} shown" if len(marks) > HEADS else ""],
             "filled: above the best fixed offset (95 %)",
         ],
         "Attention heads whose best relation differs between two checkpoints, with their accuracies.",

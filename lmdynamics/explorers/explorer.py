@@ -221,11 +221,11 @@ def missing_message(entry: str, value: Any, options: Collection) -> str:
     return f"there is no {entry} {value!r}{did_you_mean(str(value), map(str, options))}"
 
 
-def sentence_box(on_words: Callable[[tuple[str, ...]], None]) -> widgets.Text:
+def sentence_box(on_words: Callable[[tuple[str, ...]], None], label: str = "or") -> widgets.Text:
     """A box for a sentence of the reader's own; `on_words` gets its words after Enter."""
     text = widgets.Text(
         placeholder="a sentence of your own, words separated by spaces; Enter",
-        description="or", continuous_update=False, style={"description_width": "auto"},
+        description=label, continuous_update=False, style={"description_width": "auto"},
         layout=widgets.Layout(width="440px"),
     )  # fmt: skip
     text.observe(lambda change: on_words(tuple(change["new"].split())), names="value")

@@ -139,7 +139,7 @@ class GuessExplorer(Explorer):
 
     @cached_property
     def text(self) -> widgets.Text:
-        return sentence_box(self._on_sentence)
+        return sentence_box(self._on_sentence, "your own")
 
     @cached_property
     def widget(self) -> widgets.Widget:

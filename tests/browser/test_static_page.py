@@ -237,7 +237,7 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
             assert random_moves(section, moves=10) == "", path.stem
             explorers += 1
         assert events == [path.as_uri()]
-    assert explorers == 8
+    assert explorers == 10
 
 
 @pytest.mark.slow
