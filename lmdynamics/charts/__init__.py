@@ -28,7 +28,6 @@ from lmdynamics.charts.trajectories import (
     complexity_over_training,
     loss_over_training,
     pair_accuracy_over_training,
-    predictions_over_training,
     uas_over_training,
 )
 from lmdynamics.charts.trend import record_trend
@@ -67,7 +66,6 @@ __all__ = [
     "pair_accuracy_over_training",
     "pair_race",
     "power_law_claim",
-    "predictions_over_training",
     "record_trend",
     "save_figure",
     "sentence_arcs",

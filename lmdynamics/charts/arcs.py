@@ -128,7 +128,7 @@ def _legend_text(heads) -> list[str]:
 
 def _arc_layers(words, attention: alt.Chart, heads, relations, relation: str, direction: str) -> alt.LayerChart:
     """`attention`: word, head, weight, rise of each arc; `relation`, `direction`: Vega expressions."""
-    middle, width, size = _word_positions(words)
+    middle, width, size = word_positions(words)
     gold_arcs = _gold_arcs(heads, relations) if heads is not None else None
     top = LEVEL * min(len(words), MAX_LEVELS) + BASE + 8  # the same for every head and step, or the words would jump
     bottom = -(max([0.0, *(-gold_arcs["rise"])]) + BASE + 18) if gold_arcs is not None else -14.0
@@ -202,7 +202,7 @@ def _tree_layers(gold_arcs: pl.DataFrame, x: alt.X, y: alt.Y, highlighted: str) 
     ]
 
 
-def _word_positions(words: Sequence[str]) -> tuple[list[float], float, float]:
+def word_positions(words: Sequence[str]) -> tuple[list[float], float, float]:
     """The middle of each word in pixels, the width of the whole sentence, and the font size."""
     spans = [max(len(word) * LETTER, 16) + GAP for word in words]
     scale = min(1.0, MAX_WIDTH / sum(spans))

@@ -15,27 +15,41 @@ async function show(element, { spec, places }) {
   const { view, finalize } = await vegaEmbed(chart, { ...spec, datasets });
 
   const controls = chart.querySelector(".vega-bindings");
-  const slider = controls.querySelector("input[type=range]");
-  const name = part("output", { ariaHidden: "true" });
-  slider.nextElementSibling.replaceWith(name); // Vega shows the index of the place
+  const sliders = [...controls.querySelectorAll("input[type=range]")];
+  let slider = sliders.find(each => each.name === "at"); // the one that was moved last
   // JupyterLab would handle the arrow keys itself
   for (const control of controls.querySelectorAll("input, select")) control.dataset.lmSuppressShortcuts = "true";
-  const move = () => {
+  const follow = each => { // Vega shows the index of the place
+    const name = part("output", { ariaHidden: "true" });
+    each.nextElementSibling.replaceWith(name);
+    return () => {
+      const place = places[view.signal(each.name)];
+      if (!place) return; // these views are about to be replaced
+      name.value = place.name;
+      each.setAttribute("aria-valuetext", place.name);
+      slider = each;
+    };
+  };
+  const describe = () => {
     const place = places[view.signal("at")];
-    if (!place) return; // these views are about to be replaced
-    name.value = place.name;
-    slider.setAttribute("aria-valuetext", place.name);
+    if (!place) return;
     if (text.textContent !== place.said) text.textContent = place.said;
     under.innerHTML = place.under; // escaped in Python
   };
-  view.addSignalListener("at", move);
-  for (const [node, event] of [[slider, "input"], [chart, "pointerdown"]])
-    node.addEventListener(event, () => view.signal("play", false)); // a reader who moves it wants it to stay there
+  const moves = [describe, ...sliders.map(each => {
+    const move = follow(each);
+    view.addSignalListener(each.name, move);
+    return move;
+  })];
+  view.addSignalListener("at", describe);
+  const stop = () => view.signal("play", false); // a reader who moves a slider wants it to stay there
+  for (const each of sliders) each.addEventListener("input", stop);
+  chart.addEventListener("pointerdown", stop);
   chart.addEventListener("pointerup", () => slider.focus({ preventScroll: true })); // arrow keys work after a click
   container.append(controls, text, chart, under);
   element.replaceChildren(container);
   const height = Number(chart.querySelector("svg").getAttribute("height")); // it may not be on the page yet
   under.style.maxHeight = `${Math.max(120, 580 - height)}px`; // all of it on one screen
-  move();
+  for (const move of moves) move();
   return { view, finalize };
 }

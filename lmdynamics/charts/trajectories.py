@@ -1,4 +1,4 @@
-"""Measures over training: loss, UAS, minimal pairs, complexity, and predictions for a hidden word.
+"""Measures over training: loss, UAS, minimal pairs and complexity.
 
 Onsets are drawn as bands behind the curves.
 """
@@ -17,8 +17,6 @@ from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.lines import Line, levels, panel
 from lmdynamics.charts.text import wrapped
 from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
-from lmdynamics.charts.tiles import accuracy_colour, text_colour
-from lmdynamics.charts.tokens import visible
 from lmdynamics.errors import UserError
 
 LOSS = Line("loss", "loss (nats per predicted token)", "curve", legend=True)
@@ -194,38 +192,6 @@ def complexity_over_training(
         "Complexity over training",
         "; ".join(ends),
         f"Complexity of the model over training: {'; '.join(ends)}. {onset_sentences(onsets)}",
-    )
-
-
-def predictions_over_training(predictions: pl.DataFrame, sentence: str, hidden: str) -> alt.LayerChart:
-    """A grid: one column per checkpoint, its best guesses in rows, colour for probability.
-
-    `predictions`: step, rank (1 = best), word, probability. The cell of the hidden word is outlined.
-    """
-    need_columns(predictions, ["step", "rank", "word", "probability"], "predictions over training")
-    words = [visible(word) for word in predictions["word"]]
-    data = predictions.with_columns(pl.Series("word", words), right=pl.col("word") == hidden)
-    hidden = visible(hidden).strip()
-    steps = data["step"].n_unique()
-    base = alt.Chart(data).encode(
-        alt.X("step:O", title="checkpoint (training step)").axis(
-            labelAngle=0, labelExpr="format(datum.value, ',')", domain=False, ticks=False, orient="top"
-        ),
-        alt.Y("rank:O", title="guess").axis(domain=False, ticks=False),
-        tooltip=["step", "rank", "word", *numbers(".1%", "probability")],
-    )
-    top = max(0.1, float(data["probability"].max()))  # probabilities are often low: colours end at the highest
-    tile = base.mark_rect().encode(accuracy_colour(title="probability", field="probability", top=top))
-    text = base.mark_text(fontSize=12, limit=86).encode(alt.Text("word:N"), color=text_colour("probability", top))
-    outline = base.transform_filter("datum.right").mark_rect(filled=False, stroke=VERMILION, strokeWidth=2.5)
-    chart = alt.layer(tile, text, outline).properties(width=92 * steps, height=26 * data["rank"].n_unique())
-    first = data.filter(pl.col("rank") == 1).sort("step")
-    guesses = "; ".join(f"step {r['step']}: {r['word']} ({r['probability']:.0%})" for r in first.iter_rows(named=True))
-    return figure(
-        chart,
-        "What the model fills in",
-        [sentence, f"outlined: “{hidden}”, the hidden word"],
-        f"Best guesses for the hidden word in “{sentence}” (it was “{hidden}”). {guesses}.",
     )
 
 

@@ -1,7 +1,7 @@
 """The base of all explorers: a state, views with one slider, lists to choose from, and saving."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from html import escape
 from typing import Any, ClassVar, Self
@@ -219,6 +219,17 @@ def missing_message(entry: str, value: Any, options: Collection) -> str:
     if entry == "step":
         return f"step {value} was not measured; measured: {', '.join(map(str, options))}"
     return f"there is no {entry} {value!r}{did_you_mean(str(value), map(str, options))}"
+
+
+def sentence_box(on_words: Callable[[tuple[str, ...]], None], label: str = "or") -> widgets.Text:
+    """A box for a sentence of the reader's own; `on_words` gets its words after Enter."""
+    text = widgets.Text(
+        placeholder="a sentence of your own, words separated by spaces; Enter",
+        description=label, continuous_update=False, style={"description_width": "auto"},
+        layout=widgets.Layout(width="440px"),
+    )  # fmt: skip
+    text.observe(lambda change: on_words(tuple(change["new"].split())), names="value")
+    return text
 
 
 def link_checkpoints(*explorers: Explorer) -> None:

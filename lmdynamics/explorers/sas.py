@@ -21,9 +21,9 @@ from lmdynamics.charts.theme import Chart
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.explorers.computing import Computing
-from lmdynamics.explorers.explorer import Explorer, State, step_options
+from lmdynamics.explorers.explorer import Explorer, State, sentence_box, step_options
 from lmdynamics.explorers.saving import complete_state
-from lmdynamics.measurements.inputs import offset_baseline
+from lmdynamics.measurements.inputs import offset_baseline, unknown_words
 from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention, best_heads_and_offset
 from lmdynamics.measurements.trace import trace, trace_all
 from lmdynamics.runs.run import Run
@@ -286,13 +286,7 @@ class SasExplorer(Explorer):
 
     @cached_property
     def text(self) -> widgets.Text:
-        text = widgets.Text(
-            placeholder="a sentence of your own, words separated by spaces; Enter",
-            description="or", continuous_update=False, style={"description_width": "auto"},
-            layout=widgets.Layout(width="440px"),
-        )  # fmt: skip
-        text.observe(lambda change: self._on_choice("sentence", tuple(change["new"].split())), names="value")
-        return text
+        return sentence_box(lambda words: self._on_choice("sentence", words))
 
     @cached_property
     def widget(self) -> widgets.Widget:
@@ -354,11 +348,7 @@ class SasExplorer(Explorer):
     def show_message(self, line: str = "") -> None:
         """Show a line under the controls: an error, or words unknown to the model; as text, never as HTML."""
         tokenizer = self.measured.run[self.now["step"]].tokenizer
-        unknown = [
-            word
-            for word in self.now["sentence"]
-            if tokenizer.unk_token_id in tokenizer([word], is_split_into_words=True)["input_ids"]
-        ]
+        unknown = unknown_words(tokenizer, self.now["sentence"])
         if not line and unknown:
             line = f"not in the model's vocabulary, each read as {tokenizer.unk_token}: {', '.join(unknown)}"
         super().show_message(line)

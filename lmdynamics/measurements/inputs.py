@@ -144,6 +144,12 @@ def spelled_words(tokenizer, treebank: Treebank) -> float:
     return spelled / len(words)
 
 
+def unknown_words(tokenizer, words: Sequence[str]) -> list[str]:
+    """The words that a tokenizer reads as its unknown token, wholly or in part."""
+    read = (tokenizer([word], is_split_into_words=True)["input_ids"] for word in words)
+    return [word for word, ids in zip(words, read, strict=True) if tokenizer.unk_token_id in ids]
+
+
 def check_sentences(model: nn.Module, encoded: WordBatches) -> None:
     """Raise a UserError if the model has too few positions for the longest sentence, or no embedding for a token."""
     check_ids(model, max(int(batch.input_ids.max()) for batch in encoded.batches), encoded.name)

@@ -8,6 +8,7 @@ heads before their dependents, `head→dependent` only heads after them. Accurac
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,14 +276,16 @@ class WordAttention(Measurement):
         return pl.DataFrame({"layer": layer, "head": head, "query": query, "key": key, "weight": weights.ravel()})
 
 
-def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
+def best_heads(head_scores: pl.DataFrame, by: Sequence[str] = ("relation",)) -> pl.DataFrame:
     """The best head of each relation, per step if there are steps: chosen on one half, scored on the other.
+
+    `by=("layer", "head")`: the best relation of each head instead.
 
     Rows: (`step`,) `relation`, `layer`, `head`, `direction`, `accuracy` and `weight` on the score half, `count`
     and, if present, `reachable` there. A relation that does not occur in both halves is left out.
     """
-    groups = [name for name in ("step", "relation") if name in head_scores.columns]
-    keys = [*groups, "layer", "head", "direction"]
+    groups = [name for name in ("step", *by) if name in head_scores.columns]
+    keys = [*groups, *(name for name in ("relation", "layer", "head", "direction") if name not in by)]
     chosen = (
         head_scores.filter(pl.col("split") == "select", pl.col("count") > 0)
         .sort("accuracy", descending=True, maintain_order=True)
@@ -297,11 +300,15 @@ def best_heads(head_scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def best_heads_and_offset(
-    head_scores: pl.DataFrame, treebank: Treebank, min_count: int = 100, seed: int = 0
+    head_scores: pl.DataFrame,
+    treebank: Treebank,
+    min_count: int = 100,
+    seed: int = 0,
+    by: Sequence[str] = ("relation",),
 ) -> pl.DataFrame:
     """`best_heads` with `offset`: the accuracy of the relation's best fixed offset on the same sentences."""
     baseline = offset_baseline(treebank, min_count, seed).filter(pl.col("split") == "score")
-    best = best_heads(head_scores).drop_nulls("accuracy")
+    best = best_heads(head_scores, by).drop_nulls("accuracy")
     return best.join(baseline.select("relation", offset="accuracy"), on="relation", maintain_order="left")
 
 

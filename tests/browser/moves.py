@@ -16,7 +16,7 @@ PANELS = """root => {
   const panels = groups.filter(group => !group.querySelector(scope) && !group.closest('.role-legend'));
   return (panels.length ? panels : [...root.querySelectorAll('.vega-embed svg')]).map(panel => panel.outerHTML);
 }"""
-SLIDER = ".lmd-moving input[type=range]"
+SLIDER = ".lmd-moving input[name=at]"
 _WATCH = """([i, wanted]) => {
   const area = document.querySelectorAll('.jp-OutputArea-output')[i];
   window.drawn = null;

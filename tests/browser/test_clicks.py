@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.batch.notebooks import write_notebook
 from tests.browser.lab import CHROMIUM, notebook_page
+from tests.browser.moves import drag, slider_areas
 
 OUT = Path(__file__).parent / "out"
 SYNTAX = """\
@@ -84,4 +85,69 @@ def test_in_jupyterlab_clicks_go_to_checkpoints_and_heads(lab):
         box.press("Enter")
         page.get_by_role("option", name="the the the").wait_for(state="attached", timeout=30_000)
         page.screenshot(path=OUT / "clicks.png")
+        assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])
+
+
+GUESSES = """\
+import lmdynamics as lmd
+from lmdynamics.explorers.checkpoint_pair import CheckpointPair, head_relations
+from lmdynamics.explorers.guesses import GuessExplorer
+from lmdynamics.measurements.guesses import Guesses, example_sentences
+from lmdynamics.measurements.losses import TokenLosses
+run = lmd.train("grammar-mlm", "smoke", progress=False)
+trees, rows, tokenizer = run.treebank("grammar", 100), run.held_out().take(range(40)), run[0].tokenizer
+examples = example_sentences(trees, tokenizer, run.pairs("grammar", 20))
+explorer = GuessExplorer(lmd.trace(run, Guesses(tuple(examples)), progress=False), examples, run)
+explorer.show()
+"""
+PAIR = """\
+words = [tokenizer.convert_ids_to_tokens(row.tolist()) for row in rows]
+heads = head_relations(run, trees, run.steps, progress=False)
+pair = CheckpointPair(lmd.trace(run, TokenLosses(rows), progress=False), words, heads)
+pair.show()
+"""
+
+
+@pytest.mark.slow
+def test_in_jupyterlab_words_are_hidden_sentences_read_and_two_checkpoints_compared(lab):
+    root, address = lab
+    write_notebook(root / "guesses.ipynb", GUESSES, PAIR, parameters=None)
+    with notebook_page() as notebook:
+        notebook.open(address, "guesses.ipynb")
+        notebook.run_all()
+        page = notebook.page
+        guesses, pair = (page.locator(".lmd-moving").nth(i) for i in range(2))
+        pair.locator(".lmd-chart svg").wait_for(timeout=60_000)
+        words = guesses.locator("g.mark-text.role-mark").first.locator("text")
+        first, hidden = notebook.ask("(explorer.texts[0].split(), explorer.now['word'])")
+        expect(words.nth(hidden)).to_have_text("▁▁▁")
+        other = 1 if hidden != 1 else 2
+        words.nth(other).scroll_into_view_if_needed()
+        words.nth(other).click(force=True)
+        expect(words.nth(other)).to_have_text("▁▁▁")
+        expect(words.nth(hidden)).to_have_text(first[hidden])
+        assert notebook.answers("explorer.now['word']", other)
+        page.mouse.move(0, 0)
+        drag(page, slider_areas(page)[0], 0.0)
+        expect(guesses.locator("output")).to_have_text("0")
+        assert notebook.answers("explorer.now['step']", 0)
+        box = page.get_by_placeholder("a sentence of your own")
+        box.fill(" ".join(["xyzzy", *first]))
+        box.press("Enter")
+        page.get_by_text("each read as [UNK]: xyzzy").wait_for(timeout=60_000)
+        assert notebook.answers("len(explorer.texts)", 13)
+        expect(guesses.locator("g.mark-text.role-mark").first.locator("text").first).to_have_text("xyzzy")
+        expect(guesses.locator("output")).to_have_text("0")  # the checkpoint stays
+        page.screenshot(path=OUT / "guesses.png")
+        a = pair.locator("input[name=origin]")
+        a.focus()
+        page.keyboard.press("Home")
+        expect(pair.locator("svg .role-title-text").first).to_contain_text("From step 0 to 64")
+        assert notebook.answers("pair.state()", {"a": 0, "b": 64})
+        strip = pair.locator("path[opacity='0']").nth(2)
+        strip.scroll_into_view_if_needed()
+        strip.click(force=True)
+        expect(pair.locator("svg .role-title-text").first).to_contain_text("From step 0 to 2")
+        assert notebook.answers("pair.state()", {"a": 0, "b": 2})
+        page.screenshot(path=OUT / "pair.png")
         assert (notebook.errors(), notebook.console, notebook.outside) == ([], [], [])

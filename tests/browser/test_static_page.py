@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from lmdynamics.batch.page import static_page
+from lmdynamics.charts.moving import Moving
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
 from tests.browser.moves import PANELS, random_moves
@@ -18,13 +19,16 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 OUT = Path(__file__).parent / "out"
 MAX_BYTES = 5_000_000  # bytes of a page
 NOTE_PLACES = """() => {
-  const output = [...document.querySelectorAll('.lmd-moving output')].at(-1);
+  const output = [...document.querySelectorAll('.lmd-moving label:has(input[name=at]) output')].at(-1);
   window.places = [];
   new MutationObserver(() => window.places.push(output.value)).observe(output, {childList: true, subtree: true});
 }"""
 WIDE, HIGH = 960, 600  # pixels of an explorer; its controls and words come on top
 LAST = ".lmd-moving >> nth=-1"  # of a page's explorers
 VIEW = f"{LAST} >> .lmd-chart svg"
+SLIDER = f"{LAST} >> input[name=at]"
+PLACE = f"{LAST} >> label:has(input[name=at]) >> output"
+TITLE = ".role-title-text >> nth=0"
 
 pytestmark = [
     pytest.mark.browser,
@@ -71,11 +75,18 @@ def chart_marks(page) -> list[str]:
 
 
 def press(page, key: str, times: int = 1) -> None:
-    slider = page.locator(f"{LAST} >> input[type=range]")
+    slider = page.locator(SLIDER)
     slider.focus()
     for _ in range(times):
         page.keyboard.press(key)
     page.wait_for_timeout(600)
+
+
+def click(page, locator, dy: float = 0) -> None:
+    """The mouse clicks on the middle of something, or `dy` pixels below it."""
+    locator.scroll_into_view_if_needed()
+    box = locator.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + dy)
 
 
 def unmoved(page, before: list[str], patience: float = 20) -> list[int]:
@@ -97,11 +108,11 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     page.locator(LAST).scroll_into_view_if_needed()
     page.wait_for_timeout(600)
     at_first = {"views": chart_marks(page), "status": page.locator(f"{LAST} >> [role=status]").inner_text()}
-    assert page.locator(f"{LAST} >> output").inner_text() == "64"  # the last checkpoint of a smoke run
+    assert page.locator(PLACE).inner_text() == "64"  # the last checkpoint of a smoke run
     press(page, "ArrowLeft", 2)
     moved = chart_marks(page)
     assert [old != new for old, new in zip(at_first["views"], moved, strict=True)] == [True] * 5
-    assert page.locator(f"{LAST} >> output").inner_text() == "16"
+    assert page.locator(PLACE).inner_text() == "16"
     assert page.locator(f"{LAST} >> [role=status]").inner_text().startswith("Step 16: ")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
@@ -112,14 +123,19 @@ def test_syntax_emerges_without_a_kernel(emergence, opened):
     assert events == [path.as_uri()]
 
 
+def page_of(moving: Moving, path: Path) -> Path:
+    """The page of a notebook with these views."""
+    output = nbformat.v4.new_output("display_data", data=moving._repr_mimebundle_())
+    cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path.with_suffix(".ipynb"))
+    path.write_text(static_page(path.with_suffix(".ipynb")), "utf-8")
+    return path
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     moving = MAKE[name]().moving()
-    output = nbformat.v4.new_output("display_data", data=moving._repr_mimebundle_())
-    cell = nbformat.v4.new_code_cell("explorer.show(interactive=False)", outputs=[output])
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "some.ipynb")
-    (tmp_path / "some.html").write_text(static_page(tmp_path / "some.ipynb"), "utf-8")
-    page, events = opened(tmp_path / "some.html")
+    page, events = opened(page_of(moving, tmp_path / "some.html"))
     page.locator(VIEW).wait_for(timeout=60_000)
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
@@ -131,18 +147,84 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     press(page, "ArrowLeft", 3)
     place = moving.places[-4]
     assert unmoved(page, at_end) == []
-    assert page.locator(f"{LAST} >> output").inner_text() == place.name
+    assert page.locator(PLACE).inner_text() == place.name
     assert page.locator(f"{LAST} >> [role=status]").inner_text() == place.text
     assert bool(page.locator(".lmd-under").inner_text()) is bool(place.details)
     first = page.locator(f"{VIEW} >> path[opacity='0']").first  # the strip of the first place
     first.scroll_into_view_if_needed()
     box = first.bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[0].name)
+    expect(page.locator(PLACE)).to_have_text(moving.places[0].name)
     page.keyboard.press("ArrowRight")  # a click gives the keyboard to the slider
-    expect(page.locator(f"{LAST} >> output")).to_have_text(moving.places[1].name)
+    expect(page.locator(PLACE)).to_have_text(moving.places[1].name)
     assert random_moves(page.locator(LAST)) == ""
     assert events == [(tmp_path / "some.html").as_uri()]
+
+
+def test_a_click_on_a_word_hides_it_without_a_kernel(opened, tmp_path):
+    page, events = opened(page_of(MAKE["guesses"]().moving(), tmp_path / "guesses.html"))
+    view = page.locator(VIEW)
+    view.wait_for(timeout=60_000)
+
+    def texts(gap: int, *guesses: str) -> None:
+        """The sentence has its gap at a word, and these are the guesses, the best first."""
+        line = view.locator("g.mark-text.role-mark").first.locator("text")
+        expect(line.nth(gap)).to_have_text("▁▁▁")
+        assert line.filter(has_text="▁▁▁").count() == 1
+        for guess in guesses:
+            expect(view.get_by_text(guess, exact=True)).to_be_visible()
+
+    texts(5, "sleep", "sleep-2", "sleep-5")
+    expect(view.locator(TITLE)).to_contain_text(
+        "At step 16, the best guess is “sleep” (60%); “sleep”, the hidden word,"
+    )
+    click(page, view.get_by_text("house", exact=True))
+    texts(4, "house-1", "house-5")
+    before = chart_marks(page)
+    for beside in (view.get_by_text("Best guesses"), view.get_by_text("the", exact=True).first):
+        click(page, beside, dy=-30 if beside == view.get_by_text("Best guesses") else 0)
+    page.wait_for_timeout(300)
+    assert chart_marks(page) == before  # a click beside a word, or on one that nothing precedes
+    press(page, "ArrowLeft", 4)
+    texts(4, "house-1", "house-5")
+    expect(view.locator(TITLE)).to_contain_text("At step 1, the best guess is “house-1” (12%)")
+    page.locator(f"{LAST} >> select[name=sentence]").select_option("no cat sees dogs")
+    texts(2, "sees-1", "sees-5")
+    click(page, view.get_by_text("dogs", exact=True))
+    press(page, "End")
+    texts(3, "dogs", "dogs-2")
+    assert events == [(tmp_path / "guesses.html").as_uri()]
+
+
+def test_a_and_b_are_picked_without_a_kernel(opened, tmp_path):
+    page, events = opened(page_of(MAKE["checkpoint_pair"]().moving(), tmp_path / "pair.html"))
+    view, title = page.locator(VIEW), page.locator(f"{VIEW} >> {TITLE}")
+    view.wait_for(timeout=60_000)
+    expect(title).to_contain_text("From step 8 to 16: 33% of the tokens improve, mean change +0.07 nats [")
+    before = chart_marks(page)
+    a = page.locator(f"{LAST} >> input[name=origin]")
+    a.focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    expect(title).to_contain_text("From step 2 to 16: ")
+    expect(page.locator(f"{LAST} >> label:has(input[name=origin]) >> output")).to_have_text("2")
+    assert unmoved(page, before) == []
+    expect(view.get_by_text("2 of 4 heads changed relation")).to_be_visible()
+    expect(view.get_by_text("the big ‹dogs› near the").first).to_be_visible()
+    expect(view.get_by_text("−1.80")).to_be_visible()  # what the first row's token gained
+    strips = view.locator("path[opacity='0']")  # those of the curve, for B, and those of the strip below, for A
+    click(page, strips.nth(3))
+    expect(title).to_contain_text("From step 2 to 4: ")
+    expect(page.locator(PLACE)).to_have_text("4")
+    click(page, strips.nth(6))
+    expect(title).to_contain_text("From step 0 to 4: ")
+    page.keyboard.press("ArrowRight")  # the slider that was moved last
+    expect(title).to_contain_text("From step 1 to 4: ")
+    before = chart_marks(page)
+    click(page, view.get_by_text("Tokens that changed most"))
+    page.wait_for_timeout(300)
+    assert chart_marks(page) == before
+    assert events == [(tmp_path / "pair.html").as_uri()]
 
 
 @pytest.mark.slow
@@ -155,7 +237,7 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
             assert random_moves(section, moves=10) == "", path.stem
             explorers += 1
         assert events == [path.as_uri()]
-    assert explorers == 8
+    assert explorers == 10
 
 
 @pytest.mark.slow
@@ -163,7 +245,7 @@ def test_play_runs_to_the_last_checkpoint_and_stops(emergence, opened):
     page, events = opened(emergence)
     page.locator(VIEW).wait_for(timeout=60_000)
     press(page, "Home")
-    assert page.locator(f"{LAST} >> output").inner_text() == "0"
+    assert page.locator(PLACE).inner_text() == "0"
     page.evaluate(NOTE_PLACES)
     play = page.locator(LAST).get_by_role("checkbox", name="play")
     for _ in range(2):  # from the last place it begins anew

@@ -1,4 +1,4 @@
-"""Head maps, relations over training, arcs of one sentence, predictions: as specifications and as pictures."""
+"""Head maps, relations over training, arcs of one sentence: as specifications and as pictures."""
 
 from xml.etree import ElementTree
 
@@ -260,11 +260,3 @@ def test_attention_of_another_sentence_is_refused():
         charts.sentence_arcs(WORDS, predicted, HEADS[:-1], RELATIONS)
     with pytest.raises(UserError, match="more words"):
         charts.sentence_arcs(WORDS[:3], predicted)
-
-
-def test_predictions_outline_the_word_that_stood_there():
-    rows = [(step, rank, word, 0.5 / rank) for step in (0, 64, 512) for rank, word in ((1, "dog"), (2, "dogs"))]
-    frame = pl.DataFrame(rows, schema=["step", "rank", "word", "probability"], orient="row")
-    chart = charts.predictions_over_training(frame, "the ___ sleep", "dogs")
-    assert [row["right"] for row in rows_of(chart.to_dict(), "right")] == [False, True] * 3
-    assert "the ___ sleep" in charts.to_svg(chart)

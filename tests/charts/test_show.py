@@ -75,14 +75,6 @@ def test_characters_that_no_svg_may_hold_are_escaped():
     assert still.png.startswith(b"\x89PNG")
 
 
-def test_guesses_of_bytes_can_be_drawn():
-    rows = {"step": [0, 0], "rank": [1, 2], "word": ["\x03", " cat"], "probability": [0.5, 0.25]}
-    chart = charts.predictions_over_training(pl.DataFrame(rows), "a ▁▁▁ sat", " cat")
-    (data,) = chart.to_dict()["datasets"].values()
-    assert [(row["word"], row["right"]) for row in data] == [(r"\x03", False), (" cat", True)]
-    assert "was “cat”" in chart.to_dict()["description"]
-
-
 def test_half_transparent_marks_keep_their_colour_in_png():
     data = alt.Data(values=[{}])
     edges = {"x": alt.value(0), "x2": alt.value(9), "y": alt.value(0), "y2": alt.value(9)}

@@ -98,8 +98,6 @@ def every_figure():
         "arcs": moving_arcs(WORDS, every_head, HEADS, RELATIONS, cursor),
     }
     yield from ((f"moving {name}", at_step(chart, cursor, 64, **signals)) for name, chart in moving.items())
-    guesses = {"step": [0, 0, 64, 64], "rank": [1, 2] * 2, "word": ["dog", "dogs"] * 2, "probability": [0.4, 0.2] * 2}
-    yield "predictions", charts.predictions_over_training(pl.DataFrame(guesses), "the ___ sleeps", "dogs")
 
 
 @pytest.fixture(scope="module")

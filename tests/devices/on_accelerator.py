@@ -26,6 +26,7 @@ from lmdynamics.measurements import optimizer_step, syntax  # noqa: E402
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm  # noqa: E402
 from lmdynamics.measurements.dissent import Dissent  # noqa: E402
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition  # noqa: E402
+from lmdynamics.measurements.guesses import Guesses  # noqa: E402
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions, TokenLosses  # noqa: E402
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep  # noqa: E402
 from lmdynamics.measurements.probes import FineTuning  # noqa: E402
@@ -95,7 +96,8 @@ def measurements(run) -> list:
     gradients = {"batches": 1, "batch_size": 4, "rows": 2}
     return [
         HeadScores(bank, min_count=4), UAS(bank, min_count=4), WordAttention(next(iter(bank)).words),
-        PairAccuracy(run.pairs("grammar", 10)), HeldOutLoss(blocks), TokenLosses(blocks), Dissent(blocks),
+        PairAccuracy(run.pairs("grammar", 10)), Guesses((next(iter(bank)).words,)),
+        HeldOutLoss(blocks), TokenLosses(blocks), Dissent(blocks),
         IntrinsicDimension(bank), IntrinsicDimension(blocks), WeightNorm(), FisherTrace(blocks, examples=8),
         Opposition(blocks, examples=8), GroupOpposition(blocks, groups), FineTuning(labels, **learn, frozen=False),
         FineTuning(labels, **learn, frozen=True), OneStep(blocks, batches=1, batch_size=4, held_out=4),

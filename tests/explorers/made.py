@@ -3,8 +3,10 @@
 import polars as pl
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.explorers.checkpoint_pair import CheckpointPair
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
+from lmdynamics.explorers.guesses import GuessExplorer
 from lmdynamics.explorers.pairs import PairExplorer
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
@@ -41,10 +43,63 @@ def sizes() -> pl.DataFrame:
     return pl.concat([first_curve.with_columns(curve=pl.lit(f"0.{i}M seed 0")) for i in range(1, 5)])
 
 
+SENTENCES = {("the", "dogs", "near", "the", "house", "sleep", "."): 5, ("no", "cat", "sees", "dogs"): 2}
+
+
+def guesses(sentences=SENTENCES, steps=STEPS) -> pl.DataFrame:
+    """Of two sentences: the right word climbs from a sixth rank to the first; the first word has no guesses."""
+    rows = []
+    for k, step in enumerate(steps):
+        for number, words in enumerate(sentences):
+            for word in range(1, len(words)):
+                right_rank = 6 - k if word % 2 else 6 - k // 2
+                for rank in range(1, 6):
+                    right = rank == right_rank
+                    guess = words[word] if right else f"{words[word]}-{rank}"
+                    own = (right_rank, 0.6 / right_rank / (6 - k))
+                    rows.append((step, number, word, 1, rank, guess, 0.6 / rank / (6 - k), right, *own))
+    columns = ["step", "sentence", "word", "pieces", "rank", "guess", "probability", "right", "right_rank"]
+    return pl.DataFrame(rows, schema=[*columns, "right_probability"], orient="row")
+
+
+TEXT = [["[CLS]", "the", "big", "dogs", "near", "the", "house", "sleep", "[SEP]"]] * 8
+
+
+def token_losses(steps=STEPS, rows=8) -> pl.DataFrame:
+    """Of three tokens in each row: the first is learnt, the second forgotten, the third stays as it is."""
+    table = [
+        (step, row, position, 5 + position, 4.0 + slope * k + 0.05 * row * k)
+        for k, step in enumerate(steps)
+        for row in range(rows)
+        for position, slope in ((2, -0.6), (5, 0.3), (7, 0.0))
+    ]
+    return pl.DataFrame(table, ["step", "row", "position", "token", "loss"], orient="row")
+
+
+def relations_of_heads(steps=STEPS) -> pl.DataFrame:
+    """Of four heads: one changes its relation at step 4, one at every step."""
+    table = [
+        (step, layer, head, RELATIONS[layer, head](k, step), 0.2 + 0.1 * k, 100, 0.4)
+        for k, step in enumerate(steps)
+        for layer, head in RELATIONS
+    ]
+    return pl.DataFrame(table, ["step", "layer", "head", "relation", "accuracy", "count", "offset"], orient="row")
+
+
+RELATIONS = {
+    (0, 0): lambda k, step: "det",
+    (0, 1): lambda k, step: "nsubj" if step >= 4 else "punct",
+    (1, 0): lambda k, step: ["det", "obj"][k % 2],
+    (1, 1): lambda k, step: "amod",
+}
+
+
 MAKE = {
+    "checkpoint_pair": lambda: CheckpointPair(token_losses(), TEXT, relations_of_heads()),
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "many dissents": lambda: DissentExplorer(sizes(), published={"410M": -0.36, "14M, at the end": -0.95}),
+    "guesses": lambda: GuessExplorer(guesses(), SENTENCES),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
     "trajectories": lambda: TrajectoryExplorer(curves(runs=("a", "b"))),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),

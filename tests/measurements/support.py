@@ -28,6 +28,7 @@ from lmdynamics.measurements import probes
 from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, WeightNorm, sentence_states, two_nn
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition
+from lmdynamics.measurements.guesses import Guesses
 from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
 from lmdynamics.measurements.probes import FineTuning
@@ -129,6 +130,41 @@ def pair_accuracy(checkpoint: Checkpoint) -> str:
             np.testing.assert_allclose(scores[name], expected, rtol=1e-4, atol=1e-4)
     starts_bare = as_text(checkpoint.tokenizer, ("the",))[1][0] is not None
     return NO_FIRST if checkpoint.objective == "clm" and starts_bare else ""
+
+
+@torch.no_grad()
+def guesses(checkpoint: Checkpoint) -> str:
+    """One forward pass for each hidden word; the probabilities sorted in full."""
+    sentences = (("the", "unbelievable", "dog", "don't", "walk", "."), ("naïve", "dogs", "bark"))
+    frame, model, tokenizer = Guesses(sentences)(checkpoint), checkpoint.model("eager"), checkpoint.tokenizer
+    expected, split = [], False
+    for sentence, words in enumerate(sentences):
+        ids, of_word = as_text(tokenizer, words)
+        for word in range(len(words)):
+            first, pieces = of_word.index(word), of_word.count(word)
+            split |= pieces > 1
+            if checkpoint.objective == "mlm":
+                given = [tokenizer.mask_token_id if each == word else i for i, each in zip(ids, of_word, strict=True)]
+            elif first:
+                given = ids[:first]
+            else:
+                continue
+            logits = model(input_ids=torch.tensor([given])).logits[0, first if checkpoint.objective == "mlm" else -1]
+            probability = logits.softmax(-1).tolist()
+            order = sorted(range(len(probability)), key=lambda token: -probability[token])
+            own = order.index(ids[first]) + 1, probability[ids[first]]
+            for rank, token in enumerate(order[:5], start=1):
+                guess = tokenizer.convert_ids_to_tokens(token) or ""
+                right = token == ids[first]
+                expected.append((sentence, word, pieces, rank, guess, probability[token], right, *own))
+    assert split
+    exact = [name for name in frame.columns if "probability" not in name]
+    table = pl.DataFrame(expected, schema=frame.schema, orient="row")
+    assert frame.select(exact).equals(table.select(exact))
+    for name in ("probability", "right_probability"):
+        np.testing.assert_allclose(frame[name], table[name], rtol=1e-3, atol=1e-6)
+    starts_bare = as_text(tokenizer, ("the",))[1][0] is not None
+    return "no guess for a first word" if checkpoint.objective == "clm" and starts_bare else ""
 
 
 @torch.no_grad()
@@ -314,6 +350,7 @@ CHECKS: dict[type[Measurement], Callable[[Checkpoint], str]] = {
     UAS: uas,
     WordAttention: word_attention,
     PairAccuracy: pair_accuracy,
+    Guesses: guesses,
     HeldOutLoss: held_out_loss,
     TokenLosses: token_losses,
     Dissent: dissent,
