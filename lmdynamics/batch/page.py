@@ -3,6 +3,7 @@
 import base64
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbformat import NotebookNode
@@ -37,9 +38,9 @@ def static_page(executed: Path) -> str:
     # widgets would load JavaScript from the network, and they need a kernel
     notebook.metadata.pop("widgets", None)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    moving = [_insert_moving_views(cell) for cell in cells]
+    moving = [_insert_moving_views(cell, executed.parent) for cell in cells]
     for output in (output for cell in cells for output in cell.outputs if SVG in output.get("data", {})):
-        output.data = NotebookNode({"text/html": _picture(output)})
+        output.data = NotebookNode({"text/html": _picture(output, executed.parent)})
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
     environment = exporter.environment
     dark = environment.loader.get_source(environment, "static/theme-dark.css")[0]
@@ -52,28 +53,40 @@ def static_page(executed: Path) -> str:
     return f"{head}{style}</head>{content}"
 
 
-def _insert_moving_views(cell: NotebookNode) -> bool:
+def _insert_moving_views(cell: NotebookNode, folder: Path) -> bool:
     """Replace each output that holds moving views, and the cell's still pictures, by HTML; False if there is none."""
     moving = [output for output in cell.outputs if MOVING in output.get("data", {})]
     if not moving:
         return False
     stills = [output for output in cell.outputs if output.get("metadata", {}).get("lmdynamics") == STILL["lmdynamics"]]
     for index, output in enumerate(moving):
-        pictures = "".join(map(_still, stills)) if index == 0 else ""
+        pictures = "".join(_still(still, folder) for still in stills) if index == 0 else ""
         output.data = NotebookNode({"text/html": _section(output.data[MOVING], pictures)})
     cell.outputs = [output for output in cell.outputs if output not in stills]
     return True
 
 
-def _still(output: NotebookNode) -> str:
-    return _picture(output) if SVG in output.data else "".join(output.data["text/html"])
+def _still(output: NotebookNode, folder: Path) -> str:
+    return _picture(output, folder) if SVG in output.data else "".join(output.data["text/html"])
 
 
-def _picture(output: NotebookNode) -> str:
+def _picture(output: NotebookNode, folder: Path) -> str:
     """An SVG output as an image with its alternative text, which nbconvert omits. Scripts in an image do not run."""
-    text = output.get("metadata", {}).get(SVG, {}).get("alt", "")
-    data = base64.b64encode(output.data[SVG].encode()).decode()
-    return f'<img alt="{escape(text)}" src="data:{SVG};base64,{data}">'
+    return f'<img alt="{escape(alternative_text(output, SVG))}" src="{picture_source(output, SVG, folder)}">'
+
+
+def alternative_text(output: NotebookNode, kind: str) -> str:
+    """The text that describes a picture among a cell's outputs."""
+    return output.get("metadata", {}).get(kind, {}).get("alt", "")
+
+
+def picture_source(output: NotebookNode, kind: str, folder: Path) -> str:
+    """The address of a picture: the file in the page's folder that holds the same, or else all of it."""
+    content = "".join(output.data[kind])
+    if kind != SVG:
+        return f"data:{kind};base64,{''.join(content.split())}"
+    same = (path for path in sorted(folder.glob("*.svg")) if path.read_text("utf-8") == content)
+    return next((quote(path.name) for path in same), f"data:{SVG};base64,{base64.b64encode(content.encode()).decode()}")
 
 
 def _section(content: dict, pictures: str) -> str:

@@ -1,10 +1,13 @@
 """A batch as web pages, which load nothing from the network, so that they open from any web server or a disk.
 
-`index.html` lists the items; a site also compares the executed series with accepted results.
+`index.html` has a card for every item, `records.html` their records and times; a site also compares the executed
+series with accepted results.
 """
 
+import json
 import shutil
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +17,7 @@ import polars as pl
 from lmdynamics import files
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.batch.baselines import Baselines, file_name, item_key, read_baselines
+from lmdynamics.batch.cards import Card, read_card, words
 from lmdynamics.batch.collect import FILE_NAME, gather
 from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
 from lmdynamics.batch.regression import compare, summary
@@ -21,31 +25,34 @@ from lmdynamics.errors import UserError
 from lmdynamics.records import read_records
 
 COPIED_FILES = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
-TREND_PAGE = "trend.html"
+HERE = Path(__file__).parent
+RECORDS_PAGE, TREND_PAGE = "records.html", "trend.html"
 MARKER = ".lmdynamics-site"  # in a folder that this module has written
 TREND = ("batch", "ended", "item", "record", "value", "low", "high", "tolerance", "unit")
 
 
 def write_index(out: Path, note: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
-    """Write `out/index.html`, which lists every item in `out`, and return its path.
+    """Write `out/index.html`, a card for every item in `out`, and `out/records.html`; return the path of the index.
 
-    `note`: a line above the table. `links`: labels and relative addresses of other files. `title`: the default names
+    `note`: a line above the cards. `links`: labels and relative addresses of other files. `title`: the default names
     the folder.
     """
     folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
     entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
     title = title or f"Notebooks in {out.name}"
+    links = [("records and times", RECORDS_PAGE), *links]
+    _render("records.html.jinja", out / RECORDS_PAGE, entries=entries, title=title)
     return _render("index.html.jinja", out / "index.html", entries=entries, note=note, links=links, title=title)
 
 
 def _render(template: str, page: Path, **variables: Any) -> Path:
     """Write a page from one of the templates in this module's folder."""
-    from jinja2 import Environment
+    from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters |= {"duration": _duration, "scalar": _scalar}
-    body = environment.from_string(Path(__file__).with_name(template).read_text("utf-8")).render(variables)
-    files.write_text(page, body)
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
+    environment.filters |= {"duration": _duration, "scalar": _scalar, "words": words}
+    style = (HERE / "style.css").read_text("utf-8")
+    files.write_text(page, environment.get_template(template).render(style=style, **variables))
     return page
 
 
@@ -105,15 +112,32 @@ def _entry(out: Path, folder: Path) -> dict[str, Any]:
     outcome = read_outcome(folder)
     executed = folder / f"{outcome.notebook or outcome.name}.ipynb"
     page = executed.with_suffix(".html")
-    linked = [("as a page", page), ("notebook", executed), ("records", folder / "records.json"), ("log", folder / LOG)]
+    linked = {"as a page": page, "notebook": executed, "records": folder / "records.json", "log": folder / LOG}
+    links = {label: _link(out, path) for label, path in linked.items() if path.exists()}
     figures = [path for path in folder.iterdir() if path.suffix in (".svg", ".png")]
     figures.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # in the order of the notebook
+    card = read_card(executed) or Card(escape(outcome.name))
+    source, text = card.figure or ("", "")
     return {
         "outcome": outcome,
+        "card": card,
+        "page": links.get("as a page"),
+        "log": links.get("log"),
+        "figure": source and (source if source.startswith("data:") else f"{_link(out, folder)}/{source}", text),
+        "computed_on": _computed_on(folder),
         "records": read_records(folder),
-        "links": [(label, _link(out, path)) for label, path in linked if path.exists()],
-        "figures": [(path.stem.replace("_", " "), _link(out, path)) for path in figures],
+        "links": list(links.items()),
+        "figures": [(words(path.stem), _link(out, path)) for path in figures],
     }
+
+
+def _computed_on(folder: Path) -> str:
+    """The device, precision and torch of an item's records; "" if it has none."""
+    try:
+        environment = json.loads((folder / "records.json").read_text("utf-8"))["environment"]
+        return f"{environment['device_name']}, {environment['dtype']}, torch {environment['torch']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _link(out: Path, path: Path) -> str:
@@ -140,7 +164,7 @@ def _write_trend(outs: Sequence[Path], page: Path, baseline: Path | None) -> Non
     for (item, record), values in rows.group_by("item", "record", maintain_order=True):
         if values["batch"].n_unique() > 1:
             figures.append((item, record, charts.to_svg(charts.record_trend(values))))
-    _render("trend.html.jinja", page, figures=figures, batches=len(outs))
+    _render("trend.html.jinja", page, figures=figures, title=f"Records over {len(outs)} batches")
 
 
 def _records(out: Path, label: str) -> pl.DataFrame:
