@@ -13,7 +13,7 @@ READY := .venv/ready
 
 help:
 	@echo "make series    run the notebooks headless and write $(OUT)/index.html"
-	@echo "make site      the same as static pages in out/site, for any web server or disk"
+	@echo "make site      the same with the documentation and a search in out/site, for any web server or disk"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make test      run the tests"
 	@echo "make test-fast the tests that need no training and no browser: about a minute"
@@ -36,7 +36,7 @@ series: $(READY)
 	$(BIN)/lmdynamics batch $(SERIES) --profile $(PROFILE) --out $(OUT)
 
 site: series
-	$(BIN)/lmdynamics site $(OUT) --to out/site
+	$(BIN)/lmdynamics site $(OUT) --to out/site --docs README.md
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

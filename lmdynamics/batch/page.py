@@ -1,6 +1,8 @@
-"""An executed notebook as one HTML file that needs no network; its sliders work without a kernel."""
+"""An executed notebook as an HTML page that needs no network; its sliders work without a kernel."""
 
 import base64
+import hashlib
+import re
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -8,10 +10,14 @@ from urllib.parse import quote
 import nbformat
 from nbformat import NotebookNode
 
+from lmdynamics import files
 from lmdynamics.charts.moving import read, script
 from lmdynamics.html import MOVING, STILL, json_in_script
 
+ASSETS = "assets"  # folder of the files that pages share
 SVG = "image/svg+xml"
+_NARROW = ".jp-Cell pre, .jp-OutputArea-output { overflow-x: auto; } .jp-OutputArea-output img { max-width: 100%; }"
+_STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _EACH = """
 for (const section of document.querySelectorAll(".lmd-section")) {
   const content = section.querySelector("script[type='application/json']").textContent;
@@ -20,10 +26,11 @@ for (const section of document.querySelectorAll(".lmd-section")) {
 """
 
 
-def static_page(executed: Path) -> str:
-    """The HTML page of an executed notebook; moving views among its outputs keep their sliders.
+def write_page(executed: Path) -> Path:
+    """Write the HTML page of an executed notebook beside it, and return its path.
 
-    Vega's JavaScript is on the page once, and only if there is a moving view; nothing is loaded from the network.
+    Moving views among its outputs keep their sliders. Nothing is loaded from the network. The styles, and Vega's
+    JavaScript if there is a moving view, are files in `assets` beside the notebook's folder, which all pages share.
 
     Raises ValueError, AttributeError or KeyError if the file is not a complete notebook, for example if its run was
     killed while writing it.
@@ -31,8 +38,6 @@ def static_page(executed: Path) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="lab")
-    # the page must open without a network
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.mermaid_js_url = ""
     exporter.embed_images = True
     notebook = nbformat.read(executed, as_version=4)
     # widgets would load JavaScript from the network, and they need a kernel
@@ -44,13 +49,30 @@ def static_page(executed: Path) -> str:
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
     environment = exporter.environment
     dark = environment.loader.get_source(environment, "static/theme-dark.css")[0]
-    style = f"<style>@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}</style>"
     head, _, content = body.partition("</head>")
-    if any(moving):
-        style += f"<style>{read('moving.css')}</style>"
-        before, _, after = content.rpartition("</body>")
-        content = f'{before}<script type="module">{script(_EACH)}</script></body>{after}'
-    return f"{head}{style}</head>{content}"
+    # the template's scripts would be loaded from the network: no formula is typeset
+    head = re.sub(r"<script.*?</script>", "", head, flags=re.DOTALL)
+    styles = [
+        *_STYLE.findall(head),
+        f"@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}",
+    ]
+    assets = executed.parent.parent / ASSETS
+    style = _shared(assets, "\n".join([*styles, _NARROW, read("moving.css")]), "css")
+    head = f'{_STYLE.sub("", head)}<link rel="stylesheet" href="../{ASSETS}/{style}">'
+    if any(moving):  # no module: a browser loads none from a disk
+        code = _shared(assets, f'(() => {{ "use strict";\n{script(_EACH)}\n}})();', "js")
+        head += f'<script defer src="../{ASSETS}/{code}"></script>'
+    page = executed.with_suffix(".html")
+    files.write_text(page, f"{head}</head>{content}")
+    return page
+
+
+def _shared(assets: Path, text: str, kind: str) -> str:
+    """The name of a file with this text in the folder of shared files; pages of other versions have their own."""
+    path = assets / f"page-{hashlib.sha256(text.encode()).hexdigest()[:12]}.{kind}"
+    if not path.exists():
+        files.write_text(path, text)
+    return path.name
 
 
 def _insert_moving_views(cell: NotebookNode, folder: Path) -> bool:

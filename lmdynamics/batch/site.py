@@ -5,6 +5,7 @@ series with accepted results.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from html import escape
@@ -12,54 +13,66 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import nbformat
 import polars as pl
 
 from lmdynamics import files
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.batch.baselines import Baselines, file_name, item_key, read_baselines
-from lmdynamics.batch.cards import Card, read_card, words
+from lmdynamics.batch.cards import Card, opening, read_card, words
 from lmdynamics.batch.collect import FILE_NAME, gather
+from lmdynamics.batch.documents import search_script, title_of, write_documents
 from lmdynamics.batch.execute import LOG, OUTCOME, read_outcome
+from lmdynamics.batch.page import ASSETS
 from lmdynamics.batch.regression import compare, summary
 from lmdynamics.errors import UserError
 from lmdynamics.records import read_records
 
-COPIED_FILES = ("*.html", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
+COPIED_FILES = ("*.html", "*.css", "*.js", "*.svg", "*.png", "*.ipynb", "records.json", "outcome.json", "log.txt")
 HERE = Path(__file__).parent
 RECORDS_PAGE, TREND_PAGE = "records.html", "trend.html"
 MARKER = ".lmdynamics-site"  # in a folder that this module has written
 TREND = ("batch", "ended", "item", "record", "value", "low", "high", "tolerance", "unit")
 
 
-def write_index(out: Path, note: str = "", links: Sequence[tuple[str, str]] = (), title: str = "") -> Path:
+def write_index(
+    out: Path, note: str = "", links: Sequence[tuple[str, str]] = (), title: str = "", lead: str = ""
+) -> Path:
     """Write `out/index.html`, a card for every item in `out`, and `out/records.html`; return the path of the index.
 
     `note`: a line above the cards. `links`: labels and relative addresses of other files. `title`: the default names
-    the folder.
+    the folder; like `lead`, a paragraph below it, it is HTML.
     """
     folders = [path.parent for path in sorted(out.glob(f"*/{OUTCOME}"))]
     entries = [_entry(out, folder) for folder in folders if read_outcome(folder) is not None]
-    title = title or f"Notebooks in {out.name}"
+    title = title or escape(f"Notebooks in {out.name}")
     links = [("records and times", RECORDS_PAGE), *links]
     _render("records.html.jinja", out / RECORDS_PAGE, entries=entries, title=title)
-    return _render("index.html.jinja", out / "index.html", entries=entries, note=note, links=links, title=title)
+    return _render(
+        "index.html.jinja", out / "index.html", entries=entries, note=note, links=links, title=title, lead=lead
+    )
 
 
 def _render(template: str, page: Path, **variables: Any) -> Path:
     """Write a page from one of the templates in this module's folder."""
+    style = (HERE / "style.css").read_text("utf-8")
+    files.write_text(page, _template(template).render(style=style, **variables))
+    return page
+
+
+def _template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
     environment.filters |= {"duration": _duration, "scalar": _scalar, "words": words}
-    style = (HERE / "style.css").read_text("utf-8")
-    files.write_text(page, environment.get_template(template).render(style=style, **variables))
-    return page
+    return environment.get_template(name)
 
 
-def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None) -> Path:
-    """Copy the newest of some batches (the last of `outs`) to a folder as a site, and return its index.
+def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None, docs: Path | None = None) -> Path:
+    """Copy the newest of some batches (the last of `outs`) to a folder as a site with a search, and return its index.
 
     For several batches a page shows the trend of each record. `baseline`: a folder of accepted results to compare with.
+    `docs`: a Markdown file, which becomes a part of the site, with all files that it links to.
 
     Raises UserError if a batch has no results, or the folder holds files that are not a site.
     """
@@ -70,7 +83,7 @@ def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None) -
     if site.exists() and any(site.iterdir()) and not (site / MARKER).exists():  # all of it is overwritten
         raise UserError(f"{site} holds files that are not a site; name an empty folder with --to")
     with files.saving(f"the site {site}"), files.atomic_folder(site) as folder:
-        for item in sorted({*frame["item"]}):
+        for item in (ASSETS, *sorted({*frame["item"]})):
             for file in (file for pattern in COPIED_FILES for file in (newest / item).glob(pattern)):
                 (folder / item).mkdir(exist_ok=True)
                 shutil.copy2(file, folder / item / file.name)
@@ -81,8 +94,41 @@ def write_site(outs: Sequence[Path], site: Path, baseline: Path | None = None) -
         if len(outs) > 1:
             _write_trend(outs, folder / TREND_PAGE, baseline)
             links.append(("over past batches", TREND_PAGE))
-        write_index(folder, note, links, f"Notebooks of {newest.name}")
+        title, lead = opening(docs.read_text("utf-8")) if docs is not None else ("", "")
+        write_index(folder, note, links, title or escape(f"Notebooks of {newest.name}"), lead)
+        _join(folder, docs)
     return site / "index.html"
+
+
+def _join(folder: Path, docs: Path | None) -> None:
+    """Add documents to a site, and navigation and search to each of its pages; executed notebooks lose their outputs,
+    which are on their pages and would be most of the site."""
+    executed = [path for path in sorted(folder.glob("*/*.ipynb")) if path.with_suffix(".html").exists()]
+    notebooks = {path.stem: f"{path.parent.name}/{path.stem}.html" for path in executed}
+    contents = write_documents(docs, folder, notebooks) if docs is not None else {}
+    for address, content in contents.items():
+        title = f"{title_of(content)} · lmdynamics"
+        _render("base.html.jinja", folder / address, title=title, content=content)
+    own = sorted(path.name for path in folder.glob("*.html"))
+    pages = [*own, *contents, *(f"{path.parent.name}/{path.stem}.html" for path in executed)]
+    texts = {address: (folder / address).read_text("utf-8") for address in pages}
+    for path in folder.glob(f"{ASSETS}/*"):  # left by pages of an earlier version
+        if not any(path.name in text for text in texts.values()):
+            path.unlink()
+    style = f"<style>{(HERE / 'nav.css').read_text('utf-8')}</style></head>"
+    for address, text in texts.items():
+        nav = _template("nav.html.jinja").render(root="../" * address.count("/"), has_docs=bool(contents))
+        text = re.sub(r"<body[^>]*>", lambda match, nav=nav: match[0] + nav, text, count=1)
+        files.write_text(folder / address, text.replace("</head>", style, 1))
+    searched = {address: text for address, text in texts.items() if "/" in address}
+    files.write_text(folder / ASSETS / "search.js", search_script(searched))
+    for path in executed:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        notebook.metadata.pop("widgets", None)
+        nbformat.write(notebook, path)
 
 
 def trend(outs: Sequence[Path], baselines: Baselines | None = None) -> pl.DataFrame:
