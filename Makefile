@@ -9,11 +9,12 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup series site lab test test-fast bench lint format
+.PHONY: help setup series site pictures lab test test-fast bench lint format
 
 help:
 	@echo "make series    run the notebooks headless and write $(OUT)/index.html"
 	@echo "make site      the same with the documentation and a search in out/site, for any web server or disk"
+	@echo "make pictures  the README's pictures from the pages in $(OUT), with Chromium"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make test      run the tests"
 	@echo "make test-fast the tests that need no training and no browser: about a minute"
@@ -37,6 +38,9 @@ series: $(READY)
 
 site: series
 	$(BIN)/lmdynamics site $(OUT) --to out/site --docs README.md
+
+pictures: $(READY)
+	$(BIN)/python -m tests.browser.pictures $(OUT) --to docs/pictures
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
