@@ -9,11 +9,12 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup series site reference lab test test-fast bench lint format
+.PHONY: help setup series site pictures reference lab test test-fast bench lint format
 
 help:
 	@echo "make series    run the notebooks headless and write $(OUT)/index.html"
-	@echo "make site      the same as static pages in out/site, for any web server or disk"
+	@echo "make site      the same with the documentation and a search in out/site, for any web server or disk"
+	@echo "make pictures  the README's pictures from the pages in $(OUT), with Chromium"
 	@echo "make reference  train and measure the reference results anew where they are missing: hours, but it resumes"
 	@echo "make lab       open the notebooks in JupyterLab"
 	@echo "make test      run the tests"
@@ -37,7 +38,10 @@ series: $(READY)
 	$(BIN)/lmdynamics batch $(SERIES) --profile $(PROFILE) --out $(OUT)
 
 site: series
-	$(BIN)/lmdynamics site $(OUT) --to out/site
+	$(BIN)/lmdynamics site $(OUT) --to out/site --docs README.md
+
+pictures: $(READY)
+	$(BIN)/python -m tests.browser.pictures $(OUT) --to docs/pictures
 
 reference: $(READY)
 	@for name in syntax interventions masking ladder; do $(BIN)/lmdynamics reference $$name || exit 1; done

@@ -286,11 +286,12 @@ def site(
     outs: Annotated[list[Path], typer.Argument(help="Folders of batches; the last is shown, the others for trends.")],
     to: Annotated[Path, typer.Option(help="Folder of the site.")] = Path("site"),
     baseline: Annotated[Path | None, typer.Option(help="A folder of accepted results for comparison.")] = None,
+    docs: Annotated[Path | None, typer.Option(help="A Markdown file to add, with all that it links to.")] = None,
 ) -> None:
-    """Publish the executed notebooks of a batch as static pages, with an index, figures, records and trends."""
+    """Publish the executed notebooks of a batch as static pages, with an index, a search, records and trends."""
     from lmdynamics.batch.site import write_site
 
-    typer.echo(str(write_site(outs, to, baseline)))
+    typer.echo(str(write_site(outs, to, baseline, docs)))
 
 
 @app.command()

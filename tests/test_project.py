@@ -209,6 +209,22 @@ def test_hooks_download_nothing():
     assert {hook["language"] for hook in hooks[0]["hooks"]} == {"system"}
 
 
+def test_the_workflow_runs_pinned_actions_and_may_write_only_where_it_publishes():
+    (path,) = (ROOT / ".github" / "workflows").glob("*.yml")
+    workflow = yaml.safe_load(path.read_text())
+    jobs = workflow["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    uses = [step["uses"] for step in steps if "uses" in step]
+    assert [action for action in uses if not re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action)] == []
+    assert workflow["permissions"] == {"contents": "read"}
+    assert [name for name, job in jobs.items() if "permissions" in job] == ["publish"]
+    assert jobs["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+    targets = [step["run"].removeprefix("make ") for step in steps if step.get("run", "").startswith("make ")]
+    assert targets == ["lint", "test", "site"]
+    planned = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True)
+    assert planned.returncode == 0, planned.stderr
+
+
 def test_the_command_line_answers_at_once():
     heavy = ("torch", "transformers", "altair", "polars", "papermill", "rich.progress")
     code = f"import sys, lmdynamics.cli; print(*(name for name in {heavy} if name in sys.modules))"

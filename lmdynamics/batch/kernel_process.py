@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lmdynamics import files, jobs
+from lmdynamics import jobs
 from lmdynamics.batch.parameters import KERNEL
 from lmdynamics.batch.plan import Job
 from lmdynamics.environment import peak_mb
-from lmdynamics.errors import shortened
+from lmdynamics.errors import UserError, shortened
 
 MAX_SOCKET_PATH = 95  # characters; systems allow about a hundred
 MAX_MESSAGE = 2_000  # characters of an error's message
@@ -135,13 +135,10 @@ def _engine(sockets: Path) -> type:
 
 def _write_page(job: Job) -> None:
     """Write the executed notebook as an HTML page in the same folder."""
-    from lmdynamics.batch.page import static_page
+    from lmdynamics.batch.page import write_page
 
-    with suppress(OSError, ValueError, AttributeError, KeyError):
-        page = job.executed.with_suffix(".html")
-        body = static_page(job.executed)
-        with files.atomic_file(page) as temporary:
-            temporary.write_text(body, "utf-8")
+    with suppress(UserError, OSError, ValueError, AttributeError, KeyError):
+        write_page(job.executed)
 
 
 def _end_with(parent: jobs.Parent) -> None:

@@ -1,16 +1,23 @@
-"""An executed notebook as one HTML file that needs no network; its sliders work without a kernel."""
+"""An executed notebook as an HTML page that needs no network; its sliders work without a kernel."""
 
 import base64
+import hashlib
+import re
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbformat import NotebookNode
 
+from lmdynamics import files
 from lmdynamics.charts.moving import read, script
 from lmdynamics.html import MOVING, STILL, json_in_script
 
+ASSETS = "assets"  # folder of the files that pages share
 SVG = "image/svg+xml"
+_NARROW = ".jp-Cell pre, .jp-OutputArea-output { overflow-x: auto; } .jp-OutputArea-output img { max-width: 100%; }"
+_STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _EACH = """
 for (const section of document.querySelectorAll(".lmd-section")) {
   const content = section.querySelector("script[type='application/json']").textContent;
@@ -19,10 +26,11 @@ for (const section of document.querySelectorAll(".lmd-section")) {
 """
 
 
-def static_page(executed: Path) -> str:
-    """The HTML page of an executed notebook; moving views among its outputs keep their sliders.
+def write_page(executed: Path) -> Path:
+    """Write the HTML page of an executed notebook beside it, and return its path.
 
-    Vega's JavaScript is on the page once, and only if there is a moving view; nothing is loaded from the network.
+    Moving views among its outputs keep their sliders. Nothing is loaded from the network. The styles, and Vega's
+    JavaScript if there is a moving view, are files in `assets` beside the notebook's folder, which all pages share.
 
     Raises ValueError, AttributeError or KeyError if the file is not a complete notebook, for example if its run was
     killed while writing it.
@@ -30,50 +38,77 @@ def static_page(executed: Path) -> str:
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="lab")
-    # the page must open without a network
-    exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = exporter.mermaid_js_url = ""
     exporter.embed_images = True
     notebook = nbformat.read(executed, as_version=4)
     # widgets would load JavaScript from the network, and they need a kernel
     notebook.metadata.pop("widgets", None)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    moving = [_insert_moving_views(cell) for cell in cells]
+    moving = [_insert_moving_views(cell, executed.parent) for cell in cells]
     for output in (output for cell in cells for output in cell.outputs if SVG in output.get("data", {})):
-        output.data = NotebookNode({"text/html": _picture(output)})
+        output.data = NotebookNode({"text/html": _picture(output, executed.parent)})
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": executed.stem}})
     environment = exporter.environment
     dark = environment.loader.get_source(environment, "static/theme-dark.css")[0]
-    style = f"<style>@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}</style>"
     head, _, content = body.partition("</head>")
-    if any(moving):
-        style += f"<style>{read('moving.css')}</style>"
-        before, _, after = content.rpartition("</body>")
-        content = f'{before}<script type="module">{script(_EACH)}</script></body>{after}'
-    return f"{head}{style}</head>{content}"
+    # the template's scripts would be loaded from the network: no formula is typeset
+    head = re.sub(r"<script.*?</script>", "", head, flags=re.DOTALL)
+    styles = [
+        *_STYLE.findall(head),
+        f"@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}",
+    ]
+    assets = executed.parent.parent / ASSETS
+    style = _shared(assets, "\n".join([*styles, _NARROW, read("moving.css")]), "css")
+    head = f'{_STYLE.sub("", head)}<link rel="stylesheet" href="../{ASSETS}/{style}">'
+    if any(moving):  # no module: a browser loads none from a disk
+        code = _shared(assets, f'(() => {{ "use strict";\n{script(_EACH)}\n}})();', "js")
+        head += f'<script defer src="../{ASSETS}/{code}"></script>'
+    page = executed.with_suffix(".html")
+    files.write_text(page, f"{head}</head>{content}")
+    return page
 
 
-def _insert_moving_views(cell: NotebookNode) -> bool:
+def _shared(assets: Path, text: str, kind: str) -> str:
+    """The name of a file with this text in the folder of shared files; pages of other versions have their own."""
+    path = assets / f"page-{hashlib.sha256(text.encode()).hexdigest()[:12]}.{kind}"
+    if not path.exists():
+        files.write_text(path, text)
+    return path.name
+
+
+def _insert_moving_views(cell: NotebookNode, folder: Path) -> bool:
     """Replace each output that holds moving views, and the cell's still pictures, by HTML; False if there is none."""
     moving = [output for output in cell.outputs if MOVING in output.get("data", {})]
     if not moving:
         return False
     stills = [output for output in cell.outputs if output.get("metadata", {}).get("lmdynamics") == STILL["lmdynamics"]]
     for index, output in enumerate(moving):
-        pictures = "".join(map(_still, stills)) if index == 0 else ""
+        pictures = "".join(_still(still, folder) for still in stills) if index == 0 else ""
         output.data = NotebookNode({"text/html": _section(output.data[MOVING], pictures)})
     cell.outputs = [output for output in cell.outputs if output not in stills]
     return True
 
 
-def _still(output: NotebookNode) -> str:
-    return _picture(output) if SVG in output.data else "".join(output.data["text/html"])
+def _still(output: NotebookNode, folder: Path) -> str:
+    return _picture(output, folder) if SVG in output.data else "".join(output.data["text/html"])
 
 
-def _picture(output: NotebookNode) -> str:
+def _picture(output: NotebookNode, folder: Path) -> str:
     """An SVG output as an image with its alternative text, which nbconvert omits. Scripts in an image do not run."""
-    text = output.get("metadata", {}).get(SVG, {}).get("alt", "")
-    data = base64.b64encode(output.data[SVG].encode()).decode()
-    return f'<img alt="{escape(text)}" src="data:{SVG};base64,{data}">'
+    return f'<img alt="{escape(alternative_text(output, SVG))}" src="{picture_source(output, SVG, folder)}">'
+
+
+def alternative_text(output: NotebookNode, kind: str) -> str:
+    """The text that describes a picture among a cell's outputs."""
+    return output.get("metadata", {}).get(kind, {}).get("alt", "")
+
+
+def picture_source(output: NotebookNode, kind: str, folder: Path) -> str:
+    """The address of a picture: the file in the page's folder that holds the same, or else all of it."""
+    content = "".join(output.data[kind])
+    if kind != SVG:
+        return f"data:{kind};base64,{''.join(content.split())}"
+    same = (path for path in sorted(folder.glob("*.svg")) if path.read_text("utf-8") == content)
+    return next((quote(path.name) for path in same), f"data:{SVG};base64,{base64.b64encode(content.encode()).decode()}")
 
 
 def _section(content: dict, pictures: str) -> str:

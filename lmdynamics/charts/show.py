@@ -186,6 +186,9 @@ def to_svg(chart: Chart) -> str:
     import vl_convert
 
     spec = _drawable(specification(chart))
+    spec["config"] = spec.get("config", {}) | {
+        "aria": False
+    }  # labels of single marks, which no reader of pictures reads
     svg = vl_convert.vegalite_to_svg(_json_text(spec, STILL_TEXT), vl_version=_vegalite_version())
     return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 

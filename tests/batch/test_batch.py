@@ -86,12 +86,14 @@ def test_results_lie_beside_the_executed_notebook(mixed):
 
 
 def test_the_index_shows_every_notebook_and_escapes_what_it_shows(mixed):
-    page = (mixed[0] / "index.html").read_text("utf-8")
-    for text in ("good", "bad", "dies", "last", "seed doubled", "&lt;b&gt;", "no &lt;script&gt; way", "± 0.5"):
-        assert text in page
-    assert "<script" not in page
-    assert 'src="good/a_figure.svg"' in page
-    assert 'href="good/good.html"' in page
+    index, records = ((mixed[0] / name).read_text("utf-8") for name in ("index.html", "records.html"))
+    for text in ("good", "bad", "dies", "last", "no &lt;script&gt; way"):
+        assert text in index
+        assert text in records
+    for text in ("seed doubled", "&lt;b&gt;", "± 0.5", 'src="good/a_figure.svg"'):
+        assert text in records
+    assert "<script" not in index + records
+    assert 'href="good/good.html"' in index
 
 
 def test_the_executed_notebook_is_a_page_that_loads_nothing_from_elsewhere(mixed):

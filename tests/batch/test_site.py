@@ -3,11 +3,13 @@
 import re
 from datetime import datetime
 
+import nbformat
 import polars as pl
 import pytest
 
 from lmdynamics.batch.baselines import accept, read_baselines
 from lmdynamics.batch.collect import collect, gather
+from lmdynamics.batch.page import write_page
 from lmdynamics.batch.site import trend, write_site
 from tests.batch.made import write_item
 from tests.conftest import refuses
@@ -41,6 +43,31 @@ def test_a_site_has_pages_figures_records_and_trends(outs, tmp_path):
     assert trend.count("<svg") == 2
     assert "<b>name" not in trend
     assert "http://" not in trend.replace("http://www.w3.org", "")
+
+
+def test_a_site_has_documents_navigation_and_search_on_every_page(outs, tmp_path):
+    for name in ("README.md", "other.md"):
+        (tmp_path / name).write_text(f"# Title of {name}\n\nA paragraph.\n\n[next](other.md) `one`\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page")])
+    output = nbformat.v4.new_output("stream", text="x" * 10_000)
+    notebook.cells.append(nbformat.v4.new_code_cell("1", outputs=[output]))
+    nbformat.write(notebook, outs[-1] / "one" / "one.ipynb")
+    write_page(outs[-1] / "one" / "one.ipynb")
+    site = write_site(outs, tmp_path / "site", docs=tmp_path / "README.md").parent
+    pages = sorted(site.rglob("*.html"))
+    names = ["docs/index", "docs/other", "index", "one/one", "records", "trend"]
+    assert [path.relative_to(site).as_posix() for path in pages] == [f"{name}.html" for name in names]
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert text.count('<nav class="site-nav"') == 1
+        links = re.findall(r'(?:href|src)="([^"#]+)', text)
+        assert len(links) >= 4
+        for link in links:
+            assert (page.parent / link).is_file(), (page, link)
+    assert "<h1>Title of README.md</h1>" in pages[2].read_text("utf-8")
+    assert "<p>A paragraph.</p>" in pages[2].read_text("utf-8")
+    assert '<a href="../one/one.html"><code>one</code></a>' in pages[0].read_text("utf-8")
+    assert (site / "one" / "one.ipynb").stat().st_size < 2_000  # without outputs, which are on its page
 
 
 def test_a_site_is_written_anew_and_nothing_else_is(outs, tmp_path):

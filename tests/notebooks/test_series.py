@@ -187,12 +187,14 @@ def test_figures_are_svg(series, path):
 
 @EACH
 def test_the_index_shows_the_notebook(series, path):
-    page = (series[1] / "index.html").read_text("utf-8")
+    index, records = ((series[1] / name).read_text("utf-8") for name in ("index.html", "records.html"))
+    assert f'href="{path.stem}/{path.stem}.html"' in index
+    assert re.search(rf'<img src="{path.stem}/\w+.svg" alt="\w', index)
     for record in read_records(series[1] / path.stem):
-        assert record.name.replace("_", " ") in page
+        assert record.name.replace("_", " ") in records
     for figure in (series[1] / path.stem).glob("*.svg"):
-        assert f"{path.stem}/{figure.name}" in page
-    for link in re.findall(r'(?:href|src)="([^"#]+)"', page):
+        assert f"{path.stem}/{figure.name}" in records
+    for link in re.findall(r'(?:href|src)="([^"#]+)', index + records):
         assert (series[1] / link).exists(), link
 
 
