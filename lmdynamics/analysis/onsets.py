@@ -167,9 +167,7 @@ def _onset(curves: _Curves, k: int, margin: float) -> Onset:
     """Both rules for every row, if the first checkpoint can count as an untrained model."""
     steps, against = curves.steps, curves.against
     if len(steps) < k + 1:
-        return _no_onset(
-            curves.name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start"
-        )
+        return no_onset(curves.name, f"{len(steps)} checkpoint(s) are too few to see {k} in a row rise above the start")
     onset = _date(curves, k, margin)
     above = float(curves.value[0, 0] - curves.level[0, 0])
     if steps[0] == 0 or not above > margin:
@@ -179,8 +177,8 @@ def _onset(curves: _Curves, k: int, margin: float) -> Onset:
     )
     if onset.step is not None:
         reason = f"{start} model cannot be compared; it rises further above it from step {onset.step:,} on"
-        return replace(_no_onset(curves.name, reason, share=onset.share), at_or_before=onset.step)
-    return _no_onset(
+        return replace(no_onset(curves.name, reason, share=onset.share), at_or_before=onset.step)
+    return no_onset(
         curves.name,
         f"{start} model may be as far above; an onset would be at or before that step",
         share=onset.share,
@@ -199,9 +197,9 @@ def _date(curves: _Curves, k: int, margin: float) -> Onset:
         rise = np.nan_to_num((gap - untrained)[0], nan=-np.inf)
         best = int(rise.argmax())
         reason = f"never {criterion} {k} times running; the most was {rise[best]:+.3f}"
-        return _no_onset(name, f"{reason}, at step {steps[best]:,}", share=share)
+        return no_onset(name, f"{reason}, at step {steps[best]:,}", share=share)
     if share < BOUNDED:
-        return _no_onset(name, f"only in {share:.0%} of the resamples {criterion} {k} times running", share=share)
+        return no_onset(name, f"only in {share:.0%} of the resamples {criterion} {k} times running", share=share)
     step = int(steps[first[0]])
     before, after = np.searchsorted(steps, step / 2, "right") - 1, np.searchsorted(steps, step * 2)
     window = [max(before, 0), min(after, len(steps) - 1)]
@@ -209,7 +207,7 @@ def _date(curves: _Curves, k: int, margin: float) -> Onset:
     gain_text = f"from step {steps[window[0]]:,} to {steps[window[1]]:,} the value gains {gain:.2f}"
     gain_text += f", the control {control_gain:.2f}"
     if control_gain > max(margin, gain / 2):
-        return _no_onset(name, f"the control rises too: {gain_text}", step, share)
+        return no_onset(name, f"the control rises too: {gain_text}", step, share)
     low, high = _interval(steps, np.where(crossed, first, len(steps))[1:])
     if low is not None:  # the crossing is after the previous checkpoint: intervals are not finer than checkpoints
         low = int(steps[int(np.searchsorted(steps, low)) - 1])
@@ -218,7 +216,8 @@ def _date(curves: _Curves, k: int, margin: float) -> Onset:
     return Onset(name, step, low, high, bend, bend_low, bend_high, None, reason, share)
 
 
-def _no_onset(name: str, reason: str, control_step: int | None = None, share: float = 0.0) -> Onset:
+def no_onset(name: str, reason: str, control_step: int | None = None, share: float = 0.0) -> Onset:
+    """The absence of an onset, with its reason."""
     return Onset(name, None, None, None, None, None, None, control_step, reason, share)
 
 

@@ -17,6 +17,11 @@ from lmdynamics.html import MOVING, STILL, json_in_script
 ASSETS = "assets"  # folder of the files that pages share
 SVG = "image/svg+xml"
 _NARROW = ".jp-Cell pre, .jp-OutputArea-output { overflow-x: auto; } .jp-OutputArea-output img { max-width: 100%; }"
+_FOLDED = ".lmd-folded > summary { cursor: pointer; font-size: 0.85em; padding: 0 0 0.4em 5.2em; opacity: 0.75; font-family: sans-serif; }"
+_FOLDING = """{% extends "lab/index.html.j2" %}
+{% block input_group %}{% if cell.metadata.get("jupyter", {}).get("source_hidden") %}
+<details class="lmd-folded"><summary>Show the code</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}{% endblock %}"""  # a notebook's folded cells are folded on its page, too
 _STYLE = re.compile(r"<style[^>]*>(.*?)</style>", re.DOTALL)
 _EACH = """
 for (const section of document.querySelectorAll(".lmd-section")) {
@@ -37,7 +42,7 @@ def write_page(executed: Path) -> Path:
     """
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="lab")
+    exporter = HTMLExporter(template_name="lab", raw_template=_FOLDING)
     exporter.embed_images = True
     notebook = nbformat.read(executed, as_version=4)
     # widgets would load JavaScript from the network, and they need a kernel
@@ -57,7 +62,7 @@ def write_page(executed: Path) -> Path:
         f"@media (prefers-color-scheme: dark) {{ {dark} :root {{ color-scheme: dark; }} }}",
     ]
     assets = executed.parent.parent / ASSETS
-    style = _shared(assets, "\n".join([*styles, _NARROW, read("moving.css")]), "css")
+    style = _shared(assets, "\n".join([*styles, _NARROW, _FOLDED, read("moving.css")]), "css")
     head = f'{_STYLE.sub("", head)}<link rel="stylesheet" href="../{ASSETS}/{style}">'
     if any(moving):  # no module: a browser loads none from a disk
         code = _shared(assets, f'(() => {{ "use strict";\n{script(_EACH)}\n}})();', "js")

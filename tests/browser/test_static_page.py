@@ -241,7 +241,7 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
             section.locator(".lmd-chart svg").wait_for(timeout=60_000)
             assert random_moves(section, moves=10) == "", path.stem
             explorers += 1
-        assert events == [path.as_uri()]
+        assert elsewhere(events, path.parents[1]) == []
     assert explorers == 10
 
 
