@@ -17,7 +17,7 @@ from lmdynamics.html import MOVING, STILL, json_in_script
 ASSETS = "assets"  # folder of the files that pages share
 SVG = "image/svg+xml"
 _NARROW = ".jp-Cell pre, .jp-OutputArea-output { overflow-x: auto; } .jp-OutputArea-output img { max-width: 100%; }"
-_FOLDED = ".lmd-folded > summary { cursor: pointer; font-size: 0.85em; padding: 0 0 0.4em 5.2em; opacity: 0.75; font-family: sans-serif; }"
+_FOLDED = ".lmd-folded > summary { cursor: pointer; font: 0.85em sans-serif; padding: 0 0 0.4em 5.2em; opacity: 0.75; }"
 _FOLDING = """{% extends "lab/index.html.j2" %}
 {% block input_group %}{% if cell.metadata.get("jupyter", {}).get("source_hidden") %}
 <details class="lmd-folded"><summary>Show the code</summary>{{ super() }}</details>

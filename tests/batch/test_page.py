@@ -127,3 +127,17 @@ def test_widgets_that_have_no_kernel_are_left_out(write):
     notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": state}
     nbformat.write(notebook, path)
     assert "unpkg" not in page_of(path)
+
+
+def test_a_folded_cell_is_folded_and_its_output_is_not(tmp_path):
+    path = tmp_path / "item" / "page.ipynb"
+    path.parent.mkdir()
+    shown = nbformat.v4.new_output("stream", text="the answer")
+    folded = nbformat.v4.new_code_cell("import os", outputs=[shown], metadata={"jupyter": {"source_hidden": True}})
+    nbformat.write(nbformat.v4.new_notebook(cells=[folded, nbformat.v4.new_code_cell("1 + 1")]), path)
+    page = write_page(path).read_text("utf-8")
+    inside = re.search(r"<details class=\"lmd-folded\">(.*?)</details>", page, re.DOTALL)[1]
+    assert ">os<" in inside
+    assert "the answer" not in inside
+    assert "the answer" in page
+    assert page.count("<details") == 1, "only the folded cell"
