@@ -215,8 +215,8 @@ def test_a_and_b_are_picked_without_a_kernel(opened, tmp_path):
     expect(page.locator(f"{LAST} >> label:has(input[name=origin]) >> output")).to_have_text("2")
     assert unmoved(page, before) == []
     expect(view.get_by_text("2 of 4 heads changed relation")).to_be_visible()
-    expect(view.get_by_text("the big ‹dogs› near the").first).to_be_visible()
-    expect(view.get_by_text("−1.80")).to_be_visible()  # what the first row's token gained
+    expect(view.get_by_text("[CLS] the ‹big› dogs near").first).to_be_visible()
+    expect(view.get_by_text("2.80 → 1.00")).to_be_visible()  # the token that gained most
     strips = view.locator("path[opacity='0']")  # those of the curve, for B, and those of the strip below, for A
     click(page, strips.nth(3))
     expect(title).to_contain_text("From step 2 to 4: ")
