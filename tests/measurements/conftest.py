@@ -84,6 +84,7 @@ class StandInRun:
     """What `trace` sees of a run."""
 
     steps: tuple[int, ...]
+    recipe = None
 
     def __getitem__(self, step: int) -> StandIn:
         return StandIn(step=step, seed=step)

@@ -69,7 +69,7 @@ class Family:
                 "objective": self.objective,
                 "corpus": {"kind": "grammar", "version": VERSION, "sentences": 200, "held_out": 40},
                 "model": {"model_type": self.model_type, **SHAPE, **dict(self.config)},
-                "training": {"steps": 2, "batch_size": 4, "warmup_steps": 1},
+                "training": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "lr": 1e-4},
             }
         )
 
