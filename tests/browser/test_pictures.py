@@ -17,11 +17,13 @@ def test_the_explorer_moves_and_each_figure_is_described(smoke_series, tmp_path)
     shown = [re.fullmatch(r"!\[(\w.{20,})\]\((.*)\)", line).groups() for line in lines]
     assert [Path(path).stem for _, path in shown] == ["explorer", *FIGURES]
     moving, *stills = [Path(path) for _, path in shown]
-    frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(Image.open(moving))]
+    with Image.open(moving) as picture:
+        frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(picture)]
     assert len(frames) == len(set(frames)) == 8  # checkpoints of a smoke run
     assert moving.stat().st_size < MAX_BYTES
     for still in stills:
-        assert Image.open(still).mode == "P"
+        with Image.open(still) as picture:
+            assert picture.mode == "P"
         assert still.stat().st_size < 300_000
 
 
