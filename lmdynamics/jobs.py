@@ -58,7 +58,10 @@ os.register_at_fork(after_in_child=_close_in_fork)
 
 
 def available_cores() -> int:
-    """Number of cores that this process may use: all, unless its parent divided them among several processes."""
+    """Number of cores that this process may use: those of its affinity mask (taskset, containers, SLURM), unless its
+    parent divided them among several processes."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return int(os.environ.get(CORES) or len(os.sched_getaffinity(0)))
     return int(os.environ.get(CORES) or os.cpu_count() or 1)
 
 

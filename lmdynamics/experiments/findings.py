@@ -102,12 +102,20 @@ def loss_drop(loss: pl.DataFrame, uas: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows, schema | {"drop": pl.Float64, "share": pl.Float64}, orient="row")
 
 
-def published_sas(condition: str = "base") -> pl.DataFrame:
-    """The published curves of loss, UAS and BLiMP (Chen et al. 2023): measure, condition, seed, step, value."""
+def published_sas(condition: str = "base") -> tuple[pl.DataFrame, dict[str, int], float]:
+    """Published results of Chen et al. 2023: curves of loss, UAS and BLiMP (measure, condition, seed, step, value), the
+    steps marked as onsets, by name, and the UAS of the best fixed offset.
+
+    UAS there is of one head for all relations.
+    """
     names = {"loss": "loss (nats per token)", "uas": "UAS, one head", "blimp": "BLiMP"}
     curves = pl.read_csv(shipped("published") / "sas_curves.csv").filter(pl.col("condition") == condition)
     measure = pl.col("metric").replace_strict(names, return_dtype=pl.String)
-    return curves.select(measure.alias("measure"), pl.lit("BERT-base").alias("condition"), "step", "value", seed=0)
+    onsets = pl.read_csv(shipped("published") / "sas_onsets.csv").filter(pl.col("condition") == condition)
+    marks = dict(onsets.select("onset", "marked_step").iter_rows())
+    offset = pl.read_csv(shipped("published") / "sas_seeds_at_100k.csv")["uas_best_fixed_offset"].mean()
+    columns = [measure.alias("measure"), pl.lit("BERT-base").alias("condition"), "step", "value"]
+    return curves.select(*columns, seed=pl.lit(0, pl.Int64)), marks, offset
 
 
 def differences(final: pl.DataFrame, baseline: str) -> pl.DataFrame:
@@ -133,7 +141,7 @@ def contrasts(
     """Paired tests over seeds of condition against condition in one measure, corrected for their number (Hochberg).
 
     condition, baseline, difference, low, high, n, p, p_hochberg, verdict (better, worse or undecided); see
-    `compare_to_baseline`.
+    `compare_to_baseline` and `decide_by_interval`.
     """
     rows = final.filter(pl.col("measure") == measure)
     tables = [
@@ -147,7 +155,18 @@ def contrasts(
         for condition, baseline in pairs
     ]
     columns = ["condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg", "verdict"]
-    return decide(pl.concat(tables)).select(columns)
+    return decide_by_interval(pl.concat(tables)).select(columns)
+
+
+def decide_by_interval(table: pl.DataFrame) -> pl.DataFrame:
+    """`decide`, and a verdict only where the 95 % interval of the difference excludes zero, too.
+
+    The corrected test is one-sided, so alone it can call a condition better whose interval includes no difference.
+    """
+    excluded = (pl.col("low") > 0) | (pl.col("high") < 0)
+    open_question = pl.col("verdict").is_in(["better", "worse"]) & ~excluded
+    verdict = pl.when(open_question).then(pl.lit("undecided")).otherwise("verdict").alias("verdict")
+    return decide(table).with_columns(verdict)
 
 
 AGREEMENT = "agreement"  # share of pairs judged right

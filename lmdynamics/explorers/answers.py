@@ -33,7 +33,6 @@ from lmdynamics.experiments.reference import Reference, reference
 from lmdynamics.html import escape
 
 HALF = 360  # width of a panel in a figure of two columns, pixels
-PAPER_OFFSET = 0.302  # the best fixed offset for all words on the authors' data, `data/published`
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     drop, share = (mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share"))
     sentences = [
         f"Attention heads follow syntax better than on shuffled trees from {_step(structure)}, better than position "
-        f"alone from {_step(beyond)}. The model agrees subject and verb above chance from {_step(grammar)}.",
+        f"alone from {_step(beyond)}. Agreement of subject and verb is above chance from "
+        f"{_step(grammar)}.",
         f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
         f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {_number(drop, '.2f')} "
         f"nats, {_number(share, '.0%')} of its whole fall.",
@@ -84,13 +84,13 @@ def syntax_answer(results: Reference | None = None) -> Answer:
         if structure["step"] and grammar["step"]
         else "Here: no onset",
     )
-    published = published_sas()
+    published, marks, position = published_sas()
     paper = charts.conditions_panels(
         published,
         percent=["UAS, one head", "BLiMP"],
-        controls={"UAS, one head": {"position": PAPER_OFFSET}, "BLiMP": {"chance": 0.5}},
+        controls={"UAS, one head": {"position": position}, "BLiMP": {"chance": 0.5}},
         width=HALF,
-        title="Chen et al. 2023 (BERT): step 20,000, then 25,000",
+        title=f"Chen et al. 2023 (BERT): step {marks['structure']:,}, then {marks['capabilities']:,}",
     )
     return Answer(sentences, in_row(ours, paper), results.source)
 

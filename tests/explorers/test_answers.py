@@ -1,0 +1,144 @@
+"""The answers that pages open with: they say what was planted, and no more than the seeds support."""
+
+import polars as pl
+import pytest
+
+from lmdynamics.charts import to_svg
+from lmdynamics.experiments.findings import contrasts, differences, last_values
+from lmdynamics.experiments.reference import EXPERIMENTS, reference
+from lmdynamics.explorers import answers
+from lmdynamics.explorers.answers import Answer, interventions_answer, masking_answer, syntax_answer
+from lmdynamics.paths import shipped
+from tests.experiments.test_reference import planted_runs
+
+STEPS = [0, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
+
+
+class Results(dict):
+    """Tables in the place of reference results."""
+
+    source = "3 runs (planted)"
+
+
+def losses(ends, rates=(None,)):
+    """Losses that fall to the end of each condition and seed: {condition: ends by seed}."""
+    rows = [
+        (condition, seed, step, rate, 5 - (5 - end) * i / (len(STEPS) - 1))
+        for condition, by_seed in ends.items()
+        for seed, end in enumerate(by_seed)
+        for rate in rates
+        for i, step in enumerate(STEPS)
+    ]
+    frame = pl.DataFrame(rows, ["condition", "seed", "step", "rate", "loss"], orient="row")
+    return frame if rates != (None,) else frame.drop("rate")
+
+
+def test_the_order_is_claimed_only_if_the_interval_excludes_one():
+    uas, pairs = planted_runs([(32, 128, 256), (64, 128, 512), (32, 256, 512)])
+    answer = syntax_answer(Results(uas=uas, pairs=pairs, loss=losses({"base": [2.0, 2.1, 2.2]})))
+    text = str(answer)
+    assert "Agreement comes later: at 10.1 times the step at which heads beat shuffled trees" in text
+    assert "from step 406 [" in text, "the geometric mean of 256, 512 and 512"
+    assert "3 runs (planted)" in text
+    mixed = planted_runs([(32, 128, 512), (64, 512, 128), (32, 256, 512)])
+    undecided = str(syntax_answer(Results(uas=mixed[0], pairs=mixed[1], loss=losses({"base": [2.0, 2.1, 2.2]}))))
+    assert "Which comes first is undecided" in undecided
+    alone = [frame.filter(seed=0) for frame in (uas, pairs)]
+    one_seed = str(syntax_answer(Results(uas=alone[0], pairs=alone[1], loss=losses({"base": [2.0]}))))
+    assert "no interval" in one_seed
+    assert "comes later" not in one_seed
+
+
+def test_runs_without_grammar_have_no_order():
+    uas, pairs = planted_runs([(32, 128, 4096), (32, 128, 4096)])
+    text = str(syntax_answer(Results(uas=uas, pairs=pairs, loss=losses({"base": [2.0, 2.1]}))))
+    assert "above chance from no step (0 of 2 runs)" in text
+    assert "so their order is unknown" in text
+
+
+def conditions(**planted):
+    """UAS and pairs of several conditions: the onsets of their seeds."""
+    frames = [
+        [frame.with_columns(condition=pl.lit(name)) for frame in planted_runs(onsets)]
+        for name, onsets in planted.items()
+    ]
+    return [pl.concat(parts) for parts in zip(*frames, strict=True)]
+
+
+def test_interventions_are_named_and_compared_with_the_base():
+    early, never = (32, 128, 256), (4096, 4096, 4096)
+    uas, pairs = conditions(
+        **{"base": [early] * 3, "SAS−": [never] * 3, "released": [early] * 3, "SAS+": [(8, 4096, 512)] * 3}
+    )
+    jitter = pl.col("correct") ^ ((pl.col("seed") == 1) & (pl.col("pair") == 0) & (pl.col("step") == 2048))
+    pairs = pairs.with_columns(correct=jitter)  # seeds that are all alike have no spread to test against
+    ends = {"base": [2.0, 2.1, 2.2], "SAS−": [3.0, 3.2, 3.1], "released": [2.1, 2.0, 2.2], "SAS+": [2.5, 2.7, 2.6]}
+    answer = interventions_answer(Results(uas=uas, pairs=pairs, loss=losses(ends)))
+    text = str(answer)
+    assert "Suppressed throughout, agreement ends −4" in text
+    assert "loss ends +1.00 nats [" in text
+    assert "SAS" not in text, "conditions go by what was done"
+    svg = to_svg(answer.figure)
+    assert "released at 3 %" in svg
+
+
+def masking_results():
+    ends = {
+        "constant 15 %": [2.0, 2.1, 2.2],
+        "constant 30 %": [1.9, 2.0, 2.11],
+        "linear 30 → 15 %": [1.8, 1.9, 2.01],
+        "linear 15 → 30 %": [2.05, 2.2, 2.2],
+    }
+    _, pairs = conditions(**{name: [(32, 128, 512)] * 3 for name in ends})
+    margin = losses(ends).select("condition", "seed", "step", paradigm=pl.lit("p"), margin=5 - pl.col("loss"))
+    return Results(loss=losses(ends, (0.05, 0.15, 0.3, 0.5)), margin=margin, pairs=pairs)
+
+
+def test_schedules_are_compared_seed_by_seed():
+    answer = masking_answer(masking_results())
+    text = str(answer)
+    assert "linear 30 → 15 % against constant 15 % −0.197" in text
+    assert "better" in text
+    assert "loss at 50 %" in to_svg(answer.figure)
+
+
+def test_differences_and_contrasts_are_paired():
+    final = last_values(
+        losses({"a": [1.0, 2.0, 3.0], "b": [1.1, 2.12, 3.11]}).with_columns(value="loss", measure=pl.lit("loss"))
+    )
+    moved = differences(final, "a")
+    assert moved["value"].to_list() == pytest.approx([0.1, 0.12, 0.11])
+    (row,) = contrasts(final, [("b", "a")], "loss", higher_is_better=False).iter_rows(named=True)
+    assert row["difference"] == pytest.approx(0.11)
+    assert row["verdict"] == "worse"
+    assert 0 < row["low"] < row["high"]
+
+
+def test_a_verdict_needs_an_interval_without_zero():
+    values = losses({"a": [1.0, 2.0, 3.0], "b": [1.1, 2.2, 3.1]}).with_columns(value="loss", measure=pl.lit("loss"))
+    (row,) = contrasts(last_values(values), [("b", "a")], "loss", higher_is_better=False).iter_rows(named=True)
+    assert row["low"] < 0 < row["high"]
+    assert row["p"] > 0.95, "the one-sided test alone would say worse"
+    assert row["verdict"] == "undecided"
+
+
+def test_an_answer_is_displayed_with_its_words_escaped(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Answer(["a < b"], masking_answer(masking_results()).figure, "<script>").show()
+    html = shown[0].data
+    assert "a &lt; b" in html
+    assert "<script>" not in html
+    assert "What we found" in html
+    assert "text/plain" in shown[1]._repr_mimebundle_()[0] or shown[1]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("reference").glob("*.json")))
+def test_the_shipped_results_have_an_answer(name):
+    assert name in EXPERIMENTS
+    make = getattr(answers, f"{name}_answer", None)
+    if make is not None:
+        answer = make(reference(name))
+        assert all(answer.sentences)
+        assert f"`lmdynamics reference {name}`" in str(answer)
+        to_svg(answer.figure)
