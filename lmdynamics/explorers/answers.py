@@ -46,14 +46,19 @@ class Answer:
     def __str__(self) -> str:
         return "\n".join([*self.sentences, f"Reference results: {self.source}"])
 
-    def show(self, output_dir: str = "", interactive: bool = True) -> None:
-        """Display the sentences, and then the figure."""
-        from IPython.display import HTML, display
+    def show(self) -> None:
+        """Display the sentences, and then the figure as a still picture."""
+        from IPython.display import display
 
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         source = escape(f"Reference results: {self.source}")
-        display(HTML(f"<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>"))
-        display(charts.show(self.figure, "what-we-found", output_dir, interactive))
+        text = {
+            "text/html": f"<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
+            "text/markdown": "\n".join(f"- {sentence}" for sentence in self.sentences),  # for the card of the page
+            "text/plain": str(self),
+        }
+        display(text, raw=True)
+        display(charts.show(self.figure, "what-we-found", interactive=False))
 
 
 def syntax_answer(results: Reference | None = None) -> Answer:

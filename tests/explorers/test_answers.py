@@ -124,13 +124,14 @@ def test_a_verdict_needs_an_interval_without_zero():
 
 def test_an_answer_is_displayed_with_its_words_escaped(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda content, raw=False: shown.append(content))
     Answer(["a < b"], masking_answer(masking_results()).figure, "<script>").show()
-    html = shown[0].data
-    assert "a &lt; b" in html
-    assert "<script>" not in html
-    assert "What we found" in html
-    assert "text/plain" in shown[1]._repr_mimebundle_()[0] or shown[1]
+    text, figure = shown
+    assert "a &lt; b" in text["text/html"]
+    assert "<script>" not in text["text/html"]
+    assert text["text/markdown"] == "- a < b"
+    assert "What we found" in text["text/html"]
+    assert "<svg" in figure.svg
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in shipped("reference").glob("*.json")))
