@@ -23,7 +23,7 @@ def losses_by_token(losses: pl.DataFrame) -> tuple[list[int], pl.DataFrame, Floa
     tokens = parts[0].select("row", "position", "token")
     if not all(part.select("row", "position", "token").equals(tokens) for part in parts):
         raise UserError("two checkpoints: they were measured on other tokens; trace the same rows at each")
-    return [part["step"][0] for part in parts], tokens, np.stack([part["loss"].to_numpy() for part in parts])
+    return [part["step"][0] for part in parts], tokens, np.stack([part["loss"].cast(pl.Float64) for part in parts])
 
 
 def changes_of_all_pairs(losses: pl.DataFrame, seed: int = 0) -> pl.DataFrame:

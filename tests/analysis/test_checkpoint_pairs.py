@@ -30,6 +30,11 @@ def test_each_pair_equals_a_loop_over_tokens(losses):
         assert (pair["tokens"], pair["rows"]) == (len(changes), 30)
 
 
+def test_losses_in_float32_as_measured(losses):
+    short = changes_of_all_pairs(losses.with_columns(pl.col("loss").cast(pl.Float32)))
+    assert (short["change"] - changes_of_all_pairs(losses)["change"]).abs().max() < 1e-6
+
+
 def test_the_interval_is_over_rows_of_text(losses):
     pair = changes_of_all_pairs(losses).filter(from_step=8, step=64).row(0, named=True)
     joined = losses.filter(step=64).with_columns(change=pl.col("loss") - losses.filter(step=8)["loss"])
