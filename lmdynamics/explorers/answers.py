@@ -202,10 +202,10 @@ def _order(onsets: pl.DataFrame, first: str) -> str:
     control = "position" if "position" in first else "shuffled trees"
     if ratio["mean"] is None:
         return f"No run has both agreement and heads that beat {control}, so their order is unknown."
-    text = f"{ratio['mean']:.1f} times the step at which heads beat {control}"
+    text = f"{ratio['mean']:.2f} times the step at which heads beat {control}"
     if ratio["low"] is None:
         return f"Agreement comes at {text} (one seed: no interval)."
-    interval = f"[{ratio['low']:.1f}, {ratio['high']:.1f}], {ratio['n']} seeds"
+    interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}], {ratio['n']} seeds"
     if ratio["low"] > 1:
         return f"Agreement comes later: at {text} ({interval})."
     if ratio["high"] < 1:

@@ -37,7 +37,7 @@ def test_the_order_is_claimed_only_if_the_interval_excludes_one():
     uas, pairs = planted_runs([(32, 128, 256), (64, 128, 512), (32, 256, 512)])
     answer = syntax_answer(Results(uas=uas, pairs=pairs, loss=losses({"base": [2.0, 2.1, 2.2]})))
     text = str(answer)
-    assert "Agreement comes later: at 10.1 times the step at which heads beat shuffled trees" in text
+    assert "Agreement comes later: at 10.08 times the step at which heads beat shuffled trees" in text
     assert "from step 406 [" in text, "the geometric mean of 256, 512 and 512"
     assert "3 runs (planted)" in text
     mixed = planted_runs([(32, 128, 512), (64, 512, 128), (32, 256, 512)])
