@@ -25,6 +25,7 @@ from lmdynamics.paths import shipped
 from lmdynamics.progress import bar
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.sweep import read_plan, sweep
+from lmdynamics.training.recipes import load_recipe
 
 Tables = dict[str, pl.DataFrame]
 
@@ -136,8 +137,9 @@ def make_reference(
     }
     if unknown := [condition for condition in only if condition not in conditions]:
         raise UserError(f"{name} has no condition {unknown[0]!r}{did_you_mean(unknown[0], conditions)}")
-    done = _done(folder, name, experiment.version, profile)
     for plan in experiment.plans:
+        language = load_recipe(read_plan(plan).recipe, profile).corpus.get("version")
+        done = _done(folder, name, experiment.version, profile, language)
         wanted = [condition for condition in only or conditions if conditions[condition] == plan]
         missing = [(c, seed) for seed in seeds or experiment.seeds for c in wanted if (c, seed) not in done]
         if not missing:
@@ -200,10 +202,17 @@ def _read_facts(folder: Path, name: str) -> list[dict[str, Any]]:
     return files.read_json(index, "reference results")["runs"] if index.exists() else []
 
 
-def _done(folder: Path, name: str, version: int, profile: str) -> set[tuple[str, int]]:
-    """Condition and seed of the runs that need not be made again."""
+def _done(folder: Path, name: str, version: int, profile: str, language: int | None) -> set[tuple[str, int]]:
+    """Condition and seed of the runs that need not be made again.
+
+    `language`: the version of the built-in language; None for other text.
+    """
     current = (facts for facts in _read_facts(folder, name) if facts["version"] == version)
-    return {(facts["condition"], facts["seed"]) for facts in current if facts["recipe"]["profile"] == profile}
+    return {
+        (facts["condition"], facts["seed"])
+        for facts in current
+        if facts["recipe"]["profile"] == profile and facts["recipe"]["corpus"].get("version") == language
+    }
 
 
 def _facts(

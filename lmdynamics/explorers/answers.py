@@ -44,14 +44,18 @@ class Answer:
     source: str
 
     def __str__(self) -> str:
-        return "\n".join([*self.sentences, f"Reference results: {self.source}"])
+        return "\n".join([*self.sentences, self._origin])
+
+    @property
+    def _origin(self) -> str:
+        return f"Means and 95 % intervals are over seeds. Reference results: {self.source}"
 
     def show(self) -> None:
         """Display the sentences, and then the figure as a still picture."""
         from IPython.display import display
 
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
-        source = escape(f"Reference results: {self.source}")
+        source = escape(self._origin)
         text = {
             "text/html": f"<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
             "text/markdown": "\n".join(f"- {sentence}" for sentence in self.sentences),  # for the card of the page

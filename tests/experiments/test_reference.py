@@ -89,6 +89,17 @@ def test_an_experiment_that_changed_is_made_anew(measured, tmp_path, monkeypatch
     assert results["loss"].height == 2 * before, "rows of the earlier version are gone"
 
 
+def test_results_of_another_version_of_the_language_are_made_anew(measured, tmp_path):
+    make(tmp_path, seeds=[0])
+    before = len(measured)
+    index = tmp_path / "tiny.json"
+    facts = json.loads(index.read_text())
+    facts["runs"][0]["recipe"]["corpus"]["version"] = 1
+    index.write_text(json.dumps(facts))
+    make(tmp_path, seeds=[0])
+    assert len(measured) == before + 1
+
+
 def test_a_run_that_was_stopped_while_measuring_is_made_again(measured, tmp_path, monkeypatch):
     stopped = EXPERIMENTS["tiny"].measure
 
