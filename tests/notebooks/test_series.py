@@ -36,6 +36,7 @@ MEASURED = ["sentences", "longest", "min_count", "pairs_per_paradigm", "margin",
 PARAMETERS = {
     "00_start_here": ["run", "treebank", "sentence", "hide", *COMMON],
     "01_masking_schedules": [
+        "runs",
         "plan",
         "baseline",
         "schedule",
@@ -53,6 +54,7 @@ PARAMETERS = {
     ],
     "02_sas_emergence": ["run", "also", "treebank", "pairs", *COMMON, *MEASURED],
     "02_sas_interventions": [
+        "runs",
         "plan",
         "baseline",
         "also",
@@ -272,8 +274,9 @@ def test_a_reading_group_can_use_it(path):
     cells = nbformat.read(path, as_version=4).cells
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
     (prediction,) = [source for source in text if "**Predict before you look.**" in source]
-    assert prediction.index("**Predict") < prediction.index("<details><summary>What was ")
+    assert prediction.index("**Predict") < prediction.index("<details><summary>What w")
     (group,) = [source for source in text if source.startswith("## For a reading group")]
+    assert "\n> **Takeaway.** " in group
     exercises = re.findall(r"^\d\. ", group, re.MULTILINE)
     assert len(exercises) >= 3
     assert group.count("<details>") == group.count("</details>") == len(exercises)
