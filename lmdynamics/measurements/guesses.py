@@ -130,8 +130,8 @@ def example_sentences(
     """Short sentences to hide words of, each with the word (0-based) to hide first: its main verb.
 
     With minimal `pairs`, half of them are the right sentences of pairs, from each paradigm in turn (the last first),
-    with the word that is wrong in the other sentence. The others are of the treebank: first those without names and
-    with words that the tokenizer has whole. `own`: a sentence of the reader's own, to be the first, with its last word
+    with the word that is wrong in the other sentence; those without "no" come first, because they read more easily. The
+    others are of the treebank: first those without names and with words that the tokenizer has whole. `own`: a sentence of the reader's own, to be the first, with its last word
     to hide. `hide`: another word of the first sentence.
 
     Raises UserError if the first sentence has no word `hide`, or there is no sentence.
@@ -140,7 +140,8 @@ def example_sentences(
     if words := tuple(own.split()):
         examples[words] = last_word(words)
     if pairs is not None:
-        by_paradigm = [part.rows() for part in pairs.frame.select("paradigm", "good", "bad").partition_by("paradigm")]
+        parts = pairs.frame.select("paradigm", "good", "bad").partition_by("paradigm")
+        by_paradigm = [sorted(part.rows(), key=lambda row: row[1].split().count("no")) for part in parts]
         in_turn = chain.from_iterable(zip(*reversed(by_paradigm), strict=False))
         texts = [(good.split(), bad.split()) for _, good, bad in in_turn]
         fitting = [(good, bad) for good, bad in texts if len(good) == len(bad) and _fits(len(good))]
