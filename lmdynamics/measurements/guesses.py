@@ -131,8 +131,8 @@ def example_sentences(
 
     With minimal `pairs`, half of them are the right sentences of pairs, from each paradigm in turn (the last first),
     with the word that is wrong in the other sentence; those without "no" come first, because they read more easily. The
-    others are of the treebank: first those without names and with words that the tokenizer has whole. `own`: a sentence of the reader's own, to be the first, with its last word
-    to hide. `hide`: another word of the first sentence.
+    others are of the treebank: first those without names and with words that the tokenizer has whole. `own`: a sentence
+    of the reader's own, to be the first, with its last word to hide. `hide`: another word of the first sentence.
 
     Raises UserError if the first sentence has no word `hide`, or there is no sentence.
     """
