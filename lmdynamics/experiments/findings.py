@@ -126,6 +126,7 @@ def differences(final: pl.DataFrame, baseline: str) -> pl.DataFrame:
     need_columns(final, ["condition", "seed", "measure", "value"], "differences from the baseline")
     base = final.filter(pl.col("condition") == baseline).select("seed", "measure", base="value")
     rest = final.filter(pl.col("condition") != baseline).join(base, on=["seed", "measure"], maintain_order="left")
+    rest = rest.drop_nulls("base")  # seeds without a baseline: results are made run by run
     return rest.select("condition", "seed", "measure", value=pl.col("value") - pl.col("base"))
 
 
@@ -141,12 +142,12 @@ def contrasts(
     """Paired tests over seeds of condition against condition in one measure, corrected for their number (Hochberg).
 
     condition, baseline, difference, low, high, n, p, p_hochberg, verdict (better, worse or undecided); see
-    `compare_to_baseline` and `decide_by_interval`.
+    `compare_to_baseline` and `decide_by_interval`. Seeds that only one of the two has are left out.
     """
     rows = final.filter(pl.col("measure") == measure)
     tables = [
         compare_to_baseline(
-            rows.filter(pl.col("condition").is_in([condition, baseline])),
+            _shared_seeds(rows.filter(pl.col("condition").is_in([condition, baseline]))),
             baseline,
             value="value",
             higher_is_better=higher_is_better,
@@ -156,6 +157,11 @@ def contrasts(
     ]
     columns = ["condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg", "verdict"]
     return decide_by_interval(pl.concat(tables)).select(columns)
+
+
+def _shared_seeds(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of seeds that every condition has."""
+    return rows.filter(pl.col("condition").n_unique().over("seed") == pl.col("condition").n_unique())
 
 
 def decide_by_interval(table: pl.DataFrame) -> pl.DataFrame:

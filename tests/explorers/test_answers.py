@@ -114,6 +114,14 @@ def test_differences_and_contrasts_are_paired():
     assert 0 < row["low"] < row["high"]
 
 
+def test_a_seed_that_only_one_condition_has_is_left_out():
+    values = losses({"a": [1.0, 2.0, 3.0], "b": [1.1, 2.12]}).with_columns(value="loss", measure=pl.lit("loss"))
+    final = last_values(values)
+    assert differences(final, "a")["seed"].to_list() == [0, 1]
+    assert differences(final, "b")["seed"].to_list() == [0, 1]
+    assert contrasts(final, [("b", "a")], "loss", higher_is_better=False)["n"].to_list() == [2]
+
+
 def test_a_verdict_needs_an_interval_without_zero():
     values = losses({"a": [1.0, 2.0, 3.0], "b": [1.1, 2.2, 3.1]}).with_columns(value="loss", measure=pl.lit("loss"))
     (row,) = contrasts(last_values(values), [("b", "a")], "loss", higher_is_better=False).iter_rows(named=True)
