@@ -172,8 +172,8 @@ def masking_answer(results: Reference | None = None) -> Answer:
     }
     sentences = [_contrast(tests, *pair) for pair in pairs]
     sentences.append(
-        "Better and worse are verdicts after a correction for the number of comparisons (Hochberg). The margin is by how "
-        "much the right sentence of a pair is likelier; unlike accuracy it has no ceiling."
+        "Better and worse are verdicts after a correction for the number of comparisons (Hochberg). The margin is by "
+        "how much the right sentence of a pair is likelier; unlike accuracy it has no ceiling."
     )
     moved = differences(final, MASKING_BASELINE)
     means = mean_over_seeds(moved, ["measure", "condition"], "value")
