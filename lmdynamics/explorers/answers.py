@@ -117,9 +117,9 @@ def interventions_answer(results: Reference | None = None) -> Answer:
         for measure, higher in SYNTAX_MEASURES.items()
     }
     sentences = [
-        "Suppressed throughout, " + _ends(tests, "suppressed") + ".",
-        *(f"{name.capitalize()} of training, " + _ends(tests, name) + "." for name in releases),
-        "Promoted throughout, " + _ends(tests, "promoted") + ".",
+        "Suppressed throughout: " + _ends(tests, "suppressed") + ".",
+        *(f"{name.capitalize()} of training: " + _ends(tests, name) + "." for name in releases),
+        "Promoted throughout: " + _ends(tests, "promoted") + ".",
     ]
     figure = charts.conditions_panels(
         curves,
@@ -145,13 +145,19 @@ def _ends(tests: dict[str, pl.DataFrame], condition: str) -> str:
     parts = []
     for measure, table in tests.items():
         row = table.filter(condition=condition).row(0, named=True)
-        style, unit, scale = ("+.2f", " nats", 1) if "nats" in measure else ("+.0f", " points", 100)
-        interval = "one seed"
-        if row["low"] is not None:
-            interval = f"[{scale * row['low']:{style}}, {scale * row['high']:{style}}]"
+        digits, unit, scale = (2, "nats", 1) if "nats" in measure else (0, "points", 100)
+        difference, low, high = (
+            None if row[key] is None else scale * row[key] for key in ("difference", "low", "high")
+        )
+        side, sign = ("below", -1) if difference < 0 else ("above", 1)
+        interval = ""
+        if low is not None:
+            ends = sorted((sign * low, sign * high))
+            interval = f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+        verdict = "" if row["verdict"] in ("better", "worse") else ", undecided"
         name = measure.partition(" (")[0]
-        parts.append(f"{name} ends {scale * row['difference']:{style}}{unit} {interval} from base")
-    return ", ".join(parts).replace("-", "−")
+        parts.append(f"{name} ends {abs(difference):.{digits}f}{interval} {unit} {side} the base{verdict}")
+    return "; ".join(parts).replace("-", "−")
 
 
 MASKING_BASELINE = "constant 15 %"
@@ -170,7 +176,7 @@ def masking_answer(results: Reference | None = None) -> Answer:
         for name, higher in MASKING_MEASURES.items()
         if name in ("loss at 15 %", MARGIN)
     }
-    sentences = [_contrast(tests, *pair) for pair in pairs]
+    sentences = [_starting_or_falling(tests["loss at 15 %"], falling), *(_contrast(tests, *pair) for pair in pairs)]
     sentences.append(
         "Better and worse are verdicts after a correction for the number of comparisons (Hochberg). The margin is by "
         "how much the right sentence of a pair is likelier; unlike accuracy it has no ceiling."
@@ -179,9 +185,29 @@ def masking_answer(results: Reference | None = None) -> Answer:
     means = mean_over_seeds(moved, ["measure", "condition"], "value")
     figure = charts.final_by_condition(
         moved, means, conditions=order, zero=True, percent=[AGREEMENT],
-        title=f"Differences from {MASKING_BASELINE} with the same seed, at the end of training",
+        title=_contrast(tests, falling, MASKING_BASELINE).rstrip("."),
     )  # fmt: skip
     return Answer(sentences, figure, results.source)
+
+
+EFFECT = {"better": "lowers", "worse": "raises", "undecided": "does not measurably change"}
+
+
+def _starting_or_falling(table: pl.DataFrame, falling: str) -> str:
+    """Whether the start at 30 % or the fall from it makes the difference in the loss."""
+    rows = {(row["condition"], row["baseline"]): row for row in table.iter_rows(named=True)}
+    fall, start = rows[falling, MASKING_BASELINE], rows["constant 30 %", MASKING_BASELINE]
+    both = rows[falling, "constant 30 %"]
+    text = (
+        f"Compared with 15 % throughout, a rate that falls from 30 to 15 % {EFFECT.get(fall['verdict'], 'one seed')} "
+        f"the loss at 15 %, and 30 % throughout {EFFECT.get(start['verdict'], 'one seed')} it."
+    )
+    if both["low"] is None:
+        return text
+    excluded = f"effects outside [{both['low']:+.2f}, {both['high']:+.2f}] nats are excluded".replace("-", "−")
+    if both["verdict"] == "undecided":
+        return f"{text} Falling against 30 % throughout is undecided: {excluded}."
+    return f"{text} Falling is {both['verdict']} than 30 % throughout."
 
 
 def _contrast(tests: dict[str, pl.DataFrame], condition: str, baseline: str) -> str:

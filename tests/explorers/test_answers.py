@@ -1,5 +1,7 @@
 """The answers that pages open with: they say what was planted, and no more than the seeds support."""
 
+import re
+
 import polars as pl
 import pytest
 
@@ -70,13 +72,14 @@ def test_interventions_are_named_and_compared_with_the_base():
     uas, pairs = conditions(
         **{"base": [early] * 3, "SAS−": [never] * 3, "released": [early] * 3, "SAS+": [(8, 4096, 512)] * 3}
     )
-    jitter = pl.col("correct") ^ ((pl.col("seed") == 1) & (pl.col("pair") == 0) & (pl.col("step") == 2048))
+    jitter = pl.col("correct") ^ ((pl.col("seed") == 1) & (pl.col("pair") == 0) & (pl.col("condition") == "base"))
     pairs = pairs.with_columns(correct=jitter)  # seeds that are all alike have no spread to test against
     ends = {"base": [2.0, 2.1, 2.2], "SAS−": [3.0, 3.2, 3.1], "released": [2.1, 2.0, 2.2], "SAS+": [2.5, 2.7, 2.6]}
     answer = interventions_answer(Results(uas=uas, pairs=pairs, loss=losses(ends)))
     text = str(answer)
-    assert "Suppressed throughout, agreement ends −4" in text
-    assert "loss ends +1.00 nats [" in text
+    assert re.search(r"Suppressed throughout: agreement ends 4\d \[\d\d, \d\d\] points below the base;", text)
+    assert re.search(r"loss ends 1\.00 \[\d\.\d\d, \d\.\d\d\] nats above the base", text)
+    assert re.search(r"Released at 3 % of training: .*loss ends 0\.00 \[.*, undecided", text)
     assert "SAS" not in text, "conditions go by what was done"
     svg = to_svg(answer.figure)
     assert "released at 3 %" in svg
@@ -86,7 +89,7 @@ def masking_results():
     ends = {
         "constant 15 %": [2.0, 2.1, 2.2],
         "constant 30 %": [1.9, 2.0, 2.11],
-        "linear 30 → 15 %": [1.8, 1.9, 2.01],
+        "linear 30 → 15 %": [1.8, 1.9, 2.005],
         "linear 15 → 30 %": [2.05, 2.2, 2.2],
     }
     _, pairs = conditions(**{name: [(32, 128, 512)] * 3 for name in ends})
@@ -97,7 +100,9 @@ def masking_results():
 def test_schedules_are_compared_seed_by_seed():
     answer = masking_answer(masking_results())
     text = str(answer)
-    assert "linear 30 → 15 % against constant 15 %: loss at 15 % −0.20 [−0.21, −0.18] nats (better)" in text
+    assert "linear 30 → 15 % against constant 15 %: loss at 15 % −0.20 [−0.21, −0.19] nats (better)" in text
+    assert "a rate that falls from 30 to 15 % lowers the loss at 15 %" in text
+    assert "Falling is better than 30 % throughout" in text, "by 0.1 in every seed"
     assert "loss at 50 %" in to_svg(answer.figure)
 
 
