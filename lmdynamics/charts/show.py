@@ -59,7 +59,7 @@ class Still(Picture):
 
     def __init__(self, chart: Chart):
         super().__init__(chart)
-        self.svg = to_svg(chart)
+        self.svg = to_svg(chart, labels=False)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         data, metadata = super()._repr_mimebundle_()
@@ -181,14 +181,16 @@ def to_html(chart: Chart) -> str:
     return _PAGE.format(title=escape(title), spec=json_in_script(spec), script=script(_DRAW))
 
 
-def to_svg(chart: Chart) -> str:
-    """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers."""
+def to_svg(chart: Chart, labels: bool = True) -> str:
+    """The chart as SVG text, drawn by vl-convert without a browser; its description is its text for screen readers.
+
+    `labels`: also of single marks. They are of no use where a page shows the SVG as an image, and half of its size.
+    """
     import vl_convert
 
     spec = _drawable(specification(chart))
-    spec["config"] = spec.get("config", {}) | {
-        "aria": False
-    }  # labels of single marks, which no reader of pictures reads
+    if not labels:
+        spec["config"] = spec.get("config", {}) | {"aria": False}
     svg = vl_convert.vegalite_to_svg(_json_text(spec, STILL_TEXT), vl_version=_vegalite_version())
     return with_room(svg).replace("<svg ", f'<svg role="img" aria-label={quoteattr(spec.get("description", ""))} ', 1)
 
