@@ -14,7 +14,7 @@ import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-SET_UP = 2  # cells that begin anew: parameters and imports
+SET_UP = 2  # cells that begin anew, from the parameters on: these and imports
 
 
 def run(notebook: Path, output_dir: Path) -> str:
@@ -22,11 +22,11 @@ def run(notebook: Path, output_dir: Path) -> str:
     shell = InteractiveShell.instance()
     shell.reset()
     cells = [cell for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
-    assert "parameters" in cells[0].metadata.tags
+    (first,) = [i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", ())]
     parameters = f"\nprofile, interactive, output_dir = 'smoke', True, {str(output_dir)!r}"
-    sources = [cell.source + parameters * (cell is cells[0]) for cell in cells]
+    sources = [cell.source + parameters * (i == first) for i, cell in enumerate(cells)]
     order = [(i, "first") for i in range(len(cells))]
-    second_pass = [(i, "second") for i in reversed(range(SET_UP, len(cells)))]
+    second_pass = [(i, "second") for i in reversed(range(first + SET_UP, len(cells)))]
     for i, turn in [*order, *second_pass]:
         if error := shell.run_cell(sources[i]).error_in_exec:
             return f"code cell {i + 1}, {turn} run: {type(error).__name__}: {error}"
