@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import polars as pl
 import torch
@@ -141,11 +141,13 @@ def example_sentences(
         examples[words] = last_word(words)
     if pairs is not None:
         parts = pairs.frame.select("paradigm", "good", "bad").partition_by("paradigm")
-        by_paradigm = [sorted(part.rows(), key=lambda row: row[1].split().count("no")) for part in parts]
+        by_paradigm = []
+        for part in parts:
+            texts = [(good.split(), bad.split()) for _, good, bad in part.rows()]
+            fitting = [(good, bad) for good, bad in texts if len(good) == len(bad) and _fits(len(good))]
+            by_paradigm.append(sorted(fitting, key=lambda pair: pair[0].count("no")))
         in_turn = chain.from_iterable(zip(*reversed(by_paradigm), strict=False))
-        texts = [(good.split(), bad.split()) for _, good, bad in in_turn]
-        fitting = [(good, bad) for good, bad in texts if len(good) == len(bad) and _fits(len(good))]
-        for good, bad in fitting[: count // 2]:
+        for good, bad in islice(in_turn, count // 2):
             examples[tuple(good)] = next((i for i, word in enumerate(good) if word != bad[i]), 0)
     trees = [tree for tree in treebank if _fits(len(tree)) and -1 in tree.heads][:CANDIDATES] or list(treebank)[:count]
     for tree in sorted(trees, key=lambda tree: (not _is_whole(tokenizer, tree.words), not _without_names(tree.words))):
