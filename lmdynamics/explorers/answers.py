@@ -33,6 +33,7 @@ from lmdynamics.experiments.findings import (
 from lmdynamics.experiments.reference import Reference, reference
 from lmdynamics.html import escape
 
+MARGIN_POINTS = 10  # by which a curve must exceed its control; position alone must only be exceeded
 HALF = 360  # width of a panel in a figure of two columns, pixels
 
 
@@ -70,15 +71,15 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     """Page 02: the onsets of structure and grammar, their order, and the loss while structure appears."""
     results = results or reference("syntax")
     uas, pairs = results["uas"], results["pairs"]
-    onsets = onset_table(uas, pairs)
+    onsets = onset_table(uas, pairs, MARGIN_POINTS / 100)
     steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
     structure, beyond, grammar = (steps[name] for name in ("structure", "structure beyond position", "capabilities"))
     drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
     drop, share = (mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share"))
     sentences = [
-        f"Attention heads follow syntax better than on shuffled trees from {_step(structure)}, better than position "
-        f"alone from {_step(beyond)}. Agreement of subject and verb is above chance from "
-        f"{_step(grammar)}.",
+        f"Attention heads find over {MARGIN_POINTS} points more arcs than on shuffled trees from {_step(structure)} on, "
+        f"and more arcs than position alone from {_step(beyond)} on. Agreement of subject and verb is over "
+        f"{MARGIN_POINTS} points above chance from {_step(grammar)} on.",
         f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
         f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {_number(drop, '.2f')} "
         f"nats, {_number(share, '.0%')} of its whole fall.",
@@ -106,7 +107,7 @@ def syntax_answer(results: Reference | None = None) -> Answer:
 
 
 def interventions_answer(results: Reference | None = None) -> Answer:
-    """Page 02 on interventions: what suppression costs, whether it heals, and what promotion brings."""
+    """Page 02 on interventions: how suppressed, released and promoted runs end, against the base."""
     results = results or reference("interventions")
     curves = name_interventions(syntax_curves(results))
     order = curves["condition"].unique(maintain_order=True).to_list()
@@ -126,38 +127,27 @@ def interventions_answer(results: Reference | None = None) -> Answer:
         percent=["UAS", "agreement"],
         controls={"agreement": {"chance": 0.5}},
         conditions=order,
-        title=_interventions_title(tests, releases),
+        title=f"Suppressed throughout: {_end(tests[AGREEMENT].filter(condition='suppressed').row(0, named=True), AGREEMENT)}",
     )
     return Answer(sentences, figure, results.source)
 
 
-def _interventions_title(tests: dict[str, pl.DataFrame], releases: list[str]) -> str:
-    verdicts = {row["condition"]: row for row in tests["agreement"].iter_rows(named=True)}
-    suppressed = verdicts["suppressed"]["verdict"] == "worse"
-    first = "Without syntactic attention there is no grammar" if suppressed else "Suppression: undecided"
-    behind = [name for name in releases if verdicts[name]["verdict"] == "worse"]
-    healed = len(releases) - len(behind)
-    return f"{first}; {healed} of {len(releases)} releases do not end measurably below base"
-
-
 def _ends(tests: dict[str, pl.DataFrame], condition: str) -> str:
     """How a condition ends against the base, in each measure."""
-    parts = []
-    for measure, table in tests.items():
-        row = table.filter(condition=condition).row(0, named=True)
-        digits, unit, scale = (2, "nats", 1) if "nats" in measure else (0, "points", 100)
-        difference, low, high = (
-            None if row[key] is None else scale * row[key] for key in ("difference", "low", "high")
-        )
-        side, sign = ("below", -1) if difference < 0 else ("above", 1)
-        interval = ""
-        if low is not None:
-            ends = sorted((sign * low, sign * high))
-            interval = f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-        verdict = "" if row["verdict"] in ("better", "worse") else ", undecided"
-        name = measure.partition(" (")[0]
-        parts.append(f"{name} ends {abs(difference):.{digits}f}{interval} {unit} {side} the base{verdict}")
-    return "; ".join(parts).replace("-", "−")
+    return "; ".join(_end(table.filter(condition=condition).row(0, named=True), name) for name, table in tests.items())
+
+
+def _end(row: dict, measure: str) -> str:
+    """`agreement ends 48 [45, 51] points below the base`."""
+    digits, unit, scale = (2, "nats", 1) if "nats" in measure else (0, "points", 100)
+    side, sign = ("below", -scale) if row["difference"] < 0 else ("above", scale)
+    interval = ""
+    if row["low"] is not None:
+        low, high = sorted((sign * row["low"], sign * row["high"]))
+        interval = f" [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
+    verdict = "" if row["verdict"] in ("better", "worse") else ", undecided"
+    name = measure.partition(" (")[0]
+    return f"{name} ends {sign * row['difference']:.{digits}f}{interval} {unit} {side} the base{verdict}"
 
 
 MASKING_BASELINE = "constant 15 %"
@@ -198,12 +188,12 @@ def _starting_or_falling(table: pl.DataFrame, falling: str) -> str:
     rows = {(row["condition"], row["baseline"]): row for row in table.iter_rows(named=True)}
     fall, start = rows[falling, MASKING_BASELINE], rows["constant 30 %", MASKING_BASELINE]
     both = rows[falling, "constant 30 %"]
+    if not all(row["verdict"] in EFFECT for row in (fall, start, both)):  # one seed, or no spread between seeds
+        return "Whether a rate that falls from 30 to 15 % lowers the loss at 15 % is undecided: there is no test."
     text = (
-        f"Compared with 15 % throughout, a rate that falls from 30 to 15 % {EFFECT.get(fall['verdict'], 'one seed')} "
-        f"the loss at 15 %, and 30 % throughout {EFFECT.get(start['verdict'], 'one seed')} it."
+        f"Compared with 15 % throughout, a rate that falls from 30 to 15 % {EFFECT[fall['verdict']]} the loss at 15 %, "
+        f"and 30 % throughout {EFFECT[start['verdict']]} it."
     )
-    if both["low"] is None:
-        return text
     excluded = f"effects outside [{both['low']:+.2f}, {both['high']:+.2f}] nats are excluded".replace("-", "−")
     if both["verdict"] == "undecided":
         return f"{text} Falling against 30 % throughout is undecided: {excluded}."
@@ -223,7 +213,7 @@ def _contrast(tests: dict[str, pl.DataFrame], condition: str, baseline: str) -> 
 def _step(row: dict) -> str:
     if row["step"] is None:
         return f"no step ({row['n']} of {row['runs']} runs)"
-    interval = "" if row["low"] is None else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
+    interval = " (one run: no interval)" if row["low"] is None else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
     return f"step {row['step']:,.0f}{interval}" + (f" in {row['n']} of {row['runs']} runs" * (row["n"] < row["runs"]))
 
 

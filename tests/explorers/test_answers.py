@@ -54,7 +54,7 @@ def test_the_order_is_claimed_only_if_the_interval_excludes_one():
 def test_runs_without_grammar_have_no_order():
     uas, pairs = planted_runs([(32, 128, 4096), (32, 128, 4096)])
     text = str(syntax_answer(Results(uas=uas, pairs=pairs, loss=losses({"base": [2.0, 2.1]}))))
-    assert "above chance from no step (0 of 2 runs)" in text
+    assert "above chance from no step (0 of 2 runs) on" in text
     assert "so their order is unknown" in text
 
 
@@ -83,6 +83,8 @@ def test_interventions_are_named_and_compared_with_the_base():
     assert "SAS" not in text, "conditions go by what was done"
     svg = to_svg(answer.figure)
     assert "released at 3 %" in svg
+    assert "no grammar" not in svg, "the title gives the difference and its interval, not more"
+    assert re.search(r"Suppressed throughout: agreement ends 4\d \[", svg)
 
 
 def masking_results():
@@ -104,6 +106,13 @@ def test_schedules_are_compared_seed_by_seed():
     assert "a rate that falls from 30 to 15 % lowers the loss at 15 %" in text
     assert "Falling is better than 30 % throughout" in text, "by 0.1 in every seed"
     assert "loss at 50 %" in to_svg(answer.figure)
+
+
+def test_one_seed_compares_no_schedules():
+    alone = Results({name: frame.filter(seed=0) for name, frame in masking_results().items()})
+    text = str(masking_answer(alone))
+    assert "is undecided: there is no test" in text
+    assert "(one seed: undecided)" in text
 
 
 def test_differences_and_contrasts_are_paired():
