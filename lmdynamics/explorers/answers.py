@@ -77,8 +77,8 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
     drop, share = (mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share"))
     sentences = [
-        f"Attention heads find over {MARGIN_POINTS} points more arcs than on shuffled trees from {_step(structure)} on, "
-        f"and more arcs than position alone from {_step(beyond)} on. Agreement of subject and verb is over "
+        f"Attention heads find over {MARGIN_POINTS} points more arcs than on shuffled trees from {_step(structure)} "
+        f"on, and more arcs than position alone from {_step(beyond)} on. Agreement of subject and verb is over "
         f"{MARGIN_POINTS} points above chance from {_step(grammar)} on.",
         f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
         f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {_number(drop, '.2f')} "
@@ -127,7 +127,7 @@ def interventions_answer(results: Reference | None = None) -> Answer:
         percent=["UAS", "agreement"],
         controls={"agreement": {"chance": 0.5}},
         conditions=order,
-        title=f"Suppressed throughout: {_end(tests[AGREEMENT].filter(condition='suppressed').row(0, named=True), AGREEMENT)}",
+        title="Suppressed throughout: " + _ends({AGREEMENT: tests[AGREEMENT]}, "suppressed"),
     )
     return Answer(sentences, figure, results.source)
 
