@@ -18,11 +18,10 @@ from lmdynamics.analysis.deceleration import fit_deceleration
 from lmdynamics.analysis.fits import power_laws
 from lmdynamics.analysis.intervals import interval, row_sums
 from lmdynamics.analysis.speedup import LearningCurve, speedup
-from lmdynamics.experiments.comparison import Claim, judge
-from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions
+from lmdynamics.experiments.findings import contrasts, decide_by_interval
+from lmdynamics.measurements.losses import Predictions
 from lmdynamics.measurements.optimizer_step import coefficients
 from lmdynamics.measurements.per_token_gradients import Tape
-from lmdynamics.measurements.probes import FineTuning
 
 Interval = tuple[float | None, float, float | None]
 STEPS = np.array([0, *np.unique(np.geomspace(10, 4000, 24).astype(int))], float)
@@ -137,17 +136,16 @@ def coverage(claim: Callable[[np.random.Generator], Interval], draws: int, seed:
 
 
 def false_claims(rng: np.random.Generator, trials: int, seeds: int = 3) -> float:
-    """How often one at least of five claims is called reproduced, where no schedule differs from another."""
+    """How often one at least of five comparisons is decided, where no schedule differs from another."""
     names, measures = ["falling", "rising", "low", "high"], ["minimal pairs", "held-out loss", "acceptability"]
-    pairs = [("minimal pairs", other) for other in names[1:]] + [(measure, "low") for measure in measures[1:]]
-    claims = [Claim(f"{measure} {other}", measure, "falling", other) for measure, other in pairs]
-    kinds = {"minimal pairs": PairAccuracy, "held-out loss": HeldOutLoss, "acceptability": FineTuning}
+    compared = {"minimal pairs": names[1:]} | {measure: ["low"] for measure in measures[1:]}
     rows = [(name, seed, measure) for name in names for measure in measures for seed in range(seeds)]
     frame = pl.DataFrame(rows, ["condition", "seed", "measure"], orient="row")
     found = 0
     for _ in range(trials):
         final = frame.with_columns(value=pl.Series(rng.normal(size=len(frame))))
-        found += "reproduced" in judge(claims, final, kinds)["verdict"].to_list()
+        tests = [contrasts(final, [("falling", o) for o in others], name, True) for name, others in compared.items()]
+        found += "better" in decide_by_interval(pl.concat(tests))["verdict"].to_list()
     return found / trials
 
 

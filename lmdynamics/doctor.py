@@ -10,6 +10,7 @@ from pathlib import Path
 from lmdynamics import paths
 from lmdynamics.devices import available_devices, device_kind, device_name, has_float64
 from lmdynamics.errors import UserError
+from lmdynamics.jobs import available_cores
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "polars", "altair", "papermill", "jupyterlab")
 _WIDGETS = {  # packages of an explorer, and their JupyterLab extension
@@ -53,7 +54,7 @@ def _devices() -> Iterator[tuple[bool, str]]:
     except ImportError as error:
         yield False, f"torch does not load: {error}"
         return
-    yield True, f"cpu: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads; {_bf16_on_cpu()}"
+    yield True, f"cpu: {available_cores()} cores, torch uses {torch.get_num_threads()} threads; {_bf16_on_cpu()}"
     accelerators = available_devices()[1:]
     for device in accelerators:
         if device_kind(device) == "cuda":

@@ -5,7 +5,7 @@ D = 1 - |Σ x| / Σ |x|, magnitude M = mean |x|, and the change of the mean loss
 training, from step t to 2t, D rises towards 1 once the loss decelerates: some tokens gain what others lose.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,6 @@ from lmdynamics.analysis.intervals import (
     row_sums,
     with_bounds,
     with_groups,
-    with_interval,
 )
 from lmdynamics.errors import UserError
 
@@ -155,77 +154,6 @@ def _around(net, drawn_net, drawn_size, rows) -> tuple[np.ndarray, np.ndarray]:
     """The interval of D of each group, which ends at 1."""
     low, high = interval(unfolded(net, drawn_net, drawn_size), rows)
     return np.minimum(low, 1), np.minimum(high, 1)
-
-
-def rises_across(
-    changes: pl.DataFrame,
-    breaks: Mapping[str, float | None] | float | None,
-    resamples: int = 500,
-    seed: int = 0,
-) -> pl.DataFrame:
-    """Whether interference rises across the break of the loss curve: a row, with a sentence, for each curve.
-
-    `changes`: of `doublings`, with `curve` where there are several; `breaks`: t_d of each curve by its name (None: it
-    has none), or one for all. The mean D over doublings that end at or before t_d is compared with that over doublings
-    that begin at or after it; the doubling that contains t_d is left out. The 95 % interval of the difference is over
-    rows of text resampled jointly for all doublings; it does not cover the variation between runs.
-
-    Rows: curve, break, before, after, difference, low, high, doublings_before, doublings_after, verdict ("rises",
-    "falls", "undecided"), sentence.
-
-    Raises UserError if a column is missing, a change is not finite, or a curve is not among `breaks`.
-    """
-    if "curve" not in changes.columns:
-        changes = changes.with_columns(curve=pl.lit("the curve"))
-    need_numbers(changes, ["curve", *PAIR, "row", "change"], "interference across a break")
-    rows = []
-    for (curve,), curve_changes in changes.group_by("curve", maintain_order=True):
-        if isinstance(breaks, Mapping) and curve not in breaks:
-            raise UserError(f"no break is given for {curve!r}; give None if its loss curve has none")
-        t_d = breaks[curve] if isinstance(breaks, Mapping) else breaks
-        rows.append({"curve": curve, "break": t_d} | _across(curve_changes, t_d, resamples, seed))
-    schema = {"curve": pl.String} | dict.fromkeys(["break", "before", "after", "difference", "low", "high"], pl.Float64)
-    schema |= {"doublings_before": pl.Int64, "doublings_after": pl.Int64, "verdict": pl.String}
-    table = pl.DataFrame(rows, schema)
-    return table.with_columns(sentence=pl.Series([_describe(row) for row in table.to_dicts()], dtype=pl.String))
-
-
-def _across(changes: pl.DataFrame, t_d: float | None, resamples: int, seed: int) -> dict[str, float | int | str | None]:
-    totals = _sums(changes, PAIR, resamples, seed)
-    by_doubling = interference(totals.total("net"), totals.total("size"))
-    drawn = unfolded(totals.total("net"), totals.drawn("net"), totals.drawn("size"))
-    is_defined = np.isfinite(by_doubling)
-    step, until = (totals.keys[name].to_numpy() for name in PAIR)
-    before, after = (until <= (t_d or 0)) & is_defined, (step >= (t_d or np.inf)) & is_defined
-    row = {"doublings_before": int(before.sum()), "doublings_after": int(after.sum()), "verdict": "undecided"}
-    if before.any():
-        row["before"] = float(by_doubling[before].mean())
-    if after.any():
-        row["after"] = float(by_doubling[after].mean())
-    if not (before.any() and after.any()):
-        return row
-    differences = drawn[:, after].mean(1) - drawn[:, before].mean(1)
-    low, high = interval(differences[:, None], np.array([changes["row"].n_unique()], float))
-    row["difference"] = row["after"] - row["before"]
-    if np.isfinite(low[0]):
-        row |= {"low": float(low[0]), "high": float(high[0])}
-        row["verdict"] = "rises" if low[0] > 0 else "falls" if high[0] < 0 else "undecided"
-    return row
-
-
-def _describe(row: dict) -> str:
-    if row["break"] is None:
-        return f"{row['curve']}: its loss curve has no break to compare across."
-    if row["difference"] is None:
-        side = "ends before" if row["before"] is None else "begins after"
-        return f"{row['curve']}: no doubling {side} the break at step {row['break']:,.0f}, so nothing can be compared."
-    verb = "does not clearly move" if row["verdict"] == "undecided" else row["verdict"]
-    difference = with_interval(row["difference"], (row["low"], row["high"]), "+.2f")
-    return (
-        f"{row['curve']}: interference {verb} across the break at step {row['break']:,.0f}, from {row['before']:.2f} "
-        f"to {row['after']:.2f} ({difference}; {row['doublings_before']} and {row['doublings_after']} "
-        "doublings)."
-    )
 
 
 def _first_steps(steps: list[int]) -> str:

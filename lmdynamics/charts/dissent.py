@@ -52,13 +52,14 @@ def dissent_over_training(
     published: Mapping[str, float] | None = None,
     cursor: Cursor | None = None,
     groups: Sequence[str] | None = None,
+    units: str = "rows of text",
 ) -> alt.TopLevelMixin:
     """cos(∇h⁺, ∇h⁻) against step, a line per group of tokens with its 95 % band, a panel per curve.
 
     `table`: step, group, dissent and its interval, from `analysis.gradients.dissent_by_group`, perhaps `curve`; groups
     keep its order, such as from rare to frequent. A column `dissent_control` is drawn dotted. `published`: published
     values by name, as faint lines. `cursor`: its step is marked by a vertical line. `groups`: all groups, so that each
-    keeps its colour if others are left out.
+    keeps its colour if others are left out. `units`: what the intervals are over.
     """
     rows = _bounded(_valid_rows(table, ["dissent"], "dissent over training"))
     curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, groups), steps_of(rows)
@@ -85,7 +86,7 @@ def dissent_over_training(
         size = _size(len(curves), 300, 260) if cursor is None else _narrow(len(curves), published or ())
         panels.append(_titled(panel(layers, x, position=cursor, hover=hover, **size), curve if len(curves) > 1 else ""))
     caption = [
-        "bands: 95 % over rows of text" if rows["low"].is_not_null().any() else "",
+        f"bands: 95 % over {units}" if rows["low"].is_not_null().any() else "",
         "dotted: attraction with the repulsion at another position" if control else "",
         "grey: published, read off a poster (approximate)" if published else "",
     ]

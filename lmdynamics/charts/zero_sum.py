@@ -37,14 +37,17 @@ NEARBY = 1.25  # breaks within this factor of each other share a label
 
 
 def interference_over_training(
-    table: pl.DataFrame, breaks: pl.DataFrame | None = None, published: pl.DataFrame | None = None
+    table: pl.DataFrame,
+    breaks: pl.DataFrame | None = None,
+    published: pl.DataFrame | None = None,
+    units: str = "rows of text",
 ) -> alt.ConcatChart | alt.VConcatChart:
     """D, M and |ΔL| over each doubling of training, a line per curve with its 95 % band, and the break of its loss.
 
     `table`: curve, step (t, of the doubling t → 2t), interference, magnitude, mean_change and their intervals, from
     `analysis.zero_sum.interference_table`; colours are ordered by curve or, with a column `size`, by size.
     `breaks`: curve, step_at_break, as thin vertical lines. `published`: model, step, metric, value, drawn as a second
-    column on the same scales.
+    column on the same scales. `units`: what the intervals are over.
     """
     rows = _tidy(table, "curve", "interference over training")
     published_rows = None if published is None else _tidy_published(published)
@@ -65,7 +68,7 @@ def interference_over_training(
     chart = chart.resolve_scale(color="independent", strokeDash="independent")
     bounded = rows["low"].is_not_null().any()
     caption = [
-        "bands: 95 % over rows of text" if bounded else "",
+        f"bands: 95 % over {units}" if bounded else "",
         "t_d: where that curve's loss decelerates" if break_rows is not None and len(break_rows) else "",
         "hollow: the loss rose" if rows["rose"].any() else "",
         "points: at the step where the doubling starts",

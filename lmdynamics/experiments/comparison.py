@@ -1,9 +1,9 @@
-"""Comparison of runs, of the conditions of a sweep with a baseline, and of the results with a paper's claims.
+"""Comparison of runs, and of the conditions of a sweep: speed-ups, gains by paradigm, scores of probes.
 
 Frames named `final` have one row per `condition`, `seed` and `measure`, with its `value` at the last step.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,14 +11,11 @@ import polars as pl
 
 from lmdynamics.analysis.intervals import need_columns, normal_interval
 from lmdynamics.analysis.speedup import Speedup, speedup
-from lmdynamics.analysis.statistics import NO_DIRECTION, compare_to_baseline, decide, mean_over_seeds
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, uas_by_step
 from lmdynamics.errors import UserError
-from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import Measurement, trace_all
-from lmdynamics.progress import bar
 from lmdynamics.runs.run import Run
 
 COLUMNS = ("run", "step", "measure", "value", "low", "high", "difference")
@@ -103,121 +100,6 @@ def _accuracy(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 SUMMARIES = {HeldOutLoss: _loss, UAS: _uas, PairAccuracy: _accuracy}
-
-
-def trace_conditions(
-    sweep_table: pl.DataFrame,
-    measurements: Mapping[str, Measurement],
-    *,
-    steps: Callable[[Run], list[int]] | None = None,
-    device: str = "cpu",
-    progress: bool | None = None,
-) -> dict[str, pl.DataFrame]:
-    """Trace every run of a sweep: per measurement one frame that starts with `condition` and `seed`.
-
-    `sweep_table`: from `lmd.sweep`; failed runs are left out. `steps` selects a run's checkpoints (default: all).
-
-    Raises UserError if no run is complete.
-    """
-    complete = sweep_table.filter(pl.col("error").is_null())
-    if complete.is_empty():
-        first = f"; the first error: {sweep_table['error'][0]}" if len(sweep_table) else ""
-        raise UserError(f"none of the {len(sweep_table)} runs is complete{first}")
-    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in measurements}
-    with bar(len(complete), "measuring", progress, unit="run") as progress_bar:
-        for condition, seed, name in complete.select("condition", "seed", "run").iter_rows():
-            run = open_run(name)
-            run_steps = steps(run) if steps else None
-            for key, frame in trace_all(run, measurements, steps=run_steps, device=device, progress=False).items():
-                head = [pl.lit(condition).alias("condition"), pl.lit(seed, pl.Int64).alias("seed")]
-                parts[key].append(frame.select(*head, pl.all()))
-            progress_bar.update()
-    return {key: pl.concat(frames) for key, frames in parts.items()}
-
-
-def summarise_conditions(measurements: Mapping[str, Measurement], traces: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """One number per condition, seed, step and measure, with its 95 % interval, from `trace_conditions`."""
-    parts = [
-        summarise(measurements[name], frame.drop("condition", "seed")).select(
-            pl.lit(condition).alias("condition"),
-            pl.lit(seed, pl.Int64).alias("seed"),
-            "step",
-            pl.lit(name).alias("measure"),
-            *(pl.col(column).cast(pl.Float64) for column in ("value", "low", "high")),
-        )
-        for name, trace in traces.items()
-        for (condition, seed), frame in trace.group_by("condition", "seed", maintain_order=True)
-    ]
-    return pl.concat(parts)
-
-
-def at_the_end(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows at each condition's and seed's last step."""
-    return frame.filter(pl.col("step") == pl.col("step").max().over("condition", "seed"))
-
-
-VERDICTS = {"better": "reproduced", "worse": "not reproduced"}
-
-
-def against_baseline(final: pl.DataFrame, baseline: str, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
-    """Every measure and condition: mean over seeds with its interval, and the test against the baseline.
-
-    `measurements`, by the measure's name in `final`, declare whether higher is better; otherwise no condition is
-    called better. Rows: measure, condition, mean, low, high, n (seeds), difference from the baseline, p_hochberg
-    (adjusted for all tests of the table), g, verdict; see `compare_to_baseline`. The baseline's own rows have no test.
-    """
-    need_columns(final, ["condition", "seed", "measure", "value"], "comparison with a baseline")
-    means = mean_over_seeds(final, ["measure", "condition"], "value")
-    tests = decide(
-        pl.concat(
-            compare_to_baseline(
-                final.filter(pl.col("measure") == measure),
-                baseline,
-                value="value",
-                higher_is_better=_direction(measurements, measure),
-            ).with_columns(measure=pl.lit(measure))
-            for measure in final["measure"].unique(maintain_order=True)
-        )
-    ).select("measure", "condition", "difference", "p_hochberg", "g", "verdict")
-    table = means.join(tests, on=["measure", "condition"], how="left", maintain_order="left")
-    return table.select("measure", "condition", "mean", "low", "high", "n", "difference", "p_hochberg", "g", "verdict")
-
-
-def _direction(measurements: Mapping[str, Measurement], measure: str) -> bool | None:
-    return getattr(measurements.get(measure), "higher_is_better", None)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of a paper: in `measure`, condition `better` is better than condition `worse`."""
-
-    statement: str
-    measure: str
-    better: str
-    worse: str
-
-
-def judge(claims: Iterable[Claim], final: pl.DataFrame, measurements: Mapping[str, Measurement]) -> pl.DataFrame:
-    """Tests of claims: claim, measure, difference with its 95 % interval low, high, p, p_hochberg, verdict.
-
-    `p` is that of a one-sided t-test over seeds (Welch), `p_hochberg` is p corrected for the number of claims.
-    `reproduced`: better at 5 % after the correction; `not reproduced`: worse at 5 % after it; otherwise, and always
-    with one seed, `undecided at this size`. `measurements`: as for `against_baseline`.
-    """
-    columns = ["claim", "measure", "difference", "low", "high", "p", "p_hochberg", "verdict"]
-    tests = [
-        compare_to_baseline(
-            final.filter(pl.col("measure") == claim.measure, pl.col("condition").is_in([claim.better, claim.worse])),
-            claim.worse,
-            value="value",
-            higher_is_better=_direction(measurements, claim.measure),
-        ).with_columns(claim=pl.lit(claim.statement), measure=pl.lit(claim.measure))
-        for claim in claims
-    ]
-    undecided = pl.lit("undecided at this size")
-    verdict = pl.col("verdict").replace_strict(VERDICTS, default=undecided, return_dtype=pl.String)
-    undirected = pl.col("verdict") == NO_DIRECTION
-    return decide(pl.concat(tests)).with_columns(pl.when(undirected).then("verdict").otherwise(verdict)).select(columns)
 
 
 @dataclass(frozen=True)

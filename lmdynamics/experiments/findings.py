@@ -136,6 +136,21 @@ def last_values(curves: pl.DataFrame) -> pl.DataFrame:
     return last.select("condition", "seed", "measure", "value")
 
 
+def over_seeds(table: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> pl.DataFrame:
+    """Means over seeds: *by, and of each value VALUE, VALUE_low, VALUE_high, over seeds.
+
+    If no combination has two seeds, the intervals are those of the rows.
+    """
+    if table.group_by(by).len()["len"].max() == 1:
+        return table.select(*by, *(f"{value}{end}" for value in values for end in ("", "_low", "_high")))
+    joined = table.select(by).unique(maintain_order=True)
+    for value in values:
+        mean = mean_over_seeds(table.drop_nulls(value), list(by), value)
+        columns = {value: "mean", f"{value}_low": "low", f"{value}_high": "high"}
+        joined = joined.join(mean.select(*by, **columns), on=list(by), how="left", maintain_order="left")
+    return joined
+
+
 def contrasts(
     final: pl.DataFrame, pairs: Sequence[tuple[str, str]], measure: str, higher_is_better: bool
 ) -> pl.DataFrame:

@@ -3,15 +3,14 @@
 From the paper (arXiv 2506.05447): fits of eight models and, if available, the curves.
 """
 
-from collections.abc import Collection, Iterable, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float
 
 from lmdynamics.analysis.deceleration import LOCATED
-from lmdynamics.analysis.fits import fits_table, power_laws
+from lmdynamics.analysis.fits import fit_curves, fits_table, power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
@@ -19,12 +18,12 @@ from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.hub.suites import open_run
-from lmdynamics.measurements.losses import HeldOutLoss
-from lmdynamics.measurements.trace import Measurement, trace
 from lmdynamics.paths import SUITE, real_data_dirs, shipped
 from lmdynamics.runs.run import Run
-from lmdynamics.runs.sweep import sweep
+from lmdynamics.runs.sweep import read_plan, sweep
 
+REFERENCE = "reference"  # in the place of a plan: results that are measured already
+OWN_PLAN = "grammar-ladder"  # what a reader trains beside them
 LAST_STEP = 262_144  # of the published runs, within some hundreds of steps; those of 1B and 7B parameters are longer
 
 
@@ -120,12 +119,13 @@ def ladder_runs(
     """The runs of a ladder, as in `sweep`: condition, seed, run, error.
 
     `plan`: of a sweep, whose missing runs are trained; or addresses of published suites
-    (`hf://OWNER/NAME?steps=log:20`), separated by spaces, to which profile, seeds and changes do not apply.
+    (`hf://OWNER/NAME?steps=log:20`), separated by spaces, to which profile, seeds and changes do not apply: their seed
+    is null.
     `options`: of `sweep`.
     """
     if not plan.startswith(SUITE):
         return sweep(plan, profile, seeds, changes, **options)
-    rows = [(open_run(address).name, 0, address, None) for address in plan.split()]
+    rows = [(open_run(address).name, None, address, None) for address in plan.split()]
     schema = {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String}
     return pl.DataFrame(rows, schema, orient="row")
 
@@ -138,41 +138,45 @@ def tree_rows(run: Run, trees: Treebank) -> tuple[TokenRows, pl.DataFrame]:
     return annotated_rows(trees, run[run.steps[0]].tokenizer, run.recipe.corpus["block_size"] if run.recipe else 0)
 
 
-def ladder_curves(
-    sweep_table: pl.DataFrame, treebank: str = "grammar", *, device: str = "cpu", progress: bool | None = False
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Losses of the runs of a ladder over training, and a table of the runs.
+def ladder_curves(results: Mapping[str, pl.DataFrame]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Losses of a ladder over training, and a table of its runs, from the smallest model to the largest.
 
-    Returns curves (curve, step, loss) and runs (curve, size, seed, run, parameters, unigram_entropy, final_loss on
-    held-out rows with its stderr); the name of a curve has size and seed. Losses are training losses: these recipes
-    repeat no sentence, so they equal held-out losses up to noise. A published suite has no log: its curve is loss on
-    sentences of `treebank` at its checkpoints after step 0.
-
-    Raises UserError if no run is complete, or a run logs no loss and there is no text to measure it on.
+    `results`: tables of `tables.ladder` (of reference results, or of `measure_sweep`). Returns curves (curve, step,
+    loss) and runs (curve, size, seed, parameters, unigram_entropy, final_loss on held-out rows with its stderr);
+    the name of a curve has size and seed. Losses are training losses: these recipes repeat no sentence, so they equal
+    held-out losses up to noise.
     """
-    complete = sweep_table.filter(pl.col("error").is_null())
-    if complete.is_empty():
-        first = f": {sweep_table['error'][0]}" if len(sweep_table) else ""
-        raise UserError(f"none of the {len(sweep_table)} runs is complete{first}")
-    curves, rows = [], []
-    for size, seed, name in complete.select("condition", "seed", "run").iter_rows():
-        run, published = open_run(name), name.startswith(SUITE)
-        if not published and not len(run.log):
-            raise UserError(f"{run.folder} has no loss log; train it with `lmdynamics sweep`")
-        curve, last_checkpoint = size if published else f"{size} seed {seed}", run[run.steps[-1]]
-        held_out = run.held_out(run.treebank(treebank) if published else None)
-        measure = partial(trace, run, HeldOutLoss(held_out), device=device)
-        log = measure(progress=progress).filter(pl.col("step") > 0) if published else run.log
-        curves.append(log.select(pl.lit(curve).alias("curve"), pl.col("step").cast(pl.Int64), "loss"))
-        end = measure(steps=[last_checkpoint.step], progress=False).row(0, named=True)
-        parameters = sum(p.numel() for p in last_checkpoint.model().parameters())
-        special = None if last_checkpoint.objective == "clm" else last_checkpoint.tokenizer.all_special_ids
-        entropy = unigram_entropy(held_out, special)
-        rows.append((curve, size, seed, name, parameters, entropy, end["loss"], end["stderr"]))
-    numbers = dict.fromkeys(("unigram_entropy", "final_loss", "stderr"), pl.Float64)
-    names = {"curve": pl.String, "size": pl.String, "seed": pl.Int64, "run": pl.String, "parameters": pl.Int64}
-    frame = pl.concat(curves).filter(pl.col("loss").is_finite())
-    return frame, pl.DataFrame(rows, {**names, **numbers}, orient="row")
+    runs = by_curve(results["runs"]).sort("parameters", "seed", maintain_order=True)
+    log = by_curve(results["log"]).select("curve", pl.col("step").cast(pl.Int64), pl.col("loss").cast(pl.Float64))
+    order = runs.select("curve", place=pl.int_range(pl.len()))
+    log = log.join(order, on="curve").sort("place", "step", maintain_order=True).drop("place")
+    return log.filter(pl.col("loss").is_finite()), runs
+
+
+def by_curve(table: pl.DataFrame) -> pl.DataFrame:
+    """A table of a ladder's results with curve and size in the place of condition; seed stays."""
+    curve = pl.coalesce(pl.format("{} seed {}", "condition", "seed"), "condition").alias("curve")  # suites have no seed
+    return table.select(curve, pl.col("condition").alias("size"), pl.exclude("condition"))
+
+
+def run_and_control(
+    plan: str, size: str = "", profile: str = "default", seed: int = 0, changes=(), **options
+) -> tuple[Run, Run]:
+    """A run of a ladder to look into, and another that has learned about as much.
+
+    `size`: by default the first. The other run has the next seed; of suites it is the next in the list, or the same
+    one if there is only one. For `reference` both are trained on `grammar-ladder`. `options`: of `sweep`.
+    """
+    if plan.startswith(SUITE):
+        suites = [open_run(address) for address in plan.split()]
+        chosen = [run.name for run in suites].index(size) if size in {run.name for run in suites} else 0
+        return suites[chosen], suites[min(chosen + 1, len(suites) - 1)]
+    plan = OWN_PLAN if plan == REFERENCE else plan
+    size = size or read_plan(plan).conditions[0].name
+    swept = sweep(plan, profile, (seed, seed + 1), changes, only=[size], **options).filter(condition=size)
+    if len(failed := swept.drop_nulls("error")):
+        raise UserError(f"{size}: {failed['error'][0]}")
+    return tuple(open_run(name) for name in swept["run"])
 
 
 def unigram_phase_ends(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
@@ -207,6 +211,34 @@ def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
     return fits.join(phases, on="curve", how="left", maintain_order="left").with_columns(which.alias("which"))
 
 
+def fits_after_phase(
+    curves: pl.DataFrame, runs: pl.DataFrame, smoothing: str = "log-average", seed: int = 0
+) -> pl.DataFrame:
+    """Fits of all curves from the steps where their unigram phases end: `which_break`, with the columns of `runs`.
+
+    A curve that never leaves the phase has no row.
+    """
+    phases = unigram_phase_ends(curves, runs)
+    later = curves.join(phases, on="curve", maintain_order="left").filter(pl.col("step") > pl.col("ends"))
+    options = {"smoothing": smoothing, "skip_steps": 0, "seed": seed, "progress": False}
+    fits = fit_curves(later.select("curve", "step", "loss"), **options) if len(later) else {}
+    return which_break(fits_table(fits), phases).join(runs, on="curve", maintain_order="left")
+
+
+def across_breaks(interference: pl.DataFrame, fits: pl.DataFrame) -> pl.DataFrame:
+    """Mean D over the doublings that end before each run's break, and over those that begin after it.
+
+    `interference`: curve, step, until, interference; `fits`: curve, size, seed, parameters, step_at_break. Rows: size,
+    seed, parameters, before, after, difference, of the runs with doublings on both sides.
+    """
+    d = interference.join(fits.select("curve", "parameters", "step_at_break"), on="curve", maintain_order="left")
+    means = d.group_by("size", "seed", "parameters", maintain_order=True).agg(
+        before=pl.col("interference").filter(pl.col("until") <= pl.col("step_at_break")).mean(),
+        after=pl.col("interference").filter(pl.col("step") >= pl.col("step_at_break")).mean(),
+    )
+    return means.with_columns(difference=pl.col("after") - pl.col("before")).drop_nulls("difference")
+
+
 def as_published(fits: pl.DataFrame) -> str:
     """A sentence on whether L_d falls and r_d rises with size, as published, from `fits_table` with `parameters`.
 
@@ -232,28 +264,6 @@ def as_published(fits: pl.DataFrame) -> str:
             verdict = "as published" if (direction == "falls") == falls else "not as published"
             sentences.append(f"{law_text}: {direction} with size, {verdict}")
     return "; ".join(sentences) + f" ({len(slowing)} of {len(fits)} curves decelerate)."
-
-
-def trace_ladder(
-    runs: pl.DataFrame,
-    measurement: Measurement,
-    *,
-    steps: Iterable[int] | None = None,
-    device: str = "cpu",
-    progress: bool | None = None,
-) -> pl.DataFrame:
-    """One measurement of every run of a ladder: the rows of `trace`, with `curve` and `size` first.
-
-    `runs`: curve, size, run, as in `ladder_curves`. `steps`: by default the checkpoints at 1, 2, 4, …
-    """
-    need_columns(runs, ["curve", "size", "run"], "tracing a ladder")
-    frames = []
-    for curve, size, name in runs.select("curve", "size", "run").iter_rows():
-        run = open_run(name)
-        run_steps = doubling_steps(run) if steps is None else steps
-        frame = trace(run, measurement, steps=run_steps, device=device, progress=progress)
-        frames.append(frame.select(pl.lit(curve).alias("curve"), pl.lit(size).alias("size"), pl.all()))
-    return pl.concat(frames)
 
 
 def doubling_steps(run: Run) -> list[int]:

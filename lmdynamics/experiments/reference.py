@@ -20,6 +20,7 @@ from lmdynamics.devices import available_devices, device_kind, device_name
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.experiments import tables
+from lmdynamics.experiments.ladder import REFERENCE, ladder_runs
 from lmdynamics.hub.suites import open_run
 from lmdynamics.paths import shipped
 from lmdynamics.progress import bar
@@ -175,10 +176,40 @@ def measure_sweep(
     parts: dict[str, list[pl.DataFrame]] = {}
     with bar(len(complete), "measuring", progress, unit="run") as meter:
         for condition, seed, name in complete.select("condition", "seed", "run").iter_rows():
-            for table, frame in measure(open_run(name), device, **options).items():
-                parts.setdefault(table, []).append(_labelled(frame, condition, seed))
+            for table, frame in measure_run(open_run(name), measure, condition, seed, device, **options).items():
+                parts.setdefault(table, []).append(frame)
             meter.update()
     return {table: pl.concat(frames) for table, frames in parts.items()}
+
+
+def measure_run(
+    run: Run, measure: Callable[..., Tables], condition: str, seed: int, device: str = "cpu", **options: Any
+) -> Tables:
+    """The tables of one run under a name, in the shape of reference results; see `measure_sweep`."""
+    return {table: _labelled(frame, condition, seed) for table, frame in measure(run, device, **options).items()}
+
+
+def ladder_tables(
+    plan: str,
+    profile: str = "default",
+    seeds: Sequence[int] = (0,),
+    changes=(),
+    *,
+    device: str = "cpu",
+    progress: bool | None = None,
+    **measured: Any,
+) -> tuple[Mapping[str, pl.DataFrame], str]:
+    """The tables of a ladder of sizes, and a sentence on where they come from.
+
+    `plan`: `reference`, or a plan or suites as in `ladder_runs`, which are trained or downloaded and measured now.
+    `measured`: of `tables.ladder`.
+    """
+    if plan == REFERENCE:
+        results = reference("ladder")
+        return results, results.source
+    runs = ladder_runs(plan, profile, seeds, changes, device=device, progress=progress)
+    names = ", ".join(runs.filter(pl.col("error").is_null())["run"])
+    return measure_sweep(runs, tables.ladder, device=device, progress=progress, **measured), f"Measured now: {names}."
 
 
 def _labelled(frame: pl.DataFrame, condition: str, seed: int) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """What is kept of each run of the reference experiments: small tables, without weights and with little text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -8,6 +8,7 @@ import polars as pl
 from lmdynamics.analysis.gradients import dissent_by_group, over_batches
 from lmdynamics.analysis.zero_sum import doublings, interference_table
 from lmdynamics.corpora.tokens import frequency_groups
+from lmdynamics.errors import UserError
 from lmdynamics.experiments.ladder import doubling_steps, unigram_entropy
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
@@ -68,34 +69,72 @@ def masking(run: Run, device: str, pairs: str = "grammar", per_paradigm: int = 3
     return {"loss": pl.concat(losses), "margin": margins, **_pairs(tables)}
 
 
-def ladder(run: Run, device: str) -> dict[str, pl.DataFrame]:
-    """Of a causal model: `log` (training loss of every step), `loss`, `runs` (unigram entropy of the held-out rows),
-    `interference` over doublings, `one step` of the optimizer, `dissent` by frequency, and `tokens`: losses of a few
-    rows at each doubling, with their text."""
-    rows = run.held_out()
-    tokenizer = run[run.steps[0]].tokenizer
-    some, few = (rows.take(_spread(len(rows), n)) for n in (1_000, 10))
-    steps = doubling_steps(run)
-    with_state = [step for step in steps if run[step].has_optimizer_state]
-    loss = _trace(run, {"loss": HeldOutLoss(rows)}, every(run, 1), device)["loss"]
-    doubled = _trace(run, {"losses": TokenLosses(some), "dissent": Dissent(some.take(range(200)))}, steps, device)
-    changes = doublings(doubled["losses"])
-    groups = frequency_groups(rows, len(tokenizer))
-    one_step = _trace(run, {"one step": OneStep(some.take(range(100)), 4)}, with_state, device)["one step"]
-    tokens = _trace(run, {"tokens": TokenLosses(few)}, steps, device)["tokens"]
-    texts = pl.Series("text", tokenizer.convert_ids_to_tokens(tokens["token"].to_list()))
-    entropy = unigram_entropy(rows, None)
-    return {
-        "log": run.log.select(pl.col("step").cast(pl.Int32), "loss"),
-        "loss": loss,
-        "runs": pl.DataFrame({"unigram_entropy": [entropy], "held_out_tokens": [len(rows.ids)]}),
-        "interference": interference_table(changes, ["step", "until"]),
-        "one step": over_batches(one_step),
-        "dissent": dissent_by_group(doubled["dissent"], groups, by=["step"]).with_columns(
-            pl.col("group").cast(pl.String)
-        ),
-        "tokens": tokens.with_columns(texts).drop("token"),
+LADDER = ("loss", "interference", "one step", "dissent", "tokens")
+
+
+def ladder(
+    run: Run, device: str, treebank: str = "grammar", sentences: int = 1_000, only: Sequence[str] = LADDER
+) -> dict[str, pl.DataFrame]:
+    """Of a causal model: `log` (training loss of every step, later of ten at a time), `runs` (parameters, final loss,
+    unigram entropy of the held-out rows), and those of these tables that are in `only`: `loss` at every checkpoint,
+    `interference` over doublings, `one step` of the optimizer, `dissent` by frequency, `tokens`: losses of 16 rows at
+    every second checkpoint (nats, to two decimals), with their text.
+
+    All are measured on as many held-out rows as `sentences`, evenly spread, or on fewer. A published suite has no log
+    and no held-out rows: its losses are of sentences of `treebank`.
+    """
+    published = run.recipe is None
+    if not published and not len(run.log):
+        raise UserError(f"{run.folder} has no loss log; train it with `lmdynamics sweep`")
+    rows = run.held_out(run.treebank(treebank, sentences) if published else None)
+    some, few = (rows.take(_spread(len(rows), n)) for n in (sentences, 16))
+    last = run[run.steps[-1]]
+    loss_steps = run.steps if published or "loss" in only else run.steps[-1:]
+    loss = _trace(run, {"loss": HeldOutLoss(some)}, loss_steps, device)["loss"]
+    log = loss.filter(pl.col("step") > 0) if published else run.log
+    end = loss.row(-1, named=True)
+    special = None if last.objective == "clm" else last.tokenizer.all_special_ids
+    about = {
+        "parameters": sum(p.numel() for p in last.model().parameters()),
+        "unigram_entropy": unigram_entropy(rows, special),
+        "final_loss": end["loss"],
+        "stderr": end["stderr"],
     }
+    numbers = dict.fromkeys(("unigram_entropy", "final_loss", "stderr"), pl.Float64)
+    tables = {
+        "log": _thinned(log),
+        "runs": pl.DataFrame([about], {"parameters": pl.Int64, **numbers}),
+        "loss": loss,
+    }
+    tokenizer, steps = last.tokenizer, doubling_steps(run)
+    if "interference" in only:
+        losses = _trace(run, {"losses": TokenLosses(some)}, steps, device)["losses"]
+        tables["interference"] = interference_table(doublings(losses), ["step", "until"])
+    if "one step" in only and (with_state := [step for step in steps if run[step].has_optimizer_state]):
+        first = some.take(range(min(228, len(some))))  # four batches of 32, and 100 held out
+        one_step = _trace(run, {"one step": OneStep(first, 4)}, with_state, device)["one step"]
+        tables["one step"] = over_batches(one_step)
+    if "dissent" in only:
+        measured = _trace(run, {"dissent": Dissent(some.take(_spread(len(some), 200)))}, steps, device)["dissent"]
+        by = [dissent_by_group(measured, groups) for groups in (frequency_groups(rows, len(tokenizer)), None)]
+        tables["dissent"] = pl.concat(frame.with_columns(pl.col("group").cast(pl.String)) for frame in by)
+    if "tokens" in only:
+        tokens = _trace(run, {"tokens": TokenLosses(few)}, every(run, 2), device)["tokens"]
+        texts = pl.Series("text", tokenizer.convert_ids_to_tokens(tokens["token"].to_list()))
+        tables["tokens"] = tokens.with_columns(texts, pl.col("loss").round(2)).drop("token")  # a third of the size
+    return {name: table for name, table in tables.items() if name in ("log", "runs", *only)}
+
+
+def _thinned(log: pl.DataFrame) -> pl.DataFrame:
+    """Losses of all steps up to 1,000, and means of ten steps after that, at the middle one."""
+    block = pl.when(pl.col("step") <= 1_000).then("step").otherwise((pl.col("step") - 1) // 10 * 10 + 5)
+    means = log.select(block.cast(pl.Int32).alias("step"), "loss").drop_nulls("loss")
+    return means.group_by("step", maintain_order=True).agg(pl.col("loss").mean())
+
+
+def at_the_end(run: Run, device: str, measurements: Mapping[str, Measurement]) -> dict[str, pl.DataFrame]:
+    """Any measurements of the last checkpoint."""
+    return _trace(run, measurements, run.steps[-1:], device)
 
 
 def _trace(run: Run, measurements: Mapping[str, Measurement], steps: list[int], device: str) -> dict[str, pl.DataFrame]:

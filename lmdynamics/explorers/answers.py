@@ -70,8 +70,8 @@ class Answer:
 def syntax_answer(results: Reference | None = None) -> Answer:
     """Page 02: the onsets of structure and grammar, their order, and the loss while structure appears."""
     results = results or reference("syntax")
-    uas, pairs = results["uas"], results["pairs"]
-    onsets = onset_table(uas, pairs, MARGIN_POINTS / 100)
+    uas = results["uas"]
+    onsets = _onsets(results)
     steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
     structure, beyond, grammar = (steps[name] for name in ("structure", "structure beyond position", "capabilities"))
     drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
@@ -81,8 +81,8 @@ def syntax_answer(results: Reference | None = None) -> Answer:
         f"on, and more arcs than position alone from {_step(beyond)} on. Agreement of subject and verb is over "
         f"{MARGIN_POINTS} points above chance from {_step(grammar)} on.",
         f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
-        f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {_number(drop, '.2f')} "
-        f"nats, {_number(share, '.0%')} of its whole fall.",
+        f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {number(drop, '.2f')} "
+        f"nats, {number(share, '.0%')} of its whole fall.",
     ]
     levels = uas_curves(uas).group_by("source").agg(pl.col("value").mean())
     position, shuffled = (levels.filter(source=name)["value"][0] for name in ("offset", "shuffled"))
@@ -104,6 +104,43 @@ def syntax_answer(results: Reference | None = None) -> Answer:
         title=f"Chen et al. 2023 (BERT): step {marks['structure']:,}, then {marks['capabilities']:,}",
     )
     return Answer(sentences, in_row(ours, paper), results.source)
+
+
+def start_answer(results: Reference | None = None) -> Answer:
+    """Page 00: how fast the loss falls, and what is learned when."""
+    results = results or reference("syntax")
+    loss = results["loss"].sort("step")
+    onsets = _onsets(results)
+    steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
+    beyond, grammar = steps["structure beyond position"], steps["capabilities"]
+    ends = loss.group_by("seed", maintain_order=True).agg(first=pl.col("loss").first(), last=pl.col("loss").last())
+    first, last = (mean_over_seeds(ends.with_columns(what=pl.lit("")), "what", name) for name in ("first", "last"))
+    below = loss.join(ends, on="seed").filter(pl.col("loss") <= (pl.col("first") + pl.col("last")) / 2)
+    half = below.group_by("seed", maintain_order=True).agg(pl.col("step").first())
+    half = mean_step(half.with_columns(onset=pl.lit("half"))).row(0, named=True)
+    sentences = [
+        f"In {loss['step'].max():,} steps the loss on new text falls from {number(first.row(0, named=True), '.2f')} to "
+        f"{number(last.row(0, named=True), '.2f')} nats per word. Half of this fall is over at {_step(half)}.",
+        f"Grammar comes later. Attention heads find more relations of grammar than position alone from {_step(beyond)} "
+        f"on, and verbs agree with their subjects, {MARGIN_POINTS} points above chance, from {_step(grammar)} on.",
+    ]
+    at = onsets.filter(onset="capabilities").join(loss, on=["seed", "step"]).join(ends, on="seed")
+    if len(at):
+        share = (pl.col("first") - pl.col("loss")) / (pl.col("first") - pl.col("last"))
+        row = mean_over_seeds(at.select("seed", "onset", share=share), "onset", "share").row(0, named=True)
+        sentences.append(f"When agreement starts, {number(row, '.0%')} of the fall is over.")
+    figure = charts.conditions_panels(
+        syntax_curves(results),
+        percent=["UAS", AGREEMENT],
+        controls={AGREEMENT: {"chance": 0.5}},
+        title=f"Half of the loss has gone by step {half['step']:,.0f}; agreement "
+        + (f"starts at step {grammar['step']:,.0f}" if grammar["step"] else "never starts"),
+    )
+    return Answer(sentences, figure, results.source)
+
+
+def _onsets(results: Reference) -> pl.DataFrame:
+    return onset_table(results["uas"], results["pairs"], MARGIN_POINTS / 100)
 
 
 def interventions_answer(results: Reference | None = None) -> Answer:
@@ -217,11 +254,10 @@ def _step(row: dict) -> str:
     return f"step {row['step']:,.0f}{interval}" + (f" in {row['n']} of {row['runs']} runs" * (row["n"] < row["runs"]))
 
 
-def _number(row: dict, style: str) -> str:
+def number(row: dict, style: str) -> str:
     """Mean and interval of a row of `mean_over_seeds`."""
-    if row["low"] is None:
-        return f"{row['mean']:{style}} (one seed: no interval)"
-    return f"{row['mean']:{style}} [{row['low']:{style}}, {row['high']:{style}}]"
+    interval = "(one seed: no interval)" if row["low"] is None else f"[{row['low']:{style}}, {row['high']:{style}}]"
+    return f"{row['mean']:{style}} {interval}".replace("-", "−")
 
 
 def _order(onsets: pl.DataFrame, first: str) -> str:

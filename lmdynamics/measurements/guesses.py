@@ -118,8 +118,11 @@ def best_guesses(
     )
 
 
+EXAMPLE = ("the", "dogs", "that", "the", "farmer", "sees", "often", "sleep")  # if there is no other sentence
+
+
 def example_sentences(
-    treebank: Treebank,
+    treebank: Treebank | None,
     tokenizer,
     pairs: MinimalPairs | None = None,
     *,
@@ -132,7 +135,8 @@ def example_sentences(
     With minimal `pairs`, half of them are the right sentences of pairs, from each paradigm in turn (the last first),
     with the word that is wrong in the other sentence; those without "no" come first, because they read more easily. The
     others are of the treebank: first those without names and with words that the tokenizer has whole. `own`: a sentence
-    of the reader's own, to be the first, with its last word to hide. `hide`: another word of the first sentence.
+    of the reader's own, to be the first, with its last word to hide. Without any of these: `EXAMPLE`. `hide`: another
+    word of the first sentence.
 
     Raises UserError if the first sentence has no word `hide`, or there is no sentence.
     """
@@ -149,10 +153,13 @@ def example_sentences(
         in_turn = chain.from_iterable(zip(*reversed(by_paradigm), strict=False))
         for good, bad in islice(in_turn, count // 2):
             examples[tuple(good)] = next((i for i, word in enumerate(good) if word != bad[i]), 0)
-    trees = [tree for tree in treebank if _fits(len(tree)) and -1 in tree.heads][:CANDIDATES] or list(treebank)[:count]
+    every = treebank or ()
+    trees = [tree for tree in every if _fits(len(tree)) and -1 in tree.heads][:CANDIDATES] or list(every)[:count]
     for tree in sorted(trees, key=lambda tree: (not _is_whole(tokenizer, tree.words), not _without_names(tree.words))):
         if len(examples) < count:
             examples.setdefault(tree.words, tree.heads.index(-1) if -1 in tree.heads else 0)
+    if treebank is None:
+        examples = examples or {EXAMPLE: last_word(EXAMPLE)}
     if not examples:
         raise UserError(f"{treebank.name} has no sentence to hide words of; give a sentence of your own")
     first = next(iter(examples))

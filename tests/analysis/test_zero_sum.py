@@ -15,7 +15,6 @@ from lmdynamics.analysis.zero_sum import (
     changes_between,
     doublings,
     interference_table,
-    rises_across,
     token_names,
     traded,
     winners_and_losers,
@@ -137,63 +136,6 @@ def test_95_percent_intervals_cover_the_population(mean):
     for name in THREE:
         inside = ((table[f"{name}_low"] <= truth[name] + 1e-12) & (truth[name] - 1e-12 <= table[f"{name}_high"])).mean()
         assert 0.9 <= inside <= 0.99, name
-
-
-def rising(rng, before, after, at=64):
-    """Changes over the doublings from 1 to 1,024, whose mean is `before` up to step `at`, and `after` from there."""
-    return pl.concat(
-        [drawn_changes(rng, before if 2 * t <= at else after, rows=60, step=t) for t in (2**k for k in range(10))]
-    )
-
-
-def test_a_rise_is_distinguished_from_none_and_from_a_fall():
-    rng = np.random.default_rng(2)
-    up, flat, down = rising(rng, -0.8, -0.1), rising(rng, -0.3, -0.3), rising(rng, -0.1, -0.8)
-    curves = {"up": up, "flat": flat, "down": down}
-    changes = pl.concat(frame.select(pl.lit(name).alias("curve"), pl.all()) for name, frame in curves.items())
-    table = rises_across(changes, dict.fromkeys(["up", "flat", "down"], 70.0))
-    verdicts = [("up", "rises"), ("flat", "undecided"), ("down", "falls")]
-    assert table.select("curve", "verdict").rows() == verdicts
-    assert table["doublings_before"].to_list() == [6] * 3  # up to 32 to 64
-    assert table["doublings_after"].to_list() == [3] * 3  # from 128 on: 64 to 128 holds the break
-    each = interference_table(up, resamples=0)
-    rising_row = table.row(0, named=True)
-    assert rising_row["before"] == pytest.approx(each.filter(pl.col("until") <= 70)["interference"].mean())
-    assert rising_row["after"] == pytest.approx(each.filter(pl.col("step") >= 70)["interference"].mean())
-    assert rising_row["difference"] == pytest.approx(rising_row["after"] - rising_row["before"])
-    assert rising_row["low"] < rising_row["difference"] < rising_row["high"]
-    assert rising_row["sentence"].startswith("up: interference rises across the break at step 70, from 0.")
-    assert "flat: interference does not clearly move across the break" in table["sentence"][1]
-
-
-def test_a_doubling_that_ends_or_begins_at_the_break_counts():
-    table = rises_across(rising(np.random.default_rng(0), -0.8, -0.1), 64.0)
-    assert table.select("curve", "doublings_before", "doublings_after").row(0) == ("the curve", 6, 4)
-
-
-def test_the_difference_is_covered_too():
-    rng = np.random.default_rng(5)
-    frames = [
-        pl.concat([drawn_changes(rng, mean, rows=60, step=t) for t, mean in ((1, -0.6), (4, -0.1))]).with_columns(
-            curve=pl.lit(str(i))
-        )
-        for i in range(150)
-    ]
-    population = [
-        interference_table(drawn_changes(rng, mean, rows=20_000), resamples=0)["magnitude"][0] for mean in (-0.6, -0.1)
-    ]
-    truth = (1 - 0.1 / population[1]) - (1 - 0.6 / population[0])
-    table = rises_across(pl.concat(frames), 3.0, resamples=300)
-    assert 0.89 <= ((table["low"] <= truth) & (truth <= table["high"])).mean() <= 0.99
-
-
-def test_without_a_break_or_doublings_on_both_sides_nothing_is_decided():
-    changes = rising(np.random.default_rng(0), -0.8, -0.1)
-    for at, words in ((None, "has no break"), (0.5, "no doubling ends before"), (1e6, "no doubling begins after")):
-        row = rises_across(changes, at).row(0, named=True)
-        assert (row["verdict"], row["difference"]) == ("undecided", None)
-        assert words in row["sentence"]
-    refuses("no break is given for 'the curve'", rises_across, changes, {"another": 3.0})
 
 
 def test_what_cannot_be_compared_is_refused():

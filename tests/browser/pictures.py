@@ -1,4 +1,4 @@
-"""Pictures for the README from an executed series: the explorer of heads in motion, and three figures.
+"""Pictures for the README: the explorer of heads in motion, from an executed series, and the figures of three answers.
 
     .venv/bin/python -m tests.browser.pictures out/series --to docs/pictures
 
@@ -14,14 +14,16 @@ import vl_convert
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from lmdynamics import files
+from lmdynamics import charts, files
 from lmdynamics.charts.theme import STILL_TEXT
 from lmdynamics.errors import UserError
+from lmdynamics.explorers.answers import interventions_answer, masking_answer, syntax_answer
 from tests.browser.lab import _FLAGS, CHROMIUM
 
 PAGE = "02_sas_emergence"
 EXPLORER = "explorer.webp"
-FIGURES = ("uas", "heads", "pairs")  # when, where, and what comes with it
+ANSWERS = {"syntax": syntax_answer, "interventions": interventions_answer, "masking": masking_answer}
+RELATION = "nsubj"  # that the moving picture shows
 MAX_BYTES = 2_000_000  # of the moving picture
 SIZE = (1140, 800)  # pixels of the window
 SECONDS, LAST_SECONDS = 0.4, 2.5  # that each place is shown, and the last one
@@ -40,6 +42,7 @@ def explorer_frames(page: Path) -> list[Image.Image]:
         tab.goto(page.as_uri())
         explorer = tab.locator(".lmd-moving").last
         slider = explorer.locator("input[type=range]")
+        explorer.locator("select").first.select_option(RELATION)
         slider.press("Home")
         explorer.evaluate("node => { node.style.padding = '10px'; node.scrollIntoView(); }")
         tab.wait_for_timeout(500)
@@ -67,12 +70,14 @@ def save_moving(frames: list[Image.Image], to: Path) -> None:
         temporary.write_bytes(content.getvalue())
 
 
-def save_still(svg: Path, to: Path) -> None:
+def save_still(svg: str, to: Path) -> None:
     """Write a figure as PNG on white, in 256 colours."""
-    text = svg.read_text("utf-8").replace(STILL_TEXT, "#444444")
+    text = svg.replace(STILL_TEXT, "#444444")
     start = text.index(">") + 1  # of what is in the root element
-    text = f'{text[:start]}<rect width="100%" height="100%" fill="white"/>{text[start:]}'
-    picture = Image.open(io.BytesIO(vl_convert.svg_to_png(text, scale=2))).convert("RGB")
+    x, y, width, height = ElementTree.fromstring(svg).get("viewBox").split()
+    white = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="white"/>'
+    png = vl_convert.svg_to_png(f"{text[:start]}{white}{text[start:]}", scale=2)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
     with files.atomic_file(to) as temporary:
         picture.quantize(256).save(temporary, "PNG", optimize=True)
 
@@ -87,16 +92,17 @@ def pictures(series: Path, to: Path) -> list[str]:
         raise UserError(f"{series} has no page {PAGE}; name the --out of a batch that ran it")
     to.mkdir(parents=True, exist_ok=True)
     save_moving(explorer_frames((folder / f"{PAGE}.html").resolve()), to / EXPLORER)
-    for name in FIGURES:
-        save_still(folder / f"{name}.svg", to / f"{name}.png")
-    names = {"explorer": EXPLORER} | {name: f"{name}.png" for name in FIGURES}
-    described = {name: ElementTree.parse(folder / f"{name}.svg").getroot().get("aria-label") for name in names}
-    return [f"![{described[name]}]({(to / file).as_posix()})" for name, file in names.items()]
+    svgs = {EXPLORER: (folder / "explorer.svg").read_text("utf-8")}
+    for name, answer in ANSWERS.items():
+        svgs[f"{name}.png"] = charts.to_svg(answer().figure)
+        save_still(svgs[f"{name}.png"], to / f"{name}.png")
+    described = {file: ElementTree.fromstring(svg).get("aria-label") for file, svg in svgs.items()}
+    return [f"![{described[file]}]({(to / file).as_posix()})" for file in svgs]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("series", type=Path, help="folder of a batch that ran the notebooks, best at profile default")
+    parser.add_argument("series", type=Path, help="folder of a batch that ran page 02, best at profile default")
     parser.add_argument("--to", type=Path, default=Path("docs/pictures"))
     arguments = parser.parse_args()
     print(*pictures(arguments.series, arguments.to), sep="\n")

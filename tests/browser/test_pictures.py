@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageSequence
 
-from tests.browser.pictures import FIGURES, MAX_BYTES, pictures
+from tests.browser.pictures import ANSWERS, MAX_BYTES, pictures
 from tests.browser.test_static_page import pytestmark  # noqa: F401
 from tests.conftest import refuses
 
@@ -15,7 +15,7 @@ from tests.conftest import refuses
 def test_the_explorer_moves_and_each_figure_is_described(smoke_series, tmp_path):
     lines = pictures(smoke_series[1], tmp_path)
     shown = [re.fullmatch(r"!\[(\w.{20,})\]\((.*)\)", line).groups() for line in lines]
-    assert [Path(path).stem for _, path in shown] == ["explorer", *FIGURES]
+    assert [Path(path).stem for _, path in shown] == ["explorer", *ANSWERS]
     moving, *stills = [Path(path) for _, path in shown]
     with Image.open(moving) as picture:
         frames = [frame.convert("RGB").tobytes() for frame in ImageSequence.Iterator(picture)]
@@ -24,6 +24,8 @@ def test_the_explorer_moves_and_each_figure_is_described(smoke_series, tmp_path)
     for still in stills:
         with Image.open(still) as picture:
             assert picture.mode == "P"
+            corners = [picture.convert("RGB").getpixel((x, y)) for x in (0, picture.width - 1) for y in (0, 1)]
+            assert corners == [(255, 255, 255)] * 4
         assert still.stat().st_size < 300_000
 
 

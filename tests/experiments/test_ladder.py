@@ -15,20 +15,25 @@ from lmdynamics.analysis.deceleration import Deceleration, fit_deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.corpora.tokens import TokenRows
 from lmdynamics.errors import UserError
+from lmdynamics.experiments import ladder, tables
 from lmdynamics.experiments.ladder import (
     LAST_STEP,
+    across_breaks,
     as_published,
+    by_curve,
     curves_from_fits,
     doubling_steps,
+    fits_after_phase,
     ladder_curves,
     published_curves,
     published_fits,
     published_interference,
-    trace_ladder,
+    run_and_control,
     unigram_entropy,
     unigram_phase_ends,
     which_break,
 )
+from lmdynamics.experiments.reference import measure_sweep
 from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.sweep import Condition, Plan, sweep
@@ -57,39 +62,50 @@ def test_unigram_entropy_equals_a_count_by_hand(rows, special):
 
 
 @pytest.mark.slow
-def test_the_runs_of_a_sweep_are_curves_and_what_failed_is_left_out(home):
+def test_the_runs_of_a_sweep_are_measured_and_what_failed_is_left_out(home):
     small, wide = (dict(zip(WIDTHS, sizes, strict=True)) for sizes in ((16, 32), (32, 48)))
     short = {**small, "model.max_position_embeddings": 8}
-    plan = Plan("grammar-ladder", (Condition("small", small), Condition("wide", wide), Condition("failed", short)))
+    plan = Plan("grammar-ladder", (Condition("wide", wide), Condition("small", small), Condition("failed", short)))
     sweep_table = sweep(plan, "smoke", (0,), {**FEW, "model.num_key_value_heads": 2}, workers=1, progress=False)
     assert sweep_table["error"].is_null().to_list() == [True, True, False]
-    curves, runs = ladder_curves(sweep_table)
+    only = ["loss", "interference", "dissent", "tokens"]
+    results = measure_sweep(sweep_table, tables.ladder, sentences=40, only=only)
+    curves, runs = ladder_curves(results)
 
     assert curves.schema == {"curve": pl.String, "step": pl.Int64, "loss": pl.Float64}
     assert runs.select("curve", "size", "seed").rows() == [
         ("small seed 0", "small", 0),
         ("wide seed 0", "wide", 0),
     ]
-    traced = trace_ladder(runs, HeldOutLoss(open_run(runs["run"][0]).held_out()), progress=False)
-    assert traced.columns[:3] == ["curve", "size", "step"]
-    assert traced.select("curve", "step").rows() == [
-        (f"{size} seed 0", s) for size in ("small", "wide") for s in (1, 2, 4)
+    assert curves["curve"].unique(maintain_order=True).to_list() == runs["curve"].to_list(), "the smallest first"
+    assert by_curve(results["interference"]).select("curve", "step").rows() == [
+        (f"{size} seed 0", s) for size in ("wide", "small") for s in (1, 2)
     ]
-    assert doubling_steps(open_run(runs["run"][0])) == [1, 2, 4]
+    names = dict(sweep_table.select("condition", "run").iter_rows())
     for row in runs.iter_rows(named=True):
-        run = open_run(row["run"])
+        run = open_run(names[row["size"]])
+        assert doubling_steps(run) == [1, 2, 4]
         subset = curves.filter(pl.col("curve") == row["curve"])
         assert subset["loss"].to_list() == run.log["loss"].to_list()
         assert subset["step"].to_list() == run.log["step"].to_list()
-        last = run[6]
-        assert row["parameters"] == sum(p.numel() for p in last.model().parameters())
+        assert row["parameters"] == sum(p.numel() for p in run[6].model().parameters())
         assert row["unigram_entropy"] == unigram_entropy(run.held_out())
-        (end,) = HeldOutLoss(run.held_out())(last).to_dicts()
+        held_out = run.held_out()
+        some = held_out.take(np.linspace(0, len(held_out) - 1, min(40, len(held_out))).round().astype(int))
+        (end,) = HeldOutLoss(some)(run[6]).to_dicts()
         assert (row["final_loss"], row["stderr"]) == pytest.approx((end["loss"], end["stderr"]))
+        losses = results["loss"].filter(condition=row["size"])
+        assert losses["step"].to_list() == run.steps
+        tokens = results["tokens"].filter(condition=row["size"], step=6)
+        assert tokens["row"].n_unique() == min(16, len(held_out))
+        assert tokens["text"].null_count() == 0
     assert runs["parameters"][0] < runs["parameters"][1]
-    assert runs["unigram_entropy"].n_unique() == 1  # the same held-out rows
+    assert {*results["dissent"]["group"]} > {"all"}
     assert unigram_phase_ends(curves, runs)["curve"].to_list() == runs["curve"].to_list()
-    refuses("none of the 1 runs is complete: .*the model takes at most 8", ladder_curves, sweep_table.tail(1))
+    ends = measure_sweep(sweep_table, tables.at_the_end, measurements={"end": HeldOutLoss(some)})["end"]
+    assert ends.select("condition", "step").rows() == [("wide", 6), ("small", 6)]
+    failed = sweep_table.filter(condition="failed")
+    refuses("none of the 1 runs is complete: .*the model takes at most 8", measure_sweep, failed, tables.ladder)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +120,44 @@ def test_doublings_are_looked_for_beyond_powers_of_two(steps, doubled):
     assert doubling_steps(SimpleNamespace(steps=steps)) == doubled
 
 
-def test_no_run_and_a_run_without_a_log_are_refused(tiny_run):
-    sweep_table = pl.DataFrame(
-        [("a", 0, "tiny", None)],
-        {"condition": pl.String, "seed": pl.Int64, "run": pl.String, "error": pl.String},
-        orient="row",
-    )
-    refuses("none of the 0 runs is complete", ladder_curves, sweep_table.clear())
+def test_a_run_without_a_log_is_refused(tiny_run):
     (tiny_run.folder / "log.parquet").unlink()
-    refuses("has no loss log; train it with `lmdynamics sweep`", ladder_curves, sweep_table)
+    refuses("has no loss log; train it with `lmdynamics sweep`", tables.ladder, tiny_run, "cpu")
+
+
+def test_suites_have_no_seed_in_the_name_of_their_curve():
+    table = pl.DataFrame({"condition": ["a/b", "1M"], "seed": [None, 3], "loss": [1.0, 2.0]})
+    assert by_curve(table).rows() == [("a/b", "a/b", None, 1.0), ("1M seed 3", "1M", 3, 2.0)]
+
+
+def test_the_control_of_a_run_has_the_next_seed(monkeypatch):
+    """The first size of the plan, or of `grammar-ladder` beside reference results."""
+    calls = []
+
+    def swept(plan, profile, seeds, changes, *, only):
+        calls.append((plan, profile, seeds, changes, only))
+        return pl.DataFrame({"condition": only * 2, "seed": seeds, "run": ["one", "other"], "error": [None, errors]})
+
+    monkeypatch.setattr(ladder, "sweep", swept)
+    monkeypatch.setattr(ladder, "open_run", lambda name: name)
+    errors = None
+    assert run_and_control("reference", "", "smoke", 4, {"steps": 8}) == ("one", "other")
+    assert run_and_control("english-ladder", "0.84M") == ("one", "other")
+    assert calls == [
+        ("grammar-ladder", "smoke", (4, 5), {"steps": 8}, ["0.09M"]),
+        ("english-ladder", "default", (0, 1), (), ["0.84M"]),
+    ]
+    errors = "the disk is full"
+    refuses("0.09M: the disk is full", run_and_control, "reference")
+
+
+@pytest.mark.parametrize(
+    ("plan", "size", "expected"),
+    [("hf://a hf://b", "", "a b"), ("hf://a hf://b", "b", "b b"), ("hf://a", "", "a a"), ("hf://a hf://b", "x", "a b")],
+)
+def test_the_control_of_a_suite_is_the_next_one(monkeypatch, plan, size, expected):
+    monkeypatch.setattr(ladder, "open_run", lambda address: SimpleNamespace(name=address.removeprefix("hf://")))
+    assert " ".join(run.name for run in run_and_control(plan, size)) == expected
 
 
 # which break --------------------------------------------------------------------------------------------------------
@@ -162,6 +207,38 @@ def test_a_break_is_reported_by_its_distance_from_the_end_of_that_phase(verdict,
     assert table["curve"].to_list() == ["a", "other"]
     assert table.columns == [*fits.columns, "ends", "which"]
     assert table["which"].to_list() == [which, "none"]
+
+
+def test_fits_begin_where_the_unigram_phase_ends():
+    steps = np.arange(1, 4_001)
+    broken = 6 * (steps / 40) ** -0.3 * (1 + (steps / 600) ** 4) ** (0.25 / 4)
+    noise = np.random.default_rng(0).normal(0, 0.02, len(steps))
+    curves = pl.concat(
+        pl.DataFrame({"curve": name, "step": steps, "loss": loss})
+        for name, loss in (("a", broken + noise), ("never", np.full(len(steps), 9.0)))
+    )
+    about = {"curve": ["a", "never"], "size": ["1M", "2M"], "parameters": [10**6, 2 * 10**6], "unigram_entropy": 6.0}
+    (row,) = fits_after_phase(curves, pl.DataFrame(about)).iter_rows(named=True)
+    assert row["curve"] == "a"
+    assert row["size"] == "1M"
+    assert row["verdict"] == "decelerates"
+    assert row["which"] == "after it"
+    assert 40 <= row["first_step"] <= row["ends"] + 2
+    assert row["step_at_break"] == pytest.approx(600, rel=0.3)
+    assert fits_after_phase(curves.filter(curve="never"), pl.DataFrame(about)).is_empty()
+
+
+def test_interference_is_compared_across_each_runs_own_break():
+    starts = [1, 2, 4, 8, 16]
+    rows = [(f"{seed}", "1M", seed, t, 2 * t, 0.1 * i) for seed in (0, 1, 2) for i, t in enumerate(starts)]
+    interference = pl.DataFrame(rows, ["curve", "size", "seed", "step", "until", "interference"], orient="row")
+    breaks = pl.DataFrame({"curve": ["0", "1", "2"], "parameters": 9, "step_at_break": [4.0, 8.5, None]})
+    table = across_breaks(interference, breaks)
+    assert table["seed"].to_list() == [0, 1], "the third has no break"
+    first, second = table.iter_rows(named=True)
+    assert (first["before"], first["after"]) == pytest.approx((0.05, 0.3))
+    assert (second["before"], second["after"]) == pytest.approx((0.1, 0.4)), "8 → 16 contains its break"
+    assert second["difference"] == pytest.approx(0.3)
 
 
 # sizes --------------------------------------------------------------------------------------------------------------

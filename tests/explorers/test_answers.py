@@ -8,8 +8,8 @@ import pytest
 from lmdynamics.charts import to_svg
 from lmdynamics.experiments.findings import contrasts, differences, last_values
 from lmdynamics.experiments.reference import EXPERIMENTS, reference
-from lmdynamics.explorers import answers
-from lmdynamics.explorers.answers import Answer, interventions_answer, masking_answer, syntax_answer
+from lmdynamics.explorers.answers import Answer, interventions_answer, masking_answer, start_answer, syntax_answer
+from lmdynamics.explorers.ladder_answers import deceleration_answer, dissent_answer, zero_sum_answer
 from lmdynamics.paths import shipped
 from tests.experiments.test_reference import planted_runs
 
@@ -155,12 +155,35 @@ def test_an_answer_is_displayed_with_its_words_escaped(monkeypatch):
     assert "<svg" in figure.svg
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in shipped("reference").glob("*.json")))
-def test_the_shipped_results_have_an_answer(name):
-    assert name in EXPERIMENTS
-    make = getattr(answers, f"{name}_answer", None)
-    if make is not None:
-        answer = make(reference(name))
-        assert all(answer.sentences)
-        assert f"`lmdynamics reference {name}`" in str(answer)
-        to_svg(answer.figure)
+ANSWERS = {
+    "syntax": [syntax_answer, start_answer],
+    "interventions": [interventions_answer],
+    "masking": [masking_answer],
+    "ladder": [deceleration_answer, zero_sum_answer, dissent_answer],
+}
+
+
+def test_every_experiment_has_an_answer_and_shipped_results():
+    assert ANSWERS.keys() == EXPERIMENTS.keys() == {path.stem for path in shipped("reference").glob("*.json")}
+
+
+@pytest.mark.parametrize(("name", "make"), [(name, make) for name, several in ANSWERS.items() for make in several])
+def test_the_shipped_results_answer(name, make):
+    answer = make(reference(name))
+    assert len(answer.sentences) >= 3
+    assert all(answer.sentences)
+    assert f"`lmdynamics reference {name}`" in str(answer)
+    to_svg(answer.figure)
+
+
+def test_the_start_says_how_much_of_the_fall_comes_before_agreement():
+    uas, pairs = planted_runs([(32, 128, 512), (64, 128, 512), (32, 256, 512)])
+    answer = start_answer(Results(uas=uas, pairs=pairs, loss=losses({"base": [2.0, 2.1, 2.2]})))
+    text = str(answer)
+    assert "In 2,048 steps the loss on new text falls from 5.00 [5.00, 5.00] to 2.10 [1.85, 2.35] nats" in text
+    assert "Half of this fall is over at step 128 [" in text, "the first checkpoint below the middle"
+    assert "When agreement starts, 78% [78%, 78%] of the fall is over." in text, "seven ninths"
+    never, pairs = planted_runs([(32, 128, 4096), (32, 128, 4096)])
+    silent = str(start_answer(Results(uas=never, pairs=pairs, loss=losses({"base": [2.0, 2.1]}))))
+    assert "When agreement starts" not in silent
+    assert "from no step (0 of 2 runs) on" in silent

@@ -62,6 +62,13 @@ def test_examples_are_short_whole_and_distinct(tiny_run):
     assert unknown_words(tokenizer, [word for words in examples for word in words]) == []
 
 
+def test_without_a_treebank_there_is_one_example(tiny_run):
+    tokenizer = tiny_run[0].tokenizer
+    ((words, hidden),) = example_sentences(None, tokenizer).items()
+    assert words[hidden] == "sleep"
+    assert list(example_sentences(None, tokenizer, own="a dog sleeps")) == [("a", "dog", "sleeps")]
+
+
 def test_half_of_the_examples_have_a_noun_of_the_other_number(tiny_run):
     pairs = tiny_run.pairs("grammar", 40)
     examples = example_sentences(tiny_run.treebank("grammar", 200), tiny_run[0].tokenizer, pairs)

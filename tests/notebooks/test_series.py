@@ -150,6 +150,21 @@ def test_marked_cells_print_the_same_again(smoke_series, tmp_path, name):
     assert read_records(tmp_path / "again") == read_records(out / name)
 
 
+def test_the_first_page_needs_no_treebank(smoke_series, tmp_path):
+    """A run's own held-out text is enough: one example sentence, and no relations of heads."""
+    page = next(path for path in NOTEBOOKS if path.stem == "00_start_here")
+    out, home = tmp_path / "out", smoke_series[2]
+    result = lmdynamics("batch", page, "-p", "treebank=none", "--profile", "smoke", "--out", out, home=home)
+    assert result.returncode == 0, result.stdout + result.stderr
+    executed = (out / page.stem / page.name).read_text("utf-8")
+    assert "sentences: 1, at" in executed
+    assert "the dogs that the farmer sees often sleep" in executed
+    alike = {record.name: record.value for record in read_records(smoke_series[1] / page.stem)}
+    assert {record.name: record.value for record in read_records(out / page.stem)}["held_out_loss_last"] == (
+        alike["held_out_loss_last"]
+    )
+
+
 @EACH
 def test_headline_figures_are_recorded(series, path):
     records = read_records(series[1] / path.stem)

@@ -1,0 +1,180 @@
+"""The answers of pages 03 to 05: what a ladder of sizes shows, over seeds, from the reference results."""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from lmdynamics import charts
+from lmdynamics.analysis.fits import decelerating, power_laws
+from lmdynamics.analysis.statistics import mean_over_seeds
+from lmdynamics.corpora.tokens import group_names
+from lmdynamics.experiments.findings import over_seeds
+from lmdynamics.experiments.ladder import (
+    across_breaks,
+    as_published,
+    by_curve,
+    fits_after_phase,
+    ladder_curves,
+    published_fits,
+    published_interference,
+)
+from lmdynamics.experiments.reference import Reference, reference
+from lmdynamics.explorers.answers import Answer, number
+
+UNITS = "seeds"  # what intervals are over
+D = ("interference", "magnitude", "mean_change")
+BREAK = (
+    ("The loss at the break, L_d", "loss_at_break", ".2f"),
+    ("The rate after it, r_d", "rate_after_break", ".4f"),
+)
+
+
+def deceleration_answer(results: Reference | None = None) -> Answer:
+    """Page 03: how many curves decelerate after the unigram phase, and what size does to L_d and r_d."""
+    results = results or reference("ladder")
+    losses, runs = ladder_curves(results)
+    fits = fits_after_phase(losses, runs)
+    slowing = fits.filter(verdict="decelerates")
+    sentences = [
+        f"The loss of {len(slowing)} of {len(runs)} runs decelerates after the unigram phase: from a step on it falls "
+        "more slowly, in log-log space."
+    ]
+    for name, column, style in BREAK:
+        if text := _sizes(slowing, column, style):
+            sentences.append(f"{name}: {text}.")
+    sentences += [f"Over all sizes: {as_published(fits)}", _ordered(results["loss"], runs)]
+    shown = decelerating(fits)
+    figure = charts.size_trends(shown, power_laws(shown), published_fits())
+    return Answer(sentences, figure, results.source)
+
+
+def zero_sum_answer(results: Reference | None = None) -> Answer:
+    """Page 04: D before and after the break, at the last doubling, and of one step beside a random one."""
+    results = results or reference("ladder")
+    losses, runs = ladder_curves(results)
+    fits = fits_after_phase(losses, runs)
+    rows = by_curve(results["interference"])
+    table = over_seeds(rows, ["size", "step", "until"], D)
+    across = across_breaks(rows, fits)
+    ends = ["before", "after", "difference"]
+    sentences = [
+        f"{size}: D is {number(before, '.2f')} on average over the doublings before the break of the loss, and "
+        f"{number(after, '.2f')} over those after it: {_verdict(difference, 'a rise', 'a fall')}, "
+        f"{number(difference, '+.2f')}."
+        for size in _ends(across)
+        for before, after, difference in [[_mean(across.filter(size=size), column) for column in ends]]
+    ]
+    last = rows.filter(step=rows["step"].max()).join(runs.select("curve", "parameters"), on="curve")
+    where = f"Over the last doubling, {last['step'][0]:,} to {last['until'][0]:,}, "
+    sentences.append(where + f"D is {_sizes(last, 'interference', '.2f')}.")
+    sentences.append(where + f"a token's loss changes by {_sizes(last, 'magnitude', '.2f')} nats on average (M).")
+    sentences.append(_one_step(results["one step"]))
+    order = runs["size"].unique(maintain_order=True).to_list()
+    curves = table.sort(pl.col("size").cast(pl.Enum(order)), "step").with_columns(curve="size")
+    slowing = fits.filter(verdict="decelerates").group_by(curve="size", maintain_order=True)
+    breaks = slowing.agg(pl.col("step_at_break").mean(), pl.col("verdict").first())
+    figure = charts.interference_over_training(curves, breaks, published_interference(), UNITS)
+    return Answer(sentences, figure, results.source)
+
+
+def dissent_answer(results: Reference | None = None) -> Answer:
+    """Page 05: dissent at the end by size, beyond its control, by frequency, and whether it still deepens."""
+    results = results or reference("ladder")
+    _, runs = ladder_curves(results)
+    rows = by_curve(results["dissent"]).join(runs.select("curve", "parameters"), on="curve")
+    rows = rows.sort("parameters", maintain_order=True)
+    last = rows.filter(step=rows["step"].max()).with_columns(beyond=pl.col("dissent") - pl.col("dissent_control"))
+    every, step = last.filter(group="all"), f"At step {rows['step'].max():,}"
+    rare, common = group_names()[-1], group_names()[0]
+    by_group = last.filter(pl.col("group").is_in([rare, common])).pivot(
+        "group", index=["curve", "size", "seed", "parameters"], values="dissent"
+    )
+    by_group = by_group.with_columns(less=pl.col(rare) - pl.col(common))
+    sentences = [
+        f"{step}, the mean cosine of attraction and repulsion is {_sizes(every, 'dissent', '.2f')}.",
+        f"Less its control, in which each attraction meets the repulsion at another position, it is "
+        f"{_sizes(every, 'beyond', '.2f')}.",
+        f"The cosine of rare tokens ({rare}) less that of frequent ones ({common}) is "
+        f"{_sizes(by_group, 'less', '+.2f')}.",
+        f"From step {rows['step'].max() // 2:,} to the end the cosine changes by {_sizes(every, 'change', '+.2f')}; −1 "
+        "would be total dissent.",
+    ]
+    bounded = ["dissent", "dissent_control"]
+    table = over_seeds(rows, ["size", "step", "group"], bounded).rename({"size": "curve"})
+    figure = charts.dissent_over_training(
+        table,
+        published={"14M, at the end": -0.97, "410M": -0.37, "1B": -0.31},
+        groups=[*group_names(), "all"],
+        units=UNITS,
+    )
+    return Answer(sentences, figure, results.source)
+
+
+def _mean(rows: pl.DataFrame, value: str) -> dict:
+    """Mean and interval over seeds."""
+    return mean_over_seeds(rows.with_columns(what=pl.lit("")), "what", value).row(0, named=True)
+
+
+def _ends(rows: pl.DataFrame) -> list[str]:
+    """The smallest and the largest size."""
+    sizes = rows.sort("parameters")["size"].unique(maintain_order=True).to_list()
+    return list(dict.fromkeys([*sizes[:1], *sizes[-1:]]))
+
+
+def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
+    """A value at the smallest and the largest size, and their difference, paired by seed."""
+    rows = rows.filter(pl.col(value).is_finite())
+    ends = _ends(rows)
+    texts = [f"{number(_mean(rows.filter(size=size), value), style)} ({size})" for size in ends]
+    if len(ends) < 2:
+        return "".join(texts)
+    paired = rows.filter(pl.col("size").is_in(ends)).pivot("size", index="seed", values=value).drop_nulls(ends)
+    text = " and ".join(texts)
+    if len(paired):
+        moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
+        verdict = _verdict(moved, "higher in the larger model", "lower in the larger model")
+        signed = f"+{style.removeprefix('+')}"
+        text += f": {verdict}, {number(moved, signed)}"
+    return text
+
+
+def _verdict(row: Mapping, above: str, below: str) -> str:
+    """What the interval of a difference says."""
+    if row["low"] is None:
+        return "not tested"
+    if row["low"] <= 0 <= row["high"]:
+        return "undecided"
+    return above if row["low"] > 0 else below
+
+
+def _ordered(loss: pl.DataFrame, runs: pl.DataFrame) -> str:
+    """Whether a larger model has the lower held-out loss at each checkpoint after the first tenth, in every seed."""
+    rows = by_curve(loss).join(runs.select("curve", "parameters"), on="curve")
+    rows = rows.filter(pl.col("step") >= 0.1 * pl.col("step").max()).sort("parameters", maintain_order=True)
+    falls = rows.group_by("seed", "step").agg(
+        falls=(pl.col("loss").diff() < 0).all(), sizes=pl.col("parameters").n_unique()
+    )
+    compared = falls.filter(pl.col("sizes") > 1)
+    if compared.is_empty():
+        return "There is one size, so sizes are not compared."
+    count, total = compared["falls"].sum(), len(compared)
+    return (
+        f"After the first tenth of training, every larger model has the lower held-out loss at {count} of {total} "
+        f"checkpoints (all seeds); at the end the loss is "
+        f"{_sizes(runs, 'final_loss', '.3f')}."
+    )
+
+
+def _one_step(one_step: pl.DataFrame) -> str:
+    """D of the last measured step of the optimizer on held-out text, and of a random step as long."""
+    last = by_curve(one_step).filter(step=one_step["step"].max(), split="held out")
+    by_run = last.pivot("direction", index=["curve", "seed"], values="interference").drop_nulls()
+    by_run = by_run.with_columns(less=pl.col("update") - pl.col("random"))
+    # seeds share sizes: the sizes of one seed are averaged first
+    by_seed = by_run.group_by("seed", maintain_order=True).agg(pl.col("update", "random", "less").mean())
+    update, random, less = (_mean(by_seed, name) for name in ("update", "random", "less"))
+    verdict = _verdict(less, "above the control", "below the control")
+    return (
+        f"One step of the optimizer, at step {one_step['step'].max():,}, has D {number(update, '.2f')} on held-out "
+        f"text; a random step as long, the control, has {number(random, '.2f')}: {verdict} ({number(less, '+.2f')})."
+    )
