@@ -68,7 +68,7 @@ def zero_sum_answer(results: Reference | None = None) -> Answer:
     where = f"Over the last doubling, {last['step'][0]:,} to {last['until'][0]:,}, "
     sentences.append(where + f"D is {_sizes(last, 'interference', '.2f')}.")
     sentences.append(where + f"a token's loss changes by {_sizes(last, 'magnitude', '.2f')} nats on average (M).")
-    sentences.append(_one_step(results["one step"]))
+    sentences.append(_one_step(results["one step"], runs["size"][-1]))
     order = runs["size"].unique(maintain_order=True).to_list()
     curves = table.sort(pl.col("size").cast(pl.Enum(order)), "step").with_columns(curve="size")
     slowing = fits.filter(verdict="decelerates").group_by(curve="size", maintain_order=True)
@@ -165,16 +165,14 @@ def _ordered(loss: pl.DataFrame, runs: pl.DataFrame) -> str:
     )
 
 
-def _one_step(one_step: pl.DataFrame) -> str:
-    """D of the last measured step of the optimizer on held-out text, and of a random step as long."""
-    last = by_curve(one_step).filter(step=one_step["step"].max(), split="held out")
+def _one_step(one_step: pl.DataFrame, size: str) -> str:
+    """D of the last measured step of the optimizer on held-out text, and of a random step as long, at one size."""
+    last = by_curve(one_step).filter(size=size, step=one_step["step"].max(), split="held out")
     by_run = last.pivot("direction", index=["curve", "seed"], values="interference").drop_nulls()
     by_run = by_run.with_columns(less=pl.col("update") - pl.col("random"))
-    # seeds share sizes: the sizes of one seed are averaged first
-    by_seed = by_run.group_by("seed", maintain_order=True).agg(pl.col("update", "random", "less").mean())
-    update, random, less = (_mean(by_seed, name) for name in ("update", "random", "less"))
+    update, random, less = (_mean(by_run, name) for name in ("update", "random", "less"))
     verdict = _verdict(less, "above the control", "below the control")
     return (
-        f"One step of the optimizer, at step {one_step['step'].max():,}, has D {number(update, '.2f')} on held-out "
-        f"text; a random step as long, the control, has {number(random, '.2f')}: {verdict} ({number(less, '+.2f')})."
+        f"One step of the optimizer, at step {one_step['step'].max():,} ({size}), has D {number(update, '.2f')} on new "
+        f"text; a random step as long, the control, has {number(random, '.2f')}: {verdict}, {number(less, '+.2f')}."
     )

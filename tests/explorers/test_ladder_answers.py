@@ -115,7 +115,7 @@ def test_interference_rises_across_the_break_as_planted(planted):
     assert "Over the last doubling, 4,096 to 8,192, D is 0.8" in text
     assert "nats on average (M)" in text
     assert "has D 0.70 [" in text
-    assert "below the control (−0.25 [" in text
+    assert "below the control, −0.25 [" in text
     assert "published, Mircea et al. 2025" in to_svg(answer.figure)
 
 
