@@ -139,10 +139,12 @@ def last_values(curves: pl.DataFrame) -> pl.DataFrame:
 def over_seeds(table: pl.DataFrame, by: Sequence[str], values: Sequence[str]) -> pl.DataFrame:
     """Means over seeds: *by, and of each value VALUE, VALUE_low, VALUE_high, over seeds.
 
-    If no combination has two seeds, the intervals are those of the rows.
+    If no combination has two seeds, the intervals are those of the rows, if they have some.
     """
-    if table.group_by(by).len()["len"].max() == 1:
-        return table.select(*by, *(f"{value}{end}" for value in values for end in ("", "_low", "_high")))
+    if table.is_empty() or table.group_by(by).len()["len"].max() == 1:
+        bounds = [f"{value}{end}" for value in values for end in ("_low", "_high")]
+        given = table.with_columns(pl.lit(None, pl.Float64).alias(name) for name in bounds if name not in table.columns)
+        return given.select(*by, *(f"{value}{end}" for value in values for end in ("", "_low", "_high")))
     joined = table.select(by).unique(maintain_order=True)
     for value in values:
         mean = mean_over_seeds(table.drop_nulls(value), list(by), value)

@@ -216,13 +216,15 @@ def fits_after_phase(
 ) -> pl.DataFrame:
     """Fits of all curves from the steps where their unigram phases end: `which_break`, with the columns of `runs`.
 
-    A curve that never leaves the phase has no row.
+    A curve that never leaves the phase is not fitted.
     """
     phases = unigram_phase_ends(curves, runs)
     later = curves.join(phases, on="curve", maintain_order="left").filter(pl.col("step") > pl.col("ends"))
     options = {"smoothing": smoothing, "skip_steps": 0, "seed": seed, "progress": False}
     fits = fit_curves(later.select("curve", "step", "loss"), **options) if len(later) else {}
-    return which_break(fits_table(fits), phases).join(runs, on="curve", maintain_order="left")
+    never = UserError("the loss never falls below the unigram entropy")
+    every = {curve: fits.get(curve, never) for curve in runs["curve"]}
+    return which_break(fits_table(every), phases).join(runs, on="curve", maintain_order="left")
 
 
 def across_breaks(interference: pl.DataFrame, fits: pl.DataFrame) -> pl.DataFrame:

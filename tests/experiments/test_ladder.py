@@ -218,14 +218,15 @@ def test_fits_begin_where_the_unigram_phase_ends():
         for name, loss in (("a", broken + noise), ("never", np.full(len(steps), 9.0)))
     )
     about = {"curve": ["a", "never"], "size": ["1M", "2M"], "parameters": [10**6, 2 * 10**6], "unigram_entropy": 6.0}
-    (row,) = fits_after_phase(curves, pl.DataFrame(about)).iter_rows(named=True)
+    row, never = fits_after_phase(curves, pl.DataFrame(about)).iter_rows(named=True)
     assert row["curve"] == "a"
     assert row["size"] == "1M"
     assert row["verdict"] == "decelerates"
     assert row["which"] == "after it"
     assert 40 <= row["first_step"] <= row["ends"] + 2
     assert row["step_at_break"] == pytest.approx(600, rel=0.3)
-    assert fits_after_phase(curves.filter(curve="never"), pl.DataFrame(about)).is_empty()
+    assert (never["verdict"], never["which"]) == ("not fitted", "none")
+    assert never["reason"] == "the loss never falls below the unigram entropy"
 
 
 def test_interference_is_compared_across_each_runs_own_break():

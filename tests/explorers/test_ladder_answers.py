@@ -145,6 +145,9 @@ def test_means_over_seeds_have_their_intervals_and_single_seeds_those_of_the_tex
     assert (row["loss"], row["loss_low"], row["loss_high"]) == pytest.approx((2, 2 - 2.484, 2 + 2.484), abs=1e-3)
     (alone,) = over_seeds(table.head(1), ["size", "step"], ["loss"]).iter_rows(named=True)
     assert (alone["loss"], alone["loss_low"], alone["loss_high"]) == (1, 0, 2)
+    without = over_seeds(table.head(1).drop("loss_low", "loss_high"), ["size", "step"], ["loss"])
+    assert without.rows() == [("1M", 8, 1.0, None, None)]
+    assert over_seeds(table.clear(), ["size", "step"], ["loss"]).columns == [*alone]
     mixed = over_seeds(pl.concat([table, table.head(1).with_columns(size=pl.lit("2M"))]), ["size", "step"], ["loss"])
     assert mixed.filter(size="2M")["loss_low"].to_list() == [None], "its interval would not be over seeds"
 
