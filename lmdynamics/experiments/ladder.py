@@ -159,6 +159,11 @@ def by_curve(table: pl.DataFrame) -> pl.DataFrame:
     return table.select(curve, pl.col("condition").alias("size"), pl.exclude("condition"))
 
 
+def interval_units(runs: pl.DataFrame) -> str:
+    """What `over_seeds` gives the intervals over: seeds, if a size has two runs or more."""
+    return "seeds" if runs["size"].is_duplicated().any() else "rows of text"
+
+
 def run_and_control(
     plan: str, size: str = "", profile: str = "default", seed: int = 0, changes=(), **options
 ) -> tuple[Run, Run]:

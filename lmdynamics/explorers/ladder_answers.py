@@ -14,6 +14,7 @@ from lmdynamics.experiments.ladder import (
     as_published,
     by_curve,
     fits_after_phase,
+    interval_units,
     ladder_curves,
     published_fits,
     published_interference,
@@ -21,7 +22,6 @@ from lmdynamics.experiments.ladder import (
 from lmdynamics.experiments.reference import Reference, reference
 from lmdynamics.explorers.answers import Answer, number
 
-UNITS = "seeds"  # what intervals are over
 D = ("interference", "magnitude", "mean_change")
 BREAK = (
     ("The loss at the break, L_d", "loss_at_break", ".2f"),
@@ -73,7 +73,7 @@ def zero_sum_answer(results: Reference | None = None) -> Answer:
     curves = table.sort(pl.col("size").cast(pl.Enum(order)), "step").with_columns(curve="size")
     slowing = fits.filter(verdict="decelerates").group_by(curve="size", maintain_order=True)
     breaks = slowing.agg(pl.col("step_at_break").mean(), pl.col("verdict").first())
-    figure = charts.interference_over_training(curves, breaks, published_interference(), UNITS)
+    figure = charts.interference_over_training(curves, breaks, published_interference(), interval_units(runs))
     return Answer(sentences, figure, results.source)
 
 
@@ -105,7 +105,7 @@ def dissent_answer(results: Reference | None = None) -> Answer:
         table,
         published={"14M, at the end": -0.97, "410M": -0.37, "1B": -0.31},
         groups=[*group_names(), "all"],
-        units=UNITS,
+        units=interval_units(runs),
     )
     return Answer(sentences, figure, results.source)
 

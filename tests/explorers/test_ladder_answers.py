@@ -157,3 +157,5 @@ def test_the_captions_say_what_intervals_are_over(planted):
         svg = to_svg(answer(planted).figure)
         assert "bands: 95 % over seeds" in svg
         assert "rows of text" not in svg
+        alone = Results({name: frame.filter(seed=0) for name, frame in planted.items()})
+        assert "bands: 95 % over rows of text" in to_svg(answer(alone).figure)
