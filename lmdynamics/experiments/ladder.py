@@ -252,11 +252,10 @@ def as_published(fits: pl.DataFrame) -> str:
     Only curves that decelerate have L_d and r_d; if most do not, there is no comparison.
     """
     slowing = fits.filter(pl.col("verdict") == "decelerates")
-    if 2 * len(slowing) < len(fits) or slowing["parameters"].n_unique() < 3:
-        return (
-            f"Only {len(slowing)} of {len(fits)} curves decelerate, at {slowing['parameters'].n_unique()} sizes: L_d "
-            "and r_d cannot be compared over sizes."
-        )
+    sizes = slowing["parameters"].n_unique()
+    if 2 * len(slowing) < len(fits) or sizes < 3:
+        where = f"at {sizes} size{'s' * (sizes != 1)}"
+        return f"{len(slowing)} of {len(fits)} curves decelerate, {where}: too few to compare L_d and r_d over sizes."
     sentences = []
     laws = power_laws(slowing, ["loss_at_break", "rate_after_break"])
     for symbol, falls, row in zip(("L_d", "r_d"), (True, False), laws.to_dicts(), strict=True):

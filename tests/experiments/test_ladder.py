@@ -281,14 +281,14 @@ def test_what_size_does_to_loss_and_rate_is_reported(loss, rate, sentence):
 @pytest.mark.parametrize(
     ("verdicts", "counted"),
     [
-        (["decelerates", "no break", "no break", "no break"], "1 of 4 curves decelerate, at 1 sizes"),
+        (["decelerates", "no break", "no break", "no break"], "1 of 4 curves decelerate, at 1 size"),
         (["decelerates", "decelerates", "no break", "not fitted"], "2 of 4 curves decelerate, at 2 sizes"),
         (["accelerates"] * 4, "0 of 4 curves decelerate, at 0 sizes"),
     ],
 )
 def test_where_few_decelerate_there_is_nothing_to_compare(verdicts, counted):
     table = fits([4.0, 3.5, 3.0, 2.5], [0.01, 0.02, 0.03, 0.04]).with_columns(verdict=pl.Series(verdicts))
-    assert as_published(table) == f"Only {counted}: L_d and r_d cannot be compared over sizes."
+    assert as_published(table) == f"{counted}: too few to compare L_d and r_d over sizes."
 
 
 PARAMETERS = {

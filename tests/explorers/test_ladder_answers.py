@@ -101,7 +101,7 @@ def test_one_seed_and_one_size_compare_nothing(planted):
     one_size = Results({name: frame.filter(condition="1M") for name, frame in planted.items()})
     text = str(deceleration_answer(one_size))
     assert "There is one size, so sizes are not compared." in text
-    assert "L_d and r_d cannot be compared over sizes" in text
+    assert "too few to compare L_d and r_d over sizes" in text
     for answer in (zero_sum_answer, dissent_answer):
         assert "larger model" not in str(answer(one_size))
 
