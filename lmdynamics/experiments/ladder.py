@@ -15,7 +15,7 @@ from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
 from lmdynamics.corpora.treebanks import Treebank
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.experiments.reading import read_curves
 from lmdynamics.hub.suites import open_run
 from lmdynamics.paths import SUITE, real_data_dirs, shipped
@@ -174,7 +174,10 @@ def run_and_control(
     """
     if plan.startswith(SUITE):
         suites = [open_run(address) for address in plan.split()]
-        chosen = [run.name for run in suites].index(size) if size in {run.name for run in suites} else 0
+        names = [run.name for run in suites]
+        if size and size not in names:
+            raise UserError(f"size is {size!r}, which is not among these suites{did_you_mean(size, names)}")
+        chosen = names.index(size) if size else 0
         return suites[chosen], suites[min(chosen + 1, len(suites) - 1)]
     plan = OWN_PLAN if plan == REFERENCE else plan
     size = size or read_plan(plan).conditions[0].name
@@ -235,10 +238,11 @@ def fits_after_phase(
 def across_breaks(interference: pl.DataFrame, fits: pl.DataFrame) -> pl.DataFrame:
     """Mean D over the doublings that end before each run's break, and over those that begin after it.
 
-    `interference`: curve, step, until, interference; `fits`: curve, size, seed, parameters, step_at_break. Rows: size,
-    seed, parameters, before, after, difference, of the runs with doublings on both sides.
+    `interference`: curve, size, seed, step, until, interference; `fits`: rows of `fits_after_phase`. Rows: size, seed,
+    parameters, before, after, difference, of the runs with a located break and doublings on both sides of it.
     """
-    d = interference.join(fits.select("curve", "parameters", "step_at_break"), on="curve", maintain_order="left")
+    breaks = fits.filter(pl.col("which") != "none").select("curve", "parameters", "step_at_break")
+    d = interference.join(breaks, on="curve", maintain_order="left")
     means = d.group_by("size", "seed", "parameters", maintain_order=True).agg(
         before=pl.col("interference").filter(pl.col("until") <= pl.col("step_at_break")).mean(),
         after=pl.col("interference").filter(pl.col("step") >= pl.col("step_at_break")).mean(),

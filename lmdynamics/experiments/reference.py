@@ -172,7 +172,8 @@ def measure_sweep(
     """
     complete = sweep_table.filter(pl.col("error").is_null())
     if complete.is_empty():
-        raise UserError(f"none of the {len(sweep_table)} runs is complete: {sweep_table['error'][0]}")
+        first = f": {sweep_table['error'][0]}" if len(sweep_table) else ""
+        raise UserError(f"none of the {len(sweep_table)} runs is complete{first}")
     parts: dict[str, list[pl.DataFrame]] = {}
     with bar(len(complete), "measuring", progress, unit="run") as meter:
         for condition, seed, name in complete.select("condition", "seed", "run").iter_rows():

@@ -59,8 +59,8 @@ def zero_sum_answer(results: Reference | None = None) -> Answer:
     ends = ["before", "after", "difference"]
     sentences = [
         f"{size}: D is {number(before, '.2f')} on average over the doublings before the break of the loss, and "
-        f"{number(after, '.2f')} over those after it: {_verdict(difference, 'a rise', 'a fall')}, "
-        f"{number(difference, '+.2f')}."
+        f"{number(after, '.2f')} over those after it: difference {number(difference, '+.2f')}, "
+        f"{_verdict(difference, 'a rise', 'a fall')}."
         for size in _ends(across)
         for before, after, difference in [[_mean(across.filter(size=size), column) for column in ends]]
     ]
@@ -134,7 +134,7 @@ def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
         moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
         verdict = _verdict(moved, "higher in the larger model", "lower in the larger model")
         signed = f"+{style.removeprefix('+')}"
-        text += f": {verdict}, {number(moved, signed)}"
+        text += f": difference {number(moved, signed)}, {verdict}"
     return text
 
 
@@ -174,5 +174,6 @@ def _one_step(one_step: pl.DataFrame, size: str) -> str:
     verdict = _verdict(less, "above the control", "below the control")
     return (
         f"One step of the optimizer, at step {one_step['step'].max():,} ({size}), has D {number(update, '.2f')} on new "
-        f"text; a random step as long, the control, has {number(random, '.2f')}: {verdict}, {number(less, '+.2f')}."
+        f"text; a random step as long, the control, has {number(random, '.2f')}: difference {number(less, '+.2f')}, "
+        f"{verdict}."
     )

@@ -106,6 +106,7 @@ def test_the_runs_of_a_sweep_are_measured_and_what_failed_is_left_out(home):
     assert ends.select("condition", "step").rows() == [("wide", 6), ("small", 6)]
     failed = sweep_table.filter(condition="failed")
     refuses("none of the 1 runs is complete: .*the model takes at most 8", measure_sweep, failed, tables.ladder)
+    refuses("none of the 0 runs is complete$", measure_sweep, failed.clear(), tables.ladder)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +154,12 @@ def test_the_control_of_a_run_has_the_next_seed(monkeypatch):
 
 @pytest.mark.parametrize(
     ("plan", "size", "expected"),
-    [("hf://a hf://b", "", "a b"), ("hf://a hf://b", "b", "b b"), ("hf://a", "", "a a"), ("hf://a hf://b", "x", "a b")],
+    [("hf://a hf://b", "", "a b"), ("hf://a hf://b", "b", "b b"), ("hf://a", "", "a a")],
 )
 def test_the_control_of_a_suite_is_the_next_one(monkeypatch, plan, size, expected):
     monkeypatch.setattr(ladder, "open_run", lambda address: SimpleNamespace(name=address.removeprefix("hf://")))
     assert " ".join(run.name for run in run_and_control(plan, size)) == expected
+    refuses("size is 'c', which is not among these suites", run_and_control, plan, "c")
 
 
 # which break --------------------------------------------------------------------------------------------------------
@@ -233,9 +235,10 @@ def test_interference_is_compared_across_each_runs_own_break():
     starts = [1, 2, 4, 8, 16]
     rows = [(f"{seed}", "1M", seed, t, 2 * t, 0.1 * i) for seed in (0, 1, 2) for i, t in enumerate(starts)]
     interference = pl.DataFrame(rows, ["curve", "size", "seed", "step", "until", "interference"], orient="row")
-    breaks = pl.DataFrame({"curve": ["0", "1", "2"], "parameters": 9, "step_at_break": [4.0, 8.5, None]})
+    found = {"step_at_break": [4.0, 8.5, 4.0], "which": ["after it", "after it", "none"]}
+    breaks = pl.DataFrame({"curve": ["0", "1", "2"], "parameters": 9, **found})
     table = across_breaks(interference, breaks)
-    assert table["seed"].to_list() == [0, 1], "the third has no break"
+    assert table["seed"].to_list() == [0, 1], "the fit of the third claims no break"
     first, second = table.iter_rows(named=True)
     assert (first["before"], first["after"]) == pytest.approx((0.05, 0.3))
     assert (second["before"], second["after"]) == pytest.approx((0.1, 0.4)), "8 → 16 contains its break"

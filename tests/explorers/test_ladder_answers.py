@@ -1,5 +1,7 @@
 """The answers of pages 03 to 05: they say what was planted in a ladder, and no more than its seeds support."""
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -78,8 +80,8 @@ def test_a_ladder_as_published_is_called_so(planted):
     first, second = (float(text.split(f"{symbol}: ")[1].split(" ")[0]) for symbol in ("L_d", "r_d"))
     assert first == pytest.approx(5.0, rel=0.03)
     assert second == pytest.approx(0.01, abs=0.008)
-    assert "(4M): lower in the larger model, −" in text
-    assert "(4M): higher in the larger model, +0.0" in text
+    assert re.search(r"L_d: .*\(4M\): difference −0\.9\d \[−.*\], lower in the larger model\.", text)
+    assert re.search(r"r_d: .*\(4M\): difference \+0\.0\d+ \[\+.*\], higher in the larger model\.", text)
     assert text.count("as published") == 2
     assert "at 27 of 27" not in text, "only checkpoints after the first tenth"
     assert "lower held-out loss at 12 of 12 checkpoints" in text
@@ -110,12 +112,12 @@ def test_interference_rises_across_the_break_as_planted(planted):
     answer = zero_sum_answer(planted)
     text = str(answer)
     assert "1M: D is 0.3" in text
-    assert "those after it: a rise, +0.50 [+0.4" in text
+    assert re.search(r"those after it: difference \+0\.(50|49|51) \[\+0\.4.*\], a rise\.", text)
     assert "4M: D is 0.3" in text
     assert "Over the last doubling, 4,096 to 8,192, D is 0.8" in text
     assert "nats on average (M)" in text
     assert "has D 0.70 [" in text
-    assert "below the control, −0.25 [" in text
+    assert re.search(r"difference −0\.25 \[.*\], below the control\.", text)
     assert "published, Mircea et al. 2025" in to_svg(answer.figure)
 
 
@@ -124,14 +126,14 @@ def test_a_rise_that_seeds_do_not_agree_on_is_undecided(planted):
     changed = Results(planted | {"interference": planted["interference"].with_columns(interference=mixed)})
     text = str(zero_sum_answer(changed))
     assert "a rise" not in text
-    assert "those after it: undecided" in text
+    assert re.search(r"those after it: difference .*\], undecided\.", text)
 
 
 def test_dissent_is_compared_with_its_control_and_over_sizes(planted):
     answer = dissent_answer(planted)
     text = str(answer)
     assert "At step 4,096, the mean cosine of attraction and repulsion is −0.5" in text
-    assert "(4M): higher in the larger model, +0.2" in text
+    assert re.search(r"\(4M\): difference \+0\.2\d .*\], higher in the larger model\.", text)
     assert "it is −0.4" in text, "0.1 less than without the control"
     assert "less that of frequent ones (at least 1 in 100) is −0." in text
     assert "From step 2,048 to the end the cosine changes by" in text
