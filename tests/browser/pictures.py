@@ -24,7 +24,7 @@ PAGE = "02_sas_emergence"
 EXPLORER = "explorer.webp"
 ANSWERS = {"syntax": syntax_answer, "interventions": interventions_answer, "masking": masking_answer}
 RELATION = "nsubj"  # that the moving picture shows
-MAX_BYTES = 2_000_000  # of the moving picture
+MAX_BYTES = 1_000_000  # of the moving picture
 SIZE = (1140, 800)  # pixels of the window
 SECONDS, LAST_SECONDS = 0.4, 2.5  # that each place is shown, and the last one
 _STEP = """slider => {
