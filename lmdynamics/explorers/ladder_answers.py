@@ -148,7 +148,7 @@ def _verdict(row: Mapping, above: str, below: str) -> str:
 
 
 def _ordered(loss: pl.DataFrame, runs: pl.DataFrame) -> str:
-    """Whether a larger model has the lower held-out loss at each checkpoint after the first tenth, in every seed."""
+    """Whether a larger model has the lower held-out loss at each checkpoint after the first tenth, seed by seed."""
     rows = by_curve(loss).join(runs.select("curve", "parameters"), on="curve")
     rows = rows.filter(pl.col("step") >= 0.1 * pl.col("step").max()).sort("parameters", maintain_order=True)
     falls = rows.group_by("seed", "step").agg(
@@ -157,10 +157,10 @@ def _ordered(loss: pl.DataFrame, runs: pl.DataFrame) -> str:
     compared = falls.filter(pl.col("sizes") > 1)
     if compared.is_empty():
         return "There is one size, so sizes are not compared."
-    count, total = compared["falls"].sum(), len(compared)
+    count, total, seeds = compared["falls"].sum(), len(compared), compared["seed"].n_unique()
     return (
         f"After the first tenth of training, every larger model has the lower held-out loss at {count} of {total} "
-        f"checkpoints (all seeds); at the end the loss is "
+        f"checkpoints ({seeds} seed{'s' * (seeds != 1)} with several sizes); at the end the loss is "
         f"{_sizes(runs, 'final_loss', '.3f')}."
     )
 

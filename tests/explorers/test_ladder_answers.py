@@ -84,7 +84,10 @@ def test_a_ladder_as_published_is_called_so(planted):
     assert re.search(r"r_d: .*\(4M\): difference \+0\.0\d+ \[\+.*\], higher in the larger model\.", text)
     assert text.count("as published") == 2
     assert "at 27 of 27" not in text, "only checkpoints after the first tenth"
-    assert "lower held-out loss at 12 of 12 checkpoints" in text
+    assert "lower held-out loss at 12 of 12 checkpoints (3 seeds with several sizes)" in text
+    kept = (pl.col("seed") == 0) | (pl.col("condition") == "1M")
+    lone = {name: frame.filter(kept) for name, frame in planted.items()}
+    assert "at 4 of 4 checkpoints (1 seed with several sizes)" in str(deceleration_answer(Results(lone)))
     assert "3 runs (planted)" in text
     assert "Larger models" in to_svg(answer.figure)
 
