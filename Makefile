@@ -9,6 +9,9 @@ SERIES := $(sort $(wildcard notebooks/*.ipynb))
 BIN := .venv/bin
 READY := .venv/ready
 
+# Bytecode is compiled when a module is first imported, so packages are installed without: of torch little is imported.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup series site pictures reference lab test test-fast bench lint format
 
 help:
@@ -30,7 +33,7 @@ $(READY): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "lmdynamics needs Python 3.11 or newer; '$(PYTHON)' was not found. Name one: make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lmdynamics needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
