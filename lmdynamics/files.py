@@ -6,10 +6,9 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -117,15 +116,14 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(lock: Path, waiting: str = "") -> Iterator[None]:
-    """Hold a lock file. If another process holds it, print `waiting` (if not empty) to stderr and wait."""
+def locked(lock: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Hold a lock file. If another process holds it, call `waiting`, and wait."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     file_lock = FileLock(lock)
     try:
         file_lock.acquire(timeout=0)
     except Timeout:
-        if waiting:
-            print(f"lmdynamics: {waiting}", file=sys.stderr)
+        waiting()
         file_lock.acquire()
     try:
         yield

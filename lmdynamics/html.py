@@ -1,6 +1,7 @@
 """Text on a page: data are shown as text, never interpreted as HTML or as a formula."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import chain, repeat
@@ -11,6 +12,7 @@ MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views wi
 STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
 LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
+WHOLE_WORDS = "<style>.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere }</style>"
 HEADER_CELL = "padding:0 1.2em .45em 0;text-align:left"
 
 
@@ -32,3 +34,18 @@ def html_table(header: Sequence[object], rows: Iterable[Sequence[object]], width
 
     lines = [cells("th", header)] if header else []
     return f"<table class='{LITERAL}'>{''.join([*lines, *(cells('td', row) for row in rows)])}</table>"
+
+
+def plain_tables(decimals: int = 3) -> None:
+    """In a notebook, show polars frames whole and as plain tables: no shape, no types, no quotes around text."""
+    import polars as pl
+    from IPython.core.getipython import get_ipython
+
+    pl.Config(tbl_cols=-1, tbl_rows=60, fmt_str_lengths=90, float_precision=decimals)
+    pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True)
+    if shell := get_ipython():
+        shell.display_formatter.formatters["text/html"].for_type(pl.DataFrame, _unquoted)
+
+
+def _unquoted(frame: Any) -> str:
+    return re.sub(r"<td>&quot;(.*?)&quot;</td>", r"<td>\1</td>", frame._repr_html_(), flags=re.DOTALL)

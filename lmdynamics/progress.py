@@ -65,8 +65,8 @@ def _in_notebook() -> bool:
 
 
 def print_message(line: str) -> None:
-    """Print a line to standard error; standard output is for other programs."""
-    print(f"lmdynamics: {line}", file=sys.stderr, flush=True)
+    """Print a line to standard error, as standard output is for other programs; in a notebook that would be red."""
+    print(f"lmdynamics: {line}", file=sys.stdout if _in_notebook() else sys.stderr, flush=True)
 
 
 def print_once(line: str) -> None:

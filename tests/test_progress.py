@@ -29,3 +29,26 @@ def test_a_finished_bar_leaves_no_widget_in_a_notebook(tmp_path):
     assert "<progress value='1' max='2'>" in outputs[1][0]["text/html"]
     assert "x&lt;y:  50%" in outputs[1][0]["text/html"]
     assert "1/2" in outputs[1][0]["text/html"]
+
+
+@pytest.mark.notebook
+def test_a_message_and_a_table_are_plain_in_a_notebook(tmp_path):
+    """A message on standard error would be red there; polars puts text into quotes."""
+    message = "from lmdynamics.progress import print_message\nprint_message('waiting for it')"
+    table = """import polars as pl
+from lmdynamics.html import plain_tables
+plain_tables(decimals=2)
+pl.DataFrame({"name": ["nsubj", "<b>", '"quoted"', None], "share": [0.123, None, 1.0, 2.0]})"""
+    path = write_notebook(tmp_path / "plain.ipynb", message, table, parameters=None)
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, kernel_name="python3").execute()
+    printed, shown = (cell.outputs for cell in notebook.cells if cell.cell_type == "code")
+    assert [(output.name, output.text) for output in printed] == [("stdout", "lmdynamics: waiting for it\n")]
+    html = shown[0].data["text/html"]
+    for cell in ("nsubj", "&lt;b&gt;", "&quot;quoted&quot;", "0.12", "null"):
+        assert f"<td>{cell}</td>" in html
+    assert "shape:" not in html
+    assert "f64" not in html
+    outside = "from lmdynamics.progress import print_message\nprint_message('waiting for it')"
+    result = subprocess.run([sys.executable, "-c", outside], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("", "lmdynamics: waiting for it\n")

@@ -39,14 +39,17 @@ def tidy(frame: pl.DataFrame, columns: list[str], context: str) -> tuple[pl.Data
 
 
 def span(ends: pl.DataFrame, share: bool, baseline: str | None = None) -> str:
-    """Lowest and highest condition, and the baseline between them: `12.0% (SAS−) to 66.1% (SAS+); base: 61.0%`."""
+    """Lowest and highest condition, and the baseline between them: `12.0% (SAS−) to 66.1% (SAS+); base: 61.0%`.
+
+    One condition needs no name.
+    """
     ends = ends.drop_nulls("value").sort("value", maintain_order=True)
     if ends.is_empty():
         return "no step at which every seed has a value"
     ends = [(row["condition"], row["value"]) for row in ends.iter_rows(named=True)]
     (low, lowest), (high, highest) = ends[0], ends[-1]
     if len(ends) == 1:
-        return f"{number(lowest, share)} ({low})"
+        return number(lowest, share)
     text = f"{number(lowest, share)} ({low}) to {number(highest, share)} ({high})"
     base = dict(ends).get(baseline)
     return text if base is None or baseline in (low, high) else f"{text}; {baseline}: {number(base, share)}"

@@ -90,7 +90,6 @@ def conditions_panels(
             band=None,
             axis={"format": _axis_format(share), "tickCount": 4 if len(measures) > 1 else 6},
             width=0.8,
-            legend=True,
         )
         value = alt.Tooltip("value", title=measure, format=_tip_format(share))
         tips = ["condition", "step", value]

@@ -8,7 +8,7 @@ import altair as alt
 import polars as pl
 
 from lmdynamics.charts.axes import Cursor, on_step_axis, step_axis, steps_of
-from lmdynamics.charts.conditions import capital, findings, is_share, names_of, number, span, stacked, tidy
+from lmdynamics.charts.conditions import capital, findings, is_share, names_of, span, stacked, tidy
 from lmdynamics.charts.encodings import head, numbers
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.text import wrapped
@@ -123,7 +123,5 @@ def step_text(curves: pl.DataFrame, step: int, percent: bool | Collection[str] =
     parts = []
     for measure in names_of(at_step, "measure"):
         rows, share = at_step.filter(pl.col("measure") == measure), is_share(measure, percent)
-        parts.append(
-            f"{measure} {number(rows['value'][0], share)}" if len(rows) == 1 else f"{measure} {span(rows, share)}"
-        )
+        parts.append(f"{measure} {span(rows, share)}")
     return f"Step {step:,}: {'; '.join(parts) or 'nothing was measured'}."

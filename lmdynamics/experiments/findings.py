@@ -154,42 +154,35 @@ def over_seeds(table: pl.DataFrame, by: Sequence[str], values: Sequence[str]) ->
 
 
 def contrasts(
-    final: pl.DataFrame, pairs: Sequence[tuple[str, str]], measure: str, higher_is_better: bool
+    final: pl.DataFrame, comparisons: Sequence[tuple[str, str, str]], higher_is_better: Mapping[str, bool]
 ) -> pl.DataFrame:
-    """Paired tests over seeds of condition against condition in one measure, corrected for their number (Hochberg).
+    """Paired tests over seeds, corrected for the number of `comparisons` (Hochberg): (condition, baseline, measure).
 
-    condition, baseline, difference, low, high, n, p, p_hochberg, verdict (better, worse or undecided); see
-    `compare_to_baseline` and `decide_by_interval`. Seeds that only one of the two has are left out.
+    measure, condition, baseline, difference, low, high, n, p, p_hochberg, verdict (better, worse or undecided); see
+    `compare_to_baseline`. There is a verdict only where the 95 % interval excludes zero, too: the corrected test is
+    one-sided, so alone it can call a condition better whose interval includes no difference. Seeds that only one of
+    the two conditions has are left out.
     """
-    rows = final.filter(pl.col("measure") == measure)
     tables = [
         compare_to_baseline(
-            _shared_seeds(rows.filter(pl.col("condition").is_in([condition, baseline]))),
+            _shared_seeds(final.filter(pl.col("condition").is_in([condition, baseline]), measure=measure)),
             baseline,
             value="value",
-            higher_is_better=higher_is_better,
+            higher_is_better=higher_is_better[measure],
             paired=True,
-        ).with_columns(baseline=pl.lit(baseline))
-        for condition, baseline in pairs
+        ).with_columns(baseline=pl.lit(baseline), measure=pl.lit(measure))
+        for condition, baseline, measure in comparisons
     ]
-    columns = ["condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg", "verdict"]
-    return decide_by_interval(pl.concat(tables)).select(columns)
+    excluded = (pl.col("low") > 0) | (pl.col("high") < 0)
+    open_question = pl.col("verdict").is_in(["better", "worse"]) & ~excluded
+    verdict = pl.when(open_question).then(pl.lit("undecided")).otherwise("verdict").alias("verdict")
+    columns = ["measure", "condition", "baseline", "difference", "low", "high", "n", "p", "p_hochberg"]
+    return decide(pl.concat(tables)).select(*columns, verdict)
 
 
 def _shared_seeds(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows of seeds that every condition has."""
     return rows.filter(pl.col("condition").n_unique().over("seed") == pl.col("condition").n_unique())
-
-
-def decide_by_interval(table: pl.DataFrame) -> pl.DataFrame:
-    """`decide`, and a verdict only where the 95 % interval of the difference excludes zero, too.
-
-    The corrected test is one-sided, so alone it can call a condition better whose interval includes no difference.
-    """
-    excluded = (pl.col("low") > 0) | (pl.col("high") < 0)
-    open_question = pl.col("verdict").is_in(["better", "worse"]) & ~excluded
-    verdict = pl.when(open_question).then(pl.lit("undecided")).otherwise("verdict").alias("verdict")
-    return decide(table).with_columns(verdict)
 
 
 AGREEMENT = "agreement"  # share of pairs judged right

@@ -31,7 +31,7 @@ from lmdynamics.experiments.findings import (
     uas_curves,
 )
 from lmdynamics.experiments.reference import Reference, reference
-from lmdynamics.html import escape
+from lmdynamics.html import WHOLE_WORDS, escape
 
 MARGIN_POINTS = 10  # by which a curve must exceed its control; position alone must only be exceeded
 HALF = 360  # width of a panel in a figure of two columns, pixels
@@ -50,7 +50,9 @@ class Answer:
 
     @property
     def _origin(self) -> str:
-        return f"Means and 95 % intervals are over seeds. Reference results: {self.source}"
+        return (
+            f"Means and 95 % intervals are over seeds; a single seed has no interval. Reference results: {self.source}"
+        )
 
     def show(self) -> None:
         """Display the sentences, and then the figure as a still picture."""
@@ -59,7 +61,7 @@ class Answer:
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         source = escape(self._origin)
         text = {
-            "text/html": f"<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
+            "text/html": f"{WHOLE_WORDS}<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
             "text/markdown": "\n".join(f"- {sentence}" for sentence in self.sentences),  # for the card of the page
             "text/plain": str(self),
         }
@@ -148,116 +150,97 @@ def interventions_answer(results: Reference | None = None) -> Answer:
     results = results or reference("interventions")
     curves = name_interventions(syntax_curves(results))
     order = curves["condition"].unique(maintain_order=True).to_list()
-    final = last_values(curves)
-    releases = [name for name in order if name.startswith("released")]
-    tests = {
-        measure: contrasts(final, [(name, "base") for name in order if name != "base"], measure, higher)
-        for measure, higher in SYNTAX_MEASURES.items()
-    }
+    throughout = [(name, "base", measure) for name in ("suppressed", "promoted") for measure in SYNTAX_MEASURES]
+    released = [(name, "base", AGREEMENT) for name in order if name.startswith("released")]
+    tests = contrasts(last_values(curves), [*throughout, *released], SYNTAX_MEASURES).to_dicts()
+    suppressed, promoted, ends = tests[:3], tests[3:6], tests[6:]
     sentences = [
-        "Suppressed throughout: " + _ends(tests, "suppressed") + ".",
-        *(f"{name.capitalize()} of training: " + _ends(tests, name) + "." for name in releases),
-        "Promoted throughout: " + _ends(tests, "promoted") + ".",
+        f"Suppressed throughout: {'; '.join(map(_end, suppressed))}.",
+        "; ".join(f"{row['condition']} of training, {_end(row)}" for row in ends).capitalize() + ".",
+        f"Promoted throughout: {'; '.join(map(_end, promoted))}. {_correction(tests)}",
     ]
+    (costs,) = (row for row in suppressed if row["measure"] == AGREEMENT)
     figure = charts.conditions_panels(
         curves,
         percent=["UAS", "agreement"],
         controls={"agreement": {"chance": 0.5}},
         conditions=order,
-        title="Suppressed throughout: " + _ends({AGREEMENT: tests[AGREEMENT]}, "suppressed"),
+        title=f"Suppressed throughout: {_end(costs)}",
     )
     return Answer(sentences, figure, results.source)
 
 
-def _ends(tests: dict[str, pl.DataFrame], condition: str) -> str:
-    """How a condition ends against the base, in each measure."""
-    return "; ".join(_end(table.filter(condition=condition).row(0, named=True), name) for name, table in tests.items())
+def _correction(tests: list[dict]) -> str:
+    return f"Verdicts are corrected for these {len(tests)} comparisons (Hochberg)."
 
 
-def _end(row: dict, measure: str) -> str:
+def _end(row: dict) -> str:
     """`agreement ends 48 [45, 51] points below the base`."""
-    digits, unit, scale = (2, "nats", 1) if "nats" in measure else (0, "points", 100)
+    digits, unit, scale = (2, "nats", 1) if "nats" in row["measure"] else (0, "points", 100)
     side, sign = ("below", -scale) if row["difference"] < 0 else ("above", scale)
     interval = ""
     if row["low"] is not None:
         low, high = sorted((sign * row["low"], sign * row["high"]))
         interval = f" [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
     verdict = "" if row["verdict"] in ("better", "worse") else ", undecided"
-    name = measure.partition(" (")[0]
+    name = row["measure"].partition(" (")[0]
     return f"{name} ends {sign * row['difference']:.{digits}f}{interval} {unit} {side} the base{verdict}"
 
 
-MASKING_BASELINE = "constant 15 %"
+MASKING_BASELINE, FALLING, RISING, HIGHER = "constant 15 %", "linear 30 → 15 %", "linear 15 → 30 %", "constant 30 %"
+LOSS = "loss at 15 %"
 
 
 def masking_answer(results: Reference | None = None) -> Answer:
-    """Page 01: schedules against a constant 15 %, at four masking rates and in agreement."""
+    """Page 01: schedules against a constant 15 % in loss, then falling against starting rate, then agreement."""
     results = results or reference("masking")
     final = last_values(masking_curves(results))
     order = results["loss"]["condition"].unique(maintain_order=True).to_list()
-    falling = "linear 30 → 15 %"
-    direction, start = (falling, "linear 15 → 30 %"), ("constant 30 %", MASKING_BASELINE)
-    pairs = [(falling, MASKING_BASELINE), (falling, "constant 30 %"), direction, start]
-    tests = {
-        name: contrasts(final, pairs, name, higher)
-        for name, higher in MASKING_MEASURES.items()
-        if name in ("loss at 15 %", MARGIN)
-    }
-    sentences = [_starting_or_falling(tests["loss at 15 %"], falling), *(_contrast(tests, *pair) for pair in pairs)]
-    sentences.append(
-        "Better and worse are verdicts after a correction for the number of comparisons (Hochberg). The margin is by "
-        "how much the right sentence of a pair is likelier; unlike accuracy it has no ceiling."
-    )
+    by_baseline = [(name, MASKING_BASELINE, LOSS) for name in order if name != MASKING_BASELINE]
+    direction = [(FALLING, HIGHER, LOSS), (FALLING, RISING, LOSS)]
+    in_agreement = [(FALLING, MASKING_BASELINE, MARGIN), (FALLING, HIGHER, MARGIN)]
+    tests = contrasts(final, [*by_baseline, *direction, *in_agreement], MASKING_MEASURES).to_dicts()
+    against, falling, agreement = tests[: len(by_baseline)], tests[len(by_baseline) : -2], tests[-2:]
+    sentences = [
+        f"Loss at 15 % at the end, less that of a {MASKING_BASELINE}, in nats: "
+        + "; ".join(f"{row['condition']} {_effect(row)}" for row in against)
+        + ".",
+        f"Is it the fall, or the higher rate at the start? {FALLING} less "
+        + "; less ".join(f"{row['baseline']}: {_effect(row)}" for row in falling)
+        + ".",
+        f"Agreement, by how many nats the right sentence is likelier: {FALLING} less "
+        + "; less ".join(f"{row['baseline']}: {_effect(row)}" for row in agreement)
+        + f". {_correction(tests)}",
+    ]
     moved = differences(final, MASKING_BASELINE)
     means = mean_over_seeds(moved, ["measure", "condition"], "value")
+    (fall,) = (row for row in against if row["condition"] == FALLING)
     figure = charts.final_by_condition(
         moved, means, conditions=order, zero=True, percent=[AGREEMENT],
-        title=_contrast(tests, falling, MASKING_BASELINE).rstrip("."),
+        title=f"{FALLING} against {MASKING_BASELINE}: loss at 15 % {_effect(fall)}, agreement margin "
+        f"{_effect(agreement[0])}",
     )  # fmt: skip
     return Answer(sentences, figure, results.source)
 
 
-EFFECT = {"better": "lowers", "worse": "raises", "undecided": "does not measurably change"}
-
-
-def _starting_or_falling(table: pl.DataFrame, falling: str) -> str:
-    """Whether the start at 30 % or the fall from it makes the difference in the loss."""
-    rows = {(row["condition"], row["baseline"]): row for row in table.iter_rows(named=True)}
-    fall, start = rows[falling, MASKING_BASELINE], rows["constant 30 %", MASKING_BASELINE]
-    both = rows[falling, "constant 30 %"]
-    if not all(row["verdict"] in EFFECT for row in (fall, start, both)):  # one seed, or no spread between seeds
-        return "Whether a rate that falls from 30 to 15 % lowers the loss at 15 % is undecided: there is no test."
-    text = (
-        f"Compared with 15 % throughout, a rate that falls from 30 to 15 % {EFFECT[fall['verdict']]} the loss at 15 %, "
-        f"and 30 % throughout {EFFECT[start['verdict']]} it."
-    )
-    excluded = f"effects outside [{both['low']:+.2f}, {both['high']:+.2f}] nats are excluded".replace("-", "−")
-    if both["verdict"] == "undecided":
-        return f"{text} Falling against 30 % throughout is undecided: {excluded}."
-    return f"{text} Falling is {both['verdict']} than 30 % throughout."
-
-
-def _contrast(tests: dict[str, pl.DataFrame], condition: str, baseline: str) -> str:
-    """One condition against another, in each measure, with intervals and verdicts."""
-    parts = []
-    for measure, table in tests.items():
-        row = table.filter(condition=condition, baseline=baseline).row(0, named=True)
-        interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-        parts.append(f"{measure.partition(' (')[0]} {row['difference']:+.2f}{interval} nats ({row['verdict']})")
-    return f"{condition} against {baseline}: " + ", ".join(parts).replace("-", "−") + "."
+def _effect(row: dict) -> str:
+    """`−0.24 [−0.40, −0.09] (better)`."""
+    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return f"{row['difference']:+.2f}{interval} ({row['verdict']})".replace("-", "−")
 
 
 def _step(row: dict) -> str:
     if row["step"] is None:
         return f"no step ({row['n']} of {row['runs']} runs)"
-    interval = " (one run: no interval)" if row["low"] is None else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
+    interval = " (one run)" if row["low"] is None else f" [{row['low']:,.0f}, {row['high']:,.0f}]"
     return f"step {row['step']:,.0f}{interval}" + (f" in {row['n']} of {row['runs']} runs" * (row["n"] < row["runs"]))
 
 
-def number(row: dict, style: str) -> str:
-    """Mean and interval of a row of `mean_over_seeds`."""
-    interval = "(one seed: no interval)" if row["low"] is None else f"[{row['low']:{style}}, {row['high']:{style}}]"
-    return f"{row['mean']:{style}} {interval}".replace("-", "−")
+def number(row: dict, style: str, of: str = "") -> str:
+    """Mean and interval of a row of `mean_over_seeds`, and what it is of: `4.87 [4.84, 4.90] (0.18M)`."""
+    interval = "" if row["low"] is None else f" [{row['low']:{style}}, {row['high']:{style}}]"
+    notes = [of] * bool(of) + ["one seed"] * (not interval)
+    return f"{row['mean']:{style}}{interval}".replace("-", "−") + f" ({', '.join(notes)})" * bool(notes)
 
 
 def _order(onsets: pl.DataFrame, first: str) -> str:
@@ -268,7 +251,7 @@ def _order(onsets: pl.DataFrame, first: str) -> str:
         return f"No run has both agreement and heads that beat {control}, so their order is unknown."
     text = f"{ratio['mean']:.2f} times the step at which heads beat {control}"
     if ratio["low"] is None:
-        return f"Agreement comes at {text} (one seed: no interval)."
+        return f"Agreement comes at {text} (one seed)."
     interval = f"[{ratio['low']:.2f}, {ratio['high']:.2f}], {ratio['n']} seeds"
     if ratio["low"] > 1:
         return f"Agreement comes later: at {text} ({interval})."

@@ -23,10 +23,7 @@ from lmdynamics.experiments.reference import Reference, reference
 from lmdynamics.explorers.answers import Answer, number
 
 D = ("interference", "magnitude", "mean_change")
-BREAK = (
-    ("The loss at the break, L_d", "loss_at_break", ".2f"),
-    ("The rate after it, r_d", "rate_after_break", ".4f"),
-)
+BREAK = (("Loss at the break L_d", "loss_at_break", ".2f"), ("rate after it r_d", "rate_after_break", ".4f"))
 
 
 def deceleration_answer(results: Reference | None = None) -> Answer:
@@ -39,10 +36,10 @@ def deceleration_answer(results: Reference | None = None) -> Answer:
         f"The loss of {len(slowing)} of {len(runs)} runs decelerates after the unigram phase: from a step on it falls "
         "more slowly, in log-log space."
     ]
-    for name, column, style in BREAK:
-        if text := _sizes(slowing, column, style):
-            sentences.append(f"{name}: {text}.")
-    sentences += [f"Over all sizes: {as_published(fits)}", _ordered(results["loss"], runs)]
+    ends = (
+        "; ".join(f"{name}: {_sizes(slowing, column, style)}" for name, column, style in BREAK) if len(slowing) else ""
+    )
+    sentences += [f"{ends}. Over all sizes: {as_published(fits)}".removeprefix(". "), _ordered(results["loss"], runs)]
     shown = decelerating(fits)
     figure = charts.size_trends(shown, power_laws(shown), published_fits())
     return Answer(sentences, figure, results.source)
@@ -56,19 +53,24 @@ def zero_sum_answer(results: Reference | None = None) -> Answer:
     rows = by_curve(results["interference"])
     table = over_seeds(rows, ["size", "step", "until"], D)
     across = across_breaks(rows, fits)
-    ends = ["before", "after", "difference"]
-    sentences = [
-        f"{size}: D is {number(before, '.2f')} on average over the doublings before the break of the loss, and "
-        f"{number(after, '.2f')} over those after it: difference {number(difference, '+.2f')}, "
-        f"{_verdict(difference, 'a rise', 'a fall')}."
+    means = {
+        size: [_mean(across.filter(size=size), column) for column in ("before", "after", "difference")]
         for size in _ends(across)
-        for before, after, difference in [[_mean(across.filter(size=size), column) for column in ends]]
-    ]
+    }
     last = rows.filter(step=rows["step"].max()).join(runs.select("curve", "parameters"), on="curve")
-    where = f"Over the last doubling, {last['step'][0]:,} to {last['until'][0]:,}, "
-    sentences.append(where + f"D is {_sizes(last, 'interference', '.2f')}.")
-    sentences.append(where + f"a token's loss changes by {_sizes(last, 'magnitude', '.2f')} nats on average (M).")
-    sentences.append(_one_step(results["one step"], runs["size"][-1]))
+    sentences = [
+        "D, averaged over the doublings before the break of the loss, and over those after it: "
+        + "; ".join(
+            f"{size}: {number(before, '.2f')} and {number(after, '.2f')}, "
+            + _difference(moved, ".2f", "a rise", "a fall")
+            for size, (before, after, moved) in means.items()
+        )
+        + ".",
+        f"Over the last doubling, {last['step'][0]:,} to {last['until'][0]:,}, D is "
+        f"{_sizes(last, 'interference', '.2f')}. "
+        f"In nats, a token's loss changes by {_sizes(last, 'magnitude', '.2f')}.",
+        _one_step(results["one step"], runs["size"][-1]),
+    ]
     order = runs["size"].unique(maintain_order=True).to_list()
     curves = table.sort(pl.col("size").cast(pl.Enum(order)), "step").with_columns(curve="size")
     slowing = fits.filter(verdict="decelerates").group_by(curve="size", maintain_order=True)
@@ -91,13 +93,12 @@ def dissent_answer(results: Reference | None = None) -> Answer:
     )
     by_group = by_group.with_columns(less=pl.col(rare) - pl.col(common))
     sentences = [
-        f"{step}, the mean cosine of attraction and repulsion is {_sizes(every, 'dissent', '.2f')}.",
+        f"{step}, the mean cosine of attraction and repulsion is {_sizes(every, 'dissent', '.2f')}; −1 would be total "
+        "dissent.",
         f"Less its control, in which each attraction meets the repulsion at another position, it is "
         f"{_sizes(every, 'beyond', '.2f')}.",
         f"The cosine of rare tokens ({rare}) less that of frequent ones ({common}) is "
         f"{_sizes(by_group, 'less', '+.2f')}.",
-        f"From step {rows['step'].max() // 2:,} to the end the cosine changes by {_sizes(every, 'change', '+.2f')}; −1 "
-        "would be total dissent.",
     ]
     bounded = ["dissent", "dissent_control"]
     table = over_seeds(rows, ["size", "step", "group"], bounded).rename({"size": "curve"})
@@ -125,23 +126,27 @@ def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
     """A value at the smallest and the largest size, and their difference, paired by seed."""
     rows = rows.filter(pl.col(value).is_finite())
     ends = _ends(rows)
-    texts = [f"{number(_mean(rows.filter(size=size), value), style)} ({size})" for size in ends]
+    texts = [number(_mean(rows.filter(size=size), value), style, size) for size in ends]
     if len(ends) < 2:
         return "".join(texts)
     paired = rows.filter(pl.col("size").is_in(ends)).pivot("size", index="seed", values=value).drop_nulls(ends)
     text = " and ".join(texts)
     if len(paired):
         moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
-        verdict = _verdict(moved, "higher in the larger model", "lower in the larger model")
-        signed = f"+{style.removeprefix('+')}"
-        text += f": difference {number(moved, signed)}, {verdict}"
+        text += ", " + _difference(moved, style, "higher in the larger model", "lower in the larger model")
     return text
+
+
+def _difference(row: Mapping, style: str, above: str, below: str) -> str:
+    """`difference −0.28 [−0.31, −0.25], lower in the larger model`."""
+    style = f"+{style.removeprefix('+')}"
+    if row["low"] is None:
+        return f"difference {row['mean']:{style}}, not tested".replace("-", "−")
+    return f"difference {number(row, style)}, {_verdict(row, above, below)}"
 
 
 def _verdict(row: Mapping, above: str, below: str) -> str:
     """What the interval of a difference says."""
-    if row["low"] is None:
-        return "not tested"
     if row["low"] <= 0 <= row["high"]:
         return "undecided"
     return above if row["low"] > 0 else below
@@ -171,9 +176,8 @@ def _one_step(one_step: pl.DataFrame, size: str) -> str:
     by_run = last.pivot("direction", index=["curve", "seed"], values="interference").drop_nulls()
     by_run = by_run.with_columns(less=pl.col("update") - pl.col("random"))
     update, random, less = (_mean(by_run, name) for name in ("update", "random", "less"))
-    verdict = _verdict(less, "above the control", "below the control")
     return (
         f"One step of the optimizer, at step {one_step['step'].max():,} ({size}), has D {number(update, '.2f')} on new "
-        f"text; a random step as long, the control, has {number(random, '.2f')}: difference {number(less, '+.2f')}, "
-        f"{verdict}."
+        f"text; a random step as long, the control, has {number(random, '.2f')}: "
+        f"{_difference(less, '.2f', 'above the control', 'below the control')}."
     )

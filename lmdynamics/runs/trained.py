@@ -31,7 +31,7 @@ from lmdynamics.devices import (
 from lmdynamics.environment import commit, versions
 from lmdynamics.errors import UserError, shortened
 from lmdynamics.paths import runs_dir
-from lmdynamics.progress import print_once
+from lmdynamics.progress import print_message, print_once
 from lmdynamics.runs import faults
 from lmdynamics.runs.folders import read_folder, refuse_other_formats
 from lmdynamics.runs.revision_rules import nearest
@@ -99,7 +99,8 @@ def build(
     with files.saving(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)) == 0:
-        with files.locked(folder / layout.LOCK, f"another process is training in {folder}; waiting for it"):
+        waiting = partial(print_message, f"another process is training in {folder}; waiting for it")
+        with files.locked(folder / layout.LOCK, waiting):
             if not is_complete(folder, recipe, device):
                 layout.remove_incomplete(folder)
                 begun = layout.is_begun(folder)

@@ -121,6 +121,9 @@ def test_the_watch_notices_errors_and_requests(lab):
         assert set(notebook.outside) == {"http://192.0.2.1/x.png"}
 
 
+WORD_BREAKS = "[...document.querySelectorAll('.jp-RenderedText pre')].map(pre => getComputedStyle(pre).wordBreak)"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_reader_runs_the_notebook(request, path):
@@ -135,6 +138,7 @@ def test_a_reader_runs_the_notebook(request, path):
         assert visible
         assert all(visible), "an explorer's cell does not show it"
         assert areas, "no slider moves a chart"
+        assert set(notebook.page.evaluate(WORD_BREAKS)) == {"normal"}, "a line breaks inside words and numbers"
         for area in areas:
             every_view_follows(notebook.page, area)
             assert random_moves(notebook.page.locator(".jp-OutputArea-output").nth(area), moves=6) == ""

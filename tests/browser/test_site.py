@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from lmdynamics.batch.site import write_site
 from tests.batch.made import write_item
+from tests.browser.test_lab import WORD_BREAKS
 from tests.browser.test_static_page import browser, elsewhere, opened, pytestmark  # noqa: F401
 from tests.test_docs import ROOT
 
@@ -53,6 +54,8 @@ def test_nothing_is_cut_and_nothing_comes_from_elsewhere(site, opened, width):  
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
         assert page.evaluate(CUT) == [], path
         assert page.locator("h1").count() == 1, path
+        assert set(page.evaluate(WORD_BREAKS)) <= {"normal"}, f"{path}: a line breaks inside words and numbers"
+        assert page.locator("td:has-text('\"')").count() == 0, f"{path}: text in quotes in a table"
         assert page.locator("main img:not([alt])").count() == 0, path
         assert elsewhere(events, site) == []
         page.close()
