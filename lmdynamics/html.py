@@ -12,7 +12,11 @@ MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views wi
 STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
 LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
-WHOLE_WORDS = "<style>.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere }</style>"
+# for the whole page: printed lines break between words, and pictures are no wider than the page
+PAGE_STYLE = (
+    "<style>.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere } "
+    ".jp-RenderedSVG :is(img, svg) { max-width: 100%; height: auto }</style>"
+)
 HEADER_CELL = "padding:0 1.2em .45em 0;text-align:left"
 
 

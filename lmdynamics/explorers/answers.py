@@ -31,7 +31,7 @@ from lmdynamics.experiments.findings import (
     uas_curves,
 )
 from lmdynamics.experiments.reference import Reference, reference
-from lmdynamics.html import WHOLE_WORDS, escape
+from lmdynamics.html import PAGE_STYLE, escape
 
 MARGIN_POINTS = 10  # by which a curve must exceed its control; position alone must only be exceeded
 HALF = 360  # width of a panel in a figure of two columns, pixels
@@ -61,7 +61,7 @@ class Answer:
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         source = escape(self._origin)
         text = {
-            "text/html": f"{WHOLE_WORDS}<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
+            "text/html": f"{PAGE_STYLE}<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
             "text/markdown": "\n".join(f"- {sentence}" for sentence in self.sentences),  # for the card of the page
             "text/plain": str(self),
         }
