@@ -141,20 +141,21 @@ def make_reference(
     for plan in experiment.plans:
         language = load_recipe(read_plan(plan).recipe, profile).corpus.get("version")
         done = _done(folder, name, experiment.version, profile, language)
-        wanted = [condition for condition in only or conditions if conditions[condition] == plan]
-        missing = [(c, seed) for seed in seeds or experiment.seeds for c in wanted if (c, seed) not in done]
-        if not missing:
-            continue
-        chosen = {"seeds": sorted({seed for _, seed in missing}), "only": list(dict.fromkeys(c for c, _ in missing))}
-        swept = sweep(plan, profile, **chosen, workers=workers, device=device, progress=progress)
-        for condition, seed, run_name, error in swept.iter_rows():
-            if error is not None:
-                raise UserError(f"{condition}, seed {seed}: {error}")
-            if (condition, seed) in missing:
-                run = open_run(run_name)
-                facts = _facts(name, experiment, run, condition, seed, profile, device or "cpu")
-                _add(folder, name, experiment.measure(run, device or "cpu"), facts)
-                print(f"{name}: {condition}, seed {seed} measured", file=sys.stderr)
+        missing: dict[tuple[int, ...], list[str]] = {}  # conditions by the seeds that they lack
+        for condition in (condition for condition in only or conditions if conditions[condition] == plan):
+            lacking = tuple(seed for seed in seeds or experiment.seeds if (condition, seed) not in done)
+            missing.setdefault(lacking, []).append(condition)
+        missing.pop((), None)
+        for lacking, chosen in missing.items():
+            swept = sweep(plan, profile, seeds=lacking, only=chosen, workers=workers, device=device, progress=progress)
+            for condition, seed, run_name, error in swept.iter_rows():
+                if error is not None:
+                    raise UserError(f"{condition}, seed {seed}: {error}")
+                if condition in chosen:  # and not the parent of a branch
+                    run = open_run(run_name)
+                    facts = _facts(name, experiment, run, condition, seed, profile, device or "cpu")
+                    _add(folder, name, experiment.measure(run, device or "cpu"), facts)
+                    print(f"{name}: {condition}, seed {seed} measured", file=sys.stderr)
     return reference(name, folder)
 
 

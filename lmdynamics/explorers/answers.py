@@ -135,7 +135,7 @@ def start_answer(results: Reference | None = None) -> Answer:
         syntax_curves(results),
         percent=["UAS", AGREEMENT],
         controls={AGREEMENT: {"chance": 0.5}},
-        title=f"Half of the loss has gone by step {half['step']:,.0f}; agreement "
+        title=f"Half of the fall of the loss is over by step {half['step']:,.0f}; agreement "
         + (f"starts at step {grammar['step']:,.0f}" if grammar["step"] else "never starts"),
     )
     return Answer(sentences, figure, results.source)
@@ -202,14 +202,14 @@ def masking_answer(results: Reference | None = None) -> Answer:
     tests = contrasts(final, [*by_baseline, *direction, *in_agreement], MASKING_MEASURES).to_dicts()
     against, falling, agreement = tests[: len(by_baseline)], tests[len(by_baseline) : -2], tests[-2:]
     sentences = [
-        f"Loss at 15 % at the end, less that of a {MASKING_BASELINE}, in nats: "
+        f"Loss at the end, measured at 15 % masking, compared with {MASKING_BASELINE}: "
         + "; ".join(f"{row['condition']} {_effect(row)}" for row in against)
         + ".",
-        f"Is it the fall, or the higher rate at the start? {FALLING} less "
-        + "; less ".join(f"{row['baseline']}: {_effect(row)}" for row in falling)
+        f"Is it the fall of the rate, or the higher rate at the start? {FALLING} compared with "
+        + "; with ".join(f"{row['baseline']}: {_effect(row)}" for row in falling)
         + ".",
-        f"Agreement, by how many nats the right sentence is likelier: {FALLING} less "
-        + "; less ".join(f"{row['baseline']}: {_effect(row)}" for row in agreement)
+        f"Agreement (how much likelier the right sentence is): {FALLING} compared with "
+        + "; with ".join(f"{row['baseline']}: {_effect(row)}" for row in agreement)
         + f". {_correction(tests)}",
     ]
     moved = differences(final, MASKING_BASELINE)
@@ -224,9 +224,9 @@ def masking_answer(results: Reference | None = None) -> Answer:
 
 
 def _effect(row: dict) -> str:
-    """`−0.24 [−0.40, −0.09] (better)`."""
+    """`−0.24 [−0.40, −0.09] nats (better)`."""
     interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
-    return f"{row['difference']:+.2f}{interval} ({row['verdict']})".replace("-", "−")
+    return f"{row['difference']:+.2f}{interval} nats ({row['verdict']})".replace("-", "−")
 
 
 def _step(row: dict) -> str:

@@ -79,6 +79,15 @@ def test_the_tables_are_the_measurements_of_every_run(measured, tmp_path, capsys
     assert measured[4:] == [("constant 15 %, 1", 1)], "only the run that was asked for and is missing"
 
 
+def test_only_what_is_missing_is_trained(measured, tmp_path, monkeypatch):
+    make(tmp_path, only=["constant 15 %"])
+    make(tmp_path, only=["constant 30 %"], seeds=[0])
+    trained, sweep = [], module.sweep
+    monkeypatch.setattr(module, "sweep", lambda *a, **options: trained.append(options) or sweep(*a, **options))
+    make(tmp_path)
+    assert [(options["seeds"], options["only"]) for options in trained] == [((1,), ["constant 30 %"])]
+
+
 def test_an_experiment_that_changed_is_made_anew(measured, tmp_path, monkeypatch):
     make(tmp_path, seeds=[0])
     before = len(measured)
