@@ -107,7 +107,8 @@ def compare_to_baseline(
 def decide(table: pl.DataFrame) -> pl.DataFrame:
     """`p_hochberg` and the verdict of every row with a `p`, corrected for the number of tests (Hochberg 1988).
 
-    The probability that any condition is wrongly called better is then 5 %, and likewise for worse.
+    The probability that any condition is wrongly called better is then 5 %, and likewise for worse. `p_hochberg` is
+    one-sided, in the direction of the difference.
     """
     p = table["p"].drop_nulls().to_numpy()
     better, worse = hochberg(p), hochberg(1 - p)
@@ -115,7 +116,7 @@ def decide(table: pl.DataFrame) -> pl.DataFrame:
     indices, adjusted, decided = iter(range(len(p))), [], []
     for tested, verdict in table.select(pl.col("p").is_not_null(), "verdict").iter_rows():
         index = next(indices) if tested else None
-        adjusted.append(None if index is None else float(better[index]))
+        adjusted.append(None if index is None else float(min(better[index], worse[index])))
         decided.append(verdict if index is None else str(verdicts[index]))
     return table.with_columns(
         pl.Series("p_hochberg", adjusted, dtype=pl.Float64), pl.Series("verdict", decided, dtype=pl.String)

@@ -10,7 +10,7 @@ import polars as pl
 from jaxtyping import Float
 
 from lmdynamics.analysis.deceleration import LOCATED
-from lmdynamics.analysis.fits import fit_curves, fits_table, power_laws
+from lmdynamics.analysis.fits import fit_curves, fits_table, null_curves, power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
 from lmdynamics.corpora.tokens import TokenRows, annotated_rows
@@ -226,13 +226,34 @@ def fits_after_phase(
 
     A curve that never leaves the phase is not fitted.
     """
-    phases = unigram_phase_ends(curves, runs)
-    later = curves.join(phases, on="curve", maintain_order="left").filter(pl.col("step") > pl.col("ends"))
+    later = after_phase(curves, runs)
     options = {"smoothing": smoothing, "skip_steps": 0, "seed": seed, "progress": False}
-    fits = fit_curves(later.select("curve", "step", "loss"), **options) if len(later) else {}
+    fits = fit_curves(later, **options) if len(later) else {}
     never = UserError("the loss never falls below the unigram entropy")
     every = {curve: fits.get(curve, never) for curve in runs["curve"]}
-    return which_break(fits_table(every), phases).join(runs, on="curve", maintain_order="left")
+    return which_break(fits_table(every), unigram_phase_ends(curves, runs)).join(
+        runs, on="curve", maintain_order="left"
+    )
+
+
+def null_fits_after_phase(
+    curves: pl.DataFrame, runs: pl.DataFrame, smoothing: str = "log-average", seed: int = 0
+) -> pl.DataFrame:
+    """The control of `fits_after_phase`: fits of curves that are made without a break (`null_curves`) from its points.
+
+    Without rows if no curve leaves the unigram phase.
+    """
+    later = after_phase(curves, runs)
+    if later.is_empty():
+        return fits_table({})
+    made = null_curves(later, 0, smoothing, seed)
+    return fits_table(fit_curves(made, smoothing=smoothing, skip_steps=0, seed=seed, progress=False))
+
+
+def after_phase(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
+    """The points of each curve after the end of its unigram phase: curve, step, loss."""
+    later = curves.join(unigram_phase_ends(curves, runs), on="curve", maintain_order="left")
+    return later.filter(pl.col("step") > pl.col("ends")).select("curve", "step", "loss")
 
 
 def across_breaks(interference: pl.DataFrame, fits: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from lmdynamics.experiments.ladder import (
     fits_after_phase,
     interval_units,
     ladder_curves,
+    null_fits_after_phase,
     published_fits,
     published_interference,
 )
@@ -32,9 +33,12 @@ def deceleration_answer(results: Reference | None = None) -> Answer:
     losses, runs = ladder_curves(results)
     fits = fits_after_phase(losses, runs)
     slowing = fits.filter(verdict="decelerates")
+    control = null_fits_after_phase(losses, runs)
+    called, twice = len(control.filter(verdict="decelerates")), slowing["caveat"].str.contains("two breaks").sum()
     sentences = [
         f"The loss of {len(slowing)} of {len(runs)} runs decelerates after the unigram phase: from a step on it falls "
-        "more slowly, in log-log space."
+        f"more slowly, in log-log space. (In {twice} of them two breaks fit better than one. The control, curves made "
+        f"without a break, decelerates in {called} of {len(control)}.)"
     ]
     ends = (
         "; ".join(f"{name}: {_sizes(slowing, column, style)}" for name, column, style in BREAK) if len(slowing) else ""
@@ -131,10 +135,11 @@ def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
         return "".join(texts)
     paired = rows.filter(pl.col("size").is_in(ends)).pivot("size", index="seed", values=value).drop_nulls(ends)
     text = " and ".join(texts)
-    if len(paired):
+    if len(paired) > 1:
         moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
-        text += ", " + _difference(moved, style, "higher in the larger model", "lower in the larger model")
-    return text
+        some = f" over the {len(paired)} seeds with both" * (rows.filter(size=ends[0])["seed"].n_unique() > len(paired))
+        text += ", " + _difference(moved, style, "higher in the larger model", "lower in the larger model") + some
+    return text + ", not tested" * (len(paired) < 2)
 
 
 def _difference(row: Mapping, style: str, above: str, below: str) -> str:

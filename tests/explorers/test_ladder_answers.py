@@ -77,6 +77,7 @@ def test_a_ladder_as_published_is_called_so(planted):
     answer = deceleration_answer(planted)
     text = str(answer)
     assert "The loss of 9 of 9 runs decelerates" in text
+    assert re.search(r"curves made without a break, decelerates in [01] of 9\.", text)
     first, second = (float(text.split(f"{symbol}: ")[1].split(" ")[0]) for symbol in ("L_d", "r_d"))
     assert first == pytest.approx(5.0, rel=0.03)
     assert second == pytest.approx(0.01, abs=0.008)
@@ -88,6 +89,10 @@ def test_a_ladder_as_published_is_called_so(planted):
     kept = (pl.col("seed") == 0) | (pl.col("condition") == "1M")
     lone = {name: frame.filter(kept) for name, frame in planted.items()}
     assert "at 4 of 4 checkpoints (1 seed with several sizes)" in str(deceleration_answer(Results(lone)))
+    alone = str(deceleration_answer(Results(lone)))
+    assert re.search(r"\(1M\) and \d\.\d+ \(4M, one seed\), not tested", alone), "no difference that does not subtract"
+    two = {name: frame.filter(kept | (pl.col("seed") == 1)) for name, frame in planted.items()}
+    assert "in the larger model over the 2 seeds with both" in str(deceleration_answer(Results(two)))
     assert "3 runs (planted)" in text
     assert "Larger models" in to_svg(answer.figure)
 
