@@ -46,7 +46,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     sizes = [*rows["parameters"], *(published["parameters"] if published is not None else [])]
     panels = [_panel(rows, quantity, law.get(quantity), published, sizes) for quantity in PANELS]
     left_out = sum(missing for _, missing, _ in panels)
-    findings = [text for _, _, text in panels]
+    findings = [text for _, _, text in panels if text]
     caption = [
         "dots: curves, with 95 % intervals as far as the panel reaches",
         "line: fitted power of size",
@@ -55,7 +55,7 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     ]
     return figure(
         alt.hconcat(*(panel for panel, _, _ in panels), spacing=78, bounds="flush"),
-        f"Larger models: {', '.join(findings)}",
+        f"Larger models: {', '.join(findings)}" if findings else "Too few sizes or seeds to test what size does",
         [caption],
         f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
         + "; ".join(f"{PANELS[name][1]}, {_exponent(law.get(name))}" for name in PANELS)
@@ -183,7 +183,7 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     if not law or law["exponent"] is None:
         finding = f"{name} not known"
     elif law["low"] is None:
-        finding = f"{name} not tested"
+        finding = ""
     elif law["low"] <= 0 <= law["high"]:
         finding = f"no clear change in {name}"
     else:

@@ -114,7 +114,10 @@ def fit_files(
             f"{len(early):,} of {len(frame):,} rows have steps up to {SKIP_STEPS}, which are left out by default; "
             f"give --skip-steps 0 to include them, or --skip-steps {SKIP_STEPS} to leave them out"
         )
-    skip_steps = SKIP_STEPS if skip_steps is None else skip_steps
+    if skip_steps is None:
+        skip_steps = SKIP_STEPS
+        if len(early):
+            print(f"steps up to {SKIP_STEPS} are left out; --skip-steps 0 includes them", file=sys.stderr)
     fits = fit_curves(frame, smoothing=smoothing, skip_steps=skip_steps, resamples=resamples, workers=workers)
     failed = [result for result in fits.values() if isinstance(result, UserError)]
     if len(fits) == 1 and failed:

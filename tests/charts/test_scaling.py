@@ -58,7 +58,7 @@ def test_two_sizes_are_reported_without_an_interval():
     two = sizes().filter(pl.col("parameters") <= sizes()["parameters"].unique().sort()[1])
     chart = charts.size_trends(two, laws(pl.concat([two, two])))
     assert "lower loss" not in title_text(chart)
-    assert "loss at the break not tested" in title_text(chart)
+    assert "Too few sizes" in title_text(chart)
     heads = [" ".join(panel["title"]["text"]) for panel in chart.to_dict()["hconcat"]]
     assert all("too few sizes for an interval" in head for head in heads)
 

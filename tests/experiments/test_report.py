@@ -121,6 +121,15 @@ def test_a_jump_in_scale_is_the_verdict_and_no_number_stands_beside_it(call, tmp
     assert (fits["jumps"][0]["before"], fits["jumps"][0]["after"]) == (2_000, 2_010)
 
 
+def test_steps_that_are_left_out_by_default_are_said(call, tmp_path):
+    steps = np.arange(50, 20_001, 50)
+    pl.DataFrame({"step": steps, "loss": noisy(steps.astype(float), 0.01, 0)}).write_csv(tmp_path / "run.csv")
+    note = "steps up to 100 are left out; --skip-steps 0 includes them"
+    assert note in call("fit", tmp_path / "run.csv", "--resamples", "0")[2]
+    for option in ("0", "100"):
+        assert "left out" not in call("fit", tmp_path / "run.csv", "--resamples", "0", "--skip-steps", option)[2]
+
+
 def test_most_rows_are_not_left_out_unless_somebody_says_so(call, tmp_path):
     path = tmp_path / "console.log"
     steps = np.arange(1, 136.0)
