@@ -193,6 +193,8 @@ def _date(curves: _Curves, k: int, margin: float) -> Onset:
     crossed, first = first_run(gap - untrained > margin, k)
     share = float(crossed[1:].mean()) if len(crossed) > 1 else float(crossed[0])
     criterion = f"more than {margin:g} above {against}" if margin else f"above {against}"
+    if lead := round(float(untrained[0, 0]), 2):
+        criterion += f", beyond its lead of {lead} at step {steps[0]:,},"
     if not crossed[0]:
         rise = np.nan_to_num((gap - untrained)[0], nan=-np.inf)
         best = int(rise.argmax())

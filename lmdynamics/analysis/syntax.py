@@ -195,7 +195,7 @@ def describe_relation(history: pl.DataFrame, relation: str) -> str:
             f"{relation} is above the offset at every checkpoint: {cause if undated else 'nothing appears'}; {scores}."
         )
     if row["appears"] is None:
-        return f"{relation} has not appeared: {scores}."
+        return f"{relation} has not appeared to stay: {scores}."
     not_yet = f" (not yet at {row['not_yet']:,})"
     return f"{relation} appears at step {row['appears']:,}{not_yet}, first in head {row['first_head']}; {scores}."
 

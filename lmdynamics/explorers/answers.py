@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from lmdynamics import charts
+from lmdynamics.analysis.onsets import rise_window
 from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.moving import in_row
 from lmdynamics.charts.theme import Chart
@@ -76,15 +77,22 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     onsets = _onsets(results)
     steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
     structure, beyond, grammar = (steps[name] for name in ("structure", "structure beyond position", "capabilities"))
+    published, marks, published_position = published_sas()
+    rising = published.filter(measure="UAS, one head").sort("step")
+    start, end = rise_window(rising["step"].to_list(), rising["value"].to_list())
     drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
-    drop, share = (mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share"))
+    drops = drops.with_columns(window=(pl.col("end") - pl.col("start")) / results["loss"]["step"].max())
+    drop, share, window = (
+        mean_over_seeds(drops, "what", name).row(0, named=True) for name in ("drop", "share", "window")
+    )
     sentences = [
-        f"Attention heads find over {MARGIN_POINTS} points more arcs than on shuffled trees from {_step(structure)} "
-        f"on, and more arcs than position alone from {_step(beyond)} on. Agreement of subject and verb is over "
-        f"{MARGIN_POINTS} points above chance from {_step(grammar)} on.",
+        f"From {_step(structure)} on, attention heads find more arcs than on shuffled trees, by {MARGIN_POINTS} points "
+        f"more than before training; from {_step(beyond)} on, more than position alone. Agreement of subject and verb "
+        f"is over {MARGIN_POINTS} points above chance from {_step(grammar)} on.",
         f"{_order(onsets, 'structure')} {_order(onsets, 'structure beyond position')}",
         f"While UAS rises from a tenth to nine tenths of its way, the held-out loss falls by {number(drop, '.2f')} "
-        f"nats, {number(share, '.0%')} of its whole fall.",
+        f"nats, {number(share, '.0%')} of its whole fall. That takes {number(window, '.0%')} of all steps "
+        f"(BERT, published: {(end - start) / rising['step'].max():.0%}).",
     ]
     levels = uas_curves(uas).group_by("source").agg(pl.col("value").mean())
     position, shuffled = (levels.filter(source=name)["value"][0] for name in ("offset", "shuffled"))
@@ -97,11 +105,10 @@ def syntax_answer(results: Reference | None = None) -> Answer:
         if structure["step"] and grammar["step"]
         else "Here: no onset",
     )
-    published, marks, position = published_sas()
     paper = charts.conditions_panels(
         published,
         percent=["UAS, one head", "BLiMP"],
-        controls={"UAS, one head": {"position": position}, "BLiMP": {"chance": 0.5}},
+        controls={"UAS, one head": {"position": published_position}, "BLiMP": {"chance": 0.5}},
         width=HALF,
         title=f"Chen et al. 2023 (BERT): step {marks['structure']:,}, then {marks['capabilities']:,}",
     )

@@ -93,7 +93,7 @@ def dissent_answer(results: Reference | None = None) -> Answer:
     every, step = last.filter(group="all"), f"At step {rows['step'].max():,}"
     rare, common = group_names()[-1], group_names()[0]
     by_group = last.filter(pl.col("group").is_in([rare, common])).pivot(
-        "group", index=["curve", "size", "seed", "parameters"], values="dissent"
+        "group", index=["curve", "size", "seed", "parameters"], values="beyond"
     )
     by_group = by_group.with_columns(less=pl.col(rare) - pl.col(common))
     sentences = [
@@ -101,7 +101,7 @@ def dissent_answer(results: Reference | None = None) -> Answer:
         "dissent.",
         f"Less its control, in which each attraction meets the repulsion at another position, it is "
         f"{_sizes(every, 'beyond', '.2f')}.",
-        f"The cosine of rare tokens ({rare}) less that of frequent ones ({common}) is "
+        f"Less its control, too, rare tokens ({rare}) differ from frequent ones ({common}) by "
         f"{_sizes(by_group, 'less', '+.2f')}.",
     ]
     bounded = ["dissent", "dissent_control"]

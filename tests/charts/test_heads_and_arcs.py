@@ -146,7 +146,7 @@ def test_head_history_reports_when_a_relation_appears():
     )
     never = head_history(best.with_columns(offset=pl.lit(0.99)))
     assert never["appears"].to_list() == [None, None]
-    assert describe_relation(never, "nsubj").startswith("nsubj has not appeared: at the end head 1-2 ")
+    assert describe_relation(never, "nsubj").startswith("nsubj has not appeared to stay: at the end head 1-2 ")
 
 
 @pytest.mark.parametrize(("first", "says"), [(0, "nothing appears"), (305, "it appeared at or before step 305, or")])

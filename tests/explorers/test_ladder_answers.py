@@ -141,7 +141,7 @@ def test_dissent_is_compared_with_its_control_and_over_sizes(planted):
     assert "At step 4,096, the mean cosine of attraction and repulsion is −0.5" in text
     assert re.search(r"\(4M\), difference \+0\.2\d .*\], higher in the larger model; −1 would", text)
     assert "it is −0.4" in text, "0.1 less than without the control"
-    assert "less that of frequent ones (at least 1 in 100) is −0." in text
+    assert "differ from frequent ones (at least 1 in 100) by −0.2" in text
     assert "1M" in to_svg(answer.figure)
 
 
