@@ -224,16 +224,21 @@ def fits_after_phase(
 ) -> pl.DataFrame:
     """Fits of all curves from the steps where their unigram phases end: `which_break`, with the columns of `runs`.
 
-    A curve that never leaves the phase is not fitted.
+    A curve that never leaves the phase is not fitted. A break without an interval (because a level shift fits better)
+    is not located: its L_d and r_d may be anything.
     """
     later = after_phase(curves, runs)
     options = {"smoothing": smoothing, "skip_steps": 0, "seed": seed, "progress": False}
     fits = fit_curves(later, **options) if len(later) else {}
     never = UserError("the loss never falls below the unigram entropy")
     every = {curve: fits.get(curve, never) for curve in runs["curve"]}
-    return which_break(fits_table(every), unigram_phase_ends(curves, runs)).join(
-        runs, on="curve", maintain_order="left"
+    table = fits_table(every)
+    unbounded = pl.col("verdict").is_in(LOCATED) & pl.col("step_at_break_low").is_null()
+    table = table.with_columns(
+        verdict=pl.when(unbounded).then(pl.lit("break not located")).otherwise("verdict"),
+        reason=pl.when(unbounded).then(pl.col("reason") + "; no interval").otherwise("reason"),
     )
+    return which_break(table, unigram_phase_ends(curves, runs)).join(runs, on="curve", maintain_order="left")
 
 
 def null_fits_after_phase(

@@ -25,6 +25,7 @@ from lmdynamics.experiments.ladder import (
     doubling_steps,
     fits_after_phase,
     ladder_curves,
+    null_fits_after_phase,
     published_curves,
     published_fits,
     published_interference,
@@ -229,6 +230,26 @@ def test_fits_begin_where_the_unigram_phase_ends():
     assert row["step_at_break"] == pytest.approx(600, rel=0.3)
     assert (never["verdict"], never["which"]) == ("not fitted", "none")
     assert never["reason"] == "the loss never falls below the unigram entropy"
+
+
+def test_a_break_without_an_interval_is_not_located_and_its_control_has_no_break():
+    steps = np.arange(1, 8_001)
+    bent = 5.9 * (steps / 60) ** -0.1 * ((1 + (steps / 900) ** 4) / 2) ** (0.08 / 4)
+    dropped = bent * np.where(steps > 300, 0.95, 1)
+    noise = np.random.default_rng(0).normal(0, 0.02, len(steps))
+    losses = pl.concat(
+        pl.DataFrame({"curve": [name] * len(steps), "step": steps, "loss": loss + noise})
+        for name, loss in (("bent", bent), ("dropped", dropped))
+    )
+    about = {"curve": ["bent", "dropped"], "size": ["1M", "2M"], "parameters": [10**6, 2 * 10**6]}
+    runs = pl.DataFrame(about | {"unigram_entropy": 6.0})
+    located, unknown = fits_after_phase(losses, runs).iter_rows(named=True)
+    assert located["verdict"] == "decelerates"
+    assert located["step_at_break_low"] < located["step_at_break"] < located["step_at_break_high"]
+    assert "sudden drop by" in unknown["caveat"]
+    assert (unknown["verdict"], unknown["which"]) == ("break not located", "none")
+    assert unknown["reason"].endswith("; no interval")
+    assert null_fits_after_phase(losses, runs)["verdict"].to_list() == ["no break", "no break"]
 
 
 def test_interference_is_compared_across_each_runs_own_break():
