@@ -55,7 +55,7 @@ def test_nothing_is_cut_and_nothing_comes_from_elsewhere(site, opened, width):  
         assert page.evaluate(CUT) == [], path
         assert page.locator("h1").count() == 1, path
         assert set(page.evaluate(WORD_BREAKS)) <= {"normal"}, f"{path}: a line breaks inside words and numbers"
-        assert page.locator("td:has-text('\"')").count() == 0, f"{path}: text in quotes in a table"
+        assert page.locator(".jp-RenderedHTML td:has-text('\"')").count() == 0, f"{path}: text in quotes in a table"
         assert page.locator("main img:not([alt])").count() == 0, path
         assert elsewhere(events, site) == []
         page.close()
