@@ -246,12 +246,12 @@ def null_fits_after_phase(
 ) -> pl.DataFrame:
     """The control of `fits_after_phase`: fits of curves that are made without a break (`null_curves`) from its points.
 
-    Without rows if no curve leaves the unigram phase.
+    Without rows if no curve is long enough after the unigram phase.
     """
-    later = after_phase(curves, runs)
-    if later.is_empty():
+    try:
+        made = null_curves(after_phase(curves, runs), 0, smoothing, seed)
+    except UserError:
         return fits_table({})
-    made = null_curves(later, 0, smoothing, seed)
     return fits_table(fit_curves(made, smoothing=smoothing, skip_steps=0, seed=seed, progress=False))
 
 

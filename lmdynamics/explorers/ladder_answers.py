@@ -64,10 +64,13 @@ def zero_sum_answer(results: Reference | None = None) -> Answer:
     last = rows.filter(step=rows["step"].max()).join(runs.select("curve", "parameters"), on="curve")
     sentences = [
         "D, averaged over the doublings before the break of the loss, and over those after it: "
-        + "; ".join(
-            f"{size}: {number(before, '.2f')} and {number(after, '.2f')}, "
-            + _difference(moved, ".2f", "a rise", "a fall")
-            for size, (before, after, moved) in means.items()
+        + (
+            "; ".join(
+                f"{size}: {number(before, '.2f')} and {number(after, '.2f')}, "
+                + _difference(moved, ".2f", "a rise", "a fall")
+                for size, (before, after, moved) in means.items()
+            )
+            or "no run has a located break with doublings on both sides"
         )
         + ".",
         f"Over the last doubling, {last['step'][0]:,} to {last['until'][0]:,}, D is "
@@ -134,10 +137,10 @@ def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
     if len(ends) < 2:
         return "".join(texts)
     paired = rows.filter(pl.col("size").is_in(ends)).pivot("size", index="seed", values=value).drop_nulls(ends)
-    text = " and ".join(texts)
+    text, counts = " and ".join(texts), [rows.filter(size=size)["seed"].n_unique() for size in ends]
     if len(paired) > 1:
         moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
-        some = f" over the {len(paired)} seeds with both" * (rows.filter(size=ends[0])["seed"].n_unique() > len(paired))
+        some = f" over the {len(paired)} seeds with both" * any(count > len(paired) for count in counts)
         text += ", " + _difference(moved, style, "higher in the larger model", "lower in the larger model") + some
     return text + ", not tested" * (len(paired) < 2)
 

@@ -250,6 +250,8 @@ def test_a_break_without_an_interval_is_not_located_and_its_control_has_no_break
     assert (unknown["verdict"], unknown["which"]) == ("break not located", "none")
     assert unknown["reason"].endswith("; no interval")
     assert null_fits_after_phase(losses, runs)["verdict"].to_list() == ["no break", "no break"]
+    for short in (losses.filter(pl.col("step") < 60), losses.filter(pl.col("step") < 20)):
+        assert null_fits_after_phase(short, runs).is_empty(), "too few points to make a curve of"
 
 
 def test_interference_is_compared_across_each_runs_own_break():

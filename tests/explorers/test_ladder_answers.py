@@ -127,6 +127,13 @@ def test_interference_rises_across_the_break_as_planted(planted):
     assert "published, Mircea et al. 2025" in to_svg(answer.figure)
 
 
+def test_without_a_located_break_nothing_is_compared_across_it(planted):
+    run = {name: frame.filter(condition="1M", seed=0) for name, frame in planted.items()}
+    noise = np.random.default_rng(0).normal(0, 0.02, len(run["log"]))
+    run["log"] = run["log"].with_columns(loss=12 * pl.col("step") ** -0.15 + noise)
+    assert "those after it: no run has a located break" in str(zero_sum_answer(Results(run)))
+
+
 def test_a_rise_that_seeds_do_not_agree_on_is_undecided(planted):
     mixed = pl.when(pl.col("seed") == 0).then(1.1 - pl.col("interference")).otherwise("interference")
     changed = Results(planted | {"interference": planted["interference"].with_columns(interference=mixed)})
