@@ -45,8 +45,10 @@ def open_corpus(recipe: Recipe) -> Corpus:
     if options.pop("kind") == "grammar":
         grammar = Grammar(options["size"])
         train, heads = _sentences(grammar, options["sentences"], recipe.seed)
-        with_trees = recipe.regularizer.stages and recipe.regularizer.trees == "corpus"
-        trees = Trees.from_words(train, heads) if with_trees else None
+        penalty = recipe.regularizer
+        trees = Trees.from_words(train, heads) if penalty.stages and penalty.of_corpus else None
+        if trees and penalty.trees == "shuffled":
+            trees = trees.shuffled(recipe.seed)
         held_out = grammar.blocks(options["held_out"], HELD_OUT_SEED)
         if options["block_size"]:
             train, held_out = train.packed(options["block_size"]), held_out.packed(options["block_size"])
@@ -102,7 +104,7 @@ def open_trees(recipe: Recipe, corpus: Corpus, longest: int) -> Trees | None:
     Raises UserError if the treebank does not exist, or none of its sentences fits the model.
     """
     r = recipe.regularizer
-    if not r.stages or r.trees == "corpus":
+    if not r.stages or r.of_corpus:
         return None
     return encode_trees(open_treebank(r.trees), corpus.tokenizer, longest)
 

@@ -158,6 +158,20 @@ class Trees:
         word[rows.offsets[1:] - 1] = -1
         return cls(rows, TokenRows(word.astype(np.int32), rows.offsets), heads)
 
+    def shuffled(self, seed: int) -> "Trees":
+        """A control: each tree keeps its shape, and its nodes move to other words of the sentence; see `shuffled_trees`.
+
+        For rows in which every word is one token.
+        """
+        tokens = np.flatnonzero(self.word.ids >= 0)  # the nodes, in order
+        row = np.repeat(np.arange(len(self.rows)), self.rows.lengths)[tokens]
+        moved = tokens[np.lexsort((np.random.default_rng(seed).random(len(tokens)), row))]  # where each node goes
+        gold = self.head.ids[tokens]
+        head_node = np.searchsorted(row, row) + gold  # of a root: some other node, not used
+        heads = np.full_like(self.head.ids, -1)
+        heads[moved[gold >= 0]] = self.word.ids[moved[head_node[gold >= 0]]]
+        return replace(self, head=TokenRows(heads, self.head.offsets))
+
     def links(self, chosen: Sequence[int], direction: str = "both") -> Links:
         """The arcs of the rows `chosen`, in this order, for a batch padded on the right."""
         parts = [_token_pairs(self.word[i], self.head[i]) for i in chosen]

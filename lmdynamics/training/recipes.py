@@ -71,8 +71,13 @@ class Regularizer:
     stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: SAS− for 300 steps
     form: str = "max"  # or uniform
     arcs: str = "both"  # both directions; head: attention to the head only; children: to the children only
-    trees: str = "corpus"  # gold trees of the training rows, or a treebank: a name or a CoNLL-U file
+    trees: str = "corpus"  # of the training rows: gold, or "shuffled" (a control); or a treebank: a name or a CoNLL-U file
     sentences: int = 16  # of the treebank, at each step
+
+    @property
+    def of_corpus(self) -> bool:
+        """Whether the trees are those of the training rows, and not of a treebank."""
+        return self.trees in ("corpus", "shuffled")
 
     def strength_at(self, step: int) -> float:
         """λ of the update that leads from `step` to `step + 1`."""
@@ -342,11 +347,11 @@ def _check_values(recipe: Recipe) -> None:
             f"corpus.block_size is {recipe.corpus['block_size']}; at least 3 are needed, or 0 for one sentence per row",
         ),
         (
-            recipe.corpus["kind"] == "text" or not (recipe.corpus["block_size"] and r.stages and r.trees == "corpus"),
+            recipe.corpus["kind"] == "text" or not (recipe.corpus["block_size"] and r.stages and r.of_corpus),
             "trees need unpacked sentences; set corpus.block_size=0, or regularizer.trees to a treebank",
         ),
         (
-            not r.stages or r.trees != "corpus" or recipe.corpus["kind"] == "grammar",
+            not r.stages or not r.of_corpus or recipe.corpus["kind"] == "grammar",
             "this corpus has no trees of its own; set regularizer.trees to a treebank (a name or a CoNLL-U file)",
         ),
         (t.decay in ("linear", "cosine", "none"), f"training.decay is {t.decay!r}; choose linear, cosine or none"),

@@ -268,6 +268,31 @@ def test_trees_of_a_treebank_can_be_mixed_into_plain_text(tmp_path):
     assert log["penalty"][-5:].mean() > 1.5 * log["penalty"][0]
 
 
+def test_shuffled_trees_keep_their_shape_and_few_of_their_arcs():
+    train_rows = {"corpus.sentences": 400, "held_out": 20, "stages": 1.0}
+    gold = open_corpus(load_recipe("grammar-mlm", overrides=train_rows)).trees
+    shuffled = open_corpus(load_recipe("grammar-mlm", overrides={**train_rows, "trees": "shuffled"})).trees
+    again = open_corpus(load_recipe("grammar-mlm", overrides={**train_rows, "trees": "shuffled"})).trees
+    assert shuffled.head.ids.tolist() == again.head.ids.tolist()
+    kept = arcs = 0
+    for i in range(400):
+        before, after, words = gold.head[i][1:-1], shuffled.head[i][1:-1], gold.word[i][1:-1]
+        assert shuffled.head[i][[0, -1]].tolist() == [-1, -1]  # [CLS] and [SEP]
+        assert _shape(before) == _shape(after), words
+        kept, arcs = kept + int(((before == after) & (before >= 0)).sum()), arcs + int((before >= 0).sum())
+    mean_length = len(gold.head.ids) / 400 - 2
+    assert kept / arcs < 1.5 / mean_length  # as by chance; with the heads alone permuted it is a third
+
+
+def _shape(heads) -> list[tuple[int, int]]:
+    """Depth and number of children of each node, sorted: the same for trees of the same shape."""
+
+    def depth(word: int) -> int:
+        return 0 if heads[word] < 0 else 1 + depth(heads[word])
+
+    return sorted((depth(word), int((heads == word).sum())) for word in range(len(heads)))
+
+
 def test_text_without_trees_is_refused_with_advice():
     with pytest.raises(UserError, match=r"set regularizer.trees to a treebank \(a name or a CoNLL-U file\)"):
         load_recipe("english-mlm", overrides={"stages": 1.0})

@@ -62,6 +62,7 @@ def test_overrides_by_dotted_and_bare_key_and_as_text():
         (["corpus.block_size=2"], "corpus.block_size is 2; at least 3 are needed, or 0 for one sentence per row"),
         (["corpus.block_size=-1"], "corpus.block_size is -1; at least 3 are needed"),
         (["corpus.block_size=16", "stages=[[0, 1.0]]"], "trees need unpacked sentences"),
+        (["corpus.block_size=16", "stages=[[0, 1.0]]", "trees=shuffled"], "trees need unpacked sentences"),
         ({"stages": "often"}, "give λ, or a list of"),
         ({"stages": [[300, 1.0], [0, 0.0]]}, "steps must increase"),
         ({"stages": [[0, float("nan")]]}, "every λ must be a number"),
