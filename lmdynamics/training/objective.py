@@ -159,7 +159,7 @@ class Trees:
         return cls(rows, TokenRows(word.astype(np.int32), rows.offsets), heads)
 
     def shuffled(self, seed: int) -> "Trees":
-        """A control: each tree keeps its shape, and its nodes move to other words of the sentence; see `shuffled_trees`.
+        """A control: each tree keeps its shape, and its nodes are moved to other words of the sentence.
 
         For rows in which every word is one token.
         """
