@@ -71,7 +71,7 @@ class Regularizer:
     stages: list[list[float]] = field(default_factory=list)  # [[0, 1.0], [300, 0.0]]: SAS− for 300 steps
     form: str = "max"  # or uniform
     arcs: str = "both"  # both directions; head: attention to the head only; children: to the children only
-    trees: str = "corpus"  # gold trees of the training rows; shuffled: a control; or a treebank (a name, a CoNLL-U file)
+    trees: str = "corpus"  # of the training rows: gold, or shuffled (a control); or a treebank, by name or file
     sentences: int = 16  # of the treebank, at each step
 
     @property
