@@ -12,10 +12,14 @@ MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views wi
 STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
 LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
-# for the whole page: printed lines break between words, and pictures are no wider than the page
+# for the whole page: printed lines break between words, pictures are no wider than the page, and an answer that is folded
+# takes its figure, another output of its cell, with it
 PAGE_STYLE = (
     "<style>.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere } "
-    ".jp-RenderedSVG :is(img, svg) { max-width: 100%; height: auto }</style>"
+    ".jp-RenderedSVG :is(img, svg) { max-width: 100%; height: auto } "
+    "details.lmd-answer > summary { cursor: pointer } details.lmd-answer > summary > h2 { display: inline-block } "
+    ".jp-OutputArea:has(details.lmd-answer:not([open])) > .jp-OutputArea-child:not(:has(details.lmd-answer)) "
+    "{ display: none }</style>"
 )
 HEADER_CELL = "padding:0 1.2em .45em 0;text-align:left"
 

@@ -130,9 +130,9 @@ def sensitivity(
         for skip in skips:
             options = {"smoothing": smoothing, "skip_steps": skip, "resamples": resamples}
             table = fits_table(_fit_some(([("", np.asarray(step), np.asarray(loss))], options)))
-            settings = [pl.lit(smoothing).alias("smoothing"), pl.lit(float(skip)).alias("skip_steps")]
+            settings = [pl.lit(smoothing).alias("smoothing"), pl.lit(skip).alias("skip_steps")]
             tables.append(table.select(*settings, pl.exclude("curve")))
-    return pl.concat(tables)
+    return pl.concat(tables, how="vertical_relaxed")
 
 
 def break_profile(

@@ -117,7 +117,7 @@ def _join(folder: Path, docs: Path | None) -> None:
             path.unlink()
     style = f"<style>{(HERE / 'nav.css').read_text('utf-8')}</style></head>"
     for address, text in texts.items():
-        nav = _template("nav.html.jinja").render(root="../" * address.count("/"), has_docs=bool(contents))
+        nav = _template("nav.html.jinja").render(root="../" * address.count("/"), contents=contents)
         text = re.sub(r"<body[^>]*>", lambda match, nav=nav: match[0] + nav, text, count=1)
         files.write_text(folder / address, text.replace("</head>", style, 1))
     searched = {address: text for address, text in texts.items() if "/" in address}

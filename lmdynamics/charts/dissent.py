@@ -98,25 +98,25 @@ def dissent_over_training(
     )
 
 
-def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
+def norms_over_training(table: pl.DataFrame, *, groups: Sequence[str] | None = None) -> alt.ConcatChart:
     """The mean norms of the hidden state, the attraction and the repulsion, a line per group, a column per curve.
 
     `table`: step, group, norm_hidden, norm_attractive, norm_repulsive, perhaps `curve`. Axes are logarithmic; norms of
-    0 are not drawn.
+    0 are not drawn. `groups`: as for `dissent_over_training`.
     """
     rows = _valid_rows(table, list(NORMS), "norms over training")
-    curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, None), steps_of(rows)
+    curves, colours, steps = names_of(rows, "curve"), _group_colours(rows, groups), steps_of(rows)
     panels, several = [], len(curves) > 1
     for name, (title, _) in NORMS.items():
         data = rows.filter(pl.col(name) > 0)
         first, last = name == next(iter(NORMS)), name == list(NORMS)[-1]
         ends = [data[name].min() / 1.15, data[name].max() * 1.15] if len(data) else [0.1, 1.0]
-        line = Line(name, title, "group", colours, band=None, style=".3~g", points=16, **log_axis(*ends, 4))
+        options = {"points": 16, "columns": 5, **log_axis(*ends, 4)}
+        line = Line(name, title, "group", colours, band=None, style=".3~g", **options)
         for curve in curves:
             x = step_axis(steps, "training step (log scale)" if last else None, sparse=len(curves) > 2)
             leftmost = curve == curves[0]
-            options = {"title": title if leftmost else None, "columns": 2 if several else 5}
-            line = replace(line, legend=None if last and leftmost else False, **options)
+            line = replace(line, title=title if leftmost else None)
             layers = line.layers(data.filter(pl.col("curve") == curve), x)
             size = _size(len(curves), 300 if len(curves) < 3 else 150, 110)
             panels.append(_titled(panel(layers, x, **size), curve if first and several else ""))
@@ -124,9 +124,8 @@ def norms_over_training(table: pl.DataFrame) -> alt.ConcatChart:
     for name, (_, symbol) in NORMS.items():
         ends = rows.group_by("step").agg(pl.col(name).mean()).sort("step")[name]
         changes.append(f"{symbol} {ends[0]:.2g} → {ends[-1]:.2g}")
-    chart = alt.concat(*panels, columns=len(curves), spacing=10).resolve_scale(color="independent")
     return figure(
-        chart,
+        alt.concat(*panels, columns=len(curves), spacing=10),
         f"Norms over training, mean over groups: {', '.join(changes)}",
         "means over tokens",
         "Norms of the hidden state and of both parts of its gradient over training. "
@@ -161,7 +160,8 @@ def dissent_plane(
         size = _size(len(curves), 330, 330 if len(curves) > 1 else 380)
     else:
         size = dict.fromkeys(("width", "height"), min(_narrow(len(curves))["width"], 240 if len(curves) <= 2 else 135))
-    legend = None if cursor is None or len(curves) <= 2 else False  # the other figure, below this one, has it
+    labelled = cursor is None or len(curves) <= 2  # with more panels in a row, there is no room for text in them
+    legend = None if labelled else False  # the other figure, below this one, has it
     panels = []
     for index, curve in enumerate(curves):
         has_title = index % 2 == 0 and (cursor is None or index == 0)
@@ -171,7 +171,8 @@ def dissent_plane(
         base = alt.Chart(rows.filter(pl.col("curve") == curve)).encode(x, y, colour)
         selected = base.transform_filter(f"datum.step == {step_expression}")
         layers = [
-            *_quadrants(limit, x, y, small=cursor is not None),
+            *(zero_line(channel, color=GREY, strokeWidth=1) for channel in ("x", "y")),
+            *(_quadrants(limit, x, y, small=cursor is not None) if labelled else ()),
             base.mark_line(strokeWidth=1.4).encode(order="step:Q"),
             base.mark_point(size=14, filled=True, opacity=0.7).encode(tooltip=tips),
             selected.mark_point(size=170, filled=True, opacity=1, stroke="white", strokeWidth=1.2).encode(tooltip=tips),
@@ -181,14 +182,20 @@ def dissent_plane(
     return figure(
         _arranged(panels, cursor),
         ["Attraction and repulsion against the hidden state, step ", step_text],
-        "lines: a group's course over training; large dots: at this step",
+        [
+            [
+                "lines: a group's course over training; large dots: at this step",
+                "" if labelled else "left of 0 attraction lengthens h; above 0 repulsion shortens it",
+            ]
+        ],
         f"The plane of the cosines of h with attraction and with repulsion. At step {step:,}: "
         + _plane_text(rows, step),
     )
 
 
 def _quadrants(limit: float, x: alt.X, y: alt.Y, small: bool) -> list[alt.Chart]:
-    layers = [zero_line(channel, color=GREY, strokeWidth=1) for channel in ("x", "y")]
+    """In each corner of the plane, what a step does to the length of h."""
+    layers = []
     for (side, height), text in QUADRANTS.items():
         text = [line for part in text for line in wrap(part, 12)] if small else text
         corner = alt.Chart(alt.Data(values=[{PLANE[0]: side * limit, PLANE[1]: height * limit}]))

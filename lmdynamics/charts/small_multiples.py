@@ -42,7 +42,7 @@ def small_multiples(
         raise UserError(f"small multiples: none of these runs has a value: {', '.join(runs or [])}")
     steps = steps_of(data)
     position = cursor if cursor is not None else steps[-1] if step is None else step
-    measures, per_row = names_of(data, "measure"), min(len(shown), PANELS_PER_ROW)
+    measures, per_row = names_of(data, "measure"), math.ceil(len(shown) / math.ceil(len(shown) / PANELS_PER_ROW))
     width = max(MIN_WIDTH, min(MAX_WIDTH, ROW_WIDTH // per_row - 24))
     count = len(measures) * math.ceil(len(shown) / per_row)
     height = 130 if cursor is None else min(130, max(60, MAX_HEIGHT // count))

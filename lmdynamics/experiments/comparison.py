@@ -146,11 +146,11 @@ def speedups(curves: pl.DataFrame, measure: str, baseline: str, seed: int = 0, l
         }
     learning_curves = {baseline: next(iter(by_condition.values())).baseline} if by_condition else {}
     learning_curves |= {name: fit.scheduled for name, fit in by_condition.items()}
-    steps = points["step"].unique().sort().to_list()
+    steps = np.unique(np.linspace(points["step"].min(), points["step"].max(), 200).round()).astype(int)
     fits = [
         row
         for name, curve in learning_curves.items()
-        for row in zip([name] * len(steps), steps, curve(np.array(steps, float)), strict=True)
+        for row in zip([name] * len(steps), steps, curve(steps.astype(float)), strict=True)
     ]
     reached = [(name, fit.value, fit.low, fit.high, fit.step, fit.target) for name, fit in by_condition.items()]
     numbers = dict.fromkeys(("value", "low", "high", "step", "target"), pl.Float64)

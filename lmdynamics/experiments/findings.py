@@ -218,7 +218,7 @@ SYNTAX_MEASURES = {AGREEMENT: True, "UAS": True, "loss (nats)": False}  # whethe
 INTERVENTIONS = {  # a condition of the plans `syntax` and `release`: its name on the page
     "base": "base",
     "SAS−": "suppressed",
-    "SAS− on shuffled trees": "control: shuffled trees",
+    "SAS− on shuffled trees": "on shuffled trees",
     "at 1.6 %": "released at 1.6 %",
     "released": "released at 3 %",
     "at 13 %": "released at 13 %",

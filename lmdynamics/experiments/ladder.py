@@ -195,8 +195,8 @@ def unigram_phase_ends(curves: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame
         curve_rows = curves.filter(pl.col("curve") == curve).sort("step")
         step, loss = prepare(curve_rows["step"], curve_rows["loss"], "log-average", skip_steps=0)
         below = np.flatnonzero(loss < entropy)
-        rows.append((curve, float(step[below[0]]) if len(below) else None))
-    return pl.DataFrame(rows, {"curve": pl.String, "ends": pl.Float64}, orient="row")
+        rows.append((curve, round(step[below[0]]) if len(below) else None))
+    return pl.DataFrame(rows, {"curve": pl.String, "ends": pl.Int64}, orient="row")
 
 
 def which_break(fits: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:

@@ -56,13 +56,14 @@ class Answer:
         )
 
     def show(self) -> None:
-        """Display the sentences, and then the figure as a still picture."""
+        """Display the sentences, and then the figure as a still picture. A click on the heading folds both."""
         from IPython.display import display
 
         items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         source = escape(self._origin)
         text = {
-            "text/html": f"{PAGE_STYLE}<h2>What we found</h2><ul>{items}</ul><p><small>{source}</small></p>",
+            "text/html": f"{PAGE_STYLE}<details class='lmd-answer' open><summary><h2>What we found</h2></summary>"
+            f"<ul>{items}</ul><p><small>{source}</small></p></details>",
             "text/markdown": "\n".join(f"- {sentence}" for sentence in self.sentences),  # for the card of the page
             "text/plain": str(self),
         }
@@ -153,16 +154,22 @@ def _onsets(results: Reference) -> pl.DataFrame:
 
 
 def interventions_answer(results: Reference | None = None) -> Answer:
-    """Page 02 on interventions: how suppressed, released and promoted runs end, against the base."""
+    """Page 02 on interventions: how suppressed, released and promoted runs end, against the base.
+
+    The control of suppression is the same penalty on the arcs of shuffled trees.
+    """
     results = results or reference("interventions")
     curves = name_interventions(syntax_curves(results))
     order = curves["condition"].unique(maintain_order=True).to_list()
     throughout = [(name, "base", measure) for name in ("suppressed", "promoted") for measure in SYNTAX_MEASURES]
     released = [(name, "base", AGREEMENT) for name in order if name.startswith("released")]
-    tests = contrasts(last_values(curves), [*throughout, *released], SYNTAX_MEASURES).to_dicts()
-    suppressed, promoted, ends = tests[:3], tests[3:6], tests[6:]
+    controls = [("on shuffled trees", "base", AGREEMENT)] * ("on shuffled trees" in order)
+    tests = contrasts(last_values(curves), [*throughout, *released, *controls], SYNTAX_MEASURES).to_dicts()
+    suppressed, promoted, rest = tests[:3], tests[3:6], tests[6:]
+    ends, control = rest[: len(released)], rest[len(released) :]
+    against = "".join(f" (control: the same penalty on shuffled trees, {_end(row)})" for row in control)
     sentences = [
-        f"Suppressed throughout: {'; '.join(map(_end, suppressed))}.",
+        f"Suppressed throughout: {'; '.join(map(_end, suppressed))}{against}.",
         "; ".join(f"{row['condition']} of training, {_end(row)}" for row in ends).capitalize() + ".",
         f"Promoted throughout: {'; '.join(map(_end, promoted))}. {_correction(tests)}",
     ]

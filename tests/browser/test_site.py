@@ -102,12 +102,26 @@ def test_a_reader_types_a_word_and_follows_a_result(site, opened, start, words, 
 
 
 @pytest.mark.slow
+def test_a_click_on_its_heading_folds_an_answer_and_its_figure(site, opened):  # noqa: F811
+    page, _ = opened(site / "02_sas_emergence/02_sas_emergence.html")
+    heading, figure = page.get_by_role("heading", name="What we found"), page.locator("main img").first
+    sentence = page.get_by_text("attention heads find more arcs than on shuffled trees")
+    for shown in (True, False, True):
+        expect(figure).to_be_visible(visible=shown)
+        expect(sentence).to_be_visible(visible=shown)
+        heading.click()
+    expect(figure).to_be_hidden()
+
+
+@pytest.mark.slow
 def test_a_reader_goes_from_the_cards_to_a_page_to_the_documentation_and_back(site, opened):  # noqa: F811
     page, events = opened(site / "index.html")
     expect(page.locator("article.card")).to_have_count(8)
     expect(page.locator(".card", has_text="06_broken")).to_contain_text("This page failed in cell 4: ZeroDivisionError")
     page.get_by_role("link", name="When does syntax appear, and where?").first.click()
     page.locator(".lmd-moving svg").first.wait_for(timeout=60_000)
+    page.get_by_role("link", name="Glossary").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Glossary")
     page.get_by_role("link", name="Documentation").click()
     page.get_by_role("link", name="02_sas_emergence").first.click()
     page.get_by_role("link", name="Records", exact=True).click()

@@ -47,7 +47,7 @@ def test_four_curves_stand_two_in_a_row():
 def test_a_group_keeps_its_colour_where_others_are_left_out():
     all_colours = mark_layers(EVERY["one curve"]().to_dict(), "line")[0]["encoding"]["color"]["scale"]
     common = ONE.filter(pl.col("group").is_in(["common", "frequent"]))
-    for chart in (charts.dissent_over_training, charts.dissent_plane):
+    for chart in (charts.dissent_over_training, charts.dissent_plane, charts.norms_over_training):
         part = mark_layers(chart(common, groups=frames.GROUPS).to_dict(), "line")[0]["encoding"]["color"]["scale"]
         assert part["domain"] == ["common", "frequent"]
         assert part["range"] == all_colours["range"][2:]
@@ -109,6 +109,14 @@ def test_the_planes_four_quarters_say_what_a_step_does():
     assert both["cos_hidden_attractive"] > 0
     assert both["cos_hidden_repulsive"] > 0
     assert len(texts) == 4
+
+
+def test_small_planes_say_it_in_their_caption():
+    """In three panels of one row, the texts would lie under the lines."""
+    three = frames.dissent(("17k", "43k", "115k"))
+    spec = charts.dissent_plane(three, cursor=Cursor([0, *frames.STEPS])).to_dict()
+    assert not mark_layers(spec, "text")
+    assert "left of 0 attraction lengthens h" in " ".join(spec["title"]["subtitle"])
 
 
 def test_norms_have_a_row_each_and_a_column_per_curve():

@@ -79,10 +79,11 @@ def test_the_title_names_the_ends():
     assert "<svg" in to_svg(small_multiples(curves()))
 
 
-def test_many_runs_wrap():
-    spec = small_multiples(curves(runs=tuple("abcdefgh"))).to_dict()
-    assert panels(spec)[0][6]["title"]["text"] == ["g"]
-    assert spec["vconcat"][0]["columns"] == 6
+@pytest.mark.parametrize(("runs", "columns"), [("abcdef", 6), ("abcdefg", 4), ("abcdefgh", 4), ("abcdefghijklm", 5)])
+def test_many_runs_wrap_into_rows_of_about_one_length(runs, columns):
+    spec = small_multiples(curves(runs=tuple(runs))).to_dict()
+    assert panels(spec)[0][5]["title"]["text"] == ["f"]
+    assert spec["vconcat"][0]["columns"] == columns
 
 
 def test_what_is_reported_at_a_step():

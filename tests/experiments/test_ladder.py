@@ -180,7 +180,7 @@ def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
     runs = pl.DataFrame({"curve": ["falls", "never", "at once", "lucky", "absent"], "unigram_entropy": 4.0})
     shuffled = curves.sample(fraction=1, shuffle=True, seed=0)
     ends = unigram_phase_ends(shuffled, runs)
-    assert ends.schema == {"curve": pl.String, "ends": pl.Float64}
+    assert ends.schema == {"curve": pl.String, "ends": pl.Int64}
     phases = dict(ends.iter_rows())
     # the mean over the last sixth of all steps is below 4 once more than half of them lie after step 500
     assert phases.pop("falls") == pytest.approx(545, abs=10)
@@ -192,20 +192,20 @@ def test_a_phase_ends_where_the_averaged_loss_falls_below_the_entropy():
 @pytest.mark.parametrize(
     ("verdict", "at", "ends", "which"),
     [
-        ("decelerates", 1_000.0, 1_000.0, "end of the unigram phase"),
-        ("decelerates", 1_499.0, 1_000.0, "end of the unigram phase"),
-        ("decelerates", 1_501.0, 1_000.0, "after it"),
-        ("break at the edge", 667.0, 1_000.0, "end of the unigram phase"),
-        ("accelerates", 666.0, 1_000.0, "before it"),
+        ("decelerates", 1_000.0, 1_000, "end of the unigram phase"),
+        ("decelerates", 1_499.0, 1_000, "end of the unigram phase"),
+        ("decelerates", 1_501.0, 1_000, "after it"),
+        ("break at the edge", 667.0, 1_000, "end of the unigram phase"),
+        ("accelerates", 666.0, 1_000, "before it"),
         ("decelerates", 1_000.0, None, "before it"),
-        ("no break", 1_000.0, 1_000.0, "none"),
-        ("not fitted", None, 1_000.0, "none"),
+        ("no break", 1_000.0, 1_000, "none"),
+        ("not fitted", None, 1_000, "none"),
     ],
 )
 def test_a_break_is_reported_by_its_distance_from_the_end_of_that_phase(verdict, at, ends, which):
     unbroken = {"curve": "other", "verdict": "no break", "step_at_break": 9.0}
     fits = pl.DataFrame([{"curve": "a", "verdict": verdict, "step_at_break": at}, unbroken])
-    phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5.0, ends]}, {"curve": pl.String, "ends": pl.Float64})
+    phases = pl.DataFrame({"curve": ["other", "a"], "ends": [5, ends]}, {"curve": pl.String, "ends": pl.Int64})
     table = which_break(fits, phases)
     assert table["curve"].to_list() == ["a", "other"]
     assert table.columns == [*fits.columns, "ends", "which"]

@@ -86,6 +86,20 @@ def test_interventions_are_named_and_compared_with_the_base():
     assert "released at 3 %" in svg
     assert "no grammar" not in svg, "the title gives the difference and its interval, not more"
     assert re.search(r"Suppressed throughout: agreement ends 4\d \[", svg)
+    assert "control" not in text, "runs without the control make no claim about it"
+
+
+def test_the_control_of_suppression_stands_beside_it():
+    uas, pairs = conditions(
+        **{name: [(32, 128, onset)] * 3 for name, onset in {"base": 256, "SAS−": 4096, "SAS+": 256}.items()},
+        **{"SAS− on shuffled trees": [(32, 4096, 512)] * 3},
+    )
+    jitter = pl.col("correct") ^ ((pl.col("seed") == 1) & (pl.col("pair") == 0) & (pl.col("condition") == "base"))
+    ends = dict.fromkeys(["base", "SAS−", "SAS+", "SAS− on shuffled trees"], [2.0, 2.1, 2.2])
+    answer = interventions_answer(Results(uas=uas, pairs=pairs.with_columns(correct=jitter), loss=losses(ends)))
+    pattern = r"\(control: the same penalty on shuffled trees, agreement ends \d \[.*\] points (below|above)"
+    assert re.search(pattern, answer.sentences[0])
+    assert "on shuffled trees" in to_svg(answer.figure)
 
 
 def masking_results():

@@ -165,6 +165,16 @@ def test_the_first_page_needs_no_treebank(smoke_series, tmp_path):
     )
 
 
+def test_interventions_of_another_plan_are_compared_without_the_claims_about_others(smoke_series, tmp_path):
+    page = next(path for path in NOTEBOOKS if path.stem == "02_sas_interventions")
+    out, home = tmp_path / "out", smoke_series[2]
+    words = [word for each in ("plan=strength", "baseline=λ = 0", "also=") for word in ("-p", each)]
+    result = lmdynamics("batch", page, *words, "--profile", "smoke", "--out", out, home=home)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "the runs of this plan are not those that the claims compare" in (out / page.stem / page.name).read_text()
+    assert "UAS_·_λ_=_1" in {record.name for record in read_records(out / page.stem)}
+
+
 @EACH
 def test_headline_figures_are_recorded(series, path):
     records = read_records(series[1] / path.stem)
