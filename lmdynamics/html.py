@@ -12,8 +12,8 @@ MOVING = "application/vnd.lmdynamics.moving+json"  # type of an output: views wi
 STILL = {"lmdynamics": {"still": True}}  # metadata of a picture that repeats moving views
 LETTER = 0.55  # em: width of a letter; "ch" would be wider in a bold header
 CELL = "padding:0 1.2em 0 0;text-align:left"
-# for the whole page: printed lines break between words, pictures are no wider than the page, and an answer that is folded
-# takes its figure, another output of its cell, with it
+# for the whole page: printed lines break between words, pictures are no wider than the page, and a folded answer takes
+# its figure, another output of its cell, with it
 PAGE_STYLE = (
     "<style>.jp-RenderedText pre { word-break: normal !important; overflow-wrap: anywhere } "
     ".jp-RenderedSVG :is(img, svg) { max-width: 100%; height: auto } "

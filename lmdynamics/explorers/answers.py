@@ -163,13 +163,12 @@ def interventions_answer(results: Reference | None = None) -> Answer:
     order = curves["condition"].unique(maintain_order=True).to_list()
     throughout = [(name, "base", measure) for name in ("suppressed", "promoted") for measure in SYNTAX_MEASURES]
     released = [(name, "base", AGREEMENT) for name in order if name.startswith("released")]
-    controls = [("on shuffled trees", "base", AGREEMENT)] * ("on shuffled trees" in order)
-    tests = contrasts(last_values(curves), [*throughout, *released, *controls], SYNTAX_MEASURES).to_dicts()
+    control = [(CONTROL, "base", AGREEMENT), ("suppressed", CONTROL, AGREEMENT)] if CONTROL in order else []
+    tests = contrasts(last_values(curves), [*throughout, *released, *control], SYNTAX_MEASURES).to_dicts()
     suppressed, promoted, rest = tests[:3], tests[3:6], tests[6:]
-    ends, control = rest[: len(released)], rest[len(released) :]
-    against = "".join(f" (control: the same penalty on shuffled trees, {_end(row)})" for row in control)
+    ends, controls = rest[: len(released)], rest[len(released) :]
     sentences = [
-        f"Suppressed throughout: {'; '.join(map(_end, suppressed))}{against}.",
+        f"Suppressed throughout: {'; '.join(map(_end, suppressed))}.{_against_control(*controls)}",
         "; ".join(f"{row['condition']} of training, {_end(row)}" for row in ends).capitalize() + ".",
         f"Promoted throughout: {'; '.join(map(_end, promoted))}. {_correction(tests)}",
     ]
@@ -179,7 +178,7 @@ def interventions_answer(results: Reference | None = None) -> Answer:
         percent=["UAS", "agreement"],
         controls={"agreement": {"chance": 0.5}},
         conditions=order,
-        title=f"Suppressed throughout: {_end(costs)}",
+        title="; ".join([f"Suppressed throughout: {_end(costs)}", *(f"control: {_end(row)}" for row in controls[:1])]),
     )
     return Answer(sentences, figure, results.source)
 
@@ -188,7 +187,21 @@ def _correction(tests: list[dict]) -> str:
     return f"Verdicts are corrected for these {len(tests)} comparisons (Hochberg)."
 
 
-def _end(row: dict) -> str:
+CONTROL = "on shuffled trees"  # the same penalty on the arcs of shuffled trees
+
+
+def _against_control(control: dict | None = None, suppressed: dict | None = None) -> str:
+    """A sentence on the control of suppression against the base, and on suppression against its control."""
+    if control is None or suppressed is None:
+        return ""
+    costs = "costs" if suppressed["verdict"] == "worse" else "is not shown to cost"
+    return (
+        f" The control, the same penalty on shuffled trees: {_end(control)}. Suppression {costs} more than its control "
+        f"({_end(suppressed, 'it')})."
+    )
+
+
+def _end(row: dict, baseline: str = "the base") -> str:
     """`agreement ends 48 [45, 51] points below the base`."""
     digits, unit, scale = (2, "nats", 1) if "nats" in row["measure"] else (0, "points", 100)
     side, sign = ("below", -scale) if row["difference"] < 0 else ("above", scale)
@@ -198,7 +211,7 @@ def _end(row: dict) -> str:
         interval = f" [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
     verdict = "" if row["verdict"] in ("better", "worse") else ", undecided"
     name = row["measure"].partition(" (")[0]
-    return f"{name} ends {sign * row['difference']:.{digits}f}{interval} {unit} {side} the base{verdict}"
+    return f"{name} ends {sign * row['difference']:.{digits}f}{interval} {unit} {side} {baseline}{verdict}"
 
 
 MASKING_BASELINE, FALLING, RISING, HIGHER = "constant 15 %", "linear 30 → 15 %", "linear 15 → 30 %", "constant 30 %"
