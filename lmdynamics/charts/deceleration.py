@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.deceleration import LOCATED, headline
@@ -67,7 +68,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     tips = ["curve:N", *TIPS]
     layers = [alt.Chart(data).mark_point(size=16, filled=True, opacity=0.35).encode(x, y, colour, tooltip=tips)]
     if fitted:
-        smooth = pl.concat([fitted_line(row, row["first_step"], row["last_step"]) for row in fitted])
+        smooth = pl.concat([_fitted_line(row, points) for row in fitted])
         layers.append(alt.Chart(smooth).mark_line(strokeWidth=1.8).encode(x, y, colour))
     if located:
         marks = pl.DataFrame([_mark(row) for row in located], MARK)
@@ -84,7 +85,8 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
             dashed.encode(x, y, colour, detail="part"),
             meeting_points.encode(x, y, colour, tooltip=[*tips, "verdict", "low", "high"]),
         ]
-    caption = ["dots: loss", "line: fit with one smooth break" if fitted else ""]
+    lines = {"one power law" if row["verdict"] == "no break" else "one smooth break" for row in fitted}
+    caption = ["dots: loss", f"line: fit with {' or '.join(sorted(lines, reverse=True))}" if fitted else ""]
     if located:
         mark = "band" if len(names) == 1 else "bar"
         caption += ["dashed: the two power laws it joins, and where they meet", f"{mark}: 95 % interval of that step"]
@@ -324,6 +326,17 @@ def _mark(row: Mapping) -> dict:
     bounds = {"low": row.get("step_at_break_low"), "high": row.get("step_at_break_high")}
     position = {"x": row["step_at_break"], "loss": row["loss_at_break"]}
     return {"curve": row["curve"], **position, **bounds, "verdict": row["verdict"]}
+
+
+def _fitted_line(row: Mapping, points: pl.DataFrame) -> pl.DataFrame:
+    """The curve that a verdict stands for: one smooth break, or without a break one power law."""
+    if row["verdict"] != "no break":
+        return fitted_line(row, row["first_step"], row["last_step"])
+    steps = np.array([row["first_step"], row["last_step"]])
+    used = points.filter(pl.col("curve") == row["curve"], pl.col("step").is_between(*steps))
+    logs = used.select(pl.col("step", "loss").log()).to_numpy()
+    loss = np.exp(np.polyval(np.polyfit(*logs.T, 1), np.log(steps)))
+    return pl.DataFrame({"curve": [row["curve"]] * 2, "x": steps, "loss": loss})
 
 
 def _ends(data: pl.DataFrame) -> list[float]:

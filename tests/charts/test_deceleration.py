@@ -118,7 +118,14 @@ def test_a_curve_without_a_break_has_no_break_marks():
     spec = charts.deceleration(points(), fits(), curves=["straight"]).to_dict()
     assert marks(spec) == ["point", "line"]
     assert spec["title"]["text"] == ["straight: no break"]
-    assert "AIC" in " ".join(spec["title"]["subtitle"]) or "resamples" in " ".join(spec["title"]["subtitle"])
+    caption = " ".join(spec["title"]["subtitle"])
+    assert "AIC" in caption or "resamples" in caption
+    first, last = rows_of(spec, spec["layer"][1])
+    assert np.log(last["loss"] / first["loss"]) / np.log(last["x"] / first["x"]) == pytest.approx(-0.2, abs=0.003)
+    assert "line: fit with one power law" in caption
+    assert "line: fit with one smooth break or one power law" in " ".join(
+        every_chart()["many"].to_dict()["title"]["subtitle"]
+    )
 
 
 def test_a_curve_that_could_not_be_fitted_is_still_drawn():
