@@ -182,6 +182,14 @@ def fitted_line(row: Mapping, first: float, last: float) -> pl.DataFrame:
     return pl.DataFrame({"curve": [row["curve"]] * len(steps), "x": steps, "loss": loss})
 
 
+def power_law_line(points: pl.DataFrame) -> pl.DataFrame:
+    """One power law through the points of a curve, as a line between its first and last step: curve, x (step), loss."""
+    line = linregress(np.log(points["step"].to_numpy()), np.log(points["loss"].to_numpy()))
+    steps = np.array([points["step"].min(), points["step"].max()], float)
+    loss = np.exp(line.intercept + line.slope * np.log(steps))
+    return pl.DataFrame({"curve": [points["curve"][0]] * 2, "x": steps, "loss": loss})
+
+
 def least_error(profile: pl.DataFrame, step: float) -> float:
     """The error of a profile at a step, interpolated over log steps; at most the error of its best row."""
     rows = profile.sort("step_at_break")

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.deceleration import LOCATED, headline
-from lmdynamics.analysis.fits import fitted_line, least_error
+from lmdynamics.analysis.fits import fitted_line, least_error, power_law_line
 from lmdynamics.analysis.intervals import need_columns, with_interval
 from lmdynamics.charts.axes import SLIDER, Cursor, log_ticks, step_axis, strips
 from lmdynamics.charts.encodings import need_rows, single_row
@@ -332,11 +331,8 @@ def _fitted_line(row: Mapping, points: pl.DataFrame) -> pl.DataFrame:
     """The curve that a verdict stands for: one smooth break, or without a break one power law."""
     if row["verdict"] != "no break":
         return fitted_line(row, row["first_step"], row["last_step"])
-    steps = np.array([row["first_step"], row["last_step"]])
-    used = points.filter(pl.col("curve") == row["curve"], pl.col("step").is_between(*steps))
-    logs = used.select(pl.col("step", "loss").log()).to_numpy()
-    loss = np.exp(np.polyval(np.polyfit(*logs.T, 1), np.log(steps)))
-    return pl.DataFrame({"curve": [row["curve"]] * 2, "x": steps, "loss": loss})
+    used = points.filter(pl.col("curve") == row["curve"], pl.col("step").is_between(row["first_step"], row["last_step"]))
+    return power_law_line(used)
 
 
 def _ends(data: pl.DataFrame) -> list[float]:
