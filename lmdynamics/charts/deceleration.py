@@ -331,8 +331,8 @@ def _fitted_line(row: Mapping, points: pl.DataFrame) -> pl.DataFrame:
     """The curve that a verdict stands for: one smooth break, or without a break one power law."""
     if row["verdict"] != "no break":
         return fitted_line(row, row["first_step"], row["last_step"])
-    used = points.filter(pl.col("curve") == row["curve"], pl.col("step").is_between(row["first_step"], row["last_step"]))
-    return power_law_line(used)
+    used = pl.col("step").is_between(row["first_step"], row["last_step"])
+    return power_law_line(points.filter(pl.col("curve") == row["curve"], used))
 
 
 def _ends(data: pl.DataFrame) -> list[float]:
