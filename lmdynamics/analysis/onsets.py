@@ -71,7 +71,7 @@ class Onset:
 def structure_onset(
     uas: pl.DataFrame,
     control: str = "shuffled",
-    source: str = "attention",
+    source: str = "per_relation",
     k: int = 3,
     margin: float = 0.1,
     resamples: int = 500,
@@ -81,7 +81,8 @@ def structure_onset(
 
     `control` is the source to exceed: "shuffled" (the same selection of heads on trees with shuffled arcs: is this
     syntax at all?) or "offset" (the best fixed offset per relation: is it more than position?). The second is exceeded
-    much later, and never by small models. The default margin is above the slow initial rise of a few points, when heads
+    much later, and never by small models. For `source="single_head"` they are "single_shuffled" and "single_offset".
+    The default margin is above the slow initial rise of a few points, when heads
     learn which words are near and which are often heads.
 
     Raises UserError if columns or sources are missing, values are NaN, or the sentences differ between checkpoints.
@@ -103,7 +104,8 @@ def structure_onset(
     counts = np.concatenate([np.ones((1, sentences), np.float32), resample_counts(sentences, resamples, seed)])
     with np.errstate(invalid="ignore"):  # a resample of sentences without arcs has no onset
         value, control_value = ((counts @ t.values["correct"].T) / (counts @ t.values["arcs"].T) for t in tables)
-    name = "structure beyond position" if control == "offset" else "structure"
+    name = "structure beyond position" if control.endswith("offset") else "structure"
+    name += " (one head)" if source == "single_head" else ""
     return _onset(_Curves(name, steps, value, control_value, f"the {control} control", control_value), k, margin)
 
 
@@ -282,7 +284,7 @@ def order_of_onsets(
     loose, strict = in_order(structure, capabilities), in_order(beyond_position, capabilities)
     if structure.step is not None:
         uas = dict(curve.filter(pl.col("step") == structure.step).select("source", "uas").iter_rows())
-        heads, position = uas["attention"], uas["offset"]
+        heads, position = uas["per_relation"], uas["offset"]
         relation = "less than" if heads < position else "and"
         loose += (
             f" At step {structure.step:,} heads find {heads:.0%} of the arcs, {relation} position alone {position:.0%}."

@@ -200,6 +200,18 @@ def describe_relation(history: pl.DataFrame, relation: str) -> str:
     return f"{relation} appears at step {row['appears']:,}{not_yet}, first in head {row['first_head']}; {scores}."
 
 
+def beyond_position_by_head(offsets: pl.DataFrame, heads: int = 4) -> pl.DataFrame:
+    """The best heads for all words at the last checkpoint, and what they find beyond their commonest distance.
+
+    `offsets`: a trace of `HeadOffsets`. Rows: head (layer-head), direction, accuracy, offset, same, beyond, and its
+    interval low, high (95 %, Wilson).
+    """
+    last = offsets.filter(pl.col("step") == pl.col("step").max()).sort("accuracy", descending=True, maintain_order=True)
+    last = last.head(heads).with_columns(head=pl.format("{}-{}", "layer", "head"))
+    low, high = wilson(pl.col("beyond"), pl.col("elsewhere"))
+    return last.select("head", "direction", "accuracy", "offset", "same", "beyond", low=low, high=high)
+
+
 def within_reach(scores: pl.DataFrame) -> str:
     """A sentence on the share of one relation that heads of a causal model can find; "" if it is all.
 
@@ -223,7 +235,7 @@ def uas_within_reach(curve: pl.DataFrame) -> str:
     if "reachable" not in curve.columns or not (curve["reachable"] < 1).any():
         return ""
     parts = []
-    for source, population in (("attention", "of the arcs"), ("shuffled", "on shuffled trees")):
+    for source, population in (("per_relation", "of the arcs"), ("shuffled", "on shuffled trees")):
         shares = curve.filter(pl.col("source") == source)["reachable"]
         ends = dict.fromkeys(f"{share:.0%}" for share in (shares.min(), shares.max()) if share is not None)
         parts += [f"{' to '.join(ends)} {population}"] if ends else []

@@ -30,7 +30,7 @@ from lmdynamics.charts.encodings import measured_step, need_rows, numbers
 from lmdynamics.charts.lines import Line, panel
 from lmdynamics.charts.moving import by_place
 from lmdynamics.charts.text import Value, quoted
-from lmdynamics.charts.theme import GREY, ORANGE, TEXT, VERMILION, figure
+from lmdynamics.charts.theme import GREY, ORANGE, PURPLE, TEXT, VERMILION, figure
 from lmdynamics.charts.tiles import accuracy_colour, step_tiles, text_colour
 from lmdynamics.errors import UserError
 
@@ -38,9 +38,11 @@ SCORES = ["step", "relation", "layer", "head", "direction", "split", "count", "a
 LOSS = Line("loss", ["loss", "(nats)"], axis={"tickCount": 4}, band=None)
 UAS = Line("uas", ["UAS", "(all arcs)"], percent=True, axis={"tickCount": 4}, scale={})
 SOURCES = {  # of UAS, in the small figure
-    "attention": UAS,
+    "per_relation": UAS,
     "shuffled": replace(UAS, colours=ORANGE, dashes=[2, 2]),
     "offset": replace(UAS, colours=GREY, dashes=[6, 4], band=None),
+    "single_head": replace(UAS, colours=PURPLE, band=None),
+    "single_offset": replace(UAS, colours=PURPLE, dashes=[6, 4], band=None),
 }
 BEST = replace(UAS, value="accuracy", title=["best head of", "the relation"])
 SMALL = {"width": 470, "height": 50}
@@ -232,7 +234,11 @@ def loss_and_uas(
     return figure(
         alt.vconcat(*panels, spacing=8),
         "Where in training",
-        [f"share of arcs found: blue: attention heads; orange: shuffled trees; grey: best fixed offset{band}", *notes],
+        [
+            f"share of arcs found: blue: best head per relation; orange: shuffled trees; grey: best fixed offset{band}",
+            "purple: one head for all words; dashed: one offset" if "single_head" in data["source"] else "",
+            *notes,
+        ],
         " ".join(["Loss and UAS over training, with a line at one checkpoint.", sentences, reach]),
     )
 

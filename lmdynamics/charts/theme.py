@@ -26,10 +26,12 @@ WIDTH, HEIGHT = 560, 260
 TITLE = 15  # pixels
 
 SOURCES = {  # a source of UAS: (its label in a legend, colour, dash, line width)
-    "attention": ("attention heads, scored on unseen sentences", BLUE, [1, 0], 2.5),
-    "attention_same": ("the same, scored where chosen (biased up)", SKY, [1, 0], 1.0),
-    "offset": ("best fixed offset (position alone)", GREY, [6, 4], 1.8),
-    "shuffled": ("control: trees with shuffled arcs", ORANGE, [2, 2], 1.8),
+    "per_relation": ("the best head of each relation", BLUE, [1, 0], 2.5),
+    "per_relation_same": ("the same, scored where chosen (biased up)", SKY, [1, 0], 1.0),
+    "offset": ("control: the best fixed offset of each (position alone)", GREY, [6, 4], 1.8),
+    "shuffled": ("control: the same on shuffled trees", ORANGE, [2, 2], 1.8),
+    "single_head": ("one head for all words", PURPLE, [1, 0], 1.8),
+    "single_offset": ("control: one fixed offset for all words", PURPLE, [6, 4], 1.2),
 }
 ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE}
 

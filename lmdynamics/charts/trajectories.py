@@ -81,13 +81,13 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
     line = replace(UAS, scale={"domain": [0, min(top, 1.0)]})
     tips = ["step", alt.Tooltip("curve", title="source"), *numbers(".1%", "uas", "low", "high")]
     bands, points = [], []
-    for source in ("attention", "shuffled"):
+    for source in ("per_relation", "shuffled"):
         if source in present:
             *band, _, dots = replace(line, colours=SOURCES[source][1], points=14).layers(
                 data.filter(pl.col("source") == source), x, tips
             )
             bands += band
-            points += [dots] if source == "attention" else []
+            points += [dots] if source == "per_relation" else []
     colours, dashes, widths = ({name: style[i] for name, *style in present.values()} for i in range(3))
     styles = {"series": "curve", "colours": colours, "dashes": dashes, "width": widths, "columns": 2, "legend": True}
     lines = replace(line, band=None, **styles).layers(data, x, tips)
@@ -101,7 +101,7 @@ def uas_over_training(curve: pl.DataFrame, onsets: Onset | Sequence[Onset] = ())
         panel([*bands, *lines, *points], x, onsets=onsets),
         "Syntactic attention structure over training",
         [
-            "Each relation is read off the one head that follows it best; bands: 95 % over sentences",
+            "heads are chosen on other sentences than they are scored on; bands: 95 % over sentences",
             reach,
             *undated(onsets),
         ],

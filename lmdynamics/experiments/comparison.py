@@ -92,7 +92,7 @@ def _loss(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _uas(frame: pl.DataFrame) -> pl.DataFrame:
-    return uas_by_step(frame.filter(pl.col("source") == "attention")).select("step", "low", "high", value="uas")
+    return uas_by_step(frame.filter(pl.col("source") == "per_relation")).select("step", "low", "high", value="uas")
 
 
 def _accuracy(frame: pl.DataFrame) -> pl.DataFrame:

@@ -88,7 +88,7 @@ def loss_drop(loss: pl.DataFrame, uas: pl.DataFrame) -> pl.DataFrame:
 
     condition, seed, start, end (steps), drop (nats), share (of the whole fall).
     """
-    curves = uas_curves(uas.filter(pl.col("source") == "attention"))
+    curves = uas_curves(uas.filter(pl.col("source") == "per_relation"))
     rows = []
     for (condition, seed), frame in curves.group_by("condition", "seed", maintain_order=True):
         frame = frame.sort("step")
@@ -108,7 +108,7 @@ def published_sas(condition: str = "base") -> tuple[pl.DataFrame, dict[str, int]
 
     UAS there is of one head for all relations.
     """
-    names = {"loss": "loss (nats per token)", "uas": "UAS, one head", "blimp": "BLiMP"}
+    names = {"loss": "loss (nats per token)", "uas": SINGLE_HEAD, "blimp": "BLiMP"}
     curves = pl.read_csv(shipped("published") / "sas_curves.csv").filter(pl.col("condition") == condition)
     measure = pl.col("metric").replace_strict(names, return_dtype=pl.String)
     onsets = pl.read_csv(shipped("published") / "sas_onsets.csv").filter(pl.col("condition") == condition)
@@ -186,6 +186,7 @@ def _shared_seeds(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 AGREEMENT = "agreement"  # share of pairs judged right
+SINGLE_HEAD = "UAS, one head"  # one layer, head and direction for all words
 MARGIN = "agreement margin (nats)"  # by how much the right sentence is likelier: it has no ceiling
 # whether higher is better
 MASKING_MEASURES = {"loss at 5 %": False, "loss at 15 %": False, "loss at 30 %": False, "loss at 50 %": False}
@@ -206,12 +207,17 @@ def masking_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 
 
 def syntax_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Loss, UAS and agreement of all runs: measure, condition, seed, step, value."""
+    """Loss, UAS and agreement of all runs: measure, condition, seed, step, value. UAS is per relation and, if it was
+    measured, also of one head for all words."""
     columns = ["measure", "condition", "seed", "step", "value"]
     loss = results["loss"].with_columns(measure=pl.lit("loss (nats)"), value=pl.col("loss"))
-    heads = uas_curves(results["uas"].filter(pl.col("source") == "attention")).with_columns(measure=pl.lit("UAS"))
+    every = uas_curves(results["uas"])
+    heads = [
+        every.filter(source=source).with_columns(measure=pl.lit(measure))
+        for source, measure in (("per_relation", "UAS"), ("single_head", SINGLE_HEAD))
+    ]
     pairs = pair_curves(results["pairs"]).with_columns(measure=pl.lit(AGREEMENT))
-    return pl.concat(part.select(columns).cast({"value": pl.Float64}) for part in (loss, heads, pairs))
+    return pl.concat(part.select(columns).cast({"value": pl.Float64}) for part in (loss, *heads, pairs))
 
 
 SYNTAX_MEASURES = {AGREEMENT: True, "UAS": True, "loss (nats)": False}  # whether higher is better

@@ -13,7 +13,7 @@ from lmdynamics.experiments.ladder import doubling_steps, unigram_entropy
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
 from lmdynamics.measurements.optimizer_step import OneStep
-from lmdynamics.measurements.syntax import UAS, HeadScores, best_heads_and_offset
+from lmdynamics.measurements.syntax import SOURCES, UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import Measurement, trace_all
 from lmdynamics.runs.run import Run
 
@@ -38,7 +38,7 @@ def syntax(run: Run, device: str) -> dict[str, pl.DataFrame]:
     }
     tables = _trace(run, measurements, every(run, 1), device)
     tables["heads"] = best_heads_and_offset(tables["heads"], trees, MIN_COUNT)
-    return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "attention_same")), **_pairs(tables)}
+    return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "per_relation_same")), **_pairs(tables)}
 
 
 def interventions(
@@ -51,7 +51,8 @@ def interventions(
         "pairs": PairAccuracy(run.pairs("grammar", per_paradigm)),
     }
     tables = _trace(run, measurements, every(run, 3), device)
-    return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "attention_same")), **_pairs(tables)}
+    by_relation = tables["uas"].filter(pl.col("source").is_in(SOURCES["per_relation"]))
+    return tables | {"uas": _small(by_relation), **_pairs(tables)}
 
 
 def masking(run: Run, device: str, pairs: str = "grammar", per_paradigm: int = 300) -> dict[str, pl.DataFrame]:

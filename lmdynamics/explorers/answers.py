@@ -17,6 +17,7 @@ from lmdynamics.experiments.findings import (
     AGREEMENT,
     MARGIN,
     MASKING_MEASURES,
+    SINGLE_HEAD,
     SYNTAX_MEASURES,
     contrasts,
     differences,
@@ -79,7 +80,7 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     steps = {row["onset"]: row for row in mean_step(onsets).iter_rows(named=True)}
     structure, beyond, grammar = (steps[name] for name in ("structure", "structure beyond position", "capabilities"))
     published, marks, published_position = published_sas()
-    rising = published.filter(measure="UAS, one head").sort("step")
+    rising = published.filter(measure=SINGLE_HEAD).sort("step")
     start, end = rise_window(rising["step"].to_list(), rising["value"].to_list())
     drops = loss_drop(results["loss"], uas).with_columns(what=pl.lit("drop"))
     drops = drops.with_columns(window=(pl.col("end") - pl.col("start")) / results["loss"]["step"].max())
@@ -95,12 +96,14 @@ def syntax_answer(results: Reference | None = None) -> Answer:
         f"nats, {number(share, '.0%')} of its whole fall. That takes {number(window, '.0%')} of all steps "
         f"(BERT, published: {(end - start) / rising['step'].max():.0%}).",
     ]
-    levels = uas_curves(uas).group_by("source").agg(pl.col("value").mean())
-    position, shuffled = (levels.filter(source=name)["value"][0] for name in ("offset", "shuffled"))
+    levels = dict(uas_curves(uas).group_by("source").agg(pl.col("value").mean()).iter_rows())
+    controls = {"UAS": {"position": levels["offset"], "shuffled": levels["shuffled"]}, AGREEMENT: {"chance": 0.5}}
+    if "single_offset" in levels:
+        controls[SINGLE_HEAD] = {"position": levels["single_offset"]}
     ours = charts.conditions_panels(
         syntax_curves(results),
-        percent=["UAS", "agreement"],
-        controls={"UAS": {"position": position, "shuffled": shuffled}, "agreement": {"chance": 0.5}},
+        percent=["UAS", SINGLE_HEAD, AGREEMENT],
+        controls=controls,
         width=HALF,
         title=f"Here: structure at step {structure['step']:,.0f}, agreement at step {grammar['step']:,.0f}"
         if structure["step"] and grammar["step"]
@@ -108,8 +111,8 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     )
     paper = charts.conditions_panels(
         published,
-        percent=["UAS, one head", "BLiMP"],
-        controls={"UAS, one head": {"position": published_position}, "BLiMP": {"chance": 0.5}},
+        percent=[SINGLE_HEAD, "BLiMP"],
+        controls={SINGLE_HEAD: {"position": published_position}, "BLiMP": {"chance": 0.5}},
         width=HALF,
         title=f"Chen et al. 2023 (BERT): step {marks['structure']:,}, then {marks['capabilities']:,}",
     )

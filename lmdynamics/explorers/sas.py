@@ -228,7 +228,7 @@ class SasExplorer(Explorer):
 
     def _places(self) -> list[Place]:
         data = self.measured
-        rows = {row["step"]: row for row in data.curve.filter(source="attention").iter_rows(named=True)}
+        rows = {row["step"]: row for row in data.curve.filter(source="per_relation").iter_rows(named=True)}
         return [Place(f"{step:,}", _step_text(step, data.losses.get(step), rows.get(step))) for step in data.run.steps]
 
     def tables(self) -> dict[str, pl.DataFrame]:

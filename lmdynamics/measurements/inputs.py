@@ -209,9 +209,8 @@ def gold_arcs(treebank: Treebank, min_count: int, leave_out: tuple[str, ...] = (
 
     Raises UserError if no relation is that frequent.
     """
-    sentence = np.repeat(np.arange(len(treebank)), [len(s) for s in treebank])
-    word = np.concatenate([np.arange(len(s)) for s in treebank]) if len(treebank) else np.zeros(0, int)
-    head = gold_heads(treebank)
+    every = every_word(treebank)
+    head = every.head
     labels = np.array([relation for s in treebank for relation in s.relations], dtype=str)
     names, relation, counts = np.unique(labels[head >= 0], return_inverse=True, return_counts=True)
     frequent = [i for i in np.argsort(-counts, kind="stable") if counts[i] >= min_count and names[i] not in leave_out]
@@ -225,14 +224,16 @@ def gold_arcs(treebank: Treebank, min_count: int, leave_out: tuple[str, ...] = (
     new_number[frequent] = np.arange(len(frequent))
     relation = new_number[relation]
     column = np.flatnonzero(head >= 0)[relation >= 0]
-    return Arcs(
-        column,
-        sentence[column],
-        word[column],
-        head[column],
-        relation[relation >= 0],
-        tuple(str(names[i]) for i in frequent),
-    )
+    chosen = (column, every.sentence[column], every.word[column], head[column])
+    return Arcs(*chosen, relation[relation >= 0], tuple(str(names[i]) for i in frequent))
+
+
+@lru_cache(maxsize=8)
+def every_word(treebank: Treebank) -> Arcs:
+    """All words as if of one relation, roots and punctuation included; the head of a root is negative."""
+    sentence = np.repeat(np.arange(len(treebank)), [len(s) for s in treebank])
+    word = np.concatenate([np.arange(len(s)) for s in treebank]) if len(treebank) else np.zeros(0, int)
+    return Arcs(np.arange(len(word)), sentence, word, gold_heads(treebank), np.zeros(len(word), int), ("all",))
 
 
 def gold_heads(treebank: Treebank) -> Int[np.ndarray, " words"]:
@@ -290,10 +291,10 @@ def within_reach(arcs: Arcs, causal: bool) -> Bool[np.ndarray, "2 arcs"]:
     """Mask of the arcs that a head can find as dependent→head, and as head→dependent: all, unless it is causal.
 
     A causal head attends from a later word to an earlier one: from the dependent to a head on its left, or from the
-    head to a dependent on its left.
+    head to a dependent on its left. A root is out of reach in any model.
     """
     to_the_left = arcs.head < arcs.word
-    return np.stack([to_the_left, ~to_the_left]) | (not causal)
+    return (np.stack([to_the_left, ~to_the_left]) | (not causal)) & (arcs.head >= 0)
 
 
 def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> pl.DataFrame:
@@ -329,6 +330,6 @@ def offset_baseline(treebank: Treebank, min_count: int = 100, seed: int = 0) -> 
 
 def offset_candidates(arcs: Arcs) -> tuple[Int[np.ndarray, " candidates"], Bool[np.ndarray, "candidates arcs"]]:
     """Every distance that occurs, and the mask of arcs that have it."""
-    distance = arcs.head - arcs.word
-    offsets = np.unique(distance)
-    return offsets, distance == offsets[:, None]
+    distance, has_head = arcs.head - arcs.word, arcs.head >= 0
+    offsets = np.unique(distance[has_head])
+    return offsets, (distance == offsets[:, None]) & has_head

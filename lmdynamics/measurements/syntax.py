@@ -27,6 +27,7 @@ from lmdynamics.measurements.inputs import (
     check_sentences,
     encode_treebank,
     encode_words,
+    every_word,
     gold_arcs,
     gold_heads,
     offset_baseline,
@@ -180,19 +181,29 @@ class HeadScores(Measurement):
         return frame.with_columns(pl.when(n > 0).then(pl.col(x) / n).alias(x) for x in shares)
 
 
+SOURCES = {  # of UAS: (heads, a fixed distance, heads on shuffled trees), by what a head or distance is chosen for
+    "per_relation": ("per_relation", "offset", "shuffled"),
+    "single_head": ("single_head", "single_offset", "single_shuffled"),
+}
+
+
 @dataclass(frozen=True)
 class UAS(Measurement):
-    """Unlabelled attachment by attention, with the best head of each relation.
+    """Unlabelled attachment by attention: with the best head of each relation, and with one head for all words.
 
     Rows, one per sentence and source: `sentence`, `source`, `half`, `arcs`, `correct`, `reachable`; the UAS of a
-    source is sum(correct) / sum(arcs). Sources: "attention" (heads chosen on one half of the sentences, scored on the
-    other), "attention_same" (chosen and scored on all sentences, hence biased upward), and two controls scored on the
-    same half: "offset" (the best fixed distance per relation, chosen in the same way) and "shuffled" (heads chosen and
-    scored in the same way on `shuffled_trees`). Relations with fewer than `min_count` dependents, `root` and `punct`
-    are left out; so are, except for "attention_same", relations that do not occur in the choosing half.
+    source is sum(correct) / sum(arcs). Sources, chosen on one half of the sentences and scored on the other:
+    - "per_relation": the best head of each relation. Relations with fewer than `min_count` dependents, `root` and
+      `punct` are left out; so are relations that do not occur in the choosing half.
+    - "single_head": the best layer, head and direction for all words, as Chen et al. 2023 report it. Every word
+      counts; a root has no head, so it is always wrong.
 
-    `reachable`: number of arcs on the side where their relation's head, or fixed distance, can find them. It is all
-    arcs, except in a causal model: there sum(reachable) / sum(arcs) is the highest UAS of these heads, and fewer of
+    Each has two controls, scored on the same half: "offset" and "single_offset" (the best fixed distance, chosen in the
+    same way), "shuffled" and "single_shuffled" (heads chosen and scored in the same way on `shuffled_trees`).
+    "per_relation_same" is chosen and scored on all sentences, hence biased upward.
+
+    `reachable`: number of words on the side where their head, or fixed distance, can find them. It is all of them but
+    roots, except in a causal model: there sum(reachable) / sum(arcs) is the highest UAS of these heads, and fewer of
     the shuffled arcs are reachable, because a relation's shuffled arcs point to either side.
     """
 
@@ -200,29 +211,36 @@ class UAS(Measurement):
     min_count: int = 100
     seed: int = 0
 
-    version = 3  # 3: `reachable`
+    version = 4  # 4: `single_head`
     higher_is_better = True
 
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         predicted = predicted_parents(checkpoint, self.treebank, device)
         causal = checkpoint.objective == "clm"
         trees = (self.treebank, shuffled_trees(self.treebank, self.seed))
-        arcs, control = (gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees)
-        # every head in either direction: by layer, head, direction
-        heads, chance = (
-            (predicted.parent[..., a.column] == a.head).swapaxes(1, 2).reshape(-1, len(a)) for a in (arcs, control)
-        )
-        directions = np.arange(len(heads)) % 2
-        # every distance: like dependent→head to the left, like head→dependent to the right
-        offsets, by_offset = offset_candidates(arcs)
-        return pl.concat(
-            [
-                self._score("attention", arcs, heads, directions, causal),
-                self._score("attention_same", arcs, heads, directions, causal, halves=False),
-                self._score("offset", arcs, by_offset, (offsets > 0).astype(int), causal),
-                self._score("shuffled", control, chance, directions, causal),
+        arcs_of = {
+            "per_relation": [gold_arcs(t, self.min_count, NOT_SYNTAX) for t in trees],
+            "single_head": [every_word(t) for t in trees],
+        }
+        tables = []
+        for kind, (attention, offset, shuffled) in SOURCES.items():
+            arcs, control = arcs_of[kind]
+            # every head in either direction: by layer, head, direction
+            heads, chance = (
+                ((predicted.parent[..., a.column] == a.head) & (a.head >= 0)).swapaxes(1, 2).reshape(-1, len(a))
+                for a in (arcs, control)
+            )
+            directions = np.arange(len(heads)) % 2
+            # every distance: like dependent→head to the left, like head→dependent to the right
+            offsets, by_offset = offset_candidates(arcs)
+            tables += [
+                self._score(attention, arcs, heads, directions, causal),
+                self._score(offset, arcs, by_offset, (offsets > 0).astype(int), causal),
+                self._score(shuffled, control, chance, directions, causal),
             ]
-        )
+            if kind == "per_relation":
+                tables.append(self._score("per_relation_same", arcs, heads, directions, causal, halves=False))
+        return pl.concat(tables)
 
     def _score(
         self,
@@ -250,6 +268,47 @@ class UAS(Measurement):
         return pl.DataFrame({"sentence": sentences, **counted}).select(
             "sentence", pl.lit(source).alias("source"), pl.lit(half).alias("half"), *counted
         )
+
+
+@dataclass(frozen=True)
+class HeadOffsets(Measurement):
+    """Is a head more than position? Each head in each direction, beside the fixed distance that it predicts most often.
+
+    Rows: `layer`, `head`, `direction`, `words`, `accuracy` (share of all words whose head it predicts, roots
+    included, as in "single_head" of `UAS`), `offset` (its commonest distance: predicted parent minus word), `same`
+    (share of its predictions at this distance), `elsewhere` (words whose gold head is at another distance), `beyond`
+    (its accuracy there: 0 if the head is nothing but position).
+    """
+
+    treebank: Treebank
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        predicted = predicted_parents(checkpoint, self.treebank, device).parent.swapaxes(1, 2)
+        words, layers, heads, directions = every_word(self.treebank), *predicted.shape[:3]
+        has_head, gold = words.head >= 0, words.head - words.word
+        rows = []
+        for layer, head, direction in np.ndindex(layers, heads, directions):
+            parent = predicted[layer, head, direction]
+            distance, predicts, right = parent - words.word, parent >= 0, (parent == words.head) & has_head
+            values, counts = np.unique(distance[predicts], return_counts=True)
+            offset = int(values[counts.argmax()]) if len(values) else 0
+            elsewhere = has_head & (gold != offset)
+            rows.append(
+                {
+                    "layer": layer,
+                    "head": head,
+                    "direction": DIRECTIONS[direction],
+                    "words": len(words),
+                    "accuracy": float(right.mean()),
+                    "offset": offset,
+                    "same": float(counts.max(initial=0) / max(1, predicts.sum())),
+                    "elsewhere": int(elsewhere.sum()),
+                    "beyond": float(right[elsewhere].mean()) if elsewhere.any() else None,
+                }
+            )
+        return pl.DataFrame(rows)
 
 
 @dataclass(frozen=True)

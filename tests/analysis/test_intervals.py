@@ -15,20 +15,21 @@ from tests.conftest import refuses
 
 
 def test_uas_is_the_share_of_arcs_not_the_mean_of_sentences():
-    trace = pl.DataFrame({"step": [5, 5], "sentence": [0, 1], "source": "attention", "arcs": [1, 9], "correct": [1, 0]})
+    counts = {"arcs": [1, 9], "correct": [1, 0]}
+    trace = pl.DataFrame({"step": [5, 5], "sentence": [0, 1], "source": "per_relation", **counts})
     assert uas_by_step(trace)["uas"].to_list() == [0.1]
 
 
 def test_what_chosen_heads_could_reach_goes_along():
-    trace = uas_trace({"attention": 0.4}, sentences=50, steps=[1, 2]).with_columns(reachable=pl.col("arcs") - 2)
+    trace = uas_trace({"per_relation": 0.4}, sentences=50, steps=[1, 2]).with_columns(reachable=pl.col("arcs") - 2)
     curve, arcs = uas_by_step(trace), trace.filter(step=1)["arcs"].sum()
     assert curve["reachable"].to_list() == pytest.approx([(arcs - 100) / arcs] * 2)
     assert curve.drop("reachable").equals(uas_by_step(trace.drop("reachable")))
 
 
 def test_the_uas_interval_covers_the_truth():
-    curve = uas_by_step(uas_trace({"attention": 0.4, "shuffled": 0.1}, steps=STEPS[:20]))
-    truth = pl.when(pl.col("source") == "attention").then(0.4).otherwise(0.1)
+    curve = uas_by_step(uas_trace({"per_relation": 0.4, "shuffled": 0.1}, steps=STEPS[:20]))
+    truth = pl.when(pl.col("source") == "per_relation").then(0.4).otherwise(0.1)
     covered = curve.select(((pl.col("low") <= truth) & (truth <= pl.col("high"))).mean()).item()
     assert covered >= 0.8
     assert (curve["high"] - curve["low"]).max() < 0.06
@@ -56,7 +57,7 @@ def test_resamples_draw_as_many_as_there_are():
 
 
 def test_no_rows_is_refused():
-    refuses("no rows", uas_by_step, uas_trace({"attention": 0.5}, sentences=2).clear())
+    refuses("no rows", uas_by_step, uas_trace({"per_relation": 0.5}, sentences=2).clear())
 
 
 def test_curvature_is_exact_on_a_parabola_with_uneven_steps():
@@ -108,7 +109,7 @@ def test_a_bootstrap_of_few_units_takes_wider_percentiles_and_below_six_none():
 
 
 def test_uas_of_a_few_sentences_has_no_interval():
-    trace = uas_trace({"attention": [0.4, 0.6]}, sentences=5, steps=[1, 9])
+    trace = uas_trace({"per_relation": [0.4, 0.6]}, sentences=5, steps=[1, 9])
     table = uas_by_step(trace)
     assert table["uas"].null_count() == 0
     assert table.select("low", "high").null_count().row(0) == (2, 2)

@@ -23,7 +23,7 @@ RISE = sigmoid(STEPS, 0.19, 0.75, 300)
 
 
 def structure(attention, shuffled=0.15, **options):
-    return structure_onset(uas_trace({"attention": attention, "shuffled": shuffled, "offset": 0.44}), **options)
+    return structure_onset(uas_trace({"per_relation": attention, "shuffled": shuffled, "offset": 0.44}), **options)
 
 
 def test_a_rise_is_dated_where_it_leaves_the_margin():
@@ -68,7 +68,7 @@ def test_a_run_that_ends_below_the_offset_baseline_has_structure_but_never_passe
 @pytest.mark.parametrize("seed", range(5))
 def test_an_untrained_model_has_no_onset(seed):
     """Its heads follow trees better than shuffled trees from the start; that gap is not an onset."""
-    trace = uas_trace({"attention": 0.24, "shuffled": 0.15}, sentences=60, seed=seed)
+    trace = uas_trace({"per_relation": 0.24, "shuffled": 0.15}, sentences=60, seed=seed)
     onset = structure_onset(trace, seed=seed)
     assert onset.step is None
     assert onset.low is None
@@ -102,14 +102,14 @@ def test_a_spike_shorter_than_k_is_no_onset():
 
 
 def test_too_little_data_for_a_bounded_interval_is_no_onset():
-    few = uas_trace({"attention": sigmoid(STEPS, 0.2, 0.32, 300), "shuffled": 0.2}, sentences=25)
+    few = uas_trace({"per_relation": sigmoid(STEPS, 0.2, 0.32, 300), "shuffled": 0.2}, sentences=25)
     onset = structure_onset(few)
     assert onset.step is None
     assert onset.share < 0.975
 
 
 def test_one_checkpoint_is_too_few():
-    onset = structure_onset(uas_trace({"attention": [0.7], "shuffled": [0.1]}, steps=[1000]))
+    onset = structure_onset(uas_trace({"per_relation": [0.7], "shuffled": [0.1]}, steps=[1000]))
     assert onset.step is None
     assert "too few" in onset.reason
 
@@ -120,7 +120,7 @@ LATE = [500, 1000, 1500, 2000, 2500]
 @pytest.mark.parametrize("seed", range(3))
 def test_a_run_without_step_0_that_is_above_from_the_start_has_no_dated_onset(seed):
     """Heads of an untrained causal model find more arcs of true trees than of shuffled ones."""
-    onset = structure_onset(uas_trace({"attention": 0.3, "shuffled": 0.1}, steps=LATE, seed=seed))
+    onset = structure_onset(uas_trace({"per_relation": 0.3, "shuffled": 0.1}, steps=LATE, seed=seed))
     assert (onset.step, onset.low, onset.high, onset.at_or_before) == (None, None, None, None)
     assert str(onset).startswith("structure: no onset (already 0.")
     assert "at step 500, the first checkpoint; without step 0 an untrained model may be as far above" in onset.reason
@@ -132,19 +132,19 @@ def test_a_run_without_step_0_that_is_above_from_the_start_has_no_dated_onset(se
 
 def test_a_run_that_begins_in_the_middle_of_a_rise_says_at_or_before():
     late = STEPS[13:]  # from step 244 on, where a third of the rise is made
-    onset = structure_onset(uas_trace({"attention": RISE[13:], "shuffled": 0.15}, steps=late))
+    onset = structure_onset(uas_trace({"per_relation": RISE[13:], "shuffled": 0.15}, steps=late))
     assert onset.step is None
     assert onset.low is None
     assert late[0] < onset.at_or_before <= 381
     assert str(onset).startswith(f"structure onset at or before step {onset.at_or_before:,}, not dated (already")
-    dated = structure_onset(uas_trace({"attention": RISE, "shuffled": 0.15}))
+    dated = structure_onset(uas_trace({"per_relation": RISE, "shuffled": 0.15}))
     assert dated.step <= onset.at_or_before
     assert f"at or before step {onset.at_or_before:,}, not dated" in in_order(onset, dated)
 
 
 def test_a_run_that_begins_late_but_before_the_rise_is_dated():
     late = STEPS[5:]
-    onset = structure_onset(uas_trace({"attention": RISE[5:], "shuffled": 0.15}, steps=late))
+    onset = structure_onset(uas_trace({"per_relation": RISE[5:], "shuffled": 0.15}, steps=late))
     assert onset.low <= structure(RISE).step <= onset.high
 
 
@@ -178,7 +178,7 @@ def test_same_seed_same_onset():
     ],
 )
 def test_a_spoilt_trace_is_refused_with_one_line(spoil, message):
-    trace = uas_trace({"attention": RISE, "shuffled": 0.15}, sentences=20)
+    trace = uas_trace({"per_relation": RISE, "shuffled": 0.15}, sentences=20)
     refuses(message, structure_onset, spoil(trace))
 
 
@@ -230,7 +230,7 @@ def test_first_run_equals_a_loop(k):
 
 def test_five_hundred_resamples_of_a_long_trace_take_under_a_second():
     steps = [0, *np.unique(np.geomspace(1, 100_000, 80).astype(int))[:59].tolist()]
-    trace = uas_trace({"attention": sigmoid(steps, 0.2, 0.7, 500), "shuffled": 0.15}, sentences=1000, steps=steps)
+    trace = uas_trace({"per_relation": sigmoid(steps, 0.2, 0.7, 500), "shuffled": 0.15}, sentences=1000, steps=steps)
     started = time.process_time()
     structure_onset(trace)
     assert time.process_time() - started < 1.5  # CPU seconds, on a busy machine
@@ -275,7 +275,7 @@ def test_the_order_is_stated_for_both_controls_of_structure():
     structure_first = onset("structure", 256, 181, 256)
     beyond = onset("structure beyond position", 1625, 1149, 1825)
     capabilities = onset("capabilities", 1825, 1448, 2048)
-    sources = {"step": 256, "source": ["attention", "offset", "shuffled"], "uas": [0.33, 0.58, 0.15]}
+    sources = {"step": 256, "source": ["per_relation", "offset", "shuffled"], "uas": [0.33, 0.58, 0.15]}
     assert order_of_onsets(structure_first, beyond, capabilities, pl.DataFrame(sources)) == (
         "Beyond shuffled trees: Structure comes first, and the intervals do not overlap: structure [181, 256], "
         "capabilities [1,448, 2,048]. At step 256 heads find 33% of the arcs, less than position alone 58%.",

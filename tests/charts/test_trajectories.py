@@ -137,11 +137,11 @@ def test_uas_shows_its_controls_and_the_biased_variant_thinner():
     spec = every_chart()["uas"].to_dict()
     line = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "line")
     colours = dict(zip(*(line["encoding"]["color"]["scale"][k] for k in ("domain", "range")), strict=True))
-    assert colours[SOURCES["attention"][0]] == BLUE
+    assert colours[SOURCES["per_relation"][0]] == BLUE
     assert colours[SOURCES["shuffled"][0]] == ORANGE
     assert colours[SOURCES["offset"][0]] == GREY
     widths = dict(zip(*(line["encoding"]["strokeWidth"]["scale"][k] for k in ("domain", "range")), strict=True))
-    assert widths[SOURCES["attention_same"][0]] < widths[SOURCES["attention"][0]]
+    assert widths[SOURCES["per_relation_same"][0]] < widths[SOURCES["per_relation"][0]]
     dashes = dict(zip(*(line["encoding"]["strokeDash"]["scale"][k] for k in ("domain", "range")), strict=True))
     assert dashes[SOURCES["offset"][0]] != [1, 0]
     assert sum(layer["mark"]["type"] == "area" for layer in spec["layer"]) == 2
@@ -175,7 +175,7 @@ def test_a_frame_of_another_kind_is_refused():
 
 
 def test_a_real_onset_reaches_the_figure():
-    trace = uas_trace({"attention": sigmoid(STEPS, 0.2, 0.7, 300), "shuffled": 0.15}, sentences=100)
+    trace = uas_trace({"per_relation": sigmoid(STEPS, 0.2, 0.7, 300), "shuffled": 0.15}, sentences=100)
     onset = structure_onset(trace)
     assert str(onset).capitalize() in charts.uas_over_training(uas_by_step(trace), onset).to_dict()["description"]
 

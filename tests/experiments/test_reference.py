@@ -154,7 +154,8 @@ def test_an_experiment_on_the_built_in_language(name, tmp_path):
     if name == "masking":
         assert sorted(results["loss"]["rate"].unique()) == pytest.approx([0.05, 0.15, 0.3, 0.5])
     else:
-        assert {*results["uas"]["source"]} == {"attention", "offset", "shuffled"}
+        single = {"single_head", "single_offset", "single_shuffled"} if name == "syntax" else set()
+        assert {*results["uas"]["source"]} == {"per_relation", "offset", "shuffled"} | single
     sizes = sum(path.stat().st_size for path in tmp_path.glob("*.parquet"))
     assert sizes < 500_000
 
@@ -167,7 +168,7 @@ def planted_runs(onset_steps, control=0.2):
         for step in steps:
             found = 0.9 if step >= beyond else 0.4 if step >= structure else control
             for sentence in range(40):
-                for source, share in (("attention", found), ("offset", 0.6), ("shuffled", control)):
+                for source, share in (("per_relation", found), ("offset", 0.6), ("shuffled", control)):
                     uas.append(("base", seed, step, sentence, source, 10, round(10 * share)))
             right = 38 if step >= grammar else 20
             pairs += [("base", seed, step, "p", pair, pair < right, False) for pair in range(40)]
@@ -203,7 +204,7 @@ def test_a_run_without_an_onset_is_counted_but_not_averaged():
 def test_curves_and_the_fall_of_the_loss():
     uas, pairs = planted_runs([(32, 128, 256)])
     curves = uas_curves(uas)
-    assert curves.filter(source="attention", step=64)["value"].to_list() == pytest.approx([0.4])
+    assert curves.filter(source="per_relation", step=64)["value"].to_list() == pytest.approx([0.4])
     assert pair_curves(pairs).filter(step=512)["value"].to_list() == pytest.approx([38 / 40])
     steps = sorted(uas["step"].unique())
     losses = dict(zip(steps, [5.0, 4.9, 4.5, 4.0, 3.5, 2.5, 2.4, 2.3, 2.2, 2.0], strict=True))

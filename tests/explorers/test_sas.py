@@ -97,7 +97,7 @@ def test_moving_within_the_picture_changes_state_and_data_and_redraws_nothing(ex
 
 def test_words_at_a_place_are_those_of_the_traces(explorer, run):
     place = explorer.moving().places[run.steps.index(4)]
-    row = explorer.measured.curve.filter(source="attention", step=4).row(0, named=True)
+    row = explorer.measured.curve.filter(source="per_relation", step=4).row(0, named=True)
     loss = explorer.measured.losses[4]
     assert place.text == (
         f"Step 4: loss {loss:.3f} nats; heads find {row['uas']:.0%} [{row['low']:.0%}, {row['high']:.0%}] of all arcs."
@@ -324,4 +324,4 @@ def test_views_are_saved_with_the_data_they_show(explorer, tmp_path):
     arcs = pl.read_csv(tmp_path / "explorer_arcs.csv")
     assert arcs["text"].to_list() == [now["sentence"][word] for word in arcs["word"]]
     assert set(arcs["step"]) == {now["step"]}
-    assert set(pl.read_csv(tmp_path / "explorer_curves.csv")["curve"]) >= {"loss", "uas, attention"}
+    assert set(pl.read_csv(tmp_path / "explorer_curves.csv")["curve"]) >= {"loss", "uas, per_relation"}

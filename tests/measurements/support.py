@@ -29,10 +29,11 @@ from lmdynamics.measurements.complexity import FisherTrace, IntrinsicDimension, 
 from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.gradients import GroupOpposition, Opposition
 from lmdynamics.measurements.guesses import Guesses
+from lmdynamics.measurements.inputs import score_half
 from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
 from lmdynamics.measurements.probes import FineTuning
-from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention
+from lmdynamics.measurements.syntax import UAS, HeadOffsets, HeadScores, WordAttention
 from lmdynamics.measurements.trace import Measurement
 from lmdynamics.runs.run import Checkpoint
 from tests.conftest import trained
@@ -103,9 +104,51 @@ def uas(checkpoint: Checkpoint) -> str:
     assert (frame["reachable"] <= frame["arcs"]).all()
     scores = HeadScores(bank, min_count=4)(checkpoint).filter(pl.col("split") == "all", pl.col("relation") != "punct")
     best = scores.group_by("relation").agg((pl.col("accuracy") * pl.col("count")).max())["accuracy"].sum()
-    same = frame.filter(source="attention_same")
+    same = frame.filter(source="per_relation_same")
     assert abs(same["correct"].sum() - best) < 1e-6
+    scored, right = score_half(len(bank), 0), {}
+    for key, words in distances(checkpoint).items():
+        hits = [sum(predicted is not None and predicted == gold for predicted, gold in each) for each in words]
+        right[key] = [sum(hit for hit, mine in zip(hits, scored, strict=True) if mine == side) for side in (0, 1)]
+    chosen = max(right, key=lambda key: right[key][0])  # of equals the first
+    single = frame.filter(source="single_head")
+    assert single["correct"].sum() == right[chosen][1]
+    assert single["arcs"].sum() == sum(len(s) for s, mine in zip(bank, scored, strict=True) if mine), "every word"
     return LEFT_ONLY if (frame["reachable"] < frame["arcs"]).any() else ""
+
+
+def distances(checkpoint: Checkpoint) -> dict[tuple, list[list[tuple]]]:
+    """For each layer, head and direction, by sentence: the predicted and the gold distance of each word, word by word.
+
+    None: no prediction, or no gold head.
+    """
+    model, found = checkpoint.model("eager"), {}
+    for sentence in treebank():
+        for layer, of_layer in enumerate(families.word_matrices(model, checkpoint.tokenizer, sentence.words, as_text)):
+            for head, matrix in enumerate(of_layer):
+                for direction, rows in (("dependent→head", matrix), ("head→dependent", matrix.T)):
+                    words = [
+                        (int(row.argmax()) - i if row.max() > 0 else None, gold - i if gold >= 0 else None)
+                        for i, (row, gold) in enumerate(zip(rows, sentence.heads, strict=True))
+                    ]
+                    found.setdefault((layer, head, direction), []).append(words)
+    return found
+
+
+def head_offsets(checkpoint: Checkpoint) -> str:
+    frame, expected = HeadOffsets(treebank())(checkpoint), distances(checkpoint)
+    assert len(frame) == len(expected)
+    for row in frame.iter_rows(named=True):
+        words = [pair for sentence in expected[row["layer"], row["head"], row["direction"]] for pair in sentence]
+        predicted = [distance for distance, _ in words if distance is not None]
+        assert (row["words"], predicted.count(row["offset"])) == (len(words), max(map(predicted.count, predicted)))
+        assert abs(row["same"] * len(predicted) - predicted.count(row["offset"])) < 1e-9
+        hits = [mine is not None and mine == gold for mine, gold in words]
+        assert abs(row["accuracy"] * len(words) - sum(hits)) < 1e-9
+        elsewhere = [hit for hit, (_, gold) in zip(hits, words, strict=True) if gold not in (None, row["offset"])]
+        assert row["elsewhere"] == len(elsewhere)
+        assert abs(row["beyond"] * len(elsewhere) - sum(elsewhere)) < 1e-9
+    return ""
 
 
 def word_attention(checkpoint: Checkpoint) -> str:
@@ -346,6 +389,7 @@ def coefficients(checkpoint: Checkpoint) -> str:
 
 
 CHECKS: dict[type[Measurement], Callable[[Checkpoint], str]] = {
+    HeadOffsets: head_offsets,
     HeadScores: head_scores,
     UAS: uas,
     WordAttention: word_attention,

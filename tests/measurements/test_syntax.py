@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from benchmarks.false_onsets import KINDS, claims, untrained_run
+from lmdynamics.analysis.syntax import beyond_position_by_head
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
 from lmdynamics.measurements.inputs import gold_arcs, gold_heads, offset_baseline, score_half, shuffled_trees, sum_by
-from lmdynamics.measurements.syntax import UAS, HeadScores, Parents, best_heads
+from lmdynamics.measurements.syntax import UAS, HeadOffsets, HeadScores, Parents, best_heads
 from tests.conftest import refuses
 from tests.measurements import published
 from tests.measurements.conftest import StandIn, random_treebank, wordpiece
@@ -119,7 +120,9 @@ def test_columns_and_types(treebank):
     kinds = dict.fromkeys(("sentence", "arcs", "correct", "reachable"), pl.Int64)
     assert dict(uas.schema) == kinds | {"source": pl.String, "half": pl.String}
     assert (frame["reachable"] == 1).all()
-    assert (uas["reachable"] == uas["arcs"]).all()
+    by_relation, single = (uas.filter(pl.col("source").str.starts_with("single") == one) for one in (False, True))
+    assert (by_relation["reachable"] == by_relation["arcs"]).all()
+    assert (single["reachable"] == single["arcs"] - 1).all(), "all but the root of each sentence"
 
 
 def test_a_relation_that_one_half_lacks(treebank):
@@ -137,15 +140,15 @@ def test_a_relation_that_one_half_lacks(treebank):
     score = np.flatnonzero(score_half(len(treebank), 0))[0]
     sentences[score] = Sentence(("the", "dog"), (1, -1), ("rarer", "root"))
     uas = UAS(Treebank("altered", tuple(sentences)), min_count=1)(StandIn())
-    assert score not in uas.filter(source="attention")["sentence"]
-    assert score in uas.filter(source="attention_same")["sentence"]
+    assert score not in uas.filter(source="per_relation")["sentence"]
+    assert score in uas.filter(source="per_relation_same")["sentence"]
 
 
 def test_uas_follows_from_head_scores(treebank):
     checkpoint = StandIn()
     scores = best_heads(HeadScores(treebank, min_count=5)(checkpoint)).filter(pl.col("relation") != "punct")
     uas = UAS(treebank, min_count=5)(checkpoint).group_by("source").agg(pl.col("arcs", "correct").sum())
-    attention_row = uas.row(by_predicate=pl.col("source") == "attention", named=True)
+    attention_row = uas.row(by_predicate=pl.col("source") == "per_relation", named=True)
     assert attention_row["arcs"] == scores["count"].sum()
     assert attention_row["correct"] == pytest.approx((scores["accuracy"] * scores["count"]).sum())
 
@@ -163,7 +166,7 @@ def test_a_causal_head_that_is_never_wrong_reaches_what_is_reachable(monkeypatch
         assert scores[name].to_list() == pytest.approx(scores["reachable"].to_list())
     both = scores.group_by("relation", "split").agg(pl.col("reachable").sum())
     assert both["reachable"].to_list() == pytest.approx([1] * len(both))
-    uas = UAS(bank, min_count=5)(StandIn("llama")).filter(source="attention")
+    uas = UAS(bank, min_count=5)(StandIn("llama")).filter(source="per_relation")
     assert (uas["correct"] == uas["reachable"]).all()
     assert 0.5 < uas["reachable"].sum() / uas["arcs"].sum() < 1
 
@@ -177,8 +180,20 @@ def test_a_fixed_offset_is_held_to_the_side_it_looks_to():
 def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
     checkpoint = StandIn()
     control = UAS(treebank, min_count=5)(checkpoint).filter(source="shuffled").drop("source")
-    expected = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="attention").drop("source")
+    expected = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="per_relation").drop("source")
     assert control.equals(expected)
+
+
+def test_a_head_that_looks_one_word_back_is_nothing_but_position(treebank, monkeypatch):
+    words = np.concatenate([np.arange(len(s)) for s in treebank])
+    back = np.broadcast_to(words - 1, (1, 2, 1, len(words))).astype(np.int16)
+    monkeypatch.setattr(syntax, "predicted_parents", lambda *_: Parents(back, (back >= 0).astype(np.float32)))
+    offsets = HeadOffsets(treebank)(StandIn()).with_columns(step=pl.lit(4))
+    row = beyond_position_by_head(offsets, 1).row(0, named=True)
+    assert (row["head"], row["offset"], row["same"], row["beyond"], row["low"]) == ("0-0", -1, 1, 0, 0)
+    assert 0 < row["high"] < 0.05
+    scores = dict(UAS(treebank, min_count=5)(StandIn()).group_by("source").agg(pl.col("correct").sum()).iter_rows())
+    assert scores["single_head"] <= scores["single_offset"], "the best offset is at least as good"
 
 
 def test_one_prediction_pass_serves_both(treebank, monkeypatch):
