@@ -16,6 +16,7 @@ _PUBLIC = {
     "sweep": "lmdynamics.runs.sweep",
     "read_plan": "lmdynamics.runs.sweep",
     "reference": "lmdynamics.experiments.reference",
+    "bracket_onset": "lmdynamics.experiments.bracket",
     "compare_runs": "lmdynamics.experiments.comparison",
     "read_curves": "lmdynamics.experiments.reading",
     "fit_deceleration": "lmdynamics.analysis.deceleration",

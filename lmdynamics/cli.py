@@ -140,6 +140,32 @@ def _draw_fits(path: Path, points, table) -> None:
     typer.echo(f"{path}: {len(shown)} of {len(table):,} curves{f' ({rest})' if rest else ''}", err=True)
 
 
+@app.command()
+def onset(
+    address: Annotated[str, typer.Argument(help="A run by name, its folder, or a suite (hf://OWNER/NAME).")],
+    measure: Annotated[str, typer.Option(help="uas (syntactic attention) or pairs (grammaticality).")] = "uas",
+    treebank: Annotated[str, typer.Option(help="Gold trees for uas: grammar, ewt, or a CoNLL-U file.")] = "grammar",
+    pairs: Annotated[str, typer.Option(help="Minimal pairs: grammar, zorro, blimp, or a path.")] = "grammar",
+    at_most: Annotated[int, typer.Option(help="Checkpoints to measure, and of a suite to download.")] = 12,
+    sentences: Annotated[int, typer.Option(help="Gold trees to measure on.")] = 1_000,
+    margin: Annotated[float, typer.Option(help="How far above its control a curve must rise.")] = 0.1,
+    yes: Annotated[bool, typer.Option("--yes", help="Download without confirmation.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
+) -> None:
+    """Find an onset from few checkpoints, and download only these."""
+    from lmdynamics.experiments.bracket import report
+
+    confirm = None if yes else _confirm_download
+    with _stopped_by_ctrl_c():
+        report(address, measure, treebank, pairs, at_most, sentences, margin, device, confirm)
+
+
+def _confirm_download(cost: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("no terminal to confirm the download; add --yes to download that much")
+    return typer.confirm("Download?")
+
+
 @contextmanager
 def _stopped_by_ctrl_c():
     """Report where training stopped; typer would not."""
@@ -152,52 +178,21 @@ def _stopped_by_ctrl_c():
 
 def _print_run(run) -> None:
     from lmdynamics.analysis.intervals import steps_without_loss
+    from lmdynamics.hub.listing import last_loss
 
     typer.echo(
-        f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {_last_loss(run.log)} nats"
+        f"{run.folder}: {len(run)} checkpoints up to step {run.steps[-1]:,}, training loss {last_loss(run.log)} nats"
     )
     if message := steps_without_loss(run.log):
         typer.echo(message)
 
 
-def _last_loss(log) -> str:
-    """Mean of the last 50 losses; a dash if there are none."""
-    mean = log["loss"].drop_nulls().tail(50).mean()
-    return "–" if mean is None else f"{mean:.3f}"
-
-
 @runs_app.command("list")
 def list_runs() -> None:
     """List the runs on this machine, and the published suites opened on it."""
-    from rich.console import Console
-    from rich.table import Table
+    from lmdynamics.hub.listing import print_runs
 
-    from lmdynamics.hub.checkpoints import known_suites
-    from lmdynamics.hub.suites import open_run, run_names
-    from lmdynamics.paths import runs_dir
-    from lmdynamics.runs.family import family
-
-    columns = ("run", "objective", "checkpoints", "last step", "of", "loss", "changed")
-    table = Table(*columns, title=f"Runs in {runs_dir()}")
-    table.columns[0].no_wrap = True
-    for generation, run in family(open_run(name) for name in run_names()):
-        log, total_steps, parent = run.log, run.recipe.training.steps if run.recipe else None, run.parent
-        label = "   " * generation + ("└ " if generation else "") + run.name
-        settings = ", ".join(f"{k}={shortened(str(v))}" for k, v in parent["changes"].items()) if parent else ""
-        branch_point = f"at step {parent['step']:,}: {settings or 'nothing'}" if parent else ""
-        last_step, total = f"{run.steps[-1]:,}", "–" if total_steps is None else f"{total_steps:,}"
-        table.add_row(label, run.objective, str(len(run)), last_step, total, _last_loss(log), branch_point)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(
-        table if table.row_count else f"No runs yet in {runs_dir()}; `lmdynamics train grammar-mlm` trains one."
-    )
-    if suites := known_suites():
-        published = Table("address", "checkpoints", "last step", "on this machine", title="Published suites")
-        published.columns[0].no_wrap = True
-        for address, checkpoints in suites.items():
-            local = sum(pin.is_local for pin in checkpoints.values())
-            published.add_row(address, str(len(checkpoints)), f"{max(checkpoints):,}", str(local))
-        console.print(published)
+    print_runs()
 
 
 @runs_app.command()
@@ -322,9 +317,7 @@ def _fetch_suite(address: str, revisions: str | None, yes: bool) -> None:
     if run.missing():
         typer.echo(f"steps {shortened(', '.join(map(str, run.steps)), 200)}")
         typer.echo(run.cost())
-        if not yes and not sys.stdin.isatty():
-            raise UserError("no terminal to confirm the download; add --yes to download that much")
-        run.fetch(confirm=None if yes else lambda _: typer.confirm("Download?"))
+        run.fetch(confirm=None if yes else _confirm_download)
     typer.echo(run.cost())
 
 
