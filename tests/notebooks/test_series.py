@@ -32,7 +32,7 @@ def lmdynamics(*arguments: str | Path, home: Path) -> subprocess.CompletedProces
 
 
 COMMON = ["profile", "seed", "device", "interactive", "output_dir"]
-MEASURED = ["sentences", "longest", "min_count", "pairs_per_paradigm", "margin", "relation"]
+MEASURED = ["sentences", "longest", "min_count", "pairs_per_paradigm", "margin", "relation", "at_most"]
 PARAMETERS = {
     "00_start_here": ["run", "treebank", "sentence", "hide", *COMMON],
     "01_masking_schedules": [
