@@ -23,6 +23,7 @@ _PUBLIC = {
     "Deceleration": "lmdynamics.analysis.deceleration",
     "fit_curves": "lmdynamics.analysis.fits",
     "Measurement": "lmdynamics.measurements.trace",
+    "Watch": "lmdynamics.measurements.watch",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",
