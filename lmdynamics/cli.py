@@ -114,6 +114,8 @@ def fit(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw the curves and breaks: NAME.html, .svg or .png.")
     ] = None,
+    laws: Annotated[bool, typer.Option("--laws", help="Compare four laws by what they forecast.")] = False,
+    share: Annotated[float, typer.Option(help="With --laws: the part of each curve that a law may see.")] = 0.25,
 ) -> None:
     """Fit loss deceleration to every curve in the files: breaks, with intervals."""
     from lmdynamics.experiments.reading import fit_files
@@ -124,7 +126,8 @@ def fit(
         need_figure_type(plot)
     draw = partial(_draw_fits, plot) if plot else None
     with _stopped_by_ctrl_c():
-        raise typer.Exit(fit_files(files, group, step, loss, smoothing, skip_steps, resamples, workers, json, draw))
+        options = (files, group, step, loss, smoothing, skip_steps, resamples, workers, json, draw)
+        raise typer.Exit(fit_files(*options, share if laws else None))
 
 
 def _draw_fits(path: Path, points, table) -> None:

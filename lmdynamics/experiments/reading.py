@@ -16,6 +16,8 @@ from lmdynamics.analysis.columns import loss_tag_filter
 from lmdynamics.analysis.deceleration import LOCATED, VERDICTS, Deceleration
 from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.analysis.formats import KNOWN, Table, frame_table, open_table
+from lmdynamics.analysis.intervals import with_interval
+from lmdynamics.analysis.laws import contest, contest_table, verdict
 from lmdynamics.analysis.loss_curves import prepared
 from lmdynamics.analysis.reading import Curves, curves_in
 from lmdynamics.errors import UserError, did_you_mean, printable, shortened
@@ -87,11 +89,12 @@ def fit_files(
     workers: int | None = None,
     as_json: bool = False,
     draw: Callable[[pl.DataFrame, pl.DataFrame], None] | None = None,
+    laws: float | None = None,
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
     `skip_steps`: 100 by default. If any curve was fitted, `draw` gets the points (curve, step, loss) and the table of
-    fits.
+    fits. `laws`: compare laws instead, by their forecasts from this share of each curve.
 
     Raises UserError if a file cannot be read, the only curve cannot be fitted, or most rows are in the steps that are
     left out by default.
@@ -118,6 +121,9 @@ def fit_files(
         skip_steps = SKIP_STEPS
         if len(early):
             print(f"steps up to {SKIP_STEPS} are left out; --skip-steps 0 includes them", file=sys.stderr)
+    if laws is not None:
+        _show_contest(contest(frame, laws, smoothing=smoothing, skip_steps=skip_steps, workers=workers), frame, laws)
+        return 0
     fits = fit_curves(frame, smoothing=smoothing, skip_steps=skip_steps, resamples=resamples, workers=workers)
     failed = [result for result in fits.values() if isinstance(result, UserError)]
     if len(fits) == 1 and failed:
@@ -146,6 +152,23 @@ def _finite(value):
     if isinstance(value, tuple | list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _show_contest(rows: pl.DataFrame, frame: pl.DataFrame, share: float) -> None:
+    table, every = contest_table(rows), frame["curve"].n_unique()
+    titles = ("law", "median error at the end", "best of all in", "worse than the best by", "ΔAIC, whole curve")
+    shown = tables.Table(*titles, title=f"Forecasts from the first {share:.0%} of each curve", title_justify="left")
+    for row in table.sort("error").iter_rows(named=True):
+        error, worse = (
+            with_interval(row[name], None if row[low] is None else (row[low], row[high]), ".2%")
+            for name, low, high in (("error", "low", "high"), ("worse", "worse_low", "worse_high"))
+        )
+        aic = "–" if row["aic"] is None else f"{row['aic']:.0f}"
+        shown.add_row(row["law"], Text(error), f"{row['wins']:.0%}", Text(worse), aic)
+    Console(width=None if sys.stdout.isatty() else 180).print(shown)
+    print(verdict(table))
+    if left_out := every - table["curves"][0]:
+        print(f"{left_out:,} of {every:,} curves have too few points and are left out", file=sys.stderr)
 
 
 def _show(fits: dict[str, Deceleration | UserError]) -> None:
