@@ -150,7 +150,8 @@ def verdict(table: pl.DataFrame) -> str:
     sentence = f"of {curves}, {best['law']} has the smallest median error: {best['error']:.1%}"
     if best["low"] is None:
         others = "; ".join(f"{row['law']} {row['error']:.1%}" for row in (second, control))
-        return f"{sentence} (no interval below 6 curves); {others}"
+        beaten = ", so no law beats it" if control["error"] <= best["error"] else ""
+        return f"{sentence} (no interval below 6 curves); {others}{beaten}"
     sentence += f" [{best['low']:.1%}, {best['high']:.1%}]"
     rivals = [row for row in table.iter_rows(named=True) if row["law"] != best["law"]]
     undecided = [row["law"] for row in rivals if row["worse_low"] <= 0]

@@ -57,6 +57,8 @@ def test_a_sentence_says_no_more_than_the_intervals():
         for name, size in ((law, 0.010 + 0.02 * (i % 2)), (rival, 0.031 - 0.02 * (i % 2)), (CONTROL, 0.2))
     ]
     assert f"whether it is better than {rival} is undecided" in verdict(contest_table(pl.DataFrame(rows)))
+    flat = contest_table(pl.DataFrame(rows[:6]).with_columns(error=pl.when(law=CONTROL).then(0.001).otherwise("error")))
+    assert verdict(flat).endswith("last loss seen 0.1%, so no law beats it")
 
 
 def test_curves_with_too_few_points_are_left_out():
