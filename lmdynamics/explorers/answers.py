@@ -15,6 +15,7 @@ from lmdynamics.charts.moving import in_row
 from lmdynamics.charts.theme import Chart
 from lmdynamics.experiments.findings import (
     AGREEMENT,
+    LOSS_OF_WORDS,
     MARGIN,
     MASKING_MEASURES,
     SINGLE_HEAD,
@@ -100,8 +101,10 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     controls = {"UAS": {"position": levels["offset"], "shuffled": levels["shuffled"]}, AGREEMENT: {"chance": 0.5}}
     if "single_offset" in levels:
         controls[SINGLE_HEAD] = {"position": levels["single_offset"]}
+    order = [LOSS_OF_WORDS, SINGLE_HEAD, AGREEMENT, "UAS"]  # beside the published panels, then the one without a paper's
+    curves = syntax_curves(results).sort(pl.col("measure").cast(pl.Enum(order)), maintain_order=True)
     ours = charts.conditions_panels(
-        syntax_curves(results),
+        curves,
         percent=["UAS", SINGLE_HEAD, AGREEMENT],
         controls=controls,
         width=HALF,
@@ -143,7 +146,7 @@ def start_answer(results: Reference | None = None) -> Answer:
         row = mean_over_seeds(at.select("seed", "onset", share=share), "onset", "share").row(0, named=True)
         sentences.append(f"When agreement starts, {number(row, '.0%')} of the fall is over.")
     figure = charts.conditions_panels(
-        syntax_curves(results),
+        syntax_curves(results).filter(pl.col("measure") != SINGLE_HEAD),
         percent=["UAS", AGREEMENT],
         controls={AGREEMENT: {"chance": 0.5}},
         title=f"Half of the fall of the loss is over by step {half['step']:,.0f}; agreement "
