@@ -80,7 +80,7 @@ class Watch(TrainerCallback):
             self._save(step, model, tokenizer)
 
     def log(self, step: int, loss: float, lr: float = 0.0) -> None:
-        """Add a row to the run's log: the training loss before update number `step`."""
+        """Add a row to the log of the run: the training loss at `step` (of Trainer, its mean since the row before)."""
         seconds = 0.0 if self._begin is None else time.perf_counter() - self._begin
         self._log.add(step, torch.tensor(float(loss)), lr, None, 0, seconds)
 
