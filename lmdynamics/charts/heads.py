@@ -236,7 +236,7 @@ def loss_and_uas(
         "Where in training",
         [
             f"share of arcs found: blue: best head per relation; orange: shuffled trees; grey: best fixed offset{band}",
-            "purple: one head for all words; dashed: one offset" if "single_head" in data["source"] else "",
+            "pink: one head for all words; dashed: one offset" if "single_head" in data["source"] else "",
             *notes,
         ],
         " ".join(["Loss and UAS over training, with a line at one checkpoint.", sentences, reach]),

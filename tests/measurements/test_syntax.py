@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 
 from benchmarks.false_onsets import KINDS, claims, untrained_run
-from lmdynamics.analysis.syntax import beyond_position_by_head
+from lmdynamics.analysis.syntax import beyond_position_by_head, uas_by_step, uas_within_reach
 from lmdynamics.corpora.treebanks import Sentence, Treebank
 from lmdynamics.errors import UserError
 from lmdynamics.measurements import inputs, syntax
@@ -182,6 +182,17 @@ def test_shuffled_control_is_uas_on_the_shuffled_trees(treebank):
     control = UAS(treebank, min_count=5)(checkpoint).filter(source="shuffled").drop("source")
     expected = UAS(shuffled_trees(treebank, 0), min_count=5)(checkpoint).filter(source="per_relation").drop("source")
     assert control.equals(expected)
+
+
+def test_only_a_causal_model_is_said_to_be_out_of_reach(treebank):
+    """One head for all words misses every root, in any model: that is no matter of direction."""
+
+    def sentence(kind: str) -> str:
+        bank = published.treebank(60) if kind == "llama" else treebank
+        return uas_within_reach(uas_by_step(UAS(bank, min_count=5)(StandIn(kind)).with_columns(step=pl.lit(1))))
+
+    assert sentence("bert") == ""
+    assert "a causal model attends to the left only" in sentence("llama")
 
 
 def test_a_head_that_looks_one_word_back_is_nothing_but_position(treebank, monkeypatch):
