@@ -121,6 +121,8 @@ def fit_files(
         skip_steps = SKIP_STEPS
         if len(early):
             print(f"steps up to {SKIP_STEPS} are left out; --skip-steps 0 includes them", file=sys.stderr)
+    if laws is not None and (as_json or draw is not None):
+        raise UserError("--laws prints a table of its own; leave out --json and --plot")
     if laws is not None:
         _show_contest(contest(frame, laws, smoothing=smoothing, skip_steps=skip_steps, workers=workers), frame, laws)
         return 0

@@ -59,6 +59,9 @@ def test_a_sentence_says_no_more_than_the_intervals():
     assert f"whether it is better than {rival} is undecided" in verdict(contest_table(pl.DataFrame(rows)))
     flat = contest_table(pl.DataFrame(rows[:6]).with_columns(error=pl.when(law=CONTROL).then(0.001).otherwise("error")))
     assert verdict(flat).endswith("last loss seen 0.1%, so no law beats it")
+    better = contest_table(pl.DataFrame(rows).with_columns(error=pl.when(law=CONTROL).then(0.001).otherwise("error")))
+    assert f"better than {rival} or {CONTROL} is undecided" in verdict(better)
+    assert better.filter(law=law)["worse"][0] == 0, "laws are compared with the best law, and not with the control"
 
 
 def test_curves_with_too_few_points_are_left_out():
@@ -79,3 +82,5 @@ def test_the_command_compares_laws(tmp_path, call):
     assert status == 0, err
     assert "Forecasts from the first 25% of each curve" in out
     assert "of 2 curves, one break has the smallest median error" in out
+    status, _, err = call("fit", tmp_path / "two.csv", "--laws", "--json")
+    assert (status, "leave out --json and --plot" in err) == (2, True)
