@@ -49,7 +49,8 @@ async function show(element, { spec, places }) {
   container.append(controls, text, chart, under);
   element.replaceChildren(container);
   const height = Number(chart.querySelector("svg").getAttribute("height")); // it may not be on the page yet
-  under.style.maxHeight = `${Math.max(120, 580 - height)}px`; // all of it on one screen
+  // all of it on one screen; where the picture alone is higher, hiding a part of the text gains nothing
+  under.style.maxHeight = height > 580 ? "none" : `${Math.max(120, 580 - height)}px`;
   for (const move of moves) move();
   return { view, finalize };
 }

@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 
 import nbformat
+import polars as pl
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from lmdynamics.batch.page import write_page
 from lmdynamics.charts.moving import Moving
+from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from tests.browser.lab import _FLAGS, CHROMIUM
 from tests.browser.legible import unreadable
 from tests.browser.moves import PANELS, random_moves
@@ -164,6 +166,21 @@ def test_every_explorers_views_follow_their_slider(opened, tmp_path, name):
     expect(page.locator(PLACE)).to_have_text(moving.places[1].name)
     assert random_moves(page.locator(LAST)) == ""
     assert elsewhere(events, tmp_path) == []
+
+
+def test_below_a_picture_that_fills_the_screen_no_row_is_cut(opened, tmp_path):
+    steps = [0, 1, 4, 16, 64]
+    rows = [
+        {"run": f"run {run}", "measure": measure, "step": step, "value": float(run + step)}
+        for run in range(8)
+        for measure in ("loss", "UAS", "agreement")
+        for step in steps
+    ]
+    page, _ = opened(page_of(TrajectoryExplorer(pl.DataFrame(rows)).moving(), tmp_path / "item" / "eight.html"))
+    page.locator(VIEW).wait_for(timeout=60_000)
+    under, last = (page.locator(".lmd-under").bounding_box(), page.locator(".lmd-under tr").last.bounding_box())
+    assert "run 7" in page.locator(".lmd-under tr").last.inner_text()
+    assert last["y"] + last["height"] <= under["y"] + under["height"] + 1
 
 
 def test_a_click_on_a_word_hides_it_without_a_kernel(opened, tmp_path):

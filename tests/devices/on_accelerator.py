@@ -30,7 +30,7 @@ from lmdynamics.measurements.guesses import Guesses  # noqa: E402
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions, TokenLosses  # noqa: E402
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep  # noqa: E402
 from lmdynamics.measurements.probes import FineTuning  # noqa: E402
-from lmdynamics.measurements.syntax import UAS, HeadScores, WordAttention  # noqa: E402
+from lmdynamics.measurements.syntax import UAS, HeadOffsets, HeadScores, WordAttention  # noqa: E402
 from lmdynamics.measurements.trace import trace  # noqa: E402
 from lmdynamics.runs.trained import train  # noqa: E402
 from lmdynamics.training.objective import Links  # noqa: E402
@@ -95,7 +95,8 @@ def measurements(run) -> list:
     learn = {"trials": 1, "learning_rates": (1e-3,), "steps": 2}
     gradients = {"batches": 1, "batch_size": 4, "rows": 2}
     return [
-        HeadScores(bank, min_count=4), UAS(bank, min_count=4), WordAttention(next(iter(bank)).words),
+        HeadScores(bank, min_count=4), UAS(bank, min_count=4), HeadOffsets(bank),
+        WordAttention(next(iter(bank)).words),
         PairAccuracy(run.pairs("grammar", 10)), Guesses((next(iter(bank)).words,)),
         HeldOutLoss(blocks), TokenLosses(blocks), Dissent(blocks),
         IntrinsicDimension(bank), IntrinsicDimension(blocks), WeightNorm(), FisherTrace(blocks, examples=8),

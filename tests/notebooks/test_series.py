@@ -300,8 +300,10 @@ def test_a_reading_group_can_use_it(path):
     """A question before the figures, exercises with folded answers, an hour's plan, and slides."""
     cells = nbformat.read(path, as_version=4).cells
     text = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    (prediction,) = [source for source in text if "**Predict before you look.**" in source]
-    assert prediction.index("**Predict") < prediction.index("<details><summary>What w")
+    first, *later = [source for source in text if "**Predict before you look.**" in source]
+    assert first == cells[0].source, "above the answer, which is the next cell"
+    assert cells[1].metadata["tags"] == ["answer"]
+    assert all(source.index("**Predict") < source.index("<details><summary>What w") for source in later)
     (group,) = [source for source in text if source.startswith("## For a reading group")]
     assert "\n> **Takeaway.** " in group
     exercises = re.findall(r"^\d\. ", group, re.MULTILINE)
