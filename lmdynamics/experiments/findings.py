@@ -186,7 +186,7 @@ def _shared_seeds(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 AGREEMENT = "agreement"  # share of pairs judged right
-LOSS_OF_WORDS = "loss (nats)"
+HELD_OUT_LOSS = "loss (nats)"
 SINGLE_HEAD = "UAS, one head"  # one layer, head and direction for all words
 MARGIN = "agreement margin (nats)"  # by how much the right sentence is likelier: it has no ceiling
 # whether higher is better
@@ -211,7 +211,7 @@ def syntax_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """Loss, UAS and agreement of all runs: measure, condition, seed, step, value. UAS is per relation and, if it was
     measured, also of one head for all words."""
     columns = ["measure", "condition", "seed", "step", "value"]
-    loss = results["loss"].with_columns(measure=pl.lit(LOSS_OF_WORDS), value=pl.col("loss"))
+    loss = results["loss"].with_columns(measure=pl.lit(HELD_OUT_LOSS), value=pl.col("loss"))
     every = uas_curves(results["uas"])
     heads = [
         every.filter(source=source).with_columns(measure=pl.lit(measure))
@@ -221,7 +221,7 @@ def syntax_curves(results: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(part.select(columns).cast({"value": pl.Float64}) for part in (loss, *heads, pairs))
 
 
-SYNTAX_MEASURES = {AGREEMENT: True, "UAS": True, LOSS_OF_WORDS: False}  # whether higher is better
+SYNTAX_MEASURES = {AGREEMENT: True, "UAS": True, HELD_OUT_LOSS: False}  # whether higher is better
 INTERVENTIONS = {  # a condition of the plans `syntax` and `release`: its name on the page
     "base": "base",
     "SAS−": "suppressed",

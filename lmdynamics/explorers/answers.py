@@ -15,7 +15,7 @@ from lmdynamics.charts.moving import in_row
 from lmdynamics.charts.theme import Chart
 from lmdynamics.experiments.findings import (
     AGREEMENT,
-    LOSS_OF_WORDS,
+    HELD_OUT_LOSS,
     MARGIN,
     MASKING_MEASURES,
     SINGLE_HEAD,
@@ -101,7 +101,7 @@ def syntax_answer(results: Reference | None = None) -> Answer:
     controls = {"UAS": {"position": levels["offset"], "shuffled": levels["shuffled"]}, AGREEMENT: {"chance": 0.5}}
     if "single_offset" in levels:
         controls[SINGLE_HEAD] = {"position": levels["single_offset"]}
-    order = [LOSS_OF_WORDS, SINGLE_HEAD, AGREEMENT, "UAS"]  # the published panels, then ours alone
+    order = [HELD_OUT_LOSS, SINGLE_HEAD, AGREEMENT, "UAS"]  # the published panels, then ours alone
     curves = syntax_curves(results).sort(pl.col("measure").cast(pl.Enum(order)), maintain_order=True)
     ours = charts.conditions_panels(
         curves,
