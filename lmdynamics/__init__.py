@@ -24,6 +24,7 @@ _PUBLIC = {
     "fit_curves": "lmdynamics.analysis.fits",
     "Measurement": "lmdynamics.measurements.trace",
     "Watch": "lmdynamics.measurements.watch",
+    "show_watch": "lmdynamics.explorers.watching",
     "trace": "lmdynamics.measurements.trace",
     "trace_all": "lmdynamics.measurements.trace",
     "record": "lmdynamics.records",

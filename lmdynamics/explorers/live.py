@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import anywidget
 import ipywidgets as widgets
 import traitlets
-from IPython.display import HTML, display
+from IPython.display import HTML, DisplayHandle, display
 
 from lmdynamics.charts.moving import Moving, read, script
 from lmdynamics.charts.show import Picture
@@ -59,17 +59,17 @@ export default {
 """
 
 
-def show_live(widget: widgets.DOMWidget, stills: Iterable[Chart]) -> None:
-    """Show a widget and, below it, pictures for pages that have no kernel.
+def show_live(widget: widgets.DOMWidget, stills: Iterable[Chart]) -> list[DisplayHandle | None]:
+    """Show a widget and, below it, pictures for pages that have no kernel; returns the pictures' handles.
 
     A saved notebook contains the pictures but not the widget. JupyterLab hides them while the widget is shown.
     """
     widget.add_class(LIVE)
     display(widget)
-    for chart in stills:
-        display(Picture(chart))
+    handles = [display(Picture(chart), display_id=True) for chart in stills]
     line = "Controls need a running kernel: run this cell again."
     display(HTML(f"<style>{_STYLE}</style><p class='{NOTE}'>{line}</p>"))
+    return handles
 
 
 class LiveViews(anywidget.AnyWidget):

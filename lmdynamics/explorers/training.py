@@ -137,8 +137,7 @@ class TrainingExplorer:
                 self.chart._params = {"status": self._line, "revision": self._revision}
 
     def _measurement_rows(self) -> pl.DataFrame:
-        rows = [(step, name, value) for (name, step), value in sorted(self._measured.items())]
-        return pl.DataFrame(rows, {"step": pl.Int64, "name": pl.String, "value": pl.Float64}, orient="row")
+        return measured_rows((step, name, value) for (name, step), value in sorted(self._measured.items()))
 
     # buttons
 
@@ -253,6 +252,11 @@ def train_live(
     """An explorer of a recipe's training, with the arguments and errors of `lmd.train`."""
     training = training_of(recipe, profile, seed, overrides, name=name, device=device)
     return TrainingExplorer(training, measurements, device=device or "cpu")
+
+
+def measured_rows(values: Iterable[tuple[int, str, float]]) -> pl.DataFrame:
+    """Numbers of checkpoints as a frame: step, name, value."""
+    return pl.DataFrame(list(values), {"step": pl.Int64, "name": pl.String, "value": pl.Float64}, orient="row")
 
 
 def check_changes(training: Training, overrides: Iterable[str]) -> None:

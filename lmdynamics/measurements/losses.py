@@ -47,6 +47,9 @@ class PairAccuracy(Measurement):
     version = 2  # 2: ties, and scores within words from left to right
     higher_is_better = True
 
+    def headline(self, rows: pl.DataFrame) -> float | None:
+        return rows["correct"].mean()
+
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         if checkpoint.objective == "rts":
             raise UserError(

@@ -214,6 +214,10 @@ class UAS(Measurement):
     version = 4  # 4: `single_head`
     higher_is_better = True
 
+    def headline(self, rows: pl.DataFrame) -> float | None:
+        per_relation = rows.filter(source="per_relation")
+        return per_relation["correct"].sum() / max(per_relation["arcs"].sum(), 1)
+
     def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
         predicted = predicted_parents(checkpoint, self.treebank, device)
         causal = checkpoint.objective == "clm"

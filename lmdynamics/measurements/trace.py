@@ -48,6 +48,15 @@ class Measurement:
     def __call__(self, checkpoint: Checkpoint, device: str = "cpu") -> pl.DataFrame:
         raise TypeError(f"{type(self).__name__} has no computation: define __call__(checkpoint, device)")
 
+    def headline(self, rows: pl.DataFrame) -> float | None:
+        """One number for the rows of a checkpoint, as charts of a training show it; None if there is no obvious one.
+
+        By default the mean of the only column of fractional numbers, `stderr`, `low` and `high` left aside.
+        """
+        others = {"stderr", "low", "high"}
+        columns = [name for name, kind in rows.schema.items() if kind.is_float() and name not in others]
+        return rows[columns[0]].mean() if len(columns) == 1 else None
+
     def key(self) -> str:
         """Hash (16 hex digits) of class, version and every field, which names this measurement's results.
 

@@ -2,12 +2,13 @@
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -38,7 +39,8 @@ class Watch(TrainerCallback):
     `max_share`: a checkpoint is left out if saving and measuring it would take more than this share of the time since
     the start, judged by the most expensive one so far; the first and the last never are. 1: no limit. `report` says
     how many were left out.
-    `held_out`: rows that the model is not trained on, kept with the run for pages that need them.
+    `held_out`: rows that the model is not trained on, kept with the run for pages that need them. `steps`: how long the
+    training is, for `show_watch`; Trainer tells it.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Watch(TrainerCallback):
         per_doubling: int = 4,
         max_share: float = 0.05,
         held_out: TokenRows | None = None,
+        steps: int | None = None,
         device: str = "cpu",
     ):
         if not 0 < max_share <= 1:
@@ -56,19 +59,29 @@ class Watch(TrainerCallback):
         self.folder = runs_dir() / run if isinstance(run, str) and "/" not in run else Path(run)
         if (self.folder / "run.json").exists() or layout.step_folders(self.folder / "checkpoints"):
             raise UserError(f"{self.folder} already holds a run; name another, or delete it")
-        self.measurements = {f"{type(m).__name__} {i}": m for i, m in enumerate(measurements)}
+        self.measurements: dict[str, Measurement] = {}
+        for measurement in measurements:
+            kind = name = type(measurement).__name__
+            while name in self.measurements:
+                name = f"{kind} {len(self.measurements) + 1}"
+            self.measurements[name] = measurement
+        self.headlines: list[tuple[int, str, float]] = []  # step, measurement, value
+        self.followers: list[Callable[[], None]] = []  # called after each new row or checkpoint
+        self.steps, self.now, self.ended = steps, 0, False
         self.max_share, self.held_out, self.device = max_share, held_out, device
         self.saved: list[int] = []
         self.left_out: list[int] = []
         self._due = set(checkpoint_steps(LONGEST, per_doubling))
         self._log = Log(self.folder / "log.parquet")
         self._begin: float | None = None
+        self._end: float | None = None
         self._spent = self._most = 0.0
 
     def step(self, step: int, model: Any, tokenizer: Any, loss: float | None = None, lr: float = 0.0) -> None:
         """Call before the first update with step 0, and after each with its number: the updates made so far."""
         if self._begin is None:
             self._begin = time.perf_counter()
+        self.now = step
         if loss is not None:
             self.log(step, loss, lr)
         if step not in self._due or step in self.saved:
@@ -83,19 +96,30 @@ class Watch(TrainerCallback):
         """Add a row to the log of the run: the training loss at `step` (of Trainer, its mean since the row before)."""
         seconds = 0.0 if self._begin is None else time.perf_counter() - self._begin
         self._log.add(step, torch.tensor(float(loss)), lr, None, 0, seconds)
+        self._tell()
+
+    @property
+    def rows(self) -> pl.DataFrame:
+        """The log so far: step, loss, lr, seconds; see `log`."""
+        return self._log.with_unsaved()
 
     def end(self, step: int, model: Any, tokenizer: Any) -> Run:
         """Save and measure the last checkpoint, print `report`, and return the run."""
         if step not in self.saved:
             self._save(step, model, tokenizer)
         self._log.write()
+        self.steps, self.ended = step, True
+        self._tell()
+        self._end = time.perf_counter()
         print(self.report)
         return Run(self.folder)
 
     @property
     def share(self) -> float:
-        """The share of the time since the start that went into saving and measuring."""
-        return 0.0 if self._begin is None else self._spent / max(time.perf_counter() - self._begin, 1e-9)
+        """The share of the time from the start to the end, or to now, that went into saving and measuring."""
+        if self._begin is None:
+            return 0.0
+        return self._spent / max((self._end or time.perf_counter()) - self._begin, 1e-9)
 
     @property
     def report(self) -> str:
@@ -103,7 +127,7 @@ class Watch(TrainerCallback):
         if not self.left_out:
             return text
         steps = ", ".join(f"{step:,}" for step in self.left_out)
-        return f"{text}; left out to stay below {self.max_share:.0%}: {len(self.left_out)} (steps {steps})"
+        return f"{text}; left out to stay below {self.max_share * 100:g}%: {len(self.left_out)} (steps {steps})"
 
     def _save(self, step: int, model: Any, tokenizer: Any) -> None:
         begin = time.perf_counter()
@@ -122,15 +146,26 @@ class Watch(TrainerCallback):
                 self.held_out.save(self.folder / "held_out")
             save_state(target, model, None, step, with_optimizer=False)
             self._log.write()
-            trace_all(Run(self.folder), self.measurements, steps=[step], device=self.device, progress=False)
+            tables = trace_all(Run(self.folder), self.measurements, steps=[step], device=self.device, progress=False)
+            for name, table in tables.items():
+                if (value := self.measurements[name].headline(table)) is not None:
+                    self.headlines.append((step, name, value))
         cost = time.perf_counter() - begin
         self.saved.append(step)
         self._spent, self._most = self._spent + cost, max(self._most, cost)
+        self._tell()
+
+    def _tell(self) -> None:
+        begin = time.perf_counter()
+        for follower in self.followers:
+            follower()
+        self._spent += time.perf_counter() - begin
 
     # what Trainer calls
 
     def on_train_begin(self, args, state, control, model=None, processing_class=None, **kwargs) -> None:
         if state.is_world_process_zero:
+            self.steps = self.steps or state.max_steps
             self.step(state.global_step, model, processing_class)
 
     def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs) -> None:

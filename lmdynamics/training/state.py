@@ -115,11 +115,13 @@ class Log:
         """Add a step's row; `loss` is None where its batch had no token to predict."""
         self._rows.append((step, loss, lr, masking_rate, self.last("tokens") + tokens, seconds, penalty))
 
+    def with_unsaved(self) -> pl.DataFrame:
+        """All rows, those since the last write included."""
+        new = pl.DataFrame(with_numbers(self._rows), LOG_SCHEMA, orient="row")
+        return pl.concat([self.frame, new], how="diagonal")
+
     def write(self) -> None:
-        if self._rows:
-            new = pl.DataFrame(with_numbers(self._rows), LOG_SCHEMA, orient="row")
-            self.frame = pl.concat([self.frame, new], how="diagonal")
-            self._rows = []
+        self.frame, self._rows = self.with_unsaved(), []
         with files.saving(str(self.path)), files.atomic_file(self.path) as temporary:
             self.frame.write_parquet(temporary)
 

@@ -141,6 +141,10 @@ class Notebook:
         self.page.goto(address.format(quote(path)))
         self.page.wait_for_function(_READY, arg=path, timeout=300_000, polling=250)
 
+    def press_run_all(self) -> None:
+        """Run > Run All Cells, without waiting."""
+        self.page.evaluate(f"() => {{ ({_RUN_ALL})() }}")
+
     def run_all(self) -> None:
         """Run > Run All Cells, and wait until every cell has run, or one has failed, and widgets are drawn."""
         self.page.evaluate(_RUN_ALL)

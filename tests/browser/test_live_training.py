@@ -28,6 +28,23 @@ explorer = train_live("grammar-mlm", overrides={ {**TINY, "steps": 100_000} }, n
 explorer.show()
 """
 
+WATCHED = """\
+import torch
+import lmdynamics as lmd
+from lmdynamics.measurements.losses import HeldOutLoss
+from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling, Trainer, TrainingArguments
+grammar = lmd.Grammar("small")
+tokenizer, rows = grammar.tokenizer(), [{"input_ids": row.tolist()} for row in grammar.blocks(2_000, seed=0)]
+size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **size))
+watch = lmd.Watch([HeldOutLoss(grammar.blocks(50, seed=2))], "watched", max_share=0.5)
+lmd.show_watch(watch)
+options = {"use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 20, "disable_tqdm": True}
+trainer = Trainer(model, TrainingArguments("out", max_steps=STEPS, **options), train_dataset=rows, callbacks=[watch],
+                  data_collator=DataCollatorForLanguageModeling(tokenizer), processing_class=tokenizer)
+result = trainer.train()
+"""
+
 STEP = r"at step ([\d,]+) of 100,000"
 SAYS = "([words, least]) => { const found = document.body.innerText.match(new RegExp(words + ' at step ([\\\\d,]+)'));"
 SAYS += " return found && Number(found[1].replaceAll(',', '')) > least }"
@@ -83,3 +100,36 @@ def test_start_pause_resume_and_stop(tmp_path):
         assert notebook.outside == []
         run = home / "runs" / "live"
         assert max(layout.step_folders(run / "resume") | layout.step_folders(run / "checkpoints")) == stopped
+
+
+def test_a_watched_trainer_is_drawn_while_its_cell_runs(tmp_path):
+    root, scratch, home = (tmp_path / name for name in ("notebooks", "jupyter", "home"))
+    for folder in (root, scratch, home):
+        folder.mkdir()
+    write_notebook(root / "watched.ipynb", WATCHED.replace("STEPS", "1500"), "print('trained', result.global_step)")
+    environment = {"LMDYNAMICS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    with jupyter_lab(root, scratch, **environment) as address, notebook_page() as notebook:
+        notebook.open(address, "watched.ipynb")
+        page, says = notebook.page, re.compile(r"training at step ([\d,]+) of 1,500")
+        notebook.press_run_all()
+        line = page.locator(".vega-embed svg").get_by_text(says)
+        line.first.wait_for(timeout=90_000)
+        seen = int(says.search(line.first.text_content())[1].replace(",", ""))
+        page.wait_for_function(
+            "seen => { const found = document.body.innerText.match(/training at step ([\\d,]+) of 1,500/);"
+            " return found && Number(found[1].replaceAll(',', '')) > seen }",
+            arg=seen,
+            timeout=60_000,
+        )
+        assert "trained 1500" not in page.inner_text("body")
+        page.get_by_text("trained 1500").wait_for(timeout=120_000)
+        page.locator(".vega-embed svg").get_by_text("complete at step 1,500 of 1,500").first.wait_for(timeout=10_000)
+        assert drawn_steps(page) > 20
+        assert cut_off(inspect_charts(page)) == []
+        notebook.screenshots(OUT, "watched-training")
+        assert notebook.errors() == []
+        notebook.reopen_without_kernel("watched.ipynb")
+        assert notebook.charts() == 1
+        (picture,) = (output["data"] for output in notebook.outputs() if "image/png" in output.get("data", {}))
+        assert "while it is trained, over 1,500 steps" in "".join(picture["text/plain"])
+        assert notebook.outside == []

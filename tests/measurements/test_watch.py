@@ -115,7 +115,7 @@ def test_what_would_cost_too_much_is_left_out_and_said(tmp_path, capsys):
     with_a_loop(watch)
     assert watch.saved == [0, 20]
     assert watch.left_out == [1, 2, 4, 8, 16]
-    assert "left out to stay below 0%: 5 (steps 1, 2, 4, 8, 16)" in capsys.readouterr().out
+    assert "left out to stay below 0.1%: 5 (steps 1, 2, 4, 8, 16)" in capsys.readouterr().out
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path):
