@@ -28,12 +28,15 @@ METHODS = {"one break": BLUE, "one power law": VERMILION, "last loss seen": GREY
 CLOSE = 2.0  # percent: the largest error of a good early prediction
 
 
-def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame | None = None) -> alt.HConcatChart:
+def size_trends(
+    rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame | None = None, title: str = ""
+) -> alt.HConcatChart:
     """L_d, r_d and the final loss against the number of parameters, each with its power law; all axes logarithmic.
 
     `rows`, one per curve: size, parameters, loss_at_break, rate_after_break, final_loss, and perhaps 95 % intervals in
     columns that end in `_low` and `_high`. `laws`: rows of `analysis.fits.power_laws`. `published`: parameters and the
-    three quantities, drawn in grey. Values that are not positive are left out, and counted in the caption.
+    three quantities, drawn in grey. Values that are not positive are left out, and counted in the caption. `title`: by
+    default what the power laws say.
     """
     context = "trends over sizes"
     rows = need_rows(
@@ -55,7 +58,8 @@ def size_trends(rows: pl.DataFrame, laws: pl.DataFrame, published: pl.DataFrame 
     ]
     return figure(
         alt.hconcat(*(panel for panel, _, _ in panels), spacing=78, bounds="flush"),
-        f"Larger models: {', '.join(findings)}" if findings else "Too few sizes or seeds to test what size does",
+        title
+        or (f"Larger models: {', '.join(findings)}" if findings else "Too few sizes or seeds to test what size does"),
         [caption],
         f"Against the number of parameters, {count(rows['size'].n_unique(), 'size')}: "
         + "; ".join(f"{PANELS[name][1]}, {_exponent(law.get(name))}" for name in PANELS)
@@ -185,7 +189,7 @@ def _panel(rows, quantity: str, law: dict | None, published, sizes: Iterable[flo
     elif law["low"] is None:
         finding = ""
     elif law["low"] <= 0 <= law["high"]:
-        finding = f"no clear change in {name}"
+        finding = f"{name}: undecided over {law['sizes']} sizes"
     else:
         finding = f"{falling if law['exponent'] < 0 else rising} {name}"
     title = head(wrapped(_exponent(law), 240), frame="group", offset=8)

@@ -45,7 +45,14 @@ def deceleration_answer(results: Reference | None = None) -> Answer:
     )
     sentences += [f"{ends}. Over all sizes: {as_published(fits)}".removeprefix(". "), _ordered(results["loss"], runs)]
     shown = decelerating(fits)
-    figure = charts.size_trends(shown, power_laws(shown), published_fits())
+    gain = _paired(runs, "final_loss")
+    few = slowing["size"].n_unique() < 3  # then the lines over sizes decide nothing
+    title = (
+        ""
+        if gain is None or not few
+        else f"The largest model's final loss: {_difference(gain, '.2f', 'higher', 'lower')}"
+    )
+    figure = charts.size_trends(shown, power_laws(shown), published_fits(), title)
     return Answer(sentences, figure, results.source)
 
 
@@ -136,13 +143,21 @@ def _sizes(rows: pl.DataFrame, value: str, style: str) -> str:
     texts = [number(_mean(rows.filter(size=size), value), style, size) for size in ends]
     if len(ends) < 2:
         return "".join(texts)
+    moved, text = _paired(rows, value), " and ".join(texts)
+    if moved is None:
+        return f"{text}, not tested"
+    counts = [rows.filter(size=size)["seed"].n_unique() for size in ends]
+    some = f" over the {moved['n']} seeds with both" * any(count > moved["n"] for count in counts)
+    return f"{text}, {_difference(moved, style, 'higher in the larger model', 'lower in the larger model')}{some}"
+
+
+def _paired(rows: pl.DataFrame, value: str) -> dict | None:
+    """The largest size less the smallest, seed by seed: mean and interval; None below two seeds with both."""
+    ends = _ends(rows)
+    if len(ends) < 2:
+        return None
     paired = rows.filter(pl.col("size").is_in(ends)).pivot("size", index="seed", values=value).drop_nulls(ends)
-    text, counts = " and ".join(texts), [rows.filter(size=size)["seed"].n_unique() for size in ends]
-    if len(paired) > 1:
-        moved = _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved")
-        some = f" over the {len(paired)} seeds with both" * any(count > len(paired) for count in counts)
-        text += ", " + _difference(moved, style, "higher in the larger model", "lower in the larger model") + some
-    return text + ", not tested" * (len(paired) < 2)
+    return _mean(paired.with_columns(moved=pl.col(ends[1]) - pl.col(ends[0])), "moved") if len(paired) > 1 else None
 
 
 def _difference(row: Mapping, style: str, above: str, below: str) -> str:
