@@ -1,9 +1,11 @@
 """From a recipe to the batch of any step: a pure function of seed and step, so resuming needs no saved position."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from lmdynamics.training.masking import Masker, Schedule
 from lmdynamics.training.objective import Links, Movable, Trees, encode_trees
 from lmdynamics.training.recipes import Recipe, Regularizer
 
+Made = TypeVar("Made")
 # held-out sentences are the same for every seed, so that runs can be compared
 HELD_OUT_SEED, TREEBANK_SEED, PAIRS_SEED = -1, -2, -3
 
@@ -200,6 +203,19 @@ class TreeBatches:
         selected = torch.zeros_like(ids, dtype=torch.bool)
         links = self.trees.links(chosen, self.regularizer.arcs)
         return Batch(ids, None if padded is None else ~padded, selected, ids, tokens=0, links=links)
+
+
+def made_ahead(make: Callable[[int], Made], steps: Iterable[int]) -> Iterator[Made]:
+    """`make(step)` of each step, in order; a thread makes the next one while the last one is used."""
+    with ThreadPoolExecutor(1, "batches") as thread:
+        waiting = None
+        for step in steps:
+            following = thread.submit(make, step)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def select_targets(

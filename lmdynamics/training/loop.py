@@ -20,7 +20,7 @@ from lmdynamics.environment import repeatable
 from lmdynamics.errors import UserError
 from lmdynamics.progress import bar
 from lmdynamics.training import layout
-from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, mix, open_corpus, open_trees
+from lmdynamics.training.batches import Batch, Batches, Corpus, TreeBatches, made_ahead, mix, open_corpus, open_trees
 from lmdynamics.training.masking import Masker
 from lmdynamics.training.objective import attention_of, logits_at, penalty_sum, set_attention
 from lmdynamics.training.recipes import Recipe, checkpoint_steps, model_class
@@ -128,6 +128,12 @@ def pretrain(
 
     process, processes = accelerator.process_index, accelerator.num_processes
     start_time = last_save = time.perf_counter() - log.last("seconds")
+
+    def prepare(step: int) -> tuple[Batch, Batch | None]:
+        return batches[step], trees and trees[step]
+
+    # an accelerator need not wait for the next batch; on the CPU, training takes all cores
+    prepared = (map if kind == "cpu" else made_ahead)(prepare, range(start, t.steps))
     meter = bar(t.steps, folder.name, progress if accelerator.is_main_process else False, unit="step", initial=start)
     with meter, on_interrupt(accelerator.set_trigger):
         for step in range(start, t.steps + 1):
@@ -144,7 +150,7 @@ def pretrain(
                     f"stopped at step {step:,} of {t.steps:,}, which is saved; run the same command to resume"
                 )
 
-            batch, extra, strength = batches[step], trees and trees[step], recipe.regularizer.strength_at(step)
+            (batch, extra), strength = next(prepared), recipe.regularizer.strength_at(step)
             torch.manual_seed(mix(recipe.seed, step, process))  # dropout is also a function of the step
             for group in optimizer.param_groups:
                 group["lr"] = t.lr_at(step)

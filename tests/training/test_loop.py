@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from random import Random
 
@@ -22,7 +23,7 @@ from lmdynamics.hub.suites import open_run
 from lmdynamics.measurements.losses import prediction_batches
 from lmdynamics.runs.trained import train
 from lmdynamics.training import layout
-from lmdynamics.training.batches import Batches, open_corpus, pad
+from lmdynamics.training.batches import Batches, made_ahead, open_corpus, pad
 from lmdynamics.training.loop import build_model
 from lmdynamics.training.masking import Masker, parse_schedule
 from lmdynamics.training.recipes import checkpoint_steps, load_recipe
@@ -154,6 +155,28 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(home):
 
 
 @pytest.mark.slow
+def test_the_next_batch_is_made_while_one_is_used():
+    begun = [threading.Event() for _ in range(5)]
+
+    def make(step: int) -> int:
+        begun[step].set()
+        return step**2
+
+    prepared = made_ahead(make, range(5))
+    for step in range(5):
+        assert next(prepared) == step**2
+        assert begun[min(step + 1, 4)].wait(10)
+        assert not any(event.is_set() for event in begun[step + 2 :])
+    assert list(prepared) == list(made_ahead(make, ())) == []
+
+
+def test_an_error_in_a_batch_made_ahead_is_raised_at_its_step():
+    prepared = made_ahead(lambda step: 1 // (2 - step), range(4))
+    assert [next(prepared), next(prepared)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(prepared)
+
+
 def test_ctrl_c_saves_and_explains_how_to_resume(home):
     process = train_command(home, "--name", "stopped", "--set", "steps=100000", err=subprocess.PIPE)
     while not (home / "runs/stopped/checkpoints/step-000064").exists():
