@@ -261,8 +261,8 @@
     fill(curve);
   };
   const beside = step => { // a neighbour among those that are shown
-    const place = shown.indexOf(current);
-    return shown[place < 0 ? 0 : Math.max(0, Math.min(shown.length - 1, place + step))];
+    const place = current ? shown.indexOf(current) : step > 0 ? -1 : shown.length;
+    return shown[Math.max(0, Math.min(shown.length - 1, place + step))];
   };
   body.addEventListener("click", event => event.target.closest("tr") && open(event.target.closest("tr").curve));
   body.addEventListener("keydown", event => {
