@@ -47,7 +47,7 @@ def atlas_page(
     """The page, as HTML.
 
     `points`: curve, step, loss, as fitted. `fits`: `fits_table`. `counts`: of verdicts among the curves and among null
-    curves, the control (`experiments.atlas.verdict_counts`). `preparation`: smoothing, skip_steps, resamples. `notes`
+    curves, the control (`analysis.null_fits.verdict_counts`). `preparation`: smoothing, skip_steps, resamples. `notes`
     on how each source was read, and sources that are left out, `unread`, with reasons: pairs of texts.
     """
     content = {"curves": _curves(points, fits), "colours": COLOURS, "maxPoints": MAX_POINTS}

@@ -1,7 +1,6 @@
 """Many loss curves at once: the files in folders, their fits, and the fits of null curves as a control."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
@@ -11,11 +10,10 @@ from typing import Any
 import polars as pl
 
 from lmdynamics import files
-from lmdynamics.analysis.deceleration import VERDICTS
-from lmdynamics.analysis.fits import fit_curves, fits_table, null_curves
+from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.analysis.formats import KNOWN
-from lmdynamics.analysis.intervals import with_wilson
 from lmdynamics.analysis.loss_curves import prepared
+from lmdynamics.analysis.null_fits import fit_null_curves, verdict_counts
 from lmdynamics.errors import UserError, one_line, printable
 from lmdynamics.experiments.reading import read_curves, steps_to_skip
 from lmdynamics.trainer_state import trainer_state_file
@@ -101,36 +99,6 @@ def read_sources(sources: Mapping[str, str | Path], **columns: Any) -> Sources:
     return Sources(frame, notes, unread)
 
 
-def null_fits(frame: pl.DataFrame, *, smoothing: str, skip_steps: float, **options: Any) -> pl.DataFrame:
-    """The control: `fits_table` of the null curves (the same curves without a break), prepared and fitted alike.
-
-    Without rows if no curve is long enough.
-    """
-    try:
-        made = null_curves(frame, skip_steps, smoothing)
-    except UserError:
-        return fits_table({})
-    return fits_table(fit_curves(made, smoothing=smoothing, skip_steps=skip_steps, **options))
-
-
-def verdict_counts(fits: pl.DataFrame, nulls: pl.DataFrame) -> pl.DataFrame:
-    """How many curves, and how many null curves, have each verdict: verdict, curves, null_curves.
-
-    Each has a share of the fitted curves with Wilson's 95 % interval, as if the curves were independent:
-    curves_share, curves_low, curves_high, null_curves_share …; null for `not fitted`, which is the last row.
-    """
-    table = pl.DataFrame({"verdict": [*VERDICTS, "not fitted"]})
-    for name, rows in (("curves", fits), ("null_curves", nulls)):
-        counts = Counter(rows["verdict"])
-        fitted = len(rows) - counts["not fitted"]
-        table = table.with_columns(pl.Series(name, [counts[verdict] for verdict in table["verdict"]], pl.Int64))
-        has_share = (pl.col("verdict") != "not fitted") & pl.lit(fitted > 0)
-        shares = table.select(accuracy=pl.when(has_share).then(pl.col(name) / fitted), count=pl.lit(fitted))
-        named = {f"{name}_share": "accuracy", f"{name}_low": "low", f"{name}_high": "high"}
-        table = table.hstack(with_wilson(shares).select(**named))
-    return table
-
-
 def write_atlas(
     paths: Sequence[str],
     to: Path,
@@ -161,7 +129,7 @@ def write_atlas(
     skip_steps = steps_to_skip(read.frame, skip_steps)
     options = {"smoothing": smoothing, "skip_steps": skip_steps, "resamples": resamples}
     fits = fits_table(fit_curves(read.frame, workers=workers, **options))
-    nulls = null_fits(read.frame, workers=workers, **options)
+    nulls = fits_table(fit_null_curves(read.frame, workers=workers, **options))
     counts = verdict_counts(fits, nulls)
     points = prepared(read.frame, smoothing, skip_steps)
     text = page(points, fits, counts, preparation=options, notes=read.notes, unread=read.unread)

@@ -6,8 +6,8 @@ from playwright.sync_api import expect
 
 from lmdynamics.analysis.fits import fit_curves, fits_table
 from lmdynamics.analysis.loss_curves import prepared
+from lmdynamics.analysis.null_fits import verdict_counts
 from lmdynamics.charts.atlas import atlas_page
-from lmdynamics.experiments.atlas import verdict_counts
 from tests.analysis.frames import noisy, spaced
 from tests.browser.test_site import CUT
 from tests.browser.test_static_page import browser, elsewhere, opened, pytestmark  # noqa: F401

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from lmdynamics.analysis.deceleration import LOCATED, VERDICTS
 from lmdynamics.analysis.fits import fit_curves, fits_table, null_curves
+from lmdynamics.analysis.null_fits import fit_null_curves, verdict_counts
 from lmdynamics.charts.atlas import COLOURS, MAX_POINTS, atlas_page
 from lmdynamics.charts.deceleration import thinned
-from lmdynamics.experiments.atlas import find_sources, read_sources, verdict_counts
+from lmdynamics.experiments.atlas import find_sources, read_sources
 from lmdynamics.experiments.reading import read_curves
 from tests.analysis.frames import BREAK, C0, noisy, spaced
 from tests.conftest import refused, refuses
@@ -186,7 +187,9 @@ def test_counts_are_of_fits_and_of_null_fits():
     parts = [pl.DataFrame({"curve": [name] * 60, "step": STEPS.astype(int), "loss": PLANTED[name]}) for name in PLANTED]
     frame = pl.concat([*parts, parts[0].head(5).with_columns(curve=pl.lit("short"))])
     fits = fits_table(fit_curves(frame, resamples=20, progress=False))
-    nulls = fits_table(fit_curves(null_curves(frame), resamples=20, progress=False))
+    null_fits = fit_null_curves(frame, resamples=20)
+    assert list(null_fits) == list(PLANTED), "a curve that is too short has no null curve"
+    nulls = fits_table(null_fits)
     counts = verdict_counts(fits, nulls)
     assert counts["verdict"].to_list() == [*VERDICTS, "not fitted"] == list(COLOURS)
     for name, table in (("curves", fits), ("null_curves", nulls)):
@@ -201,6 +204,17 @@ def test_counts_are_of_fits_and_of_null_fits():
     assert counts["null_curves"][0] == 0, "a curve without a break decelerates"
     half = counts.row(0, named=True)  # 3 of 6, by Wilson's formula
     assert [half["curves_low"], half["curves_high"]] == pytest.approx([0.1876, 0.8124], abs=1e-3)
+
+
+def test_null_curves_are_the_same_in_parts():
+    steps = spaced(20)
+    names = [f"curve {k}" for k in range(11)]  # more than one part
+    frame = pl.concat(
+        pl.DataFrame({"curve": [name] * len(steps), "step": steps, "loss": noisy(steps, 0.01, k)})
+        for k, name in enumerate(names)
+    )
+    assert fit_null_curves(frame, resamples=0) == fit_curves(null_curves(frame), resamples=0, progress=False)
+    assert fit_null_curves(frame.head(5)) == {}
 
 
 def test_without_a_fit_there_is_no_share():
