@@ -164,7 +164,7 @@
     for (const curve of visible.toSorted((one, other) => isQuiet(other) - isQuiet(one))) {
       const pixels = curve.x.map((x, i) => [px(x), py(curve.y[i])]);
       drawn.push([curve, pixels]);
-      stroke(curve, pixels, 1.2, alpha * (isQuiet(curve) ? 0.6 : 1));
+      stroke(curve, pixels, 1.2, alpha * (isQuiet(curve) ? 0.45 : 1));
     }
     const marked = drawn.find(([curve]) => curve === current);
     if (marked) {

@@ -103,7 +103,8 @@ def _findings(fits: pl.DataFrame, counts: pl.DataFrame) -> list[str]:
     sentences = [
         f"{row['curves']:,} of {fitted:,} fitted curves decelerate: {_share(row, 'curves')}. Control: of "
         f"{_count(nulls, 'null curve')}, {row['null_curves']:,} are called decelerating: {_share(row, 'null_curves')}. "
-        "A null curve is a curve's own power law with its noise, and without a break."
+        "A null curve is a curve's own power law with its noise, and without a break. “No break” means that none is "
+        "shown: a curve with few points, or with much noise, may have one."
     ]
     if row["curves_low"] is not None and row["null_curves_high"] is not None:
         overlap = row["curves_low"] <= row["null_curves_high"]

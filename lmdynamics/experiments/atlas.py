@@ -92,7 +92,8 @@ def read_sources(sources: Mapping[str, str | Path], **columns: Any) -> Sources:
             label = pl.lit(name)
         parts.append(curves.frame.with_columns(label.alias("curve")))
     if len(parts) == 1:
-        raise UserError(f"none of {len(sources)} files could be read; the first: {unread[0][1]}")
+        others = f"none of {len(sources)} files could be read; the first: " if len(sources) > 1 else ""
+        raise UserError(others + unread[0][1])
     frame = pl.concat(parts)
     if (repeated := frame.select("curve", "step").is_duplicated()).any():
         raise UserError(f"two files have a curve called {frame.filter(repeated)['curve'][0]!r}; rename one of them")

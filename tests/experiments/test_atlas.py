@@ -126,7 +126,8 @@ def test_folders_are_searched_and_each_file_is_read_once(folder, tmp_path, monke
     assert list(find_sources(["a", "some-run"])) == ["planted.csv", "some-run"]
     (empty := tmp_path / "empty").mkdir()
     assert list(find_sources([str(empty)])) == ["empty"]
-    assert "contains no loss curves" in refuses("none of 1 files could be read", read_sources, {"empty": empty})
+    refuses("^empty contains no loss curves", read_sources, {"empty": empty})
+    refuses("^none of 2 files could be read; the first: empty ", read_sources, {"empty": empty, "other": empty})
 
 
 def test_event_files_below_a_folder_are_one_source(tmp_path):
@@ -162,7 +163,9 @@ def test_options_that_an_atlas_does_not_use_are_refused(call, folder, tmp_path, 
 
 def test_an_atlas_is_a_page_of_a_file_that_can_be_read(call, folder, tmp_path):
     assert refused(call("fit", folder, "--atlas", tmp_path / "a.svg"), "'a.svg' does not end in .html")
-    assert refused_last(call("fit", folder / "b" / "notes.txt", "--atlas", tmp_path / "a.html"), "none of 1 files")
+    assert refused_last(
+        call("fit", folder / "b" / "notes.txt", "--atlas", tmp_path / "a.html"), "notes.txt holds no table"
+    )
 
 
 def refused_last(result, *words):
