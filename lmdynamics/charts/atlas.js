@@ -92,7 +92,7 @@
   form.addEventListener("reset", () => setTimeout(filter)); // the fields are reset after this event
 
   // drawing ----------------------------------------------------------------------------------------------------------
-  const short = number => Math.abs(number) >= 1e4 ? count(number) : String(+number.toPrecision(6));
+  const short = number => Math.abs(number) >= 1e3 ? count(number) : String(+number.toPrecision(6));
   const ticks = (low, high) => {
     const made = [];
     if (high / low > 3) {

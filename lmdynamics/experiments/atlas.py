@@ -20,7 +20,6 @@ from lmdynamics.trainer_state import trainer_state_file
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".log", ".json", ".jsonl", ".ndjson", ".parquet")  # of files to try in a folder
 PAGES = (".html", ".htm")
-FRAME = {"curve": pl.String, "step": pl.Int64, "loss": pl.Float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,24 +75,26 @@ def read_sources(sources: Mapping[str, str | Path], **columns: Any) -> Sources:
 
     Raises UserError if none can be read, or two curves have one name.
     """
-    parts, notes, unread = [pl.DataFrame(schema=FRAME)], [], []
+    read, notes, unread = {}, [], []
     for name, source in sources.items():
         try:
-            curves = read_curves(source, **columns)
+            read[name] = read_curves(source, **columns)
         except (UserError, OSError, UnicodeError) as error:
             reason = one_line(error).removesuffix(f"; give {KNOWN}").replace(str(source), name)
             unread.append((name, printable(reason)))
             continue
-        notes += [(name, printable(note)) for note in curves.notes]
+        notes += [(name, printable(note)) for note in read[name].notes]
+    if not read:
+        others = f"none of {len(sources)} files could be read; the first: " if len(sources) > 1 else ""
+        raise UserError(others + unread[0][1])
+    parts = []
+    for name, curves in read.items():
         label = pl.lit(f"{name}: ") + pl.col("curve")
-        if len(sources) == 1:
+        if len(read) == 1:
             label = pl.col("curve")
         elif len(curves.names) == 1 and Path(name).name.startswith(curves.names[0]):  # it is called after its file
             label = pl.lit(name)
         parts.append(curves.frame.with_columns(label.alias("curve")))
-    if len(parts) == 1:
-        others = f"none of {len(sources)} files could be read; the first: " if len(sources) > 1 else ""
-        raise UserError(others + unread[0][1])
     frame = pl.concat(parts)
     if (repeated := frame.select("curve", "step").is_duplicated()).any():
         raise UserError(f"two files have a curve called {frame.filter(repeated)['curve'][0]!r}; rename one of them")

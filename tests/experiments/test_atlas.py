@@ -144,7 +144,11 @@ def test_curves_of_several_files_have_names_of_their_own(tmp_path):
     names = read_sources(find_sources([str(tmp_path)])).frame["curve"].unique(maintain_order=True).to_list()
     expected = [f"{file}: {curve}" for file in ("one.csv", "two.csv") for curve in PLANTED]
     assert sorted(names) == sorted([*expected, "only_one.csv", "only_two.csv"])
-    assert read_sources(find_sources([str(tmp_path / "one.csv")])).frame["curve"].n_unique() == len(PLANTED)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "one.csv").rename(tmp_path / "alone" / "one.csv")
+    (tmp_path / "alone" / "notes.txt").write_text("no numbers")
+    alone = read_sources(find_sources([str(tmp_path / "alone")]))  # one file with curves: nothing to tell apart
+    assert (alone.frame["curve"].unique(maintain_order=True).to_list(), len(alone.unread)) == (list(PLANTED), 1)
 
 
 @pytest.mark.parametrize(
