@@ -116,31 +116,30 @@ def fit(
     ] = None,
     laws: Annotated[bool, typer.Option("--laws", help="Compare four laws by what they forecast.")] = False,
     share: Annotated[float, typer.Option(help="With --laws: the part of each curve that a law may see.")] = 0.25,
+    atlas: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page, NAME.html, over all curves; searches folders.")
+    ] = None,
 ) -> None:
     """Fit loss deceleration to every curve in the files: breaks, with intervals."""
     from lmdynamics.experiments.reading import fit_files
 
+    if atlas:
+        from lmdynamics.charts.atlas import atlas_page
+        from lmdynamics.experiments.atlas import write_atlas
+
+        unused = {"--json": json, "--plot": plot, "--laws": laws, "--share": share != 0.25}
+        options = {"smoothing": smoothing, "skip_steps": skip_steps, "resamples": resamples, "workers": workers}
+        with _stopped_by_ctrl_c():
+            columns = {"group": group, "step": step, "loss": loss}
+            raise typer.Exit(write_atlas(files, atlas, atlas_page, columns=columns, unused=unused, **options))
     if plot:
-        from lmdynamics.charts.show import need_figure_type
+        from lmdynamics.charts.show import need_figure_type, save_fits
 
         need_figure_type(plot)
-    draw = partial(_draw_fits, plot) if plot else None
+    draw = partial(save_fits, plot) if plot else None
     with _stopped_by_ctrl_c():
         options = (files, group, step, loss, smoothing, skip_steps, resamples, workers, json, draw)
         raise typer.Exit(fit_files(*options, share if laws else None))
-
-
-def _draw_fits(path: Path, points, table) -> None:
-    """Write a figure of the fitted curves, as many as there are colours."""
-    from lmdynamics import charts
-    from lmdynamics.charts.theme import CONDITIONS
-
-    fitted = table.filter(table["verdict"] != "not fitted")["curve"].to_list()
-    shown = fitted[: len(CONDITIONS)]
-    path = charts.save_figure(charts.deceleration(points, table, curves=shown), path)
-    left_out = {"not fitted": len(table) - len(fitted), "further curves": len(fitted) - len(shown)}
-    rest = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
-    typer.echo(f"{path}: {len(shown)} of {len(table):,} curves{f' ({rest})' if rest else ''}", err=True)
 
 
 @app.command()

@@ -57,11 +57,15 @@ def fit_curves(
     fits: dict[str, Deceleration | UserError] = {}
     with bar(len(curves), "fitting", progress, unit="curve") as progress_bar:
         jobs = [(curves[i : i + 8], options) for i in range(0, len(curves), 8)]
-        workers = workers or (1 if len(curves) < MIN_PARALLEL_CURVES else min(available_cores(), len(jobs)))
-        for fitted in map_in_processes(_fit_some, jobs, workers):
+        for fitted in map_in_processes(_fit_some, jobs, workers or processes(len(curves))):
             fits |= fitted
             progress_bar.update(len(fitted))
     return fits
+
+
+def processes(curves: int) -> int:
+    """How many processes fit this many curves, by default."""
+    return 1 if curves < MIN_PARALLEL_CURVES else min(available_cores(), -(-curves // 8))
 
 
 def fits_table(fits: dict[str, Deceleration | UserError]) -> pl.DataFrame:

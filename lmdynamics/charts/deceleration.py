@@ -67,7 +67,7 @@ def deceleration(points: pl.DataFrame, fits: pl.DataFrame, *, curves: Sequence[s
     tips = ["curve:N", *TIPS]
     layers = [alt.Chart(data).mark_point(size=16, filled=True, opacity=0.35).encode(x, y, colour, tooltip=tips)]
     if fitted:
-        smooth = pl.concat([_fitted_line(row, points) for row in fitted])
+        smooth = pl.concat([verdict_line(row, points) for row in fitted])
         layers.append(alt.Chart(smooth).mark_line(strokeWidth=1.8).encode(x, y, colour))
     if located:
         marks = pl.DataFrame([_mark(row) for row in located], MARK)
@@ -286,19 +286,23 @@ def _loss_axis(losses: Iterable[float]) -> alt.Y:
 
 
 def _sample_points(points: pl.DataFrame, name: str) -> pl.DataFrame:
-    """One curve's points as curve, x, loss: the last of each of `MAX_POINTS` bins of log step."""
-    rows = points.filter(pl.col("curve") == name).select(
-        "curve", x=pl.col("step").cast(pl.Float64), loss=pl.col("loss").cast(pl.Float64)
-    )
-    rows = rows.filter((pl.col("x") > 0) & pl.col("loss").is_finite() & (pl.col("loss") > 0)).sort("x")
+    """One curve's points, thinned to `MAX_POINTS`."""
+    rows = thinned(points.filter(pl.col("curve") == name), MAX_POINTS)
     if rows.is_empty():
         known = ", ".join(map(str, points["curve"].unique(maintain_order=True))) or "none"
         raise UserError(f"there are no points of the curve {name!r} after step 0; curves: {known}")
-    if len(rows) <= MAX_POINTS:
-        return rows
-    log_step = pl.col("x").log()
-    bins = ((log_step - log_step.min()) / (log_step.max() - log_step.min()) * (MAX_POINTS - 1)).floor()
-    return rows.group_by(bins.alias("bin"), maintain_order=True).last().drop("bin")
+    return rows
+
+
+def thinned(points: pl.DataFrame, max_points: int) -> pl.DataFrame:
+    """Points as curve, x, loss, by step: of a curve with more points, the last of each of `max_points` log bins."""
+    rows = points.select("curve", x=pl.col("step").cast(pl.Float64), loss=pl.col("loss").cast(pl.Float64))
+    rows = rows.filter((pl.col("x") > 0) & pl.col("loss").is_finite() & (pl.col("loss") > 0)).sort("x")
+    log_step, low, high = pl.col("x").log(), pl.col("x").min().log(), pl.col("x").max().log()
+    bins = ((log_step - low) / (high - low) * (max_points - 1)).floor().over("curve")
+    number = pl.int_range(pl.len()).over("curve").cast(pl.Float64)
+    chosen = pl.when(pl.len().over("curve") <= max_points).then(number).otherwise(bins)
+    return rows.group_by("curve", chosen.alias("bin"), maintain_order=True).last().drop("bin")
 
 
 def _sample_line(rows: pl.DataFrame) -> pl.DataFrame:
@@ -327,7 +331,7 @@ def _mark(row: Mapping) -> dict:
     return {"curve": row["curve"], **position, **bounds, "verdict": row["verdict"]}
 
 
-def _fitted_line(row: Mapping, points: pl.DataFrame) -> pl.DataFrame:
+def verdict_line(row: Mapping, points: pl.DataFrame) -> pl.DataFrame:
     """The curve that a verdict stands for: one smooth break, or without a break one power law."""
     if row["verdict"] != "no break":
         return fitted_line(row, row["first_step"], row["last_step"])

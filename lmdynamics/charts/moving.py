@@ -171,13 +171,13 @@ def compact(spec: Mapping) -> dict:
 
 def _columns(rows: Sequence[Mapping]) -> dict[str, list]:
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [_short(row.get(name)) for row in rows] for name in names}
+    return {name: [short(row.get(name)) for row in rows] for name in names}
 
 
-def _short(value):
+def short(value):
     """A number to four digits; integers stay exact, because steps are compared."""
     if isinstance(value, list):
-        return [_short(item) for item in value]
+        return [short(item) for item in value]
     if not isinstance(value, float) or value == 0:
         return value
     if not math.isfinite(value):  # not allowed in JSON

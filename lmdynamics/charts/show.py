@@ -11,9 +11,10 @@ from xml.sax.saxutils import escape, quoteattr
 import altair as alt
 import polars as pl
 
+from lmdynamics.charts.deceleration import deceleration
 from lmdynamics.charts.moving import script
 from lmdynamics.charts.text import with_room
-from lmdynamics.charts.theme import STILL_TEXT, TEXT, Chart, specification
+from lmdynamics.charts.theme import CONDITIONS, STILL_TEXT, TEXT, Chart, specification
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.files import atomic_file
 from lmdynamics.html import json_in_script
@@ -166,6 +167,16 @@ def save_figure(chart: Chart, path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
     return path
+
+
+def save_fits(path: Path, points: pl.DataFrame, fits: pl.DataFrame) -> str:
+    """Write a figure of fitted curves, as many as there are colours; gives a sentence about it."""
+    fitted = fits.filter(fits["verdict"] != "not fitted")["curve"].to_list()
+    shown = fitted[: len(CONDITIONS)]
+    path = save_figure(deceleration(points, fits, curves=shown), path)
+    left_out = {"not fitted": len(fits) - len(fitted), "further curves": len(fitted) - len(shown)}
+    rest = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
+    return f"{path}: {len(shown)} of {len(fits):,} curves{f' ({rest})' if rest else ''}"
 
 
 def need_figure_type(path: Path) -> None:

@@ -88,13 +88,13 @@ def fit_files(
     resamples: int = 200,
     workers: int | None = None,
     as_json: bool = False,
-    draw: Callable[[pl.DataFrame, pl.DataFrame], None] | None = None,
+    draw: Callable[[pl.DataFrame, pl.DataFrame], str] | None = None,
     laws: float | None = None,
 ) -> int:
     """Read, fit and print; notes go to standard error. Returns the exit status: 1 where no curve could be fitted.
 
     `skip_steps`: 100 by default. If any curve was fitted, `draw` gets the points (curve, step, loss) and the table of
-    fits. `laws`: compare laws instead, by their forecasts from this share of each curve.
+    fits, and gives a sentence to print. `laws`: compare laws instead, by their forecasts from this share of each curve.
 
     Raises UserError if a file cannot be read, the only curve cannot be fitted, or most rows are in the steps that are
     left out by default.
@@ -111,16 +111,7 @@ def fit_files(
     frame = pl.concat(parts)
     if (repeated := frame.select("curve", "step").is_duplicated()).any():
         raise UserError(f"two files have a curve called {frame.filter(repeated)['curve'][0]!r}; fit them one at a time")
-    early = frame.filter(pl.col("step") <= SKIP_STEPS)
-    if skip_steps is None and len(early) > len(frame) / 2:
-        raise UserError(
-            f"{len(early):,} of {len(frame):,} rows have steps up to {SKIP_STEPS}, which are left out by default; "
-            f"give --skip-steps 0 to include them, or --skip-steps {SKIP_STEPS} to leave them out"
-        )
-    if skip_steps is None:
-        skip_steps = SKIP_STEPS
-        if len(early):
-            print(f"steps up to {SKIP_STEPS} are left out; --skip-steps 0 includes them", file=sys.stderr)
+    skip_steps = steps_to_skip(frame, skip_steps)
     if laws is not None and (as_json or draw is not None):
         raise UserError("--laws prints a table of its own; leave out --json and --plot")
     if laws is not None:
@@ -135,8 +126,26 @@ def fit_files(
     else:
         _show(fits)
     if draw is not None and len(failed) < len(fits):
-        draw(prepared(frame, smoothing, skip_steps), fits_table(fits))
+        print(draw(prepared(frame, smoothing, skip_steps), fits_table(fits)), file=sys.stderr)
     return 1 if len(failed) == len(fits) else 0
+
+
+def steps_to_skip(frame: pl.DataFrame, skip_steps: float | None) -> float:
+    """The steps to leave out, by default `SKIP_STEPS`, which is then reported on standard error.
+
+    Raises UserError if the default would leave out most rows.
+    """
+    if skip_steps is not None:
+        return skip_steps
+    early = (frame["step"] <= SKIP_STEPS).sum()
+    if early > len(frame) / 2:
+        raise UserError(
+            f"{early:,} of {len(frame):,} rows have steps up to {SKIP_STEPS}, which are left out by default; "
+            f"give --skip-steps 0 to include them, or --skip-steps {SKIP_STEPS} to leave them out"
+        )
+    if early:
+        print(f"steps up to {SKIP_STEPS} are left out; --skip-steps 0 includes them", file=sys.stderr)
+    return SKIP_STEPS
 
 
 def to_json(name: str, result: Deceleration | UserError) -> dict:
