@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -24,6 +24,7 @@ LOSSES = (
 )
 LOSS_LIKE = re.compile(r"loss|(?<![a-z])nll(?![a-z])|cross_?entropy|(?<![a-z])xent(?![a-z])")
 NOT_LOSS = re.compile(r"loss_?(scale|std|var|weight)|__(min|max)$|grad|lossless")
+NO_LOSS = re.compile(r"(?<![a-z])(acc|accuracy|f1|em|exact_match|auc|bleu|rouge|mcc|score|ppl|perplexity)(?![a-z])")
 VALIDATION = re.compile(r"(^|[^a-z])(val|valid|validation|dev|eval|test)([^a-z]|$)")
 THOUSANDS = {mark: re.compile(rf"[-+]?[1-9]\d{{0,2}}(?:\{mark}\d{{3}})+") for mark in ",."}
 DECIMAL_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][-+]?\d+)?")
@@ -32,6 +33,25 @@ DECIMAL_COMMA = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][-+]?\d+
 def plain(name: str) -> str:
     """A column's name as the lists above write it: `Train/Loss` is train_loss."""
     return re.sub(r"[\s/.-]+", "_", name.strip().lower())
+
+
+def losses_only(table: Table) -> Table:
+    """A table without the rows whose `metric` is no loss, such as an accuracy or a perplexity, and a note on these.
+
+    Raises UserError if all of them are.
+    """
+    metrics = [name for name in table.frame.columns if plain(name) in ("metric", "metrics")]
+    if not metrics or table.frame[metrics[0]].dtype != pl.String:
+        return table
+    metric = table.frame[metrics[0]]
+    others = [value for value in metric.drop_nulls().unique(maintain_order=True) if NO_LOSS.search(value.lower())]
+    kept = table.frame.filter(~metric.is_in(others).fill_null(False))
+    if others and kept.is_empty():
+        raise UserError(
+            f"{table.source}: no {metric.name} is a loss ({listed(others)}); give --loss to read one as a loss"
+        )
+    note = f"{len(metric) - len(kept):,} rows are no losses ({listed(others)}) and are left out."
+    return replace(table, frame=kept, notes=(*table.notes, *([note] if others else [])))
 
 
 def looks_like_loss(name: str) -> bool:

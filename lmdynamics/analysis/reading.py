@@ -16,6 +16,7 @@ from lmdynamics.analysis.columns import (
     has_numbers,
     is_empty,
     looks_like_loss,
+    losses_only,
     numbers,
     plain,
     with_decimal_points,
@@ -64,6 +65,7 @@ def curves_in(table: Table, group: str | Sequence[str] | None, step: str | None,
             frame = frame.sort(numbers(frame[name]), maintain_order=True)
             break
     table = replace(table, frame=frame, notes=(*table.notes, *notes))
+    table = losses_only(table) if loss is None else table
     columns = choose_columns(table, group, step, loss)
     rows = _long(table, columns)
     # of a step that a resumed run logged again, the later row is used

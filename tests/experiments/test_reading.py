@@ -737,4 +737,18 @@ def test_a_table_of_scores_is_read_by_three_columns(real_data):
     assert len(curves.names) == 224
     assert counts(curves) == {"not positive": 175}
     assert len(curves.frame) + 175 == len(pl.read_csv(file)) == 6048
-    assert "give --group model,COLUMN (candidates: metric, task)" in refusal(file, group="model")
+    assert "give --group model,COLUMN (candidates: metric, task)" in refusal(file, group="model", loss="value")
+
+
+def test_rows_of_a_metric_that_is_no_loss_are_left_out_or_refused(tmp_path):
+    rows = [
+        (step, metric, value) for step in range(1, 30) for metric, value in (("loss", 5 / step), ("acc", step / 30))
+    ]
+    long = pl.DataFrame(rows, ["step", "metric", "value"], orient="row")
+    long.write_csv(tmp_path / "both.csv")
+    curves = read_curves(tmp_path / "both.csv")
+    assert curves.frame["loss"].to_list() == [5 / step for step in range(1, 30)]
+    assert "29 rows are no losses (acc) and are left out." in " ".join(curves.notes)
+    long.filter(metric="acc").write_csv(tmp_path / "acc.csv")
+    assert "no metric is a loss (acc); give --loss to read one as a loss" in refusal(tmp_path / "acc.csv")
+    assert read_curves(tmp_path / "acc.csv", loss="value").frame["loss"][0] == 1 / 30
