@@ -19,7 +19,7 @@ from lmdynamics.analysis.statistics import LEVEL, hochberg, mean_over_seeds
 from lmdynamics.errors import UserError
 
 SMALLEST = 3  # seeds in a group: fewer are outliers, not a group
-MIN_SEEDS = 8  # below, even groups ten of their standard deviations apart are often missed
+MIN_SEEDS = 8  # fewer leave hardly a cut with three seeds on each side
 POWER = 0.8
 SIMULATIONS = 4000
 
@@ -150,16 +150,54 @@ def groups_by_step(curves: pl.DataFrame, low: float = 0.1, high: float = 0.9, se
     return table.with_columns(p_hochberg=hochberg(tested.to_numpy()))
 
 
-def around(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
-    """The value of each pair of seeds at the start of a window, at its end, and its mean between them.
+def peak_of_the_others(curves: pl.DataFrame) -> pl.DataFrame:
+    """For each pair of seeds, the step at which the mean of all other pairs is largest: seed, step; none for one pair.
 
-    `curves`: seed, step, value; `windows`: seed, start, end. Rows: what (`rise` into the window, `fall` out of it),
-    mean, low, high, n: of the mean inside less that at the start, or at the end; Student's interval, 95 %, over pairs.
+    A pair's own largest value would be above its neighbours by chance.
     """
-    need_numbers(curves, ["seed", "step", "value"], "values around a window")
-    joined = curves.join(windows.select("seed", "start", "end"), on="seed")
-    at = {name: pl.col("value").filter(pl.col("step") == pl.col(name)).mean() for name in ("start", "end")}
-    inside = pl.col("value").filter(pl.col("step").is_between("start", "end", closed="none")).mean()
-    by_pair = joined.group_by("seed", maintain_order=True).agg(rise=inside - at["start"], fall=inside - at["end"])
-    long = by_pair.unpivot(index="seed", variable_name="what").drop_nulls()
-    return mean_over_seeds(long, "what", "value")
+    need_numbers(curves, ["seed", "step", "value"], "the peak of a divergence")
+    rows = []
+    for seed in curves["seed"].unique(maintain_order=True):
+        others = curves.filter(pl.col("seed") != seed).group_by("step").agg(pl.col("value").mean()).sort("step")
+        rows += [(seed, others["step"][others["value"].arg_max()])] if len(others) else []
+    return pl.DataFrame(rows, {"seed": curves.schema["seed"], "step": pl.Int64}, orient="row")
+
+
+def spans(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
+    """Spans of steps to ask for a rise or a fall: seed, what, start, end.
+
+    The doubling up to the peak of the other pairs, the doubling after it, the window in which UAS rises (`windows`:
+    seed, start, end), and the last doubling of training. Each end is the nearest measured step, by ratio.
+    """
+    peak, last = peak_of_the_others(curves), pl.lit(curves["step"].max())
+    parts = [
+        peak.select("seed", what=pl.lit("up to the peak"), start=pl.col("step") / 2, end="step"),
+        peak.select("seed", what=pl.lit("after the peak"), start="step", end=2 * pl.col("step")),
+        windows.select("seed", pl.lit("while UAS rises").alias("what"), "start", "end"),
+        peak.select("seed", what=pl.lit("the last doubling"), start=last / 2, end=last),
+    ]
+    steps = np.array(sorted(curves["step"].unique()))
+    log = np.log(np.maximum(steps, 0.5))
+
+    def nearest(column: pl.Series) -> pl.Series:
+        distance = np.abs(np.log(np.maximum(column.to_numpy(), 0.5))[:, None] - log)
+        return pl.Series(steps[distance.argmin(1)], dtype=pl.Int64)
+
+    joined = pl.concat(part.with_columns(pl.col("start", "end").cast(pl.Float64)) for part in parts)
+    return joined.with_columns(pl.col("start", "end").map_batches(nearest, return_dtype=pl.Int64))
+
+
+def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
+    """How much the divergence changes over some `spans`: what, mean, low, high, n, sd, verdict; over pairs of seeds.
+
+    `curves`: seed, step, value; `windows`: as for `spans`. Verdict: rises or falls if the 95 % interval (Student's)
+    excludes zero, otherwise undecided.
+    """
+    at = curves.select("seed", "step", "value")
+    moved = spans(curves, windows)
+    for end in ("start", "end"):
+        renamed = at.rename({"step": end, "value": f"at_{end}"})
+        moved = moved.join(renamed, on=["seed", end], maintain_order="left")
+    table = mean_over_seeds(moved.with_columns(change=pl.col("at_end") - pl.col("at_start")), "what", "change")
+    verdict = pl.when(pl.col("low") > 0).then(pl.lit("rises")).when(pl.col("high") < 0).then(pl.lit("falls"))
+    return table.with_columns(verdict=verdict.otherwise(pl.lit("undecided")))

@@ -1,0 +1,86 @@
+"""Seeds beside each other: how far their predictions differ by group of tokens, and where each seed is."""
+
+from collections.abc import Mapping, Sequence
+
+import altair as alt
+import polars as pl
+
+from lmdynamics.analysis.intervals import with_interval
+from lmdynamics.charts.axes import on_step_axis, same_axis, step_axis, steps_of
+from lmdynamics.charts.conditions import ROW, missing_text, names_of
+from lmdynamics.charts.encodings import interval, names, need_rows, numbers
+from lmdynamics.charts.lines import colour_by
+from lmdynamics.charts.theme import BLUE, GREY, VERMILION, WIDTH, figure
+
+DOT = 5  # pixels between seeds at the same place
+
+
+def divergence_of_groups(
+    frame: pl.DataFrame, against: str, control: str, title: str, units: str = "pairs of seeds"
+) -> alt.LayerChart:
+    """A row per group of tokens: the divergence `against` another run, and its `control`, with their 95 % intervals.
+
+    `frame`: group, compared (with `against` and `control` among its values), value, low, high (nats; null without an
+    interval). Groups are in the order of their divergence, the largest first. `units`: of the intervals.
+    """
+    columns = ["group", "compared", "value", "low", "high"]
+    compared = pl.col("compared").is_in([against, control])
+    rows = need_rows(frame, columns, "divergence of groups", f"no row is compared with {against!r}", compared)
+    order = names_of(rows.filter(compared=against).sort("value", descending=True), "group")
+    colours = {against: BLUE, control: GREY}
+    y, x = names("group", order, labelLimit=0, grid=True), alt.X("value:Q", title="divergence (nats)")
+    x = x.scale(zero=True).axis(tickCount=6, grid=False)
+    colour, offset = colour_by("compared", colours), alt.YOffset("compared:N", sort=list(colours))
+    tips = ["group:N", "compared:N", *numbers(".3f", "value", "low", "high")]
+    points = alt.Chart(rows).mark_point(size=55, filled=True, opacity=1)
+    layers = [
+        *interval(rows, x, y, colour, offset, strokeWidth=2),
+        points.encode(x, y, colour, offset, tooltip=tips),
+    ]
+    bounded = rows["low"].is_not_null().any()
+    sentences = [
+        f"{row['group']}: {with_interval(row['value'], (row['low'], row['high']), '.2f')}"
+        for row in rows.filter(compared=against).sort("value", descending=True).iter_rows(named=True)
+    ]
+    chart = alt.layer(*layers).properties(width=WIDTH - 120, height=ROW * len(order))
+    caption = ["mean of both Kullback–Leibler divergences", f"bar: 95 % over {units}" if bounded else "no intervals"]
+    return figure(chart, title, [caption], f"Divergence from {against}, by group of tokens. {'; '.join(sentences)}.")
+
+
+def seeds_in_rows(
+    frame: pl.DataFrame, title: str, axis: str, *, percent: bool = False, notes: Mapping[str, str] | None = None
+) -> alt.LayerChart:
+    """A row per name with a dot for each seed; seeds at the same place are stacked.
+
+    `frame`: name, seed, and `step` (on the logarithmic axis of steps) or `value`; null: the seed has none, and is
+    counted in the caption. Of each row, the two parts of the seeds that differ most have ticks at `low` and `high`,
+    where the frame has these columns. `notes`: a text for each name, for screen readers. `axis`: the title of the axis.
+    """
+    on_steps = "step" in frame.columns
+    column = "step" if on_steps else "value"
+    rows = need_rows(frame, ["name", "seed", column], "seeds in rows", "no seed has a value", pl.col(column).is_not_null())
+    order = names_of(frame, "name")
+    if on_steps:
+        rows, x = on_step_axis(rows), step_axis(steps_of(rows), axis)
+    else:
+        rows = rows.with_columns(x=pl.col("value"))
+        x = alt.X("x:Q", title=axis).scale(zero=False, padding=12).axis(format="%" if percent else "~g", grid=False)
+    place = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).over("name", "x")
+    stacked = rows.with_columns(shift=DOT * place.cast(pl.Float64))
+    height = max(ROW, int(2 * stacked["shift"].max()) + 16)
+    y = names("name", order, labelLimit=0, grid=True).scale(domain=order, padding=0)
+    dots = alt.Chart(stacked).mark_point(size=34, filled=True, opacity=1, color=BLUE)
+    shift = alt.YOffset("shift:Q").scale(domain=[-height / 2, height / 2], range=[0, height])
+    layers = [dots.encode(x, y, shift, tooltip=["name:N", "seed:Q", *numbers(".1%" if percent else ",.4~g", column)])]
+    if {"low", "high"} <= set(frame.columns):
+        ends = frame.select("name", "low", "high").drop_nulls().unique(maintain_order=True)
+        ticks = alt.Chart(ends).mark_tick(color=VERMILION, thickness=2, size=height * 0.7)
+        layers += [ticks.encode(same_axis(x, end), y, tooltip=numbers(",.4~g", end)) for end in ("low", "high")]
+    chart = alt.layer(*layers).properties(width=WIDTH - 120, height=height * len(order))
+    count = rows["seed"].n_unique()
+    caption = [f"dot: each of {count} seeds", "ticks: means of the two parts that differ most" if len(layers) > 1 else ""]
+    texts = [f"{name}: {text}" for name, text in (notes or {}).items()]
+    return figure(
+        chart, title, [[*caption, missing_text(len(frame) - len(rows))]],
+        f"{count} seeds in rows. {'; '.join(texts) or title}.",
+    )  # fmt: skip
