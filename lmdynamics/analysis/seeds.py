@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 from jaxtyping import Float
+from scipy.special import stdtr
 
 from lmdynamics.analysis.intervals import as_columns, interval, need_columns, need_numbers, ratio, row_sums, with_groups
 from lmdynamics.analysis.statistics import LEVEL, hochberg, mean_over_seeds
@@ -51,16 +52,18 @@ def divergence_by_group(
 
 @dataclass(frozen=True)
 class Groups:
-    """Whether some seeds are one group or two. `low`, `high`: the means of the two parts that differ most.
+    """Whether some seeds are one group or two. `low`, `high`: the means of the two parts that differ most, which have
+    `sizes` seeds; None without a test.
 
     `found`: the distance, in standard deviations within a group, from which two equal groups of as many seeds in all
     are found with a probability of 80 %; `found_uneven`: if one has a quarter of the seeds. Infinite: at no distance.
     """
 
     seeds: int
+    mean: float
     spread: float  # standard deviation over seeds
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     sizes: tuple[int, int]
     p: float | None  # None: too few seeds for a test
     found: float
@@ -82,16 +85,20 @@ def one_or_two(values: Sequence[float], grid: Sequence[float] = (), seed: int = 
     """
     x = np.sort(np.asarray(values, dtype=float))
     if not len(x) or not np.isfinite(x).all():
-        raise UserError(f"one group or two: {len(x)} values, of which some are no numbers; leave those out, report them")
+        raise UserError(
+            f"one group or two: {len(x)} values, of which some are no numbers; leave those out, report them"
+        )
     n, spread = len(x), float(x.std(ddof=1)) if len(x) > 1 else 0.0
     if n < MIN_SEEDS or not spread:
-        return Groups(n, spread, float(x[0]), float(x[-1]), (n, 0), None, np.inf, np.inf)
+        return Groups(n, float(x.mean()), spread, None, None, (n, 0), None, np.inf, np.inf)
     share, cut = _best_cut(x[None])
     null = np.random.default_rng(seed).normal(x.mean(), spread, (SIMULATIONS, n))
     null_share, _ = _best_cut(np.sort(_rounded_up(null, np.sort(np.asarray(grid, dtype=float))), axis=1))
     p = (1 + (null_share >= share - 1e-12).sum()) / (1 + SIMULATIONS)
     parts, found = (x[: cut[0]], x[cut[0] :]), (detectable(n), detectable(n, 0.25))
-    return Groups(n, spread, *(float(part.mean()) for part in parts), tuple(map(len, parts)), float(p), *found)
+    return Groups(
+        n, float(x.mean()), spread, *(float(part.mean()) for part in parts), tuple(map(len, parts)), float(p), *found
+    )
 
 
 def _best_cut(x: Float[np.ndarray, "samples n"]) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +195,10 @@ def spans(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
 
 
 def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
-    """How much the divergence changes over some `spans`: what, mean, low, high, n, sd, verdict; over pairs of seeds.
+    """How much the divergence changes over some `spans`: what, mean, low, high, n, p_hochberg, verdict; over pairs.
 
-    `curves`: seed, step, value; `windows`: as for `spans`. Verdict: rises or falls if the 95 % interval (Student's)
-    excludes zero, otherwise undecided.
+    `curves`: seed, step, value; `windows`: as for `spans`. The interval is Student's, 95 %. `p_hochberg`: of the
+    two-sided t-test, adjusted for the number of spans. Verdict: rises or falls if it is below 5 %, otherwise undecided.
     """
     at = curves.select("seed", "step", "value")
     moved = spans(curves, windows)
@@ -199,5 +206,9 @@ def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
         renamed = at.rename({"step": end, "value": f"at_{end}"})
         moved = moved.join(renamed, on=["seed", end], maintain_order="left")
     table = mean_over_seeds(moved.with_columns(change=pl.col("at_end") - pl.col("at_start")), "what", "change")
-    verdict = pl.when(pl.col("low") > 0).then(pl.lit("rises")).when(pl.col("high") < 0).then(pl.lit("falls"))
-    return table.with_columns(verdict=verdict.otherwise(pl.lit("undecided")))
+    t = (table["mean"].abs() / (table["sd"] / table["n"].sqrt())).fill_null(0).to_numpy()  # one pair: no test
+    p = 2 * stdtr(np.maximum(table["n"].to_numpy() - 1, 1), -t)
+    decided, sign = pl.col("p_hochberg") < LEVEL, pl.col("mean") > 0
+    verdict = pl.when(decided & sign).then(pl.lit("rises")).when(decided).then(pl.lit("falls"))
+    table = table.with_columns(p_hochberg=hochberg(p)).with_columns(verdict=verdict.otherwise(pl.lit("undecided")))
+    return table.drop("sd")

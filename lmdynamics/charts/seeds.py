@@ -9,10 +9,39 @@ from lmdynamics.analysis.intervals import with_interval
 from lmdynamics.charts.axes import on_step_axis, same_axis, step_axis, steps_of
 from lmdynamics.charts.conditions import ROW, missing_text, names_of
 from lmdynamics.charts.encodings import interval, names, need_rows, numbers
-from lmdynamics.charts.lines import colour_by
-from lmdynamics.charts.theme import BLUE, GREY, VERMILION, WIDTH, figure
+from lmdynamics.charts.lines import Line, colour_by, panel
+from lmdynamics.charts.theme import BLUE, GREY, VERMILION, WIDTH, condition_colours, figure
 
 DOT = 5  # pixels between seeds at the same place
+
+
+def divergence_panels(
+    frame: pl.DataFrame, panels: Mapping[str, Sequence[str]], title: str, units: str = "pairs of seeds"
+) -> alt.VConcatChart:
+    """Divergences over training, a panel for each of `panels`: its title with the unit, and what it compares with.
+
+    `frame`: compared, step, value, low, high (95 % over `units`, drawn as a band; null without an interval).
+    """
+    names_shown = [name for names_of_panel in panels.values() for name in names_of_panel]
+    shown = pl.col("compared").is_in(names_shown)
+    need = ["compared", "step", "value", "low", "high"]
+    rows = on_step_axis(need_rows(frame, need, "divergence over training", "nothing was compared", shown))
+    colours, charts, steps = condition_colours(names_shown), [], steps_of(rows)
+    for index, (label, compared) in enumerate(panels.items()):
+        own = rows.filter(pl.col("compared").is_in(compared))
+        x = step_axis(steps, "training step (log scale)" if index == len(panels) - 1 else None)
+        line = Line("value", label, "compared", colours, scale={"zero": True}, axis={"tickCount": 5}, points=12)
+        charts.append(panel(line.layers(own, x), x, height=180))
+    ends = rows.group_by("compared", maintain_order=True).last()
+    texts = [f"{row['compared']} {bounded_text(row)} at step {row['step']:,}" for row in ends.iter_rows(named=True)]
+    band = f"band: 95 % over {units}" if rows["low"].is_not_null().any() else "no intervals"
+    caption = ["mean of both Kullback–Leibler divergences", band]
+    return figure(alt.vconcat(*charts, spacing=14), title, [caption], f"Divergence over training: {'; '.join(texts)}.")
+
+
+def bounded_text(row: Mapping) -> str:
+    """The value of a row with its interval."""
+    return with_interval(row["value"], (row["low"], row["high"]), ".2f")
 
 
 def divergence_of_groups(
@@ -39,7 +68,7 @@ def divergence_of_groups(
     ]
     bounded = rows["low"].is_not_null().any()
     sentences = [
-        f"{row['group']}: {with_interval(row['value'], (row['low'], row['high']), '.2f')}"
+        f"{row['group']}: {bounded_text(row)}"
         for row in rows.filter(compared=against).sort("value", descending=True).iter_rows(named=True)
     ]
     chart = alt.layer(*layers).properties(width=WIDTH - 120, height=ROW * len(order))
@@ -58,7 +87,9 @@ def seeds_in_rows(
     """
     on_steps = "step" in frame.columns
     column = "step" if on_steps else "value"
-    rows = need_rows(frame, ["name", "seed", column], "seeds in rows", "no seed has a value", pl.col(column).is_not_null())
+    rows = need_rows(
+        frame, ["name", "seed", column], "seeds in rows", "no seed has a value", pl.col(column).is_not_null()
+    )
     order = names_of(frame, "name")
     if on_steps:
         rows, x = on_step_axis(rows), step_axis(steps_of(rows), axis)
@@ -78,7 +109,8 @@ def seeds_in_rows(
         layers += [ticks.encode(same_axis(x, end), y, tooltip=numbers(",.4~g", end)) for end in ("low", "high")]
     chart = alt.layer(*layers).properties(width=WIDTH - 120, height=height * len(order))
     count = rows["seed"].n_unique()
-    caption = [f"dot: each of {count} seeds", "ticks: means of the two parts that differ most" if len(layers) > 1 else ""]
+    ticked = len(layers) > 1 and len(ends) > 0
+    caption = [f"dot: each of {count} seeds", "ticks: means of the two parts that differ most" if ticked else ""]
     texts = [f"{name}: {text}" for name, text in (notes or {}).items()]
     return figure(
         chart, title, [[*caption, missing_text(len(frame) - len(rows))]],

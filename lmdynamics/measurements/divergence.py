@@ -102,7 +102,9 @@ def divergence_over_training(
 
 def _refuse_different(one: Checkpoint, other: Checkpoint) -> None:
     if "rts" in (one.objective, other.objective):
-        raise UserError(f"{one.run_name} classifies tokens as replaced or not and predicts no tokens; compare mlm or clm")
+        raise UserError(
+            f"{one.run_name} classifies tokens as replaced or not and predicts no tokens; compare mlm or clm"
+        )
     if one.objective != other.objective:
         raise UserError(
             f"{one.run_name} is trained as {one.objective}, {other.run_name} as {other.objective}: they predict "
