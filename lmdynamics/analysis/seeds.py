@@ -92,13 +92,21 @@ def one_or_two(values: Sequence[float], grid: Sequence[float] = (), seed: int = 
     if n < MIN_SEEDS or not spread:
         return Groups(n, float(x.mean()), spread, None, None, (n, 0), None, np.inf, np.inf)
     share, cut = _best_cut(x[None])
-    null = np.random.default_rng(seed).normal(x.mean(), spread, (SIMULATIONS, n))
-    null_share, _ = _best_cut(np.sort(_rounded_up(null, np.sort(np.asarray(grid, dtype=float))), axis=1))
+    null_share = _one_group(n, seed)
+    if len(grid):  # otherwise place and scale do not matter
+        null = np.random.default_rng(seed).normal(x.mean(), spread, (SIMULATIONS, n))
+        null_share, _ = _best_cut(np.sort(_rounded_up(null, np.sort(np.asarray(grid, dtype=float))), axis=1))
     p = (1 + (null_share >= share - 1e-12).sum()) / (1 + SIMULATIONS)
     parts, found = (x[: cut[0]], x[cut[0] :]), (detectable(n), detectable(n, 0.25))
     return Groups(
         n, float(x.mean()), spread, *(float(part.mean()) for part in parts), tuple(map(len, parts)), float(p), *found
     )
+
+
+@lru_cache(maxsize=64)
+def _one_group(n: int, seed: int) -> Float[np.ndarray, " samples"]:
+    """The largest share of the variance between two parts of one normal group of `n` seeds, simulated."""
+    return _best_cut(np.sort(np.random.default_rng(seed).normal(size=(SIMULATIONS, n)), axis=1))[0]
 
 
 def _best_cut(x: Float[np.ndarray, "samples n"]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +121,7 @@ def _best_cut(x: Float[np.ndarray, "samples n"]) -> tuple[np.ndarray, np.ndarray
 
 
 def _rounded_up(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    return x if not len(grid) else grid[np.searchsorted(grid, x).clip(0, len(grid) - 1)]
+    return grid[np.searchsorted(grid, x).clip(0, len(grid) - 1)]
 
 
 @lru_cache(maxsize=64)
@@ -127,7 +135,7 @@ def detectable(n: int, smaller: float = 0.5, seed: int = 0) -> float:
         return float("inf")
     random = np.random.default_rng(seed)
     noise = random.normal(size=(SIMULATIONS, n))
-    critical = np.quantile(_best_cut(np.sort(random.normal(size=(SIMULATIONS, n)), axis=1))[0], 1 - LEVEL)
+    critical = np.quantile(_one_group(n, seed + 1), 1 - LEVEL)
     upper = np.arange(n) < max(1, round(smaller * n))
     for distance in np.arange(1, 12.25, 0.25):
         if (_best_cut(np.sort(noise + distance * upper, axis=1))[0] > critical).mean() >= POWER:

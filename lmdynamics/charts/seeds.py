@@ -76,14 +76,12 @@ def divergence_of_groups(
     return figure(chart, title, [caption], f"Divergence from {against}, by group of tokens. {'; '.join(sentences)}.")
 
 
-def seeds_in_rows(
-    frame: pl.DataFrame, title: str, axis: str, *, percent: bool = False, notes: Mapping[str, str] | None = None
-) -> alt.LayerChart:
+def seeds_in_rows(frame: pl.DataFrame, title: str, axis: str, *, percent: bool = False) -> alt.LayerChart:
     """A row per name with a dot for each seed; seeds at the same place are stacked.
 
     `frame`: name, seed, and `step` (on the logarithmic axis of steps) or `value`; null: the seed has none, and is
     counted in the caption. Of each row, the two parts of the seeds that differ most have ticks at `low` and `high`,
-    where the frame has these columns. `notes`: a text for each name, for screen readers. `axis`: the title of the axis.
+    where the frame has these columns. `axis`: the title of the axis.
     """
     on_steps = "step" in frame.columns
     column = "step" if on_steps else "value"
@@ -111,8 +109,11 @@ def seeds_in_rows(
     count = rows["seed"].n_unique()
     ticked = len(layers) > 1 and len(ends) > 0
     caption = [f"dot: each of {count} seeds", "ticks: means of the two parts that differ most" if ticked else ""]
-    texts = [f"{name}: {text}" for name, text in (notes or {}).items()]
+    style = ".1%" if percent else ",.4g"
+    spread = rows.group_by("name", maintain_order=True).agg(
+        n=pl.len(), low=pl.col(column).min(), high=pl.col(column).max()
+    )
+    texts = [f"{name}: {n} seeds from {low:{style}} to {high:{style}}" for name, n, low, high in spread.iter_rows()]
     return figure(
-        chart, title, [[*caption, missing_text(len(frame) - len(rows))]],
-        f"{count} seeds in rows. {'; '.join(texts) or title}.",
-    )  # fmt: skip
+        chart, title, [[*caption, missing_text(len(frame) - len(rows))]], f"Seeds in rows. {axis}. {'; '.join(texts)}."
+    )

@@ -29,11 +29,12 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     control = every.filter(compared=EARLIER).row(-1, named=True)
     relations = ends.filter(by="relation", compared=SEEDS).sort("value", descending=True)
     most, least = relations.row(0, named=True), relations.row(-1, named=True)
+    moved = "; ".join(map(change_text, changes(whole, rises(curves)).to_dicts()))
     sentences = [
         f"Two seeds differ in their predictions by {text_of(first)} nats before training, by {text_of(top)} at "
         f"step {top['step']:,}, where the mean is largest, and by {text_of(end)} at the end (mean of both KL "
         f"divergences, {whole['seed'].n_unique()} pairs of seeds). The control, a run against itself at half the step, "
-        f"differs by {text_of(control)} at the end. Changes of the divergence of seeds: {'; '.join(map(change_text, changes(whole, rises(curves)).to_dicts()))}.",
+        f"differs by {text_of(control)} at the end. Changes of the divergence of seeds: {moved}.",
         f"At the end seeds disagree most on {most['group']} ({text_of(most)} nats) and least on {least['group']} "
         f"({text_of(least)}), by relation of the hidden word; {_rare(pairs)}.",
         " ".join(groups_text(name, groups) for name, groups in onset_groups(onsets, curves).items()),
@@ -93,8 +94,8 @@ def groups_text(name: str, groups: Groups) -> str:
     if groups.verdict == "two groups":
         return f"{text}more than one normal group (p = {groups.p:.3f}): {ends}."
     return (
-        f"{text}undecided: not told from one group (p = {groups.p:.2f}). Two equal groups, each spread like this, would "
-        f"be found 4 times in 5 if they were {found_text(groups.found, spread)} apart."
+        f"{text}undecided: not told from one group (p = {groups.p:.2f}). Two equal groups, each spread like this, "
+        f"would be found 4 times in 5 if they were {found_text(groups.found, spread)} apart."
     )
 
 
