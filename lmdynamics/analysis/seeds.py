@@ -181,15 +181,18 @@ def peak_of_the_others(curves: pl.DataFrame) -> pl.DataFrame:
 def spans(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     """Spans of steps to ask for a rise or a fall: seed, what, start, end.
 
-    The doubling up to the peak of the other pairs, the doubling after it, the window in which UAS rises (`windows`:
-    seed, start, end), and the last doubling of training. Each end is the nearest measured step, by ratio.
+    All of training, the doubling up to the peak of the other pairs, the doubling after it, the window in which UAS
+    rises (`windows`: seed, start, end), and the last doubling of training. Each end is the nearest measured step, by
+    ratio.
     """
-    peak, last = peak_of_the_others(curves), pl.lit(curves["step"].max())
+    peak, each = peak_of_the_others(curves), curves.select(pl.col("seed").unique(maintain_order=True))
+    first, last = pl.lit(curves["step"].min()), pl.lit(curves["step"].max())
     parts = [
+        each.select("seed", what=pl.lit("from the first step to the last"), start=first, end=last),
         peak.select("seed", what=pl.lit("up to the peak"), start=pl.col("step") / 2, end="step"),
         peak.select("seed", what=pl.lit("after the peak"), start="step", end=2 * pl.col("step")),
         windows.select("seed", pl.lit("while UAS rises").alias("what"), "start", "end"),
-        peak.select("seed", what=pl.lit("the last doubling"), start=last / 2, end=last),
+        each.select("seed", what=pl.lit("the last doubling"), start=last / 2, end=last),
     ]
     steps = np.array(sorted(curves["step"].unique()))
     log = np.log(np.maximum(steps, 0.5))

@@ -10,6 +10,7 @@ from lmdynamics.analysis.intervals import with_interval
 from lmdynamics.analysis.onsets import rise_window
 from lmdynamics.analysis.seeds import MIN_SEEDS, Groups, changes, one_or_two
 from lmdynamics.analysis.statistics import mean_over_seeds
+from lmdynamics.charts.conditions import count
 from lmdynamics.corpora.tokens import group_names
 from lmdynamics.experiments.findings import over_seeds
 from lmdynamics.experiments.reference import Reference, reference
@@ -33,7 +34,7 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     sentences = [
         f"Two seeds differ in their predictions by {text_of(first)} nats before training, by {text_of(top)} at "
         f"step {top['step']:,}, where the mean is largest, and by {text_of(end)} at the end (mean of both KL "
-        f"divergences, {whole['seed'].n_unique()} pairs of seeds). The control, a run against itself at half the step, "
+        f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half the step, "
         f"differs by {text_of(control)} at the end. Changes of the divergence of seeds: {moved}.",
         f"At the end seeds disagree most on {most['group']} ({text_of(most)} nats) and least on {least['group']} "
         f"({text_of(least)}), by relation of the hidden word; {_rare(pairs)}.",
