@@ -183,7 +183,7 @@ def spans(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
 
     All of training, the doubling up to the peak of the other pairs, the doubling after it, the window in which UAS
     rises (`windows`: seed, start, end), and the last doubling of training. Each end is the nearest measured step, by
-    ratio.
+    ratio; a span between one and the same step is left out.
     """
     peak, each = peak_of_the_others(curves), curves.select(pl.col("seed").unique(maintain_order=True))
     first, last = pl.lit(curves["step"].min()), pl.lit(curves["step"].max())
@@ -202,7 +202,8 @@ def spans(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
         return pl.Series(steps[distance.argmin(1)], dtype=pl.Int64)
 
     joined = pl.concat(part.with_columns(pl.col("start", "end").cast(pl.Float64)) for part in parts)
-    return joined.with_columns(pl.col("start", "end").map_batches(nearest, return_dtype=pl.Int64))
+    measured = joined.with_columns(pl.col("start", "end").map_batches(nearest, return_dtype=pl.Int64))
+    return measured.filter(pl.col("start") < pl.col("end"))
 
 
 def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
@@ -217,7 +218,8 @@ def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
         renamed = at.rename({"step": end, "value": f"at_{end}"})
         moved = moved.join(renamed, on=["seed", end], maintain_order="left")
     table = mean_over_seeds(moved.with_columns(change=pl.col("at_end") - pl.col("at_start")), "what", "change")
-    t = (table["mean"].abs() / (table["sd"] / table["n"].sqrt())).fill_null(0).to_numpy()  # one pair: no test
+    t = table["mean"].abs() / (table["sd"] / table["n"].sqrt())
+    t = t.fill_null(0).fill_nan(0).to_numpy()  # one pair, or no change in any: no test
     p = 2 * stdtr(np.maximum(table["n"].to_numpy() - 1, 1), -t)
     decided, sign = pl.col("p_hochberg") < LEVEL, pl.col("mean") > 0
     verdict = pl.when(decided & sign).then(pl.lit("rises")).when(decided).then(pl.lit("falls"))
