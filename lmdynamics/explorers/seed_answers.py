@@ -34,8 +34,8 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     sentences = [
         f"Two seeds differ in their predictions by {text_of(first)} nats before training, by {text_of(top)} at "
         f"step {top['step']:,}, where the mean is largest, and by {text_of(end)} at the end (mean of both KL "
-        f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half the "
-        f"step, differs by {text_of(control)} at the end. Changes of the divergence of seeds: {moved}.",
+        f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half "
+        f"the step, differs by {text_of(control)} at the end. Changes of the divergence of seeds: {moved}.",
         f"At the end seeds disagree most on {most['group']} ({text_of(most)} nats) and least on {least['group']} "
         f"({text_of(least)}), by relation of the hidden word; {_rare(pairs)}.",
         " ".join(groups_text(name, groups) for name, groups in onset_groups(onsets, curves).items()),
