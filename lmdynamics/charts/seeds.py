@@ -93,7 +93,11 @@ def seeds_in_rows(frame: pl.DataFrame, title: str, axis: str, *, percent: bool =
         rows, x = on_step_axis(rows), step_axis(steps_of(rows), axis)
     else:
         rows = rows.with_columns(x=pl.col("value"))
-        x = alt.X("x:Q", title=axis).scale(zero=False, padding=12).axis(format="%" if percent else "~g", grid=False)
+        x = (
+            alt.X("x:Q", title=axis)
+            .scale(zero=False, padding=12, nice=False)
+            .axis(format="%" if percent else "~g", grid=False)
+        )
     place = (pl.int_range(pl.len()) - (pl.len() - 1) / 2).over("name", "x")
     stacked = rows.with_columns(shift=DOT * place.cast(pl.Float64))
     height = max(ROW, int(2 * stacked["shift"].max()) + 16)
