@@ -47,7 +47,7 @@ pictures: $(READY)
 	$(BIN)/python -m tests.browser.pictures $(OUT) --to docs/pictures
 
 reference: $(READY)
-	@for name in syntax interventions masking ladder; do $(BIN)/lmdynamics reference $$name || exit 1; done
+	@for name in syntax interventions masking seeds ladder; do $(BIN)/lmdynamics reference $$name || exit 1; done
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

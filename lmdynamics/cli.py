@@ -80,7 +80,7 @@ def sweep(
 
 @app.command()
 def reference(
-    name: Annotated[str, typer.Argument(help="syntax, interventions, masking or ladder.")],
+    name: Annotated[str, typer.Argument(help="syntax, interventions, masking, seeds or ladder.")],
     seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas; by default all.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="One of the conditions; may be repeated.")] = None,
     profile: Annotated[str, typer.Option(help="smoke (seconds), default (a laptop) or full (a GPU).")] = "default",

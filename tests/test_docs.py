@@ -138,7 +138,8 @@ def test_every_block_of_python_runs_by_itself(small, place, capsys, block):
     exec(PYTHON[block].replace('"ewt"', '"own.conllu"'), scope := {})
     assert scope["lmd"] is lmd
     if "grammar-mlm" in PYTHON[block]:
-        assert run_names() == ["grammar-mlm"]
+        second = ["grammar-mlm-seed1"] * ("seed=1" in PYTHON[block])
+        assert run_names() == ["grammar-mlm", *second]
         assert scope["run"].steps[-1] == LAST
     if "heads" in scope:
         assert isinstance(scope["heads"], sas.SasExplorer)

@@ -21,6 +21,7 @@ from lmdynamics.charts.interventions import (
 from lmdynamics.charts.pair_race import pair_race
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import gain_by_paradigm, masking_rates, speedup_curves
+from lmdynamics.charts.seeds import divergence_of_groups, divergence_panels, seeds_in_rows
 from lmdynamics.charts.show import save_figure, show, to_html, to_png, to_svg
 from lmdynamics.charts.tokens import ColouredTokens
 from lmdynamics.charts.trades import traded, winners_and_losers
@@ -45,6 +46,8 @@ __all__ = [
     "deceleration",
     "dissent_over_training",
     "dissent_plane",
+    "divergence_of_groups",
+    "divergence_panels",
     "early_prediction",
     "family_tree",
     "final_by_condition",
@@ -68,6 +71,7 @@ __all__ = [
     "power_law_claim",
     "record_trend",
     "save_figure",
+    "seeds_in_rows",
     "sentence_arcs",
     "show",
     "size_trends",

@@ -9,7 +9,7 @@ word and its relation, and grouped by frequency and position.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -358,6 +358,18 @@ def group_names(bins: Sequence[int] = BINS) -> list[str]:
     """Names of the groups between `bins`, from frequent to rare."""
     between = [f"1 in {a:,}–{b:,}" for a, b in pairwise(bins)]
     return [f"at least 1 in {bins[0]:,}", *between, f"rarer than 1 in {bins[-1]:,}"]
+
+
+def unigram_counts(blocks: TokenRows, special: Collection[int] | None, vocab_size: int = 0) -> np.ndarray:
+    """How often each token occurs among those that a model predicts, without masks: shape [vocab].
+
+    A causal model (`special`: None) predicts every token except the first of a row, a masked one all but `special`.
+    """
+    ids = np.asarray(blocks.ids)
+    predicted = np.ones(len(ids), bool) if special is None else ~np.isin(ids, list(special))
+    if special is None:
+        predicted[np.asarray(blocks.offsets[:-1])] = False
+    return np.bincount(ids[predicted], minlength=vocab_size)
 
 
 def position_groups(blocks: TokenRows) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from lmdynamics.analysis.deceleration import LOCATED
 from lmdynamics.analysis.fits import fit_curves, fits_table, null_curves, power_laws
 from lmdynamics.analysis.intervals import need_columns
 from lmdynamics.analysis.loss_curves import prepare
-from lmdynamics.corpora.tokens import TokenRows, annotated_rows
+from lmdynamics.corpora.tokens import TokenRows, annotated_rows, unigram_counts
 from lmdynamics.corpora.treebanks import Treebank
 from lmdynamics.errors import UserError, did_you_mean
 from lmdynamics.experiments.reading import read_curves
@@ -104,11 +104,7 @@ def unigram_entropy(rows: TokenRows, special: Collection[int] | None = None) -> 
     A causal model predicts every token except the first of a row. With `special`, the ids of special tokens, the
     model is a masked one: it predicts every other token.
     """
-    ids = np.asarray(rows.ids)
-    predicted = np.ones(len(ids), bool) if special is None else ~np.isin(ids, list(special))
-    if special is None:
-        predicted[np.asarray(rows.offsets[:-1])] = False
-    counts = np.bincount(ids[predicted])
+    counts = unigram_counts(rows, special)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())
 

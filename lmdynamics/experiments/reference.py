@@ -51,6 +51,7 @@ EXPERIMENTS = {
         {"syntax": [], "release": ["at 1.6 %", "at 13 %", "at 51 %"]}, range(3), tables.interventions
     ),
     "masking": Experiment({"masking": []}, range(5), tables.masking),
+    "seeds": Experiment({"syntax": ["base"]}, range(16), tables.seeds),
     "ladder": Experiment({"reference-ladder": []}, range(3), tables.ladder),
 }
 
@@ -99,7 +100,7 @@ class Reference:
 
 
 def reference(name: str, folder: Path | None = None) -> Reference:
-    """The reference results of an experiment: syntax, interventions, masking or ladder.
+    """The reference results of an experiment: syntax, interventions, masking, seeds or ladder.
 
     Raises UserError if there are none.
     """

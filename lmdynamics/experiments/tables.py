@@ -6,16 +6,21 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.gradients import dissent_by_group, over_batches
+from lmdynamics.analysis.seeds import divergence_by_group
+from lmdynamics.analysis.syntax import accuracy_by_step
 from lmdynamics.analysis.zero_sum import doublings, interference_table
 from lmdynamics.corpora.tokens import frequency_groups
 from lmdynamics.errors import UserError
-from lmdynamics.experiments.ladder import doubling_steps, unigram_entropy
+from lmdynamics.experiments.findings import onset_table, syntax_curves, uas_curves
+from lmdynamics.experiments.ladder import doubling_steps, tree_rows, unigram_entropy
 from lmdynamics.measurements.dissent import Dissent
+from lmdynamics.measurements.divergence import divergence_over_training
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
 from lmdynamics.measurements.optimizer_step import OneStep
 from lmdynamics.measurements.syntax import SOURCES, UAS, HeadScores, best_heads_and_offset
 from lmdynamics.measurements.trace import Measurement, trace_all
 from lmdynamics.runs.run import Run
+from lmdynamics.runs.trained import train
 
 MIN_COUNT = 100  # relations rarer than this are left out
 RATES = (0.05, 0.15, 0.3, 0.5)  # masking rates at which masked models are evaluated
@@ -68,6 +73,45 @@ def masking(run: Run, device: str, pairs: str = "grammar", per_paradigm: int = 3
     margin = (pl.col("good") - pl.col("bad")).alias("margin")
     margins = tables["pairs"].group_by("step", "paradigm", maintain_order=True).agg(margin.mean())
     return {"loss": pl.concat(losses), "margin": margins, **_pairs(tables)}
+
+
+def seeds(run: Run, device: str, sentences: int = 1_000, min_count: int = MIN_COUNT) -> dict[str, pl.DataFrame]:
+    """Of a run of a recipe without changes, on the built-in language: `onsets` with their intervals, and `curves` of
+    loss, UAS with its controls, and agreement (all pairs, and each paradigm) at every checkpoint.
+
+    Of a run with an even seed also `divergence` from that with the next seed, which is trained if it is not there: by
+    frequency and by relation, at every second checkpoint. So no two of these pairs share a run.
+    """
+    trees = run.treebank("grammar", sentences)
+    measurements = {
+        "loss": HeldOutLoss(run.held_out()),
+        "uas": UAS(trees, min_count),
+        "pairs": PairAccuracy(run.pairs("grammar", 200)),
+    }
+    traces = _trace(run, measurements, every(run, 1), device)
+    one = {"condition": pl.lit(""), "seed": pl.lit(0, pl.Int64)}  # as in the frames of several runs
+    labelled = {name: frame.with_columns(**one) for name, frame in traces.items()}
+    controls = uas_curves(labelled["uas"]).filter(pl.col("source").is_in(["offset", "shuffled"]))
+    by_paradigm = accuracy_by_step(traces["pairs"]).select("step", measure="paradigm", value="accuracy")
+    curves = [
+        syntax_curves(labelled).select("step", "measure", "value"),
+        controls.select("step", pl.format("UAS, {}", "source").alias("measure"), "value"),
+        by_paradigm.select("step", pl.col("measure").cast(pl.String), pl.col("value").cast(pl.Float64)),
+    ]
+    onsets = onset_table(labelled["uas"], labelled["pairs"]).drop("condition", "seed")
+    kept = {"onsets": onsets, "curves": pl.concat(curves)}
+    if run.recipe.seed % 2:
+        return kept
+    other = train(run.recipe.name, run.recipe.profile, run.recipe.seed + 1, device=device, progress=False)
+    rows, labels = tree_rows(run, trees)
+    frame = divergence_over_training(run, other, rows, every(run, 2), device=device, progress=False)
+    frequencies = frequency_groups(run.held_out(), len(run[run.steps[-1]].tokenizer))
+    groupings = {"all": None, "frequency": frequencies, "relation": labels.rename({"relation": "group"})}
+    means = [
+        divergence_by_group(frame, groups, resamples=2).select(pl.lit(by).alias("by"), pl.exclude("low", "high"))
+        for by, groups in groupings.items()
+    ]
+    return kept | {"divergence": pl.concat(means)}
 
 
 LADDER = ("loss", "interference", "one step", "dissent", "tokens")

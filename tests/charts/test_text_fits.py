@@ -28,6 +28,7 @@ from tests.charts import (
     test_interventions,
     test_pair_race,
     test_scaling,
+    test_seeds,
     test_small_multiples,
     test_trajectories,
     test_trend,
@@ -73,7 +74,7 @@ MEASURE = """font => {
 
 
 def every_figure():
-    for module in (test_dissent, test_interventions, test_gradient_cosines, test_pair_race, test_zero_sum):
+    for module in (test_dissent, test_interventions, test_gradient_cosines, test_pair_race, test_seeds, test_zero_sum):
         yield from ((f"{module.__name__.split('_', 1)[1]}: {name}", make()) for name, make in module.EVERY.items())
     for module in (test_deceleration, test_trajectories):
         yield from module.every_chart().items()

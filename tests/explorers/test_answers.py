@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -10,6 +11,8 @@ from lmdynamics.experiments.findings import contrasts, differences, last_values
 from lmdynamics.experiments.reference import EXPERIMENTS, reference
 from lmdynamics.explorers.answers import Answer, interventions_answer, masking_answer, start_answer, syntax_answer
 from lmdynamics.explorers.ladder_answers import deceleration_answer, dissent_answer, zero_sum_answer
+from lmdynamics.explorers.seed_answers import seeds_answer
+from lmdynamics.measurements.divergence import EARLIER, SEEDS, UNIGRAM
 from lmdynamics.paths import shipped
 from tests.experiments.test_reference import planted_runs
 
@@ -202,6 +205,65 @@ def test_the_shipped_results_answer(name, make):
     assert len(answer.sentences) == 3
     assert all(answer.sentences)
     assert f"`lmdynamics reference {name}`" in str(answer)
+    to_svg(answer.figure)
+
+
+def seed_tables(onsets, peak=0.5):
+    """Tables of the reference results on seeds: onsets by seed, and a divergence with a planted peak."""
+    random = np.random.default_rng(0)
+    dated = [("base", seed, name, step) for name, steps in onsets.items() for seed, step in enumerate(steps)]
+    seeds = range(max(map(len, onsets.values())))
+    curves = [("base", seed, step, "UAS", 0.1 * i) for seed in seeds for i, step in enumerate(STEPS)]
+    pairs = []
+    for seed in seeds[::2]:
+        for i, step in enumerate(STEPS):
+            for by, group, scale in (
+                ("all", "all", 1), ("relation", "acl", 2), ("relation", "punct", 0.1),
+                ("frequency", "at least 1 in 100", 0.5), ("frequency", "rarer than 1 in 10,000", 1.5),
+            ):  # fmt: skip
+                value = scale * (0.2 + peak * (step == 128) + 0.01 * random.normal())
+                values = {SEEDS: value, EARLIER: 2 * scale, UNIGRAM: 3.0, "loss": 5 - 0.3 * i}
+                pairs += [("base", seed, by, step, group, name, x) for name, x in values.items()]
+    return Results(
+        onsets=pl.DataFrame(dated, ["condition", "seed", "onset", "step"], orient="row"),
+        curves=pl.DataFrame(curves, ["condition", "seed", "step", "measure", "value"], orient="row"),
+        divergence=pl.DataFrame(pairs, ["condition", "seed", "by", "step", "group", "compared", "value"], orient="row"),
+    )
+
+
+def test_seeds_are_two_groups_where_two_were_planted_and_undecided_elsewhere():
+    two = [128] * 4 + [64] * 2 + [1024] * 4 + [2048] * 2
+    one = [128] * 3 + [256] * 6 + [512] * 3
+    answer = seeds_answer(seed_tables({"structure": two, "capabilities": one, "beyond": [64] * 5 + [None] * 7}))
+    text = str(answer)
+    assert re.search(
+        r"Structure: 12 seeds .* more than one normal group \(p = 0\.00\d\): 6 seeds at \d+ and 6 at", text
+    )
+    assert re.search(
+        r"Capabilities: 12 seeds around step 256, .* undecided: not told from one group \(p = 0\.\d\d\)", text
+    )
+    assert re.search(r"would be found 4 times in 5 if they were a factor of \d+\.\d apart", text)
+    assert "Beyond: 5 seeds around step 64" in text
+    assert "undecided: too few seeds to test for two groups" in text
+    assert "by 0.70 [0.69, 0.7" in text
+    assert re.search(r"up to the peak \+0\.(49|50|51) \[", text)
+    assert re.search(r"up to the peak [^;]* rises; after the peak [^;]* falls; while UAS rises [^;]* undecided", text)
+    assert re.search(r"disagree most on acl \(0\.(39|40|41) \[", text)
+    assert re.search(r"less those at least 1 in 100: \+0\.(19|20|21) \[.*\] nats \(more\)", text)
+    to_svg(answer.figure)
+
+
+def test_one_pair_of_seeds_is_undecided_in_everything():
+    text = str(seeds_answer(seed_tables({"structure": [128, 64]})))
+    assert "1 pairs" not in text
+    assert "rises" not in text.replace("while UAS rises", "")
+    assert text.count("undecided") >= 4
+
+
+def test_the_shipped_seeds_answer():
+    answer = seeds_answer()
+    assert len(answer.sentences) == 3
+    assert "`lmdynamics reference seeds`" in str(answer)
     to_svg(answer.figure)
 
 

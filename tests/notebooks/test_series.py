@@ -97,6 +97,7 @@ PARAMETERS = {
         "interactive",
         "output_dir",
     ],
+    "06_seeds": ["run", "other", "steps", "treebank", "sentences", *COMMON],
     "03_loss_deceleration": [
         "plan",
         "treebank",
