@@ -153,6 +153,23 @@ def capabilities_onset(
     return _onset(_Curves("capabilities", steps, value, level, "chance", exchanged), k, margin)
 
 
+def date_curve(
+    name: str,
+    steps: Int[np.ndarray, " steps"],
+    value: Float[np.ndarray, "resamples steps"],
+    level: Float[np.ndarray, "resamples steps"],
+    against: str,
+    *,
+    k: int = 3,
+    margin: float = 0.1,
+) -> Onset:
+    """The onset of any curve by both rules: where `value` exceeds `level`, which is also its control.
+
+    Row 0 of both arrays is the data, the other rows are resamples. `against`: the name of the level.
+    """
+    return _onset(_Curves(name, steps, value, level, against, level), k, margin)
+
+
 @dataclass(frozen=True)
 class _Curves:
     """The curves of an onset. Row 0 of each array is the data, the other rows are resamples."""
