@@ -1,37 +1,36 @@
 """What precedes a drop of the loss: repetition, parallel states and attention, each dated against two controls.
 
-The measures of Gopalani and Hu 2025 (arXiv 2506.13688). Each has two onsets by the rule of `onsets`: against a loose
-level, and beyond a strict control that has the same cause for all text:
+The measures of Gopalani and Hu 2025 (arXiv 2506.13688). Each has two onsets by the rule of `onsets`, against a loose
+level, and beyond a strict control that moves if the model does the same to all text:
 
-- repetition: more often than in the text; more often than between rows (equally frequent, independent predictions)
-- parallel states: cosine above that of the untrained model; above the cosine between rows
-- attention: nearer to its final form than at the first checkpoint, 1 - distance / first distance; and more so than to
-  the final form of another head of the layer
+- repetition: more than in the text; more than between rows (independent predictions of the same frequencies)
+- parallel states: a higher cosine than without training; higher than between rows
+- attention: nearer to its final form than at first, 1 - distance / first distance; and more so than to the final form
+  of another head
 
-The drop is where the fall of the loss below the unigram entropy accelerates most over log(step): a model that knows
-token frequencies only cannot fall below it, so the first fall of any loss, to that level, is no drop.
+The drop is where the fall of the loss below the unigram entropy accelerates most over log(step). The first fall of any
+loss is to that entropy, which a model reaches that knows the frequencies of tokens only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int
 
-from lmdynamics.analysis.intervals import grid, resample_counts
+from lmdynamics.analysis.intervals import MIN_UNITS, bootstrap_levels, grid, resample_counts
 from lmdynamics.analysis.onsets import Onset, date_curve, no_onset
 
 LOSS, REPETITION, STATES, ATTENTION = "held-out loss", "repeated predictions", "cosine of states", "attention progress"
-# a measure: its curves, the first of which is dated, with their columns
-CURVES = {
-    LOSS: {"model": "loss", "unigram entropy": "unigram"},
-    REPETITION: {"model": "repeated", "in the text": "in_text", "between rows": "repeated_between"},
-    STATES: {"model": "cosine", "between rows": "cosine_between"},
-    ATTENTION: {"model": "distance", "to other heads": "distance_other"},
+MODEL = "the model"
+CURVES = {  # of a measure: names and columns; the model's is dated
+    LOSS: {MODEL: "loss", "unigram entropy": "unigram"},
+    REPETITION: {MODEL: "repeated", "in the text": "in_text", "between rows": "repeated_between"},
+    STATES: {MODEL: "cosine", "between rows": "cosine_between"},
+    ATTENTION: {MODEL: "distance", "to other heads": "distance_other"},
 }
-# an onset: its measure, and the curve to exceed (None: zero, beyond the first checkpoint's lead) with its name
-ONSETS = {
+ONSETS = {  # an onset: its measure, the curve to exceed (None: zero), and that curve's name in a sentence
     "repetition": (REPETITION, "in the text", "the share in the text"),
     "repetition beyond frequency": (REPETITION, "between rows", "the share between rows"),
     "parallel states": (STATES, None, "zero"),
@@ -44,74 +43,78 @@ DROP = "loss drop"
 
 def precursor_table(repetition: pl.DataFrame, cosines: pl.DataFrame, distances: pl.DataFrame | None) -> pl.DataFrame:
     """Traces of `Repetition`, `StateCosine` (its last layer) and, if there is one, `AttentionDistance` (mean over
-    layers) as one table: step, group, and the columns of `CURVES`. Groups without a pair of positions are left out."""
+    layers) as one table: step, group, and the columns of `CURVES`. Groups without pairs of positions are left out."""
     keys = ["step", "group"]
     table = repetition.select(*keys, "loss", "repeated", "in_text", repeated_between="other_rows")
     last = cosines.filter(pl.col("layer") == pl.col("layer").max())
     table = table.join(last.select(*keys, "cosine", cosine_between="other_rows"), on=keys, maintain_order="left")
     if distances is not None:
-        means = distances.group_by(keys).agg(
-            distance=pl.col("distance").mean(), distance_other=pl.col("other_heads").mean()
-        )
+        means = distances.group_by(keys).agg(pl.col("distance").mean(), distance_other=pl.col("other_heads").mean())
         table = table.join(means, on=keys, maintain_order="left")
     return table.drop_nulls(["repeated", "repeated_between", "cosine"])
 
 
 @dataclass(frozen=True)
-class Curves:
-    """`values[measure][curve]`: rows are the data and its bootstrap resamples of groups, columns are `steps`."""
+class Resampled:
+    """`curves[measure][name]`: the first row is the data, the others are resamples of the `units` groups of rows."""
 
     steps: Int[np.ndarray, " steps"]
-    values: dict[str, dict[str, Float[np.ndarray, "resamples steps"]]]
+    units: int
+    curves: Mapping[str, Mapping[str, Float[np.ndarray, "resamples steps"]]]
 
 
-def resampled(table: pl.DataFrame, resamples: int = 500, seed: int = 0) -> Curves:
-    """The curves of `CURVES` that a table has, with resamples; each group of rows counts the same."""
-    columns = {name for curves in CURVES.values() for name in curves.values() if name in table.columns}
-    columns = sorted(name for name in columns if table[name].null_count() < len(table))
-    measured = grid(table, "group", columns, "precursors of a drop")
+def resampled(table: pl.DataFrame, resamples: int = 500, seed: int = 0) -> Resampled:
+    """The curves of a `precursor_table` with `unigram` (nats); below six groups without resamples.
+
+    Each group counts the same. Raises UserError if a number is missing, as in a run that diverged.
+    """
+    known = [column for curves in CURVES.values() for column in curves.values() if column in table.columns]
+    known = [column for column in known if table[column].null_count() < len(table)]  # null: one head has no other
+    measured = grid(table, "group", known, "precursors of a drop")
     units = len(measured.units)
-    counts = np.concatenate([np.ones((1, units), np.float32), resample_counts(units, resamples, seed)]) / units
-    means = {name: counts @ measured.values[name].T for name in columns}
-    values = {}
-    for measure, curves in CURVES.items():
-        present = {curve: means[name] for curve, name in curves.items() if name in means}
-        if measure == ATTENTION:  # the first distance is 0 if the run has one checkpoint
-            present = {curve: 1 - mean / np.maximum(mean[:, :1], 1e-12) for curve, mean in present.items()}
-        if present:
-            values[measure] = present
-    return Curves(np.array(measured.steps), values)
+    drawn = resample_counts(units, resamples if units >= MIN_UNITS else 0, seed)
+    counts = np.concatenate([np.ones((1, units)), drawn]) / max(1, units)
+    curves = {}
+    for measure, names in CURVES.items():
+        means = {name: counts @ measured.values[column].T for name, column in names.items() if column in known}
+        if measure == ATTENTION:
+            means = {name: 1 - mean / np.maximum(mean[:, :1], 1e-12) for name, mean in means.items()}
+        if means:
+            curves[measure] = means
+    return Resampled(np.array(measured.steps), units, curves)
 
 
-def precursor_curves(curves: Curves) -> pl.DataFrame:
+def precursor_curves(data: Resampled) -> pl.DataFrame:
     """The curves as a tidy frame: measure, curve, step, value, low, high (95 % over groups of rows)."""
-    frames = []
-    for measure, series in curves.values.items():
-        for curve, values in series.items():
-            low, high = np.percentile(values[1:], [2.5, 97.5], axis=0)
-            columns = {"step": curves.steps, "value": values[0], "low": low, "high": high}
-            frames.append(
-                pl.DataFrame(columns).select(pl.lit(measure).alias("measure"), pl.lit(curve).alias("curve"), pl.all())
-            )
+    frames, levels = [], bootstrap_levels(data.units)
+    for measure, curves in data.curves.items():
+        for name, values in curves.items():
+            ends = np.percentile(values[1:], levels, axis=0) if levels else np.full((2, len(data.steps)), np.nan)
+            columns = {"step": data.steps, "value": values[0], "low": ends[0], "high": ends[1]}
+            frame = pl.DataFrame(columns).with_columns(pl.lit(measure).alias("measure"), pl.lit(name).alias("curve"))
+            frames.append(frame.select("measure", "curve", "step", pl.col("value", "low", "high").fill_nan(None)))
     return pl.concat(frames)
 
 
-def precursor_onsets(curves: Curves, margin: float = 0.1, k: int = 3) -> dict[str, Onset]:
-    """The onsets of `ONSETS` that can be dated from the curves, and the loss drop, by name."""
-    onsets = {}
+def precursor_onsets(data: Resampled, margin: float = 0.1, k: int = 3) -> dict[str, Onset]:
+    """The loss drop, and the onsets of `ONSETS` whose curves there are, by name."""
+    onsets = {DROP: loss_drop(data, margin, k)}
     for name, (measure, control, against) in ONSETS.items():
-        series = curves.values.get(measure, {})
-        if "model" in series and (control is None or control in series):
-            level = np.zeros_like(series["model"]) if control is None else series[control]
-            onsets[name] = date_curve(name, curves.steps, series["model"], level, against, k=k, margin=margin)
-    return {DROP: loss_drop(curves, margin, k)} | onsets
+        curves = data.curves.get(measure, {})
+        if MODEL in curves and (control is None or control in curves):
+            level = np.zeros_like(curves[MODEL]) if control is None else curves[control]
+            onsets[name] = date_curve(name, data.steps, curves[MODEL], level, against, k=k, margin=margin)
+    return onsets
 
 
-def loss_drop(curves: Curves, margin: float = 0.1, k: int = 3) -> Onset:
-    """Where the fall of the held-out loss below the unigram entropy (nats) accelerates most, with its interval."""
-    loss, unigram = curves.values[LOSS]["model"], curves.values[LOSS]["unigram entropy"]
+def loss_drop(data: Resampled, margin: float = 0.1, k: int = 3) -> Onset:
+    """Where the fall of the held-out loss below the unigram entropy accelerates most, with its interval.
+
+    None if the loss does not fall more than `margin` nats below that entropy, at `k` checkpoints in a row.
+    """
+    loss, unigram = data.curves[LOSS][MODEL], data.curves[LOSS]["unigram entropy"]
     fall = np.maximum(unigram - loss, 0)
-    below = date_curve(DROP, curves.steps, fall, np.zeros_like(fall), "zero", k=k, margin=margin)
+    below = date_curve(DROP, data.steps, fall, np.zeros_like(fall), "zero", k=k, margin=margin)
     if below.step is None or below.acceleration_step is None:
         return no_onset(DROP, f"the fall below the unigram entropy, in nats: {below.reason}")
     reason = f"the fall accelerates most there; the loss is below the unigram entropy from step {below.step:,} on"
@@ -119,6 +122,19 @@ def loss_drop(curves: Curves, margin: float = 0.1, k: int = 3) -> Onset:
     return replace(below, **at, reason=reason)
 
 
-def at_step(curves: Curves, step: int) -> pl.DataFrame:
-    """All curves at one checkpoint: measure, curve, value, low, high."""
-    return precursor_curves(curves).filter(pl.col("step") == step).drop("step")
+def before_drop(onsets: Mapping[str, Onset]) -> dict[str, list[str]]:
+    """Names of the onsets by whether they come `before` or `after` the loss drop, according to their intervals:
+    `undecided` if these overlap, `undated` if there is no onset (all are undecided if the drop is not dated)."""
+    drop, order = onsets[DROP], {"before": [], "after": [], "undecided": [], "undated": []}
+    for name, onset in onsets.items():
+        if name == DROP:
+            continue
+        if onset.step is None:
+            order["undated"].append(name)
+        elif None in (onset.low, onset.high, drop.low, drop.high):
+            order["undecided"].append(name)
+        elif onset.high < drop.low:
+            order["before"].append(name)
+        else:
+            order["after" if onset.low > drop.high else "undecided"].append(name)
+    return order

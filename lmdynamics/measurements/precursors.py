@@ -23,6 +23,7 @@ from lmdynamics.measurements.losses import (
     Predictions,
     check_rows,
     log_probability,
+    nothing_predicted,
     prediction_batches,
     token_table,
 )
@@ -47,7 +48,8 @@ class Repetition(Measurement):
     The predicted tokens and the `loss` (nats per token) are those of `HeldOutLoss`. `repeated` is the share of the
     `pairs` of predicted positions of a row at which the most probable token is the same. Two controls: `in_text`, the
     same share for the true tokens; `other_rows`, the share for pairs of positions in different rows of the group, which
-    is what independent draws of equally frequent predictions give. Null without pairs.
+    is what independent draws of equally frequent predictions give. Null without pairs; a group without predicted tokens
+    is left out.
     """
 
     blocks: TokenRows
@@ -93,7 +95,8 @@ class StateCosine(Measurement):
     `HeldOutLoss`. `cosine` is the mean over `pairs` of positions of a row. The control `other_rows` is the mean over
     pairs of positions in different rows of the group: where both are equal, a direction common to all text makes the
     states parallel, not the row. In a masked model most of these positions have the same input token, the mask, so the
-    cosine is above zero without training: compare it with step 0. Null without pairs.
+    cosine is above zero without training: compare it with step 0. Null without pairs; a group without predicted tokens
+    is left out.
     """
 
     blocks: TokenRows
@@ -125,18 +128,17 @@ class StateCosine(Measurement):
             row_sums.append(sums.square().sum(-1))
             counts += torch.bincount(row, minlength=len(batch.ids)).tolist()
         squares, counts = torch.cat(row_sums, 1).numpy(), np.array(counts)
+        if not counts.any():
+            raise nothing_predicted(self.blocks)
         frames = []
         for layer, (in_row, total) in enumerate(zip(squares, totals, strict=True)):
             # a direction has length 1, so the cosines of all pairs sum to the squared sum less the number of directions
             frame = pl.DataFrame({"group": groups, "n": counts, "n2": counts**2, "in_row": in_row})
-            sums = frame.group_by("group", maintain_order=True).sum()
+            sums = frame.group_by("group", maintain_order=True).sum().filter(pl.col("n") > 0)
             columns = (sums[name].to_numpy().astype(float) for name in ("n", "in_row", "n2"))
-            frames.append(_mean_of_pairs(sums["group"], *columns, total.square().sum(-1).numpy()))
-            frames[-1] = (
-                frames[-1]
-                .rename({"within": "cosine", "between": "other_rows"})
-                .insert_column(1, pl.lit(layer).alias("layer"))
-            )
+            pairs = _mean_of_pairs(sums["group"], *columns, total[sums["group"]].square().sum(-1).numpy())
+            names = {"cosine": "within", "other_rows": "between"}
+            frames.append(pairs.select("group", pl.lit(layer).alias("layer"), "pairs", **names))
         return pl.concat(frames)
 
 
