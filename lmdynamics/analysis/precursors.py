@@ -8,8 +8,8 @@ level, and beyond a strict control that moves if the model does the same to all 
 - attention: nearer to its final form than at first, 1 - distance / first distance; and more so than to the final form
   of another head
 
-The drop is where the fall of the loss below the unigram entropy accelerates most over log(step). The first fall of any
-loss is to that entropy, which a model reaches that knows the frequencies of tokens only.
+The drop is the steepest fall of the loss over log(step) below the unigram entropy, and begins where the slope first
+exceeds half of the steepest. The first fall of any loss is to that entropy: it needs the frequencies of tokens only.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ import polars as pl
 from jaxtyping import Float, Int
 
 from lmdynamics.analysis.intervals import MIN_UNITS, bootstrap_levels, grid, resample_counts
-from lmdynamics.analysis.onsets import Onset, date_curve, no_onset
+from lmdynamics.analysis.onsets import HALF_WIDTH, Onset, date_curve, local_derivative, no_onset, step_interval
 
 LOSS, REPETITION, STATES, ATTENTION = "held-out loss", "repeated predictions", "cosine of states", "attention progress"
 MODEL = "the model"
@@ -108,17 +108,31 @@ def precursor_onsets(data: Resampled, margin: float = 0.1, k: int = 3) -> dict[s
 
 
 def loss_drop(data: Resampled, margin: float = 0.1, k: int = 3) -> Onset:
-    """Where the fall of the held-out loss below the unigram entropy accelerates most, with its interval.
+    """Where the steepest fall of the held-out loss (nats) over log(step) begins, with its interval.
 
-    None if the loss does not fall more than `margin` nats below that entropy, at `k` checkpoints in a row.
+    Only checkpoints at which the loss is more than `margin` below the unigram entropy count. The fall begins at the
+    first of the checkpoints around the steepest whose slope is more than half of it. No onset if there are no such
+    checkpoints, `k` in a row.
     """
-    loss, unigram = data.curves[LOSS][MODEL], data.curves[LOSS]["unigram entropy"]
-    fall = np.maximum(unigram - loss, 0)
-    below = date_curve(DROP, data.steps, fall, np.zeros_like(fall), "zero", k=k, margin=margin)
-    if below.step is None or below.acceleration_step is None:
+    fall = data.curves[LOSS]["unigram entropy"] - data.curves[LOSS][MODEL]
+    below = date_curve(DROP, data.steps, np.maximum(fall, 0), np.zeros_like(fall), "zero", k=k, margin=margin)
+    steps = data.steps[data.steps > 0]  # step 0 has no logarithm
+    slope = local_derivative(np.log(steps), HALF_WIDTH, 1)
+    known = np.isfinite(slope).all(1)
+    if below.step is None or not known.any():
         return no_onset(DROP, f"the fall below the unigram entropy, in nats: {below.reason}")
-    reason = f"the fall accelerates most there; the loss is below the unigram entropy from step {below.step:,} on"
-    at = {"step": below.acceleration_step, "low": below.acceleration_low, "high": below.acceleration_high}
+    steps, counts = steps[known], fall[:, data.steps > 0][:, known] > margin
+    slopes = np.where(counts, fall[:, data.steps > 0] @ slope[known].T, -np.inf)
+    steepest, place = slopes.argmax(1)[:, None], np.arange(len(steps))
+    outside = slopes <= np.take_along_axis(slopes, steepest, 1) / 2
+    first = np.where(outside & (place < steepest), place + 1, 0).max(1)
+    low, high = step_interval(steps, first[1:])
+    if low is not None:  # it begins after the previous checkpoint: intervals are not finer than checkpoints
+        low = int(data.steps[max(int(np.searchsorted(data.steps, low)) - 1, 0)])
+    at = {"step": int(steps[first[0]]), "low": low, "high": high}
+    reason = (
+        f"the loss falls fastest at step {steps[steepest[0, 0]]:,}, by {slopes[0].max():.2f} nats per e-fold of steps"
+    )
     return replace(below, **at, reason=reason)
 
 

@@ -215,9 +215,8 @@ def test_what_precedes_the_drop_is_in_the_title_and_the_drop_in_every_panel():
     spec = precursors().to_dict()
     title = " ".join(spec["title"]["text"])
     assert "repetition, parallel states, parallel states within rows" in title
-    assert "structure" not in title, "its interval reaches the drop's"
     caption = " ".join(spec["title"]["subtitle"])
-    assert "after: attention, attention beyond other heads, capabilities" in caption
+    assert "after: attention, attention beyond other heads, structure, capabilities" in caption
     assert "undated: repetition beyond frequency" in caption
     assert len(spec["vconcat"]) == 4
     labels = []
