@@ -181,7 +181,7 @@ class AttentionDistance(Measurement):
             pairs = zip(own, final, strict=True)
             layers = [torch.stack([_distance(a, b), _distance(a, b.roll(1, 1))]) for a, b in pairs]
             by_row = torch.stack(layers) * is_token.to(device)  # layers, own or other heads, rows, queries
-            sums.append(by_row.double().sum(-1).cpu().numpy())
+            sums.append(in_float64(by_row).sum(-1).cpu().numpy())
             queries.append(is_token.sum(1).numpy())
         sums, queries, groups = np.concatenate(sums, -1), np.concatenate(queries), row_groups(len(self.blocks))
         tokens = np.bincount(groups, queries)
