@@ -153,6 +153,23 @@ def capabilities_onset(
     return _onset(_Curves("capabilities", steps, value, level, "chance", exchanged), k, margin)
 
 
+def date_curve(
+    name: str,
+    steps: Int[np.ndarray, " steps"],
+    value: Float[np.ndarray, "resamples steps"],
+    level: Float[np.ndarray, "resamples steps"],
+    against: str,
+    *,
+    k: int = 3,
+    margin: float = 0.1,
+) -> Onset:
+    """The onset of any curve by both rules: where `value` exceeds `level`, which is also its control.
+
+    Row 0 of both arrays is the data, the other rows are resamples. `against`: the name of the level.
+    """
+    return _onset(_Curves(name, steps, value, level, against, level), k, margin)
+
+
 @dataclass(frozen=True)
 class _Curves:
     """The curves of an onset. Row 0 of each array is the data, the other rows are resamples."""
@@ -212,7 +229,7 @@ def _date(curves: _Curves, k: int, margin: float) -> Onset:
     gain_text += f", the control {control_gain:.2f}"
     if control_gain > max(margin, gain / 2):
         return no_onset(name, f"the control rises too: {gain_text}", step, share)
-    low, high = _interval(steps, np.where(crossed, first, len(steps))[1:])
+    low, high = step_interval(steps, np.where(crossed, first, len(steps))[1:])
     if low is not None:  # the crossing is after the previous checkpoint: intervals are not finer than checkpoints
         low = int(steps[int(np.searchsorted(steps, low)) - 1])
     bend, bend_low, bend_high = _acceleration(steps, curves.value)
@@ -237,21 +254,23 @@ def _acceleration(steps: Int[np.ndarray, " steps"], value: Float[np.ndarray, "re
     The running maximum is used: recovery from a dip is not a rise.
     """
     positive = steps > 0
-    curvature = local_curvature(np.log(steps[positive]), HALF_WIDTH)
+    curvature = local_derivative(np.log(steps[positive]), HALF_WIDTH, 2)
     known = np.isfinite(curvature).all(1)
     if not known.any():
         return None, None, None
     highest = np.maximum.accumulate(np.nan_to_num(value[:, positive]), axis=1)
     index = (highest @ curvature[known].T).argmax(1)
     known_steps = steps[positive][known]
-    low, high = _interval(known_steps, index[1:])
+    low, high = step_interval(known_steps, index[1:])
     if low is not None:  # the bend lies between its neighbouring checkpoints: intervals are not finer than those
         low = int(steps[max(int(np.searchsorted(steps, low)) - 1, 0)])
         high = int(steps[min(int(np.searchsorted(steps, high)) + 1, len(steps) - 1)])
     return int(known_steps[index[0]]), low, high
 
 
-def _interval(steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resamples"]) -> tuple[int | None, int | None]:
+def step_interval(
+    steps: Int[np.ndarray, " steps"], index: Int[np.ndarray, " resamples"]
+) -> tuple[int | None, int | None]:
     """95 % percentile interval of checkpoint indices, as steps; (None, None) without resamples."""
     if not len(index):
         return None, None
@@ -322,15 +341,15 @@ def rise_window(steps: list[int], values: list[float], low: float = 0.1, high: f
     return steps[bottom], steps[top]
 
 
-def local_curvature(
-    x: Float[np.ndarray, " points"], half_width: float, neighbours: int = 2
+def local_derivative(
+    x: Float[np.ndarray, " points"], half_width: float, order: int, neighbours: int = 2
 ) -> Float[np.ndarray, "points points"]:
-    """Matrix C with C @ y ≈ d²y/dx² at each point: a weighted quadratic through the points around it.
+    """Matrix D with D @ y ≈ the first or second derivative (`order`): a weighted quadratic through the points around.
 
-    A second difference divides noise by the squared gap, so the closest checkpoints would dominate.
-    Here each point uses the points within `half_width` (same unit as `x`), or up to its `neighbours`-th
-    neighbour on either side if those are further apart; tricube weights (Cleveland 1979). Points with
-    fewer than `neighbours` on one side get a row of NaN: the curvature at an end of a curve is unknown.
+    A difference divides noise by the gap or its square, so the closest checkpoints would dominate. Here each point uses
+    the points within `half_width` (same unit as `x`), or up to its `neighbours`-th neighbour on either side if those
+    are further apart; tricube weights (Cleveland 1979). Points with fewer than `neighbours` on one side get a row of
+    NaN: the derivative at an end of a curve is unknown.
     """
     n = len(x)
     weights = np.full((n, n), np.nan)
@@ -342,5 +361,5 @@ def local_curvature(
         root = np.sqrt((1 - np.abs(distance[inside]) ** 3) ** 3 + 0.01)
         powers = np.stack([np.ones(inside.sum()), distance[inside], distance[inside] ** 2], axis=1)
         weights[i] = 0.0
-        weights[i, inside] = 2 * np.linalg.pinv(powers * root[:, None])[2] * root / reach**2
+        weights[i, inside] = order * np.linalg.pinv(powers * root[:, None])[order] * root / reach**order
     return weights

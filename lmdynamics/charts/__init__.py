@@ -29,6 +29,7 @@ from lmdynamics.charts.trajectories import (
     complexity_over_training,
     loss_over_training,
     pair_accuracy_over_training,
+    precursors_over_training,
     uas_over_training,
 )
 from lmdynamics.charts.trend import record_trend
@@ -69,6 +70,7 @@ __all__ = [
     "pair_accuracy_over_training",
     "pair_race",
     "power_law_claim",
+    "precursors_over_training",
     "record_trend",
     "save_figure",
     "seeds_in_rows",

@@ -33,7 +33,7 @@ SOURCES = {  # a source of UAS: (its label in a legend, colour, dash, line width
     "single_head": ("one head for all words", PURPLE, [1, 0], 1.8),
     "single_offset": ("control: one fixed offset for all words", PURPLE, [6, 4], 1.2),
 }
-ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE}
+ONSETS = {"structure": VERMILION, "structure beyond position": GREEN, "capabilities": PURPLE, "loss drop": GREY}
 
 
 def condition_colours(present: Iterable[str], order: Sequence[str] | None = None) -> dict[str, str]:

@@ -9,19 +9,49 @@ from dataclasses import replace
 import altair as alt
 import polars as pl
 
-from lmdynamics.analysis.intervals import loss_by_bin, need_columns, normal_interval, steps_without_loss, unused_rows
+from lmdynamics.analysis import precursors
+from lmdynamics.analysis.intervals import (
+    loss_by_bin,
+    need_columns,
+    normal_interval,
+    steps_without_loss,
+    unused_rows,
+    with_interval,
+)
 from lmdynamics.analysis.onsets import Onset
 from lmdynamics.analysis.syntax import ties_and_flips, uas_within_reach
-from lmdynamics.charts.axes import on_step_axis, onset_ends, onset_sentences, same_axis, step_axis, steps_of, undated
+from lmdynamics.charts.axes import (
+    on_step_axis,
+    onset_bands,
+    onset_ends,
+    onset_sentences,
+    same_axis,
+    step_axis,
+    steps_of,
+    undated,
+)
 from lmdynamics.charts.encodings import numbers
 from lmdynamics.charts.lines import Line, levels, panel
 from lmdynamics.charts.text import wrapped
-from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, SOURCES, VERMILION, WIDTH, figure
+from lmdynamics.charts.theme import BLUE, GREEN, GREY, HEIGHT, ONSETS, ORANGE, SKY, SOURCES, VERMILION, WIDTH, figure
 from lmdynamics.errors import UserError
 
 LOSS = Line("loss", "loss (nats per predicted token)", "curve", legend=True)
 UAS = Line("uas", "UAS (share of arcs found)", percent=True)
 ACCURACY = Line("accuracy", "pairs judged right", percent=True, axis={"tickCount": 4}, width=2.2, points=12, shade=0.25)
+PRECURSORS = {  # a measure: the title of its panel
+    precursors.LOSS: ["held-out loss", "(nats per token)"],
+    precursors.REPETITION: ["pairs with the", "same prediction"],
+    precursors.STATES: ["cosine between", "states"],
+    precursors.ATTENTION: ["attention:", "progress to", "its final form"],
+}
+PRECURSOR_CURVES = {  # a curve: its colour and dash
+    precursors.MODEL: (BLUE, [1, 0]),
+    "unigram entropy": (GREY, [6, 4]),
+    "in the text": (ORANGE, [2, 2]),
+    "between rows": (SKY, [6, 4]),
+    "to other heads": (GREEN, [6, 4]),
+}
 COMPLEXITY = {  # a measurement: its curve, and its name in texts
     "dimension": (Line("dimension", ["intrinsic", "dimension"], colours=GREEN), "TwoNN"),
     "norm": (Line("norm2", ["squared weight", "norm ‖θ‖²"], colours=BLUE), "squared weight norm"),
@@ -192,6 +222,43 @@ def complexity_over_training(
         "Complexity over training",
         "; ".join(ends),
         f"Complexity of the model over training: {'; '.join(ends)}. {onset_sentences(onsets)}",
+    )
+
+
+def precursors_over_training(curves: pl.DataFrame, onsets: Mapping[str, Onset]) -> alt.VConcatChart:
+    """What precedes a drop of the loss: a panel each for loss, repetition, cosine and attention, with its onsets.
+
+    `curves`: of `analysis.precursors.precursor_curves`. `onsets` by name, the loss drop among them, which is drawn in
+    all panels; onsets of other measures are drawn beside the loss.
+    """
+    columns = ["measure", "curve", "step", "value", "low", "high"]
+    need_columns(curves, columns, "what precedes a drop of the loss")
+    measures = [measure for measure in PRECURSORS if measure in curves["measure"].unique()]
+    if not measures or precursors.DROP not in onsets:
+        raise UserError("what precedes a drop of the loss: no curves, or no loss drop; use analysis.precursors")
+    drop, panels, steps = onsets[precursors.DROP], [], steps_of(curves)
+    colours, dashes = ({name: style[i] for name, style in PRECURSOR_CURVES.items()} for i in (0, 1))
+    line = Line("value", series="curve", colours=colours, dashes=dashes, axis={"tickCount": 4}, legend=True)
+    for measure in measures:
+        x = step_axis(steps, "training step (log scale)" if measure == measures[-1] else None)
+        data = on_step_axis(curves.filter(pl.col("measure") == measure))
+        tips = ["step", alt.Tooltip("curve"), *numbers(".3f", "value", "low", "high")]
+        layers = replace(line, title=PRECURSORS[measure]).layers(data, x, tips)
+        measured_by = {name: precursors.ONSETS.get(name, (precursors.LOSS,))[0] for name in onsets}
+        own = [onset for name, onset in onsets.items() if measured_by[name] == measure]
+        if measure != precursors.LOSS:
+            layers = [*onset_bands([drop], x, labels=False), *layers]
+        panels.append(panel(layers, x, onsets=own, height=110))
+    order = precursors.before_drop(onsets)
+    when = f"Before the loss drop at step {with_interval(drop.step, (drop.low, drop.high), ',')}"
+    title = f"{when}: {', '.join(order['before']) or 'nothing measured here'}" if drop.step else f"L{str(drop)[1:]}"
+    rest = [f"{kind}: {', '.join(order[kind])}" for kind in ("after", "undecided", "undated") if order[kind]]
+    caption = ["grey band: the loss drop; red: onsets; bands: 95 % over groups of rows", "; ".join(rest)]
+    return figure(
+        alt.vconcat(*panels, spacing=40),
+        title,
+        caption,
+        f"{title}. {'. '.join(rest)}. {onset_sentences(list(onsets.values()))}",
     )
 
 

@@ -4,13 +4,14 @@ The seed is the unit. Steps and their ratios are averaged on a logarithmic scale
 seeds; with one seed there are none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-from lmdynamics.analysis.intervals import need_columns
-from lmdynamics.analysis.onsets import capabilities_onset, rise_window, structure_onset
+from lmdynamics.analysis.intervals import need_columns, with_interval
+from lmdynamics.analysis.onsets import Onset, capabilities_onset, rise_window, structure_onset
+from lmdynamics.analysis.precursors import DROP, precursor_onsets, resampled
 from lmdynamics.analysis.statistics import compare_to_baseline, decide, mean_over_seeds
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy
 from lmdynamics.paths import shipped
@@ -45,18 +46,46 @@ def onset_table(uas: pl.DataFrame, pairs: pl.DataFrame, margin: float = 0.1) -> 
 
     `structure` is dated against shuffled trees, `structure beyond position` against the best fixed offset.
     """
-    rows = []
+    onsets = {}
     for (condition, seed), frame in uas.group_by("condition", "seed", maintain_order=True):
         judged = pairs.filter(pl.col("condition") == condition, pl.col("seed") == seed)
-        onsets = (
+        onsets[condition, seed] = (
             structure_onset(frame, margin=margin),
             structure_onset(frame, control="offset", margin=0.0),
             capabilities_onset(judged, margin=margin),
         )
-        rows += [(condition, seed, onset.name, onset.step, onset.low, onset.high) for onset in onsets]
+    return _onset_rows(onsets)
+
+
+def _onset_rows(onsets: Mapping[tuple[str, int], Iterable[Onset]]) -> pl.DataFrame:
+    """Onsets by condition and seed as rows: condition, seed, onset, step, low, high."""
+    rows = [(*run, o.name, o.step, o.low, o.high) for run, of_run in onsets.items() for o in of_run]
     integers = dict.fromkeys(("step", "low", "high"), pl.Int64)
-    schema = {"condition": pl.String, "seed": pl.Int64, "onset": pl.String, **integers}
-    return pl.DataFrame(rows, schema, orient="row")
+    return pl.DataFrame(rows, {"condition": pl.String, "seed": pl.Int64, "onset": pl.String, **integers}, orient="row")
+
+
+def precursors_over_seeds(results: Mapping[str, pl.DataFrame], margin: float = 0.1) -> pl.DataFrame:
+    """Which onsets come before the loss drop, over the seeds of reference results with the table `precursors`.
+
+    Rows: `onset`, `step` (geometric mean), `low`, `high`, `n` (runs with this onset), `runs`; `times_earlier` than the
+    drop of the same run, `earlier_low`, `earlier_high`; `order`: before or after the drop if that interval excludes 1.
+    """
+    measured = results["precursors"]
+    dated = {
+        run: precursor_onsets(resampled(rows.drop("condition", "seed")), margin).values()
+        for run, rows in measured.group_by("condition", "seed", maintain_order=True)
+    }
+    onsets = pl.concat([_onset_rows(dated), onset_table(results["uas"], results["pairs"], margin)])
+    rows = []
+    for name in onsets["onset"].unique(maintain_order=True):
+        ratio = later(onsets, name, DROP)
+        low, high = ratio["low"] or 1.0, ratio["high"] or 1.0
+        order = "before" if low > 1 else "after" if high < 1 else "undecided"
+        ends = [ratio[key] for key in ("mean", "low", "high")]
+        rows.append((name, *([None] * 4 if name == DROP else [*ends, order])))
+    numbers = dict.fromkeys(("times_earlier", "earlier_low", "earlier_high"), pl.Float64)
+    ratios = pl.DataFrame(rows, {"onset": pl.String, **numbers, "order": pl.String}, orient="row")
+    return mean_step(onsets).join(ratios, on="onset", maintain_order="left")
 
 
 def mean_step(onsets: pl.DataFrame) -> pl.DataFrame:
@@ -81,6 +110,25 @@ def later(onsets: pl.DataFrame, first: str, second: str) -> dict[str, float | in
     return {key: None if row[key] is None else float(np.exp(row[key])) for key in ("mean", "low", "high")} | {
         "n": row["n"]
     }
+
+
+def describe_precursors(table: pl.DataFrame) -> str:
+    """What comes before the loss drop, after it, or cannot be told: sentences on a table of `precursors_over_seeds`."""
+
+    def with_step(row: Mapping) -> str:
+        step = with_interval(row["step"], (row["low"], row["high"]), ",.0f")
+        return f"{row['onset']} ({step}" + (f", {row['n']} of {row['runs']} runs)" if row["n"] < row["runs"] else ")")
+
+    rows = table.rows(named=True)
+    drop = next(row for row in rows if row["onset"] == DROP)
+    if not drop["n"]:
+        return f"In none of {drop['runs']} run(s) is a loss drop dated."
+    sentences = [f"Steps, means over {drop['runs']} seeds: {with_step(drop)}."]
+    for order in ("before", "after", "undecided"):
+        names = [with_step(row) for row in rows if row["order"] == order and row["n"]]
+        sentences += [f"{order.capitalize()}{' it' * (order != 'undecided')}: {', '.join(names)}."] if names else []
+    undated = [row["onset"] for row in rows if not row["n"]]
+    return " ".join(sentences + ([f"In no run: {', '.join(undated)}."] if undated else []))
 
 
 def loss_drop(loss: pl.DataFrame, uas: pl.DataFrame) -> pl.DataFrame:

@@ -46,7 +46,7 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "syntax": Experiment({"syntax": ["base"]}, range(5), tables.syntax, version=2),
+    "syntax": Experiment({"syntax": ["base"]}, range(5), tables.syntax, version=3),
     "interventions": Experiment(
         {"syntax": [], "release": ["at 1.6 %", "at 13 %", "at 51 %"]}, range(3), tables.interventions
     ),

@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 
 from lmdynamics.analysis.gradients import dissent_by_group, over_batches
+from lmdynamics.analysis.precursors import precursor_table
 from lmdynamics.analysis.seeds import divergence_by_group
 from lmdynamics.analysis.syntax import accuracy_by_step
 from lmdynamics.analysis.zero_sum import doublings, interference_table
-from lmdynamics.corpora.tokens import frequency_groups
+from lmdynamics.corpora.tokens import TokenRows, frequency_groups
 from lmdynamics.errors import UserError
 from lmdynamics.experiments.findings import onset_table, syntax_curves, uas_curves
 from lmdynamics.experiments.ladder import doubling_steps, tree_rows, unigram_entropy
@@ -17,8 +18,10 @@ from lmdynamics.measurements.dissent import Dissent
 from lmdynamics.measurements.divergence import divergence_over_training
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, TokenLosses
 from lmdynamics.measurements.optimizer_step import OneStep
+from lmdynamics.measurements.precursors import AttentionDistance, Repetition, StateCosine
 from lmdynamics.measurements.syntax import SOURCES, UAS, HeadScores, best_heads_and_offset
-from lmdynamics.measurements.trace import Measurement, trace_all
+from lmdynamics.measurements.trace import Measurement, trace, trace_all
+from lmdynamics.progress import print_once
 from lmdynamics.runs.run import Run
 from lmdynamics.runs.trained import train
 
@@ -43,7 +46,27 @@ def syntax(run: Run, device: str) -> dict[str, pl.DataFrame]:
     }
     tables = _trace(run, measurements, every(run, 1), device)
     tables["heads"] = best_heads_and_offset(tables["heads"], trees, MIN_COUNT)
+    tables["precursors"] = _small(precursors(run, device, run.held_out()))
     return tables | {"uas": _small(tables["uas"].filter(pl.col("source") != "per_relation_same")), **_pairs(tables)}
+
+
+def precursors(
+    run: Run, device: str, rows: TokenRows, steps: Sequence[int] | None = None, progress: bool | None = False
+) -> pl.DataFrame:
+    """What may precede a drop of the loss, on 1,000 of the rows, evenly spread: the frame of `precursor_table`, and the
+    `unigram` entropy of the rows (nats). Of a model without attention weights it has no attention."""
+    some, last = rows.take(_spread(len(rows), 1_000)), run[run.steps[-1]]
+    measurements = {"repetition": Repetition(some), "cosines": StateCosine(some)}
+    options = {"steps": steps, "device": device, "progress": progress}
+    traces = trace_all(run, measurements, **options)
+    try:
+        distances = trace(run, AttentionDistance(some, last), **options)
+    except UserError as refused:
+        print_once(f"without attention: {refused}")
+        distances = None
+    special = None if last.objective == "clm" else last.tokenizer.all_special_ids
+    table = precursor_table(traces["repetition"], traces["cosines"], distances)
+    return table.with_columns(unigram=pl.lit(unigram_entropy(some, special)))
 
 
 def interventions(

@@ -314,10 +314,12 @@ def token_table(
         frames.append(tokens.with_columns(**columns(batch, first_row)))
         first_row += len(batch.ids)
     if not sum(map(len, frames)):
-        raise UserError(
-            f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate"
-        )
+        raise nothing_predicted(blocks)
     return pl.concat(frames)
+
+
+def nothing_predicted(blocks: TokenRows) -> UserError:
+    return UserError(f"{len(blocks)} held-out rows have no token to predict; give longer text or a higher masking rate")
 
 
 def predicted_tokens(batch: Predictions, blocks: TokenRows, first_row: int, objective: str) -> pl.DataFrame:

@@ -60,7 +60,8 @@ class Measurement:
     def key(self) -> str:
         """Hash (16 hex digits) of class, version and every field, which names this measurement's results.
 
-        Data enter by their `fingerprint`, so the same sentences read from another file give the same key.
+        Data enter by their `fingerprint`, so the same sentences read from another file give the same key, and
+        checkpoints by their weights.
 
         Raises TypeError if a field is neither a plain value nor data with a fingerprint.
         """
@@ -73,8 +74,9 @@ class Measurement:
             return value
         if isinstance(value, (tuple, list)):
             return [self._plain(item) for item in value]
-        if isinstance(fingerprint := getattr(value, "fingerprint", None), str):
-            return {"fingerprint": fingerprint}
+        for name in ("fingerprint", "content_hash"):  # of data; of a checkpoint
+            if isinstance(identity := getattr(value, name, None), str):
+                return {name: identity}
         raise TypeError(f"{type(self).__name__} has a field of type {type(value).__name__}, which has no fingerprint")
 
 

@@ -107,3 +107,28 @@ def stepped(rng, batches=3, noise=0.1, directions=("update", "random")):
                     )
                 )
     return pl.concat(parts)
+
+
+def precursor_rows(groups=20, steps=STEPS, drop=300, repeats=20, attention=600, noise=0.01, seed=0):
+    """A precursor table: the loss has a plateau from step 64 to `drop`; repetition and attention rise at given steps.
+
+    Predictions repeat as often between rows; states become parallel within rows only; heads approach their own final
+    form only.
+    """
+    random = np.random.default_rng(seed)
+    plateau = 6 - sigmoid(steps, 0, 1, 16, 3)
+    curves = {
+        "loss": plateau - sigmoid(steps, 0, 2, drop, 8),
+        "repeated": sigmoid(steps, 0.05, 0.8, repeats, 12),
+        "in_text": 0.02,
+        "repeated_between": sigmoid(steps, 0.05, 0.8, repeats, 12),
+        "cosine": sigmoid(steps, 0.5, 0.9, repeats, 12),
+        "cosine_between": 0.5,
+        "distance": 0.4 * (1 - sigmoid(steps, 0, 1, attention, 6)),
+        "distance_other": 0.4,
+    }
+    frames = []
+    for group in range(groups):
+        columns = {name: curve + random.normal(0, noise, len(steps)) for name, curve in curves.items()}
+        frames.append(pl.DataFrame({"step": steps, "group": group, "unigram": 5.0} | columns))
+    return pl.concat(frames)

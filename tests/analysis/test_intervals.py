@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.coverage import CLAIMS, MISSES, TOO_SMALL, coverage
 from lmdynamics.analysis.intervals import bootstrap_levels, resample_counts, with_interval
-from lmdynamics.analysis.onsets import local_curvature
+from lmdynamics.analysis.onsets import local_derivative
 from lmdynamics.analysis.syntax import accuracy_by_step, average_accuracy, judged_right, uas_by_step
 from lmdynamics.experiments.comparison import summarise
 from lmdynamics.measurements.losses import PairAccuracy
@@ -60,16 +60,17 @@ def test_no_rows_is_refused():
     refuses("no rows", uas_by_step, uas_trace({"per_relation": 0.5}, sentences=2).clear())
 
 
-def test_curvature_is_exact_on_a_parabola_with_uneven_steps():
+def test_slope_and_curvature_are_exact_on_a_parabola_with_uneven_steps():
     x = np.log([1, 2, 4, 8, 10, 12, 15, 20, 40, 60, 75, 100])
-    curvature = local_curvature(x, np.log(2)) @ (3 * x**2 - x + 2)
+    slope, curvature = (local_derivative(x, np.log(2), order) @ (3 * x**2 - x + 2) for order in (1, 2))
     assert np.isnan(curvature[[0, 1, -2, -1]]).all()
+    assert slope[2:-2] == pytest.approx((6 * x - 1)[2:-2])
     assert curvature[2:-2] == pytest.approx(np.full(len(x) - 4, 6.0))
 
 
 def test_curvature_of_a_line_is_zero_and_peaks_where_a_rise_begins():
     x = np.log(STEPS[1:])
-    curvature = local_curvature(x, np.log(2))
+    curvature = local_derivative(x, np.log(2), 2)
     assert curvature[2:-2] @ x == pytest.approx(np.zeros(len(x) - 4), abs=1e-9)
     bend = np.nanargmax(curvature @ sigmoid(STEPS[1:], 0, 1, 300, sharpness=4))
     assert 150 <= STEPS[1:][bend] <= 300

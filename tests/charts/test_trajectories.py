@@ -8,11 +8,12 @@ import pytest
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import loss_by_bin
 from lmdynamics.analysis.onsets import Onset, structure_onset
+from lmdynamics.analysis.precursors import precursor_curves, precursor_onsets, resampled
 from lmdynamics.analysis.syntax import accuracy_by_step, uas_by_step
 from lmdynamics.charts.axes import STEP_ZERO, onset_bands, step_axis, step_ticks
 from lmdynamics.charts.theme import BLUE, GREY, ONSETS, ORANGE, SOURCES, STILL_TEXT
 from lmdynamics.errors import UserError
-from tests.analysis.frames import STEPS, pairs_trace, sigmoid, uas_trace
+from tests.analysis.frames import STEPS, pairs_trace, precursor_rows, sigmoid, uas_trace
 from tests.charts.specs import spec_and_svg
 
 STRUCTURE = Onset("structure", 300, 250, 400, 200, 150, 250, None, "because", 1.0)
@@ -39,10 +40,17 @@ def every_chart():
         "uas": charts.uas_over_training(uas, STRUCTURE),
         "pairs": charts.pair_accuracy_over_training(pairs, CAPABILITIES),
         "complexity": charts.complexity_over_training(dimension, None, fisher, [STRUCTURE]),
+        "precursors": precursors(),
     }
 
 
-@pytest.mark.parametrize("name", ["loss", "uas", "pairs", "complexity"])
+def precursors(rows=None):
+    data = resampled(precursor_rows() if rows is None else rows)
+    others = {"structure": STRUCTURE, "capabilities": CAPABILITIES}
+    return charts.precursors_over_training(precursor_curves(data), precursor_onsets(data) | others)
+
+
+@pytest.mark.parametrize("name", ["loss", "uas", "pairs", "complexity", "precursors"])
 def test_every_figure_says_what_it_shows_and_draws(name):
     spec, svg = spec_and_svg(every_chart()[name])
     assert "log" in str(spec)
@@ -201,3 +209,41 @@ def test_a_run_without_a_log_has_no_key_to_one():
     spec = json.dumps(charts.loss_over_training(empty, held_out()).to_dict())
     assert "held out" in spec
     assert "atches" not in spec
+
+
+def test_what_precedes_the_drop_is_in_the_title_and_the_drop_in_every_panel():
+    spec = precursors().to_dict()
+    title = " ".join(spec["title"]["text"])
+    assert "repetition, parallel states, parallel states within rows" in title
+    caption = " ".join(spec["title"]["subtitle"])
+    assert "after: attention, attention beyond other heads, structure, capabilities" in caption
+    assert "undated: repetition beyond frequency" in caption
+    assert len(spec["vconcat"]) == 4
+    labels = []
+    for number, layered in enumerate(spec["vconcat"]):
+        rules = [layer for layer in layered["layer"] if layer["mark"]["type"] == "rule"]
+        assert GREY in [rule["mark"]["color"] for rule in rules]
+        values = [row for layer in layered["layer"] for row in layer.get("data", {}).get("values", [])]
+        labels.append({row["label"].rsplit(" ", 1)[0] for row in values} - ({"loss drop"} if number else set()))
+    assert labels[0] == {"loss drop", "structure", "capabilities"}
+    assert labels[1:] == [
+        {"repetition"},
+        {"parallel states", "parallel states within rows"},
+        {"attention", "attention beyond other heads"},
+    ]
+
+
+def test_without_a_drop_or_attention_the_rest_is_drawn():
+    rows = precursor_rows().drop("distance", "distance_other").with_columns(loss=pl.lit(6.0))
+    spec = precursors(rows).to_dict()
+    assert spec["title"]["text"][0].startswith("Loss drop: no onset")
+    assert len(spec["vconcat"]) == 3
+    with pytest.raises(UserError, match="no loss drop"):
+        charts.precursors_over_training(precursor_curves(resampled(rows)), {})
+
+
+def test_two_onsets_at_one_step_have_labels_at_two_heights():
+    twin = Onset("capabilities", 300, 250, 400, None, None, None, None, "because", 1.0)
+    texts = [layer.to_dict() for layer in onset_bands([STRUCTURE, twin], step_axis(STEPS))]
+    heights = [layer["encoding"]["y"]["value"] for layer in texts if layer["mark"]["type"] == "text"]
+    assert heights == [0, -13]

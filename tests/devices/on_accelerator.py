@@ -29,6 +29,7 @@ from lmdynamics.measurements.gradients import GroupOpposition, Opposition  # noq
 from lmdynamics.measurements.guesses import Guesses  # noqa: E402
 from lmdynamics.measurements.losses import HeldOutLoss, PairAccuracy, Predictions, TokenLosses  # noqa: E402
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep  # noqa: E402
+from lmdynamics.measurements.precursors import AttentionDistance, Repetition, StateCosine  # noqa: E402
 from lmdynamics.measurements.probes import FineTuning  # noqa: E402
 from lmdynamics.measurements.syntax import UAS, HeadOffsets, HeadScores, WordAttention  # noqa: E402
 from lmdynamics.measurements.trace import trace  # noqa: E402
@@ -100,6 +101,7 @@ def measurements(run) -> list:
         PairAccuracy(run.pairs("grammar", 10)), Guesses((next(iter(bank)).words,)),
         HeldOutLoss(blocks), TokenLosses(blocks), Dissent(blocks),
         IntrinsicDimension(bank), IntrinsicDimension(blocks), WeightNorm(), FisherTrace(blocks, examples=8),
+        Repetition(blocks), StateCosine(blocks), AttentionDistance(blocks, run[0]),
         Opposition(blocks, examples=8), GroupOpposition(blocks, groups), FineTuning(labels, **learn, frozen=False),
         FineTuning(labels, **learn, frozen=True), OneStep(blocks, batches=1, batch_size=4, held_out=4),
         Coefficients(blocks, **gradients), Coefficients(blocks, **gradients, precision="float32"),

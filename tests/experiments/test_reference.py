@@ -3,18 +3,30 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 
 import lmdynamics as lmd
+from lmdynamics.analysis.precursors import precursor_onsets, resampled
 from lmdynamics.experiments import reference as module
-from lmdynamics.experiments.findings import later, loss_drop, mean_step, onset_table, pair_curves, uas_curves
+from lmdynamics.experiments.findings import (
+    describe_precursors,
+    later,
+    loss_drop,
+    mean_step,
+    onset_table,
+    pair_curves,
+    precursors_over_seeds,
+    uas_curves,
+)
 from lmdynamics.experiments.ladder import tree_rows
 from lmdynamics.experiments.reference import EXPERIMENTS, Experiment, make_reference
 from lmdynamics.measurements.divergence import SEEDS, divergence
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.runs.sweep import read_plan
 from lmdynamics.runs.trained import train
+from tests.analysis.frames import precursor_rows
 from tests.conftest import TINY, refuses
 
 
@@ -158,6 +170,11 @@ def test_an_experiment_on_the_built_in_language(name, tmp_path):
     else:
         single = {"single_head", "single_offset", "single_shuffled"} if name == "syntax" else set()
         assert {*results["uas"]["source"]} == {"per_relation", "offset", "shuffled"} | single
+    if name == "syntax":
+        measured = results["precursors"]
+        assert set(measured["step"]) == set(results["loss"]["step"])
+        assert measured.filter(step=12)["distance"].to_list() == [0.0] * measured["group"].n_unique()
+        assert measured["unigram"].n_unique() == 1
     sizes = sum(path.stat().st_size for path in tmp_path.glob("*.parquet"))
     assert sizes < 500_000
 
@@ -223,6 +240,34 @@ def test_a_run_without_an_onset_is_counted_but_not_averaged():
     nobody = onset_table(*planted_runs([(4096, 4096, 4096)]))
     assert mean_step(nobody)["step"].to_list() == [None, None, None]
     assert later(nobody, "structure", "capabilities")["n"] == 0
+
+
+def test_what_precedes_the_drop_over_seeds():
+    uas, pairs = planted_runs([(32, 128, 256), (32, 128, 512), (64, 128, 256)])
+    runs = [precursor_rows(drop=drop, seed=seed) for seed, drop in enumerate((280, 300, 320))]
+    base = pl.lit("base").alias("condition")
+    measured = pl.concat(
+        rows.select(base, pl.lit(seed, pl.Int64).alias("seed"), pl.all()) for seed, rows in enumerate(runs)
+    )
+    table = precursors_over_seeds({"uas": uas, "pairs": pairs, "precursors": measured})
+    order = dict(table.select("onset", "order").iter_rows())
+    assert {name for name, when in order.items() if when == "before"} >= {"repetition", "parallel states within rows"}
+    assert order["attention"] == "after"
+    assert (order["loss drop"], order["repetition beyond frequency"]) == (None, "undecided")
+    rows = {row["onset"]: row for row in table.iter_rows(named=True)}
+    dated = [precursor_onsets(resampled(run)) for run in runs]
+    ratios = [onsets["loss drop"].step / onsets["repetition"].step for onsets in dated]
+    assert rows["repetition"]["times_earlier"] == pytest.approx(np.prod(ratios) ** (1 / 3))
+    text = describe_precursors(table)
+    assert "means over 3 seeds: loss drop (" in text
+    assert "After it: attention (" in text
+    assert "In no run: repetition beyond frequency." in text
+    results = {"uas": uas, "pairs": pairs, "precursors": measured}
+    one = precursors_over_seeds({name: frame.filter(seed=0) for name, frame in results.items()})
+    assert set(one["order"].drop_nulls()) == {"undecided"}, "one run decides nothing"
+    never = measured.with_columns(loss=pl.lit(6.0))
+    nothing = precursors_over_seeds({"uas": uas, "pairs": pairs, "precursors": never})
+    assert describe_precursors(nothing) == "In none of 3 run(s) is a loss drop dated."
 
 
 def test_curves_and_the_fall_of_the_loss():

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -32,6 +33,7 @@ from lmdynamics.measurements.guesses import Guesses
 from lmdynamics.measurements.inputs import score_half
 from lmdynamics.measurements.losses import MASKING_RATE, HeldOutLoss, PairAccuracy, TokenLosses, prediction_batches
 from lmdynamics.measurements.optimizer_step import Coefficients, OneStep
+from lmdynamics.measurements.precursors import AttentionDistance, Repetition, StateCosine, row_groups
 from lmdynamics.measurements.probes import FineTuning
 from lmdynamics.measurements.syntax import UAS, HeadOffsets, HeadScores, WordAttention
 from lmdynamics.measurements.trace import Measurement
@@ -270,6 +272,88 @@ def dissent(checkpoint: Checkpoint) -> str:
     return ""
 
 
+def by_row(checkpoint: Checkpoint, blocks: TokenRows, output: str) -> list[tuple]:
+    """For each row, alone and unpadded: its predicted positions, their true tokens, and the model's whole output."""
+    model, found, first = checkpoint.model("eager"), [], 0
+    (batch,) = prediction_batches(checkpoint, blocks, MASKING_RATE, 0, len(blocks))
+    for row, length in enumerate(blocks.lengths):
+        positions = batch.selected[row, :length].nonzero()[:, 0].tolist()
+        gold = batch.gold[first : first + len(positions)].tolist()
+        first += len(positions)
+        with torch.no_grad():
+            found.append((positions, gold, model(input_ids=batch.ids[row : row + 1, :length], **{output: True})))
+    return found
+
+
+def pairs_by_group(values: list[list], same: Callable) -> list[tuple]:
+    """By group: pairs of values within a row, the mean of `same` over them, and over pairs of different rows."""
+    groups, result = row_groups(len(values)).tolist(), []
+    for group in dict.fromkeys(groups):
+        rows = [row for row, mine in zip(values, groups, strict=True) if mine == group]
+        within = [same(a, b) for row in rows for a, b in combinations(row, 2)]
+        between = [same(a, b) for one, other in combinations(rows, 2) for a in one for b in other]
+        result.append((len(within), *(sum(pairs) / len(pairs) if pairs else None for pairs in (within, between))))
+    return result
+
+
+def close(column: pl.Series, expected: list, tolerance: float = 1e-5) -> bool:
+    """Whether numbers are as expected, and null where None is."""
+    return len(column) == len(expected) and all(
+        (mine is None) == (right is None) and (right is None or abs(mine - right) < tolerance)
+        for mine, right in zip(column, expected, strict=True)
+    )
+
+
+def repetition(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    frame, found = Repetition(blocks)(checkpoint), by_row(checkpoint, blocks, "return_dict")
+    top = [[int(output.logits[0, position].argmax()) for position in positions] for positions, _, output in found]
+    pairs, repeated, between = zip(*pairs_by_group(top, lambda a, b: a == b), strict=True)
+    assert frame["pairs"].to_list() == list(pairs)
+    assert sum(pairs) > 0
+    assert close(frame["repeated"], repeated)
+    assert close(frame["other_rows"], between)
+    text = pairs_by_group([gold for _, gold, _ in found], lambda a, b: a == b)
+    assert close(frame["in_text"], [share for _, share, _ in text])
+    mean = (frame["loss"] * frame["tokens"]).sum() / frame["tokens"].sum()
+    assert abs(mean - HeldOutLoss(blocks)(checkpoint)["loss"].item()) < 1e-5
+    return ""
+
+
+def state_cosine(checkpoint: Checkpoint) -> str:
+    blocks = rows(checkpoint)
+    frame, found = StateCosine(blocks)(checkpoint), by_row(checkpoint, blocks, "output_hidden_states")
+    for layer in (0, 1):
+        states = [[output.hidden_states[layer + 1][0, t] for t in positions] for positions, _, output in found]
+        expected = pairs_by_group(states, lambda a, b: float(F.cosine_similarity(a, b, dim=0)))
+        pairs, cosine, between = zip(*expected, strict=True)
+        measured = frame.filter(layer=layer)
+        assert measured["pairs"].to_list() == list(pairs)
+        assert close(measured["cosine"], cosine)
+        assert close(measured["other_rows"], between)
+    assert len(frame) == 2 * len(measured)
+    return ""
+
+
+def attention_distance(checkpoint: Checkpoint) -> str:
+    """One row, one head and one query at a time."""
+    blocks, final = rows(checkpoint), open_run(checkpoint.folder.parent)[STEPS[0]]
+    frame, groups = AttentionDistance(blocks, final)(checkpoint), row_groups(len(blocks))
+    models = [each.model("eager") for each in (checkpoint, final)]
+    apart = {}
+    for row, group in zip(blocks, groups.tolist(), strict=True):
+        ids = torch.tensor(np.array(row), dtype=torch.long)[None]
+        with torch.no_grad():
+            own, other = (model(input_ids=ids, output_attentions=True).attentions for model in models)
+        for layer, head, query in np.ndindex(2, 4, len(row)):
+            for name, compared in (("distance", head), ("other_heads", (head - 1) % 4)):
+                difference = own[layer][0, head, query] - other[layer][0, compared, query]
+                apart.setdefault((name, group, layer), []).append(float(difference.abs().sum()) / 2)
+    for name in ("distance", "other_heads"):
+        assert close(frame[name], [np.mean(apart[name, row["group"], row["layer"]]) for row in frame.to_dicts()])
+    return ""
+
+
 def intrinsic_dimension(checkpoint: Checkpoint) -> str:
     bank, body = treebank(), checkpoint.model().base_model
     states = sentence_states(checkpoint.model(), checkpoint, bank)
@@ -403,6 +487,9 @@ CHECKS: dict[type[Measurement], Callable[[Checkpoint], str]] = {
     FisherTrace: fisher_trace,
     Opposition: opposition,
     GroupOpposition: group_opposition,
+    Repetition: repetition,
+    StateCosine: state_cosine,
+    AttentionDistance: attention_distance,
     FineTuning: fine_tuning,
     OneStep: one_step,
     Coefficients: coefficients,
