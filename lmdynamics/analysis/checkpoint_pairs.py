@@ -13,16 +13,18 @@ from lmdynamics.errors import UserError
 RESAMPLES = 500
 
 
-def losses_by_token(losses: pl.DataFrame) -> tuple[list[int], pl.DataFrame, Float64[np.ndarray, "steps tokens"]]:
+def losses_by_token(
+    losses: pl.DataFrame, subject: str = "two checkpoints"
+) -> tuple[list[int], pl.DataFrame, Float64[np.ndarray, "steps tokens"]]:
     """The steps of a trace of `TokenLosses`, its tokens (row, position, token), and the loss of each at each step.
 
     Raises UserError if there are no rows, a loss is not finite, or checkpoints were measured on other tokens.
     """
-    need_numbers(losses, ["step", "row", "position", "token", "loss"], "two checkpoints")
+    need_numbers(losses, ["step", "row", "position", "token", "loss"], subject)
     parts = losses.sort("step", "row", "position").partition_by("step", maintain_order=True)
     tokens = parts[0].select("row", "position", "token")
     if not all(part.select("row", "position", "token").equals(tokens) for part in parts):
-        raise UserError("two checkpoints: they were measured on other tokens; trace the same rows at each")
+        raise UserError(f"{subject}: checkpoints were measured on other tokens; trace the same rows at each")
     return [part["step"][0] for part in parts], tokens, np.stack([part["loss"].cast(pl.Float64) for part in parts])
 
 

@@ -18,6 +18,7 @@ from lmdynamics.charts.interventions import (
     final_by_condition,
     value_over_parameter,
 )
+from lmdynamics.charts.learning_times import learning_density
 from lmdynamics.charts.pair_race import pair_race
 from lmdynamics.charts.scaling import early_prediction, gain_parts, size_trends
 from lmdynamics.charts.schedules import gain_by_paradigm, masking_rates, speedup_curves
@@ -60,6 +61,7 @@ __all__ = [
     "heads_by_relation",
     "interference_over_training",
     "layer_head_map",
+    "learning_density",
     "lines",
     "loss_and_uas",
     "loss_over_training",

@@ -132,3 +132,24 @@ def precursor_rows(groups=20, steps=STEPS, drop=300, repeats=20, attention=600, 
         columns = {name: curve + random.normal(0, noise, len(steps)) for name, curve in curves.items()}
         frames.append(pl.DataFrame({"step": steps, "group": group, "unigram": 5.0} | columns))
     return pl.concat(frames)
+
+
+CHECKPOINTS = [0, 1, 2, 4, 8, 16, 32, 45, 64, 90, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048]
+
+
+def token_curves(curves: np.ndarray, steps=CHECKPOINTS, per_row: int = 20, words: int = 50) -> pl.DataFrame:
+    """A trace of `TokenLosses` in which tokens have these losses (tokens, steps), in rows of `per_row` tokens."""
+    token = np.arange(len(curves))
+    parts = [
+        pl.DataFrame({"row": token // per_row, "position": token % per_row + 1, "token": token % words, "loss": losses})
+        for losses in np.asarray(curves, dtype=float).T
+    ]
+    return pl.concat(part.with_columns(step=pl.lit(step)) for step, part in zip(steps, parts, strict=True))
+
+
+def sigmoids(times, widths, falls, steps=CHECKPOINTS, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Losses (tokens, steps) that fall from 8 nats as sigmoids in log2(step); a width is between the quartiles."""
+    x = np.log2(np.maximum(steps, 0.5))
+    past = 1 / (1 + np.exp(-2 * np.log(3) * (x - np.log2(np.asarray(times))[:, None]) / np.asarray(widths)[:, None]))
+    losses = 8 - np.asarray(falls)[:, None] * past
+    return losses + noise * np.random.default_rng(seed).normal(size=losses.shape)

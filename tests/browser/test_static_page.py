@@ -249,6 +249,24 @@ def test_a_and_b_are_picked_without_a_kernel(opened, tmp_path):
     assert elsewhere(events, tmp_path) == []
 
 
+def test_a_click_on_a_time_shows_its_tokens_without_a_kernel(opened, tmp_path):
+    moving = MAKE["learning_times"]().moving()
+    page, events = opened(page_of(moving, tmp_path / "item" / "times.html"))
+    view, under = page.locator(VIEW), page.locator(f"{LAST} >> .lmd-under")
+    view.wait_for(timeout=60_000)
+    strips = view.locator("path[opacity='0']")
+    names = [place.name for place in moving.places]
+    for name, token in (("45 → 64", "the ‹<b>dog</b>› runs"), ("128 → 181", "‹runs› near &amp; house")):
+        click(page, strips.nth(names.index(name)))
+        expect(page.locator(PLACE)).to_have_text(name)
+        expect(page.locator(f"{LAST} >> [role=status]")).to_contain_text(f"Steps {name}: fall of the mean loss")
+        expect(under).to_contain_text(token)  # as text
+    assert under.locator("b").count() == 0
+    click(page, strips.nth(0))
+    expect(under).to_contain_text("No token is learnt between these checkpoints")
+    assert elsewhere(events, tmp_path) == []
+
+
 @pytest.mark.slow
 def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, opened):
     explorers = 0
@@ -259,7 +277,7 @@ def test_moves_hovers_and_clicks_leave_every_view_of_the_series(smoke_series, op
             assert random_moves(section, moves=10) == "", path.stem
             explorers += 1
         assert elsewhere(events, path.parents[1]) == []
-    assert explorers == 10
+    assert explorers == 11
 
 
 @pytest.mark.slow

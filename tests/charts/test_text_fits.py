@@ -26,6 +26,7 @@ from tests.charts import (
     test_dissent,
     test_gradient_cosines,
     test_interventions,
+    test_learning_times,
     test_pair_race,
     test_scaling,
     test_seeds,
@@ -74,7 +75,16 @@ MEASURE = """font => {
 
 
 def every_figure():
-    for module in (test_dissent, test_interventions, test_gradient_cosines, test_pair_race, test_seeds, test_zero_sum):
+    modules = (
+        test_dissent,
+        test_interventions,
+        test_gradient_cosines,
+        test_pair_race,
+        test_seeds,
+        test_zero_sum,
+        test_learning_times,
+    )
+    for module in modules:
         yield from ((f"{module.__name__.split('_', 1)[1]}: {name}", make()) for name, make in module.EVERY.items())
     for module in (test_deceleration, test_trajectories):
         yield from module.every_chart().items()

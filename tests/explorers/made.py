@@ -1,16 +1,20 @@
 """One of each explorer that looks at a table."""
 
+import functools
+
 import polars as pl
 
 from lmdynamics.corpora.minimal_pairs import MinimalPairs
+from lmdynamics.experiments.learning import Learning, learning_from
 from lmdynamics.explorers.checkpoint_pair import CheckpointPair
 from lmdynamics.explorers.deceleration import DecelerationExplorer
 from lmdynamics.explorers.dissent import DissentExplorer
 from lmdynamics.explorers.guesses import GuessExplorer
+from lmdynamics.explorers.learning_times import LearningTimesExplorer
 from lmdynamics.explorers.pairs import PairExplorer
 from lmdynamics.explorers.trajectories import TrajectoryExplorer
 from lmdynamics.explorers.zero_sum import ZeroSumExplorer
-from tests.analysis.frames import pairs_trace
+from tests.analysis.frames import pairs_trace, sigmoids, token_curves
 from tests.charts import interference_frames as frames
 from tests.charts.losses import points
 from tests.charts.test_small_multiples import curves
@@ -94,12 +98,35 @@ RELATIONS = {
 }
 
 
+WORDS = ["the", "<b>dog</b>", "Ġruns", "near", "&amp;", "house"]
+
+
+def ladder_tokens() -> pl.DataFrame:
+    """The table `tokens` of two runs of one size and one of another: the token at position p falls at step 32, 64, …"""
+    times = [32 * 2 ** (token % 6) for token in range(48)]
+    parts = []
+    for size, seed in (("small", 0), ("small", 1), ("large", 0)):
+        losses = sigmoids(times, [0.8] * 48, [5.0 - 0.1 * (token // 6) for token in range(48)], noise=0.1, seed=seed)
+        words = pl.col("token").replace_strict(range(6), WORDS, return_dtype=pl.String).alias("text")
+        keys = pl.lit(size).alias("condition"), pl.lit(seed, pl.Int64).alias("seed")
+        trace = token_curves(losses, per_row=6, words=6)
+        parts.append(trace.select(*keys, pl.exclude("token"), words))
+    return pl.concat(parts)
+
+
+@functools.cache
+def learning_results() -> dict[str, Learning]:
+    """Falls counted from the start, and from step 16 on."""
+    return learning_from(ladder_tokens(), pl.DataFrame({"size": ["small", "small", "large"], "ends": [12, 16, 16]}))
+
+
 MAKE = {
     "checkpoint_pair": lambda: CheckpointPair(token_losses(), TEXT, relations_of_heads()),
     "deceleration": lambda: DecelerationExplorer(points(), curve="small"),
     "dissent": lambda: DissentExplorer(frames.dissent()),
     "many dissents": lambda: DissentExplorer(sizes(), published={"410M": -0.36, "14M, at the end": -0.95}),
     "guesses": lambda: GuessExplorer(guesses(), SENTENCES),
+    "learning_times": lambda: LearningTimesExplorer(learning_results()),
     "pairs": lambda: PairExplorer(JUDGED, PAIRS),
     "trajectories": lambda: TrajectoryExplorer(curves(runs=("a", "b"))),
     "zero_sum": lambda: ZeroSumExplorer(RUNS, frames.texts),
