@@ -85,7 +85,8 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
     """
     layers = []
     dated = sorted((onset for onset in onsets if onset.step is not None), key=lambda onset: onset.step)
-    together = len(dated) > 1 and dated[0].step == dated[1].step  # then the second label is above the first
+    places = [_along(_place(onset.step), axis) for onset in dated[:2]]
+    close = len(places) == 2 and places[1] - places[0] < 0.03  # then the second label is above the first
     for index, onset in enumerate(dated):
         colour = ONSETS.get(onset.name, VERMILION)
         positions = {"x": _place(onset.step), **onset_ends(onset)}
@@ -100,7 +101,7 @@ def onset_bands(onsets: Sequence[Onset], axis: alt.X, labels: bool = True) -> li
             leftward = first_of_many or (len(dated) == 1 and _along(positions["x"], axis) > 0.7)
             outward = {"align": "right", "dx": 4} if leftward else {"align": "left", "dx": -4}
             text = base.mark_text(color=TEXT, baseline="bottom", dy=-3, fontWeight="bold", **outward)
-            layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1 + together))))
+            layers.append(text.encode(axis, alt.Text("label:N"), y=alt.value(-13 * max(0, index - 1 + close))))
     return layers
 
 

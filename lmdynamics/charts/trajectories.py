@@ -251,9 +251,13 @@ def precursors_over_training(curves: pl.DataFrame, onsets: Mapping[str, Onset]) 
         panels.append(panel(layers, x, onsets=own, height=110))
     order = precursors.before_drop(onsets)
     when = f"Before the loss drop at step {with_interval(drop.step, (drop.low, drop.high), ',')}"
-    title = f"{when}: {', '.join(order['before']) or 'nothing measured here'}" if drop.step else f"L{str(drop)[1:]}"
+    title = f"{when}: {', '.join(order['before']) or 'nothing measured here'}" if drop.step else "No loss drop is dated"
     rest = [f"{kind}: {', '.join(order[kind])}" for kind in ("after", "undecided", "undated") if order[kind]]
-    caption = ["grey band: the loss drop; red: onsets; bands: 95 % over groups of rows", "; ".join(rest)]
+    caption = [
+        "grey band: the loss drop; red: onsets; bands: 95 % over groups of rows",
+        "; ".join(rest),
+        *undated([drop]),
+    ]
     return figure(
         alt.vconcat(*panels, spacing=40),
         title,

@@ -236,7 +236,8 @@ def test_what_precedes_the_drop_is_in_the_title_and_the_drop_in_every_panel():
 def test_without_a_drop_or_attention_the_rest_is_drawn():
     rows = precursor_rows().drop("distance", "distance_other").with_columns(loss=pl.lit(6.0))
     spec = precursors(rows).to_dict()
-    assert spec["title"]["text"][0].startswith("Loss drop: no onset")
+    assert spec["title"]["text"] == ["No loss drop is dated"]
+    assert "never more than 0.1 above zero" in " ".join(spec["title"]["subtitle"])
     assert len(spec["vconcat"]) == 3
     with pytest.raises(UserError, match="no loss drop"):
         charts.precursors_over_training(precursor_curves(resampled(rows)), {})
