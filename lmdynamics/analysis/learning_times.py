@@ -25,7 +25,6 @@ STEP_ZERO = 0.5  # place of step 0 on a logarithmic axis
 MIN_STEPS = 4  # checkpoints
 LAST = 3  # checkpoints whose mean is a token's loss at the end
 NOISE = 2  # standard deviations that a token's loss must fall by
-LATE = 3  # doublings at the end of training
 DRAWS, RESAMPLES = 4, 300
 KINDS = ("learnt", "not learnt", "unlearnt again")
 LOSS, TIMES, TOGETHER, SUDDEN, NO_CONTROL = "mean loss", "times of tokens", "together", "sudden", "none"
@@ -35,7 +34,6 @@ VERDICTS = {  # of a measure and its control: if the measure is above the contro
     ("width", SUDDEN): ("a token's fall is not sudden", "a token's fall is as sudden as a step"),
     ("overlap", TOGETHER): ("own times explain more than one time", "own times explain less than one time"),
     ("overlap, smeared", TOGETHER): ("own sigmoids explain more than one", "own sigmoids explain less than one"),
-    ("late", LOSS): ("more times than fall are late", "the late fall is of tokens learnt before"),
 }
 UNDECIDED = "undecided"
 
@@ -260,21 +258,18 @@ def learning_tests(paths: TokenPaths) -> pl.DataFrame:
     `time`: median step; no control. `spread`: doublings between the quartiles of the times. `width`: median of the
     tokens'. `overlap`: of the density of times with the fall of the mean loss (1: the same; it is 1 less half of the
     integrated absolute difference). `overlap, smeared`: with the times smeared as sigmoids of the tokens' widths; it
-    decides little, because one broad sigmoid is close to the mean curve, too. `late`: share of the times in the last
-    three doublings, against the share of the fall.
+    decides little, because one broad sigmoid is close to the mean curve, too.
     """
     counts, measured = paths.counts, {}
     shares, smeared = (
         {name: _normalised(falls.clip(0)) for name, falls in paths.falls(smear).items()} for smear in (False, True)
     )
-    late = paths.x[:-1] >= paths.x[-1] - LATE
     for name, sample in paths.samples.items():
         first, middle, last = sample.quantiles(sample.time, counts, (0.25, 0.5, 0.75))
         measured["time", name], measured["spread", name] = 2**middle, last - first
         measured["width", name] = sample.quantiles(sample.width, counts, (0.5,))[0]
         measured["overlap", name] = np.minimum(shares[name], shares[LOSS]).sum(1)
         measured["overlap, smeared", name] = np.minimum(smeared[name], shares[LOSS]).sum(1)
-    measured |= {("late", name): share[:, late].sum(1) for name, share in shares.items()}
     rows = []
     for measure, control in (("time", NO_CONTROL), *VERDICTS):
         value = measured[measure, TIMES]
