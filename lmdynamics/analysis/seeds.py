@@ -22,6 +22,7 @@ from lmdynamics.errors import UserError
 SMALLEST = 3  # seeds in a group: fewer are outliers, not a group
 MIN_SEEDS = 8  # fewer leave hardly a cut with three seeds on each side
 POWER = 0.8
+UNDECIDED = "undecided"
 SIMULATIONS = 4000
 
 
@@ -71,7 +72,7 @@ class Groups:
 
     @property
     def verdict(self) -> str:
-        return "undecided" if self.p is None or self.p >= LEVEL else "two groups"
+        return UNDECIDED if self.p is None or self.p >= LEVEL else "two groups"
 
 
 def one_or_two(values: Sequence[float], grid: Sequence[float] = (), seed: int = 0) -> Groups:
@@ -223,5 +224,5 @@ def changes(curves: pl.DataFrame, windows: pl.DataFrame) -> pl.DataFrame:
     p = 2 * stdtr(np.maximum(table["n"].to_numpy() - 1, 1), -t)
     decided, sign = pl.col("p_hochberg") < LEVEL, pl.col("mean") > 0
     verdict = pl.when(decided & sign).then(pl.lit("rises")).when(decided).then(pl.lit("falls"))
-    table = table.with_columns(p_hochberg=hochberg(p)).with_columns(verdict=verdict.otherwise(pl.lit("undecided")))
+    table = table.with_columns(p_hochberg=hochberg(p)).with_columns(verdict=verdict.otherwise(pl.lit(UNDECIDED)))
     return table.drop("sd")

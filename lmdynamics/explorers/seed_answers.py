@@ -8,7 +8,7 @@ import polars as pl
 from lmdynamics import charts
 from lmdynamics.analysis.intervals import with_interval
 from lmdynamics.analysis.onsets import rise_window
-from lmdynamics.analysis.seeds import MIN_SEEDS, Groups, changes, one_or_two
+from lmdynamics.analysis.seeds import MIN_SEEDS, UNDECIDED, Groups, changes, one_or_two
 from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.conditions import count
 from lmdynamics.corpora.tokens import group_names
@@ -30,15 +30,14 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     control = every.filter(compared=EARLIER).row(-1, named=True)
     relations = ends.filter(by="relation", compared=SEEDS).sort("value", descending=True)
     most, least = relations.row(0, named=True), relations.row(-1, named=True)
-    moved = "; ".join(map(change_text, changes(whole, rises(curves)).to_dicts()))
     sentences = [
         f"Two seeds differ in their predictions by {text_of(first)} nats before training, by {text_of(top)} at "
         f"step {top['step']:,}, where the mean is largest, and by {text_of(end)} at the end (mean of both KL "
         f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half "
-        f"the step, differs by {text_of(control)} at the end. Changes of the divergence of seeds: {moved}.",
+        f"the step, differs by {text_of(control)} at the end. {_changes_text(changes(whole, rises(curves)))}",
         f"At the end seeds disagree most on {most['group']} ({text_of(most)} nats) and least on {least['group']} "
         f"({text_of(least)}), by relation of the hidden word; {_rare(pairs)}.",
-        " ".join(groups_text(name, groups) for name, groups in onset_groups(onsets, curves).items()),
+        _onsets_text(onset_groups(onsets, curves)),
     ]
     return Answer(sentences, divergence_figure(pairs), results.source)
 
@@ -58,9 +57,30 @@ def _rare(pairs: pl.DataFrame) -> str:
     return f"on tokens {order[-1]} less those {order[0]}: {number(row, '+.2f')} nats ({verdict})"
 
 
-def change_text(row: Mapping) -> str:
-    """`up to the peak +0.30 [+0.20, +0.40] nats, rises`."""
-    return f"{row['what']} {number(row, '+.2f')} nats, {row['verdict']}"
+def _changes_text(moved: pl.DataFrame) -> str:
+    """Changes of the divergence: those that are decided with their numbers, then the others by name."""
+    others = moved.filter(verdict=UNDECIDED)["what"].to_list()
+    decided = moved.filter(pl.col("verdict") != UNDECIDED).iter_rows(named=True)
+    texts = [f"{row['what']} {number(row, '+.2f')} nats, {row['verdict']}" for row in decided]
+    texts += [f"undecided: {', '.join(others)}"] if others else []
+    return f"Changes of the divergence: {'; '.join(texts)}."
+
+
+def _onsets_text(groups: Mapping[str, Groups]) -> str:
+    """Sentences on all onsets; one for all where no seeds are told from one group."""
+    if any(each.p is None or each.verdict != UNDECIDED for each in groups.values()):
+        return " ".join(groups_text(name, each) for name, each in groups.items())
+    at = "; ".join(
+        f"{name} around step {np.exp(each.mean):,.0f} ({each.seeds} seeds, spread by a factor of "
+        f"{np.exp(each.spread):.2f})"
+        for name, each in groups.items()
+    )
+    tests = ", ".join(f"{each.p:.2f}" for each in groups.values())
+    found = ", ".join(found_text(each.found, each.spread) for each in groups.values())
+    return (
+        f"Onsets: {at}. Whether any is in two groups is undecided (p = {tests}). Two equal groups, each spread like "
+        f"this, would be found 4 times in 5 if they were apart by {found}."
+    )
 
 
 def rises(curves: pl.DataFrame) -> pl.DataFrame:

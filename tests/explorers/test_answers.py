@@ -247,7 +247,7 @@ def test_seeds_are_two_groups_where_two_were_planted_and_undecided_elsewhere():
     assert "undecided: too few seeds to test for two groups" in text
     assert "by 0.70 [0.69, 0.7" in text
     assert re.search(r"up to the peak \+0\.(49|50|51) \[", text)
-    assert re.search(r"up to the peak [^;]* rises; after the peak [^;]* falls; while UAS rises [^;]* undecided", text)
+    assert re.search(r"up to the peak [^;]* rises; after the peak [^;]* falls; undecided: .*while UAS rises", text)
     assert re.search(r"disagree most on acl \(0\.(39|40|41) \[", text)
     assert re.search(r"less those at least 1 in 100: \+0\.(19|20|21) \[.*\] nats \(more\)", text)
     to_svg(answer.figure)
@@ -257,7 +257,18 @@ def test_one_pair_of_seeds_is_undecided_in_everything():
     text = str(seeds_answer(seed_tables({"structure": [128, 64]})))
     assert "1 pairs" not in text
     assert "rises" not in text.replace("while UAS rises", "")
-    assert text.count("undecided") >= 4
+    spans = "from the first step to the last, while UAS rises, the last doubling"  # one pair has no other pairs' peak
+    assert f"Changes of the divergence: undecided: {spans}." in text
+    assert text.count("undecided") >= 3  # the changes, the frequencies, the onset
+
+
+def test_one_sentence_is_enough_where_no_onset_is_in_two_groups():
+    one = [128] * 3 + [256] * 6 + [512] * 3
+    text = str(seeds_answer(seed_tables({"structure": one, "capabilities": one[::-1]})))
+    place = r"around step 256 \(12 seeds, spread by a factor of 1\.6\d\)"
+    pattern = rf"Onsets: structure {place}; capabilities {place}\. .* undecided \(p = 0\.\d\d, 0\.\d\d\)\."
+    assert re.search(pattern, text)
+    assert re.search(r"if they were apart by a factor of \d+\.\d, a factor of \d+\.\d\.", text)
 
 
 def test_the_shipped_seeds_answer():
