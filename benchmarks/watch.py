@@ -44,7 +44,7 @@ def train(steps: int, folder: Path, watch: lmd.Watch | None) -> tuple[float, dic
     return time.perf_counter() - begin, model.state_dict()
 
 
-def main(pairs: int = 3, steps: int = 3_000) -> None:
+def main(pairs: int = 2, steps: int = 1_500) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     measurements = [UAS(GRAMMAR.treebank(500, seed=1), 50), HeldOutLoss(GRAMMAR.blocks(500, seed=2))]
     ratios = []
