@@ -192,6 +192,7 @@ ANSWERS = {
     "interventions": [interventions_answer],
     "masking": [masking_answer],
     "ladder": [deceleration_answer, zero_sum_answer, dissent_answer],
+    "seeds": [seeds_answer],
 }
 
 
@@ -269,13 +270,6 @@ def test_one_sentence_is_enough_where_no_onset_is_in_two_groups():
     pattern = rf"Onsets: structure {place}; capabilities {place}\. .* undecided \(p = 0\.\d\d, 0\.\d\d\)\."
     assert re.search(pattern, text)
     assert re.search(r"if they were apart by a factor of \d+\.\d, a factor of \d+\.\d\.", text)
-
-
-def test_the_shipped_seeds_answer():
-    answer = seeds_answer()
-    assert len(answer.sentences) == 3
-    assert "`lmdynamics reference seeds`" in str(answer)
-    to_svg(answer.figure)
 
 
 def test_the_start_says_how_much_of_the_fall_comes_before_agreement():
