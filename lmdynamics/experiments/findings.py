@@ -122,7 +122,7 @@ def describe_precursors(table: pl.DataFrame) -> str:
     rows = table.rows(named=True)
     drop = next(row for row in rows if row["onset"] == DROP)
     if not drop["n"]:
-        return f"In none of {drop['runs']} run(s) is a loss drop dated."
+        return f"No loss drop is dated; runs: {drop['runs']}."
     sentences = [f"Steps, means over {drop['runs']} seeds: {with_step(drop)}."]
     for order in ("before", "after", "undecided"):
         names = [with_step(row) for row in rows if row["order"] == order and row["n"]]

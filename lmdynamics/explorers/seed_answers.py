@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 
 from lmdynamics import charts
-from lmdynamics.analysis.intervals import with_interval
 from lmdynamics.analysis.onsets import rise_window
 from lmdynamics.analysis.seeds import MIN_SEEDS, UNDECIDED, Groups, changes, one_or_two
 from lmdynamics.analysis.statistics import mean_over_seeds
 from lmdynamics.charts.conditions import count
+from lmdynamics.charts.seeds import bounded_text
 from lmdynamics.corpora.tokens import group_names
 from lmdynamics.experiments.findings import over_seeds
 from lmdynamics.experiments.reference import Reference, reference
@@ -31,12 +31,12 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     relations = ends.filter(by="relation", compared=SEEDS).sort("value", descending=True)
     most, least = relations.row(0, named=True), relations.row(-1, named=True)
     sentences = [
-        f"Two seeds differ in their predictions by {text_of(first)} nats before training, by {text_of(top)} at "
-        f"step {top['step']:,}, where the mean is largest, and by {text_of(end)} at the end (mean of both KL "
+        f"Two seeds differ in their predictions by {bounded_text(first)} nats before training, by "
+        f"{bounded_text(top)} at step {top['step']:,}, where the mean is largest, and by {bounded_text(end)} at the end (mean of both KL "
         f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half "
-        f"the step, differs by {text_of(control)} at the end. {_changes_text(changes(whole, rises(curves)))}",
-        f"At the end seeds disagree most on {most['group']} ({text_of(most)} nats) and least on {least['group']} "
-        f"({text_of(least)}), by relation of the hidden word; {_rare(pairs)}.",
+        f"the step, differs by {bounded_text(control)} at the end. {_changes_text(changes(whole, rises(curves)))}",
+        f"At the end, by relation of the hidden word, the mean divergence is largest on {most['group']} "
+        f"({bounded_text(most)} nats) and smallest on {least['group']} ({bounded_text(least)}); {_rare(pairs)}.",
         _onsets_text(onset_groups(onsets, curves)),
     ]
     return Answer(sentences, divergence_figure(pairs), results.source)
@@ -151,12 +151,5 @@ def divergence_figure(pairs: pl.DataFrame):
     """The divergence of seeds and its control over training, and below it token frequencies and loss, for scale."""
     means = pair_means(pairs.filter(by="all")).sort("step")
     own, control = (means.filter(compared=name).row(-1, named=True) for name in (SEEDS, EARLIER))
-    title = (
-        f"At the end two seeds differ by {text_of(own)} nats; a run from itself at half the step by {text_of(control)}"
-    )
+    title = f"At the end two seeds differ by {bounded_text(own)} nats; a run from itself at half the step by {bounded_text(control)}"
     return charts.divergence_panels(means, PANELS, title)
-
-
-def text_of(row: Mapping) -> str:
-    """A mean with its interval: `0.31 [0.16, 0.47]`."""
-    return with_interval(row["value"], (row["low"], row["high"]), ".2f")

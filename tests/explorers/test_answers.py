@@ -249,7 +249,7 @@ def test_seeds_are_two_groups_where_two_were_planted_and_undecided_elsewhere():
     assert "by 0.70 [0.69, 0.7" in text
     assert re.search(r"up to the peak \+0\.(49|50|51) \[", text)
     assert re.search(r"up to the peak [^;]* rises; after the peak [^;]* falls; undecided: .*while UAS rises", text)
-    assert re.search(r"disagree most on acl \(0\.(39|40|41) \[", text)
+    assert re.search(r"mean divergence is largest on acl \(0\.(39|40|41) \[", text)
     assert re.search(r"less those at least 1 in 100: \+0\.(19|20|21) \[.*\] nats \(more\)", text)
     to_svg(answer.figure)
 
