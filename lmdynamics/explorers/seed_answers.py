@@ -30,11 +30,12 @@ def seeds_answer(results: Reference | None = None) -> Answer:
     control = every.filter(compared=EARLIER).row(-1, named=True)
     relations = ends.filter(by="relation", compared=SEEDS).sort("value", descending=True)
     most, least = relations.row(0, named=True), relations.row(-1, named=True)
+    compared = count(whole["seed"].n_unique(), "pair")
     sentences = [
         f"Two seeds differ in their predictions by {bounded_text(first)} nats before training, by "
-        f"{bounded_text(top)} at step {top['step']:,}, where the mean is largest, and by {bounded_text(end)} at the end (mean of both KL "
-        f"divergences, {count(whole['seed'].n_unique(), 'pair')} of seeds). The control, a run against itself at half "
-        f"the step, differs by {bounded_text(control)} at the end. {_changes_text(changes(whole, rises(curves)))}",
+        f"{bounded_text(top)} at step {top['step']:,}, where the mean is largest, and by {bounded_text(end)} at the "
+        f"end (mean of both KL divergences, {compared} of seeds). The control, a run against itself at half the step, "
+        f"differs by {bounded_text(control)} at the end. {_changes_text(changes(whole, rises(curves)))}",
         f"At the end, by relation of the hidden word, the mean divergence is largest on {most['group']} "
         f"({bounded_text(most)} nats) and smallest on {least['group']} ({bounded_text(least)}); {_rare(pairs)}.",
         _onsets_text(onset_groups(onsets, curves)),
@@ -151,5 +152,6 @@ def divergence_figure(pairs: pl.DataFrame):
     """The divergence of seeds and its control over training, and below it token frequencies and loss, for scale."""
     means = pair_means(pairs.filter(by="all")).sort("step")
     own, control = (means.filter(compared=name).row(-1, named=True) for name in (SEEDS, EARLIER))
-    title = f"At the end two seeds differ by {bounded_text(own)} nats; a run from itself at half the step by {bounded_text(control)}"
+    title = f"At the end two seeds differ by {bounded_text(own)} nats; a run from itself at half the step by "
+    title += bounded_text(control)
     return charts.divergence_panels(means, PANELS, title)

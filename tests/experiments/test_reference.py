@@ -267,7 +267,7 @@ def test_what_precedes_the_drop_over_seeds():
     assert set(one["order"].drop_nulls()) == {"undecided"}, "one run decides nothing"
     never = measured.with_columns(loss=pl.lit(6.0))
     nothing = precursors_over_seeds({"uas": uas, "pairs": pairs, "precursors": never})
-    assert describe_precursors(nothing) == "In none of 3 run(s) is a loss drop dated."
+    assert describe_precursors(nothing) == "No loss drop is dated; runs: 3."
 
 
 def test_curves_and_the_fall_of_the_loss():
