@@ -89,7 +89,7 @@
   };
   form.addEventListener("input", filter);
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(filter)); // the fields are reset after this event
+  find("#all").addEventListener("click", () => { form.reset(); filter(); });
 
   // drawing ----------------------------------------------------------------------------------------------------------
   const short = number => Math.abs(number) >= 1e3 ? count(number) : String(+number.toPrecision(6));
