@@ -59,7 +59,7 @@ def family_tree(rows: pl.DataFrame) -> alt.LayerChart:
         alt.layer(*layers).properties(width=WIDTH, height=ROW * len(data)),
         title,
         "dot: where a branch leaves; above it: what was changed" if branches else "",
-        f"A family of {len(data)} run(s), trained to step {max(steps):,}. {sentence or 'No branches'}.",
+        f"A family of runs ({len(data)}), trained to step {max(steps):,}. {sentence or 'No branches'}.",
     )
 
 

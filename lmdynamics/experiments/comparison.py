@@ -40,7 +40,7 @@ def compare_runs(
     built-in language, or a measurement is of another kind.
     """
     if len(runs) < 2:
-        raise UserError(f"{len(runs)} run(s) cannot be compared; give two or more")
+        raise UserError(f"compare_runs needs two runs or more; given: {len(runs)}")
     first = runs[0]
     recipes = {run: run.recipe for run in runs if run.recipe is not None}
     if len({recipe.corpus.get("version") for recipe in recipes.values()}) > 1:

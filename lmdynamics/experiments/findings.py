@@ -67,25 +67,42 @@ def _onset_rows(onsets: Mapping[tuple[str, int], Iterable[Onset]]) -> pl.DataFra
 def precursors_over_seeds(results: Mapping[str, pl.DataFrame], margin: float = 0.1) -> pl.DataFrame:
     """Which onsets come before the loss drop, over the seeds of reference results with the table `precursors`.
 
-    Rows: `onset`, `step` (geometric mean), `low`, `high`, `n` (runs with this onset), `runs`; `times_earlier` than the
-    drop of the same run, `earlier_low`, `earlier_high`; `order`: before or after the drop if that interval excludes 1.
+    Rows: `onset`, `step` (geometric mean), `low`, `high`, `n` (runs with this onset), `runs`, and those of
+    `order_over_seeds`.
     """
-    measured = results["precursors"]
     dated = {
         run: precursor_onsets(resampled(rows.drop("condition", "seed")), margin).values()
-        for run, rows in measured.group_by("condition", "seed", maintain_order=True)
+        for run, rows in results["precursors"].group_by("condition", "seed", maintain_order=True)
     }
     onsets = pl.concat([_onset_rows(dated), onset_table(results["uas"], results["pairs"], margin)])
-    rows = []
-    for name in onsets["onset"].unique(maintain_order=True):
-        ratio = later(onsets, name, DROP)
-        low, high = ratio["low"] or 1.0, ratio["high"] or 1.0
-        order = "before" if low > 1 else "after" if high < 1 else "undecided"
-        ends = [ratio[key] for key in ("mean", "low", "high")]
-        rows.append((name, *([None] * 4 if name == DROP else [*ends, order])))
+    return mean_step(onsets).join(order_over_seeds(onsets, DROP), on="onset", maintain_order="left")
+
+
+def order_over_seeds(onsets: pl.DataFrame, reference: str) -> pl.DataFrame:
+    """Which onsets of an `onset_table` come before the onset `reference` of the same run, over seeds.
+
+    Rows: `onset`; `times_earlier` (mean ratio of steps), `earlier_low`, `earlier_high`; `order`: before or after if
+    that interval excludes 1 and a paired test agrees, corrected for the number of onsets (see `contrasts`).
+    """
+    logs = onsets.drop_nulls("step").select(
+        "seed", condition="onset", measure=pl.lit("step"), value=pl.col("step").log()
+    )
+    logs = logs.filter(pl.col("seed").is_in(logs.filter(condition=reference)["seed"].implode()))
+    names = onsets.filter(pl.col("onset") != reference)["onset"].unique(maintain_order=True)
+    tested = [(name, reference, "step") for name in names if name in logs["condition"]]
+    rows = contrasts(logs, tested, {"step": True}).to_dicts() if tested else []  # better: at a later step
+    orders = {"better": "after", "worse": "before"}
+    ratios = {
+        row["condition"]: [
+            *(None if row[key] is None else float(np.exp(-row[key])) for key in ("difference", "high", "low")),
+            orders.get(row["verdict"], "undecided"),
+        ]
+        for row in rows
+    }
+    unknown = [None, None, None, "undecided"]
     numbers = dict.fromkeys(("times_earlier", "earlier_low", "earlier_high"), pl.Float64)
-    ratios = pl.DataFrame(rows, {"onset": pl.String, **numbers, "order": pl.String}, orient="row")
-    return mean_step(onsets).join(ratios, on="onset", maintain_order="left")
+    table = [(reference, *[None] * 4), *((name, *ratios.get(name, unknown)) for name in names)]
+    return pl.DataFrame(table, {"onset": pl.String, **numbers, "order": pl.String}, orient="row")
 
 
 def mean_step(onsets: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from lmdynamics.experiments.findings import (
     loss_drop,
     mean_step,
     onset_table,
+    order_over_seeds,
     pair_curves,
     precursors_over_seeds,
     uas_curves,
@@ -268,6 +269,19 @@ def test_what_precedes_the_drop_over_seeds():
     never = measured.with_columns(loss=pl.lit(6.0))
     nothing = precursors_over_seeds({"uas": uas, "pairs": pairs, "precursors": never})
     assert describe_precursors(nothing) == "No loss drop is dated; runs: 3."
+
+
+def test_the_order_over_seeds_is_corrected_for_the_number_of_onsets():
+    """One of nine onsets is a little earlier in three runs: alone its interval decides, beside eight others not."""
+    steps = {"drop": [256, 256, 256], "early": [128, 160, 140]}
+    steps |= {f"at the drop {index}": [200 + 10 * index, 256, 300] for index in range(8)}
+    rows = [(name, seed, step) for name, of_seeds in steps.items() for seed, step in enumerate(of_seeds)]
+    onsets = pl.DataFrame(rows, ["onset", "seed", "step"], orient="row")
+    alone = order_over_seeds(onsets.filter(pl.col("onset").is_in(["drop", "early"])), "drop").rows(named=True)[1]
+    among = order_over_seeds(onsets, "drop").filter(onset="early").row(0, named=True)
+    assert alone["earlier_low"] > 1
+    assert alone["order"] == "before"
+    assert among == alone | {"order": "undecided"}
 
 
 def test_curves_and_the_fall_of_the_loss():
