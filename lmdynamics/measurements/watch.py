@@ -1,6 +1,7 @@
 """Measure a model while anybody's code trains it: Hugging Face's Trainer, or a loop of one's own."""
 
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers.utils import logging
 
 from lmdynamics import files
 from lmdynamics.corpora.tokens import TokenRows
-from lmdynamics.errors import UserError
+from lmdynamics.errors import UserError, one_line
 from lmdynamics.measurements.trace import Measurement, trace_all
 from lmdynamics.paths import runs_dir
 from lmdynamics.runs.run import Run
@@ -39,6 +40,8 @@ class Watch(TrainerCallback):
     `max_share`: a checkpoint is left out if saving and measuring it would take more than this share of the time since
     the start, judged by the most expensive one so far; the first and the last never are. 1: no limit. `report` says
     how many were left out.
+    What fails at the first checkpoint is raised. What fails later, such as a full disk, is reported (`failed`), and the
+    training goes on.
     `held_out`: rows that the model is not trained on, kept with the run for pages that need them. `steps`: how long the
     training is, for `show_watch`; Trainer tells it.
     """
@@ -71,6 +74,7 @@ class Watch(TrainerCallback):
         self.max_share, self.held_out, self.device = max_share, held_out, device
         self.saved: list[int] = []
         self.left_out: list[int] = []
+        self.failed: dict[int, str] = {}  # a reason by step; the checkpoint may be saved, but not measured
         self._due = set(checkpoint_steps(LONGEST, per_doubling))
         self._log = Log(self.folder / "log.parquet")
         self._begin: float | None = None
@@ -107,7 +111,8 @@ class Watch(TrainerCallback):
         """Save and measure the last checkpoint, print `report`, and return the run."""
         if step not in self.saved:
             self._save(step, model, tokenizer)
-        self._log.write()
+        with self._training_goes_on(step):
+            self._log.write()
         self.steps, self.ended = step, True
         self._tell()
         self._end = time.perf_counter()
@@ -123,11 +128,12 @@ class Watch(TrainerCallback):
 
     @property
     def report(self) -> str:
-        text = f"{self.folder.name}: {len(self.saved)} checkpoints saved and measured, {self.share:.1%} of the time"
-        if not self.left_out:
-            return text
-        steps = ", ".join(f"{step:,}" for step in self.left_out)
-        return f"{text}; left out to stay below {self.max_share * 100:g}%: {len(self.left_out)} (steps {steps})"
+        complete = [step for step in self.saved if step not in self.failed]
+        text = f"{self.folder.name}: {len(complete)} checkpoints saved and measured, {self.share:.1%} of the time"
+        if self.left_out:
+            steps = ", ".join(f"{step:,}" for step in self.left_out)
+            text += f"; left out to stay below {self.max_share * 100:g}%: {len(self.left_out)} (steps {steps})"
+        return text + "".join(f"; failed at step {step:,}: {reason}" for step, reason in self.failed.items())
 
     def _save(self, step: int, model: Any, tokenizer: Any) -> None:
         begin = time.perf_counter()
@@ -137,7 +143,7 @@ class Watch(TrainerCallback):
             raise UserError(f"Watch saves models of transformers; a {type(model).__name__} has no save_pretrained")
         if tokenizer is None:
             raise UserError("Watch needs the tokenizer: Trainer(processing_class=tokenizer), or step(…, tokenizer)")
-        with _undisturbed(), files.saving(f"checkpoint {step} of {self.folder}"):
+        with self._training_goes_on(step), _undisturbed(), files.saving(f"checkpoint {step} of {self.folder}"):
             target = layout.step_folder(self.folder / "checkpoints", step)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not (self.folder / "tokenizer").exists():
@@ -145,20 +151,36 @@ class Watch(TrainerCallback):
             if self.held_out is not None and not (self.folder / "held_out").exists():
                 self.held_out.save(self.folder / "held_out")
             save_state(target, model, None, step, with_optimizer=False)
+            self.saved.append(step)
             self._log.write()
             tables = trace_all(Run(self.folder), self.measurements, steps=[step], device=self.device, progress=False)
             for name, table in tables.items():
                 if (value := self.measurements[name].headline(table)) is not None:
                     self.headlines.append((step, name, value))
         cost = time.perf_counter() - begin
-        self.saved.append(step)
         self._spent, self._most = self._spent + cost, max(self._most, cost)
         self._tell()
 
+    @contextmanager
+    def _training_goes_on(self, step: int) -> Iterator[None]:
+        """Report what fails; before the first checkpoint is complete, raise it: the training has hardly begun."""
+        began = bool(self.saved)
+        try:
+            yield
+        except Exception as error:
+            if not began:
+                raise
+            self.failed[step] = one_line(error)
+            print(f"Watch failed at step {step:,}; the training goes on. {self.failed[step]}", file=sys.stderr)
+
     def _tell(self) -> None:
         begin = time.perf_counter()
-        for follower in self.followers:
-            follower()
+        for follower in [*self.followers]:
+            try:
+                follower()
+            except Exception as error:  # a chart must not end a training
+                self.followers.remove(follower)
+                print(f"Watch at step {self.now:,}: shown no longer. {one_line(error)}", file=sys.stderr)
         self._spent += time.perf_counter() - begin
 
     # what Trainer calls

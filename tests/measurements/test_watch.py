@@ -1,7 +1,10 @@
 """Watching somebody else's training: the same weights bit for bit, and a run that opens with its measurements made."""
 
+import errno
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import polars as pl
 import pytest
 import torch
 import transformers as hf
@@ -13,6 +16,7 @@ from lmdynamics.errors import UserError
 from lmdynamics.measurements.losses import HeldOutLoss
 from lmdynamics.measurements.syntax import UAS
 from lmdynamics.measurements.trace import Measurement
+from lmdynamics.training.state import save_state
 
 GRAMMAR = Grammar("small")
 SIZE = {"max_position_embeddings": 64, "hidden_size": 16, "intermediate_size": 32}
@@ -116,6 +120,49 @@ def test_what_would_cost_too_much_is_left_out_and_said(tmp_path, capsys):
     assert watch.saved == [0, 20]
     assert watch.left_out == [1, 2, 4, 8, 16]
     assert "left out to stay below 0.1%: 5 (steps 1, 2, 4, 8, 16)" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class FailsAt(Measurement):
+    """Fails at some steps, as a measurement may for a model that has diverged."""
+
+    steps: tuple[int, ...]
+
+    version = 1
+
+    def __call__(self, checkpoint, device: str = "cpu") -> pl.DataFrame:
+        if checkpoint.step in self.steps:
+            raise ValueError(f"no number\nat {checkpoint.step}")
+        return pl.DataFrame({"value": [1.0]})
+
+
+def test_what_fails_later_is_reported_and_the_training_goes_on(tmp_path, capsys, monkeypatch):
+    def disk_is_full(target, model, optimizer, step, **options):
+        if step == 16:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_state(target, model, optimizer, step, **options)
+
+    monkeypatch.setattr("lmdynamics.measurements.watch.save_state", disk_is_full)
+    torch.manual_seed(6)
+    alone = with_a_loop(None)
+    torch.manual_seed(6)
+    watch, calls = lmd.Watch([FailsAt((4, 8))], tmp_path / "fails", max_share=1.0), []
+    watch.followers += [lambda: calls.append(watch.now), lambda: 1 / (watch.now < 2)]
+    watched = with_a_loop(watch)
+    assert all(torch.equal(alone[name], watched[name]) for name in alone)
+    assert lmd.open_run(tmp_path / "fails").steps == [0, 1, 2, 4, 8, 20]
+    output = capsys.readouterr()
+    assert "Watch failed at step 4; the training goes on. ValueError: no number at 4\n" in output.err
+    assert output.err.count("ZeroDivisionError") == 1, "what follows is not called again once it has failed"
+    assert calls[-1] == 20
+    assert "fails: 4 checkpoints saved and measured, " in output.out
+    assert "; failed at step 8: ValueError: no number at 8" in output.out
+    assert "; failed at step 16: could not save checkpoint 16 of " in output.out
+
+
+def test_what_fails_at_once_is_raised(tmp_path):
+    with pytest.raises(ValueError, match="no number"):
+        with_a_loop(lmd.Watch([FailsAt((0,))], tmp_path / "fails"))
 
 
 def test_what_cannot_be_watched_is_refused(tmp_path):
