@@ -75,12 +75,12 @@ class Groups:
         return UNDECIDED if self.p is None or self.p >= LEVEL else "two groups"
 
 
-def one_or_two(values: Sequence[float], grid: Sequence[float] = (), seed: int = 0) -> Groups:
+def one_or_two(values: Sequence[float], grid: Sequence[float] = (), tests: int = 1, seed: int = 0) -> Groups:
     """Whether numbers of several seeds are one group or two; for onsets, the logarithms of their steps.
 
-    `grid`: the only values that can occur (logarithms of checkpoints), if there are few. No test below 8 seeds, or if
-    all values are equal. A p below 5 % rejects one normal distribution; it does not prove two: a skewed distribution is
-    rejected, too.
+    `grid`: the only values that can occur (logarithms of checkpoints), if there are few. `tests`: how many are made
+    together; p is multiplied by it (Bonferroni). No test below 8 seeds, or if all values are equal. A p below 5 %
+    rejects one normal distribution; it does not prove two: a skewed distribution is rejected, too.
 
     Raises UserError if a value is not finite, or there is none.
     """
@@ -98,10 +98,10 @@ def one_or_two(values: Sequence[float], grid: Sequence[float] = (), seed: int = 
         null = np.random.default_rng(seed).normal(x.mean(), spread, (SIMULATIONS, n))
         null_share, _ = _best_cut(np.sort(_rounded_up(null, np.sort(np.asarray(grid, dtype=float))), axis=1))
     p = (1 + (null_share >= share - 1e-12).sum()) / (1 + SIMULATIONS)
-    parts, found = (x[: cut[0]], x[cut[0] :]), (detectable(n), detectable(n, 0.25))
-    return Groups(
-        n, float(x.mean()), spread, *(float(part.mean()) for part in parts), tuple(map(len, parts)), float(p), *found
-    )
+    parts = x[: cut[0]], x[cut[0] :]
+    found = (detectable(n, smaller, tests) for smaller in (0.5, 0.25))
+    ends, p = (float(part.mean()) for part in parts), min(1.0, float(p) * tests)
+    return Groups(n, float(x.mean()), spread, *ends, tuple(map(len, parts)), p, *found)
 
 
 @lru_cache(maxsize=64)
@@ -126,17 +126,17 @@ def _rounded_up(x: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def detectable(n: int, smaller: float = 0.5, seed: int = 0) -> float:
+def detectable(n: int, smaller: float = 0.5, tests: int = 1, seed: int = 0) -> float:
     """The least distance of two normal groups, in standard deviations within each, that is found among `n` seeds.
 
-    Found: with a probability of 80 %, at a level of 5 %, by simulation. `smaller`: the share of the smaller group.
-    Infinite if no distance up to 12 is.
+    Found: with a probability of 80 %, at a level of 5 % over all `tests`, by simulation. `smaller`: the share of the
+    smaller group. Infinite if no distance up to 12 is.
     """
     if n < 2 * SMALLEST:
         return float("inf")
     random = np.random.default_rng(seed)
     noise = random.normal(size=(SIMULATIONS, n))
-    critical = np.quantile(_one_group(n, seed + 1), 1 - LEVEL)
+    critical = np.quantile(_one_group(n, seed + 1), 1 - LEVEL / tests)
     upper = np.arange(n) < max(1, round(smaller * n))
     for distance in np.arange(1, 12.25, 0.25):
         if (_best_cut(np.sort(noise + distance * upper, axis=1))[0] > critical).mean() >= POWER:

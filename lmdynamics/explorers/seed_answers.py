@@ -79,8 +79,8 @@ def _onsets_text(groups: Mapping[str, Groups]) -> str:
     tests = ", ".join(f"{each.p:.2f}" for each in groups.values())
     found = ", ".join(found_text(each.found, each.spread) for each in groups.values())
     return (
-        f"Onsets: {at}. Whether any is in two groups is undecided (p = {tests}). Two equal groups, each spread like "
-        f"this, would be found 4 times in 5 if they were apart by {found}."
+        f"Onsets: {at}. Whether any is in two groups is undecided (p = {tests}, corrected). Two equal groups, "
+        f"each spread like this, would be found 4 times in 5 if they were apart by {found}."
     )
 
 
@@ -94,11 +94,15 @@ def rises(curves: pl.DataFrame) -> pl.DataFrame:
 
 
 def onset_groups(onsets: pl.DataFrame, curves: pl.DataFrame) -> dict[str, Groups]:
-    """Of each onset, whether the logarithms of its steps over seeds are one group or two; seeds without it left out."""
+    """Of each onset, whether the logarithms of its steps over seeds are one group or two; seeds without it left out.
+
+    p is corrected for the number of onsets that enough seeds have.
+    """
     grid = np.log(curves.filter(pl.col("step") > 0)["step"].unique().sort().to_numpy())
     dated = onsets.drop_nulls("step")
+    tests = (dated["onset"].value_counts()["count"] >= MIN_SEEDS).sum()
     return {
-        name: one_or_two(np.log(rows["step"].to_numpy()), grid)
+        name: one_or_two(np.log(rows["step"].to_numpy()), grid, tests)
         for (name,), rows in dated.group_by("onset", maintain_order=True)
     }
 
@@ -114,10 +118,10 @@ def groups_text(name: str, groups: Groups) -> str:
         )
     ends = f"{groups.sizes[0]} seeds at {np.exp(groups.low):,.0f} and {groups.sizes[1]} at {np.exp(groups.high):,.0f}"
     if groups.verdict == "two groups":
-        return f"{text}more than one normal group (p = {groups.p:.3f}): {ends}."
+        return f"{text}more than one normal group (p = {groups.p:.3f}, corrected): {ends}."
     return (
-        f"{text}undecided: not told from one group (p = {groups.p:.2f}). Two equal groups, each spread like this, "
-        f"would be found 4 times in 5 if they were {found_text(groups.found, spread)} apart."
+        f"{text}undecided: not told from one group (p = {groups.p:.2f}, corrected). Two equal groups, each spread like "
+        f"this, would be found 4 times in 5 if they were {found_text(groups.found, spread)} apart."
     )
 
 

@@ -59,6 +59,16 @@ def test_what_is_said_to_be_found_is_found_and_less_is_not(n, smaller):
     assert found(1.0) < 0.15
 
 
+def test_several_tests_are_corrected_in_the_verdict_and_in_what_can_be_found():
+    x = planted(16, 4.5, 3)
+    one, three = one_or_two(x), one_or_two(x, tests=3)
+    assert three.p == pytest.approx(3 * one.p)
+    assert three.found > one.found == detectable(16)
+    p = np.array([one_or_two(planted(16, 0, seed), tests=3).p for seed in range(300)])
+    assert (p < 0.05).mean() <= 0.04
+    assert p.max() == 1
+
+
 def test_more_seeds_find_closer_groups():
     assert np.isinf(detectable(5))
     assert detectable(10) > detectable(16) > detectable(40)
