@@ -89,6 +89,14 @@ class Bracket:
             if b <= stop and b - a - 1 >= self.rule.k
         ]
 
+    @property
+    def unchecked(self) -> list[int]:
+        """Checkpoints of the rise that were not measured: it must last `k` checkpoints, from `step` on."""
+        if self.before is None or self.step is None:
+            return []
+        place = self.steps.index(self.step)
+        return [step for step in self.steps[place : place + self.rule.k] if step not in self.gaps["step"]]
+
     def __str__(self) -> str:
         measured = f"{len(self.gaps)} of {len(self.steps)} checkpoints measured"
         if self.step is None:
@@ -103,6 +111,8 @@ class Bracket:
         if hidden := ", ".join(f"between {a:,} and {b:,} ({count})" for a, b, count in self.unseen):
             kind = "a rise" if self.step is None else "an earlier rise"
             lines.append(f"  not excluded: {kind} that falls again among the checkpoints not measured {hidden}")
+        if unchecked := ", ".join(f"{step:,}" for step in self.unchecked):
+            lines.append(f"  not excluded: a fall right after it, at steps that were not measured: {unchecked}")
         return "\n".join(lines)
 
 

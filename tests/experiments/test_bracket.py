@@ -107,6 +107,13 @@ def test_a_limit_that_is_reached_is_said(hub):
     found = bracket_onset(lmd.open_run(PYTHIA), Planted(70_000), RULE, at_most=5, cache=False)
     assert found.between > 0
     assert f"with {found.between} checkpoints between them (5 of 154 checkpoints measured" in str(found)
+    run = lmd.open_run(PYTHIA)
+    full = bracket_onset(run, Planted(70_000), RULE, cache=False)
+    short = bracket_onset(run, Planted(70_000), RULE, at_most=len(full.gaps) - 1, cache=False)
+    assert (short.before, short.step) == (full.before, full.step) == (69_000, 70_000)
+    assert (full.unchecked, len(short.unchecked)) == ([], 1)
+    assert "not excluded: a fall right after it" not in str(full)
+    assert f"a fall right after it, at steps that were not measured: {short.unchecked[0]:,}" in str(short)
     with pytest.raises(UserError, match="at_most is 3; at least 4"):
         bracket_onset(lmd.open_run(PYTHIA), Planted(70_000), RULE, at_most=3)
 
