@@ -1,6 +1,7 @@
 """Measure a model while anybody's code trains it: Hugging Face's Trainer, or a loop of one's own."""
 
 import random
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from lmdynamics.paths import runs_dir
 from lmdynamics.runs.run import Run
 from lmdynamics.training import layout
 from lmdynamics.training.recipes import checkpoint_steps
-from lmdynamics.training.state import Log, save_state
+from lmdynamics.training.state import Log, read_log, save_state
 
 LONGEST = 10**9  # steps; a loop of one's own does not say how many it will make
 
@@ -40,6 +41,8 @@ class Watch(TrainerCallback):
     `max_share`: a checkpoint is left out if saving and measuring it would take more than this share of the time since
     the start, judged by the most expensive one so far; the first and the last never are. 1: no limit. `report` says
     how many were left out.
+    `resume`: continue the run of a training that was interrupted, from the step at which it resumes; later checkpoints
+    are removed, as they are made anew.
     What fails at the first checkpoint is raised. What fails later, such as a full disk, is reported (`failed`), and the
     training goes on.
     `held_out`: rows that the model is not trained on, kept with the run for pages that need them. `steps`: how long the
@@ -55,13 +58,16 @@ class Watch(TrainerCallback):
         max_share: float = 0.05,
         held_out: TokenRows | None = None,
         steps: int | None = None,
+        resume: bool = False,
         device: str = "cpu",
     ):
         if not 0 < max_share <= 1:
             raise UserError(f"max_share is {max_share}; it must be above 0 and at most 1")
         self.folder = runs_dir() / run if isinstance(run, str) and "/" not in run else Path(run)
-        if (self.folder / "run.json").exists() or layout.step_folders(self.folder / "checkpoints"):
-            raise UserError(f"{self.folder} already holds a run; name another, or delete it")
+        begun = layout.step_folders(self.folder / "checkpoints")
+        if (self.folder / "run.json").exists() or (begun and not resume):
+            advice = "" if (self.folder / "run.json").exists() else ", or continue it with resume=True"
+            raise UserError(f"{self.folder} already holds a run; name another, or delete it{advice}")
         self.measurements: dict[str, Measurement] = {}
         for measurement in measurements:
             kind = name = type(measurement).__name__
@@ -84,6 +90,7 @@ class Watch(TrainerCallback):
     def step(self, step: int, model: Any, tokenizer: Any, loss: float | None = None, lr: float = 0.0) -> None:
         """Call before the first update with step 0, and after each with its number: the updates made so far."""
         if self._begin is None:
+            self._resume(step)
             self._begin = time.perf_counter()
         self.now = step
         if loss is not None:
@@ -95,6 +102,21 @@ class Watch(TrainerCallback):
             self.left_out.append(step)
         else:
             self._save(step, model, tokenizer)
+
+    def _resume(self, step: int) -> None:
+        """Keep what an interrupted training has saved up to `step`; nothing if the folder is new."""
+        begun = layout.step_folders(self.folder / "checkpoints")
+        if not step and begun:
+            raise UserError(
+                f"{self.folder} holds a run, and this training starts at step 0; name another, or delete it"
+            )
+        for later in (folder for saved, folder in begun.items() if saved > step):
+            shutil.rmtree(later)
+        self.saved = [saved for saved in begun if saved <= step]
+        self._log.frame = read_log(self._log.path).filter(pl.col("step") <= step)
+        if self.saved:
+            with _undisturbed():
+                self._measure(self.saved)
 
     def log(self, step: int, loss: float, lr: float = 0.0) -> None:
         """Add a row to the log of the run: the training loss at `step` (of Trainer, its mean since the row before)."""
@@ -153,13 +175,17 @@ class Watch(TrainerCallback):
             save_state(target, model, None, step, with_optimizer=False)
             self.saved.append(step)
             self._log.write()
-            tables = trace_all(Run(self.folder), self.measurements, steps=[step], device=self.device, progress=False)
-            for name, table in tables.items():
-                if (value := self.measurements[name].headline(table)) is not None:
-                    self.headlines.append((step, name, value))
+            self._measure([step])
         cost = time.perf_counter() - begin
         self._spent, self._most = self._spent + cost, max(self._most, cost)
         self._tell()
+
+    def _measure(self, steps: Sequence[int]) -> None:
+        tables = trace_all(Run(self.folder), self.measurements, steps=steps, device=self.device, progress=False)
+        for name, table in tables.items():
+            for (step,), rows in table.group_by("step", maintain_order=True):
+                if (value := self.measurements[name].headline(rows)) is not None:
+                    self.headlines.append((step, name, value))
 
     @contextmanager
     def _training_goes_on(self, step: int) -> Iterator[None]:

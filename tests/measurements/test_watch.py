@@ -33,17 +33,18 @@ def model(kind: str):
     return hf.LlamaForCausalLM(hf.LlamaConfig(**size, bos_token_id=None, eos_token_id=None))
 
 
-def with_trainer(kind: str, folder, *callbacks) -> dict[str, torch.Tensor]:
+def with_trainer(kind: str, folder, *callbacks, save_steps: int = 0, resume: bool = False) -> dict[str, torch.Tensor]:
     """Twenty steps of transformers' Trainer, whose masks and dropout take random numbers."""
     net, tokenizer = model(kind), GRAMMAR.tokenizer()
     rows = [{"input_ids": row.tolist()} for row in GRAMMAR.blocks(160, seed=3)]
     arguments = hf.TrainingArguments(
-        str(folder), max_steps=20, per_device_train_batch_size=8, use_cpu=True, report_to=[], save_strategy="no",
-        logging_steps=5, disable_tqdm=True, seed=4,
+        str(folder), max_steps=20, per_device_train_batch_size=8, use_cpu=True, report_to=[],
+        save_strategy="steps" if save_steps else "no", save_steps=save_steps or 500, logging_steps=5,
+        disable_tqdm=True, seed=4,
     )  # fmt: skip
     collator = hf.DataCollatorForLanguageModeling(tokenizer, mlm=kind == "mlm")
     options = {"data_collator": collator, "processing_class": tokenizer, "callbacks": list(callbacks)}
-    hf.Trainer(net, arguments, train_dataset=rows, **options).train()
+    hf.Trainer(net, arguments, train_dataset=rows, **options).train(resume_from_checkpoint=resume)
     return net.state_dict()
 
 
@@ -158,6 +159,38 @@ def test_what_fails_later_is_reported_and_the_training_goes_on(tmp_path, capsys,
     assert "fails: 4 checkpoints saved and measured, " in output.out
     assert "; failed at step 8: ValueError: no number at 8" in output.out
     assert "; failed at step 16: could not save checkpoint 16 of " in output.out
+
+
+class Interrupts(hf.TrainerCallback):
+    def on_step_end(self, args, state, control, **options):
+        if state.global_step == 18:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_is_watched_on(tmp_path):
+    """Trainer resumes at its checkpoint of step 10; what was saved after it is made anew."""
+    measurements = [HeldOutLoss(HELD_OUT)]
+    options = {"max_share": 1.0, "held_out": HELD_OUT}
+    with pytest.raises(KeyboardInterrupt):
+        with_trainer("mlm", tmp_path / "alone", Interrupts(), save_steps=10)
+    alone = with_trainer("mlm", tmp_path / "alone", save_steps=10, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        with_trainer("mlm", tmp_path / "trainer", lmd.Watch(measurements, "on", **options), Interrupts(), save_steps=10)
+    assert lmd.open_run("on").steps == [0, 1, 2, 4, 8, 16]
+    with pytest.raises(UserError, match="or continue it with resume=True"):
+        lmd.Watch(measurements, "on")
+    early = lmd.Watch(measurements, "on", resume=True, **options)
+    with pytest.raises(UserError, match="this training starts at step 0; name another"):
+        with_trainer("mlm", tmp_path / "other", early)
+    watch = lmd.Watch(measurements, "on", resume=True, **options)
+    resumed = with_trainer("mlm", tmp_path / "trainer", watch, save_steps=10, resume=True)
+    run = lmd.open_run("on")
+    assert run.steps == watch.saved == [0, 1, 2, 4, 8, 16, 20]
+    assert [step for step, *_ in watch.headlines] == run.steps
+    assert run.log["step"].to_list() == [5, 10, 15, 20]
+    last = run[20].model().state_dict()
+    assert all(torch.equal(last[name], resumed[name]) for name in last)
+    assert all(torch.equal(alone[name], resumed[name]) for name in alone)
 
 
 def test_what_fails_at_once_is_raised(tmp_path):
